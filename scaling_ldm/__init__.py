@@ -1,0 +1,1 @@
+"""Plans, runs and reads scaling studies of latent diffusion models."""

@@ -1,0 +1,335 @@
+"""The named values that stages hand to one another; standard library only.
+
+Every record is a frozen dataclass that prints itself, becomes one JSON line and is
+read back equal. Unknown keys are an error: a file written by a newer version is
+refused rather than half understood. Non-finite numbers are written as the strings
+"nan", "inf" and "-inf", so that the files stay standard JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One planned training run: everything that decides its numbers.
+
+    FLOPs are 2 x multiply-adds, forward + backward, of the whole batch. `tokens`
+    counts image, text and time positions that the trunk processes, over the run.
+    """
+
+    run_id: str  # a file-system name; identity is in the fields, never parsed from it
+    study: str
+    budget_flops: float
+    planned_flops: float  # steps x flops_per_step, within 1% of the budget
+    flops_per_step: int  # model FLOPs, no recomputation
+    hardware_flops_per_step: int  # with recomputation (rematerialisation)
+    width: int
+    depth: int
+    heads: int
+    params: int
+    params_without_embeddings: int  # without the caption vocabulary's embedding table
+    batch_size: int
+    steps: int
+    images: int
+    image_tokens: int  # patches, over the run
+    text_tokens: int  # text and time positions, over the run
+    tokens: int  # image_tokens + text_tokens
+    learning_rate: float
+    warmup_steps: int
+    seed: int
+    state_bytes: int  # parameters, EMA, optimizer, gradients; all devices together
+    activation_bytes: int  # saved for the backward pass; the whole batch
+    memory_bytes_per_device: int  # at `plan.devices` devices
+    accelerator: str
+    hours: float  # on `plan.devices` x accelerator at `utilisation`
+    utilisation: float
+    experiment_hash: str  # of the resolved configuration that trains
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """What one training run produced. `status` is finished | non_finite_loss."""
+
+    run_id: str
+    study: str
+    status: str
+    detail: str  # empty, or what ended the run
+    budget_flops: float
+    flops: float  # model FLOPs spent
+    hardware_flops: float
+    six_nd: float  # 6 x params_without_embeddings x tokens
+    params: int
+    params_without_embeddings: int
+    width: int
+    depth: int
+    steps: int
+    images: int
+    tokens: int
+    validation_loss: float  # raw weights, fixed noise, stratified t
+    validation_loss_ema: float  # EMA weights, the same samples, noise and t
+    train_loss_smoothed: float  # EMA(0.9) over logged training loss (paper B)
+    seconds: float  # wall time inside the train loop, summed over restarts
+    device: str
+    devices: int
+    flops_per_second: float
+    mfu: float | None  # None when the device's peak is unknown
+    mfu_reason: str
+    restarts: int
+    seed: int
+    learning_rate: float
+    experiment_hash: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One batch of generated images: what it cost and how it was made."""
+
+    run_id: str
+    sampler: str
+    steps: int
+    guidance: float
+    nfe: int  # network evaluations per image, guidance counted
+    flops: float  # for all images
+    seconds: float
+    weights: str  # "ema" or "raw"
+    seed: int
+    captions: tuple[str, ...]
+    images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided interval at `level`, e.g. 0.9."""
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A question the data cannot answer, and why: the result of an honest fit."""
+
+    what: str  # e.g. "isoFLOP minimum at 1e+11 FLOPs"
+    reason: str  # e.g. "vertex outside the grid"
+    detail: str  # the numbers behind the reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parabola:
+    """loss = a (ln N - ln n_opt)^2 + l_opt at one budget, and its minimum."""
+
+    budget_flops: float
+    points: int
+    curvature: float  # a > 0
+    n_opt: float
+    d_opt: float  # tokens at the minimum
+    l_opt: float
+    n_opt_interval: Interval
+    d_opt_interval: Interval
+    l_opt_interval: Interval
+    rmse: float  # of loss around the parabola
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PowerLaw:
+    """y = coef * x^exponent, fitted in log-log over `points` points.
+
+    `band` rows are (x, low, high): the pointwise prediction band at `exponent_interval.
+    level`, drawn a little beyond the fitted range.
+    """
+
+    x_name: str
+    y_name: str
+    coef: float
+    exponent: float
+    coef_interval: Interval
+    exponent_interval: Interval
+    points: int
+    x_min: float
+    x_max: float
+    rmse_log: float  # natural logarithm
+    band: tuple[tuple[float, float, float], ...]
+
+    def __call__(self, x: float) -> float:
+        return self.coef * x**self.exponent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parametric:
+    """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    intervals: Mapping[str, Interval]
+    points: int
+    rmse: float
+    n_opt_exponent: float  # beta / (alpha + beta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The largest budget, predicted from the smaller ones, beside its measurement."""
+
+    quantity: str  # "N_opt" | "D_opt" | "L_opt"
+    budget_flops: float
+    predicted: float
+    predicted_interval: Interval
+    measured: float
+    relative_error: float  # predicted / measured - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """Everything one fit says: laws, or the reasons why there is none."""
+
+    metric: str  # which loss was fitted, e.g. "validation_loss_ema"
+    size: str  # which N, e.g. "params_without_embeddings"
+    parabolas: tuple[Parabola | Refusal, ...]
+    laws: Mapping[str, PowerLaw | Refusal]  # "N_opt", "D_opt", "L_opt" against budget
+    parametric: Parametric | Refusal
+    held_out: tuple[HeldOut | Refusal, ...]
+    excluded: tuple[str, ...]  # one line per point left out, with the reason
+    bootstrap: int
+    seed: int
+
+
+_RECORDS = {
+    cls.__name__: cls
+    for cls in (
+        RunSpec,
+        TrainRecord,
+        SampleRecord,
+        Interval,
+        Refusal,
+        Parabola,
+        PowerLaw,
+        Parametric,
+        HeldOut,
+        FitResult,
+    )
+}
+
+
+def to_json(value: Any) -> Any:
+    """Turns a record (or any nesting of them) into plain JSON values.
+
+    A record becomes a dict with its class name under "record".
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+        return {"record": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+      ValueError: an unknown record name, or fields that are missing or unknown.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    if "record" not in value:
+        return {k: from_json(v) for k, v in value.items()}
+    name = value["record"]
+    if name not in _RECORDS:
+        raise ValueError(
+            f"unknown record {name!r}; known: {', '.join(sorted(_RECORDS))}"
+        )
+    cls = _RECORDS[name]
+    given = {k: from_json(v) for k, v in value.items() if k != "record"}
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    if given.keys() != known:
+        raise ValueError(
+            f"{name}: missing {sorted(known - given.keys())}, "
+            f"unknown {sorted(given.keys() - known)}; written by another version?"
+        )
+    for k, v in given.items():
+        if (
+            isinstance(v, str)
+            and v in _NON_FINITE
+            and hints[k] in (float, float | None)
+        ):
+            given[k] = _NON_FINITE[v]
+    return cls(**given)
+
+
+def dumps(record: Any) -> str:
+    """One JSON line, without the newline."""
+    return json.dumps(to_json(record), allow_nan=False)
+
+
+def loads(line: str) -> Any:
+    """A record from one JSON line."""
+    return from_json(json.loads(line))
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
+    """Writes records a line each, atomically (a reader sees the old file or the new)."""
+    write_text(path, "".join(dumps(r) + "\n" for r in records))
+
+
+def read_jsonl(path: str | os.PathLike) -> list[Any]:
+    """Reads what `write_jsonl` wrote.
+
+    Raises:
+      ValueError: a line that is no record, with file and line number.
+    """
+    records = []
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            records.append(loads(line))
+        except (ValueError, TypeError, KeyError) as e:
+            raise ValueError(f"{path}:{number}: not a record: {e}") from e
+    return records
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a whole file atomically: temporary file, fsync, rename."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(to_json(value), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
