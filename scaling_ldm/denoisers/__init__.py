@@ -1,0 +1,88 @@
+"""Denoisers behind one seam, `Denoiser(init, apply)`, and the table that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling_ldm.denoisers import dit
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """A network as two pure functions.
+
+    init(key) -> params: float32 pytree of dicts.
+    apply(params, x_BHWC, t_B, cond) -> prediction_BHWC, float32. `cond` is a dict of
+      the arrays named in `conditioning`: "text" (int ids [B, S], or float features
+      [B, S, E]), "mask" (bool [B, S], true where there is text), "label" (int [B]).
+    embeddings: paths of parameter leaves that only look words or labels up.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., jax.Array]
+    conditioning: tuple[str, ...]
+    image_tokens: int
+    other_tokens: int  # text and time positions that the trunk processes
+    embeddings: tuple[str, ...]
+
+
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "in_context": ("text", "mask"),
+    "cross_attention": ("text", "mask"),
+    "adaln_zero": ("label",),
+}
+
+# Text enters the trunk's sequence only in context; a cross-attention network reads its
+# text tokens all the same, so they count as data there too.
+_OTHER_TOKENS: dict[str, Callable[[int], int]] = {
+    "in_context": lambda text_tokens: text_tokens + 1,
+    "cross_attention": lambda text_tokens: text_tokens,
+    "adaln_zero": lambda text_tokens: 0,
+}
+
+
+def transformer(shape: dit.Shape) -> Denoiser:
+    """A diffusion transformer of the given shape.
+
+    Raises:
+      ValueError: an unknown architecture, or a width that the heads do not divide.
+    """
+    if shape.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture {shape.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+        )
+    if shape.width % shape.heads:
+        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
+    H, W, _ = shape.image_shape
+    return Denoiser(
+        init=functools.partial(dit.init, shape),
+        apply=functools.partial(dit.apply, shape),
+        conditioning=ARCHITECTURES[shape.architecture],
+        image_tokens=H * W // shape.patch_size**2,
+        other_tokens=_OTHER_TOKENS[shape.architecture](shape.text_tokens),
+        embeddings=("entry/word_embedding", "entry/label_embedding"),
+    )
+
+
+def count_params(denoiser: Denoiser) -> tuple[int, int]:
+    """(all parameters, parameters without embedding tables); allocates nothing."""
+    shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
+    total = lookup = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        size = math.prod(leaf.shape)
+        total += size
+        if "/".join(str(k.key) for k in path) in denoiser.embeddings:
+            lookup += size
+    return total, total - lookup
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
