@@ -55,7 +55,7 @@ class RunSpec:
     accelerator: str
     hours: float  # on `plan.devices` x accelerator at `utilisation`
     utilisation: float
-    experiment_hash: str  # of the resolved configuration that trains
+    recipe_hash: str  # Experiment.recipe_hash
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class TrainRecord:
     restarts: int
     seed: int
     learning_rate: float
-    experiment_hash: str
+    recipe_hash: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,15 +140,15 @@ class Parabola:
     n_opt_interval: Interval
     d_opt_interval: Interval
     l_opt_interval: Interval
-    rmse: float  # of loss around the parabola
+    rmse: float  # of loss around the parabola: sqrt(RSS / (points - 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PowerLaw:
     """y = coef * x^exponent, fitted in log-log over `points` points.
 
-    `band` rows are (x, low, high): the pointwise prediction band at `exponent_interval.
-    level`, drawn a little beyond the fitted range.
+    `band` rows are (x, low, high): the pointwise prediction band for a newly measured y
+    at `exponent_interval.level`, drawn a little beyond the fitted range.
     """
 
     x_name: str
@@ -160,7 +160,7 @@ class PowerLaw:
     points: int
     x_min: float
     x_max: float
-    rmse_log: float  # natural logarithm
+    rmse_log: float  # of ln y around the law: sqrt(RSS / (points - 2))
     band: tuple[tuple[float, float, float], ...]
 
     def __call__(self, x: float) -> float:
@@ -176,10 +176,21 @@ class Parametric:
     B: float
     alpha: float
     beta: float
-    intervals: Mapping[str, Interval]
+    intervals: Mapping[str, Interval]  # of the constants and n_opt_exponent
     points: int
-    rmse: float
+    rmse: float  # of loss around the surface: sqrt(RSS / (points - 5))
     n_opt_exponent: float  # beta / (alpha + beta)
+    huber_delta: float | None = None  # None: least squares; else log-Huber width
+
+    def __call__(self, n: float, d: float) -> float:
+        return self.E + self.A / n**self.alpha + self.B / d**self.beta
+
+    def n_opt(self, budget_flops: float) -> float:
+        """The size of least loss under C = 6 N D (Hoffmann et al. 2022, Eq. 4)."""
+        scale = (self.alpha * self.A / (self.beta * self.B)) ** (
+            1 / (self.alpha + self.beta)
+        )
+        return scale * (budget_flops / 6) ** self.n_opt_exponent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +218,7 @@ class FitResult:
     excluded: tuple[str, ...]  # one line per point left out, with the reason
     bootstrap: int
     seed: int
+    notes: tuple[str, ...] = ()  # doubts that are no refusals, a line each
 
 
 _RECORDS = {
@@ -294,7 +306,7 @@ def loads(line: str) -> Any:
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
-    """Writes records a line each, atomically (a reader sees the old file or the new)."""
+    """Writes records a line each, atomically: a reader sees the old file or the new."""
     write_text(path, "".join(dumps(r) + "\n" for r in records))
 
 
