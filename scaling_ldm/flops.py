@@ -34,15 +34,14 @@ import jax
 import numpy as np
 
 from scaling_ldm.jaxpr_ops import (
+    Place,
     UncountedPrimitive,
     constant,
     fold,
     inner_jaxprs,
     leaf_flops,
     open_jaxpr,
-    scope_names,
     trip_count,
-    where,
 )
 
 __all__ = [
@@ -53,9 +52,6 @@ __all__ = [
     "count",
     "to_macs",
 ]
-
-_REMAT_SCOPE = "rematted_computation"
-_INFRASTRUCTURE_SCOPES = frozenset({_REMAT_SCOPE, "checkpoint"})
 
 
 class UnknownTripCount(ValueError):
@@ -176,7 +172,7 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
     """
     closed = jax.make_jaxpr(fn)(*args, **kwargs)
     walker = _Walker()
-    tally, _ = walker.walk(closed, (), scope=(), recomputed=False)
+    tally, _ = walker.walk(closed, (), Place())
     rows = sorted(tally.items())
     entries = (
         Entry(scope=s, primitive=p, recomputed=r, flops=n) for (s, p, r), n in rows
@@ -208,14 +204,11 @@ class _Walker:
         self,
         jaxpr: Any,
         known_inputs: Sequence[int | None],
-        *,
-        scope: tuple[str, ...],
-        recomputed: bool,
+        place: Place,
     ) -> tuple[_Tally, list[int | None]]:
         """Returns the tally and those outputs that are constant integers.
 
-        Name stacks restart inside every inner jaxpr, so scope and recompute flag are
-        handed down. `known_inputs` may be shorter than the inputs; None is unknown.
+        `known_inputs` may be shorter than the inputs; None is unknown.
         """
         jaxpr, known = open_jaxpr(jaxpr)
         for var, value in zip(jaxpr.invars, known_inputs, strict=False):
@@ -224,11 +217,8 @@ class _Walker:
         makers: dict[Any, Any] = {}
         tally: _Tally = Counter()
         for eqn in jaxpr.eqns:
-            names = scope_names(eqn)
-            here = scope + tuple(n for n in names if n not in _INFRASTRUCTURE_SCOPES)
-            again = recomputed or _REMAT_SCOPE in names
             inputs = [constant(atom, known) for atom in eqn.invars]
-            added, outputs = self._equation(eqn, inputs, makers, here, again)
+            added, outputs = self._equation(eqn, inputs, makers, place.of(eqn))
             tally.update(added)
             for var, value in zip(eqn.outvars, outputs, strict=False):
                 if value is not None:
@@ -242,25 +232,24 @@ class _Walker:
         eqn: Any,
         inputs: list[int | None],
         makers: Mapping[Any, Any],
-        scope: tuple[str, ...],
-        recomputed: bool,
+        place: Place,
     ) -> tuple[_Tally, list[int | None]]:
         name, params = eqn.primitive.name, eqn.params
 
         def inner(jaxpr: Any, known: Sequence[int | None] = ()) -> _Tally:
-            return self.walk(jaxpr, known, scope=scope, recomputed=recomputed)[0]
+            return self.walk(jaxpr, known, place)[0]
 
         if name == "scan":
             known = inputs[: params["num_consts"]]
             return _scaled(inner(params["jaxpr"], known), params["length"]), []
         if name == "while":
-            return self._while(eqn, inputs, inner), []
+            return self._while(eqn, inputs, place), []
         if name == "cond":
             branches = [inner(branch, inputs[1:]) for branch in params["branches"]]
             costs = [branch.total() for branch in branches]
             if len(set(costs)) > 1:
                 self.notes.append(
-                    f"branches at {where(eqn)} cost {costs} FLOPs: counted the largest"
+                    f"branches at {place.line()} cost {costs} FLOPs: counted the largest"
                 )
             return branches[int(np.argmax(costs))], []
         if name == "shard_map":
@@ -271,32 +260,31 @@ class _Walker:
             return inner(params["jaxprs"].solve), []
         jaxprs = [] if name == "pallas_call" else list(inner_jaxprs(params))
         if not jaxprs:
-            flops, repeated = leaf_flops(eqn, makers)
+            flops, repeated = leaf_flops(eqn, makers, place)
             tally: _Tally = Counter()
-            tally[scope, name, recomputed] += flops
-            tally[scope, name, True] += repeated
+            tally[place.scope, name, place.recomputed] += flops
+            tally[place.scope, name, True] += repeated
             return +tally, [fold(eqn, inputs)]  # + drops zeros
         if len(jaxprs) == 1 and len(open_jaxpr(jaxprs[0])[0].invars) == len(inputs):
             # jit, remat, custom derivatives, ...: a call, so constants pass through.
-            return self.walk(jaxprs[0], inputs, scope=scope, recomputed=recomputed)
+            return self.walk(jaxprs[0], inputs, place)
         tally = Counter()
         for jaxpr in jaxprs:
             tally.update(inner(jaxpr))
         return tally, []
 
-    def _while(
-        self, eqn: Any, inputs: list[int | None], inner: Callable[..., _Tally]
-    ) -> _Tally:
+    def _while(self, eqn: Any, inputs: list[int | None], place: Place) -> _Tally:
         params = eqn.params
         n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
         trips = trip_count(params, inputs)
-        body = inner(params["body_jaxpr"], inputs[n_cond : n_cond + n_body])
-        cond = inner(params["cond_jaxpr"], inputs[:n_cond])
+        known = inputs[n_cond : n_cond + n_body]
+        body, _ = self.walk(params["body_jaxpr"], known, place)
+        cond, _ = self.walk(params["cond_jaxpr"], inputs[:n_cond], place)
         if not body and not cond:
             return Counter()  # loops of random-bit generators and the like
         if trips is None:
             raise UnknownTripCount(
-                f"the while loop at {where(eqn)} costs {body.total()} FLOPs an "
+                f"the while loop at {place.line()} costs {body.total()} FLOPs an "
                 "iteration and its number of iterations depends on data; use lax.scan "
                 "or lax.fori_loop with constant bounds, or count its body alone and "
                 "multiply by the iterations measured"

@@ -4,29 +4,31 @@
 
 Convolutions. A convolution ties three index sets together: input position `i`,
 kernel tap `t` and output position `o` obey `o * stride + t * rhs_dilation - pad =
-i * lhs_dilation`. Its forward pass and its two gradients are the same set of
-products, each summed over a different index. Per spatial dimension, with sizes `I`,
-`K` and `O` of the operation's input, window and output, the number counted is:
+i * lhs_dilation`. Forward pass, input gradient and kernel gradient are the same set of
+products, each summed over another index, so each costs what the forward pass costs.
+Shapes alone do not tell how many taps on padding the forward pass had (stride 1 and
+no padding, seen from its input gradient, looks like a forward pass with much padding).
+So a gradient is mapped back to its forward pass, and one rule counts that, per spatial
+dimension with `I` inputs, `K` taps and `O` outputs:
 
-  =============================  =======================================================
-  stride 1, no input dilation    `O * K`: every tap of every output, on padding or not
-  ... and a reversed kernel      `I * K` if `K <= O`: input gradient of the row above
-  stride > 1                     `O * K`
-  input dilation > 1             `I * min(K, O)`: inserted zeros are never multiplied
-  both > 1                       product of the two smallest of `I`, `K`, `O`
-  =============================  =======================================================
+  no input dilation    O * K          every tap of every output, on padding or not
+  input dilation       I * K          every tap of every input; inserted zeros are free
+  both, with a stride  O * K / d      rounded up: taps not on an inserted zero
 
-so a strided convolution's input gradient (dilated by the stride) meets each of the
-forward's outputs `K` times, its kernel gradient has window `O` and output `K`, and
-forward + backward is exactly 3 x forward for every stride, padding, dilation and
-grouping. Reversal is read from the `rev` operation that JAX's transpose rule (and
-`lax.conv_transpose(transpose_kernel=True)`) puts on the kernel. A transposed
-convolution of stride 1 *without* it is, to JAX, a plain convolution, and is counted
-as one. The last row bounds the cost of resampling by a ratio from above.
+An equation is a gradient if the transformations around it say `transpose`. JAX's
+transpose rules then show which one: the input gradient multiplies cotangents with the
+kernel reversed (a `rev` on its right side; stride and input dilation trade places), the
+kernel gradient has batch and feature dimensions swapped (stride and kernel dilation
+trade places, so do window and output). Should both signs or neither be there, as for
+flipped activations, feature-first layouts or hand-written rules, a window larger than
+the output is a cotangent. Forward + backward is thus exactly 3 x forward for every
+stride, dilation, padding and grouping; second derivatives are exact up to padding.
+A transposed convolution of stride 1 is, to JAX, a plain one and is counted so.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,16 +52,72 @@ _CARRIERS = frozenset(
 )
 
 
+_REMAT_SCOPE = "rematted_computation"  # pushed by jax.checkpoint
+
+
 class UncountedPrimitive(ValueError):
     """An operation that does matrix work which cannot be read from the jaxpr."""
 
 
-def leaf_flops(eqn: Any, makers: Mapping[Any, Any]) -> tuple[int, int]:
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in the program an equation stands.
+
+    Attributes:
+      scope: names of the modules (`jax.named_scope`) around it, outermost first.
+      recomputed: whether remat runs it a second time.
+      in_gradient: whether it comes from transposing another equation.
+      path: the equation, after those whose inner jaxprs it is in.
+    """
+
+    scope: tuple[str, ...] = ()
+    recomputed: bool = False
+    in_gradient: bool = False
+    path: tuple[Any, ...] = ()
+
+    def line(self) -> str:
+        """The user's source line; that of the caller inside functions of JAX."""
+        for eqn in reversed(self.path):
+            if summary := source_info_util.summarize(eqn.source_info):
+                return summary
+        return "an unknown line"
+
+    def of(self, eqn: Any) -> "Place":
+        """The place of `eqn` in a jaxpr that stands at this place.
+
+        Name stacks restart inside every inner jaxpr, hence the composition.
+        """
+        scope: list[str] = []
+        run: list[str] = []  # scopes since the last transformation
+        recomputed, in_gradient = self.recomputed, self.in_gradient
+        for item in (*eqn.source_info.name_stack.stack, None):
+            if type(item).__name__ == "Scope":
+                if item.name == _REMAT_SCOPE:
+                    recomputed, in_gradient = True, False
+                else:
+                    run.extend(item.name.split("/"))
+                continue
+            # A remat equation in a gradient carries its path twice: jvp(M)/jvp(M).
+            if run != scope:
+                scope.extend(run)
+            run = []
+            if item is not None and item.name == "transpose":
+                in_gradient = True
+        return Place(
+            scope=(*self.scope, *scope),
+            recomputed=recomputed,
+            in_gradient=in_gradient,
+            path=(*self.path, eqn),
+        )
+
+
+def leaf_flops(eqn: Any, makers: Mapping[Any, Any], place: Place) -> tuple[int, int]:
     """FLOPs of an equation without inner jaxprs.
 
     Args:
       eqn: a jaxpr equation.
       makers: the equations of the same jaxpr before it, by their output variables.
+      place: where the equation stands.
 
     Returns:
       What the operation computes, and what it computes a second time to save memory.
@@ -71,7 +129,7 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any]) -> tuple[int, int]:
     name = eqn.primitive.name
     if name in UNCOUNTED:
         raise UncountedPrimitive(
-            f"{name} at {where(eqn)} does matrix work that has no agreed count; keep "
+            f"{name} at {place.line()} does matrix work that has no agreed count; keep "
             "it out of the counted function and account for it by hand"
         )
     match name:
@@ -80,11 +138,11 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any]) -> tuple[int, int]:
         case "ragged_dot_general":
             return _ragged_dot_flops(eqn), 0
         case "conv_general_dilated":
-            return _conv_flops(eqn, makers), 0
+            return _conv_flops(eqn, makers, place.in_gradient), 0
         case "dot_product_attention_fwd_wrapper" | "dot_product_attention_bwd_wrapper":
             return _attention_flops(eqn)
         case "pallas_call":
-            return _pallas_flops(eqn), 0
+            return _pallas_flops(eqn, place), 0
     return 0, 0
 
 
@@ -103,60 +161,51 @@ def _ragged_dot_flops(eqn: Any) -> int:
     return 2 * math.prod(lhs) * _product_except(rhs, seen)
 
 
-def _conv_flops(eqn: Any, makers: Mapping[Any, Any]) -> int:
+def _conv_flops(eqn: Any, makers: Mapping[Any, Any], in_gradient: bool) -> int:
     params = eqn.params
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     lhs, rhs = (var.aval.shape for var in eqn.invars[:2])
     out = eqn.outvars[0].aval.shape
     # Channels per group are in the kernel's shape; batch groups divide out's batch.
     macs = out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
-    reversed_kernel = _is_reversed(eqn.invars[1], len(rhs_spec) - 2, makers)
-    for dim in range(len(rhs_spec) - 2):
-        macs *= _taps(
-            lhs[lhs_spec[dim + 2]],
-            rhs[rhs_spec[dim + 2]],
-            out[out_spec[dim + 2]],
-            stride=params["window_strides"][dim],
-            dilation=params["lhs_dilation"][dim],
-            reversed_kernel=reversed_kernel,
-        )
+    inputs = [lhs[dim] for dim in lhs_spec[2:]]
+    window = [rhs[dim] for dim in rhs_spec[2:]]
+    outputs = [out[dim] for dim in out_spec[2:]]
+    strides, dilations = params["window_strides"], params["lhs_dilation"]
+    if in_gradient:
+        reversed_kernel = _is_reversed(eqn.invars[1], makers)
+        kernel_gradient = lhs_spec[0] > lhs_spec[1]
+        if kernel_gradient == reversed_kernel:
+            kernel_gradient = math.prod(window) > math.prod(outputs)
+        if kernel_gradient:
+            window, outputs = outputs, window
+            strides = params["rhs_dilation"]
+        else:
+            inputs, outputs = outputs, inputs
+            strides, dilations = dilations, strides
+    for sizes in zip(inputs, window, outputs, strides, dilations, strict=True):
+        macs *= _taps(*sizes)
     return 2 * macs
 
 
-def _taps(
-    size_in: int,
-    size_window: int,
-    size_out: int,
-    *,
-    stride: int,
-    dilation: int,
-    reversed_kernel: bool,
-) -> int:
-    """Products along one spatial dimension: the table in the module's docstring."""
-    if stride > 1 and dilation > 1:
-        smallest, second, _ = sorted((size_in, size_window, size_out))
-        return smallest * second
-    if dilation > 1:
-        return size_in * min(size_window, size_out)
-    if stride == 1 and reversed_kernel and size_window <= size_out:
-        return size_in * size_window
-    return size_out * size_window
+def _taps(inputs: int, window: int, outputs: int, stride: int, dilation: int) -> int:
+    """Products of a forward pass along one dimension; see the module's docstring."""
+    if dilation == 1:
+        return outputs * window
+    if stride == 1:
+        return inputs * window
+    return -(-outputs * window // dilation)
 
 
-def _is_reversed(kernel: Any, spatial: int, makers: Mapping[Any, Any]) -> bool:
-    """Whether all spatial dimensions of `kernel` were reversed an odd number of times.
-
-    In second derivatives of a reversed kernel two reversals cancel.
-    """
-    reversals = 0
+def _is_reversed(kernel: Any, makers: Mapping[Any, Any]) -> bool:
     while not isinstance(kernel, jex_core.Literal) and kernel in makers:
         eqn = makers[kernel]
         if eqn.primitive.name == "rev":
-            reversals += len(eqn.params["dimensions"])
-        elif eqn.primitive.name not in _CARRIERS:
-            break
+            return True
+        if eqn.primitive.name not in _CARRIERS:
+            return False
         kernel = eqn.invars[0]
-    return spatial > 0 and reversals % (2 * spatial) == spatial
+    return False
 
 
 def _attention_flops(eqn: Any) -> tuple[int, int]:
@@ -170,11 +219,11 @@ def _attention_flops(eqn: Any) -> tuple[int, int]:
     return 2 * forward, scores * query[-1]
 
 
-def _pallas_flops(eqn: Any) -> int:
+def _pallas_flops(eqn: Any, place: Place) -> int:
     estimate = eqn.params.get("cost_estimate")
     if estimate is None:
         raise UncountedPrimitive(
-            f"pallas_call at {where(eqn)} has no cost_estimate; pass "
+            f"pallas_call at {place.line()} has no cost_estimate; pass "
             "pl.pallas_call(..., cost_estimate=pl.CostEstimate(flops=...))"
         )
     return int(estimate.flops)
@@ -182,22 +231,6 @@ def _pallas_flops(eqn: Any) -> int:
 
 def _product_except(shape: Sequence[int], dims: Sequence[int]) -> int:
     return math.prod(size for dim, size in enumerate(shape) if dim not in dims)
-
-
-def where(eqn: Any) -> str:
-    """The user's source line that made an equation."""
-    return source_info_util.summarize(eqn.source_info)
-
-
-def scope_names(eqn: Any) -> list[str]:
-    """Names of `jax.named_scope`s around an equation, without transformations."""
-    stack = eqn.source_info.name_stack.stack
-    return [
-        part
-        for item in stack
-        if type(item).__name__ == "Scope"
-        for part in item.name.split("/")
-    ]
 
 
 def inner_jaxprs(value: Any) -> Iterator[Any]:
