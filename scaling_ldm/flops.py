@@ -249,7 +249,7 @@ class _Walker:
             costs = [branch.total() for branch in branches]
             if len(set(costs)) > 1:
                 self.notes.append(
-                    f"branches at {place.line()} cost {costs} FLOPs: counted the largest"
+                    f"branches at {place.line()} cost {costs} FLOPs; the largest counts"
                 )
             return branches[int(np.argmax(costs))], []
         if name == "shard_map":

@@ -329,7 +329,7 @@ def trip_count(params: Mapping[str, Any], inputs: Sequence[int | None]) -> int |
         return None, None
 
     test = next((e for e in cond.eqns if cond.outvars[0] in e.outvars), None)
-    if test is None or len(cond.eqns) != 1 or len(test.invars) != 2:
+    if test is None or len(test.invars) != 2:
         return None
     (left, left_step), (right, right_step) = map(side, test.invars)
     if None in (left, left_step, right, right_step):

@@ -295,28 +295,35 @@ def test_while_loop_with_a_counter(test, step, trips):
 
         return lax.while_loop(lambda s: test(s[0]), body, (0, x))
 
-    steps = []
-    lax.while_loop(
-        lambda i: test(i), lambda i: i + step, jnp.int32(0)
-    )  # the program ends
-    i = 0
+    i = iterations = 0
     while test(i):
-        steps.append(i)
-        i += step
-    assert len(steps) == trips
+        i, iterations = i + step, iterations + 1
+    assert iterations == trips
     assert total(run, X) == trips * MATMUL
 
 
 def test_while_condition_is_evaluated_once_more_than_the_body():
-    def bound(x):
-        return lax.while_loop(
-            lambda s: (s[0] < 4) & (jnp.sum(s[1] @ s[1]) < 1),
-            lambda s: (s[0] + 1, s[1]),
-            x,
-        )
+    def condition(state):
+        i, x = state
+        jnp.dot(x, x)
+        return i < 4
+
+    def run(x):
+        return lax.while_loop(condition, lambda s: (s[0] + 1, s[1] @ s[1]), (0, x))
+
+    assert total(run, X) == (4 + 5) * MATMUL
+
+
+def test_early_exit_has_no_trip_count():
+    def condition(state):
+        i, x = state
+        return (i < 4) & (jnp.sum(x) < 1)
+
+    def run(x):
+        return lax.while_loop(condition, lambda s: (s[0] + 1, s[1] @ s[1]), (0, x))
 
     with pytest.raises(flops.UnknownTripCount):
-        total(bound, (0, X))
+        total(run, X)
 
 
 def test_unknown_trip_count_names_the_line():
@@ -391,6 +398,16 @@ def test_shard_map_multiplies_by_the_manual_axes():
         )
         # The second row of devices repeats the work of the first.
         assert total(fn, X, X) == MATMUL * devices // 4
+
+
+def test_sharded_arguments_count_globally():
+    axis = jax.sharding.AxisType.Explicit
+    mesh = AbstractMesh((4,), ("data",), axis_types=(axis,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        rows = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
+        x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=rows)
+        step = jax.value_and_grad(lambda x, w: jnp.sum(x @ w), (0, 1))
+        assert total(step, x, X) == 3 * MATMUL
 
 
 def test_attention():
@@ -613,12 +630,8 @@ def test_scope_is_kept_through_jit_and_vmap():
 
 
 def test_agrees_with_xla_on_an_unrolled_network():
-    """XLA counts elementwise work too, so matrix products are isolated by scaling.
-
-    Between two widths of the same network, elementwise work grows linearly; here it is
-    absent, because nothing but products is left.
-    """
-
+    # Nothing but products, as XLA counts elementwise work too, and no padding, as it
+    # skips taps there.
     def fn(x_BHWC, kernel, w, u):
         y = conv(stride=2, pad="VALID")(x_BHWC, kernel)
         y = y.reshape(y.shape[0], -1) @ w
