@@ -1,0 +1,166 @@
+"""How figures look and how they leave matplotlib: colours, ticks, SVG, PNG, PDF.
+
+Each figure is rendered three times: SVG for the page, with colours as CSS variables
+so that it follows the reader's light or dark scheme, and PNG and PDF for papers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+INK, PAPER, MUTED, RULE = "#1c2127", "#fefefe", "#8b8d98", "#d9dbe0"
+LAW, OTHER = "#1f5fbf", "#c2500c"
+_SHADES = 33
+_MAP = matplotlib.colormaps["viridis"]
+_LIGHT = [to_hex(_MAP(0.76 - 0.72 * t)) for t in np.linspace(0, 1, _SHADES)]
+_BRIGHT = [to_hex(_MAP(0.34 + 0.62 * t)) for t in np.linspace(0, 1, _SHADES)]
+DARK = {  # what a colour becomes on a dark page
+    PAPER: "#14171b",
+    MUTED: "#80858f",
+    RULE: "#3a4048",
+    LAW: "#74a9ff",
+    OTHER: "#ff9d5c",
+    **dict(zip(_LIGHT, _BRIGHT, strict=True)),
+}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.0,
+    "axes.facecolor": "none",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One figure in its three forms."""
+
+    name: str
+    caption: str
+    svg: str  # an <svg> element, to be put into the page
+    png: bytes
+    pdf: bytes
+
+
+def shade(index: int, count: int) -> str:
+    """Colour `index` of a sequence: pale to deep on white, deep to bright on black."""
+    return _LIGHT[round(index / max(count - 1, 1) * (_SHADES - 1))]
+
+
+def variable(colour: str) -> str:
+    """The CSS variable that stands for a colour of a figure."""
+    return f"--c{colour[1:]}"
+
+
+def png(image: np.ndarray) -> bytes:
+    """One uint8 image as PNG bytes."""
+    out = io.BytesIO()
+    matplotlib.image.imsave(out, image, format="png")
+    return out.getvalue()
+
+
+def wrap(words: str, width: int) -> list[str]:
+    lines = [""]
+    for word in words.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def log_ticks(
+    axis: Axis, low: float, high: float, show: Callable[[float], str], most: int
+) -> None:
+    """Few round labelled ticks, on a fraction of a decade as on many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices: Sequence[Sequence[float]] = (
+        [1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9],
+        range(1, 10),
+        [1, 2, 3, 5, 7],
+        [1, 2, 5],
+        [1, 3],
+        [1],
+    )
+    for multiples in choices:
+        ticks = [m * 10.0**d for d in decades for m in multiples]
+        ticks = [t for t in ticks if low <= t <= high]
+        if len(ticks) <= most:
+            break
+    if len(ticks) < 3:
+        ticks = [
+            t
+            for t in MaxNLocator(4).tick_values(low, high)
+            if low <= t <= high and t > 0
+        ]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+
+
+def render(figure: Figure, name: str, caption: str) -> Picture:
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        png_out, pdf_out, svg_out = io.BytesIO(), io.BytesIO(), io.StringIO()
+        figure.savefig(svg_out, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(png_out, format="png", dpi=200, facecolor="white")
+        figure.savefig(
+            pdf_out, format="pdf", facecolor="white", metadata={"CreationDate": None}
+        )
+    svg = _inline(svg_out.getvalue(), name, caption)
+    return Picture(name, caption, svg, png_out.getvalue(), pdf_out.getvalue())
+
+
+def _inline(svg: str, name: str, caption: str) -> str:
+    """Makes a stand-alone SVG file an element of the page: see the module's head."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", svg)
+    width = float(re.search(r'width="([\d.]+)pt"', svg).group(1)) * 4 / 3
+    head = f'<svg role="img" aria-label="{_attribute(caption)}" '
+    head += f'style="max-width:{1.15 * width:.0f}px"'
+    svg = re.sub(r'<svg (width|height)="[^"]*" (width|height)="[^"]*"', head, svg)
+    svg = re.sub(r'<svg height="[^"]*"', head, svg)
+    used = set(re.findall(r"#([\w-]+)\)?\"", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    for mark in (
+        ' id="',
+        'href="#',
+        "url(#",
+    ):  # ids are unique in the page, not the file
+        svg = svg.replace(mark, f"{mark}{name}-")
+    svg = svg.replace(INK, "currentColor")
+    for colour in DARK:
+        svg = svg.replace(colour, f"var({variable(colour)})")
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def _attribute(words: str) -> str:
+    return words.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,325 @@
+"""The figures of the page, drawn from a `Study` without any global plotting state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scaling_ldm.laws import PublishedLaw
+from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
+from scaling_ldm.report.drawing import (
+    INK,
+    LAW,
+    MUTED,
+    OTHER,
+    PAPER,
+    STYLE,
+    Picture,
+    log_ticks,
+    render,
+    shade,
+    wrap,
+)
+from scaling_ldm.report.numbers import SYMBOLS, loss, prefixed, scientific, spoken
+from scaling_ldm.report.study import QUANTITIES, Study, smooth
+
+
+def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
+    """Every figure the study has the data for, in the order of the page.
+
+    Args:
+      study: what was read.
+      published: by quantity, the law whose slope is drawn beside the fitted one.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        pictures = []
+        if any(study.points(b) for b in study.budgets()):
+            pictures.append(isoflop(study))
+        if study.fit is not None:
+            pictures += [law(study, q, published.get(q)) for q in QUANTITIES]
+        if study.curves:
+            pictures.append(training(study))
+        if study.images is not None and study.samples is not None:
+            pictures.append(samples(study))
+    return pictures
+
+
+def isoflop(study: Study) -> Picture:
+    """Loss against size, a curve and a vertex per budget."""
+    figure = Figure(figsize=(6.6, 4.9), layout="constrained")
+    axes = figure.add_subplot()
+    budgets, minima = study.budgets(), study.minima()
+    for i, budget in enumerate(budgets):
+        points = study.points(budget)
+        if not points:
+            continue
+        n = np.array([p[0] for p in points])
+        y = np.array([p[2] for p in points])
+        found = minima.get(budget)
+        colour, label = shade(i, len(budgets)), scientific(budget)
+        if isinstance(found, Refusal):
+            colour, label = MUTED, f"{label}, refused: {found.reason}"
+        axes.plot(n, y, "o", color=colour, markersize=3.8, label=label, zorder=3)
+        if not isinstance(found, Parabola):
+            axes.plot(n, y, ":", color=colour, linewidth=0.9)
+            continue
+        ends = (n.min(), n.max(), found.n_opt)
+        x = np.geomspace(min(ends), max(ends), 100)
+        curve = found.curvature * np.log(x / found.n_opt) ** 2 + found.l_opt
+        axes.plot(x, curve, color=colour, linewidth=1.3)
+        _cross(axes, found.n_opt, found.l_opt, found, colour)
+    axes.set_xscale("log")
+    log_ticks(axes.xaxis, *axes.get_xlim(), prefixed, most=8)
+    axes.set_xlabel(f"N, {spoken(study.size)}")
+    axes.set_ylabel(f"L, {spoken(study.metric)}")
+    figure.legend(
+        loc="outside lower center", ncols=3, title="budget C, FLOPs", title_fontsize=8.0
+    )
+    shown = isinstance(next(iter(minima.values()), None), (Parabola, Refusal))
+    caption = "Loss of every finished run against its size, a colour per budget. "
+    caption += (
+        "Lines: parabolas in ln N. Diamonds: their minima, with the intervals of N "
+        "and L. Grey and dotted: budgets whose minimum was refused."
+        if shown
+        else "No fit has been made yet."
+    )
+    return render(figure, "isoflop", caption)
+
+
+def _cross(axes: Axes, x: float, y: float, p: Parabola, colour: str) -> None:
+    """The vertex with its two intervals."""
+    axes.errorbar(
+        [x],
+        [y],
+        xerr=_bars(x, p.n_opt_interval),
+        yerr=_bars(y, p.l_opt_interval),
+        fmt="D",
+        color=colour,
+        markersize=5.5,
+        markerfacecolor=PAPER,
+        markeredgewidth=1.4,
+        elinewidth=1.4,
+        capsize=2.5,
+        zorder=5,
+    )
+
+
+def _bars(value: float, interval: Interval) -> np.ndarray:
+    """Distances below and above, as error bars want them; never negative."""
+    ends = [[value - interval.low], [interval.high - value]]
+    return np.maximum(np.nan_to_num(ends), 0.0)
+
+
+def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
+    """One quantity's minima against budget, its law, band, and the held-out budget."""
+    symbol, fitted = SYMBOLS[quantity], study.fit.laws.get(quantity)
+    show = loss if quantity == "L_opt" else prefixed
+    figure = Figure(figsize=(4.3, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    minima = [p for p in study.fit.parabolas if isinstance(p, Parabola)]
+    held = [
+        h
+        for h in study.fit.held_out
+        if isinstance(h, HeldOut) and h.quantity == quantity
+    ]
+    apart = {h.budget_flops for h in held}
+    key = quantity.lower()
+    reach = [p.budget_flops for p in minima] or study.budgets()
+    left, right = min(reach) / 1.35, max(reach) * 1.45
+    heights = [getattr(p, key) for p in minima]
+    if isinstance(fitted, PowerLaw):
+        x, low, high = np.array(fitted.band).T
+        inside = np.geomspace(left, right, 60)
+        low, high = (np.interp(np.log(inside), np.log(x), v) for v in (low, high))
+        axes.fill_between(inside, low, high, color=LAW, alpha=0.14, linewidth=0)
+        line = np.array([fitted(float(c)) for c in inside])
+        label = f"{symbol} ∝ C^{_signed(fitted.exponent)}, with prediction band"
+        axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
+        heights += [low.min(), high.max()]
+    for p in minima:
+        value = getattr(p, key)
+        axes.errorbar(
+            [p.budget_flops],
+            [value],
+            yerr=_bars(value, getattr(p, f"{key}_interval")),
+            fmt="o",
+            color=INK,
+            markersize=4.6,
+            markerfacecolor=PAPER if p.budget_flops in apart else INK,
+            markeredgewidth=1.3,
+            elinewidth=1.1,
+            capsize=2.0,
+            zorder=4,
+        )
+    if minima and len(apart) < len(minima):
+        axes.plot([], [], "o", color=INK, markersize=4.6, label="minimum of a budget")
+    for h in held:
+        axes.plot(
+            [],
+            [],
+            "o",
+            color=INK,
+            markersize=4.6,
+            markerfacecolor=PAPER,
+            label="held-out budget, measured",
+        )
+        axes.errorbar(
+            [h.budget_flops * 1.09],
+            [h.predicted],
+            yerr=_bars(h.predicted, h.predicted_interval),
+            fmt="_",
+            color=LAW,
+            markersize=8,
+            markeredgewidth=1.8,
+            elinewidth=1.3,
+            capsize=3.0,
+            zorder=4,
+            label="predicted from the smaller ones",
+        )
+        heights += [h.predicted_interval.low, h.predicted_interval.high]
+    if other is not None and minima:
+        centre = math.exp(np.mean(np.log([p.budget_flops for p in minima])))
+        middle = math.exp(np.mean(np.log([getattr(p, key) for p in minima])))
+        slope = other.constants["exponent"]
+        ends = np.array([left, right])
+        axes.plot(
+            ends,
+            middle * (ends / centre) ** slope,
+            "--",
+            color=OTHER,
+            linewidth=1.2,
+            label=f"{_who(other)}: exponent {_signed(slope)}, anchored here",
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    if heights:
+        low, high = min(v for v in heights if v > 0), max(heights)
+        axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
+    log_ticks(axes.xaxis, left, right, lambda c: scientific(c, 1), most=4)
+    log_ticks(axes.yaxis, *axes.get_ylim(), show, most=7)
+    axes.set_xlabel("C, FLOPs")
+    unit = {"N_opt": "parameters", "D_opt": "tokens", "L_opt": spoken(study.metric)}
+    axes.set_ylabel(f"{symbol} at the minimum, {unit[quantity]}")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower left")
+    if isinstance(fitted, PowerLaw):
+        caption = f"{symbol} of each budget's minimum, and the power law through it."
+    else:
+        reason = fitted.reason if fitted is not None else "not in laws.json"
+        caption = f"{symbol} of each budget's minimum. No law: {reason}."
+    return render(figure, f"law_{symbol}", caption)
+
+
+def _signed(exponent: float) -> str:
+    return f"{exponent:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _who(law: PublishedLaw) -> str:
+    """The source up to its year: "Liang et al. 2024"."""
+    found = re.match(r".*?\b\d{4}\b", law.source)
+    return found.group() if found else law.source
+
+
+def training(study: Study) -> Picture:
+    """Smoothed training loss against FLOPs, a panel per budget."""
+    budgets = [
+        b
+        for b in study.budgets()
+        if any(r.budget_flops == b and r.run_id in study.curves for r in study.runs)
+    ]
+    columns = min(3, len(budgets))
+    rows = math.ceil(len(budgets) / columns)
+    figure = Figure(figsize=(3.1 * columns + 0.2, 2.6 * rows + 0.2), layout="tight")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    tops, bottoms = [], []
+    for axes, budget in zip(grid.flat, budgets, strict=False):
+        runs = [r for r in study.runs if r.budget_flops == budget]
+        for i, run in enumerate(runs):
+            if (curve := study.curves.get(run.run_id)) is None:
+                continue
+            curve = curve[np.isfinite(curve[:, 1]) & (curve[:, 2] > 0)]
+            if not len(curve):
+                continue
+            y = smooth(curve[:, 1])
+            record = study.records.get(run.run_id)
+            failed = record is not None and record.status != "finished"
+            axes.plot(
+                curve[:, 2] / budget,
+                y,
+                ":" if failed else "-",
+                color=MUTED if failed else shade(i, len(runs)),
+                linewidth=1.1,
+                label=prefixed(getattr(run, study.size))
+                + ("  failed" if failed else ""),
+            )
+            bottoms.append(y.min())
+            tops.append(y[len(y) // 50])
+        axes.set_title(f"C = {scientific(budget)} FLOPs")
+        axes.set_xlim(0, 1.02)
+        axes.legend(
+            loc="upper right",
+            ncols=2,
+            fontsize=6.5,
+            handlelength=1.2,
+            columnspacing=1.0,
+            labelspacing=0.25,
+            title="N",
+            title_fontsize=6.5,
+        )
+    for axes in list(grid.flat)[len(budgets) :]:
+        axes.set_axis_off()
+    for axes in list(grid.flat)[max(0, len(budgets) - columns) : len(budgets)]:
+        axes.set_xlabel("share of the budget spent")
+        axes.xaxis.set_tick_params(labelbottom=True)
+    if bottoms:
+        low, high = min(bottoms), max(tops)
+        grid[0, 0].set_yscale("log")
+        grid[0, 0].set_ylim(low / 1.05, high * (high / low) ** 0.35)
+        log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, loss_tick, most=8)
+    for row in grid:
+        row[0].set_ylabel("training loss")
+    caption = (
+        "Training loss, smoothed by an exponential moving average (0.9) over the "
+        "logged steps, against the share of the budget; within a panel, darker is "
+        "larger."
+    )
+    return render(figure, "training", caption)
+
+
+def loss_tick(x: float) -> str:
+    return f"{x:.3g}"
+
+
+def samples(study: Study, most: int = 64) -> Picture:
+    """The sampled images with their captions."""
+    images = study.images[:most]
+    captions = (*study.samples.captions, *[""] * len(images))[: len(images)]
+    columns = min(8, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.05 * columns, 1.4 * rows), layout="tight")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, words in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        wrapped = "\n".join(wrap(words, 17)[:3])
+        axes.text(
+            0.5,
+            -0.06,
+            wrapped,
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            fontsize=5.5,
+            parse_math=False,
+        )
+    return render(figure, "samples", "Sampled images and their captions.")

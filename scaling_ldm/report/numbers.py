@@ -1,0 +1,93 @@
+"""Numbers and names as a reader sees them.
+
+Three significant digits, four for losses; FLOPs in scientific notation; parameters,
+tokens and images with SI prefixes (k, M, G, T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from scaling_ldm.records import Interval, Refusal
+
+NONE = "\N{EN DASH}"
+SYMBOLS = {"N_opt": "N", "D_opt": "D", "L_opt": "L"}
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plain(x: float | None, digits: int = 3) -> str:
+    """`digits` significant digits in positional notation: 0.568, 12.3, 1230."""
+    if x is None:
+        return NONE
+    if not math.isfinite(x) or x == 0:
+        return f"{x:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(x)))
+    x = round(x, decimals)
+    decimals = digits - 1 - math.floor(math.log10(abs(x)))  # 0.9996 became 1
+    return f"{x:.{max(decimals, 0)}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def scientific(x: float | None, digits: int = 3) -> str:
+    """1.60×10¹²."""
+    if x is None:
+        return NONE
+    if not math.isfinite(x) or x == 0:
+        return f"{x:g}"
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+    mantissa = mantissa.replace("-", "\N{MINUS SIGN}")
+    return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def prefixed(x: float | None, digits: int = 3) -> str:
+    """12.3 k, 4.56 M: counts; below a thousand as they are."""
+    if x is None or not math.isfinite(x):
+        return plain(x)
+    x = float(f"{x:.{digits - 1}e}")
+    for factor, prefix in _PREFIXES:
+        if abs(x) >= factor:
+            return f"{plain(x / factor, digits)}\N{NO-BREAK SPACE}{prefix}"
+    return plain(x, digits) if x != int(x) else f"{int(x)}"
+
+
+def loss(x: float | None) -> str:
+    return plain(x, 4)
+
+
+def percent(x: float | None, digits: int = 3) -> str:
+    """A ratio as a signed percentage, at most two decimals: +3.14%."""
+    if x is None or not math.isfinite(x):
+        return plain(x)
+    text = f"{100 * x:+.2f}" if abs(x) < 0.1 else f"{100 * x:+.{digits - 2}f}"
+    return text.replace("-", "\N{MINUS SIGN}") + "%"
+
+
+def bracket(interval: Interval, show: Callable[[float], str]) -> str:
+    return f"[{show(interval.low)}, {show(interval.high)}]"
+
+
+def quantity(name: str) -> Callable[[float | None], str]:
+    """How a value of N_opt, D_opt or L_opt is shown."""
+    return loss if name == "L_opt" else prefixed
+
+
+def count(x: int | None) -> str:
+    return NONE if x is None else f"{x:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def spoken(field: str) -> str:
+    """A record's field as words."""
+    words = {
+        "validation_loss": "validation loss of the raw weights",
+        "validation_loss_ema": "validation loss of the EMA weights",
+        "train_loss_smoothed": "smoothed training loss",
+        "params": "all parameters",
+        "params_without_embeddings": "parameters without embeddings",
+    }
+    return words.get(field, field.replace("_", " "))
+
+
+def sentence(refusal: Refusal) -> str:
+    tail = f" ({refusal.detail})" if refusal.detail else ""
+    return f"{refusal.reason}{tail}"

@@ -1,0 +1,378 @@
+"""The page itself: one self-contained HTML text from a study, figures and tables."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from scaling_ldm.records import HeldOut, PowerLaw, Refusal
+from scaling_ldm.report import drawing, law_tables, run_tables
+from scaling_ldm.report.drawing import Picture
+from scaling_ldm.report.numbers import (
+    SYMBOLS,
+    bracket,
+    percent,
+    plain,
+    prefixed,
+    scientific,
+    sentence,
+)
+from scaling_ldm.report.study import QUANTITIES, Study
+from scaling_ldm.report.table import Row, Table
+
+MOST_IMAGES = 64
+_NAMES = {"N_opt": "best size N", "D_opt": "tokens D", "L_opt": "loss L"}
+_CSS = """
+:root { color-scheme: light dark; --ink: #1c2127; --paper: #fefefe; --soft: #5d6470;
+  --rule: #d9dbe0; --fill: #f3f4f6; --alarm: #a3261a; --tint: #fdf1ef; LIGHT }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e4e6ea;
+  --paper: #14171b; --soft: #9aa1ac; --rule: #3a4048; --fill: #1d2126;
+  --alarm: #ff8f80; --tint: #2c1c1a; DARK } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 1120px; color: var(--ink);
+  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; border-top: 1px solid var(--rule);
+  padding-top: 1rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
+p { max-width: 72ch; margin: .5rem 0; overflow-wrap: anywhere; }
+.question { color: var(--soft); font-size: 1.05rem; margin: 0 0 1rem; }
+.headline { font-size: 1.12rem; max-width: 80ch; padding: .8rem 1rem;
+  background: var(--fill); border-left: 4px solid var(--soft); margin: 1rem 0; }
+.headline p { max-width: none; margin: .2rem 0; }
+.law { white-space: nowrap; font-weight: 600; }
+.alarm { background: var(--tint); border-left: 4px solid var(--alarm);
+  padding: .5rem 1rem; margin: .8rem 0; }
+.bad { color: var(--alarm); font-weight: 600; }
+.soft { color: var(--soft); }
+dl.facts { display: grid; gap: .4rem 1.4rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+dl.facts dt { color: var(--soft); font-size: .8rem; }
+dl.facts dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
+figure { margin: 1rem 0; min-width: 0; }
+figure svg { display: block; width: 100%; height: auto; }
+figcaption { color: var(--soft); font-size: .85rem; max-width: 80ch; }
+.three { display: grid; gap: 1rem 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.scroll { overflow-x: auto; max-width: 100%; }
+.wide svg { min-width: 640px; }
+table { border-collapse: collapse; font-size: .8rem; line-height: 1.35;
+  font-variant-numeric: tabular-nums; margin: .4rem 0; }
+caption { caption-side: top; text-align: left; color: var(--soft); font-size: .85rem;
+  padding-bottom: .3rem; max-width: 80ch; }
+th, td { padding: .22rem .55rem; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal;
+  min-width: 3.2rem; }
+th.words, td.words { text-align: left; }
+td.long { white-space: normal; min-width: 14rem; max-width: 30rem;
+  overflow-wrap: anywhere; }
+tfoot td { font-weight: 600; border-top: 2px solid var(--soft); }
+.grid { display: grid; gap: .8rem; margin: 1rem 0; }
+.grid figure { margin: 0; }
+.grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
+.grid figcaption { font-size: .75rem; line-height: 1.25; padding-top: .2rem;
+  overflow-wrap: anywhere; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
+  font: .8rem/1.45 ui-monospace, monospace; }
+@page { size: A4; margin: 14mm; }
+@media print { body { padding: 0; font-size: 10pt; max-width: none; }
+  .scroll { overflow: visible; } .wide svg { min-width: 0; }
+  table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; }
+  th { min-width: 0; } td.long { min-width: 0; }
+  figure, tr, .headline { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  pre { white-space: pre-wrap; font-size: 7pt; } }
+"""
+
+
+def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -> str:
+    """The whole page.
+
+    Args:
+      study: what was read.
+      pictures: figures, found by name.
+      tables: tables, found by name; the page leaves out what is not there.
+    """
+    figures = {p.name: p for p in pictures}
+    by_name = {t.name: t for t in tables}
+    parts = [
+        f"<h1>{escape(study.name)}</h1>",
+        f'<p class="question">{escape(study.question)}</p>' if study.question else "",
+        _headline(study),
+        _facts(study, by_name["ledger"].total),
+        _troubles(study),
+        *_laws(study, figures, by_name),
+        "<h2>Training</h2>",
+        _figure(figures.get("training"), "wide"),
+        _table(by_name["runs"]),
+        *_samples(study),
+        *_costs(study, by_name),
+        "<h2>Configuration and environment</h2>",
+        _config(study),
+        _table(by_name.get("environment")),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(study.name)}</title>\n<style>{_css(body)}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _css(body: str) -> str:
+    """The style sheet, with the colours that the page's figures use."""
+    used = [c for c in drawing.DARK if drawing.variable(c) in body]
+    light = " ".join(f"{drawing.variable(c)}: {c};" for c in used)
+    dark = " ".join(f"{drawing.variable(c)}: {drawing.DARK[c]};" for c in used)
+    return _CSS.replace("LIGHT", light).replace("DARK", dark)
+
+
+def _headline(study: Study) -> str:
+    """The answer in a sentence or two, or what was refused and why."""
+    if study.fit is None:
+        return (
+            '<div class="headline"><p>No laws yet: laws.json is missing or unreadable. '
+            "Run the same command with <code>--stages fit</code>, then again with "
+            "<code>--stages report</code>.</p></div>"
+        )
+    said, refused = [], []
+    for q in QUANTITIES:
+        law = study.fit.laws.get(q)
+        if isinstance(law, PowerLaw):
+            said.append(
+                f'<span class="law">{SYMBOLS[q]} ∝ C<sup>{plain(law.exponent)}</sup> '
+                f"{bracket(law.exponent_interval, plain)}</span>"
+            )
+        elif law is not None:
+            refused.append((q, law))
+    lines = []
+    if said:
+        law = next(v for v in study.fit.laws.values() if isinstance(v, PowerLaw))
+        lines.append(
+            f"At the best size for each budget C: {', '.join(said)}, fitted over "
+            f"{law.points} budgets from {scientific(law.x_min)} to "
+            f"{scientific(law.x_max)} FLOPs; in brackets {law_tables.level(study)} "
+            "intervals."
+        )
+    for q, why in refused:
+        lines.append(
+            f'<span class="bad">No law for the {_NAMES[q]}:</span> '
+            f"{escape(sentence(why))}."
+        )
+    lines += _held_out_words(study)
+    return f'<div class="headline">{"".join(f"<p>{line}</p>" for line in lines)}</div>'
+
+
+def _held_out_words(study: Study) -> list[str]:
+    found = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
+    lines = []
+    if found:
+        errors = ", ".join(
+            f"{SYMBOLS.get(h.quantity, h.quantity)} {percent(h.relative_error)}"
+            for h in found
+        )
+        inside = sum(
+            h.predicted_interval.low <= h.measured <= h.predicted_interval.high
+            for h in found
+        )
+        lines.append(
+            f"Held out and predicted from the smaller budgets, C = "
+            f"{scientific(found[0].budget_flops)} FLOPs: error {errors}; "
+            f"{inside} of {len(found)} measurements inside the prediction interval."
+        )
+    reasons: dict[str, list[str]] = {}
+    for h in study.fit.held_out:
+        if isinstance(h, Refusal):
+            reasons.setdefault(sentence(h), []).append(h.what)
+    lines += [
+        f'<span class="bad">Not predicted:</span> {escape(", ".join(what))}: '
+        f"{escape(why)}."
+        for why, what in reasons.items()
+    ]
+    return lines
+
+
+def _facts(study: Study, total: Row | None) -> str:
+    done = sum(r.status == "finished" for r in study.records.values())
+    facts = [
+        ("runs finished", f"{done} of {len(study.runs)}"),
+        ("budgets", str(len(study.budgets()))),
+    ]
+    if total:
+        facts += [
+            ("model FLOPs spent", scientific(total["model_flops"])),
+            ("images seen", prefixed(total["images"])),
+            ("device-hours", plain(total["device_hours"])),
+        ]
+    facts.append(("configuration", f"<code>{escape(study.config_hash)}</code>"))
+    items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _troubles(study: Study) -> str:
+    """Failed and missing runs, unreadable files and the fit's own doubts."""
+    lines = [
+        f"Run {r.run_id} ended as {r.status}{': ' + r.detail if r.detail else ''}."
+        for r in study.records.values()
+        if r.status != "finished"
+    ]
+    missing = [r.run_id for r in study.runs if r.run_id not in study.records]
+    if missing:
+        named = ", ".join(missing[:6]) + (", …" if len(missing) > 6 else "")
+        lines.append(
+            f"{len(missing)} of {len(study.runs)} runs have no record yet ({named}): "
+            "run the same command again to train them."
+        )
+    lines += study.notes
+    if study.fit is not None:
+        lines += [f"Fit: {note}." for note in study.fit.notes]
+    if not lines:
+        return ""
+    items = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="alarm">{items}</div>'
+
+
+def _laws(
+    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+) -> list[str]:
+    parts = ["<h2>IsoFLOP curves</h2>", _figure(figures.get("isoflop"))]
+    parts.append(_table(tables.get("minima")))
+    if study.fit is None:
+        return parts
+    trio = [_figure(figures.get(f"law_{SYMBOLS[q]}")) for q in QUANTITIES]
+    parts += [
+        "<h2>Laws</h2>",
+        f'<div class="three">{"".join(trio)}</div>',
+        '<p class="soft">The dashed line has the exponent of a published law and is '
+        "drawn through the middle of these minima: that law was fitted at other "
+        "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
+        _table(tables["laws"]),
+        _folded("Other published laws", _table(tables.get("published"))),
+        "<h3>Held-out budget</h3>",
+        _table(tables.get("held_out")) or "<p>No budget was held out.</p>",
+        "<h3>Parametric fit</h3>",
+        _parametric(study, tables),
+        "<h3>Points left out</h3>",
+        _table(tables.get("excluded")) or "<p>None: every run entered the fit.</p>",
+    ]
+    return parts
+
+
+def _parametric(study: Study, tables: Mapping[str, Table]) -> str:
+    if isinstance(study.fit.parametric, Refusal):
+        why = escape(sentence(study.fit.parametric))
+        return f'<p><span class="bad">Refused:</span> {why}.</p>'
+    return _table(tables.get("parametric"))
+
+
+def _samples(study: Study) -> list[str]:
+    s = study.samples
+    if s is None:
+        return ["<h2>Samples</h2>", "<p>No samples were drawn.</p>"]
+    parts = [
+        "<h2>Samples</h2>",
+        f"<p>Run {escape(s.run_id)}, {escape(s.weights)} weights; sampler "
+        f"{escape(s.sampler)}, {s.steps} steps, guidance {plain(s.guidance)}: {s.nfe} "
+        f"network evaluations an image, {scientific(s.flops)} FLOPs and "
+        f"{plain(s.seconds)} s for all {len(s.captions)}; seed {s.seed}.</p>",
+    ]
+    if study.images is None:
+        return [*parts, "<p>The pictures themselves could not be read.</p>"]
+    images = study.images[:MOST_IMAGES]
+    captions = (*s.captions, *[""] * len(images))[: len(images)]
+    width = images.shape[2] * max(1, min(4, round(100 / images.shape[2])))
+    cells = []
+    for image, words in zip(images, captions, strict=True):
+        data = base64.b64encode(drawing.png(image)).decode()
+        cells.append(
+            f'<figure><img alt="{escape(words)}" width="{image.shape[1]}" '
+            f'height="{image.shape[0]}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{escape(words)}</figcaption></figure>"
+        )
+    parts.append(
+        '<div class="grid" style="grid-template-columns: '
+        f'repeat(auto-fill, {width}px)">{"".join(cells)}</div>'
+    )
+    if len(study.images) > len(images):
+        parts.append(f"<p>The first {len(images)} of {len(study.images)}.</p>")
+    return parts
+
+
+def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
+    parts = ["<h2>Cost</h2>", _table(tables["ledger"])]
+    if not study.records:
+        parts.append("<p>No run has been trained yet.</p>")
+    reasons = sorted(
+        {
+            f"{r.device}: {r.mfu_reason}"
+            for r in study.records.values()
+            if r.mfu is None and r.mfu_reason
+        }
+    )
+    parts += [f"<p>MFU is absent on {escape(reason)}.</p>" for reason in reasons]
+    return [*parts, "<h3>Planned and spent</h3>", _table(tables["plan"])]
+
+
+def _config(study: Study) -> str:
+    if not study.config:
+        return "<p>experiment.json holds no configuration.</p>"
+    text = escape(json.dumps(study.config, indent=2, ensure_ascii=False))
+    return _folded("Resolved configuration", f"<pre>{text}</pre>")
+
+
+def _folded(title: str, inside: str) -> str:
+    if not inside:
+        return ""
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+
+
+def _figure(picture: Picture | None, kind: str = "") -> str:
+    if picture is None:
+        return ""
+    return (
+        f'<figure><div class="scroll {kind}">{picture.svg}</div>'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _table(table: Table | None) -> str:
+    """A table as HTML; columns in which no row has anything are left out."""
+    if table is None or not table.rows:
+        return ""
+    columns = [
+        c
+        for c in table.columns
+        if any(c.show(r) != run_tables.NONE for r in table.rows)
+    ]
+    head = "".join(
+        f"<th{'' if c.number else ' class=words'}>{escape(c.title)}</th>"
+        for c in columns
+    )
+    body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in table.rows)
+    foot = ""
+    if table.total is not None:
+        foot = f"<tfoot><tr>{_cells(columns, table.total)}</tr></tfoot>"
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    return (
+        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody>{foot}</table></div>"
+    )
+
+
+def _cells(columns: Iterable, row: Row) -> str:
+    cells = []
+    for c in columns:
+        shown = c.show(row)
+        names = [] if c.number else ["words"]
+        if len(shown) > 36 and not c.number:
+            names.append("long")
+        if c.badge and shown != "finished":
+            names.append("bad")
+        kind = f' class="{" ".join(names)}"' if names else ""
+        cells.append(f"<td{kind}>{escape(shown)}</td>")
+    return "".join(cells)

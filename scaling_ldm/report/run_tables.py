@@ -1,0 +1,171 @@
+"""Tables of the runs: what they reached, what was planned, what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling_ldm.report.numbers import (
+    NONE,
+    count,
+    loss,
+    percent,
+    plain,
+    prefixed,
+    scientific,
+    spoken,
+)
+from scaling_ldm.report.study import Study, flatten
+from scaling_ldm.report.table import Column, Table, cell, text
+
+
+def runs(study: Study) -> Table:
+    """Every planned run: what it reached, or why it did not; plan against actual."""
+    rows = []
+    for run in study.runs:
+        r = study.records.get(run.run_id)
+        rows.append(
+            {
+                "run_id": run.run_id,
+                "budget_flops": run.budget_flops,
+                "width": run.width,
+                "depth": run.depth,
+                "params": run.params,
+                "params_without_embeddings": run.params_without_embeddings,
+                "tokens": r.tokens if r else None,
+                "learning_rate": run.learning_rate,
+                "steps_planned": run.steps,
+                "steps": r.steps if r else None,
+                "validation_loss": r.validation_loss if r else None,
+                "validation_loss_ema": r.validation_loss_ema if r else None,
+                "train_loss_smoothed": r.train_loss_smoothed if r else None,
+                "planned_flops": run.planned_flops,
+                "actual_flops": r.flops if r else None,
+                "actual_over_planned": r.flops / run.planned_flops - 1 if r else None,
+                "planned_over_budget": run.planned_flops / run.budget_flops - 1,
+                "restarts": r.restarts if r else None,
+                "status": r.status if r else "not run",
+                "detail": r.detail if r else "",
+            }
+        )
+    columns = (
+        text("run", "run_id"),
+        cell("budget, FLOPs", "budget_flops", scientific),
+        Column("width × depth", lambda r: f"{r['width']} × {r['depth']}"),
+        cell("N", study.size, prefixed),
+        cell("D, tokens", "tokens", prefixed),
+        cell("learning rate", "learning_rate", scientific),
+        cell("validation loss", "validation_loss", loss),
+        cell("validation loss, EMA weights", "validation_loss_ema", loss),
+        cell("training loss, smoothed", "train_loss_smoothed", loss),
+        text("status", "status", badge=True),
+        text("detail", "detail"),
+    )
+    caption = (
+        f"Every planned run. N counts {spoken(study.size)}; the laws are fitted to the "
+        f"{spoken(study.metric)}."
+    )
+    return Table(name="runs", caption=caption, rows=tuple(rows), columns=columns)
+
+
+def plan(study: Study) -> Table:
+    """Planned against spent FLOPs, from the rows of `runs`."""
+    keys = "run_id steps_planned steps budget_flops planned_flops actual_flops".split()
+    keys += ["planned_over_budget", "actual_over_planned", "restarts"]
+    rows = tuple({k: row[k] for k in keys} for row in runs(study).rows)
+    columns = (
+        text("run", "run_id"),
+        cell("steps planned", "steps_planned", count),
+        cell("steps taken", "steps", count),
+        cell("budget, FLOPs", "budget_flops", scientific),
+        cell("planned, FLOPs", "planned_flops", scientific),
+        cell("planned against budget", "planned_over_budget", percent),
+        cell("spent, FLOPs", "actual_flops", scientific),
+        cell("spent against planned", "actual_over_planned", percent),
+        cell("restarts", "restarts", count),
+    )
+    caption = "Model FLOPs planned and spent; a run that ended early spent less."
+    return Table(name="plan", caption=caption, rows=rows, columns=columns)
+
+
+def ledger(study: Study) -> Table:
+    """What each run cost, and all of them together."""
+    rows = []
+    for run in study.runs:
+        if (r := study.records.get(run.run_id)) is None:
+            continue
+        rows.append(
+            {
+                "run_id": r.run_id,
+                "budget_flops": r.budget_flops,
+                "model_flops": r.flops,
+                "hardware_flops": r.hardware_flops,
+                "six_nd_flops": r.six_nd,
+                "six_nd_over_model": _ratio(r.six_nd, r.flops),
+                "images": r.images,
+                "tokens": r.tokens,
+                "seconds": r.seconds,
+                "devices": r.devices,
+                "device_hours": r.seconds * r.devices / 3600,
+                "flops_per_second": r.flops_per_second,
+                "mfu": r.mfu,
+                "mfu_reason": r.mfu_reason,
+                "device": r.device,
+            }
+        )
+    total = None
+    if rows:
+        summed = ("budget_flops", "model_flops", "hardware_flops", "six_nd_flops")
+        summed += ("images", "tokens", "seconds", "device_hours")
+        total = dict.fromkeys(rows[0])
+        total |= {k: sum(row[k] for row in rows) for k in summed}
+        total |= {
+            "run_id": f"all {len(rows)}",
+            "six_nd_over_model": _ratio(total["six_nd_flops"], total["model_flops"]),
+            "flops_per_second": _ratio(total["model_flops"], total["seconds"]),
+        }
+    columns = (
+        text("run", "run_id"),
+        cell("budget, FLOPs", "budget_flops", scientific),
+        cell("model FLOPs", "model_flops", scientific),
+        cell("hardware FLOPs", "hardware_flops", scientific),
+        cell("6ND, FLOPs", "six_nd_flops", scientific),
+        cell("6ND / model", "six_nd_over_model", plain),
+        cell("images", "images", prefixed),
+        cell("tokens", "tokens", prefixed),
+        cell("seconds", "seconds", plain),
+        cell("device-hours", "device_hours", plain),
+        cell("FLOP/s", "flops_per_second", scientific),
+        cell("MFU", "mfu", lambda x: NONE if x is None else f"{100 * x:.1f}%"),
+    )
+    caption = (
+        "Model FLOPs: 2 × multiply-adds, forward and backward. Hardware FLOPs: with "
+        "recomputation. 6ND: N without embeddings, D all tokens. Seconds: wall time "
+        "in the train loop, over all restarts. Failed runs are counted."
+    )
+    return Table(
+        name="ledger",
+        caption=caption,
+        rows=tuple(rows),
+        columns=columns,
+        total=total,
+    )
+
+
+def samples(study: Study) -> Table | None:
+    if (s := study.samples) is None:
+        return None
+    rows = tuple({"image": i, "caption": c} for i, c in enumerate(s.captions))
+    columns = (cell("image", "image", str), text("caption", "caption"))
+    return Table(name="samples", caption="", rows=rows, columns=columns)
+
+
+def pairs(name: str, caption: str, tree: Mapping[str, Any]) -> Table:
+    """A nested mapping, one dotted key a row."""
+    rows = tuple({"key": k, "value": str(v)} for k, v in flatten(tree))
+    columns = (text("key", "key"), text("value", "value"))
+    return Table(name=name, caption=caption, rows=rows, columns=columns)
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None
