@@ -95,7 +95,7 @@ class Plan:
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
-    accelerator: str = "TPU v5p"  # a name of flops.PEAKS, or "cpu"
+    accelerator: str = "tpu-v5p"  # a name of peaks.PEAKS, or any with a stated speed
     devices: int = 64
     utilisation: float = 0.4  # of the accelerator's peak; stated, not measured
     # For hardware without a known peak: model FLOP/s of one device, measured.

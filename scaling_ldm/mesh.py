@@ -13,12 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling_ldm import config
 
 AXES = ("replica", "fsdp")
-BATCH = PartitionSpec(AXES)
+BATCH = PartitionSpec(AXES)  # rows over all devices
+BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
+WHOLE = PartitionSpec()  # a copy on every device
 
 # First match wins: path pattern -> the axis to shard over "fsdp" (counted after the
 # layer axis of stacked blocks). Leaves smaller than SMALL values stay whole.
@@ -157,6 +160,23 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
     )
 
 
+def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+    """The sharding of one array."""
+    return NamedSharding(mesh, spec)
+
+
+def flag(mesh: Mesh, value: int) -> jax.Array:
+    """One number per device, [devices]: this process's word in a vote of all."""
+    mine = np.full(jax.local_device_count(), value, np.int32)
+    return put(mesh, mine)
+
+
 def is_primary() -> bool:
     """Whether this process writes the shared files."""
     return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; a single process goes on at once."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -75,6 +75,7 @@ class TrainRecord:
     width: int
     depth: int
     steps: int
+    steps_planned: int
     images: int
     tokens: int
     validation_loss: float  # raw weights, fixed noise, stratified t

@@ -1,0 +1,206 @@
+"""State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
+
+A checkpoint is an orbax composite of the sharded train state and a small JSON document
+(data iterator state, RunSpec, clock, checksum). It counts only when orbax has renamed
+it into place and the state read back has the checksum that it was saved with: anything
+else is passed over for the one before, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from scaling_ldm import mesh, records
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or does not belong to this run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run needs besides arrays to go on exactly where it was."""
+
+    data: dict[str, Any]  # the grain iterator's state
+    seconds: float  # train-loop wall time so far
+    restarts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    step: int
+    state: Any
+    progress: Progress
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """The sum of all bits as uint32 words, modulo 2^32: the same on every mesh.
+
+    Each leaf is weighted by an odd number of its own, so that leaves cannot swap.
+    """
+    total = jnp.uint32(0)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+        total += jnp.uint32(2 * i + 1) * jnp.sum(words, dtype=jnp.uint32)
+    return total
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    Args:
+      directory: made when missing; shared by all processes.
+      spec: the run they belong to; another run's checkpoint is an error.
+      keep: how many of the latest to keep.
+      say: where lines for the user go.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        spec: records.RunSpec,
+        keep: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._directory = directory.resolve()
+        self._spec = spec
+        self._keep = keep
+        self._say = say
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.LatestN(self._keep),
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(self, step: int, state: Any, progress: Progress) -> None:
+        """Starts writing the state after `step` steps; returns before it is on disk.
+
+        Raises:
+          CheckpointError: this or the previous write failed (disk full, say). The
+            checkpoints that were complete before are untouched.
+        """
+        meta = {
+            "spec": records.to_json(self._spec),
+            "progress": dataclasses.asdict(progress),
+            "processes": jax.process_count(),
+            "checksum": int(checksum(state)),
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+        except Exception as e:  # orbax raises many kinds; all mean: not saved
+            raise self._failed(step, e) from e
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+          CheckpointError: a write failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:  # as above
+            raise self._failed("the last", e) from e
+
+    def _failed(self, step: Any, error: Exception) -> CheckpointError:
+        free = shutil.disk_usage(self._directory).free / 2**20
+        cause = str(error).strip().splitlines()[0][:300]
+        return CheckpointError(
+            f"could not write checkpoint {step} of {self._spec.run_id} to "
+            f"{self._directory} ({free:.0f} MiB free there): {cause}\n"
+            "Complete checkpoints are untouched. Make room, then run the same command "
+            "to continue from the latest of them."
+        )
+
+    def restore(self, abstract_state: Any) -> Restored | None:
+        """The newest checkpoint that reads back whole, or None.
+
+        Args:
+          abstract_state: ShapeDtypeStructs with the shardings wanted now; the device
+            and process counts may differ from those that saved.
+
+        Raises:
+          CheckpointError: a checkpoint of another run.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract_state),
+                        meta=ocp.args.JsonRestore(),
+                    ),
+                )
+                state, meta = restored["state"], restored["meta"]
+                saved, read = meta["checksum"], int(checksum(state))
+                if saved != read:
+                    raise ValueError(f"checksum {read}, saved with {saved}")
+            except Exception as e:  # whatever a damaged file makes orbax raise
+                self._pass_over(step, e)
+                continue
+            saved_spec = records.from_json(meta["spec"])
+            if _identity(saved_spec) != _identity(self._spec):
+                raise CheckpointError(
+                    f"{self._directory / str(step)} belongs to another run: "
+                    f"{saved_spec}\nwanted: {self._spec}\nUse another --workdir."
+                )
+            return Restored(
+                step=step, state=state, progress=Progress(**meta["progress"])
+            )
+        return None
+
+    def _pass_over(self, step: int, error: Exception) -> None:
+        """Sets a damaged checkpoint aside under another name and says so."""
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self._say(
+            f"checkpoint {step} of {self._spec.run_id} is damaged ({cause}); set aside "
+            f"as damaged-{step}, trying the one before"
+        )
+        self._manager.close()
+        if mesh.is_primary():
+            damaged = self._directory / f"damaged-{step}"
+            shutil.rmtree(damaged, ignore_errors=True)
+            (self._directory / str(step)).rename(damaged)
+        mesh.barrier(f"damaged-{step}")
+        self._manager = self._open()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _identity(spec: records.RunSpec) -> tuple[Any, ...]:
+    """What must agree between a checkpoint and the run that continues it."""
+    return (
+        spec.run_id,
+        spec.recipe_hash,
+        spec.width,
+        spec.depth,
+        spec.heads,
+        spec.steps,
+        spec.batch_size,
+        spec.seed,
+        spec.learning_rate,
+        spec.warmup_steps,
+    )

@@ -1,0 +1,81 @@
+"""Sources -> an iterator of batches, through grain; numpy in, numpy out.
+
+A batch is addressed by its number alone: batch b holds the stream's positions
+b * B ... b * B + B - 1, and a process computes only its own rows of them. So the stream
+is the same for every process count, and the iterator's state is one number that any
+process count can continue from.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+Rows = dict[str, np.ndarray]
+Batches = grain.DatasetIterator
+
+
+class Source(Protocol):
+    """Random access to an endless stream of pictures with captions.
+
+    shape: (H, W, C) of a picture.
+    classes: how many labels there are; 0 without "label".
+    rows(positions): "x" float32 [n, H, W, C] in [-1, 1] (or latents), "text" int32
+      [n, S], "mask" bool [n, S], and "label" int32 [n] where there are classes; a pure
+      function of the positions.
+    captions(positions): the same pictures' captions.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+
+    def rows(self, positions: np.ndarray) -> Rows: ...
+
+    def captions(self, positions: np.ndarray) -> list[str]: ...
+
+
+class _Batches:
+    """A grain data source whose record b is batch b."""
+
+    def __init__(self, source: Source, batch_size: int, rows: slice) -> None:
+        self._source = source
+        self._offsets = np.arange(rows.start, rows.stop, dtype=np.int64)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return 2**40  # grain wants an end; no run gets there
+
+    def __getitem__(self, number: Any) -> Rows:
+        return self._source.rows(int(number) * self._batch_size + self._offsets)
+
+    def __repr__(self) -> str:
+        return f"batches of {self._batch_size} from {type(self._source).__name__}"
+
+
+def batches(
+    source: Source, *, batch_size: int, rows: slice, prefetch: int
+) -> grain.DatasetIterator:
+    """The training stream of this process.
+
+    Args:
+      batch_size: pictures in a global batch.
+      rows: this process's part of each global batch.
+      prefetch: batches made ahead by one thread; 0 makes them when asked for.
+    """
+    dataset = grain.MapDataset.source(_Batches(source, batch_size, rows))
+    options = grain.ReadOptions(
+        num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch
+    )
+    return iter(dataset.to_iter_dataset(options))
+
+
+def stack(iterator: grain.DatasetIterator, count: int) -> Rows:
+    """The next `count` batches, stacked along a new leading axis."""
+    columns = collections.defaultdict(list)
+    for _ in range(count):
+        for name, value in next(iterator).items():
+            columns[name].append(value)
+    return {name: np.stack(values) for name, values in columns.items()}

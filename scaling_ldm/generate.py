@@ -1,0 +1,145 @@
+"""A finished run -> sample pictures with captions, and what they cost."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm import checkpoint, config, flops, mesh, meters, records, samplers
+from scaling_ldm import data as data_lib
+from scaling_ldm import step as step_lib
+
+
+def run(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> records.SampleRecord | None:
+    """Samples the finished run with the lowest validation loss, from its EMA weights.
+
+    Captions are those of held-out names. Nothing happens when the pictures are there
+    already.
+
+    Returns:
+      The record, or None when no run is finished.
+    """
+    finished = [
+        record
+        for spec in specs
+        if (path := workdir / "runs" / spec.run_id / "record.json").exists()
+        and (record := records.loads(path.read_text())).status == "finished"
+    ]
+    if not finished:
+        meters.say("no finished run to sample from")
+        return None
+    best = min(finished, key=lambda record: record.validation_loss_ema)
+    spec = next(spec for spec in specs if spec.run_id == best.run_id)
+    path = workdir / "samples" / "record.json"
+    if path.exists():
+        known = records.loads(path.read_text())
+        wanted = _settings(experiment, spec)
+        if {name: getattr(known, name) for name in wanted} == wanted:
+            meters.say(f"samples of {spec.run_id} are there already")
+            return known
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        record, images = _sample(experiment, workdir, spec, device_mesh)
+    if mesh.is_primary():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(workdir / record.images_file, images, allow_pickle=False)
+        records.write_text(path, records.dumps(record))
+    return record
+
+
+def _settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
+    cfg = experiment.generate
+    return {
+        "run_id": spec.run_id,
+        "steps": cfg.steps,
+        "guidance": cfg.guidance,
+        "seed": cfg.seed,
+    }
+
+
+def _sample(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    device_mesh: jax.sharding.Mesh,
+) -> tuple[records.SampleRecord, np.ndarray]:
+    cfg = experiment.generate
+    functions = step_lib.build(experiment, spec.width, spec.depth, unroll=False)
+    denoiser = functions.denoiser
+    abstract = step_lib.abstract_state(functions)
+    placed = mesh.shardings(device_mesh, abstract)
+    checkpoints = checkpoint.Checkpoints(
+        workdir / "runs" / spec.run_id / "checkpoints",
+        spec,
+        experiment.train.keep_checkpoints,
+        meters.say,
+    )
+    restored = checkpoints.restore(
+        jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            placed,
+        )
+    )
+    checkpoints.close()
+    if restored is None:
+        raise checkpoint.CheckpointError(f"{spec.run_id} has no readable checkpoint")
+    _, source = data_lib.sources(experiment.data)
+    positions = np.arange(cfg.images)
+    padded = -(-cfg.images // device_mesh.size) * device_mesh.size
+    every = np.arange(padded) % cfg.images
+    mine = every[mesh.rows_of_process(device_mesh, padded)]
+    rows = source.rows(mine)
+    names = denoiser.conditioning
+    cond = mesh.put(device_mesh, {name: rows[name] for name in names})
+    null_rows = data_lib.null_condition(experiment.data, experiment.model.classes)
+    null = {name: np.broadcast_to(null_rows[name], rows[name].shape) for name in names}
+    null = mesh.put(device_mesh, null)
+    index = mesh.put(device_mesh, mine.astype(np.int32))
+
+    def sample(params: Any, cond: Any, null: Any, index: jax.Array) -> jax.Array:
+        def noise(i: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(cfg.seed), i)
+            return jax.random.normal(key, experiment.data.shape)
+
+        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+            towards = denoiser.apply(params, x, t, cond)
+            away = denoiser.apply(params, x, t, null)
+            return away + cfg.guidance * (towards - away)
+
+        x = samplers.euler(velocity, jax.vmap(noise)(index), steps=cfg.steps)
+        return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    begin = time.perf_counter()
+    whole = mesh.named(device_mesh, mesh.WHOLE)
+    compiled = jax.jit(sample, out_shardings=whole)
+    images = np.asarray(compiled(restored.state.ema, cond, null, index))
+    seconds = time.perf_counter() - begin
+    with jax.set_mesh(None):
+        counted = flops.count(
+            sample,
+            abstract.params,
+            *jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (cond, null, index)
+            ),
+        )
+    return records.SampleRecord(
+        **_settings(experiment, spec),
+        sampler="euler",
+        nfe=2 * cfg.steps,
+        flops=float(counted.total) * cfg.images / padded,
+        seconds=seconds,
+        weights="ema",
+        captions=tuple(source.captions(positions)),
+        images_file="samples/images.npy",
+    ), images[: cfg.images]

@@ -1,0 +1,191 @@
+"""From an experiment and a size to the pure functions of a run: init, step, evaluate.
+
+Plan counts and measures these functions on abstract values, train compiles them: there
+is one definition of a training step. Nothing here touches a file, a clock or a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm import config, denoisers, flops, optim
+from scaling_ldm.denoisers import dit
+from scaling_ldm.objectives import denoise, validation
+
+Batch = dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "ema", "opt", "step", "smoothed_loss"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """All that a step changes. `step` counts optimizer updates done."""
+
+    params: Any
+    ema: Any
+    opt: Any
+    step: jax.Array
+    smoothed_loss: jax.Array  # EMA(0.9) of the loss of each step, as in paper B
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Functions:
+    """The pure functions of one size.
+
+    init(key) -> TrainState
+    step(state, batch, null, hyper) -> (state, metrics): metrics are float32 scalars
+      "loss" (before the update), "loss_smoothed", "gradient_norm", "learning_rate".
+      `hyper` holds "key" (of the run), "peak" and "warmup": data, so runs of one size
+      share a compiled step.
+    errors(params, batch, t_B, index_B, key) -> [B] validation errors.
+    """
+
+    denoiser: denoisers.Denoiser
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    loss: Callable[..., jax.Array]
+    errors: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=64)
+def build(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> Functions:
+    """The functions of the network `width` x `depth` under an experiment's recipe."""
+    model, objective, cfg = experiment.model, experiment.objective, experiment.optimizer
+    denoiser = denoisers.transformer(
+        dit.Shape(
+            architecture=model.architecture,
+            width=width,
+            depth=depth,
+            heads=width // model.head_dim,
+            image_shape=experiment.data.shape,
+            patch_size=model.patch_size,
+            mlp_ratio=model.mlp_ratio,
+            activation=model.activation,
+            text_tokens=experiment.data.text_tokens,
+            text_width=model.text_width,
+            time_width=model.time_width,
+            vocab_size=experiment.data.vocab_size,
+            classes=model.classes,
+            dtype=denoisers.DTYPES[model.compute_dtype],
+            remat=model.remat,
+            unroll=unroll,
+        )
+    )
+    optimizer = optim.adamw(cfg)
+    loss = functools.partial(
+        denoise.rectified_flow,
+        denoiser.apply,
+        time_location=objective.time_location,
+        time_scale=objective.time_scale,
+        caption_dropout=objective.caption_dropout,
+    )
+
+    def init(key: jax.Array) -> TrainState:
+        params = denoiser.init(key)
+        return TrainState(
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt=optimizer.init(params),
+            step=jnp.int32(0),
+            smoothed_loss=jnp.float32(0),
+        )
+
+    def step(
+        state: TrainState, batch: Batch, null: Batch, hyper: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(hyper["key"], state.step)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch, null, key)
+        with jax.named_scope("optimizer"):
+            direction, opt = optimizer.update(gradient, state.opt, state.params)
+            rate = optim.learning_rate(state.step, hyper["peak"], hyper["warmup"])
+            params = optim.descend(state.params, direction, rate)
+            done = state.step + 1
+            ema = optim.average(state.ema, params, done, cfg.ema_decay)
+        first = state.step == 0
+        smoothed = jnp.where(first, value, 0.9 * state.smoothed_loss + 0.1 * value)
+        metrics = {
+            "loss": value,
+            "loss_smoothed": smoothed,
+            "gradient_norm": optim.global_norm(gradient),
+            "learning_rate": rate,
+        }
+        return TrainState(
+            params=params, ema=ema, opt=opt, step=done, smoothed_loss=smoothed
+        ), metrics
+
+    def errors(
+        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        cond = {name: batch[name] for name in denoiser.conditioning}
+        return validation.errors(
+            denoiser.apply, params, batch["x"], cond, t, index, key
+        )
+
+    return Functions(denoiser=denoiser, init=init, step=step, loss=loss, errors=errors)
+
+
+def abstract_state(functions: Functions) -> TrainState:
+    """The state's shapes and types; allocates nothing."""
+    return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
+
+
+def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
+    """Shapes and types of what a source gives, `rows` pictures of it."""
+    s = experiment.data.text_tokens
+    return {
+        "x": jax.ShapeDtypeStruct((rows, *experiment.data.shape), jnp.float32),
+        "text": jax.ShapeDtypeStruct((rows, s), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows, s), jnp.bool_),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one optimizer step takes, counted on abstract values."""
+
+    flops: flops.FlopCount
+    state_bytes: int  # parameters, EMA, optimizer and gradients
+    activation_bytes: int  # kept from forward to backward, whole batch
+
+
+def cost(experiment: config.Experiment, functions: Functions, batch_size: int) -> Cost:
+    """Counts one step at `batch_size`; compiles nothing, touches no device."""
+    state = abstract_state(functions)
+    batch = abstract_batch(experiment, batch_size)
+    null = {
+        name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
+        for name in functions.denoiser.conditioning
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def residuals(params: Any, batch: Batch, null: Batch, key: jax.Array) -> Any:
+        return jax.vjp(lambda p: functions.loss(p, batch, null, key), params)[1]
+
+    kept = jax.eval_shape(residuals, state.params, batch, null, key)
+    params_bytes = _nbytes(state.params)
+    return Cost(
+        flops=flops.count(
+            jax.value_and_grad(functions.loss), state.params, batch, null, key
+        ),
+        state_bytes=_nbytes(state) + params_bytes,
+        activation_bytes=max(_nbytes(kept) - params_bytes, 0),
+    )
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(
+        int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )

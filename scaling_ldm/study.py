@@ -1,0 +1,302 @@
+"""The stages in order over one workdir, and what each failure tells the caller.
+
+Stages are imported when asked for: reading a study (fit, report) loads no accelerator
+stack, and planning touches no accelerator.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from scaling_ldm import config, records
+
+EXIT = {
+    "done": 0,
+    "bad configuration": 2,
+    "storage": 3,
+    "lost a process": 4,
+    "preempted, run the same command again": 75,
+}
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without quotes inside quotes and line breaks."""
+    text = error.args[0] if error.args else error
+    return " ".join(str(text).replace("\\'", "'").strip("'\"").split())
+
+
+def run(
+    given: ml_collections.ConfigDict | Any,
+    *,
+    workdir: str | None,
+    stages: Sequence[str] | None,
+    only: int | None,
+    cluster: tuple[str | None, int | None, int | None],
+) -> int:
+    """Runs the stages and returns one of EXIT's values; errors end as one message."""
+    from scaling_ldm import meters
+
+    try:
+        experiment = config.resolve(given)
+        names = _stages(stages, only)
+        folder = pathlib.Path(workdir or f"runs/{experiment.name}")
+        _Study(experiment, folder, names, only, cluster).run()
+    except config.ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT["bad configuration"]
+    except OSError as e:
+        print(f"error: {e.strerror or e}: {e.filename or ''}", file=sys.stderr)
+        return EXIT["storage"]
+    except Exception as e:
+        code = _known(e)
+        if code is None:
+            raise
+        meters.say(f"stopped: {e}")
+        if code == EXIT["lost a process"]:
+            os._exit(code)  # the dead process will never reach the goodbye of the job
+        return code
+    return EXIT["done"]
+
+
+def _known(error: Exception) -> int | None:
+    """The exit status of an error that a user can act on; None for a defect."""
+    kind = type(error).__name__
+    if kind == "Preempted":
+        return EXIT["preempted, run the same command again"]
+    if kind == "CheckpointError":
+        return EXIT["storage"]
+    if kind == "JaxRuntimeError" and "jax" in sys.modules:
+        if sys.modules["jax"].process_count() > 1:
+            error.args = (
+                "a process of this job is gone (or the network to it): "
+                f"{one_line(error)[:300]}\nAll processes end; start the same command "
+                "on every host to continue from the last checkpoint.",
+            )
+            return EXIT["lost a process"]
+    return None
+
+
+def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
+    if stages is None:  # one run of a sweep: the study is read when all are there
+        return ("plan", "train") if only is not None else config.STAGES
+    unknown = [s for s in stages if s not in config.STAGES]
+    if unknown:
+        raise config.ConfigError(
+            f"--stages: {', '.join(unknown)} unknown; known: {', '.join(config.STAGES)}"
+        )
+    return tuple(s for s in config.STAGES if s in stages)
+
+
+class _Study:
+    """One call of the entry point."""
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        stages: tuple[str, ...],
+        only: int | None,
+        cluster: tuple[str | None, int | None, int | None],
+    ) -> None:
+        self.experiment, self.workdir, self.stages = experiment, workdir, stages
+        self.only, self.cluster = only, cluster
+        self.primary = True
+
+    def run(self) -> None:
+        from scaling_ldm import meters
+
+        if {"train", "generate"} & set(self.stages):
+            self._start_devices()
+        elif "plan" in self.stages:
+            os.environ["JAX_PLATFORMS"] = "cpu"  # planning counts, it does not run
+        self._claim_workdir()
+        if self.stages == config.STAGES and self._complete():
+            meters.say(
+                f"nothing to do: {self.experiment.name} is finished; read "
+                f"{self.workdir / 'report' / 'index.html'}"
+            )
+            return
+        for stage in self.stages:
+            getattr(self, f"_{stage}")()
+        if self.stages == config.STAGES and self.primary:
+            complete = json.dumps({"inputs": self._inputs()})
+            records.write_text(self.workdir / "complete.json", complete + "\n")
+
+    def _start_devices(self) -> None:
+        from scaling_ldm import mesh, meters
+
+        mesh.start(self.experiment.mesh)
+        mesh.join(*self.cluster)
+        self.primary = mesh.is_primary()
+        if not self.primary:
+            meters.mute()
+
+    def _claim_workdir(self) -> None:
+        """Makes the workdir this experiment's, or refuses.
+
+        Raises:
+          ConfigError: it holds another experiment.
+        """
+        experiment, path = self.experiment, self.workdir / "experiment.json"
+        if path.exists():
+            held = json.loads(path.read_text())
+            if (held["name"], held["recipe_hash"]) != (
+                experiment.name,
+                experiment.recipe_hash,
+            ):
+                raise config.ConfigError(
+                    f"{self.workdir} holds another experiment: {held['name']!r} "
+                    f"(recipe {held['recipe_hash']}), wanted {experiment.name!r} "
+                    f"(recipe {experiment.recipe_hash}); use another --workdir"
+                    + _differences(held["config"], records.to_json(experiment))
+                )
+        elif self.workdir.exists() and any(self.workdir.iterdir()):
+            raise config.ConfigError(
+                f"{self.workdir} is not empty and holds no experiment.json: use "
+                "another --workdir"
+            )
+        if not self.primary:
+            return
+        resolved = records.to_json(experiment)
+        held = {
+            "name": experiment.name,
+            "question": experiment.question,
+            "recipe_hash": experiment.recipe_hash,
+            "config": {k: v for k, v in resolved.items() if k != "record"},
+        }
+        text = json.dumps(held, indent=1) + "\n"
+        if not path.exists() or path.read_text() != text:
+            records.write_text(path, text)
+        environment = json.dumps(_environment(), indent=1) + "\n"
+        records.write_text(self.workdir / "environment.json", environment)
+
+    def _inputs(self) -> str:
+        """A digest of everything the report shows."""
+        texts = [p.read_text() for p in sorted(self.workdir.glob("runs/*/record.json"))]
+        names = ("runs.jsonl", "laws.json", "samples/record.json", "report/index.html")
+        for name in names:
+            path = self.workdir / name
+            texts.append(path.read_text() if path.exists() else "")
+        return records.digest([records.to_json(self.experiment), texts])
+
+    def _complete(self) -> bool:
+        path = self.workdir / "complete.json"
+        return (
+            path.exists() and json.loads(path.read_text())["inputs"] == self._inputs()
+        )
+
+    def _plan(self) -> None:
+        from scaling_ldm import plan
+
+        rows = plan.plan(self.experiment)
+        shown, first = rows, 0
+        if self.only is not None:
+            self._check_row(len(rows))
+            shown, first = rows[self.only : self.only + 1], self.only
+        if self.primary:
+            plan.write(rows, self.workdir)
+            print(plan.table(self.experiment, shown, first), flush=True)
+
+    def _check_row(self, rows: int) -> None:
+        if not 0 <= self.only < rows:
+            raise config.ConfigError(
+                f"--run={self.only}: the plan has rows 0 to {rows - 1}"
+            )
+
+    def _specs(self) -> list[records.RunSpec]:
+        path = self.workdir / "runs.jsonl"
+        if not path.exists():
+            raise config.ConfigError(f"no plan in {self.workdir}: add plan to --stages")
+        return records.read_jsonl(path)
+
+    def _train(self) -> None:
+        from scaling_ldm import meters, train
+
+        numbered = list(enumerate(self._specs()))
+        runs = len(numbered)
+        if self.only is not None:
+            self._check_row(runs)
+            numbered = [numbered[self.only]]
+        done = train.run(self.experiment, self.workdir, numbered, runs)
+        failed = [r for r in done if r.status != "finished"]
+        meters.say(f"trained: {len(done) - len(failed)} of {runs} runs finished")
+        for r in failed:
+            meters.say(f"  {r.run_id}: {r.status} ({r.detail})")
+
+    def _fit(self) -> None:
+        if not self.primary:
+            return
+        from scaling_ldm import fit, meters
+
+        cfg, found, missing = self.experiment.fit, [], []
+        for spec in self._specs():
+            path = self.workdir / "runs" / spec.run_id / "record.json"
+            if path.exists():
+                found.append(records.loads(path.read_text()))
+            else:
+                missing.append(f"{spec.run_id}: not trained yet")
+        result = fit.fit_records(
+            found,
+            metric=cfg.metric,
+            size=cfg.size,
+            confidence=cfg.confidence,
+            bootstrap=cfg.bootstrap,
+            seed=cfg.seed,
+            missing=missing,
+        )
+        records.write_text(self.workdir / "laws.json", records.dumps(result) + "\n")
+        for line in fit.summary(result):
+            meters.say(line)
+
+    def _generate(self) -> None:
+        from scaling_ldm import generate
+
+        generate.run(self.experiment, self.workdir, self._specs())
+
+    def _report(self) -> None:
+        if not self.primary:
+            return
+        from scaling_ldm import meters, report
+
+        meters.say(f"report: {report.write(self.workdir)}")
+
+
+def _differences(held: Any, wanted: Any, where: str = "config") -> str:
+    """Up to five fields in which two configs differ, a line each."""
+    lines: list[str] = []
+
+    def walk(a: Any, b: Any, where: str) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted((a.keys() | b.keys()) - {"record"}):
+                walk(a.get(key), b.get(key), f"{where}.{key}")
+        elif a != b:
+            lines.append(f"\n  {where}: {a!r} there, {b!r} here")
+
+    walk(held, wanted, where)
+    return "".join(lines[:5])
+
+
+def _environment() -> dict[str, Any]:
+    """Versions and host facts for the report; nothing that identifies the host."""
+    packages = ("scaling_ldm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    versions = {}
+    for package in (*packages, "grain", "numpy", "scipy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "packages": versions,
+    }
