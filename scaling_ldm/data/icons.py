@@ -1,0 +1,601 @@
+"""Icons in random colours with captions, by position; imports numpy and stdlib only.
+
+A source of pictures for studies of text-to-image scaling that needs no download: about
+200,000 real shapes (drawn by many hands, see icons/NOTICES.md) of about 40,000 names,
+each painted in two named colours and described by a caption. The shapes are real, the
+colours procedural.
+
+Picture i of a source is a pure function of (seed, i), so it is the same on every host,
+at every batch size and after every restart, and any picture costs the same to reach:
+
+    epoch, slot  = divmod(i, number of names)
+    name         = P_(seed, epoch)(slot), a keyed permutation of the names
+    mask         = one of the name's masks, uniformly
+    colours      = one of the pairs that contrast, uniformly, each jittered
+    caption      = one of a few word orders, uniformly
+
+where each choice is a 64-bit hash of (seed, choice, i). In every epoch each name is
+shown once, so common words of user interfaces weigh no more than rare ones.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import io
+import json
+import lzma
+from collections.abc import Sequence
+
+import numpy as np
+
+SIDE = 32  # pixels of a mask
+SPLITS = ("train", "validation")
+PADDING, UNKNOWN, NULL = 0, 1, 2  # token ids that are no word
+RESERVED = ("<padding>", "<unknown>", "<null>")
+
+# sRGB, 0..255. Only pairs that contrast are painted together, see below.
+PALETTE = {
+    "black": (16, 16, 16),
+    "white": (245, 245, 245),
+    "grey": (128, 128, 128),
+    "red": (214, 32, 32),
+    "orange": (247, 132, 18),
+    "yellow": (250, 214, 30),
+    "green": (40, 150, 50),
+    "blue": (30, 80, 220),
+    "purple": (128, 40, 170),
+    "pink": (250, 130, 180),
+    "brown": (120, 70, 30),
+    "teal": (16, 138, 138),
+    "navy": (16, 24, 96),
+    "lime": (150, 230, 50),
+    "light blue": (150, 205, 250),
+    "dark green": (14, 70, 30),
+}
+JITTER = 10  # of 255, largest change of one channel
+# Of two palette colours painted together, in OKLab: distance, and lightness alone.
+MIN_CONTRAST, MIN_LIGHTNESS = 0.3, 0.15
+# Word orders. {a_fore} and {a_back} are the colour with the article that it asks for.
+TEMPLATES = (
+    "{a_fore} {style} {name} on {back}",
+    "{style} {name} in {fore} on {a_back} background",
+    "on {back} {a_fore} {style} {name}",
+)
+
+
+def oklab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB of 0..1 -> OKLab, float64 [..., 3]; its distances match seen ones.
+
+    References: B. Ottosson, "A perceptual color space for image processing", 2020.
+    """
+    rgb = np.asarray(rgb, np.float64)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lms = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(lms) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
+
+# --- Hashes: all of it is uint64 arithmetic modulo 2**64, vectorised over positions.
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64, a bijection of uint64 that looks random."""
+    x = np.array(x, np.uint64, ndmin=1)
+    x += np.uint64(0x9E3779B97F4A7C15)
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def draw(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
+    """64 random bits for each position: uint64 [n], of (seed, stream, position)."""
+    key = mix(mix(np.uint64(seed % 2**64)) ^ np.uint64(stream))
+    return mix(mix(positions) ^ key)
+
+
+def below(bits: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+    """Maps 64 random bits to int64 of 0..bound-1; bound below 2**31."""
+    bound = np.asarray(bound, np.uint64)
+    return (((bits >> np.uint64(32)) * bound) >> np.uint64(32)).astype(np.int64)
+
+
+def permute(slots: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+    """A keyed permutation of 0..size-1: int64 [n] slots, uint64 [n] keys -> int64 [n].
+
+    A Feistel network of six rounds on the smallest even number of bits that holds
+    `size`; where it leaves the range it is applied again until it is back, which keeps
+    it a bijection and takes fewer than four turns on average.
+
+    References: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = [mix(keys ^ np.uint64(r + 1)) for r in range(6)]
+
+    def once(x, round_keys):
+        left, right = x >> half, x & mask
+        for key in round_keys:
+            left, right = right, left ^ (mix(right ^ key) & mask)
+        return (left << half) | right
+
+    x = once(slots.astype(np.uint64), round_keys)
+    while True:
+        out = np.flatnonzero(x >= np.uint64(size))
+        if not out.size:
+            return x.astype(np.int64)
+        x[out] = once(x[out], [key[out] for key in round_keys])
+
+
+# --- The embedded files
+
+
+def _read(name: str) -> bytes:
+    file = importlib.resources.files(__package__).joinpath("icons", name)
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f"scaling_ldm/data/icons/{name} is missing. Reinstall the package, or build"
+            " the file:\n  npm pack @iconify/json@2.2.535\n"
+            "  pip install pillow resvg-py==0.5.0\n"
+            "  python -m scaling_ldm.data.build_icons --package"
+            " iconify-json-2.2.535.tgz --out scaling_ldm/data/icons"
+        ) from e
+
+
+def _inflate(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decompresses into one array, without a second copy of it in memory."""
+    array = np.empty(shape, np.uint8)
+    flat, filled = array.reshape(-1), 0
+    decompressor = lzma.LZMADecompressor()
+    try:
+        while not decompressor.eof:
+            part = decompressor.decompress(compressed, max_length=1 << 22)
+            compressed = b""
+            if not part and decompressor.needs_input:
+                break
+            flat[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
+    except (lzma.LZMAError, ValueError) as e:
+        raise ValueError(f"icons/masks.xz is damaged ({e}); reinstall it") from e
+    if not decompressor.eof or filled != flat.size:
+        raise ValueError("icons/masks.xz is cut short; reinstall it")
+    return array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class IconSet:
+    """The embedded masks and what they are called. Masks are in the order of names.
+
+    Attributes:
+      packed: uint8 [masks, 16, 32]; a byte holds row 2r (high bits) and row 2r + 1.
+      offsets: int64 [names + 1]; masks offsets[k] to offsets[k + 1] bear name k.
+      names: base names, [a-z0-9 ], sorted and distinct.
+      keys: a split key for each name; names with one key differ in form alone.
+      styles: style words, for example "thin outline" or "".
+      sets: the icon sets that the masks come from.
+      mask_style: uint8 [masks], an index into styles.
+      mask_set: uint8 [masks], an index into sets.
+      mask_twin: uint32 [masks], equal for masks that look the same, 0 for a lone mask.
+    """
+
+    packed: np.ndarray
+    offsets: np.ndarray
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    styles: tuple[str, ...]
+    sets: tuple[str, ...]
+    mask_style: np.ndarray
+    mask_set: np.ndarray
+    mask_twin: np.ndarray
+
+    @functools.cached_property
+    def mask_name(self) -> np.ndarray:
+        """int32 [masks], an index into names."""
+        counts = np.diff(self.offsets)
+        return np.repeat(np.arange(len(self.names), dtype=np.int32), counts)
+
+    def levels(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Alpha of some masks as stored: int [n] -> intp [n, 32, 32], 0..15."""
+        packed = self.packed[np.asarray(indices, np.int64)]
+        levels = np.empty((len(packed), SIDE, SIDE), np.intp)
+        np.right_shift(packed, 4, out=levels[:, 0::2])
+        np.bitwise_and(packed, 15, out=levels[:, 1::2])
+        return levels
+
+    def masks(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Alpha of some masks: int [n] -> uint8 [n, 32, 32], 0..255."""
+        return (self.levels(indices) * 17).astype(np.uint8)
+
+    def split_names(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
+        """The names of each split: {"train": int64 [a], "validation": int64 [b]}.
+
+        A name's side is a hash of its key, so it depends on no other name, and raising
+        the fraction only moves names from train to validation. Names whose every
+        drawing is also a drawing of a train name are in neither split.
+        """
+        return {
+            split: np.unique(self.mask_name[masks])
+            for split, masks in self.split_masks(validation_fraction).items()
+        }
+
+    def split_masks(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
+        """The masks of each split: {"train": int64 [a], "validation": int64 [b]}.
+
+        Those of its names, without validation masks that look like a train mask: the
+        same at 16 x 16, at two levels.
+        """
+        if not 0.0 < validation_fraction < 1.0:
+            raise ValueError(
+                f"validation_fraction is {validation_fraction}; give a number between"
+                " 0 and 1, for example 0.05"
+            )
+        validation = (self._key_fraction < validation_fraction)[self.mask_name]
+        seen = np.zeros(int(self.mask_twin.max(initial=0)) + 1, bool)
+        seen[self.mask_twin[~validation]] = True
+        seen[0] = False
+        return {
+            "train": np.flatnonzero(~validation),
+            "validation": np.flatnonzero(validation & ~seen[self.mask_twin]),
+        }
+
+    @functools.cached_property
+    def _key_fraction(self) -> np.ndarray:
+        digests = b"".join(
+            hashlib.blake2b(key.encode(), digest_size=8).digest() for key in self.keys
+        )
+        return np.frombuffer(digests, "<u8") / 2.0**64
+
+
+def manifest() -> dict:
+    """What was built: counts, source, and bytes and sha256 of each file."""
+    return json.loads(_read("manifest.json"))
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> IconSet:
+    """Reads the embedded icons, about a second and 110 MB; later calls are free."""
+    with np.load(io.BytesIO(_read("names.npz")), allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    text = {
+        name: tuple(arrays[name].tobytes().decode().split("\n"))
+        for name in ("names", "keys", "styles", "sets")
+    }
+    offsets = np.concatenate([[0], np.cumsum(arrays["masks_per_name"], dtype=np.int64)])
+    packed = _inflate(_read("masks.xz"), (int(offsets[-1]), SIDE // 2, SIDE))
+    icons = IconSet(
+        packed=packed,
+        offsets=offsets,
+        mask_style=arrays["mask_style"],
+        mask_set=arrays["mask_set"],
+        mask_twin=arrays["mask_twin"],
+        **text,
+    )
+    for array in (icons.packed, icons.offsets, icons.mask_twin):
+        array.setflags(write=False)  # shared by every caller
+    return icons
+
+
+# --- Captions as tokens
+
+
+def _article(colour: str) -> str:
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour}"
+
+
+def _fixed_words() -> list[str]:
+    words = {"in", "on", "background"}
+    for colour in PALETTE:
+        words |= set(_article(colour).split())
+    return sorted(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Words and their token ids: 0 padding, 1 unknown, 2 the null caption.
+
+    Attributes:
+      words: every token by id, the three reserved ones included.
+    """
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls,
+        size: int = 4096,
+        validation_fraction: float = 0.05,
+        icons: IconSet | None = None,
+    ) -> "Vocabulary":
+        """The words of colour, style and templates, then the names' most frequent.
+
+        Counted over the base names of the train split, each once, as they are shown;
+        equal counts in alphabetical order. The default covers about 98% of the words
+        of train captions.
+        """
+        icons = load() if icons is None else icons
+        return _build_vocabulary(cls, size, validation_fraction, icons)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        """{word: id}, without the reserved ones."""
+        start = len(RESERVED)
+        return {word: start + i for i, word in enumerate(self.words[start:])}
+
+    def encode(self, caption: str, length: int) -> np.ndarray:
+        """int32 [length]: an id a word, cut or padded to length."""
+        known = [self.ids.get(word, UNKNOWN) for word in caption.split()[:length]]
+        ids = np.full(length, PADDING, np.int32)
+        ids[: len(known)] = known
+        return ids
+
+    def null(self, length: int) -> np.ndarray:
+        """int32 [length]: the caption of no caption, for guidance."""
+        ids = np.full(length, PADDING, np.int32)
+        ids[0] = NULL
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The words of int [length], padding left out."""
+        return " ".join(self.words[int(i)] for i in ids if i != PADDING)
+
+
+@functools.lru_cache(maxsize=8)
+def _build_vocabulary(cls, size, validation_fraction, icons) -> Vocabulary:
+    fixed = {
+        *_fixed_words(),
+        *(word for style in icons.styles for word in style.split()),
+    }
+    if size < len(RESERVED) + len(fixed):
+        raise ValueError(
+            f"a vocabulary of {size} has no room for the {len(fixed)} words of colour,"
+            f" style and templates; give at least {len(RESERVED) + len(fixed)}"
+        )
+    counts: dict[str, int] = {}
+    for name in icons.split_names(validation_fraction)["train"]:
+        for word in icons.names[name].split():
+            counts[word] = counts.get(word, 0) + 1
+    ranked = sorted(counts.keys() - fixed, key=lambda word: (-counts[word], word))
+    return cls((*RESERVED, *sorted(fixed), *ranked)[:size])
+
+
+# --- The source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is painted at some positions, int64 [n] each.
+
+    Attributes:
+      name: index into IconSet.names.
+      mask: index of the mask.
+      pair: index into PaintedIcons.pairs.
+      template: index into TEMPLATES.
+    """
+
+    name: np.ndarray
+    mask: np.ndarray
+    pair: np.ndarray
+    template: np.ndarray
+
+
+class PaintedIcons:
+    """Random access to painted icons and their captions.
+
+    Args:
+      split: "train" or "validation"; no base name, key or drawing is in both.
+      seed: selects the order of names, the masks, the colours and the captions.
+      size: pixels of a side, 32, 16 or 8; smaller ones are averaged from 32.
+      vocabulary: of `token_ids`; by default `Vocabulary.build()`.
+      validation_fraction: share of the names that is held out.
+
+    Example:
+      source = PaintedIcons("train", seed=0)
+      batch = source.paint(np.arange(128))  # batch["image"], batch["caption"]
+      ids, mask = source.token_ids(np.arange(128), length=16)
+    """
+
+    # Streams of the hash. A number is never used for a second purpose.
+    _ORDER, _MASK, _PAIR, _JITTER, _TEMPLATE = 1, 2, 3, 4, 5
+
+    def __init__(
+        self,
+        split: str,
+        seed: int,
+        size: int = SIDE,
+        *,
+        vocabulary: Vocabulary | None = None,
+        validation_fraction: float = 0.05,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if size not in (8, 16, 32):
+            raise ValueError(f"size is {size}; masks can be painted at 8, 16 or 32")
+        self.split, self.seed, self.size = split, int(seed), size
+        self.icons = load()
+        self._masks = self.icons.split_masks(validation_fraction)[split]
+        self.names, counts = np.unique(
+            self.icons.mask_name[self._masks], return_counts=True
+        )
+        self._counts = counts
+        self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._vocabulary = vocabulary
+        self._validation_fraction = validation_fraction
+        self._colours = np.array(list(PALETTE.values()), np.float32) / 255
+        lab = oklab(self._colours)
+        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+        # int64 [pairs, 2]: (foreground, background), indices into PALETTE.
+        lightness = np.abs(lab[:, None, 0] - lab[None, :, 0])
+        self.pairs = np.argwhere(
+            (distance >= MIN_CONTRAST) & (lightness >= MIN_LIGHTNESS)
+        )
+
+    def __len__(self) -> int:
+        """Positions in an epoch: the number of names. Positions go on past it."""
+        return len(self.names)
+
+    def choose(self, positions: Sequence[int] | np.ndarray) -> Choices:
+        """Name, mask, colours and word order at each position."""
+        positions = np.asarray(positions, np.int64)
+        if positions.ndim != 1 or (positions.size and positions.min() < 0):
+            raise ValueError("positions must be one row of integers, none below 0")
+        at = positions.astype(np.uint64)
+        epoch, slot = np.divmod(positions, len(self))
+        keys = draw(self.seed, self._ORDER, epoch.astype(np.uint64))
+        rank = permute(slot, keys, len(self))
+        of_name = below(draw(self.seed, self._MASK, at), self._counts[rank])
+        pair = below(draw(self.seed, self._PAIR, at), len(self.pairs))
+        template = below(draw(self.seed, self._TEMPLATE, at), len(TEMPLATES))
+        return Choices(
+            name=self.names[rank].astype(np.int64),
+            mask=self._masks[self._starts[rank] + of_name],
+            pair=pair,
+            template=template,
+        )
+
+    def colours(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Foreground and background: float32 [n, 2, 3], sRGB of 0..1."""
+        return self._jittered(positions, self.choose(positions))
+
+    def paint(self, positions: Sequence[int] | np.ndarray) -> dict:
+        """Pictures and captions.
+
+        Args:
+          positions: int [n], from 0; they may repeat and go on past an epoch.
+
+        Returns:
+          {"image": float32 [n, size, size, 3] in [-1, 1], "caption": list of n str}.
+        """
+        choices = self.choose(positions)
+        fore, back = self._jittered(positions, choices).swapaxes(0, 1) * 2 - 1
+        # The 16 colours of each picture, by level; float32 [n, 16, 3].
+        level = np.arange(16, dtype=np.float32)[:, None] / np.float32(15)
+        ramp = back[:, None] + level * (fore - back)[:, None]
+        index = self.icons.levels(choices.mask)
+        index += (16 * np.arange(len(index), dtype=np.intp))[:, None, None]
+        image = np.take(ramp.reshape(-1, 3), index, axis=0, mode="clip")
+        if self.size < SIDE:
+            step = SIDE // self.size
+            image = image.reshape(-1, self.size, step, self.size, step, 3)
+            image = image.mean((2, 4), dtype=np.float32)
+        return {"image": image, "caption": self._captions(choices)}
+
+    def captions(self, positions: Sequence[int] | np.ndarray) -> list[str]:
+        """The captions alone; lower case, [a-z0-9 ]."""
+        return self._captions(self.choose(positions))
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that `token_ids` knows."""
+        if self._vocabulary is not None:
+            return self._vocabulary
+        return Vocabulary.build(validation_fraction=self._validation_fraction)
+
+    def token_ids(
+        self, positions: Sequence[int] | np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The captions as ids, int32 [n, length], and where they are: bool [n, length].
+
+        Equal to `vocabulary.encode(caption, length)` of each caption.
+        """
+        choices = self.choose(positions)
+        fore, back = self.pairs[choices.pair].T
+        index = {
+            "{name}": choices.name,
+            "{style}": self.icons.mask_style[choices.mask],
+            "{fore}": fore,
+            "{back}": back,
+            "{a_fore}": fore,
+            "{a_back}": back,
+        }
+        tables = self._token_tables
+        ids = np.full((len(choices.name), length), PADDING, np.int32)
+        for number, template in enumerate(TEMPLATES):
+            rows = np.flatnonzero(choices.template == number)
+            # The parts side by side, each padded; then the padding is squeezed out.
+            parts = [
+                tables[part][index[part][rows]]
+                if part in index
+                else np.broadcast_to(tables[part], (len(rows), 1))
+                for part in template.split()
+            ]
+            wide = np.concatenate(parts, axis=1)
+            words = wide != PADDING
+            target = np.cumsum(words, axis=1) - 1
+            row, column = np.nonzero(words & (target < length))
+            ids[rows[row], target[row, column]] = wide[row, column]
+        return ids, ids != PADDING
+
+    @functools.cached_property
+    def _token_tables(self) -> dict[str, np.ndarray]:
+        """{part of a template: int32 [its values, its words at most]}."""
+        texts = {
+            "{name}": self.icons.names,
+            "{style}": self.icons.styles,
+            "{fore}": tuple(PALETTE),
+            "{back}": tuple(PALETTE),
+            "{a_fore}": tuple(map(_article, PALETTE)),
+            "{a_back}": tuple(map(_article, PALETTE)),
+        }
+        for template in TEMPLATES:
+            for part in template.split():
+                texts.setdefault(part, (part,))
+        tables = {}
+        for part, values in texts.items():
+            words = [[self._id(word) for word in value.split()] for value in values]
+            table = np.full((len(words), max(map(len, words))), PADDING, np.int32)
+            for row, known in zip(table, words, strict=True):
+                row[: len(known)] = known
+            tables[part] = table
+        return tables
+
+    def _id(self, word: str) -> int:
+        return self.vocabulary.ids.get(word, UNKNOWN)
+
+    def _jittered(self, positions, choices: Choices) -> np.ndarray:
+        at = np.asarray(positions, np.int64).astype(np.uint64)
+        bits = draw(self.seed, self._JITTER, at)
+        shifts = np.arange(6, dtype=np.uint64) * np.uint64(8)
+        byte = ((bits[:, None] >> shifts) & np.uint64(255)).astype(np.float32)
+        jitter = (byte.reshape(-1, 2, 3) / 127.5 - 1) * np.float32(JITTER / 255)
+        return np.clip(self._colours[self.pairs[choices.pair]] + jitter, 0, 1)
+
+    def _captions(self, choices: Choices) -> list[str]:
+        colours = tuple(PALETTE)
+        articles = [_article(colour) for colour in colours]
+        captions = []
+        for name, style, (fore, back), template in zip(
+            choices.name.tolist(),
+            self.icons.mask_style[choices.mask].tolist(),
+            self.pairs[choices.pair].tolist(),
+            choices.template.tolist(),
+            strict=True,
+        ):
+            caption = TEMPLATES[template].format(
+                a_fore=articles[fore],
+                a_back=articles[back],
+                fore=colours[fore],
+                back=colours[back],
+                style=self.icons.styles[style],
+                name=self.icons.names[name],
+            )
+            captions.append(" ".join(caption.split()))
+        return captions
