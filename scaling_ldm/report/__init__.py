@@ -74,6 +74,7 @@ def _tables(found: study.Study, published: list, beside: list) -> list[Table]:
         run_tables.runs(found),
         run_tables.plan(found),
         run_tables.ledger(found),
+        run_tables.costs(found),
         law_tables.published_laws(found, published),
         *(table for table in optional if table is not None),
     ]

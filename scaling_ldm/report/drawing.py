@@ -128,6 +128,8 @@ def log_ticks(
 
 def render(figure: Figure, name: str, caption: str) -> Picture:
     with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # one layout for all three forms
         png_out, pdf_out, svg_out = io.BytesIO(), io.BytesIO(), io.StringIO()
         figure.savefig(svg_out, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png_out, format="png", dpi=200, facecolor="white")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import matplotlib
@@ -26,8 +25,11 @@ from scaling_ldm.report.drawing import (
     shade,
     wrap,
 )
-from scaling_ldm.report.numbers import SYMBOLS, loss, prefixed, scientific, spoken
+from scaling_ldm.report.numbers import SYMBOLS, prefixed, scientific, spoken, tick, who
 from scaling_ldm.report.study import QUANTITIES, Study, smooth
+
+# Legend entries by their first word, in the order in which they are read.
+_ORDER = ("fit:", "minimum", "held-out", "predicted", "slope")
 
 
 def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
@@ -77,7 +79,7 @@ def isoflop(study: Study) -> Picture:
         axes.plot(x, curve, color=colour, linewidth=1.3)
         _cross(axes, found.n_opt, found.l_opt, found, colour)
     axes.set_xscale("log")
-    log_ticks(axes.xaxis, *axes.get_xlim(), prefixed, most=8)
+    log_ticks(axes.xaxis, *axes.get_xlim(), tick, most=8)
     axes.set_xlabel(f"N, {spoken(study.size)}")
     axes.set_ylabel(f"L, {spoken(study.metric)}")
     figure.legend(
@@ -121,8 +123,7 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
 def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
     """One quantity's minima against budget, its law, band, and the held-out budget."""
     symbol, fitted = SYMBOLS[quantity], study.fit.laws.get(quantity)
-    show = loss if quantity == "L_opt" else prefixed
-    figure = Figure(figsize=(4.3, 4.4), layout="constrained")
+    figure = Figure(figsize=(3.7, 4.1), layout="constrained")
     axes = figure.add_subplot()
     minima = [p for p in study.fit.parabolas if isinstance(p, Parabola)]
     held = [
@@ -141,7 +142,7 @@ def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
         low, high = (np.interp(np.log(inside), np.log(x), v) for v in (low, high))
         axes.fill_between(inside, low, high, color=LAW, alpha=0.14, linewidth=0)
         line = np.array([fitted(float(c)) for c in inside])
-        label = f"{symbol} ∝ C^{_signed(fitted.exponent)}, with prediction band"
+        label = f"fit: {symbol} ∝ C^{_signed(fitted.exponent)}, prediction band"
         axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
         heights += [low.min(), high.max()]
     for p in minima:
@@ -196,7 +197,7 @@ def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
             "--",
             color=OTHER,
             linewidth=1.2,
-            label=f"{_who(other)}: exponent {_signed(slope)}, anchored here",
+            label=f"slope of {who(other.source)}: {_signed(slope)}, anchored here",
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -205,12 +206,16 @@ def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
         low, high = min(v for v in heights if v > 0), max(heights)
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
     log_ticks(axes.xaxis, left, right, lambda c: scientific(c, 1), most=4)
-    log_ticks(axes.yaxis, *axes.get_ylim(), show, most=7)
+    log_ticks(axes.yaxis, *axes.get_ylim(), tick, most=5)
     axes.set_xlabel("C, FLOPs")
-    unit = {"N_opt": "parameters", "D_opt": "tokens", "L_opt": spoken(study.metric)}
-    axes.set_ylabel(f"{symbol} at the minimum, {unit[quantity]}")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower left")
+    unit = {"N_opt": ", parameters", "D_opt": ", tokens", "L_opt": ""}
+    axes.set_ylabel(f"{symbol} at the minimum{unit[quantity]}")
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = sorted(entries, key=lambda words: _ORDER.index(words.split()[0]))
+    if labels:
+        figure.legend(
+            [entries[words] for words in labels], labels, loc="outside lower left"
+        )
     if isinstance(fitted, PowerLaw):
         caption = f"{symbol} of each budget's minimum, and the power law through it."
     else:
@@ -223,12 +228,6 @@ def _signed(exponent: float) -> str:
     return f"{exponent:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _who(law: PublishedLaw) -> str:
-    """The source up to its year: "Liang et al. 2024"."""
-    found = re.match(r".*?\b\d{4}\b", law.source)
-    return found.group() if found else law.source
-
-
 def training(study: Study) -> Picture:
     """Smoothed training loss against FLOPs, a panel per budget."""
     budgets = [
@@ -238,7 +237,10 @@ def training(study: Study) -> Picture:
     ]
     columns = min(3, len(budgets))
     rows = math.ceil(len(budgets) / columns)
-    figure = Figure(figsize=(3.1 * columns + 0.2, 2.6 * rows + 0.2), layout="tight")
+    figure = Figure(
+        figsize=(3.1 * columns + 0.2, 2.6 * rows + 0.2), layout="constrained"
+    )
+    figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     tops, bottoms = [], []
     for axes, budget in zip(grid.flat, budgets, strict=False):
@@ -284,19 +286,14 @@ def training(study: Study) -> Picture:
         low, high = min(bottoms), max(tops)
         grid[0, 0].set_yscale("log")
         grid[0, 0].set_ylim(low / 1.05, high * (high / low) ** 0.35)
-        log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, loss_tick, most=8)
+        log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, tick, most=8)
     for row in grid:
         row[0].set_ylabel("training loss")
     caption = (
         "Training loss, smoothed by an exponential moving average (0.9) over the "
-        "logged steps, against the share of the budget; within a panel, darker is "
-        "larger."
+        "logged steps, against the share of the budget."
     )
     return render(figure, "training", caption)
-
-
-def loss_tick(x: float) -> str:
-    return f"{x:.3g}"
 
 
 def samples(study: Study, most: int = 64) -> Picture:

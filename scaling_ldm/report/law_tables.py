@@ -9,6 +9,8 @@ from scaling_ldm.laws import PublishedLaw
 from scaling_ldm.records import Parametric, PowerLaw, Refusal
 from scaling_ldm.report.numbers import (
     NONE,
+    cited,
+    compact,
     count,
     loss,
     percent,
@@ -71,9 +73,9 @@ def laws(study: Study, published: Sequence[PublishedLaw] = ()) -> Table | None:
         rows += [_published_row(p, top) for p in published if p.quantity == q]
     columns = (
         text("quantity", "quantity"),
-        text("source", "source"),
+        Column("source", lambda r: cited(r["source"]), False),
         ranged("exponent", "exponent", plain),
-        ranged("coefficient", "coef", scientific),
+        ranged("coefficient", "coef", compact),
         Column("fitted over, FLOPs", _fitted_over),
         cell("budgets", "points", count),
         cell("rms residual, ln", "rmse_log", scientific),
@@ -188,7 +190,7 @@ def parametric(study: Study) -> Table | None:
     for key in ("E", "A", "B", "alpha", "beta", "n_opt_exponent"):
         row = {"constant": key}
         rows.append(row | spread("value", getattr(p, key), p.intervals.get(key)))
-    show = {"A": scientific, "B": scientific, "E": loss}
+    show = {"A": compact, "B": compact, "E": loss}
     columns = (
         text("constant", "constant"),
         Column(

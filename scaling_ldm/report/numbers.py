@@ -7,6 +7,7 @@ tokens and images with SI prefixes (k, M, G, T).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 from scaling_ldm.records import Interval, Refusal
@@ -51,6 +52,21 @@ def prefixed(x: float | None, digits: int = 3) -> str:
     return plain(x, digits) if x != int(x) else f"{int(x)}"
 
 
+def compact(x: float | None) -> str:
+    """Positional where that is short, else scientific: 0.503, 9.00×10⁻⁴."""
+    if x is None or x == 0 or 1e-2 <= abs(x) < 1e4:
+        return plain(x)
+    return scientific(x)
+
+
+def tick(x: float) -> str:
+    """A round number on an axis: 20 k, 0.27."""
+    for factor, prefix in _PREFIXES:
+        if abs(x) >= factor * 0.9999:
+            return f"{x / factor:.3g}\N{NO-BREAK SPACE}{prefix}"
+    return f"{x:.3g}"
+
+
 def loss(x: float | None) -> str:
     return plain(x, 4)
 
@@ -86,6 +102,18 @@ def spoken(field: str) -> str:
         "params_without_embeddings": "parameters without embeddings",
     }
     return words.get(field, field.replace("_", " "))
+
+
+def who(source: str) -> str:
+    """A source up to its year: "Liang et al. 2024"."""
+    found = re.match(r".*?\b\d{4}\b", source)
+    return found.group() if found else source
+
+
+def cited(source: str) -> str:
+    """A source without its title: "Liang et al. 2024, arXiv 2410.08184"."""
+    found = re.search(r"arXiv \d{4}\.\d+", source)
+    return f"{who(source)}, {found.group()}" if found else source
 
 
 def sentence(refusal: Refusal) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from scaling_ldm.records import HeldOut, PowerLaw, Refusal
-from scaling_ldm.report import drawing, law_tables, run_tables
+from scaling_ldm.report import drawing, law_tables, run_tables, style
 from scaling_ldm.report.drawing import Picture
 from scaling_ldm.report.numbers import (
     SYMBOLS,
@@ -24,69 +24,6 @@ from scaling_ldm.report.table import Row, Table
 
 MOST_IMAGES = 64
 _NAMES = {"N_opt": "best size N", "D_opt": "tokens D", "L_opt": "loss L"}
-_CSS = """
-:root { color-scheme: light dark; --ink: #1c2127; --paper: #fefefe; --soft: #5d6470;
-  --rule: #d9dbe0; --fill: #f3f4f6; --alarm: #a3261a; --tint: #fdf1ef; LIGHT }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e4e6ea;
-  --paper: #14171b; --soft: #9aa1ac; --rule: #3a4048; --fill: #1d2126;
-  --alarm: #ff8f80; --tint: #2c1c1a; DARK } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 1120px; color: var(--ink);
-  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; border-top: 1px solid var(--rule);
-  padding-top: 1rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
-p { max-width: 72ch; margin: .5rem 0; overflow-wrap: anywhere; }
-.question { color: var(--soft); font-size: 1.05rem; margin: 0 0 1rem; }
-.headline { font-size: 1.12rem; max-width: 80ch; padding: .8rem 1rem;
-  background: var(--fill); border-left: 4px solid var(--soft); margin: 1rem 0; }
-.headline p { max-width: none; margin: .2rem 0; }
-.law { white-space: nowrap; font-weight: 600; }
-.alarm { background: var(--tint); border-left: 4px solid var(--alarm);
-  padding: .5rem 1rem; margin: .8rem 0; }
-.bad { color: var(--alarm); font-weight: 600; }
-.soft { color: var(--soft); }
-dl.facts { display: grid; gap: .4rem 1.4rem; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
-dl.facts dt { color: var(--soft); font-size: .8rem; }
-dl.facts dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; min-width: 0; }
-figure svg { display: block; width: 100%; height: auto; }
-figcaption { color: var(--soft); font-size: .85rem; max-width: 80ch; }
-.three { display: grid; gap: 1rem 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
-.scroll { overflow-x: auto; max-width: 100%; }
-.wide svg { min-width: 640px; }
-table { border-collapse: collapse; font-size: .8rem; line-height: 1.35;
-  font-variant-numeric: tabular-nums; margin: .4rem 0; }
-caption { caption-side: top; text-align: left; color: var(--soft); font-size: .85rem;
-  padding-bottom: .3rem; max-width: 80ch; }
-th, td { padding: .22rem .55rem; text-align: right; vertical-align: top;
-  border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal;
-  min-width: 3.2rem; }
-th.words, td.words { text-align: left; }
-td.long { white-space: normal; min-width: 14rem; max-width: 30rem;
-  overflow-wrap: anywhere; }
-tfoot td { font-weight: 600; border-top: 2px solid var(--soft); }
-.grid { display: grid; gap: .8rem; margin: 1rem 0; }
-.grid figure { margin: 0; }
-.grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
-.grid figcaption { font-size: .75rem; line-height: 1.25; padding-top: .2rem;
-  overflow-wrap: anywhere; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
-  font: .8rem/1.45 ui-monospace, monospace; }
-@page { size: A4; margin: 14mm; }
-@media print { body { padding: 0; font-size: 10pt; max-width: none; }
-  .scroll { overflow: visible; } .wide svg { min-width: 0; }
-  table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; }
-  th { min-width: 0; } td.long { min-width: 0; }
-  figure, tr, .headline { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  pre { white-space: pre-wrap; font-size: 7pt; } }
-"""
 
 
 def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -> str:
@@ -108,7 +45,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
         *_laws(study, figures, by_name),
         "<h2>Training</h2>",
         _figure(figures.get("training"), "wide"),
-        _table(by_name["runs"]),
+        _folded(f"Every run ({len(study.runs)})", _table(by_name["runs"])),
         *_samples(study),
         *_costs(study, by_name),
         "<h2>Configuration and environment</h2>",
@@ -119,17 +56,9 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.name)}</title>\n<style>{_css(body)}</style>\n</head>\n"
+        f"<title>{escape(study.name)}</title>\n<style>{style.sheet(body)}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
-
-
-def _css(body: str) -> str:
-    """The style sheet, with the colours that the page's figures use."""
-    used = [c for c in drawing.DARK if drawing.variable(c) in body]
-    light = " ".join(f"{drawing.variable(c)}: {c};" for c in used)
-    dark = " ".join(f"{drawing.variable(c)}: {drawing.DARK[c]};" for c in used)
-    return _CSS.replace("LIGHT", light).replace("DARK", dark)
 
 
 def _headline(study: Study) -> str:
@@ -159,6 +88,12 @@ def _headline(study: Study) -> str:
             f"{scientific(law.x_max)} FLOPs; in brackets {law_tables.level(study)} "
             "intervals."
         )
+        tenfold = ", ".join(
+            f"{SYMBOLS[q]}&nbsp;×&nbsp;{plain(10**law.exponent)}"
+            for q, law in study.fit.laws.items()
+            if isinstance(law, PowerLaw) and q in QUANTITIES
+        )
+        lines.append(f"Ten times the compute: {tenfold}.")
     for q, why in refused:
         lines.append(
             f'<span class="bad">No law for the {_NAMES[q]}:</span> '
@@ -173,7 +108,7 @@ def _held_out_words(study: Study) -> list[str]:
     lines = []
     if found:
         errors = ", ".join(
-            f"{SYMBOLS.get(h.quantity, h.quantity)} {percent(h.relative_error)}"
+            f"{SYMBOLS.get(h.quantity, h.quantity)}&nbsp;{percent(h.relative_error)}"
             for h in found
         )
         inside = sum(
@@ -230,7 +165,7 @@ def _troubles(study: Study) -> str:
         )
     lines += study.notes
     if study.fit is not None:
-        lines += [f"Fit: {note}." for note in study.fit.notes]
+        lines += [f"Fit: {note}" for note in study.fit.notes]
     if not lines:
         return ""
     items = "".join(f"<p>{escape(line)}</p>" for line in lines)
@@ -240,7 +175,7 @@ def _troubles(study: Study) -> str:
 def _laws(
     study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
 ) -> list[str]:
-    parts = ["<h2>IsoFLOP curves</h2>", _figure(figures.get("isoflop"))]
+    parts = ["<h2>IsoFLOP curves</h2>", _figure(figures.get("isoflop"), "plot")]
     parts.append(_table(tables.get("minima")))
     if study.fit is None:
         return parts
@@ -304,7 +239,7 @@ def _samples(study: Study) -> list[str]:
 
 
 def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
-    parts = ["<h2>Cost</h2>", _table(tables["ledger"])]
+    parts = ["<h2>Cost</h2>", _table(tables["costs"])]
     if not study.records:
         parts.append("<p>No run has been trained yet.</p>")
     reasons = sorted(
@@ -315,7 +250,29 @@ def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
         }
     )
     parts += [f"<p>MFU is absent on {escape(reason)}.</p>" for reason in reasons]
-    return [*parts, "<h3>Planned and spent</h3>", _table(tables["plan"])]
+    rows = tables["plan"].rows
+    planned = max(abs(row["planned_over_budget"]) for row in rows)
+    spent = [
+        abs(row["actual_over_planned"])
+        for row in rows
+        if row["run_id"] in study.records
+        and study.records[row["run_id"]].status == "finished"
+    ]
+    words = "Planned FLOPs differ from the budget by at most "
+    words += f"{100 * planned:.2g}%"
+    if spent and max(spent) < 1e-9:
+        words += "; finished runs spent exactly what was planned"
+    elif spent:
+        words += (
+            f"; finished runs spent what was planned within {100 * max(spent):.2g}%"
+        )
+    return [
+        *parts,
+        _folded("Cost of every run", _table(tables["ledger"])),
+        "<h3>Planned and spent</h3>",
+        f"<p>{words}.</p>",
+        _folded("Plan of every run", _table(tables["plan"])),
+    ]
 
 
 def _config(study: Study) -> str:
@@ -357,9 +314,9 @@ def _table(table: Table | None) -> str:
     foot = ""
     if table.total is not None:
         foot = f"<tfoot><tr>{_cells(columns, table.total)}</tr></tfoot>"
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     return (
-        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody>{foot}</table></div>"
     )
 

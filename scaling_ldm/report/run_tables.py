@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_ldm.report.numbers import (
@@ -16,7 +16,31 @@ from scaling_ldm.report.numbers import (
     spoken,
 )
 from scaling_ldm.report.study import Study, flatten
-from scaling_ldm.report.table import Column, Table, cell, text
+from scaling_ldm.report.table import Column, Row, Table, cell, text
+
+_ADDITIVE = (
+    "budget_flops",
+    "model_flops",
+    "hardware_flops",
+    "six_nd_flops",
+    "images",
+    "tokens",
+    "seconds",
+    "device_hours",
+)
+_COSTS = (
+    cell("budget, FLOPs", "budget_flops", scientific),
+    cell("model FLOPs", "model_flops", scientific),
+    cell("hardware FLOPs", "hardware_flops", scientific),
+    cell("6ND, FLOPs", "six_nd_flops", scientific),
+    cell("6ND / model", "six_nd_over_model", plain),
+    cell("images", "images", prefixed),
+    cell("tokens", "tokens", prefixed),
+    cell("seconds", "seconds", plain),
+    cell("device-hours", "device_hours", plain),
+    cell("FLOP/s", "flops_per_second", scientific),
+    cell("MFU", "mfu", lambda x: NONE if x is None else f"{100 * x:.1f}%"),
+)
 
 
 def runs(study: Study) -> Table:
@@ -58,8 +82,7 @@ def runs(study: Study) -> Table:
         cell("validation loss", "validation_loss", loss),
         cell("validation loss, EMA weights", "validation_loss_ema", loss),
         cell("training loss, smoothed", "train_loss_smoothed", loss),
-        text("status", "status", badge=True),
-        text("detail", "detail"),
+        Column("status", _status, False, True),
     )
     caption = (
         f"Every planned run. N counts {spoken(study.size)}; the laws are fitted to the "
@@ -113,36 +136,13 @@ def ledger(study: Study) -> Table:
                 "device": r.device,
             }
         )
-    total = None
-    if rows:
-        summed = ("budget_flops", "model_flops", "hardware_flops", "six_nd_flops")
-        summed += ("images", "tokens", "seconds", "device_hours")
-        total = dict.fromkeys(rows[0])
-        total |= {k: sum(row[k] for row in rows) for k in summed}
-        total |= {
-            "run_id": f"all {len(rows)}",
-            "six_nd_over_model": _ratio(total["six_nd_flops"], total["model_flops"]),
-            "flops_per_second": _ratio(total["model_flops"], total["seconds"]),
-        }
-    columns = (
-        text("run", "run_id"),
-        cell("budget, FLOPs", "budget_flops", scientific),
-        cell("model FLOPs", "model_flops", scientific),
-        cell("hardware FLOPs", "hardware_flops", scientific),
-        cell("6ND, FLOPs", "six_nd_flops", scientific),
-        cell("6ND / model", "six_nd_over_model", plain),
-        cell("images", "images", prefixed),
-        cell("tokens", "tokens", prefixed),
-        cell("seconds", "seconds", plain),
-        cell("device-hours", "device_hours", plain),
-        cell("FLOP/s", "flops_per_second", scientific),
-        cell("MFU", "mfu", lambda x: NONE if x is None else f"{100 * x:.1f}%"),
-    )
     caption = (
         "Model FLOPs: 2 × multiply-adds, forward and backward. Hardware FLOPs: with "
         "recomputation. 6ND: N without embeddings, D all tokens. Seconds: wall time "
         "in the train loop, over all restarts. Failed runs are counted."
     )
+    columns = (text("run", "run_id"), *_COSTS)
+    total = _sum(rows) | {"run_id": f"all {len(rows)}"} if rows else None
     return Table(
         name="ledger",
         caption=caption,
@@ -150,6 +150,53 @@ def ledger(study: Study) -> Table:
         columns=columns,
         total=total,
     )
+
+
+def costs(study: Study) -> Table:
+    """The ledger summed over the runs of each budget, and over all."""
+    every = ledger(study)
+    rows = []
+    for budget in study.budgets():
+        group = [row for row in every.rows if row["budget_flops"] == budget]
+        if group:
+            row = {"budget_flops": budget, "runs": len(group)}
+            rows.append(row | {k: v for k, v in _sum(group).items() if k not in row})
+    total = {"budget_flops": None, "runs": len(every.rows)}
+    total |= {k: v for k, v in (every.total or {}).items() if k not in total}
+    columns = (
+        Column(
+            "C, FLOPs",
+            lambda r: (
+                "all" if r["budget_flops"] is None else scientific(r["budget_flops"])
+            ),
+        ),
+        cell("runs", "runs", count),
+        *_COSTS[1:],
+    )
+    return Table(
+        name="costs",
+        caption=every.caption,
+        rows=tuple(rows),
+        columns=columns,
+        total=total if rows else None,
+    )
+
+
+def _sum(rows: Sequence[Row]) -> dict[str, Any]:
+    """Sums of what adds up, ratios of the sums."""
+    out = {k: sum(row[k] for row in rows) for k in _ADDITIVE}
+    known = all(row["mfu"] is not None for row in rows)
+    weighted = sum(row["mfu"] * row["device_hours"] for row in rows) if known else None
+    return {
+        **out,
+        "six_nd_over_model": _ratio(out["six_nd_flops"], out["model_flops"]),
+        "flops_per_second": _ratio(out["model_flops"], out["seconds"]),
+        "mfu": _ratio(weighted, out["device_hours"]) if known else None,
+    }
+
+
+def _status(row: Row) -> str:
+    return f"{row['status']}: {row['detail']}" if row["detail"] else row["status"]
 
 
 def samples(study: Study) -> Table | None:

@@ -119,8 +119,12 @@ def read(workdir: pathlib.Path) -> Study:
     return Study(
         name=str(experiment.get("name", runs[0].study)),
         question=str(experiment.get("question", "")),
-        config=experiment.get("config", {}),
-        config_hash=str(experiment.get("config_hash", runs[0].recipe_hash)),
+        config=_without_types(experiment.get("config", {})),
+        config_hash=str(
+            experiment.get("config_hash")
+            or experiment.get("recipe_hash")
+            or runs[0].recipe_hash
+        ),
         runs=tuple(runs),
         records=trained,
         curves=curves,
@@ -150,6 +154,15 @@ def smooth(loss: np.ndarray, keep: float = 0.9) -> np.ndarray:
         weight = keep * weight + (1 - keep)
         out[i] = average / weight
     return out
+
+
+def _without_types(tree: Any) -> Any:
+    """A record as plain JSON without its class names, which a reader need not see."""
+    if isinstance(tree, Mapping):
+        return {k: _without_types(v) for k, v in tree.items() if k != "record"}
+    if isinstance(tree, list):
+        return [_without_types(v) for v in tree]
+    return tree
 
 
 def _json(workdir: pathlib.Path, name: str, notes: list[str]) -> dict | None:
