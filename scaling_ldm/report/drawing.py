@@ -10,7 +10,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import matplotlib
 import matplotlib.image
@@ -87,41 +87,25 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def wrap(words: str, width: int) -> list[str]:
-    lines = [""]
-    for word in words.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
-
-
 def log_ticks(
     axis: Axis, low: float, high: float, show: Callable[[float], str], most: int
 ) -> None:
-    """Few round labelled ticks, on a fraction of a decade as on many."""
+    """At most about `most` labelled ticks, the roundest first, none crowding another.
+
+    Works on a fraction of a decade as on many.
+    """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices: Sequence[Sequence[float]] = (
-        [1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9],
-        range(1, 10),
-        [1, 2, 3, 5, 7],
-        [1, 2, 5],
-        [1, 3],
-        [1],
-    )
-    for multiples in choices:
-        ticks = [m * 10.0**d for d in decades for m in multiples]
-        ticks = [t for t in ticks if low <= t <= high]
-        if len(ticks) <= most:
-            break
-    if len(ticks) < 3:
-        ticks = [
-            t
-            for t in MaxNLocator(4).tick_values(low, high)
-            if low <= t <= high and t > 0
-        ]
-    axis.set_major_locator(FixedLocator(ticks))
+    gap = math.log(high / low) / most
+    ticks: list[float] = []
+    for multiple in (1, 3, 2, 5, 7, 4, 6, 8, 9, 1.5, 2.5, 3.5, 4.5, 1.2):
+        for tick in (multiple * 10.0**d for d in decades):
+            near = any(abs(math.log(tick / other)) < gap for other in ticks)
+            if low <= tick <= high and not near:
+                ticks.append(tick)
+    if len(ticks) < 2:
+        linear = MaxNLocator(4).tick_values(low, high)
+        ticks = [t for t in linear if low <= t <= high and t > 0]
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib
@@ -23,9 +24,16 @@ from scaling_ldm.report.drawing import (
     log_ticks,
     render,
     shade,
-    wrap,
 )
-from scaling_ldm.report.numbers import SYMBOLS, prefixed, scientific, spoken, tick, who
+from scaling_ldm.report.numbers import (
+    SYMBOLS,
+    flops_tick,
+    prefixed,
+    scientific,
+    spoken,
+    tick,
+    who,
+)
 from scaling_ldm.report.study import QUANTITIES, Study, smooth
 
 # Legend entries by their first word, in the order in which they are read.
@@ -146,11 +154,12 @@ def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
         axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
         heights += [low.min(), high.max()]
     for p in minima:
-        value = getattr(p, key)
+        value, interval = getattr(p, key), getattr(p, f"{key}_interval")
+        heights += [interval.low, interval.high]
         axes.errorbar(
             [p.budget_flops],
             [value],
-            yerr=_bars(value, getattr(p, f"{key}_interval")),
+            yerr=_bars(value, interval),
             fmt="o",
             color=INK,
             markersize=4.6,
@@ -203,9 +212,9 @@ def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
     axes.set_yscale("log")
     axes.set_xlim(left, right)
     if heights:
-        low, high = min(v for v in heights if v > 0), max(heights)
+        low, high = min(v for v in heights if v > 0), np.nanmax(heights)
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
-    log_ticks(axes.xaxis, left, right, lambda c: scientific(c, 1), most=4)
+    log_ticks(axes.xaxis, left, right, flops_tick, most=4)
     log_ticks(axes.yaxis, *axes.get_ylim(), tick, most=5)
     axes.set_xlabel("C, FLOPs")
     unit = {"N_opt": ", parameters", "D_opt": ", tokens", "L_opt": ""}
@@ -302,13 +311,14 @@ def samples(study: Study, most: int = 64) -> Picture:
     captions = (*study.samples.captions, *[""] * len(images))[: len(images)]
     columns = min(8, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.05 * columns, 1.4 * rows), layout="tight")
+    figure = Figure(figsize=(1.05 * columns, 1.4 * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(0.01, 0.3 / (1.4 * rows), 0.99, 0.99, 0.1, 0.45)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, words in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest")
-        wrapped = "\n".join(wrap(words, 17)[:3])
+        wrapped = "\n".join(textwrap.wrap(words, 18)[:3])
         axes.text(
             0.5,
             -0.06,

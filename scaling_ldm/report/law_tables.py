@@ -78,7 +78,6 @@ def laws(study: Study, published: Sequence[PublishedLaw] = ()) -> Table | None:
         ranged("coefficient", "coef", compact),
         Column("fitted over, FLOPs", _fitted_over),
         cell("budgets", "points", count),
-        cell("rms residual, ln", "rmse_log", scientific),
         Column(
             f"law at {scientific(top)} FLOPs",
             lambda r: quantity(r["quantity"])(r["at_top_budget"]),

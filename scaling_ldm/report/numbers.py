@@ -67,6 +67,12 @@ def tick(x: float) -> str:
     return f"{x:.3g}"
 
 
+def flops_tick(x: float) -> str:
+    """A round number of FLOPs on an axis: 3×10¹¹."""
+    mantissa, exponent = f"{x:.2e}".split("e")
+    return f"{float(mantissa):g}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
 def loss(x: float | None) -> str:
     return plain(x, 4)
 
