@@ -1,0 +1,27 @@
+"""What the studies of paper B share; every default they keep is in scaling_ldm/config.
+
+Paper B is "Scaling Laws for Diffusion Transformers" (arXiv 2410.08184): in-context
+transformers of width 64 x depth, batch 1024, a fixed learning rate of 1e-4, rectified
+flow with logit-normal t, 256 image tokens and the caption's. Not stated there, and
+assumed here: 77 text tokens, AdamW (0.9, 0.999) without decay, clipping at 1, warm-up
+over 2% of the steps, bfloat16 arithmetic, caption dropout 0.1.
+
+Pictures: the embedded icons, 32 x 32 x 3 in patches of 2, which are the 256 tokens of a
+256 px picture's 32 x 32 x 4 latents. For latents of your own pictures add
+    --config.data.source=latents --config.data.path=FOLDER --config.data.shape=32,32,4
+"""
+
+import ml_collections
+
+from scaling_ldm import config
+
+
+def paper_b(name: str, *budgets_flops: float) -> ml_collections.ConfigDict:
+    """The isoFLOP grid of paper B at the given budgets."""
+    c = config.default()
+    c.name = name
+    c.question = "Which size and how much data are best at a given training compute?"
+    c.data.text_tokens = 77
+    c.data.vocab_size = 8192
+    c.plan.budgets_flops = budgets_flops
+    return c
