@@ -180,6 +180,7 @@ def test_lax_conv_transpose_backward(transpose_kernel, stride, padding):
 def test_resampling_conv_backward():
     fn = conv(stride=3, lhs_dilation=2, pad=[(1, 1), (1, 1)])
     forward, step = forward_and_backward(fn, spec(2, 9, 9, 4), spec(3, 3, 4, 6))
+    assert forward == 2 * 2 * (6 * 3 // 2) ** 2 * 4 * 6  # 6 outputs, half of the taps
     assert step == 3 * forward
 
 
@@ -198,11 +199,33 @@ def test_conv_under_vmap_over_kernels_and_jit():
     assert step == 3 * forward
 
 
+def test_vmapped_gradient_with_a_kernel_larger_than_the_input():
+    fn = conv(pad=[(1, 1), (1, 1)])
+    args = spec(3, 2, 4, 4, 4), spec(3, 5, 5, 4, 6)
+
+    def loss(x, w):
+        return jnp.sum(fn(x, w) ** 2)
+
+    step = jax.vmap(jax.value_and_grad(loss, (0, 1)))
+    assert total(jax.vmap(fn), *args) == 3 * 2 * 2 * 4 * 25 * 4 * 6
+    assert total(step, *args) == 3 * total(jax.vmap(fn), *args)
+
+
 def test_flipped_activations_are_not_taken_for_a_flipped_kernel():
     def fn(x, w):
-        return jnp.flip(conv(pad="VALID")(x, w), (1, 2))
+        return lax.rev(conv(pad="VALID")(x, w), (1, 2))
 
     forward, step = forward_and_backward(fn, spec(2, 9, 9, 4), spec(3, 3, 4, 6))
+    assert step == 3 * forward
+
+
+def test_conv_with_features_first_and_batch_last():
+    def fn(x, w):
+        layout = ("CHWN", "HWIO", "CHWN")
+        return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=layout)
+
+    forward, step = forward_and_backward(fn, spec(4, 9, 9, 2), spec(3, 3, 4, 6))
+    assert forward == 2 * 2 * 49 * 9 * 4 * 6
     assert step == 3 * forward
 
 
@@ -385,6 +408,15 @@ def test_jit_and_custom_derivatives_count_once():
         assert total(jax.grad(lambda x, fn=fn: fn(x).sum()), X) == 2 * MATMUL
 
 
+def test_linear_solve_counts_its_solver_alone():
+    def fn(w, b):
+        return lax.custom_linear_solve(
+            lambda v: w @ (w @ v), b, lambda matvec, b: w @ b, symmetric=True
+        )
+
+    assert total(fn, X, spec(8)) == 2 * 8 * 8
+
+
 def test_shard_map_multiplies_by_the_manual_axes():
     mesh = AbstractMesh((4, 2), ("data", "model"))
     rows = PartitionSpec("data")
@@ -541,6 +573,22 @@ def test_recompute_closed_form():
     assert result.model == 3 * 2 * MATMUL
     assert result.recomputed == 2 * MATMUL
     assert flops.count(jax.checkpoint(layer), X, X).recomputed == 0
+
+
+def test_recomputed_convolution_is_a_forward_pass():
+    fn = conv(pad="VALID")
+    args = spec(2, 9, 9, 4), spec(3, 3, 4, 6)
+
+    @jax.checkpoint
+    def block(x, w):
+        return jnp.sin(jnp.sin(fn(x, w)))
+
+    def loss(x, w):
+        return jnp.sum(block(x, w))
+
+    result = flops.count(jax.value_and_grad(loss, (0, 1)), *args)
+    assert result.recomputed == total(fn, *args)
+    assert result.model == 3 * total(fn, *args)
 
 
 # --- Networks -------------------------------------------------------------------------

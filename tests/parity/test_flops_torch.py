@@ -44,7 +44,9 @@ def jax_flops(fn, *shapes):
 
 def test_linear():
     theirs = torch_flops(F.linear, (6, 5, 16), (24, 16), (24,))
-    ours = jax_flops(lambda x, w, b: x @ w.T + b, (6, 5, 16), (24, 16), (24,))
+    ours = jax_flops(
+        lambda x, w, b: x @ w.T + b[None, None], (6, 5, 16), (24, 16), (24,)
+    )
     assert ours == theirs == (2 * 30 * 16 * 24, 3 * 2 * 30 * 16 * 24)
 
 
@@ -53,7 +55,9 @@ def test_mlp():
     theirs = torch_flops(
         lambda x, w, b, v, c: F.linear(F.gelu(F.linear(x, w, b)), v, c), *shapes
     )
-    ours = jax_flops(lambda x, w, b, v, c: jax.nn.gelu(x @ w.T + b) @ v.T + c, *shapes)
+    ours = jax_flops(
+        lambda x, w, b, v, c: jax.nn.gelu(x @ w.T + b[None]) @ v.T + c[None], *shapes
+    )
     assert ours == theirs
 
 
