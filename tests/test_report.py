@@ -26,7 +26,9 @@ TROUBLE = "<script>alert('caption')</script> & \"quoted\""
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 
 
-def make_workdir(workdir: pathlib.Path, kind: str = "plain") -> pathlib.Path:
+def make_workdir(
+    workdir: pathlib.Path, kind: str = "plain", lean: bool = False
+) -> pathlib.Path:
     """A finished study: 5 budgets x 7 sizes, one failed run, samples and a fit.
 
     Args:
@@ -34,6 +36,7 @@ def make_workdir(workdir: pathlib.Path, kind: str = "plain") -> pathlib.Path:
       kind: "plain"; "refused": the smallest budget's minimum is outside its grid;
         "few": two budgets only, so that every law is refused; "unfitted": no
         laws.json and no samples.
+      lean: without training curves and samples, whose figures take time.
     """
     rng = np.random.default_rng(0)
     budgets = BUDGETS[:2] if kind == "few" else BUDGETS
@@ -64,6 +67,8 @@ def make_workdir(workdir: pathlib.Path, kind: str = "plain") -> pathlib.Path:
     for spec, record in zip(specs, trained, strict=True):
         folder = workdir / "runs" / spec.run_id
         records.write_jsonl(folder / "record.json", [record])
+        if lean:
+            continue
         steps = np.arange(1, 61) * record.steps / 60
         curve = record.train_loss_smoothed * (1 + 3 * np.exp(-steps / steps[-1] * 14))
         curve *= 1 + 0.4 * (steps / steps[-1] + 0.02) ** -0.25 - 0.4
@@ -92,7 +97,8 @@ def make_workdir(workdir: pathlib.Path, kind: str = "plain") -> pathlib.Path:
         return workdir
     result = fit.fit_records(trained, bootstrap=200)
     records.write_text(workdir / "laws.json", records.dumps(result))
-    _sample(workdir, specs[-2].run_id)
+    if not lean:
+        _sample(workdir, specs[-2].run_id)
     return workdir
 
 
@@ -423,7 +429,7 @@ def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp
 
 
 def test_refused_budget_is_grey_and_explained(tmp_path):
-    index = report.write(make_workdir(tmp_path, "refused"))
+    index = report.write(make_workdir(tmp_path, "refused", lean=True))
     page = Page(index.read_text(encoding="utf-8"))
     result = records.loads((tmp_path / "laws.json").read_text())
     refusal = result.parabolas[0]
@@ -436,7 +442,7 @@ def test_refused_budget_is_grey_and_explained(tmp_path):
 
 
 def test_refused_laws_are_the_headline(tmp_path):
-    index = report.write(make_workdir(tmp_path, "few"))
+    index = report.write(make_workdir(tmp_path, "few", lean=True))
     page = Page(index.read_text(encoding="utf-8"))
     assert page.wrong == []
     result = records.loads((tmp_path / "laws.json").read_text())
