@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clu import parameter_overview, profiler
@@ -76,43 +76,66 @@ class Profile:
 class Sweep:
     """Progress over all runs: where we are, how fast, how long it will take.
 
-    The time left is the FLOPs left over the speed so far, everything counted
-    (compilation, validation, checkpoints).
+    The time left is the FLOPs left at the speed so far, plus for every run left the
+    mean of what a run has taken beyond its steps (compilation, validation, saving).
     """
 
-    def __init__(self, runs: int, total_flops: float, every_seconds: float) -> None:
-        self._runs, self._left = runs, total_flops
-        self._every = every_seconds
-        self._begin = time.perf_counter()
-        self._done = 0.0
-        self._shown = 0.0
-        self._prefix = ""
+    def __init__(self, runs: int, flops: Sequence[float], every_seconds: float) -> None:
+        """Args: runs in the plan; the FLOPs of each run that is left, in order."""
+        self._runs, self._every = runs, every_seconds
+        self._flops_left, self._runs_left = float(sum(flops)), len(flops)
+        self._spent = self._stepping = 0.0  # FLOPs, seconds
+        self._overhead: list[float] = []
+        self._line = ""
 
-    def run(self, number: int, title: str) -> None:
-        self._prefix = f"run {number + 1} of {self._runs}  {title}"
-        self._shown = 0.0
+    def begin(self, number: int, title: str) -> None:
+        """A run starts."""
+        self._line = f"run {number + 1} of {self._runs}  {title}"
+        self._shown = self._begun = time.perf_counter()
+        self._steps_took = 0.0
 
     def skip(self, flops: float) -> None:
-        """FLOPs that another process, or an earlier one, has spent already."""
-        self._left -= flops
+        """FLOPs that an earlier process has spent already."""
+        self._flops_left -= flops
 
-    def spend(self, flops: float) -> None:
-        self._left -= flops
-        self._done += flops
+    def spend(self, flops: float, seconds: float | None) -> None:
+        """FLOPs done just now, in `seconds` (None: compilation was in it)."""
+        self._flops_left -= flops
+        if seconds is not None:
+            self._spent += flops
+            self._stepping += seconds
+            self._steps_took += seconds
+
+    def end(self) -> None:
+        """The run is over."""
+        self._runs_left -= 1
+        took = time.perf_counter() - self._begun
+        self._overhead.append(max(took - self._steps_took, 0.0))
+
+    def left(self) -> str:
+        """The time left, or "?" before there is anything to go by."""
+        if not self._spent:
+            return "?"
+        seconds = self._flops_left * self._stepping / self._spent
+        if self._overhead:
+            mean = sum(self._overhead) / len(self._overhead)
+            seconds += max(self._runs_left - 1, 0) * mean
+        return duration(seconds)
 
     def show(self, step: int, steps: int, loss: float, flops_per_second: float) -> None:
-        """A line, unless the last one was a moment ago."""
+        """A line, unless the last one was a moment ago or it is too early to tell."""
         now = time.perf_counter()
-        if now - self._shown < self._every:
+        if flops_per_second == 0 or now - self._shown < self._every:
             return
         self._shown = now
-        left = "?"
-        if self._done:
-            left = duration(self._left * (now - self._begin) / self._done)
         say(
-            f"{self._prefix}  step {step}/{steps}  loss {loss:.4f}  "
-            f"{rate(flops_per_second)}  left {left}"
+            f"{self._line}  step {step}/{steps}  loss {loss:.4f}  "
+            f"{rate(flops_per_second)}  left {self.left()}"
         )
+
+    def result(self, loss: float) -> None:
+        """The line that ends a run."""
+        say(f"{self._line}  done  validation loss {loss:.5f}  left {self.left()}")
 
 
 class MetricLog:
@@ -180,13 +203,17 @@ class Clock:
         self._steps = 0
         self._last = 0.0
 
-    def lap(self, steps: int) -> None:
-        """A dispatch of `steps` steps is known to be done."""
-        self._last = time.perf_counter()
+    def lap(self, steps: int) -> float | None:
+        """A dispatch of `steps` steps is done: seconds since the one before.
+
+        None for the first, which waits for compilation.
+        """
+        before, self._last = self._last, time.perf_counter()
         if self._first is None:
-            self._first = self._last  # the first dispatch compiles: not counted
-        else:
-            self._steps += steps
+            self._first = self._last
+            return None
+        self._steps += steps
+        return self._last - before
 
     def steps_per_second(self) -> float:
         """Since the first dispatch of this process; 0 before the second."""

@@ -131,14 +131,14 @@ def run(
     train_data, validation_data = data_lib.sources(experiment.data)
     sweep = meters.Sweep(
         runs,
-        sum(spec.planned_flops for _, spec in missing),
+        [spec.planned_flops for _, spec in missing],
         experiment.train.show_every_seconds,
     )
     stop = Stop()
     held_out: list[HeldOutBatch] = []
     with jax.set_mesh(device_mesh):
         for number, spec in missing:
-            sweep.run(
+            sweep.begin(
                 number,
                 f"{spec.budget_flops:.2g} FLOPs  {spec.width} x {spec.depth}",
             )
@@ -147,7 +147,9 @@ def run(
                 held_out = held_out_batches(
                     experiment, device_mesh, validation_data, job.names
                 )
-            done[spec.run_id] = job.train(train_data, held_out)
+            done[spec.run_id] = record = job.train(train_data, held_out)
+            sweep.end()
+            sweep.result(record.validation_loss_ema)
     return list(done.values())
 
 
@@ -329,9 +331,8 @@ class _Job:
                 f"loss {losses[bad]}, gradient norm {norms[bad]} at step "
                 f"{step - chunk + bad + 1}; lower the learning rate or clip harder"
             )
-        clock.lap(chunk)
+        self.sweep.spend(chunk * spec.flops_per_step, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
-        self.sweep.spend(chunk * spec.flops_per_step)
         self.sweep.show(step, spec.steps, float(losses[-1]), speed)
         every = cfg.log_every_steps
         if step // every > (step - chunk) // every or step == spec.steps:

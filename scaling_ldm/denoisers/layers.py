@@ -70,7 +70,7 @@ def sinusoid(position: np.ndarray | jax.Array, width: int, longest: float) -> ja
     """
     half = width // 2
     frequency = jnp.exp(-math.log(longest) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.asarray(position, jnp.float32)[..., None] * frequency
+    angle = jnp.multiply.outer(jnp.asarray(position, jnp.float32), frequency)
     features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     if width % 2:
         padding = [(0, 0)] * (features.ndim - 1) + [(0, 1)]
