@@ -80,7 +80,7 @@ def inside(interval, value):
 # Recovery
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     exponent=st.floats(0.3, 0.7),
     coef=st.floats(1e-3, 10.0),
@@ -128,6 +128,20 @@ def test_noisy_data_hold_the_truth_and_the_intervals_shrink_with_the_noise():
         spread = np.log(highs / lows)
         assert spread[-1] > 1.2 * spread.min()
     assert_allclose(widths[0] / widths[1], 10, rtol=0.5)
+
+
+def test_bands_and_predictions_hold_the_noise_of_a_new_minimum():
+    """A new minimum is no better known than its parabola; the law alone would be."""
+    result = fit.isoflop(study(np.random.default_rng(0), 0.01))
+
+    def width(interval):
+        return math.log(interval.high / interval.low)
+
+    own = [width(p.n_opt_interval) for p in result.parabolas]
+    xs, lows, highs = np.array(result.laws["N_opt"].band).T
+    middle = np.argmin(np.abs(np.log(xs / BUDGETS[2])))
+    assert math.log(highs[middle] / lows[middle]) > 0.9 * min(own)
+    assert width(result.held_out[0].predicted_interval) > 1.4 * own[-1]
 
 
 def test_d_opt_is_interpolated_where_6nd_is_not_the_budget():
@@ -441,6 +455,12 @@ def test_refuses_a_surface_that_is_not_identified(points, reason):
     assert isinstance(got, Refusal) and got.reason == reason, got
 
 
+def test_refuses_a_surface_that_many_draws_lose():
+    rng = np.random.default_rng(2)
+    got = fit.parametric(surface_study(SYMMETRIC, noise=0.3, rng=rng), bootstrap=100)
+    assert got.reason == "not identified" and "of 100 bootstrap draws" in got.detail
+
+
 def test_power_law_alone():
     x = np.array([1.0, 10.0, 100.0, 1000.0])
     exact = fit.power_law(x, 3 * x**-0.7, x_name="flops", y_name="loss")
@@ -455,7 +475,11 @@ def test_power_law_alone():
     half = 2.919986 * 0.01 * math.sqrt(2 / spread)
     assert_allclose(got.exponent_interval.high + 0.7, half, rtol=1e-5)
     assert_allclose(got.rmse_log, 0.01 * math.sqrt(2), rtol=1e-9)
-    assert got.band[0][0] == pytest.approx(0.5)
+    g, low, high = got.band[0]
+    assert g == pytest.approx(0.5)
+    off = math.log(0.5) - np.log(x).mean()
+    half = 2.919986 * 0.01 * math.sqrt(2) * math.sqrt(1 + 1 / 4 + off**2 / spread)
+    assert_allclose(np.log([high / got(g), low / got(g)]), [half, -half], rtol=1e-5)
     assert got.band[-1][0] == pytest.approx(4000)
     for bad, reason in (
         (([1, 2], [1, 2]), "fewer than 3 points"),
