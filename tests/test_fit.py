@@ -466,6 +466,13 @@ def test_refuses_a_surface_that_many_draws_lose():
     assert got.reason == "not identified" and "of 100 bootstrap draws" in got.detail
 
 
+def test_refuses_exponents_that_are_too_wide(monkeypatch):
+    points = surface_study(SYMMETRIC, noise=0.01, rng=np.random.default_rng(0))
+    assert isinstance(fit.parametric(points, bootstrap=50), Parametric)
+    monkeypatch.setattr(laws, "MAX_EXPONENT_RATIO", 1.001)  # a decade as shipped
+    assert "alpha lies in" in fit.parametric(points, bootstrap=50).detail
+
+
 def test_power_law_alone():
     x = np.array([1.0, 10.0, 100.0, 1000.0])
     exact = fit.power_law(x, 3 * x**-0.7, x_name="flops", y_name="loss")
