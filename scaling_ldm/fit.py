@@ -375,3 +375,39 @@ def fit_records(
     return dataclasses.replace(
         result, excluded=tuple(sorted(excluded)) + result.excluded
     )
+
+
+def summary(result: FitResult) -> list[str]:
+    """The laws, the held-out check and every refusal, a line each."""
+    lines = []
+    for parabola in result.parabolas:
+        if isinstance(parabola, Refusal):
+            lines.append(_refused(parabola))
+    for name, law in result.laws.items():
+        if isinstance(law, Refusal):
+            lines.append(_refused(law))
+        else:
+            i = law.exponent_interval
+            lines.append(
+                f"{name} = {law.coef:.3g} C^{law.exponent:.3f}  "
+                f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
+                f"{law.points} budgets)"
+            )
+    for check in result.held_out:
+        if isinstance(check, Refusal):
+            lines.append(_refused(check))
+        else:
+            lines.append(
+                f"held out {check.quantity} at {check.budget_flops:.3g} FLOPs: "
+                f"predicted {check.predicted:.4g}, measured {check.measured:.4g} "
+                f"({check.relative_error:+.1%})"
+            )
+    if isinstance(result.parametric, Refusal):
+        lines.append(_refused(result.parametric))
+    lines += [f"note: {note}" for note in result.notes]
+    lines += [f"left out: {line}" for line in result.excluded]
+    return lines
+
+
+def _refused(refusal: Refusal) -> str:
+    return f"refused: {refusal.what}: {refusal.reason} ({refusal.detail})"

@@ -54,5 +54,10 @@ def parse(arguments: Sequence[str]) -> list[str]:
         sys.exit(study.EXIT["bad configuration"])
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script."""
     app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

@@ -6,6 +6,7 @@ stack, and planning touches no accelerator.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -251,8 +252,8 @@ class _Study:
             confidence=cfg.confidence,
             bootstrap=cfg.bootstrap,
             seed=cfg.seed,
-            missing=missing,
         )
+        result = dataclasses.replace(result, excluded=(*missing, *result.excluded))
         records.write_text(self.workdir / "laws.json", records.dumps(result) + "\n")
         for line in fit.summary(result):
             meters.say(line)

@@ -1,0 +1,63 @@
+"""Starts the missing runs of a planned study on this machine, a few at a time.
+
+    python -m scaling_ldm.main --config experiments/dit_1e17.py --workdir W --stages plan
+    python launch/local.py --config experiments/dit_1e17.py --workdir W --at_once 2
+
+Reads W/runs.jsonl, skips rows with a record, and runs the entry point with --run K for
+the others; arguments after `--` are handed on. Exit status 75 (preempted) is tried
+again. When all rows are there, run the entry point with --stages fit,generate,report.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+PREEMPTED = 75
+
+
+def missing_rows(workdir: pathlib.Path) -> list[int]:
+    """Numbers of the plan's rows that have no record yet."""
+    lines = (workdir / "runs.jsonl").read_text().splitlines()
+    ids = [json.loads(line)["run_id"] for line in lines]
+    return [
+        k
+        for k, run_id in enumerate(ids)
+        if not (workdir / "runs" / run_id / "record.json").exists()
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--at_once", type=int, default=1, help="runs side by side")
+    parser.add_argument("rest", nargs="*", help="more arguments of the entry point")
+    flags = parser.parse_args()
+    waiting = missing_rows(flags.workdir)
+    print(f"{len(waiting)} runs to do", flush=True)
+    running: dict[int, subprocess.Popen] = {}
+    failed = []
+    while waiting or running:
+        while waiting and len(running) < flags.at_once:
+            row = waiting.pop(0)
+            command = [sys.executable, "-m", "scaling_ldm.main"]
+            command += ["--config", flags.config, "--workdir", str(flags.workdir)]
+            command += ["--stages", "train", "--run", str(row), *flags.rest]
+            running[row] = subprocess.Popen(command)
+        for row, process in list(running.items()):
+            if process.poll() is not None:
+                del running[row]
+                if process.returncode == PREEMPTED:
+                    waiting.append(row)
+                elif process.returncode:
+                    failed.append(row)
+                    print(f"row {row} ended with {process.returncode}", flush=True)
+        time.sleep(0.5)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

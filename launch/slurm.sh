@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One row of a planned study per array task; each task may span several nodes.
+#
+#   python -m scaling_ldm.main --config experiments/dit_isoflop.py --workdir W --stages plan
+#   sbatch --array=0-41 --nodes=2 --gpus-per-node=8 launch/slurm.sh experiments/dit_isoflop.py W
+#
+# W must be on a file system that all nodes see. Slurm's variables tell the entry point
+# about its peers. A preempted task (exit status 75) is queued again and continues.
+#SBATCH --job-name=scaling_ldm
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+set -uo pipefail
+srun python -m scaling_ldm.main --config "$1" --workdir "$2" --stages train --run "$SLURM_ARRAY_TASK_ID"
+status=$?
+if [ "$status" = 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"; fi
+exit "$status"

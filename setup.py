@@ -1,0 +1,60 @@
+"""Packaging: the library, its embedded data, and the versions it is tested with."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+# Lower ends are the versions the tests run on (constraints.txt pins them exactly);
+# upper ends stop before the next release that may break an interface.
+INSTALL = [
+    "absl-py>=2.3,<3",
+    "clu>=0.0.12,<0.1",
+    "etils[epath]>=1.13,<2",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3.11,<0.4",
+    "matplotlib>=3.10,<4",
+    "ml_collections>=1.1,<2",
+    "numpy>=2.3,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "scipy>=1.16,<2",
+    "tensorboardX>=2.6.5,<3",
+]
+TEST = [
+    "beartype>=0.23,<0.24",
+    "hypothesis>=6.150,<7",
+    "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
+    "ruff>=0.17.5,<0.18",
+]
+# torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
+# without CUDA packages where one is offered.
+PARITY = ["torch==2.13.0"]
+
+setup(
+    name="scaling_ldm",
+    version="0.1.0",
+    description="Plans, runs and reads scaling studies of latent diffusion models.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "scaling_ldm/data/icons/NOTICES.md"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["scaling_ldm", "scaling_ldm.*"]),
+    package_data={
+        "scaling_ldm": ["published_laws.json"],
+        "scaling_ldm.data": ["icons/*", "icons/licenses/*"],
+    },
+    install_requires=INSTALL,
+    extras_require={"test": TEST, "parity": PARITY},
+    entry_points={"console_scripts": ["scaling_ldm=scaling_ldm.main:run"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
