@@ -52,7 +52,8 @@ class Data:
 class Model:
     architecture: str = "in_context"  # one of ARCHITECTURES
     patch_size: int = 2
-    head_dim: int = 64  # heads = width / head_dim
+    head_dim: int = 64  # heads = width / head_dim; 0: see heads
+    heads: int = 0  # the same number at every width; 0: by head_dim
     mlp_ratio: int = 4
     activation: str = "gelu"  # one of ACTIVATIONS; gelu is the tanh form
     text_width: int = 256  # E: caption word embedding, the same for every size
@@ -61,6 +62,10 @@ class Model:
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
     remat: bool = False  # recompute blocks in the backward pass
     unroll: str = "auto"  # layers: scanned, or unrolled ("auto": unrolled on CPU)
+
+    def heads_at(self, width: int) -> int:
+        """Attention heads of a network of this width."""
+        return self.heads or width // self.head_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,14 +357,21 @@ def _check(e: Experiment) -> list[str]:
             width > 0 and depth > 0,
             f"config.plan.sizes: ({width}, {depth}) is not (width, depth)",
         )
+    require(
+        (e.model.head_dim > 0) != (e.model.heads > 0),
+        f"config.model.head_dim = {e.model.head_dim} and config.model.heads = "
+        f"{e.model.heads}: exactly one of them is positive, the other 0",
+    )
+    name = "heads" if e.model.heads > 0 else "head_dim"
+    divisor = max(getattr(e.model, name), 1)
     widths = sorted({width for width, *_ in e.plan.sizes if width > 0})
-    odd = [width for width in widths if width % max(e.model.head_dim, 1)]
+    odd = [width for width in widths if width % divisor]
     common = math.gcd(*widths) if widths else 1
     fits = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
     require(
         not odd,
-        f"config.model.head_dim = {e.model.head_dim} does not divide the widths "
-        f"{odd} of config.plan.sizes; common divisors of all widths: {fits}",
+        f"config.model.{name} = {divisor} does not divide the widths {odd} of "
+        f"config.plan.sizes; common divisors of all widths: {fits}",
     )
     require(
         len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
@@ -385,7 +397,7 @@ def _check(e: Experiment) -> list[str]:
 
 _POSITIVE = {
     "data": ("text_tokens",),
-    "model": ("patch_size", "head_dim", "mlp_ratio", "text_width", "time_width"),
+    "model": ("patch_size", "mlp_ratio", "text_width", "time_width"),
     "objective": ("time_scale",),
     "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
     "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
@@ -402,7 +414,7 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "data": ("prefetch_batches", "seed"),
-    "model": ("classes",),
+    "model": ("classes", "head_dim", "heads"),
     "optimizer": ("weight_decay",),
     "plan": ("sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "show_every_seconds", "profile_steps"),

@@ -95,7 +95,7 @@ def _row(experiment: config.Experiment, budget: float, size: dict) -> records.Ru
         hardware_flops_per_step=cost.flops.hardware,
         width=width,
         depth=depth,
-        heads=width // experiment.model.head_dim,
+        heads=experiment.model.heads_at(width),
         params=size["params"],
         params_without_embeddings=size["params_without_embeddings"],
         batch_size=batch_size,

@@ -68,7 +68,7 @@ def build(
             architecture=model.architecture,
             width=width,
             depth=depth,
-            heads=width // model.head_dim,
+            heads=model.heads_at(width),
             image_shape=experiment.data.shape,
             patch_size=model.patch_size,
             mlp_ratio=model.mlp_ratio,

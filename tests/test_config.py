@@ -35,6 +35,11 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["data"].update(source="icon"), "did you mean 'icons'?"),
         (lambda c: c["model"].update(architecture="dit"), "known: in_context"),
         (lambda c: c["model"].update(head_dim=48), "does not divide the widths"),
+        (lambda c: c["model"].update(heads=4), "exactly one of them is positive"),
+        (
+            lambda c: c["model"].update(heads=5, head_dim=0),
+            "config.model.heads = 5 does not divide the widths [128, 192",
+        ),
         (lambda c: c["model"].update(patch_size=3), "does not divide the 32x32"),
         (lambda c: c["model"].update(classes=3), "adaln_zero needs classes > 0"),
         (lambda c: c["plan"].update(budgets_flops=()), "non-empty tuple"),
