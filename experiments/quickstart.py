@@ -1,0 +1,42 @@
+"""The whole study in miniature: how do the best size and data grow with compute?
+
+In-context transformers of 5k to 300k parameters learn the embedded icons at 16 x 16
+pixels (64 image tokens, captions of 15 words) over 1.2 decades of compute. Two things
+differ from paper B for the sake of a laptop: batch 16 instead of 1024, and a rate that
+suits short runs. Both move the optimum, so the laws hold for this setting alone.
+
+Cost: 1.2e13 FLOPs, about ten minutes on 2 CPU cores. Expect N_opt to grow about as
+C^0.5, every minimum inside its grid, and the largest budget predicted.
+Command: python -m scaling_ldm.main --config experiments/quickstart.py
+"""
+
+from scaling_ldm import config
+
+
+def get_config():
+    c = config.default()
+    c.name = "quickstart"
+    c.question = "How do the best model size and data grow with training compute?"
+    c.data.shape = (16, 16, 3)
+    c.data.text_tokens = 15
+    c.data.vocab_size = 1024
+    c.model.head_dim, c.model.heads = 0, 2
+    c.model.text_width = c.model.time_width = 32
+    c.model.compute_dtype = "float32"
+    c.optimizer.learning_rate = 6e-3
+    c.optimizer.warmup_fraction = 0.05
+    c.plan.budgets_flops = (6e10, 1.2e11, 2.4e11, 4.8e11, 9.6e11)
+    widths = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
+    c.plan.sizes = tuple((width, 2) for width in widths)
+    c.plan.sizes_per_budget = 7
+    c.plan.expected_coef, c.plan.expected_exponent = 0.035, 0.53
+    c.plan.minimum_steps = 50
+    c.plan.accelerator, c.plan.devices = "2-core CPU", 2
+    c.plan.flops_per_second_per_device = 1.5e10
+    c.train.batch_size = 16
+    c.train.steps_per_dispatch = 8
+    c.train.checkpoints_per_run = 2
+    c.train.log_every_steps = 10
+    c.validation.samples, c.validation.batch_size = 1024, 128
+    c.generate.images, c.generate.steps = 24, 30
+    return c
