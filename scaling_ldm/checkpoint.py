@@ -1,9 +1,10 @@
 """State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
 
 A checkpoint is an orbax composite of the sharded train state and a small JSON document
-(data iterator state, RunSpec, clock, checksum). It counts only when orbax has renamed
-it into place and the state read back has the checksum that it was saved with: anything
-else is passed over for the one before, with a line that says so.
+(data iterator state, RunSpec, clock, checksum of the state, digest of the rest). It
+counts only when orbax has committed it and what is read back has the checksum and the
+digest that it was saved with: anything else is passed over for the one before, with a
+line that says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from scaling_ldm import mesh, records
 
@@ -77,6 +79,7 @@ class Checkpoints:
         self._spec = spec
         self._keep = keep
         self._say = say
+        self._tell_unfinished()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -89,6 +92,14 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+
+    def _tell_unfinished(self) -> None:
+        """Says which writes were cut off; orbax clears them away."""
+        for path in sorted(self._directory.glob(f"*{TMP_DIR_SUFFIX}*")):
+            self._say(
+                f"checkpoint {path.name.split('.')[0]} of {self._spec.run_id} is "
+                "unfinished: passed over for the one before"
+            )
 
     def save(self, step: int, state: Any, progress: Progress) -> None:
         """Starts writing the state after `step` steps; returns before it is on disk.
@@ -103,13 +114,16 @@ class Checkpoints:
             "processes": jax.process_count(),
             "checksum": int(checksum(state)),
         }
+        meta["digest"] = records.digest(meta)
         try:
-            self._manager.save(
+            saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
             )
+            if not saved:
+                raise ValueError(f"later ones exist: {self._manager.all_steps()}")
         except Exception as e:  # orbax raises many kinds; all mean: not saved
             raise self._failed(step, e) from e
 
@@ -145,20 +159,13 @@ class Checkpoints:
           CheckpointError: a checkpoint of another run.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state),
-                        meta=ocp.args.JsonRestore(),
-                    ),
-                )
-                state, meta = restored["state"], restored["meta"]
-                saved, read = meta["checksum"], int(checksum(state))
-                if saved != read:
-                    raise ValueError(f"checksum {read}, saved with {saved}")
-            except Exception as e:  # whatever a damaged file makes orbax raise
-                self._pass_over(step, e)
+            state, meta, error = self._read(step, abstract_state)
+            if mesh.any_process(error is not None):
+                self._pass_over(step, error)
+                continue
+            saved, read = meta["checksum"], int(checksum(state))
+            if saved != read:
+                self._pass_over(step, ValueError(f"checksum {read}, saved as {saved}"))
                 continue
             saved_spec = records.from_json(meta["spec"])
             if _identity(saved_spec) != _identity(self._spec):
@@ -171,9 +178,30 @@ class Checkpoints:
             )
         return None
 
-    def _pass_over(self, step: int, error: Exception) -> None:
+    def _read(
+        self, step: int, abstract_state: Any
+    ) -> tuple[Any, Any, Exception | None]:
+        """(state, meta, None) as they are on disk, or (None, None, what went wrong)."""
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+            meta = restored["meta"]
+            if meta.pop("digest") != records.digest(meta):
+                raise ValueError("meta is not what was saved")
+        except Exception as e:  # whatever a damaged file makes orbax raise
+            return None, None, e
+        return restored["state"], meta, None
+
+    def _pass_over(self, step: int, error: Exception | None) -> None:
         """Sets a damaged checkpoint aside under another name and says so."""
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        cause = "seen by another process"
+        if error is not None:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         self._say(
             f"checkpoint {step} of {self._spec.run_id} is damaged ({cause}); set aside "
             f"as damaged-{step}, trying the one before"

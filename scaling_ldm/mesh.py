@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,16 +73,21 @@ def _on_a_tpu_pod() -> bool:
     return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
 
 
-def build(cfg: config.Mesh, batch_sizes: dict[str, int]) -> Mesh:
+def build(
+    cfg: config.Mesh,
+    batch_sizes: dict[str, int],
+    use: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """The mesh over all devices of the job.
 
     Args:
       batch_sizes: config key -> a batch size that the devices must divide.
+      use: the devices; all of them by default.
 
     Raises:
       ConfigError: the device count and the mesh or a batch size do not fit.
     """
-    devices = jax.device_count()
+    devices = jax.device_count() if use is None else len(use)
     if cfg.replica == -1 and devices % cfg.fsdp:
         raise config.ConfigError(
             f"config.mesh.fsdp = {cfg.fsdp} does not divide the {devices} devices; "
@@ -100,7 +106,7 @@ def build(cfg: config.Mesh, batch_sizes: dict[str, int]) -> Mesh:
                 f"{key} = {size} is not divisible by the {devices} devices; nearest: "
                 f"{' or '.join(str(n) for n in (below, above) if n)}"
             )
-    return jax.make_mesh((replica, cfg.fsdp), AXES)
+    return jax.make_mesh((replica, cfg.fsdp), AXES, devices=use)
 
 
 def _divisors(n: int) -> list[int]:
@@ -154,6 +160,8 @@ def rows_of_process(mesh: Mesh, rows: int) -> slice:
 def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
     """Global arrays from this process's rows (numpy), sharded by `spec`."""
     sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:  # all rows are here: one call for the whole tree
+        return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
         tree,
@@ -167,13 +175,20 @@ def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
 
 def flag(mesh: Mesh, value: int) -> jax.Array:
     """One number per device, [devices]: this process's word in a vote of all."""
-    mine = np.full(jax.local_device_count(), value, np.int32)
+    mine = np.full(len(mesh.local_devices), value, np.int32)
     return put(mesh, mine)
 
 
 def is_primary() -> bool:
     """Whether this process writes the shared files."""
     return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
 def barrier(name: str) -> None:

@@ -92,23 +92,26 @@ class Sweep:
         """A run starts."""
         self._line = f"run {number + 1} of {self._runs}  {title}"
         self._shown = self._begun = time.perf_counter()
-        self._steps_took = 0.0
+        self._steps_took = self._run_flops = 0.0
 
     def skip(self, flops: float) -> None:
         """FLOPs that an earlier process has spent already."""
         self._flops_left -= flops
+        self._run_flops += flops
 
     def spend(self, flops: float, seconds: float | None) -> None:
         """FLOPs done just now, in `seconds` (None: compilation was in it)."""
         self._flops_left -= flops
+        self._run_flops += flops
         if seconds is not None:
             self._spent += flops
             self._stepping += seconds
             self._steps_took += seconds
 
-    def end(self) -> None:
-        """The run is over."""
+    def end(self, planned_flops: float) -> None:
+        """The run is over; what it did not spend of its plan will not be spent."""
         self._runs_left -= 1
+        self._flops_left -= planned_flops - self._run_flops
         took = time.perf_counter() - self._begun
         self._overhead.append(max(took - self._steps_took, 0.0))
 
@@ -199,9 +202,9 @@ class Clock:
 
     def __init__(self, before: float = 0.0) -> None:
         self._begin = time.perf_counter() - before
-        self._first: float | None = None
         self._steps = 0
-        self._last = 0.0
+        self._stepping = 0.0
+        self._last: float | None = None
 
     def lap(self, steps: int) -> float | None:
         """A dispatch of `steps` steps is done: seconds since the one before.
@@ -209,17 +212,19 @@ class Clock:
         None for the first, which waits for compilation.
         """
         before, self._last = self._last, time.perf_counter()
-        if self._first is None:
-            self._first = self._last
+        if before is None:
             return None
         self._steps += steps
+        self._stepping += self._last - before
         return self._last - before
 
+    def resume(self) -> None:
+        """Steps go on after something else (a save), whose time is not theirs."""
+        self._last = time.perf_counter()
+
     def steps_per_second(self) -> float:
-        """Since the first dispatch of this process; 0 before the second."""
-        if not self._steps or self._first is None:
-            return 0.0
-        return self._steps / (self._last - self._first)
+        """Of this process, from its second dispatch on; 0 before."""
+        return self._steps / self._stepping if self._steps else 0.0
 
     def seconds(self) -> float:
         return time.perf_counter() - self._begin

@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,12 @@ EXIT = {
     "lost a process": 4,
     "preempted, run the same command again": 75,
 }
+
+
+LOST = (
+    "a process of this job, or the network to it, is gone; this one ends too. Start "
+    "the same command on every host to continue from the last checkpoint"
+)
 
 
 def one_line(error: BaseException) -> str:
@@ -59,11 +66,18 @@ def run(
         return EXIT["storage"]
     except Exception as e:
         code = _known(e)
-        if code is None:
+        if code is None and not _in_a_job():
             raise
-        meters.say(f"stopped: {e}")
-        if code == EXIT["lost a process"]:
-            os._exit(code)  # the dead process will never reach the goodbye of the job
+        if code is None:
+            traceback.print_exc()
+        elif code == EXIT["lost a process"]:
+            print(f"stopped: {LOST} ({one_line(e)[:300]})", file=sys.stderr)
+        else:
+            meters.say(f"stopped: {e}")
+        if code != EXIT["preempted, run the same command again"] and _in_a_job():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code or 1)  # the others will not come to the goodbye of the job
         return code
     return EXIT["done"]
 
@@ -73,17 +87,18 @@ def _known(error: Exception) -> int | None:
     kind = type(error).__name__
     if kind == "Preempted":
         return EXIT["preempted, run the same command again"]
+    kinds = {kind, type(error.__cause__).__name__}
+    if "JaxRuntimeError" in kinds and _in_a_job():
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            return EXIT["lost a process"]
     if kind == "CheckpointError":
         return EXIT["storage"]
-    if kind == "JaxRuntimeError" and "jax" in sys.modules:
-        if sys.modules["jax"].process_count() > 1:
-            error.args = (
-                "a process of this job is gone (or the network to it): "
-                f"{one_line(error)[:300]}\nAll processes end; start the same command "
-                "on every host to continue from the last checkpoint.",
-            )
-            return EXIT["lost a process"]
     return None
+
+
+def _in_a_job() -> bool:
+    """Whether there are other processes."""
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
 
 
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
@@ -110,7 +125,7 @@ class _Study:
     ) -> None:
         self.experiment, self.workdir, self.stages = experiment, workdir, stages
         self.only, self.cluster = only, cluster
-        self.primary = True
+        self.primary, self.joined = True, False
 
     def run(self) -> None:
         from scaling_ldm import meters
@@ -137,19 +152,40 @@ class _Study:
 
         mesh.start(self.experiment.mesh)
         mesh.join(*self.cluster)
-        self.primary = mesh.is_primary()
+        self.primary, self.joined = mesh.is_primary(), True
         if not self.primary:
             meters.mute()
 
     def _claim_workdir(self) -> None:
-        """Makes the workdir this experiment's, or refuses.
+        """Makes the workdir this experiment's, or refuses; one process decides for all.
 
         Raises:
           ConfigError: it holds another experiment.
         """
+        refusal: Exception | None = None
+        if self.primary:
+            try:
+                self._claim()
+            except (config.ConfigError, OSError) as e:
+                refusal = e
+        if self.joined:
+            from scaling_ldm import mesh
+
+            if mesh.any_process(refusal is not None) and refusal is None:
+                refusal = config.ConfigError("process 0 refused and says why")
+        if refusal is not None:
+            raise refusal
+
+    def _claim(self) -> None:
         experiment, path = self.experiment, self.workdir / "experiment.json"
         if path.exists():
-            held = json.loads(path.read_text())
+            try:
+                held = json.loads(path.read_text())
+            except ValueError as e:
+                raise config.ConfigError(
+                    f"{path} is damaged ({e}): put a copy back, or use another "
+                    "--workdir"
+                ) from e
             if (held["name"], held["recipe_hash"]) != (
                 experiment.name,
                 experiment.recipe_hash,
@@ -160,13 +196,14 @@ class _Study:
                     f"(recipe {experiment.recipe_hash}); use another --workdir"
                     + _differences(held["config"], records.to_json(experiment))
                 )
-        elif self.workdir.exists() and any(self.workdir.iterdir()):
+        elif self.workdir.exists() and any(
+            not p.name.startswith(f".{path.name}.")  # a first write, cut off
+            for p in self.workdir.iterdir()
+        ):
             raise config.ConfigError(
                 f"{self.workdir} is not empty and holds no experiment.json: use "
                 "another --workdir"
             )
-        if not self.primary:
-            return
         resolved = records.to_json(experiment)
         held = {
             "name": experiment.name,
@@ -206,6 +243,10 @@ class _Study:
         if self.primary:
             plan.write(rows, self.workdir)
             print(plan.table(self.experiment, shown, first), flush=True)
+        if self.joined:
+            from scaling_ldm import mesh
+
+            mesh.barrier("plan")
 
     def _check_row(self, rows: int) -> None:
         if not 0 <= self.only < rows:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
 import math
 import pathlib
 import signal
@@ -16,7 +15,12 @@ import numpy as np
 from scaling_ldm import checkpoint, config, mesh, meters, peaks, records
 from scaling_ldm import data as data_lib
 from scaling_ldm import step as step_lib
-from scaling_ldm.objectives import validation
+from scaling_ldm.programs import (
+    HeldOutBatch,
+    compile_for,
+    held_out_batches,
+    validation_loss,
+)
 
 
 class Preempted(Exception):
@@ -24,75 +28,20 @@ class Preempted(Exception):
 
 
 class Stop:
-    """Whether this process was asked to stop. Installs a SIGTERM handler."""
+    """Whether this process was asked to stop; handles SIGTERM within a `with`."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+
+    def __enter__(self) -> Stop:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """The compiled functions of one size on one mesh, and what they take."""
-
-    functions: step_lib.Functions
-    state: step_lib.TrainState  # abstract, with shardings
-    init: Any
-    step: Any  # one optimizer step
-    steps: Any  # `steps_per_dispatch` of them in one call
-    errors: Any
-
-
-@functools.lru_cache(maxsize=64)
-def compile_for(
-    experiment: config.Experiment,
-    width: int,
-    depth: int,
-    device_mesh: jax.sharding.Mesh,
-) -> Program:
-    """Jitted functions, compiled at first use; runs of one size share them."""
-    unroll = experiment.model.unroll
-    functions = step_lib.build(
-        experiment,
-        width,
-        depth,
-        unroll=unroll == "always"
-        or (unroll == "auto" and jax.default_backend() == "cpu"),
-    )
-    abstract = step_lib.abstract_state(functions)
-    placed = mesh.shardings(device_mesh, abstract)
-    whole = mesh.named(device_mesh, mesh.WHOLE)
-
-    def step(
-        state: step_lib.TrainState, batch: Any, null: Any, hyper: Any, stop: jax.Array
-    ) -> tuple[step_lib.TrainState, Any]:
-        state, metrics = functions.step(state, batch, null, hyper)
-        return state, metrics | {"stop": stop.sum()}
-
-    def steps(
-        state: step_lib.TrainState, batches: Any, null: Any, hyper: Any, stop: jax.Array
-    ) -> tuple[step_lib.TrainState, Any]:
-        def body(state: step_lib.TrainState, batch: Any) -> tuple[Any, Any]:
-            return functions.step(state, batch, null, hyper)
-
-        state, metrics = jax.lax.scan(body, state, batches)
-        return state, metrics | {"stop": stop.sum()}
-
-    return Program(
-        functions=functions,
-        state=jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            placed,
-        ),
-        init=jax.jit(functions.init, out_shardings=placed),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(placed, whole)),
-        steps=jax.jit(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        errors=jax.jit(functions.errors, out_shardings=whole),
-    )
 
 
 def run(
@@ -119,6 +68,9 @@ def run(
     missing = [(k, spec) for k, spec in numbered if done[spec.run_id] is None]
     if len(missing) < len(numbered):
         meters.say(f"{len(numbered) - len(missing)} of {len(numbered)} runs are done")
+    for record in done.values():
+        if record is not None and record.status != "finished":
+            meters.say(f"{record.run_id} is skipped: {record.status}, {record.detail}")
     if not missing:
         return list(done.values())
     device_mesh = mesh.build(
@@ -134,9 +86,8 @@ def run(
         [spec.planned_flops for _, spec in missing],
         experiment.train.show_every_seconds,
     )
-    stop = Stop()
     held_out: list[HeldOutBatch] = []
-    with jax.set_mesh(device_mesh):
+    with jax.set_mesh(device_mesh), Stop() as stop:
         for number, spec in missing:
             sweep.begin(
                 number,
@@ -148,8 +99,9 @@ def run(
                     experiment, device_mesh, validation_data, job.names
                 )
             done[spec.run_id] = record = job.train(train_data, held_out)
-            sweep.end()
-            sweep.result(record.validation_loss_ema)
+            sweep.end(spec.planned_flops)
+            if record.status == "finished":
+                sweep.result(record.validation_loss_ema)
     return list(done.values())
 
 
@@ -180,7 +132,11 @@ def read_record(
 
 
 class NonFiniteLoss(Exception):
-    """Training left the finite numbers; nothing was saved since."""
+    """Training left the finite numbers at `step`; nothing was saved since."""
+
+    def __init__(self, step: int, text: str) -> None:
+        super().__init__(f"{text} at step {step}; lower the learning rate or clip more")
+        self.step = step
 
 
 class _Job:
@@ -239,17 +195,22 @@ class _Job:
             step,
             self.experiment.train.tensorboard,
         )
-        failure = ""
-        try:
-            state = self._loop(state, step, batches, checkpoints, clock, log, restarts)
-            checkpoints.wait()
-        except NonFiniteLoss as e:
-            failure = str(e)
-            meters.say(f"{spec.run_id} stopped: {failure}")
-        finally:
-            log.close()
-            checkpoints.close()
-        return self._finish(state, clock, restarts, failure, held_out)
+        with contextlib.closing(checkpoints), contextlib.closing(log):
+            try:
+                state = self._loop(
+                    state, step, batches, checkpoints, clock, log, restarts
+                )
+                checkpoints.wait()
+            except NonFiniteLoss as e:
+                meters.say(f"{spec.run_id} stopped: {e}")
+                return self._record(clock, restarts, e.step, failure=str(e))
+        losses = {
+            "validation_loss": validation_loss(self.program, state.params, held_out),
+            "validation_loss_ema": validation_loss(self.program, state.ema, held_out),
+            "train_loss_smoothed": float(state.smoothed_loss),
+        }
+        failure = "" if all(map(math.isfinite, losses.values())) else f"{losses}"
+        return self._record(clock, restarts, spec.steps, failure=failure, **losses)
 
     def _loop(
         self,
@@ -301,6 +262,7 @@ class _Job:
                     data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
                 )
                 checkpoints.save(step, state, progress)
+                clock.resume()
                 if stopping and step < spec.steps:
                     checkpoints.wait()
                     raise Preempted(f"{spec.run_id} is saved at step {step}")
@@ -328,8 +290,8 @@ class _Job:
         if not finite.all():
             bad = int(np.argmin(finite))
             raise NonFiniteLoss(
-                f"loss {losses[bad]}, gradient norm {norms[bad]} at step "
-                f"{step - chunk + bad + 1}; lower the learning rate or clip harder"
+                step - chunk + bad + 1,
+                f"loss {losses[bad]}, gradient norm {norms[bad]}",
             )
         self.sweep.spend(chunk * spec.flops_per_step, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
@@ -390,23 +352,19 @@ class _Job:
             self.experiment.model.compute_dtype,
         )
 
-    def _finish(
+    def _record(
         self,
-        state: step_lib.TrainState,
         clock: meters.Clock,
         restarts: int,
+        steps: int,
+        *,
         failure: str,
-        held_out: Sequence[HeldOutBatch],
+        validation_loss: float = math.nan,
+        validation_loss_ema: float = math.nan,
+        train_loss_smoothed: float = math.nan,
     ) -> records.TrainRecord:
-        """Measures the final weights and writes the record."""
+        """Writes the record of a run that ended after `steps` steps."""
         spec = self.spec
-        steps = int(state.step)
-        losses = {"raw": math.nan, "ema": math.nan}
-        if not failure:
-            losses["raw"] = self._validate(state.params, held_out)
-            losses["ema"] = self._validate(state.ema, held_out)
-            if not all(map(math.isfinite, losses.values())):
-                failure = f"validation loss {losses}"
         speed = clock.steps_per_second() * spec.flops_per_step
         utilisation, reason = self._mfu(speed)
         record = records.TrainRecord(
@@ -426,9 +384,9 @@ class _Job:
             steps_planned=spec.steps,
             images=steps * spec.batch_size,
             tokens=steps * spec.tokens // spec.steps,
-            validation_loss=losses["raw"],
-            validation_loss_ema=losses["ema"],
-            train_loss_smoothed=float(state.smoothed_loss),
+            validation_loss=validation_loss,
+            validation_loss_ema=validation_loss_ema,
+            train_loss_smoothed=train_loss_smoothed,
             seconds=clock.seconds(),
             device=self.mesh.devices.flat[0].device_kind,
             devices=self.mesh.size,
@@ -444,58 +402,3 @@ class _Job:
             records.write_text(self.folder / "record.json", records.dumps(record))
         mesh.barrier(f"record-{spec.run_id}")
         return record
-
-    def _validate(self, params: Any, held_out: Sequence[HeldOutBatch]) -> float:
-        """The validation loss: mean over samples, in float64."""
-        errors = [
-            np.asarray(
-                self.program.errors(params, b.batch, b.times, b.indices, b.key),
-                np.float64,
-            )[: b.samples]
-            for b in held_out
-        ]
-        return float(np.mean(np.concatenate(errors)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HeldOutBatch:
-    """One batch of the validation set on the devices; the same for every run."""
-
-    batch: Any
-    times: jax.Array
-    indices: jax.Array
-    key: jax.Array
-    samples: int  # rows that count; the rest fill the last batch
-
-
-def held_out_batches(
-    experiment: config.Experiment,
-    device_mesh: jax.sharding.Mesh,
-    source: data_lib.Source,
-    names: Sequence[str],
-) -> list[HeldOutBatch]:
-    """The whole validation set, with each sample's time and noise index."""
-    cfg = experiment.validation
-    times = validation.stratified_times(
-        cfg.samples,
-        location=experiment.objective.time_location,
-        scale=experiment.objective.time_scale,
-        seed=cfg.seed,
-    )
-    rows = mesh.rows_of_process(device_mesh, cfg.batch_size)
-    key = jax.device_put(jax.random.key(cfg.seed), mesh.named(device_mesh, mesh.WHOLE))
-    batches = []
-    for start in range(0, cfg.samples, cfg.batch_size):
-        index = np.arange(start, start + cfg.batch_size, dtype=np.int32) % cfg.samples
-        mine = index[rows]
-        given = source.rows(mine.astype(np.int64))
-        batches.append(
-            HeldOutBatch(
-                batch=mesh.put(device_mesh, {name: given[name] for name in names}),
-                times=mesh.put(device_mesh, times[mine]),
-                indices=mesh.put(device_mesh, mine),
-                key=key,
-                samples=min(cfg.batch_size, cfg.samples - start),
-            )
-        )
-    return batches

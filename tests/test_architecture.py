@@ -23,7 +23,7 @@ LAYERS = (
         "objectives",
         "samplers",
     },
-    {"mesh", "optim", "checkpoint", "meters", "data", "step"},
+    {"mesh", "optim", "checkpoint", "meters", "data", "step", "programs"},
     {"plan", "train", "generate", "fit", "minima", "surface", "laws", "report"},
     {"study"},
     {"main"},
