@@ -46,15 +46,25 @@ class Restored:
 
 @jax.jit
 def checksum(tree: Any) -> jax.Array:
-    """The sum of all bits as uint32 words, modulo 2^32: the same on every mesh.
+    """A hash of all bits and where they are, uint32: the same on every mesh.
 
-    Each leaf is weighted by an odd number of its own, so that leaves cannot swap.
+    Every word is mixed with its leaf and its place in it (murmur3's finaliser), then
+    all are added modulo 2^32, in any order.
     """
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
         words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-        total += jnp.uint32(2 * i + 1) * jnp.sum(words, dtype=jnp.uint32)
+        sharding = jax.typeof(words).sharding
+        sharding = None if sharding.mesh.empty else sharding
+        words ^= jnp.uint32(i * 0x9E3779B1 % 2**32)
+        for axis in range(words.ndim):
+            words = words * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(
+                jnp.uint32, words.shape, axis, out_sharding=sharding
+            )
+        words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+        words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+        total += jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
     return total
 
 

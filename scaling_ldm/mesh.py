@@ -6,10 +6,12 @@ second; the batch is split over both.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,11 +48,18 @@ def start(cfg: config.Mesh) -> None:
 
 
 def join(
-    coordinator: str | None, processes: int | None, process_id: int | None
+    coordinator: str | None,
+    processes: int | None,
+    process_id: int | None,
+    lost: Callable[[], None] = lambda: None,
 ) -> None:
     """Joins the job's processes; a single process joins nothing.
 
     Flags win; otherwise TPU pods and Slurm or Open MPI jobs are recognised by jax.
+
+    Args:
+      lost: called when jax aborts this process, as it does once another one of the job
+        has not been heard of for 20 seconds; should say so and end the process.
 
     Raises:
       ConfigError: some but not all of the three flags.
@@ -66,6 +75,24 @@ def join(
         jax.distributed.initialize(coordinator, processes, process_id, **timeouts)
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or _on_a_tpu_pod():
         jax.distributed.initialize(**timeouts)
+    else:
+        return
+    _on_abort(lost)
+
+
+def _on_abort(action: Callable[[], None]) -> None:
+    """Runs `action` on SIGABRT, in the thread that aborts.
+
+    jax's coordination client aborts from a thread of its own, which Python's signal
+    handlers never see, and its callback for a lost process cannot be written in Python
+    (std::bad_cast, jaxlib 0.10): hence a handler of the C library.
+    """
+    global _abort_handler
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+_abort_handler: Any = None  # kept, or the C library calls freed memory
 
 
 def _on_a_tpu_pod() -> bool:

@@ -71,7 +71,7 @@ def run(
         if code is None:
             traceback.print_exc()
         elif code == EXIT["lost a process"]:
-            print(f"stopped: {LOST} ({one_line(e)[:300]})", file=sys.stderr)
+            _lost(f" ({one_line(e)[:300]})")
         else:
             meters.say(f"stopped: {e}")
         if code != EXIT["preempted, run the same command again"] and _in_a_job():
@@ -80,6 +80,13 @@ def run(
             os._exit(code or 1)  # the others will not come to the goodbye of the job
         return code
     return EXIT["done"]
+
+
+def _lost(detail: str = "") -> None:
+    """Ends this process of a job that cannot go on."""
+    sys.stdout.flush()
+    print(f"stopped: {LOST}{detail}", file=sys.stderr, flush=True)
+    os._exit(EXIT["lost a process"])
 
 
 def _known(error: Exception) -> int | None:
@@ -151,7 +158,7 @@ class _Study:
         from scaling_ldm import mesh, meters
 
         mesh.start(self.experiment.mesh)
-        mesh.join(*self.cluster)
+        mesh.join(*self.cluster, lost=_lost)
         self.primary, self.joined = mesh.is_primary(), True
         if not self.primary:
             meters.mute()

@@ -1,4 +1,4 @@
-"""Every test runs on eight simulated CPU devices, with implicit broadcasting refused."""
+"""Every test runs on eight simulated CPU devices; ranks are never promoted."""
 
 import os
 
