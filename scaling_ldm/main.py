@@ -30,7 +30,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is."
 
 def main(_: Sequence[str]) -> int:
     """Runs the study; returns the process's exit status (see `study.EXIT`)."""
-    logging.set_verbosity(logging.WARNING)  # ours go through meters.say
+    logging.set_verbosity(logging.FATAL)  # ours: meters.say; libraries' errors: raised
     return study.run(
         _CONFIG.value,
         workdir=_WORKDIR.value,
