@@ -74,6 +74,8 @@ def run(
             _lost(f" ({one_line(e)[:300]})")
         else:
             meters.say(f"stopped: {e}")
+        if code == EXIT["storage"]:  # nothing after the message: orbax's threads die
+            sys.unraisablehook = lambda _: None
         if code != EXIT["preempted, run the same command again"] and _in_a_job():
             sys.stdout.flush()
             sys.stderr.flush()
