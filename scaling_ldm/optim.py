@@ -40,7 +40,7 @@ def learning_rate(step: jax.Array, peak: jax.Array, warmup: jax.Array) -> jax.Ar
     return peak * jnp.minimum(1.0, (step + 1.0) / jnp.maximum(warmup, 1.0))
 
 
-global_norm = optax.global_norm
+global_norm = optax.tree.norm
 
 
 def descend(params: Any, direction: Any, rate: jax.Array) -> Any:

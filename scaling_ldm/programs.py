@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, mesh
@@ -23,8 +24,8 @@ class Program:
     functions: step_lib.Functions
     state: step_lib.TrainState  # abstract, with shardings
     init: Any
-    step: Any  # one optimizer step
-    steps: Any  # `steps_per_dispatch` of them in one call
+    step: Any  # one optimizer step; metrics are scalars
+    steps: Any  # the first `count` of stacked batches; metrics are [batches]
     errors: Any
 
 
@@ -55,12 +56,24 @@ def compile_for(
         return state, metrics | {"stop": stop.sum()}
 
     def steps(
-        state: step_lib.TrainState, batches: Any, null: Any, hyper: Any, stop: jax.Array
+        state: step_lib.TrainState,
+        batches: Any,
+        count: jax.Array,
+        null: Any,
+        hyper: Any,
+        stop: jax.Array,
     ) -> tuple[step_lib.TrainState, Any]:
-        def body(state: step_lib.TrainState, batch: Any) -> tuple[Any, Any]:
-            return functions.step(state, batch, null, hyper)
+        def body(i: jax.Array, carry: Any) -> Any:
+            state, metrics = carry
+            batch = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches
+            )
+            state, new = functions.step(state, batch, null, hyper)
+            return state, jax.tree.map(lambda m, n: m.at[i].set(n), metrics, new)
 
-        state, metrics = jax.lax.scan(body, state, batches)
+        rows = batches["x"].shape[0]
+        metrics = {name: jnp.zeros(rows) for name in step_lib.METRICS}
+        state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"stop": stop.sum()}
 
     return Program(

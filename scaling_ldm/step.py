@@ -20,6 +20,7 @@ from scaling_ldm.denoisers import dit
 from scaling_ldm.objectives import denoise, validation
 
 Batch = dict[str, jax.Array]
+METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each step
 
 
 @functools.partial(

@@ -239,17 +239,21 @@ class _Job:
             mesh.WHOLE,
         ) | {"key": self._key("steps")}
         flags = [mesh.flag(self.mesh, value) for value in (0, 1)]
+        counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
+        counts = mesh.put(self.mesh, counts, mesh.WHOLE)
         profile = meters.Profile(self.folder / "profile", cfg.profile_steps, step)
         unseen: tuple[int, int, Any] | None = None
         while step < spec.steps:
             mark = next(m for m in self.marks if m > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
-            chunk = cfg.steps_per_dispatch
-            if step % chunk or step + chunk > mark:
-                chunk = 1
-            batch = self._batch(batches, chunk)
-            advance = self.program.step if chunk == 1 else self.program.steps
-            state, metrics = advance(state, batch, null, hyper, flags[self.stop.asked])
+            chunk = min(cfg.steps_per_dispatch, mark - step)
+            batch, stop = self._batch(batches, chunk), flags[self.stop.asked]
+            if cfg.steps_per_dispatch == 1:
+                state, metrics = self.program.step(state, batch, null, hyper, stop)
+            else:
+                state, metrics = self.program.steps(
+                    state, batch, counts[chunk - 1], null, hyper, stop
+                )
             step += chunk
             stopping = unseen is not None and self._look(*unseen, clock, log)
             unseen = (step, chunk, metrics)
@@ -284,8 +288,8 @@ class _Job:
         """
         spec, cfg = self.spec, self.experiment.train
         metrics = jax.device_get(metrics)
-        losses = np.atleast_1d(metrics["loss"])
-        norms = np.atleast_1d(metrics["gradient_norm"])
+        losses = np.atleast_1d(metrics["loss"])[:chunk]
+        norms = np.atleast_1d(metrics["gradient_norm"])[:chunk]
         finite = np.isfinite(losses) & np.isfinite(norms)
         if not finite.all():
             bad = int(np.argmin(finite))
@@ -303,9 +307,13 @@ class _Job:
                 step,
                 {
                     "loss": float(losses[-1]),
-                    "loss_smoothed": float(np.atleast_1d(metrics["loss_smoothed"])[-1]),
+                    "loss_smoothed": float(
+                        np.atleast_1d(metrics["loss_smoothed"])[chunk - 1]
+                    ),
                     "gradient_norm": float(norms[-1]),
-                    "learning_rate": float(np.atleast_1d(metrics["learning_rate"])[-1]),
+                    "learning_rate": float(
+                        np.atleast_1d(metrics["learning_rate"])[chunk - 1]
+                    ),
                     "flops": step * spec.flops_per_step,
                     "hardware_flops": step * spec.hardware_flops_per_step,
                     "six_nd": self._six_nd(step),
@@ -319,12 +327,9 @@ class _Job:
         return bool(metrics["stop"])
 
     def _batch(self, batches: data_lib.Batches, chunk: int) -> Any:
-        if chunk == 1:
-            rows = next(batches)
-            spec = mesh.BATCH
-        else:
-            rows = data_lib.stack(batches, chunk)
-            spec = mesh.BATCHES
+        most = self.experiment.train.steps_per_dispatch
+        rows = next(batches) if most == 1 else data_lib.stack(batches, chunk, most)
+        spec = mesh.BATCH if most == 1 else mesh.BATCHES
         return mesh.put(self.mesh, {name: rows[name] for name in self.names}, spec)
 
     def _null(self) -> dict[str, np.ndarray]:

@@ -72,11 +72,13 @@ def test_the_state_is_json_and_continues_on_another_process_count(source):
     assert_array_equal(next(second)["x"], want[4:])
 
 
-def test_stack_adds_a_leading_axis(source):
-    stacked = data.stack(stream(source, 2, slice(0, 2)), 3)
+def test_stack_fills_a_leading_axis_and_leaves_the_rest_zero(source):
+    stacked = data.stack(stream(source, 2, slice(0, 2)), 3, rows=4)
     assert_array_equal(
-        stacked["x"].reshape(6, 16, 16, 3), source.rows(np.arange(6))["x"]
+        stacked["x"][:3].reshape(6, 16, 16, 3), source.rows(np.arange(6))["x"]
     )
+    assert stacked["x"].shape == (4, 2, 16, 16, 3)
+    assert not stacked["x"][3].any()
 
 
 def test_captions_belong_to_the_pictures(source):

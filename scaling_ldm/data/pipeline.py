@@ -8,7 +8,6 @@ process count can continue from.
 
 from __future__ import annotations
 
-import collections
 from typing import Any, Protocol
 
 import grain
@@ -72,10 +71,15 @@ def batches(
     return iter(dataset.to_iter_dataset(options))
 
 
-def stack(iterator: grain.DatasetIterator, count: int) -> Rows:
-    """The next `count` batches, stacked along a new leading axis."""
-    columns = collections.defaultdict(list)
-    for _ in range(count):
+def stack(iterator: Batches, count: int, rows: int) -> Rows:
+    """The next `count` batches along a new leading axis of length `rows`.
+
+    What is beyond `count` is zero: a compiled loop takes one shape.
+    """
+    stacked: Rows = {}
+    for i in range(count):
         for name, value in next(iterator).items():
-            columns[name].append(value)
-    return {name: np.stack(values) for name, values in columns.items()}
+            if name not in stacked:
+                stacked[name] = np.zeros((rows, *value.shape), value.dtype)
+            stacked[name][i] = value
+    return stacked
