@@ -29,7 +29,7 @@ def get_config():
     # Widths below 16 would choke on the 12 numbers of a patch, so the least is shallow.
     c.plan.sizes = ((16, 1), *((w, 2) for w in (16, 20, 24, 32, 40, 48, 64, 80, 96)))
     c.plan.sizes_per_budget = 7
-    c.plan.expected_coef, c.plan.expected_exponent = 0.0302, 0.52
+    c.plan.expected_coef, c.plan.expected_exponent = 0.00183, 0.63
     c.plan.minimum_steps = 50
     c.plan.accelerator, c.plan.devices = "2-core CPU", 2
     c.plan.flops_per_second_per_device = 1.5e10

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from scaling_ldm import config, data, denoisers, mesh, train
+from scaling_ldm import config, data, denoisers, mesh, programs
 from scaling_ldm import step as step_lib
 
 Row = dict[str, Any]
@@ -73,7 +73,7 @@ class Ours:
         null: Mapping[str, np.ndarray],
     ) -> None:
         self.mesh, self.batch = device_mesh, batch
-        self.program = train.compile_for(recipe, *size, device_mesh)
+        self.program = programs.compile_for(recipe, *size, device_mesh)
         whole = mesh.named(device_mesh, mesh.WHOLE)
         key = jax.device_put(jax.random.key(0), whole)
         self.state = self.program.init(key)
