@@ -200,6 +200,23 @@ def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
+class Stop:
+    """Whether this process was asked to stop; handles SIGTERM within a `with`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Stop:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+
 def flag(mesh: Mesh, value: int) -> jax.Array:
     """One number per device, [devices]: this process's word in a vote of all."""
     mine = np.full(len(mesh.local_devices), value, np.int32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import pathlib
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,23 +24,6 @@ from scaling_ldm.programs import (
 
 class Preempted(Exception):
     """A stop was asked for (SIGTERM); everything is saved."""
-
-
-class Stop:
-    """Whether this process was asked to stop; handles SIGTERM within a `with`."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Stop:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
 
 
 def run(
@@ -87,7 +69,7 @@ def run(
         experiment.train.show_every_seconds,
     )
     held_out: list[HeldOutBatch] = []
-    with jax.set_mesh(device_mesh), Stop() as stop:
+    with jax.set_mesh(device_mesh), mesh.Stop() as stop:
         for number, spec in missing:
             sweep.begin(
                 number,
@@ -149,7 +131,7 @@ class _Job:
         spec: records.RunSpec,
         device_mesh: jax.sharding.Mesh,
         sweep: meters.Sweep,
-        stop: Stop,
+        stop: mesh.Stop,
     ) -> None:
         self.experiment, self.spec, self.mesh = experiment, spec, device_mesh
         self.sweep, self.stop = sweep, stop

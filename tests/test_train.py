@@ -72,7 +72,7 @@ def assert_identical(experiment, workdir, reference):
 
 
 class StopAt:
-    """Like `train.Stop`, asked to stop at the n-th dispatch of the process."""
+    """Like `mesh.Stop`, asked to stop at the n-th dispatch of the process."""
 
     def __init__(self, dispatch):
         self.left = dispatch
@@ -228,7 +228,7 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     experiment, reference, tmp_path, monkeypatch, lines
 ):
     for dispatch in (4, 7):
-        monkeypatch.setattr(train, "Stop", functools.partial(StopAt, dispatch))
+        monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, dispatch))
         with pytest.raises(train.Preempted, match="is saved at step"):
             run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -272,7 +272,7 @@ def test_resume_on_other_devices(experiment, reference, tmp_path, monkeypatch, p
         build = functools.partial(mesh.build, use=jax.devices()[:devices])
         monkeypatch.setattr(train.mesh, "build", build)
         if i + 1 < len(path):
-            monkeypatch.setattr(train, "Stop", lambda: StopAt(7))
+            monkeypatch.setattr(mesh, "Stop", lambda: StopAt(7))
         else:
             monkeypatch.undo()
             monkeypatch.setattr(train.mesh, "build", build)
@@ -394,7 +394,7 @@ def unfinish(folder):
 def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):
-    monkeypatch.setattr(train, "Stop", lambda: StopAt(15))
+    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(15))
     with pytest.raises(train.Preempted):
         run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -403,7 +403,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     steps = sorted(int(p.name) for p in folder.iterdir())
     damage(folder / str(steps[-1]))
     # The same steps are saved again, over the place of the damaged one.
-    monkeypatch.setattr(train, "Stop", lambda: StopAt(steps[-1] - steps[-2] - 1))
+    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(steps[-1] - steps[-2] - 1))
     with pytest.raises(train.Preempted):
         run(experiment, tmp_path, STEPS[:1])
     word = "unfinished" if damage is unfinish else "damaged"
