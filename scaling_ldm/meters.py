@@ -6,6 +6,7 @@ goes through tensorboardX) and of the wall clock.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from clu import parameter_overview, profiler
+from scipy import optimize
 
 
 def say(line: str) -> None:
@@ -49,8 +52,8 @@ def rate(flops_per_second: float) -> str:
 
 
 def overview(params: Any) -> str:
-    """A table of parameters: name, shape, size, mean, standard deviation."""
-    return parameter_overview.get_parameter_overview(params)
+    """A table of parameters (arrays, or their shapes alone): name, shape, size."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 class Profile:
@@ -73,57 +76,88 @@ class Profile:
             profiler.stop()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run that is left will take."""
+
+    size: tuple[int, int]  # runs of one size share a compiled step
+    steps: int
+    flops_per_step: int
+
+
 class Sweep:
     """Progress over all runs: where we are, how fast, how long it will take.
 
-    The time left is the FLOPs left at the speed so far, plus for every run left the
-    mean of what a run has taken beyond its steps (compilation, validation, saving).
+    The time left is that of the steps left, at a + b FLOPs seconds a step (small
+    networks are bound by a, large ones by b), plus what a run takes beyond its steps:
+    compilation for the first run of a size, validation and saving for all.
     """
 
-    def __init__(self, runs: int, flops: Sequence[float], every_seconds: float) -> None:
-        """Args: runs in the plan; the FLOPs of each run that is left, in order."""
+    def __init__(self, runs: int, jobs: Sequence[Job], every_seconds: float) -> None:
+        """Args: runs in the whole plan; the jobs of those that are left, in order."""
         self._runs, self._every = runs, every_seconds
-        self._flops_left, self._runs_left = float(sum(flops)), len(flops)
-        self._spent = self._stepping = 0.0  # FLOPs, seconds
-        self._overhead: list[float] = []
+        self._jobs = list(jobs)
+        self._measured: dict[int, list[float]] = {}  # FLOPs a step: [steps, seconds]
+        self._beyond: dict[bool, list[float]] = {
+            True: [],
+            False: [],
+        }  # by first of size
+        self._compiled: set[tuple[int, int]] = set()
         self._line = ""
 
     def begin(self, number: int, title: str) -> None:
-        """A run starts."""
+        """The next job starts."""
         self._line = f"run {number + 1} of {self._runs}  {title}"
+        self._job = self._jobs.pop(0)
+        self._steps_left = self._job.steps
         self._shown = self._begun = time.perf_counter()
-        self._steps_took = self._run_flops = 0.0
+        self._stepping = 0.0
 
-    def skip(self, flops: float) -> None:
-        """FLOPs that an earlier process has spent already."""
-        self._flops_left -= flops
-        self._run_flops += flops
+    def skip(self, steps: int) -> None:
+        """Steps that an earlier process has done already."""
+        self._steps_left -= steps
 
-    def spend(self, flops: float, seconds: float | None) -> None:
-        """FLOPs done just now, in `seconds` (None: compilation was in it)."""
-        self._flops_left -= flops
-        self._run_flops += flops
+    def spend(self, steps: int, seconds: float | None) -> None:
+        """Steps done just now, in `seconds` (None: compilation was in it)."""
+        self._steps_left -= steps
         if seconds is not None:
-            self._spent += flops
             self._stepping += seconds
-            self._steps_took += seconds
+            tally = self._measured.setdefault(self._job.flops_per_step, [0, 0.0])
+            tally[0] += steps
+            tally[1] += seconds
 
-    def end(self, planned_flops: float) -> None:
-        """The run is over; what it did not spend of its plan will not be spent."""
-        self._runs_left -= 1
-        self._flops_left -= planned_flops - self._run_flops
+    def end(self) -> None:
+        """The job is over; what it did not do of its steps will not be done."""
+        self._steps_left = 0
+        first = self._job.size not in self._compiled
+        self._compiled.add(self._job.size)
         took = time.perf_counter() - self._begun
-        self._overhead.append(max(took - self._steps_took, 0.0))
+        self._beyond[first].append(max(took - self._stepping, 0.0))
 
     def left(self) -> str:
         """The time left, or "?" before there is anything to go by."""
-        if not self._spent:
+        if not self._measured:
             return "?"
-        seconds = self._flops_left * self._stepping / self._spent
-        if self._overhead:
-            mean = sum(self._overhead) / len(self._overhead)
-            seconds += max(self._runs_left - 1, 0) * mean
+        seconds = self._steps_left * self._step_seconds(self._job.flops_per_step)
+        compiled = self._compiled | {self._job.size}
+        for job in self._jobs:
+            seconds += job.steps * self._step_seconds(job.flops_per_step)
+            known = self._beyond[job.size not in compiled] or self._beyond[True]
+            seconds += sum(known) / len(known) if known else 0.0
+            compiled.add(job.size)
         return duration(seconds)
+
+    def _step_seconds(self, flops: int) -> float:
+        """Seconds of a step of that many FLOPs, measured or by the line through all."""
+        if flops in self._measured:
+            steps, seconds = self._measured[flops]
+            return seconds / steps
+        x = np.array(list(self._measured), float)
+        y = np.array([seconds / steps for steps, seconds in self._measured.values()])
+        if len(x) == 1:  # half of it taken as bound by arithmetic
+            return float(y[0] * (0.5 + 0.5 * flops / x[0]))
+        a, b = optimize.nnls(np.stack([np.ones_like(x), x / x.max()], 1), y)[0]
+        return float(a + b * flops / x.max())
 
     def show(self, step: int, steps: int, loss: float, flops_per_second: float) -> None:
         """A line, unless the last one was a moment ago or it is too early to tell."""

@@ -65,7 +65,14 @@ def run(
     train_data, validation_data = data_lib.sources(experiment.data)
     sweep = meters.Sweep(
         runs,
-        [spec.planned_flops for _, spec in missing],
+        [
+            meters.Job(
+                size=(spec.width, spec.depth),
+                steps=spec.steps,
+                flops_per_step=spec.flops_per_step,
+            )
+            for _, spec in missing
+        ],
         experiment.train.show_every_seconds,
     )
     held_out: list[HeldOutBatch] = []
@@ -81,7 +88,7 @@ def run(
                     experiment, device_mesh, validation_data, job.names
                 )
             done[spec.run_id] = record = job.train(train_data, held_out)
-            sweep.end(spec.planned_flops)
+            sweep.end()
             if record.status == "finished":
                 sweep.result(record.validation_loss_ema)
     return list(done.values())
@@ -169,8 +176,11 @@ class _Job:
             before = restored.progress.seconds
             restarts = restored.progress.restarts + 1
             batches.set_state(restored.progress.data)
-            self.sweep.skip(step * spec.flops_per_step)
+            self.sweep.skip(step)
             meters.say(f"{spec.run_id} continues from step {step} of {spec.steps}")
+        if mesh.is_primary():
+            overview = meters.overview(self.program.state.params)
+            records.write_text(self.folder / "parameters.txt", overview + "\n")
         clock = meters.Clock(before)
         log = meters.MetricLog(
             self.folder if mesh.is_primary() else None,
@@ -279,7 +289,7 @@ class _Job:
                 step - chunk + bad + 1,
                 f"loss {losses[bad]}, gradient norm {norms[bad]}",
             )
-        self.sweep.spend(chunk * spec.flops_per_step, clock.lap(chunk))
+        self.sweep.spend(chunk, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
         self.sweep.show(step, spec.steps, float(losses[-1]), speed)
         every = cfg.log_every_steps

@@ -3,6 +3,11 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is what the tests take their time for; what is compiled hardly runs.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,7 +1,6 @@
 """The entry point, as a user runs it: the smoke study end to end, and its errors."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -22,7 +21,6 @@ def run(*arguments, expect=0, timeout=600):
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     )
     assert done.returncode == expect, done.stderr[-3000:]
     return done.stdout, done.stderr

@@ -157,7 +157,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             pathlib.Path(),
             row,
             device_mesh,
-            meters.Sweep(1, [1.0], 1.0),
+            meters.Sweep(1, [], 1.0),
             None,
         )
         source, _ = train.data_lib.sources(experiment.data)

@@ -1,0 +1,105 @@
+"""What a run tells: time left, speeds, and logs that a restart continues."""
+
+import json
+
+import pytest
+
+from scaling_ldm import meters
+
+
+def jobs(*flops, steps=100):
+    return [meters.Job(size=(f, 1), steps=steps, flops_per_step=int(f)) for f in flops]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told the time."""
+    now = [0.0]
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def finish(sweep, clock, steps, seconds, beyond):
+    sweep.begin(0, "")
+    sweep.spend(1, None)  # compiles
+    sweep.spend(steps - 1, seconds * (steps - 1))
+    clock[0] += seconds * (steps - 1) + beyond
+    sweep.end()
+
+
+def test_time_left_counts_steps_by_size_and_what_is_beyond_them(clock):
+    """A step takes a + b FLOPs seconds here, compiling a size 10 s, the rest 2 s."""
+    a, b = 0.01, 1e-9
+    sizes = [int(1e7), int(3e7), int(9e7)]
+    sweep = meters.Sweep(5, jobs(*sizes[:2], sizes[0], sizes[2], sizes[2]), 0.0)
+    assert sweep.left() == "?"
+    finish(sweep, clock, 100, a + b * sizes[0], 12.0)
+    finish(sweep, clock, 100, a + b * sizes[1], 12.0)
+    finish(sweep, clock, 100, a + b * sizes[0], 2.0)
+    want = 2 * 100 * (a + b * sizes[2]) + 12.0 + 2.0
+    assert sweep.left() == meters.duration(want)
+
+
+def test_steps_of_an_earlier_process_are_not_left(clock):
+    sweep = meters.Sweep(1, jobs(1e7), 0.0)
+    sweep.begin(0, "")
+    sweep.skip(60)
+    sweep.spend(1, None)
+    sweep.spend(9, 90.0)
+    assert sweep.left() == meters.duration(30 * 10.0)
+
+
+def test_a_failed_run_leaves_nothing(clock):
+    sweep = meters.Sweep(1, jobs(1e7), 0.0)
+    sweep.begin(0, "")
+    sweep.spend(1, None)
+    sweep.spend(1, 5.0)
+    sweep.end()
+    assert sweep.left() == "0:00"
+
+
+def test_lines_come_at_intervals_and_not_before_there_is_a_speed(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    sweep = meters.Sweep(7, jobs(1e7), every_seconds=5.0)
+    sweep.begin(2, "1e+11 FLOPs  64 x 2")
+    for second in range(12):
+        clock[0] = float(second)
+        sweep.show(second, 100, 0.5, 0.0 if second < 6 else 2e9)
+    assert said == [
+        "run 3 of 7  1e+11 FLOPs  64 x 2  step 6/100  loss 0.5000  2 GFLOP/s  left ?",
+        "run 3 of 7  1e+11 FLOPs  64 x 2  step 11/100  loss 0.5000  2 GFLOP/s  left ?",
+    ]
+
+
+def test_the_log_drops_what_will_happen_again(tmp_path):
+    log = meters.MetricLog(tmp_path, 0, tensorboard=False)
+    for step in (5, 10, 15):
+        log.write(step, {"loss": 1.0 / step})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 20, "lo')  # cut off by a kill
+    log = meters.MetricLog(tmp_path, 10, tensorboard=False)
+    log.write(11, {"loss": 0.5})
+    log.close()
+    assert [json.loads(x)["step"] for x in path.open()] == [5, 10, 11]
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    log = meters.MetricLog(tmp_path, 0, tensorboard=True)
+    log.write(1, {"loss": 0.25, "mfu": None})
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3661, "1:01:01")]
+)
+def test_duration(seconds, text):
+    assert meters.duration(seconds) == text
+
+
+def test_rate():
+    assert meters.rate(12.34e9) == "12.3 GFLOP/s"
+    assert meters.rate(0) == "0 FLOP/s"
