@@ -8,6 +8,7 @@ process count can continue from.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 import grain
@@ -37,18 +38,35 @@ class Source(Protocol):
 
 
 class _Batches:
-    """A grain data source whose record b is batch b."""
+    """A grain data source whose record b is batch b.
+
+    Neighbouring batches are made together, about BLOCK rows at once, which is several
+    times quicker for small batches; what is in them does not depend on it.
+    """
+
+    BLOCK = 512
 
     def __init__(self, source: Source, batch_size: int, rows: slice) -> None:
         self._source = source
         self._offsets = np.arange(rows.start, rows.stop, dtype=np.int64)
         self._batch_size = batch_size
+        self._together = max(self.BLOCK // len(self._offsets), 1)
+        self._block = functools.lru_cache(maxsize=2)(self._make)
+
+    def _make(self, block: int) -> Rows:
+        first = block * self._together
+        numbers = np.arange(first, first + self._together, dtype=np.int64)
+        positions = numbers[:, None] * self._batch_size + self._offsets
+        return self._source.rows(positions.reshape(-1))
 
     def __len__(self) -> int:
         return 2**40  # grain wants an end; no run gets there
 
     def __getitem__(self, number: Any) -> Rows:
-        return self._source.rows(int(number) * self._batch_size + self._offsets)
+        block, place = divmod(int(number), self._together)
+        rows = len(self._offsets)
+        part = slice(place * rows, (place + 1) * rows)
+        return {name: value[part] for name, value in self._block(block).items()}
 
     def __repr__(self) -> str:
         return f"batches of {self._batch_size} from {type(self._source).__name__}"
