@@ -141,8 +141,6 @@ class _Study:
 
         if {"train", "generate"} & set(self.stages):
             self._start_devices()
-        elif "plan" in self.stages:
-            os.environ["JAX_PLATFORMS"] = "cpu"  # planning counts, it does not run
         self._claim_workdir()
         if self.stages == config.STAGES and self._complete():
             meters.say(

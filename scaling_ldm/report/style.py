@@ -54,8 +54,8 @@ tfoot td { font-weight: 600; border-top: 2px solid var(--soft); }
 .grid { display: grid; gap: .8rem; margin: 1rem 0; }
 .grid figure { margin: 0; }
 .grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
-.grid figcaption { font-size: .75rem; line-height: 1.25; padding-top: .2rem;
-  overflow-wrap: anywhere; }
+.grid figcaption { font-size: .7rem; line-height: 1.25; padding-top: .2rem;
+  overflow-wrap: break-word; hyphens: auto; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
