@@ -1,7 +1,7 @@
 """Starts the missing runs of a planned study on this machine, a few at a time.
 
-    python -m scaling_ldm.main --config experiments/dit_1e17.py --workdir W --stages plan
-    python launch/local.py --config experiments/dit_1e17.py --workdir W --at_once 2
+    python -m scaling_ldm.main --config EXPERIMENT --workdir W --stages plan
+    python launch/local.py --config EXPERIMENT --workdir W --at_once 2
 
 Reads W/runs.jsonl, skips rows with a record, and runs the entry point with --run K for
 the others; arguments after `--` are handed on. Exit status 75 (preempted) is tried
@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--at_once", type=int, default=1, help="runs side by side")
     parser.add_argument("rest", nargs="*", help="more arguments of the entry point")
     flags = parser.parse_args()
+    if not (flags.workdir / "runs.jsonl").exists():
+        parser.error(f"no plan in {flags.workdir}: run the plan stage first")
     waiting = missing_rows(flags.workdir)
     print(f"{len(waiting)} runs to do", flush=True)
     running: dict[int, subprocess.Popen] = {}

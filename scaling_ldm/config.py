@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -206,6 +206,28 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(experiment))
 
 
+def check_file(path: str | os.PathLike) -> pathlib.Path:
+    """The path of an experiment file that is there.
+
+    Raises:
+      ConfigError: no such file; names the nearest one.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py"))
+        close = difflib.get_close_matches(path.name, near, n=1)
+        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+        raise ConfigError(f"no experiment file {path}{hint}")
+    return path
+
+
+def check_flag(arguments: Sequence[str]) -> None:
+    """Checks the file of `--config FILE` or `--config=FILE`; see `check_file`."""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--config" or flag.startswith("--config="):
+            check_file(flag.partition("=")[2] or following)
+
+
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """Runs an experiment file's `get_config()`.
 
@@ -215,12 +237,7 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: no such file, or no `get_config` in it.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent else []
-        close = difflib.get_close_matches(path.name, near, n=1)
-        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise ConfigError(f"no experiment file {path}{hint}")
+    path = check_file(path)
     spec = importlib.util.spec_from_file_location(f"_experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     root = str(path.resolve().parent.parent)

@@ -29,6 +29,9 @@ def run(
     Returns:
       The record, or None when no run is finished.
     """
+    if experiment.data.source == "latents":
+        meters.say("no samples: latents need a decoder to become pictures")
+        return None
     finished = [
         record
         for spec in specs

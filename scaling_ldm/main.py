@@ -43,13 +43,14 @@ def main(_: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> list[str]:
     """Parses flags; a bad one is one line, not a traceback."""
     try:
+        config.check_flag(arguments)
         left = flags.FLAGS(arguments)
         if len(left) > 1:
             raise flags.Error(f"what is {' '.join(left[1:])!r}?")
         if _CONFIG.value is None:
             raise flags.Error("which experiment? give --config=experiments/tiny.py")
         return left
-    except (flags.Error, AttributeError, KeyError, OSError) as e:
+    except (flags.Error, ValueError, AttributeError, KeyError, OSError) as e:
         print(f"error: {study.one_line(e)}", file=sys.stderr)
         sys.exit(study.EXIT["bad configuration"])
 

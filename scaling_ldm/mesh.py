@@ -55,7 +55,7 @@ def join(
 ) -> None:
     """Joins the job's processes; a single process joins nothing.
 
-    Flags win; otherwise TPU pods and Slurm or Open MPI jobs are recognised by jax.
+    Flags win; otherwise TPU pods and the tasks of a Slurm `srun` are recognised.
 
     Args:
       lost: called when jax aborts this process, as it does once another one of the job
@@ -73,7 +73,7 @@ def join(
     timeouts = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
     if all(given):
         jax.distributed.initialize(coordinator, processes, process_id, **timeouts)
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or _on_a_tpu_pod():
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _on_a_tpu_pod():
         jax.distributed.initialize(**timeouts)
     else:
         return
@@ -201,19 +201,28 @@ def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
 
 
 class Stop:
-    """Whether this process was asked to stop; handles SIGTERM within a `with`."""
+    """Whether this process was asked to stop; handles SIGTERM and Ctrl-C in a `with`.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Stop:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before = {
+            number: signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int, _: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.asked = True
 
 

@@ -213,6 +213,7 @@ class MetricLog:
             return
         row = {"step": step, **values}
         self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):

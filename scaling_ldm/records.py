@@ -18,6 +18,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+
+class Damaged(ValueError):
+    """A file of records that is cut off, foreign, or of another version."""
+
+
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -302,8 +307,15 @@ def dumps(record: Any) -> str:
 
 
 def loads(line: str) -> Any:
-    """A record from one JSON line."""
-    return from_json(json.loads(line))
+    """A record from one JSON line.
+
+    Raises:
+      Damaged: it is none.
+    """
+    try:
+        return from_json(json.loads(line))
+    except (ValueError, TypeError, KeyError) as e:
+        raise Damaged(f"not a record: {e}") from e
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
@@ -315,15 +327,15 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
     """Reads what `write_jsonl` wrote.
 
     Raises:
-      ValueError: a line that is no record, with file and line number.
+      Damaged: a line that is no record, with file and line number.
     """
     records = []
     text = pathlib.Path(path).read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         try:
             records.append(loads(line))
-        except (ValueError, TypeError, KeyError) as e:
-            raise ValueError(f"{path}:{number}: not a record: {e}") from e
+        except Damaged as e:
+            raise Damaged(f"{path}:{number}: {e}") from e
     return records
 
 

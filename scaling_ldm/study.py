@@ -38,8 +38,12 @@ LOST = (
 
 def one_line(error: BaseException) -> str:
     """An error's message without quotes inside quotes and line breaks."""
-    text = error.args[0] if error.args else error
-    return " ".join(str(text).replace("\\'", "'").strip("'\"").split())
+    text = str(error.args[0] if error.args else error)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]  # the repr of a message
+    unknown = isinstance(error, (AttributeError, KeyError))  # ml_collections'
+    text = ("unknown key in --config: " if unknown else "") + text
+    return " ".join(text.replace("\\'", "'").replace("\\n", " ").split())
 
 
 def run(
@@ -61,6 +65,9 @@ def run(
     except config.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return EXIT["bad configuration"]
+    except records.Damaged as e:
+        print(f"error: {e}; remove it or put a copy back", file=sys.stderr)
+        return EXIT["storage"]
     except OSError as e:
         print(f"error: {e.strerror or e}: {e.filename or ''}", file=sys.stderr)
         return EXIT["storage"]
@@ -114,9 +121,10 @@ def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
     if stages is None:  # one run of a sweep: the study is read when all are there
         return ("plan", "train") if only is not None else config.STAGES
     unknown = [s for s in stages if s not in config.STAGES]
-    if unknown:
+    if unknown or not stages:
         raise config.ConfigError(
-            f"--stages: {', '.join(unknown)} unknown; known: {', '.join(config.STAGES)}"
+            f"--stages: {', '.join(unknown) or 'none'} unknown; "
+            f"known: {', '.join(config.STAGES)}"
         )
     return tuple(s for s in config.STAGES if s in stages)
 

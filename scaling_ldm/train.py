@@ -52,7 +52,10 @@ def run(
         meters.say(f"{len(numbered) - len(missing)} of {len(numbered)} runs are done")
     for record in done.values():
         if record is not None and record.status != "finished":
-            meters.say(f"{record.run_id} is skipped: {record.status}, {record.detail}")
+            meters.say(
+                f"{record.run_id} is skipped: {record.status}, {record.detail} "
+                f"(remove runs/{record.run_id} to try it again)"
+            )
     if not missing:
         return list(done.values())
     device_mesh = mesh.build(
@@ -62,7 +65,9 @@ def run(
             "config.validation.batch_size": experiment.validation.batch_size,
         },
     )
-    train_data, validation_data = data_lib.sources(experiment.data)
+    train_data, validation_data = data_lib.sources(
+        experiment.data, experiment.model.classes
+    )
     sweep = meters.Sweep(
         runs,
         [

@@ -92,7 +92,13 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
     [
         (["--config=experiments/tinny.py"], "no experiment file"),
         ([], "which experiment?"),
-        (["--config.train.batchsize=3"], 'Did you mean "batch_size"'),
+        (["--config.train.batchsize=3"], 'Did you mean "batch_size" instead of "batch'),
+        (["--config.train.batchsize=3"], "unknown key in --config"),
+        (["--stages="], "--stages: none unknown"),
+        (
+            ["--config.model.architecture=adaln_zero", "--config.model.classes=3"],
+            "the icons source has 16 labels",
+        ),
         (["--config.train.batch_size=many"], "many"),
         (["--stages=plan,trian"], "trian unknown; known: plan, train, fit"),
         (["--stages=plan", "--run=99"], "the plan has rows 0 to 11"),
@@ -119,7 +125,7 @@ def test_a_bad_request_is_one_message_before_any_compilation(arguments, said, tm
 def test_run_plans_and_trains_one_row(tmp_path):
     workdir = tmp_path / "one"
     out, err = run("--config=experiments/tiny.py", f"--workdir={workdir}", "--run=3")
-    assert len(re.findall(r" x \d+ ", out)) == 2  # the row, and the devices' line
+    assert re.findall(r"^ *(\d+) +\S+ +\d+ x \d+ ", out, re.M) == ["3"]
     assert len(records.read_jsonl(workdir / "runs.jsonl")) == 12
     assert [p.parent.name for p in workdir.glob("runs/*/record.json")] == [
         records.read_jsonl(workdir / "runs.jsonl")[3].run_id

@@ -139,18 +139,28 @@ SOURCES: dict[str, Callable[[config.Data, str], Source]] = {
 }
 
 
-def sources(cfg: config.Data) -> tuple[Source, Source]:
+def sources(cfg: config.Data, classes: int = 0) -> tuple[Source, Source]:
     """The train and the validation source of an experiment.
 
+    Args:
+      classes: labels that the denoiser knows; 0 when it takes none.
+
     Raises:
-      ConfigError: an unknown source, or one whose files or shape do not fit.
+      ConfigError: an unknown source, or one whose files, shape or labels do not fit.
     """
     if cfg.source not in SOURCES:
         raise config.ConfigError(
             f"config.data.source = {cfg.source!r}; known: {', '.join(SOURCES)}"
         )
     make = SOURCES[cfg.source]
-    return make(cfg, "train"), make(cfg, "validation")
+    train, validation = make(cfg, "train"), make(cfg, "validation")
+    if classes not in (0, train.classes):
+        have = f"has {train.classes} labels" if train.classes else "has no labels"
+        raise config.ConfigError(
+            f"config.model.classes = {classes}, but the {cfg.source} source {have}; "
+            f"set model.classes = {train.classes}, or take another source"
+        )
+    return train, validation
 
 
 def null_condition(cfg: config.Data, classes: int) -> Rows:
