@@ -27,6 +27,7 @@ SMALL = (
     "--config.plan.sizes_per_budget=1",
     "--config.train.checkpoints_per_run=6",
     "--config.train.log_every_steps=1",
+    "--config.train.steps_per_dispatch=1",
     "--config.train.show_every_seconds=0.0",
     "--stages=plan,train",
 )
