@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from clu import parameter_overview, profiler
 from scipy import optimize
 
 
@@ -53,6 +52,8 @@ def rate(flops_per_second: float) -> str:
 
 def overview(params: Any) -> str:
     """A table of parameters (arrays, or their shapes alone): name, shape, size."""
+    from clu import parameter_overview  # brings jax, which reading a study does without
+
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
@@ -63,17 +64,22 @@ class Profile:
         self._folder, self._first, self._steps = str(folder), first + 10, steps
         self._on = False
 
+    def _profiler(self) -> Any:
+        from clu import profiler  # brings jax, as above
+
+        return profiler
+
     def step(self, step: int) -> None:
         if self._steps and not self._on and step >= self._first:
-            profiler.start(self._folder)
+            self._profiler().start(self._folder)
             self._on = True
         elif self._on and step >= self._first + self._steps:
-            profiler.stop()
+            self._profiler().stop()
             self._on, self._steps = False, 0
 
     def close(self) -> None:
         if self._on:
-            profiler.stop()
+            self._profiler().stop()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,7 @@ def test_packages_have_their_sole_importers():
         ("scaling_ldm.fit", ("jax",)),
         ("scaling_ldm.report", ("jax",)),
         ("scaling_ldm.study", ("jax",)),
+        ("scaling_ldm.meters", ("jax",)),
         ("scaling_ldm.samplers", ("flax", "orbax", "grain", "tensorflow")),
         ("scaling_ldm.train", ("tensorflow", "torch", "matplotlib")),
     ],
