@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
@@ -44,28 +46,55 @@ class Restored:
     progress: Progress
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """A hash of all bits and where they are, uint32: the same on every mesh.
+def checksum(tree: Any) -> int:
+    """A hash of all bits and where they are, 32 bits: the same on every mesh.
 
     Every word is mixed with its leaf and its place in it (murmur3's finaliser), then
     all are added modulo 2^32, in any order.
     """
-    total = jnp.uint32(0)
-    for i, leaf in enumerate(jax.tree.leaves(tree)):
-        width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-        sharding = jax.typeof(words).sharding
-        sharding = None if sharding.mesh.empty else sharding
-        words ^= jnp.uint32(i * 0x9E3779B1 % 2**32)
-        for axis in range(words.ndim):
-            words = words * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(
-                jnp.uint32, words.shape, axis, out_sharding=sharding
-            )
-        words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
-        words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
-        total += jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
-    return total
+    sums = [
+        _leaf_sum(leaf, np.uint32(i * 0x9E3779B1 % 2**32))
+        for i, leaf in enumerate(jax.tree.leaves(tree))
+    ]
+    return sum(int(s) for s in jax.device_get(sums)) % 2**32
+
+
+@jax.jit
+def _leaf_sum(leaf: jax.Array, salt: jax.Array) -> jax.Array:
+    """Of one array: leaves of one shape share what is compiled."""
+    width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+    sharding = jax.typeof(words).sharding
+    sharding = None if sharding.mesh.empty else sharding
+    words ^= salt
+    for axis in range(words.ndim):
+        words = words * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(
+            jnp.uint32, words.shape, axis, out_sharding=sharding
+        )
+    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
+
+
+def _hush_abandoned_writes() -> None:
+    """Keeps one failed write from printing a traceback for every other array.
+
+    When one array cannot be written, orbax closes the event loop that the others report
+    to; each then raises where nobody can catch it, and Python prints it. The failure
+    itself is raised as ever. Installed once, for the process; all else passes through.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "hushes_abandoned_writes", False):
+        return
+
+    def hook(unraisable: sys.UnraisableHookArgs, /) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+            return
+        before(unraisable)
+
+    hook.hushes_abandoned_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -90,6 +119,7 @@ class Checkpoints:
         self._keep = keep
         self._say = say
         self._tell_unfinished()
+        _hush_abandoned_writes()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -122,7 +152,7 @@ class Checkpoints:
             "spec": records.to_json(self._spec),
             "progress": dataclasses.asdict(progress),
             "processes": jax.process_count(),
-            "checksum": int(checksum(state)),
+            "checksum": checksum(state),
         }
         meta["digest"] = records.digest(meta)
         try:
@@ -173,7 +203,7 @@ class Checkpoints:
             if mesh.any_process(error is not None):
                 self._pass_over(step, error)
                 continue
-            saved, read = meta["checksum"], int(checksum(state))
+            saved, read = meta["checksum"], checksum(state)
             if saved != read:
                 self._pass_over(step, ValueError(f"checksum {read}, saved as {saved}"))
                 continue

@@ -112,6 +112,7 @@ class Train:
     batch_size: int = 1024  # pictures per optimizer step, all devices together
     seed: int = 0  # of initialisation, noise, t and caption dropout
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
+    optimize_code: bool = True  # False: on a CPU, compile sooner and run slower
     checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
     keep_checkpoints: int = 2
     log_every_steps: int = 50
@@ -187,6 +188,7 @@ _NOT_IDENTITY = (
     ("model", "unroll"),
     ("model", "remat"),
     ("train", "steps_per_dispatch"),
+    ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),
     ("train", "keep_checkpoints"),
     ("train", "log_every_steps"),

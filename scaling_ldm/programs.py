@@ -76,6 +76,10 @@ def compile_for(
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"stop": stop.sum()}
 
+    compiled = functools.partial(
+        jax.jit,
+        compiler_options=None if experiment.train.optimize_code else _plain_code(),
+    )
     return Program(
         functions=functions,
         state=jax.tree.map(
@@ -83,11 +87,23 @@ def compile_for(
             abstract,
             placed,
         ),
-        init=jax.jit(functions.init, out_shardings=placed),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(placed, whole)),
-        steps=jax.jit(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        errors=jax.jit(functions.errors, out_shardings=whole),
+        init=jax.jit(
+            functions.init, out_shardings=placed, compiler_options=_plain_code()
+        ),
+        step=compiled(step, donate_argnums=0, out_shardings=(placed, whole)),
+        steps=compiled(steps, donate_argnums=0, out_shardings=(placed, whole)),
+        errors=compiled(functions.errors, out_shardings=whole),
     )
+
+
+def _plain_code() -> dict[str, int | bool] | None:
+    """Options for what runs seldom: on a CPU, LLVM would take longer than the run."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ def reference(experiment, tmp_path_factory):
         counts.append(len(compilations))
         begin(self, *args)
 
+    programs.compile_for.cache_clear()  # this process may have run the module before
     jax.monitoring.register_event_duration_secs_listener(counted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meters.Sweep, "begin", noted)
