@@ -19,6 +19,8 @@ LAYERS = (
         "flops",
         "jaxpr_ops",
         "peaks",
+        "noise",
+        "prediction",
         "denoisers",
         "objectives",
         "samplers",
