@@ -263,7 +263,9 @@ class _VpCosine(_VariancePreserving):
 
 
 @dataclasses.dataclass(frozen=True)
-class _RectifiedFlow(Schedule):
+class RectifiedFlow(Schedule):
+    """What `rectified_flow` makes."""
+
     @property
     def t_noise(self) -> float:
         return 1.0
@@ -299,7 +301,9 @@ class _RectifiedFlow(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Edm(Schedule):
+class Edm(Schedule):
+    """What `edm` makes."""
+
     sigma_min: float
     sigma_max: float
 
@@ -410,12 +414,12 @@ def vp_cosine(logsnr_limit: float = 20.0) -> Schedule:
 
 def rectified_flow() -> Schedule:
     """alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022, sigma_min = 0)."""
-    return _RectifiedFlow()
+    return RectifiedFlow()
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """alpha = 1, sigma = t: variance exploding (Karras et al. 2022, table 1)."""
-    return _Edm(sigma_min, sigma_max)
+    return Edm(sigma_min, sigma_max)
 
 
 def shift_time(t: Real, factor: float) -> Real:

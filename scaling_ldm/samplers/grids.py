@@ -1,0 +1,243 @@
+"""Where a sampler evaluates: times, and the signal and noise there; numpy only.
+
+A grid has n points at which the network is evaluated, and one more where the last step
+ends. All of it is computed on the host in float64: it becomes data of one compiled loop.
+
+With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
+
+| spacing | evaluated at | source |
+|---|---|---|
+| uniform | f = 1 - i / n | |
+| linspace | f = 1 - i / (n - 1), whole steps on tables | Lin et al. 2023, table 2 |
+| leading | multiples of steps // n, from the data's side | Lin et al. 2023, table 2 |
+| trailing | multiples of steps / n, from the noise's side | Lin et al. 2023, table 2 |
+| quadratic | f = (1 - i / n)^2 | Song et al. 2020 (DDIM), appendix D.2 |
+| logsnr | logsnr evenly spaced | Lu et al. 2022, section 3.3 |
+| karras | (sigma / alpha)^(1/rho) evenly spaced | Karras et al. 2022, eq. 5 |
+| flow_shifted | f = 1 - i / n, moved towards noise | Esser et al. 2024, eq. 23 |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scaling_ldm import noise
+
+# logsnr beyond which picture or noise is below float32's rounding of the other; stands
+# in for infinite ends when points are spaced by logsnr or sigma.
+LOGSNR_LIMIT = 16.0
+
+
+class Point(NamedTuple):
+    """One place on the way from noise to data; Python floats."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """log(alpha / sigma), half the logsnr, in which DPM-Solver is written."""
+        with np.errstate(divide="ignore"):
+            return float(np.log(self.alpha) - np.log(self.sigma))
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """n + 1 points; the network is evaluated at the first n.
+
+    Attributes:
+      schedule: what alpha and sigma follow.
+      points: in the order in which they are visited.
+    """
+
+    schedule: noise.Schedule
+    points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise ValueError("a grid needs an evaluation and an end: 2 points at least")
+        levels = np.asarray([p.lam for p in self.points])
+        rises = bool(np.all(levels[1:] > levels[:-1]))
+        falls = bool(np.all(levels[1:] < levels[:-1]))
+        if not (rises or falls):
+            raise ValueError(
+                "noise must fall (sampling) or rise (inversion) at every step of a "
+                f"grid, got sigma/alpha {[p.sigma / p.alpha for p in self.points]}"
+                if all(p.alpha for p in self.points)
+                else "noise must fall (sampling) or rise (inversion) at every step; "
+                f"times given: {[p.t for p in self.points]}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps from point to point, which is evaluations of a one-stage sampler."""
+        return len(self.points) - 1
+
+    @property
+    def inverts(self) -> bool:
+        """Whether it goes from data to noise."""
+        return self.points[-1].lam < self.points[0].lam
+
+    @property
+    def pairs(self) -> Iterator[tuple[Point, Point]]:
+        """Each step's start and end."""
+        return zip(self.points[:-1], self.points[1:], strict=True)
+
+    def last(self, steps: int) -> Grid:
+        """The grid of its last steps: where an image-to-image run begins."""
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must be 1 to {self.steps}, got {steps}")
+        return Grid(self.schedule, self.points[-steps - 1 :])
+
+    def reversed(self) -> Grid:
+        """The way back, from data to noise."""
+        return Grid(self.schedule, self.points[::-1])
+
+
+def _fractions(schedule: noise.Schedule, fractions: np.ndarray) -> np.ndarray:
+    span = schedule.t_noise - schedule.t_data
+    return schedule.t_data + span * fractions
+
+
+def _uniform(schedule: noise.Schedule, n: int) -> np.ndarray:
+    return _fractions(schedule, 1 - np.arange(n) / n)
+
+
+def _linspace(schedule: noise.Schedule, n: int) -> np.ndarray:
+    times = _fractions(schedule, np.linspace(1, 0, n))
+    return times.round() if isinstance(schedule, noise.Discrete) else times
+
+
+def _leading(schedule: noise.Schedule, n: int, offset: int = 0) -> np.ndarray:
+    if isinstance(schedule, noise.Discrete):
+        return np.arange(n)[::-1] * (schedule.steps // n) + float(offset)
+    return _fractions(schedule, 1 - np.arange(1, n + 1) / n)
+
+
+def _trailing(schedule: noise.Schedule, n: int) -> np.ndarray:
+    if isinstance(schedule, noise.Discrete):
+        return np.round(schedule.steps * (1 - np.arange(n) / n)) - 1
+    return _uniform(schedule, n)
+
+
+def _quadratic(schedule: noise.Schedule, n: int) -> np.ndarray:
+    return _fractions(schedule, (1 - np.arange(n) / n) ** 2)
+
+
+def _range(schedule: noise.Schedule) -> tuple[float, float]:
+    """logsnr at the noise and at the data, infinite ends cut off."""
+    ends = [float(schedule.logsnr(t)) for t in (schedule.t_noise, schedule.t_data)]
+    low, high = np.clip(ends, -LOGSNR_LIMIT, LOGSNR_LIMIT)
+    return float(low), float(high)
+
+
+def _from_logsnr(schedule: noise.Schedule, logsnr: np.ndarray) -> np.ndarray:
+    times = np.asarray(schedule.time(logsnr))
+    times[0] = schedule.t_noise
+    return times
+
+
+def _logsnr(schedule: noise.Schedule, n: int) -> np.ndarray:
+    low, high = _range(schedule)
+    return _from_logsnr(schedule, np.linspace(low, high, n + 1)[:-1])
+
+
+def _karras(schedule: noise.Schedule, n: int, rho: float = 7.0) -> np.ndarray:
+    low, high = _range(schedule)
+    ends = np.exp(-0.5 * np.asarray([low, high]) / rho)
+    ratio = np.linspace(ends[0], ends[1], n) ** rho
+    return _from_logsnr(schedule, -2 * np.log(ratio))
+
+
+def _flow_shifted(schedule: noise.Schedule, n: int, shift: float = 3.0) -> np.ndarray:
+    if not isinstance(schedule, noise.RectifiedFlow):
+        raise ValueError("spacing 'flow_shifted' is for noise.rectified_flow() only")
+    return np.asarray(noise.shift_time(_uniform(schedule, n), shift))
+
+
+SPACINGS: dict[str, Callable[..., np.ndarray]] = {
+    "uniform": _uniform,
+    "linspace": _linspace,
+    "leading": _leading,
+    "trailing": _trailing,
+    "quadratic": _quadratic,
+    "logsnr": _logsnr,
+    "karras": _karras,
+    "flow_shifted": _flow_shifted,
+}
+
+
+def default_spacing(schedule: noise.Schedule) -> str:
+    """trailing on tables (right at few steps), karras for edm, else uniform."""
+    if isinstance(schedule, noise.Discrete):
+        return "trailing"
+    return "karras" if isinstance(schedule, noise.Edm) else "uniform"
+
+
+def grid(
+    schedule: noise.Schedule,
+    steps: int,
+    spacing: str | None = None,
+    *,
+    end: str | float = "data",
+    **options: Any,
+) -> Grid:
+    """The points of a sampler.
+
+    Args:
+      schedule: of scaling_ldm.noise.
+      steps: n, at least 1.
+      spacing: a name of SPACINGS; None is `default_spacing`.
+      end: where the last step ends. "data": no noise at all, alpha = 1; "schedule": at
+        the schedule's least noise; or a time.
+      options: of the spacing: offset (leading, 0; Stable Diffusion's is 1), rho
+        (karras, 7), shift (flow_shifted, 3).
+
+    Raises:
+      ValueError: an unknown spacing, too many steps for a table, options that the
+        spacing does not have, points whose noise does not fall.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if isinstance(schedule, noise.Discrete) and steps > schedule.steps:
+        raise ValueError(
+            f"steps = {steps}, but the schedule has only {schedule.steps}"
+        )
+    spacing = default_spacing(schedule) if spacing is None else spacing
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
+    try:
+        times = SPACINGS[spacing](schedule, steps, **options)
+    except TypeError as e:
+        raise ValueError(f"spacing {spacing!r}: {e}") from e
+    return from_times(schedule, times, end=end)
+
+
+def from_times(
+    schedule: noise.Schedule, times: Any, *, end: str | float = "data"
+) -> Grid:
+    """The grid that evaluates at given times, most noise first.
+
+    Raises:
+      ValueError: times outside the schedule, or not falling.
+    """
+    times = np.atleast_1d(np.asarray(times, np.float64))
+    low, high = schedule.t_data, schedule.t_noise
+    if times.ndim != 1 or not np.all((times >= low) & (times <= high)):
+        raise ValueError(f"times must lie in [{low:g}, {high:g}], got {times}")
+    alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
+    points = [
+        Point(float(t), float(a), float(s))
+        for t, a, s in zip(times, alphas, sigmas, strict=True)
+    ]
+    if end == "data":
+        last = Point(schedule.t_data, 1.0, 0.0)
+    else:
+        t = schedule.t_data if end == "schedule" else float(end)
+        last = Point(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
+    return Grid(schedule, (*points, last))
