@@ -1,7 +1,7 @@
 """Where a sampler evaluates: times, and the signal and noise there; numpy only.
 
 A grid has n points at which the network is evaluated, and one more where the last step
-ends. All of it is computed on the host in float64: it becomes data of one compiled loop.
+ends. All is computed on the host in float64 and becomes data of one compiled loop.
 
 With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
 
@@ -205,9 +205,7 @@ def grid(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if isinstance(schedule, noise.Discrete) and steps > schedule.steps:
-        raise ValueError(
-            f"steps = {steps}, but the schedule has only {schedule.steps}"
-        )
+        raise ValueError(f"steps = {steps}, but the schedule has only {schedule.steps}")
     spacing = default_spacing(schedule) if spacing is None else spacing
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
