@@ -62,15 +62,13 @@ class Grid:
         if len(self.points) < 2:
             raise ValueError("a grid needs an evaluation and an end: 2 points at least")
         levels = np.asarray([p.lam for p in self.points])
-        rises = bool(np.all(levels[1:] > levels[:-1]))
-        falls = bool(np.all(levels[1:] < levels[:-1]))
-        if not (rises or falls):
+        up, down = levels[1:] > levels[:-1], levels[1:] < levels[:-1]
+        if not (up.all() or down.all()):
+            i = int(np.argmin(up if up.sum() > down.sum() else down))
+            a, b = self.points[i : i + 2]
             raise ValueError(
-                "noise must fall (sampling) or rise (inversion) at every step of a "
-                f"grid, got sigma/alpha {[p.sigma / p.alpha for p in self.points]}"
-                if all(p.alpha for p in self.points)
-                else "noise must fall (sampling) or rise (inversion) at every step; "
-                f"times given: {[p.t for p in self.points]}"
+                "noise must fall at every step (or rise at every step, to invert), but "
+                f"sigma goes from {a.sigma:g} at t = {a.t:g} to {b.sigma:g} at {b.t:g}"
             )
 
     @property
@@ -99,41 +97,47 @@ class Grid:
         return Grid(self.schedule, self.points[::-1])
 
 
-def _fractions(schedule: noise.Schedule, fractions: np.ndarray) -> np.ndarray:
-    span = schedule.t_noise - schedule.t_data
-    return schedule.t_data + span * fractions
+Spacing = Callable[..., np.ndarray]  # (schedule, n, low: time where f = 0) -> times
 
 
-def _uniform(schedule: noise.Schedule, n: int) -> np.ndarray:
-    return _fractions(schedule, 1 - np.arange(n) / n)
+def _fractions(
+    schedule: noise.Schedule, low: float, fractions: np.ndarray
+) -> np.ndarray:
+    return low + (schedule.t_noise - low) * fractions
 
 
-def _linspace(schedule: noise.Schedule, n: int) -> np.ndarray:
-    times = _fractions(schedule, np.linspace(1, 0, n))
+def _uniform(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    return _fractions(schedule, low, 1 - np.arange(n) / n)
+
+
+def _linspace(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    times = _fractions(schedule, low, np.linspace(1, 0, n))
     return times.round() if isinstance(schedule, noise.Discrete) else times
 
 
-def _leading(schedule: noise.Schedule, n: int, offset: int = 0) -> np.ndarray:
+def _leading(
+    schedule: noise.Schedule, n: int, low: float, offset: int = 0
+) -> np.ndarray:
     if isinstance(schedule, noise.Discrete):
         return np.arange(n)[::-1] * (schedule.steps // n) + float(offset)
-    return _fractions(schedule, 1 - np.arange(1, n + 1) / n)
+    return _fractions(schedule, low, 1 - np.arange(1, n + 1) / n)
 
 
-def _trailing(schedule: noise.Schedule, n: int) -> np.ndarray:
+def _trailing(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
     if isinstance(schedule, noise.Discrete):
         return np.round(schedule.steps * (1 - np.arange(n) / n)) - 1
-    return _uniform(schedule, n)
+    return _uniform(schedule, n, low)
 
 
-def _quadratic(schedule: noise.Schedule, n: int) -> np.ndarray:
-    return _fractions(schedule, (1 - np.arange(n) / n) ** 2)
+def _quadratic(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    return _fractions(schedule, low, (1 - np.arange(n) / n) ** 2)
 
 
-def _range(schedule: noise.Schedule) -> tuple[float, float]:
+def _range(schedule: noise.Schedule, low: float) -> tuple[float, float]:
     """logsnr at the noise and at the data, infinite ends cut off."""
-    ends = [float(schedule.logsnr(t)) for t in (schedule.t_noise, schedule.t_data)]
-    low, high = np.clip(ends, -LOGSNR_LIMIT, LOGSNR_LIMIT)
-    return float(low), float(high)
+    ends = [float(schedule.logsnr(t)) for t in (schedule.t_noise, low)]
+    noisy, clean = np.clip(ends, -LOGSNR_LIMIT, LOGSNR_LIMIT)
+    return float(noisy), float(clean)
 
 
 def _from_logsnr(schedule: noise.Schedule, logsnr: np.ndarray) -> np.ndarray:
@@ -142,25 +146,28 @@ def _from_logsnr(schedule: noise.Schedule, logsnr: np.ndarray) -> np.ndarray:
     return times
 
 
-def _logsnr(schedule: noise.Schedule, n: int) -> np.ndarray:
-    low, high = _range(schedule)
-    return _from_logsnr(schedule, np.linspace(low, high, n + 1)[:-1])
+def _logsnr(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    ends = _range(schedule, low)
+    return _from_logsnr(schedule, np.linspace(*ends, n + 1)[:-1])
 
 
-def _karras(schedule: noise.Schedule, n: int, rho: float = 7.0) -> np.ndarray:
-    low, high = _range(schedule)
-    ends = np.exp(-0.5 * np.asarray([low, high]) / rho)
+def _karras(
+    schedule: noise.Schedule, n: int, low: float, rho: float = 7.0
+) -> np.ndarray:
+    ends = np.exp(-0.5 * np.asarray(_range(schedule, low)) / rho)
     ratio = np.linspace(ends[0], ends[1], n) ** rho
     return _from_logsnr(schedule, -2 * np.log(ratio))
 
 
-def _flow_shifted(schedule: noise.Schedule, n: int, shift: float = 3.0) -> np.ndarray:
+def _flow_shifted(
+    schedule: noise.Schedule, n: int, low: float, shift: float = 3.0
+) -> np.ndarray:
     if not isinstance(schedule, noise.RectifiedFlow):
         raise ValueError("spacing 'flow_shifted' is for noise.rectified_flow() only")
-    return np.asarray(noise.shift_time(_uniform(schedule, n), shift))
+    return np.asarray(noise.shift_time(_uniform(schedule, n, low), shift))
 
 
-SPACINGS: dict[str, Callable[..., np.ndarray]] = {
+SPACINGS: dict[str, Spacing] = {
     "uniform": _uniform,
     "linspace": _linspace,
     "leading": _leading,
@@ -194,7 +201,7 @@ def grid(
       steps: n, at least 1.
       spacing: a name of SPACINGS; None is `default_spacing`.
       end: where the last step ends. "data": no noise at all, alpha = 1; "schedule": at
-        the schedule's least noise; or a time.
+        the schedule's least noise; or a time, to which the points are then spaced.
       options: of the spacing: offset (leading, 0; Stable Diffusion's is 1), rho
         (karras, 7), shift (flow_shifted, 3).
 
@@ -210,7 +217,8 @@ def grid(
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
     try:
-        times = SPACINGS[spacing](schedule, steps, **options)
+        low = schedule.t_data if isinstance(end, str) else float(end)
+        times = SPACINGS[spacing](schedule, steps, low, **options)
     except TypeError as e:
         raise ValueError(f"spacing {spacing!r}: {e}") from e
     return from_times(schedule, times, end=end)

@@ -43,6 +43,11 @@ SAMPLERS: dict[str, Rule] = {
 }
 
 
+# Samplers with a spacing of their own where the user names none. Heun's method runs in
+# sigma / alpha, which an even grid in t leaves in leaps at the start.
+SPACING_OF = {"heun": "karras"}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """What `plan` makes.
@@ -98,6 +103,8 @@ def plan(
     if isinstance(grid, Grid):
         grid = _cut(grid, strength, invert)
     else:
+        if grid is None and not isinstance(denoise.schedule, noise.RectifiedFlow):
+            grid = SPACING_OF.get(sampler) if isinstance(sampler, str) else None
         grid = _named(denoise.schedule, steps, grid, strength, invert)
     return _build(
         _rule(sampler, tuple(sorted(options))),

@@ -88,7 +88,8 @@ def sample(
         unconditional ones.
       sampler: a name of SAMPLERS, or a function from a Grid to a Table.
       steps: of the grid, which is evaluations for every sampler but heun: 2 steps - 1.
-      grid: a Grid (samplers.grid, samplers.from_times), or the name of a spacing.
+      grid: a Grid (samplers.grid, samplers.from_times), or the name of a spacing. None:
+        trailing on tables, karras for edm and heun, else uniform.
       guidance: a number, one per sample [B], or a Guidance. None: no guidance, and
         uncond is not evaluated.
       image: [B, ...], in the space of x0. With `invert`, what is taken to noise; with
