@@ -49,6 +49,13 @@ def _library(value: Any) -> tuple[Any, Any]:
     return np, np.asarray(value, np.float64)
 
 
+def _look_up(table: Any, index: Any) -> Any:
+    """table[index]; under an explicit mesh the answer lies where the index does."""
+    if not isinstance(index, jax.Array) or jax.sharding.get_abstract_mesh().empty:
+        return table[index]
+    return table.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
 def _softplus(xp: Any, value: Any) -> Any:
     return xp.logaddexp(value, 0.0)
 
@@ -167,7 +174,7 @@ class Discrete(_VariancePreserving):
         low = xp.clip(xp.floor(t), 0, self.steps - 2)
         part = t - low
         low = low.astype(int)
-        a, b = table[low], table[low + 1]
+        a, b = _look_up(table, low), _look_up(table, low + 1)
         to_zero = xp.isinf(b)
         linear = a + part * (xp.where(to_zero, a, b) - a)
         if not np.isinf(self._logsnr[-1]):
@@ -193,8 +200,9 @@ class Discrete(_VariancePreserving):
         return xp.where(logsnr < self._logsnr[-2], last, t)
 
     def at_fraction(self, u: Real) -> Real:
+        # A fraction i / steps is step i, whatever the product's last bit says.
         xp, u = _library(u)
-        return xp.clip(xp.floor(u * self.steps), 0, self.steps - 1)
+        return xp.clip(xp.floor(u * self.steps + 1e-9), 0, self.steps - 1)
 
     def unit_time(self, t: Real) -> Real:
         return t / self.steps
