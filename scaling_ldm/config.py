@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -22,6 +22,30 @@ import ml_collections
 from scaling_ldm import records
 
 ARCHITECTURES = ("in_context", "cross_attention", "adaln_zero")
+# Each known schedule, weighting and law of t: the fields that only some of them read.
+SCHEDULES = {
+    "linear": ("schedule_steps", "zero_terminal_snr"),
+    "scaled_linear": ("schedule_steps", "zero_terminal_snr"),
+    "cosine": ("schedule_steps", "zero_terminal_snr"),
+    "vp_sde": ("time_shift",),
+    "vp_cosine": ("time_shift",),
+    "rectified_flow": ("time_shift",),
+    "edm": (),
+}
+WEIGHTINGS = {
+    "uniform": (),
+    "min_snr": ("min_snr_gamma",),
+    "truncated_snr": (),
+    "p2": ("p2_gamma", "p2_k"),
+    "sigmoid": ("sigmoid_bias",),
+}
+TIME_LAWS = {
+    "uniform": (),
+    "logit_normal": ("time_location", "time_scale"),
+    "cosmap": (),
+}
+DISCRETE_SCHEDULES = tuple(s for s in SCHEDULES if "schedule_steps" in SCHEDULES[s])
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
 ACTIVATIONS = ("gelu", "relu", "silu")
 DATA_SOURCES = ("icons", "latents")
 DTYPES = ("float32", "bfloat16")
@@ -70,9 +94,19 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    name: str = "rectified_flow"
+    schedule: str = "rectified_flow"  # one of SCHEDULES; see noise.py
+    schedule_steps: int = 1000  # of linear, scaled_linear and cosine
+    zero_terminal_snr: bool = False  # of the same: the last step is noise alone
+    prediction: str = "flow"  # one of PREDICTIONS; see prediction.py
+    weighting: str = "uniform"  # one of WEIGHTINGS; see objectives/denoise.py
+    min_snr_gamma: float = 5.0  # largest weight of the x0 error
+    p2_gamma: float = 1.0  # 1 / (k + SNR)^gamma on the epsilon error
+    p2_k: float = 1.0
+    sigmoid_bias: float = 0.0  # sigmoid(bias - log SNR) on the epsilon error
+    time_law: str = "logit_normal"  # one of TIME_LAWS; see objectives/denoise.py
     time_location: float = 0.0  # logit-normal t: sigmoid(location + scale * normal)
     time_scale: float = 1.0
+    time_shift: float = 1.0  # above 1 moves t towards noise; t in [0, 1] alone
     caption_dropout: float = 0.1  # rate of the null caption, for guidance
 
 
@@ -323,7 +357,7 @@ def _check(e: Experiment) -> list[str]:
         if not ok:
             problems.append(message)
 
-    def one_of(where: str, value: str, known: tuple[str, ...]) -> None:
+    def one_of(where: str, value: str, known: Iterable[str]) -> None:
         if value not in known:
             close = difflib.get_close_matches(value, known, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -334,7 +368,11 @@ def _check(e: Experiment) -> list[str]:
     one_of("config.model.activation", e.model.activation, ACTIVATIONS)
     one_of("config.model.compute_dtype", e.model.compute_dtype, DTYPES)
     one_of("config.model.unroll", e.model.unroll, UNROLL)
-    one_of("config.objective.name", e.objective.name, ("rectified_flow",))
+    one_of("config.objective.schedule", e.objective.schedule, SCHEDULES)
+    one_of("config.objective.prediction", e.objective.prediction, PREDICTIONS)
+    one_of("config.objective.weighting", e.objective.weighting, WEIGHTINGS)
+    one_of("config.objective.time_law", e.objective.time_law, TIME_LAWS)
+    problems += _check_objective(e.objective)
     one_of("config.fit.metric", e.fit.metric, FIT_METRICS)
     one_of("config.fit.size", e.fit.size, FIT_SIZES)
     one_of(
@@ -414,10 +452,56 @@ def _check(e: Experiment) -> list[str]:
     return problems
 
 
+def _check_objective(o: Objective) -> list[str]:
+    """Every combination of known choices that a network cannot learn."""
+    problems = []
+    defaults = Objective()
+    for choice, readers in (
+        ("schedule", SCHEDULES),
+        ("weighting", WEIGHTINGS),
+        ("time_law", TIME_LAWS),
+    ):
+        name = getattr(o, choice)
+        if name not in readers:
+            continue
+        for field in sorted({f for fields in readers.values() for f in fields}):
+            value = getattr(o, field)
+            if field not in readers[name] and value != getattr(defaults, field):
+                who = ", ".join(n for n, fields in readers.items() if field in fields)
+                problems.append(
+                    f"config.objective.{field} = {value} means nothing to "
+                    f"config.objective.{choice} = {name!r}; it is for: {who}"
+                )
+    ends_in_noise = o.schedule == "rectified_flow" or o.zero_terminal_snr
+    if ends_in_noise and o.prediction in ("epsilon", "score"):
+        cause = (
+            "config.objective.zero_terminal_snr"
+            if o.zero_terminal_snr
+            else "config.objective.schedule = 'rectified_flow'"
+        )
+        problems.append(
+            f"config.objective.prediction = {o.prediction!r} with {cause}: where all "
+            "is noise it says nothing of the picture; use v, x0 or flow"
+        )
+    short = o.schedule_steps < 1000 and not o.zero_terminal_snr
+    if o.schedule in ("linear", "scaled_linear") and short:
+        problems.append(
+            f"config.objective.schedule_steps = {o.schedule_steps} with schedule "
+            f"{o.schedule!r}: its betas are those of 1000 steps, fewer leave the "
+            "picture visible at the end; use cosine, or zero_terminal_snr"
+        )
+    if o.schedule == "edm":
+        problems.append(
+            "config.objective.schedule = 'edm' is for sampling: its x has noise of up "
+            "to 80, and networks here do not scale their input; train on vp_cosine"
+        )
+    return problems
+
+
 _POSITIVE = {
     "data": ("text_tokens",),
     "model": ("patch_size", "mlp_ratio", "text_width", "time_width"),
-    "objective": ("time_scale",),
+    "objective": ("min_snr_gamma", "p2_k", "time_scale", "time_shift"),
     "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
     "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
     "train": (
@@ -434,6 +518,7 @@ _POSITIVE = {
 _NOT_NEGATIVE = {
     "data": ("prefetch_batches", "seed"),
     "model": ("classes", "head_dim", "heads"),
+    "objective": ("p2_gamma",),
     "optimizer": ("weight_decay",),
     "plan": ("sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "show_every_seconds", "profile_steps"),
@@ -445,6 +530,7 @@ _NOT_NEGATIVE = {
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
     ("data", "vocab_size", 64, 65536),
+    ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),
     ("optimizer", "warmup_fraction", 0.0, 1.0),
     ("optimizer", "b1", 0.0, 0.99999),

@@ -126,10 +126,7 @@ def held_out_batches(
     """The whole validation set, with each sample's time and noise index."""
     cfg = experiment.validation
     times = validation.stratified_times(
-        cfg.samples,
-        location=experiment.objective.time_location,
-        scale=experiment.objective.time_scale,
-        seed=cfg.seed,
+        cfg.samples, step_lib.objective(experiment.objective), seed=cfg.seed
     )
     rows = mesh.rows_of_process(device_mesh, cfg.batch_size)
     key = jax.device_put(jax.random.key(cfg.seed), mesh.named(device_mesh, mesh.WHOLE))

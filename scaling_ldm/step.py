@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, denoisers, flops, optim
+from scaling_ldm import config, denoisers, flops, noise, optim
 from scaling_ldm.denoisers import dit
 from scaling_ldm.objectives import denoise, validation
 
@@ -52,6 +52,7 @@ class Functions:
     """
 
     denoiser: denoisers.Denoiser
+    objective: denoise.Objective
     init: Callable[[jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     loss: Callable[..., jax.Array]
@@ -59,11 +60,41 @@ class Functions:
 
 
 @functools.lru_cache(maxsize=64)
+def objective(cfg: config.Objective) -> denoise.Objective:
+    """What the network is to learn; its schedule and prediction are the sampler's too.
+
+    Args:
+      cfg: a section that `config.resolve` let pass.
+    """
+    if cfg.schedule in config.DISCRETE_SCHEDULES:
+        schedule = noise.SCHEDULES[cfg.schedule](steps=cfg.schedule_steps)
+        if cfg.zero_terminal_snr:
+            schedule = noise.zero_terminal_snr(schedule)
+    else:
+        schedule = noise.SCHEDULES[cfg.schedule]()
+
+    def chosen(table: Any, name: str, fields: tuple[str, ...], prefix: str) -> Any:
+        return table[name](**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
+
+    name, law = cfg.weighting, cfg.time_law
+    return denoise.Objective(
+        schedule=schedule,
+        prediction=cfg.prediction,
+        weighting=chosen(
+            denoise.WEIGHTINGS, name, config.WEIGHTINGS[name], prefix=f"{name}_"
+        ),
+        time_law=chosen(denoise.TIME_LAWS, law, config.TIME_LAWS[law], prefix="time_"),
+        time_shift=cfg.time_shift,
+        caption_dropout=cfg.caption_dropout,
+    )
+
+
+@functools.lru_cache(maxsize=64)
 def build(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> Functions:
     """The functions of the network `width` x `depth` under an experiment's recipe."""
-    model, objective, cfg = experiment.model, experiment.objective, experiment.optimizer
+    model, cfg = experiment.model, experiment.optimizer
     denoiser = denoisers.transformer(
         dit.Shape(
             architecture=model.architecture,
@@ -85,13 +116,8 @@ def build(
         )
     )
     optimizer = optim.adamw(cfg)
-    loss = functools.partial(
-        denoise.rectified_flow,
-        denoiser.apply,
-        time_location=objective.time_location,
-        time_scale=objective.time_scale,
-        caption_dropout=objective.caption_dropout,
-    )
+    learnt = objective(experiment.objective)
+    loss = functools.partial(denoise.loss, denoiser.apply, objective=learnt)
 
     def init(key: jax.Array) -> TrainState:
         params = denoiser.init(key)
@@ -131,10 +157,17 @@ def build(
     ) -> jax.Array:
         cond = {name: batch[name] for name in denoiser.conditioning}
         return validation.errors(
-            denoiser.apply, params, batch["x"], cond, t, index, key
+            denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
         )
 
-    return Functions(denoiser=denoiser, init=init, step=step, loss=loss, errors=errors)
+    return Functions(
+        denoiser=denoiser,
+        objective=learnt,
+        init=init,
+        step=step,
+        loss=loss,
+        errors=errors,
+    )
 
 
 def abstract_state(functions: Functions) -> TrainState:

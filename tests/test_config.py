@@ -1,10 +1,13 @@
 """Configs: what is accepted, what is refused, and what the refusal says."""
 
 import dataclasses
+import inspect
 
 import pytest
 
-from scaling_ldm import config
+from scaling_ldm import config, noise, prediction
+from scaling_ldm import step as step_lib
+from scaling_ldm.objectives import denoise
 
 
 def refused(change):
@@ -49,10 +52,122 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["train"].update(batch_size=0), "must be positive"),
         (lambda c: c["mesh"].update(replica=0), "-1 (what is left) or positive"),
         (lambda c: c["fit"].update(metric="fid"), "known: validation_loss"),
+        (
+            lambda c: c["objective"].update(schedule="rectified_flows"),
+            "edm (did you mean 'rectified_flow'?)",
+        ),
+        (lambda c: c["objective"].update(prediction="eps"), "known: epsilon, x0, v"),
+        (lambda c: c["objective"].update(weighting="snr"), "known: uniform, min_snr"),
+        (lambda c: c["objective"].update(time_law="mode"), "known: uniform, logit"),
+        (
+            lambda c: c["objective"].update(name="rectified_flow"),
+            "unknown key config.objective.name",
+        ),
+        (
+            lambda c: c["objective"].update(
+                schedule="linear", zero_terminal_snr=True, prediction="epsilon"
+            ),
+            "prediction = 'epsilon' with config.objective.zero_terminal_snr: where "
+            "all is noise it says nothing of the picture; use v, x0 or flow",
+        ),
+        (
+            lambda c: c["objective"].update(prediction="score"),
+            "'score' with config.objective.schedule = 'rectified_flow'",
+        ),
+        (
+            lambda c: c["objective"].update(
+                schedule="vp_cosine", zero_terminal_snr=True
+            ),
+            "zero_terminal_snr = True means nothing to config.objective.schedule = "
+            "'vp_cosine'; it is for: linear, scaled_linear, cosine",
+        ),
+        (
+            lambda c: c["objective"].update(schedule="cosine", time_shift=3.0),
+            "time_shift = 3.0 means nothing to config.objective.schedule = 'cosine'",
+        ),
+        (lambda c: c["objective"].update(schedule_steps=50), "'rectified_flow'; it is"),
+        (lambda c: c["objective"].update(min_snr_gamma=1.0), "it is for: min_snr"),
+        (
+            lambda c: c["objective"].update(time_law="uniform", time_scale=2.0),
+            "config.objective.time_law = 'uniform'; it is for: logit_normal",
+        ),
+        (
+            lambda c: c["objective"].update(schedule="scaled_linear", schedule_steps=8),
+            "use cosine, or zero_terminal_snr",
+        ),
+        (lambda c: c["objective"].update(schedule="edm"), "train on vp_cosine"),
     ],
 )
 def test_refusals_name_the_field_and_the_remedy(change, said):
     assert said in refused(change)
+
+
+def test_one_bad_objective_has_one_message():
+    def change(c):
+        c["objective"].update(schedule="linear", prediction="eps", time_shift=2.0)
+
+    lines = refused(change).splitlines()
+    assert [line.split()[1] for line in lines[1:]] == [
+        "config.objective.prediction",
+        "config.objective.time_shift",
+    ]
+
+
+def test_the_known_names_are_those_of_the_tables():
+    assert set(config.SCHEDULES) == set(noise.SCHEDULES)
+    assert set(config.PREDICTIONS) == set(prediction.TABLE)
+    assert set(config.WEIGHTINGS) == set(denoise.WEIGHTINGS)
+    assert set(config.TIME_LAWS) == set(denoise.TIME_LAWS)
+    for name, make in noise.SCHEDULES.items():
+        discrete = isinstance(make(), noise.Discrete)
+        assert discrete == (name in config.DISCRETE_SCHEDULES)
+        on_unit = (make().t_noise, round(make().t_data, 3)) == (1.0, 0.0)
+        assert on_unit == ("time_shift" in config.SCHEDULES[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "table", "prefix"),
+    [
+        (config.WEIGHTINGS, denoise.WEIGHTINGS, "{}_"),
+        (config.TIME_LAWS, denoise.TIME_LAWS, "time_"),
+    ],
+    ids=["weighting", "time_law"],
+)
+def test_a_field_and_the_parameter_it_sets_have_one_default(fields, table, prefix):
+    for name, make in table.items():
+        parameters = inspect.signature(make).parameters.values()
+        expected = {prefix.format(name) + p.name: p.default for p in parameters}
+        assert set(fields[name]) == set(expected)
+        for field, default in expected.items():
+            assert getattr(config.Objective(), field) == default
+
+
+@pytest.mark.parametrize("schedule", config.SCHEDULES)
+def test_every_named_objective_is_built(schedule):
+    def build(**values):
+        return step_lib.objective(config.Objective(schedule=schedule, **values))
+
+    for weighting in config.WEIGHTINGS:
+        for law in config.TIME_LAWS:
+            for kind in config.PREDICTIONS:
+                got = build(weighting=weighting, time_law=law, prediction=kind)
+                assert got.schedule == noise.SCHEDULES[schedule]()
+                assert got.prediction == kind
+    if schedule in config.DISCRETE_SCHEDULES:
+        got = build(schedule_steps=1500, zero_terminal_snr=True).schedule
+        assert got.steps == 1500
+        assert got.alpha(got.t_noise) == 0
+
+
+def test_an_objectives_parameters_arrive():
+    fields = config.Objective(
+        weighting="p2", p2_gamma=0.5, p2_k=2.0, time_location=0.7, time_scale=0.1
+    )
+    got = step_lib.objective(dataclasses.replace(fields, time_shift=3.0))
+    assert got.weighting.weight(0.0) == pytest.approx(3**-0.5)
+    t = 1 / (1 + 2.718281828**-0.7)
+    assert got.times(0.0) == pytest.approx(3 * t / (1 + 2 * t))
+    assert got.caption_dropout == fields.caption_dropout
 
 
 def test_every_problem_is_listed_at_once():
@@ -100,6 +215,7 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
     assert changed("train", batch_size=8) != base.recipe_hash
     assert changed("data", seed=1) != base.recipe_hash
     assert changed("optimizer", learning_rate=1.0) != base.recipe_hash
+    assert changed("objective", weighting="sigmoid") != base.recipe_hash
     assert changed("validation", samples=8) != base.recipe_hash
 
 

@@ -1,9 +1,15 @@
 """A validation loss that only the weights can change; pure functions of arrays.
 
 Sample i always has the same picture, the same noise (from its own key) and the same
-time: the i-th of a fixed permutation of the midpoints of n equal strata of t's law. So
-two sizes, batch sizes, device counts or restarts differ by arithmetic rounding alone,
-and the variance over t, the largest part of a diffusion loss's, is gone.
+time: the i-th of a fixed permutation of the midpoints of n equal strata of t's law, so
+that n times cover the law evenly (on a table of steps, the whole steps they fall in).
+So two sizes, batch sizes, device counts or restarts differ by arithmetic rounding
+alone, and the variance over t, the largest part of a diffusion loss's, is gone.
+
+The error is that of the network's own prediction, unweighted. A weighting says where
+training spends its effort; were it part of the measure, two weightings could not be
+compared, and the measure would follow the knob. Losses of different kinds of
+prediction, schedules or laws of t are different quantities all the same.
 """
 
 from __future__ import annotations
@@ -21,11 +27,11 @@ from scaling_ldm.shapes import LatentBHWC, TimeB
 
 
 def stratified_times(
-    samples: int, *, location: float, scale: float, seed: int
+    samples: int, objective: denoise.Objective, *, seed: int
 ) -> np.ndarray:
     """Times of all samples, float32 [samples]: one per stratum, in a fixed order."""
     quantile = (np.random.default_rng(seed).permutation(samples) + 0.5) / samples
-    return special.expit(location + scale * special.ndtri(quantile)).astype(np.float32)
+    return objective.times(special.ndtri(quantile)).astype(np.float32)
 
 
 def errors(
@@ -36,13 +42,14 @@ def errors(
     t_B: TimeB,
     index_B: jax.Array,
     key: jax.Array,
+    *,
+    objective: denoise.Objective,
 ) -> jax.Array:
-    """Squared error of each sample, [B]; `index` selects its noise."""
+    """Unweighted squared error of each sample, [B]; `index` selects its noise."""
 
     def noise(index: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, index), x0_BHWC.shape[1:])
 
     eps = jax.vmap(noise)(index_B)
-    return denoise.flow_errors(
-        apply, params, x0_BHWC.astype(jnp.float32), eps, t_B, cond
-    )
+    x0 = x0_BHWC.astype(jnp.float32)
+    return denoise.errors(apply, params, x0, eps, t_B, cond, objective)
