@@ -36,5 +36,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.log_every_steps = 10
     c.validation.samples = c.validation.batch_size = 64
     c.generate.images, c.generate.steps = 4, 4
+    c.generate.sampler = "dpm++2m"
     c.fit.bootstrap = 100
     return c

@@ -53,6 +53,34 @@ LEARNING_RATE_POLICIES = ("fixed", "by_width")
 UNROLL = ("auto", "always", "never")
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
+SAMPLERS = (
+    "ddim",
+    "ddpm",
+    "euler",
+    "heun",
+    "dpm++1",
+    "dpm++2m",
+    "dpm++3m",
+    "dpm++2s",
+    "dpm++3s",
+    "sde-dpm++1",
+    "sde-dpm++2m",
+    "sde-dpm++3m",
+    "sde-dpm++2s",
+    "unipc1",
+    "unipc2",
+    "unipc3",
+)
+SPACINGS = (
+    "uniform",
+    "linspace",
+    "leading",
+    "trailing",
+    "quadratic",
+    "logsnr",
+    "karras",
+    "flow_shifted",
+)
 STAGES = ("plan", "train", "fit", "generate", "report")
 
 
@@ -172,7 +200,9 @@ class Mesh:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
     images: int = 16
-    steps: int = 50  # Euler steps
+    sampler: str = "euler"  # one of SAMPLERS
+    spacing: str = "auto"  # of the sampler's time grid: one of SPACINGS, or its own
+    steps: int = 50
     guidance: float = 3.0
     seed: int = 0
 
@@ -373,6 +403,8 @@ def _check(e: Experiment) -> list[str]:
     one_of("config.objective.weighting", e.objective.weighting, WEIGHTINGS)
     one_of("config.objective.time_law", e.objective.time_law, TIME_LAWS)
     problems += _check_objective(e.objective)
+    one_of("config.generate.sampler", e.generate.sampler, SAMPLERS)
+    one_of("config.generate.spacing", e.generate.spacing, ("auto", *SPACINGS))
     one_of("config.fit.metric", e.fit.metric, FIT_METRICS)
     one_of("config.fit.size", e.fit.size, FIT_SIZES)
     one_of(

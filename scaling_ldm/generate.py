@@ -64,9 +64,55 @@ def _settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str,
     cfg = experiment.generate
     return {
         "run_id": spec.run_id,
+        "sampler": cfg.sampler,
+        "spacing": cfg.spacing,
         "steps": cfg.steps,
         "guidance": cfg.guidance,
         "seed": cfg.seed,
+    }
+
+
+def check(experiment: config.Experiment) -> None:
+    """Refuses, before anything is trained, what could not be sampled afterwards.
+
+    Raises:
+      config.ConfigError: the sampler cannot use this grid with this schedule and
+        prediction.
+    """
+    try:
+        _plan(experiment)
+    except ValueError as e:
+        cfg = experiment.generate
+        raise config.ConfigError(
+            f"config.generate cannot sample with sampler {cfg.sampler!r}, spacing "
+            f"{cfg.spacing!r} and steps = {cfg.steps}: {e}"
+        ) from e
+
+
+def _plan(experiment: config.Experiment) -> samplers.Plan:
+    return samplers.plan(_denoise(experiment), **_sampler(experiment))
+
+
+def _denoise(
+    experiment: config.Experiment, network: Any = None, params: Any = None
+) -> samplers.Denoise:
+    learnt = step_lib.objective(experiment.objective)
+    return samplers.denoiser(
+        network,
+        learnt.schedule,
+        prediction=learnt.prediction,
+        params=params,
+        time=learnt.schedule.unit_time,
+    )
+
+
+def _sampler(experiment: config.Experiment) -> dict[str, Any]:
+    cfg = experiment.generate
+    return {
+        "sampler": cfg.sampler,
+        "steps": cfg.steps,
+        "grid": None if cfg.spacing == "auto" else cfg.spacing,
+        "guidance": cfg.guidance,
     }
 
 
@@ -111,16 +157,15 @@ def _sample(
     index = mesh.put(device_mesh, mine.astype(np.int32))
 
     def sample(params: Any, cond: Any, null: Any, index: jax.Array) -> jax.Array:
-        def noise(i: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(cfg.seed), i)
-            return jax.random.normal(key, experiment.data.shape)
-
-        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-            towards = denoiser.apply(params, x, t, cond)
-            away = denoiser.apply(params, x, t, null)
-            return away + cfg.guidance * (towards - away)
-
-        x = samplers.euler(velocity, jax.vmap(noise)(index), steps=cfg.steps)
+        key = jax.random.key(cfg.seed)
+        x = samplers.sample(
+            _denoise(experiment, denoiser.apply, params),
+            jax.vmap(lambda i: jax.random.fold_in(key, i))(index),
+            shape=(padded, *experiment.data.shape),
+            cond=cond,
+            uncond=null,
+            **_sampler(experiment),
+        )
         return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
     begin = time.perf_counter()
@@ -138,8 +183,7 @@ def _sample(
         )
     return records.SampleRecord(
         **_settings(experiment, spec),
-        sampler="euler",
-        nfe=2 * cfg.steps,
+        nfe=_plan(experiment).nfe,
         flops=float(counted.total) * cfg.images / padded,
         seconds=seconds,
         weights="ema",

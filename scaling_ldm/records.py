@@ -104,6 +104,7 @@ class SampleRecord:
 
     run_id: str
     sampler: str
+    spacing: str  # of the time grid; "auto" is the sampler's own
     steps: int
     guidance: float
     nfe: int  # network evaluations per image, guidance counted

@@ -149,6 +149,10 @@ class _Study:
 
         if {"train", "generate"} & set(self.stages):
             self._start_devices()
+        if "generate" in self.stages:
+            from scaling_ldm import generate
+
+            generate.check(self.experiment)
         self._claim_workdir()
         if self.stages == config.STAGES and self._complete():
             meters.say(

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from scaling_ldm import config, noise, prediction
+from scaling_ldm import config, noise, prediction, samplers
 from scaling_ldm import step as step_lib
 from scaling_ldm.objectives import denoise
 
@@ -116,6 +116,8 @@ def test_one_bad_objective_has_one_message():
 def test_the_known_names_are_those_of_the_tables():
     assert set(config.SCHEDULES) == set(noise.SCHEDULES)
     assert set(config.PREDICTIONS) == set(prediction.TABLE)
+    assert config.SAMPLERS == tuple(samplers.SAMPLERS)
+    assert config.SPACINGS == tuple(samplers.SPACINGS)
     assert set(config.WEIGHTINGS) == set(denoise.WEIGHTINGS)
     assert set(config.TIME_LAWS) == set(denoise.TIME_LAWS)
     for name, make in noise.SCHEDULES.items():

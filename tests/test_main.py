@@ -107,6 +107,8 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
         (["--config.data.source=latents"], "config.data.path is not set"),
         (["--config.data.shape=(12, 12, 3)"], "the icons source has one of"),
         (["--config.train.batch_size=3"], "config.train.batch_size = 3"),
+        (["--config.generate.spacing=linspace"], "cannot sample with sampler"),
+        (["--config.generate.sampler=plms"], "config.generate.sampler = 'plms'"),
         (["--config.mesh.fsdp=3"], "does not divide the 2 devices"),
         (["--wrkdir=x"], "wrkdir"),
     ],

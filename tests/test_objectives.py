@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 
-from scaling_ldm import config, mesh, noise, prediction, samplers
+from scaling_ldm import config, mesh, noise, prediction
 from scaling_ldm.objectives import denoise, validation
 
 SIGMA = 0.5  # of Gaussian data, per pixel
@@ -453,37 +453,3 @@ def test_stratification_takes_the_variance_over_t_away():
     arguments = optimal(FLOW), None, data(n), {}, jnp.asarray(t), jnp.arange(n)
     got = validation.errors(*arguments, jax.random.key(0), objective=FLOW)
     assert_allclose(np.mean(got), least_error("flow", 1 - t, t).mean(), rtol=2e-2)
-
-
-@pytest.mark.parametrize("steps", [1, 7])
-def test_euler_evaluates_once_a_step_on_the_uniform_grid(steps):
-    seen = []
-
-    def velocity(x, t):
-        jax.debug.callback(lambda t: seen.append(float(t[0])), t)
-        return jnp.ones_like(x)
-
-    out = samplers.euler(velocity, jnp.zeros((2, 1, 1, 1)), steps=steps)
-    jax.effects_barrier()
-    assert_allclose(sorted(seen, reverse=True), 1 - np.arange(steps) / steps, rtol=1e-6)
-    assert_allclose(out, -1.0, rtol=1e-6)
-
-
-def test_euler_converges_with_order_one_to_the_gaussian_flow():
-    """The flow of Gaussian data maps noise to data: x_0 = SIGMA x_1."""
-    noise = data(4) / SIGMA
-
-    def error(steps):
-        out = samplers.euler(
-            lambda x, t: optimal(FLOW)(None, x, t, None), noise, steps=steps
-        )
-        return float(jnp.abs(out - SIGMA * noise).max())
-
-    errors = [error(steps) for steps in (32, 64, 128)]
-    orders = np.log2(np.divide(errors[:-1], errors[1:]))
-    assert_allclose(orders, 1.0, atol=0.1)
-
-
-def test_euler_refuses_no_steps():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        samplers.euler(lambda x, t: x, jnp.zeros((1, 1, 1, 1)), steps=0)

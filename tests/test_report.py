@@ -173,6 +173,7 @@ def _sample(workdir: pathlib.Path, run_id: str) -> None:
     record = SampleRecord(
         run_id=run_id,
         sampler="euler",
+        spacing="auto",
         steps=32,
         guidance=2.0,
         nfe=64,
