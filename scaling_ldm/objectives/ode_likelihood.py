@@ -350,7 +350,7 @@ def _stages(
     state: State,
     slopes: State,
     tableau: _Tableau,
-    first: int,
+    first: int | jax.Array,
 ) -> State:
     """Slopes [stages, ...] of one step, those before `first` given.
 
@@ -403,7 +403,7 @@ class _Walk(NamedTuple):
     q: jax.Array
     h: jax.Array  # the next step's length, positive
     state: State
-    slope: State
+    slope: State  # at q, once a step has been taken
     error: jax.Array  # of the last accepted step
     steps: jax.Array
 
@@ -426,26 +426,25 @@ def _adaptive(
         last = walk.h >= walk.q - end
         h = jnp.minimum(walk.h, walk.q - end)
         slopes = jax.tree.map(lambda all_, k: all_.at[0].set(k), room, walk.slope)
-        slopes = _stages(field, walk.q, -h, walk.state, slopes, tableau, first=1)
+        first = jnp.where(walk.steps == 0, 0, 1)  # the first step has no slope yet
+        slopes = _stages(field, walk.q, -h, walk.state, slopes, tableau, first)
         new = _ahead(walk.state, -h, weights, slopes)
         miss = jax.tree.map(lambda k: h * _weighted(error_weights, k), slopes)
         error = _error(miss, walk.state, new, solver)
         accept = error <= 1  # false for NaN
         grow = 0.9 * jnp.maximum(error, 1e-8) ** -0.17 * walk.error**0.04
         grow = jnp.where(jnp.isnan(error), 0.2, jnp.clip(grow, 0.2, 10))
-        kept = (jnp.where(last, end, walk.q - h), new)
-        kept = (*kept, jax.tree.map(lambda k: k[-1], slopes), jnp.maximum(error, 1e-4))
-        old = (walk.q, walk.state, walk.slope, walk.error)
-        q, state, slope, past = jax.tree.map(
-            lambda a, b: jnp.where(accept, a, b), kept, old
-        )
+        there = jnp.where(last, end, walk.q - h), new, jnp.maximum(error, 1e-4)
+        here = walk.q, walk.state, walk.error
+        q, state, past = jax.tree.map(lambda a, b: jnp.where(accept, a, b), there, here)
+        slope = jax.tree.map(lambda k: jnp.where(accept, k[-1], k[0]), slopes)
         return _Walk(q, h * grow, state, slope, past, walk.steps + 1)
 
     walk = _Walk(
         q=start,
         h=jnp.asarray(0.1, start.dtype),  # a tenth of an e-folding of noise
         state=state,
-        slope=field(start, state),
+        slope=jax.tree.map(jnp.zeros_like, state),
         error=jnp.ones((), start.dtype),
         steps=jnp.int32(0),
     )
