@@ -194,7 +194,7 @@ def test_random_probes_are_unbiased(law):
     network = optimal(schedule, "flow", mean, cov)
     want = model_density(schedule, mean, cov, x0[:1])[0]
     spread = {}
-    for probes in (1, 4):
+    for probes in (1, 4) if law == "rademacher" else (4,):
         got = measure(
             network,
             schedule,
@@ -205,8 +205,9 @@ def test_random_probes_are_unbiased(law):
         ).bits_per_dim
         spread[probes] = np.std(got)
         assert_allclose(np.mean(got), want, atol=4 * spread[probes] / 2000**0.5)
-    assert spread[1] > 0.05
-    assert_allclose(spread[1] / spread[4], 2, rtol=0.15)
+    assert spread[4] > 0.02
+    if law == "rademacher":
+        assert_allclose(spread[1] / spread[4], 2, rtol=0.15)
 
 
 def test_forward_and_backward_derivatives_agree():
@@ -359,9 +360,9 @@ def test_a_picture_does_not_depend_on_its_batch_and_nothing_recompiles():
     assert run._cache_size() == 1
     assert whole.latent.shape == x.shape and whole.nats.shape == (6,)
     assert_allclose(again.nats, whole.nats[rows], rtol=1e-5)
-    part = run(x[:2], index[:2], cond[:2])
-    assert_allclose(part.nats, whole.nats[:2], rtol=1e-5)
-    assert_allclose(part.latent, whole.latent[:2], atol=1e-5)
+    others = run(x.at[2:].set(0.3), index.at[2:].set(9), cond.at[2:].set(2))
+    assert_allclose(others.nats[:2], whole.nats[:2], rtol=1e-5)
+    assert_allclose(others.latent[:2], whole.latent[:2], atol=1e-5)
 
 
 def test_all_devices_take_the_same_steps():
@@ -414,6 +415,10 @@ def test_settings_are_checked():
         with pytest.raises(ValueError, match=says):
             make()
     x = jnp.zeros((3, 2))
+    assert_array_equal(
+        jax.random.key_data(likelihood.sample_keys(KEY, x))[2],
+        jax.random.key_data(jax.random.fold_in(KEY, 2)),
+    )
     with pytest.raises(ValueError, match="3 samples"):
         likelihood.sample_keys(jax.random.split(KEY, 2), x)
     with pytest.raises(TypeError, match=r"jax\.random\.key"):

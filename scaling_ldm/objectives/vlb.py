@@ -17,9 +17,11 @@ The variance of p is one of
     fixed_large    beta_t                            ibid.
     learned_range  between them, by the network      Nichol & Dhariwal 2021, eq. 15
 
-At row 0, where the first is zero, fixed_small and fixed_large take the first's value at
-row 1, as the published numbers do. A learned_range network has twice the channels in
-its last axis: the prediction, then w in [-1, 1] with log variance linear in w.
+At row 0 the first is zero. There fixed_small and fixed_large take its value at row 1,
+as the published numbers of pictures do, and beta_0 for continuous data: the noise that
+row 0 has, without which the bound would be up to 0.2 bits per dim higher. A
+learned_range network has twice the channels in its last axis: the prediction, then w in
+[-1, 1] with log variance linear in w.
 
 >>> import jax, jax.numpy as jnp
 >>> from scaling_ldm import noise
@@ -248,8 +250,8 @@ class _Chain:
         small = betas * (1 - before) / (1 - bar)
         small[0] = small[1]
         large = betas.copy()
-        if self.variance == "fixed_large":
-            large[0] = small[1]
+        if self.variance != "learned_range":
+            small[0] = large[0] = betas[0] if self.levels is None else small[1]
         low = large if self.variance == "fixed_large" else small
         high = small if self.variance == "fixed_small" else large
         columns = {
