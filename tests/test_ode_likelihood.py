@@ -336,7 +336,8 @@ def test_a_picture_does_not_depend_on_its_batch_and_nothing_recompiles():
     schedule = noise.cosine(50)
 
     def network(x, t, cond):
-        return jnp.tanh(x) * cond[:, None, None, None] - 0.2 * t[:, None, None, None]
+        said = jnp.tanh(x) * cond[:, None, None, None] - 0.2 * t[:, None, None, None]
+        return jnp.concatenate([said, x], axis=-1)  # with a learned variance
 
     @jax.jit
     def run(x, index, cond):
@@ -405,6 +406,17 @@ def test_what_cannot_be_is_refused(options, says):
         )
 
 
+def test_a_network_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"given \(1, 2\) and said \(1,\)"):
+        ode_likelihood.bits_per_dim(
+            lambda x, t, c: x[:, 0],
+            noise.vp_cosine(),
+            jnp.zeros((1, 2)),
+            KEY,
+            prediction="v",
+        )
+
+
 def test_settings_are_checked():
     for make, says in (
         (lambda: Hutchinson(probes=0), "at least 1"),
@@ -421,7 +433,7 @@ def test_settings_are_checked():
     )
     with pytest.raises(ValueError, match="3 samples"):
         likelihood.sample_keys(jax.random.split(KEY, 2), x)
-    with pytest.raises(TypeError, match=r"jax\.random\.key"):
+    with pytest.raises(ValueError, match=r"jax\.random\.key"):
         likelihood.sample_keys(jax.random.PRNGKey(0), x)
 
 

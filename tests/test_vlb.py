@@ -57,14 +57,14 @@ def bayes(bar, t, variance, levels, place=None):
     """(factor of x0 in the mean, variance of q, variance of p) at row t."""
     if t == 0:
         small, large, mean = bayes(bar, 1, "fixed_small", levels)[1], 1 - bar[0], 1.0
-        if variance != "learned_range":
+        if variance != "learned":
             small = large = small if levels else large
     else:
         step = bar[t] / bar[t - 1]  # x_t = sqrt(step) x_{t-1} + noise of 1 - step
         small = 1 / (step / (1 - step) + 1 / (1 - bar[t - 1]))
         large = 1 - step
         mean = small * np.sqrt(bar[t - 1]) / (1 - bar[t - 1])
-    if variance == "learned_range":
+    if variance == "learned":
         share = 0.5 * (place + 1)
         return mean, small, np.exp(share * np.log(large) + (1 - share) * np.log(small))
     return mean, small, small if variance == "fixed_small" else large
@@ -90,7 +90,7 @@ def test_rows_are_those_of_scipy(variance, levels):
     def network(x, t, cond):
         said = jnp.asarray(guess, x.dtype)[None] + 0 * x
         place = jnp.tanh(0.3 * t - 1)[:, None] + 0 * x
-        if variance != "learned_range":
+        if variance != "learned":
             return said
         return jnp.concatenate([said, place], axis=-1)
 
@@ -355,7 +355,7 @@ def test_pictures_spread_over_devices_have_the_same_bound():
     [
         (dict(prediction="noise"), "none of epsilon"),
         (dict(prediction="v", variance="fixed"), "none of fixed_small"),
-        (dict(prediction="v", variance="learned_range"), r"gives \(2, 6\)"),
+        (dict(prediction="v", variance="learned"), r"gives \(2, 6\)"),
         (dict(prediction="v", schedule=noise.vp_sde()), "noise.Discrete"),
     ],
 )

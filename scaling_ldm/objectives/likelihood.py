@@ -64,11 +64,10 @@ def sample_keys(key: jax.Array, x: jax.Array) -> jax.Array:
         which a picture's result depends on its index alone and not on its batch.
 
     Raises:
-      TypeError: a raw uint32 key.
-      ValueError: neither one key nor one for each sample.
+      ValueError: a raw uint32 key, or neither one key nor one for each sample.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key must come from jax.random.key, got {key.dtype}")
+        raise ValueError(f"key must come from jax.random.key, got {key.dtype}")
     if key.ndim == 0:
         index = jax.lax.broadcasted_iota(
             jnp.uint32, x.shape[:1], 0, out_sharding=batch_sharding(x, ndim=1)
@@ -82,6 +81,21 @@ def sample_keys(key: jax.Array, x: jax.Array) -> jax.Array:
 def fold_in(key_B: jax.Array, number: Any) -> jax.Array:
     """The same number folded into every key."""
     return jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
+
+
+def prediction_alone(said: jax.Array, x: jax.Array) -> jax.Array:
+    """What a network said without the channels of a learned variance, if it has them.
+
+    Raises:
+      ValueError: neither the shape of x nor twice its channels.
+    """
+    channels = x.shape[-1]
+    if said.shape[:-1] != x.shape[:-1] or said.shape[-1] not in (
+        channels,
+        2 * channels,
+    ):
+        raise ValueError(f"the network was given {x.shape} and said {said.shape}")
+    return said[..., :channels]
 
 
 def normal(key_B: jax.Array, x: jax.Array) -> jax.Array:

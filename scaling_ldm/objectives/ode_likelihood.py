@@ -209,7 +209,8 @@ def bits_per_dim(
 
     Args:
       network: (x [B, ...], t [B], cond) -> prediction, t in the schedule's own unit
-        (fractional for a table). No sample may see another.
+        (fractional for a table). No sample may see another. Channels of a learned
+        variance are left out.
       schedule: any of noise.SCHEDULES.
       x0: [B, ...].
       key: one typed key, or one for each sample (`likelihood.sample_keys`).
@@ -294,6 +295,7 @@ def _velocity(
         norm = jnp.sqrt(alpha**2 + sigma**2)
         x = norm * z
         said = network(x, likelihood.full(schedule.time(logsnr), x), cond)
+        said = likelihood.prediction_alone(said, x)
         v = predictions.convert(said, x, alpha, sigma, source=prediction, to="v")
         return (-phi / norm) * v
 

@@ -15,13 +15,13 @@ The variance of p is one of
 
     fixed_small    that of q(x_{t-1} | x_t, x0)      Ho et al. 2020, section 3.2
     fixed_large    beta_t                            ibid.
-    learned_range  between them, by the network      Nichol & Dhariwal 2021, eq. 15
+    learned        between them, by the network      Nichol & Dhariwal 2021, eq. 15
 
 At row 0 the first is zero. There fixed_small and fixed_large take its value at row 1,
 as the published numbers of pictures do, and beta_0 for continuous data: the noise that
-row 0 has, without which the bound would be up to 0.2 bits per dim higher. A
-learned_range network has twice the channels in its last axis: the prediction, then w in
-[-1, 1] with log variance linear in w.
+row 0 has, without which the bound would be up to 0.2 bits per dim higher. A network
+with a learned variance has twice the channels in its last axis: the prediction, then w
+in [-1, 1] with log variance linear in w, as for `samplers`.
 
 >>> import jax, jax.numpy as jnp
 >>> from scaling_ldm import noise
@@ -54,7 +54,7 @@ from scaling_ldm import prediction as predictions
 from scaling_ldm.objectives import likelihood
 from scaling_ldm.objectives.likelihood import Network
 
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
 class Bound(NamedTuple):
@@ -212,6 +212,7 @@ def continuous(
         alpha, sigma = schedule.from_logsnr(logsnr)
         x = predictions.corrupt(x0, eps, alpha, sigma)
         said = network(x, schedule.time(logsnr), cond)
+        said = likelihood.prediction_alone(said, x)
         said = predictions.convert(
             said, x, alpha, sigma, source=prediction, to="epsilon"
         )
@@ -250,7 +251,7 @@ class _Chain:
         small = betas * (1 - before) / (1 - bar)
         small[0] = small[1]
         large = betas.copy()
-        if self.variance != "learned_range":
+        if self.variance != "learned":
             small[0] = large[0] = betas[0] if self.levels is None else small[1]
         low = large if self.variance == "fixed_large" else small
         high = small if self.variance == "fixed_small" else large
@@ -307,11 +308,12 @@ def _term(
     x = c["alpha"] * x0 + c["sigma"] * eps
     said = network(x, t, cond)
     log_variance = c["low"]
-    if chain.variance == "learned_range":
+    if chain.variance == "learned":
         _check_channels(said, x0)
-        said, place = jnp.split(said, 2, axis=-1)
+        place = said[..., x0.shape[-1] :]
         place = 0.5 * (place + 1)
         log_variance = place * c["high"] + (1 - place) * c["low"]
+    said = likelihood.prediction_alone(said, x)
     x0_hat = predictions.convert(
         said, x, at_t["alpha"], at_t["sigma"], source=chain.prediction, to="x0"
     )
@@ -399,6 +401,6 @@ def _check_channels(said: jax.Array, x0: jax.Array) -> None:
     wanted = (*x0.shape[:-1], 2 * x0.shape[-1])
     if said.shape != wanted:
         raise ValueError(
-            f"a network with learned_range gives {wanted} (the prediction, then the "
-            f"variance's place in its range), got {said.shape}"
+            f"a network with a learned variance gives {wanted} (the prediction, then "
+            f"the variance's place in its range), got {said.shape}"
         )
