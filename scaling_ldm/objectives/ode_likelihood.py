@@ -435,12 +435,12 @@ def _adaptive(
         error = _error(miss, walk.state, new, solver)
         accept = error <= 1  # false for NaN
         grow = 0.9 * jnp.maximum(error, 1e-8) ** -0.17 * walk.error**0.04
-        grow = jnp.where(jnp.isnan(error), 0.2, jnp.clip(grow, 0.2, 10))
         there = jnp.where(last, end, walk.q - h), new, jnp.maximum(error, 1e-4)
         here = walk.q, walk.state, walk.error
         q, state, past = jax.tree.map(lambda a, b: jnp.where(accept, a, b), there, here)
         slope = jax.tree.map(lambda k: jnp.where(accept, k[-1], k[0]), slopes)
-        return _Walk(q, h * grow, state, slope, past, walk.steps + 1)
+        h = h * jnp.clip(grow, 0.2, 10)  # NaN ends the walk
+        return _Walk(q, h, state, slope, past, walk.steps + 1)
 
     walk = _Walk(
         q=start,
