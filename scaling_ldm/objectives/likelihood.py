@@ -115,8 +115,8 @@ def spacing(levels: int) -> float:
 def dequantise(x: jax.Array, key: jax.Array, *, spacing: float) -> jax.Array:
     """Levels that are `spacing` apart, plus uniform noise that fills the gaps.
 
-    Then -log p(level) <= E[-log p(x)] - D log(spacing) (Theis et al. 2016, section
-    3.1): the density of the result is turned into bits of the level by adding
+    Then -log p(level) <= E[-log p(x)] - D log(spacing) (Theis et al. 2016):
+    the density of the result is turned into bits of the level by adding
     `-log2(spacing)` per dim, which is log2(128) = 7 for a spacing of 1 / 128.
     """
     x = floating(x)

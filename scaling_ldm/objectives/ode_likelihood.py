@@ -413,7 +413,7 @@ class _Walk(NamedTuple):
 def _adaptive(
     field: Field, state: State, q: tuple[float, float], solver: Adaptive
 ) -> tuple[State, jax.Array]:
-    """Proportional-integral control (Hairer & Wanner 1996, section IV.2, eq. 2.43)."""
+    """Proportional-integral control (Hairer & Wanner 1996, section IV.2)."""
     start, end = (jnp.asarray(value, state[0].dtype) for value in q)
     tableau = DORMAND_PRINCE
     weights = jnp.asarray(tableau.weights, start.dtype)

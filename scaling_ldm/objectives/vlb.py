@@ -180,12 +180,12 @@ def continuous(
 ) -> ContinuousBound:
     """The bound of infinitely many steps (Kingma et al. 2021, arXiv 2107.00630).
 
-    Its middle part is 1/2 the integral over logsnr of E |eps - eps_hat|^2 (eq. 17-18),
+    Its middle part is 1/2 the integral over logsnr of E |eps - eps_hat|^2 (eq. 15-18),
     which depends on the schedule through its ends alone, so any schedule will do, also
     those that preserve no variance. It is estimated without bias at `draws` random
     logsnr, uniform, stratified for each sample; `draws` evaluations. The decoder
     belongs to the data and not to the network: p(x0 | z) ~ q(z | x0) over the levels
-    (ibid., eq. 8), or N(x0; z / alpha, sigma^2 / alpha^2) for continuous data, whose
+    as there, or N(x0; z / alpha, sigma^2 / alpha^2) for continuous data, whose
     expectation is taken exactly.
 
     Args:
