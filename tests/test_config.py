@@ -104,12 +104,12 @@ def test_refusals_name_the_field_and_the_remedy(change, said):
 
 def test_one_bad_objective_has_one_message():
     def change(c):
-        c["objective"].update(schedule="linear", prediction="eps", time_shift=2.0)
+        c["objective"].update(schedule="linears", prediction="eps", time_shift=2.0)
 
     lines = refused(change).splitlines()
     assert [line.split()[1] for line in lines[1:]] == [
+        "config.objective.schedule",
         "config.objective.prediction",
-        "config.objective.time_shift",
     ]
 
 
