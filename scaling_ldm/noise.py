@@ -190,9 +190,14 @@ class Discrete(_VariancePreserving):
     def time(self, logsnr: Real) -> Real:
         xp, logsnr = _library(logsnr)
         finite = np.isfinite(self._logsnr)
-        known = xp.asarray(-self._logsnr[finite], logsnr.dtype)
-        times = xp.arange(len(known), dtype=logsnr.dtype)
-        t = xp.interp(-logsnr, known, times)
+        table = -self._logsnr[finite]
+        known = xp.asarray(np.append(table, table[-1] + 1), logsnr.dtype)
+        # Between which steps; counted, as a sharded array cannot be searched.
+        wanted = xp.clip(-logsnr, known[0], known[-2])
+        low = xp.sum(known <= wanted[..., None], axis=-1, dtype=int) - 1
+        low = xp.clip(low, 0, len(known) - 2)
+        a, b = _look_up(known, low), _look_up(known, low + 1)
+        t = low + (wanted - a) / (b - a)
         if finite[-1]:
             return t
         alpha = self.from_logsnr(logsnr)[0]
