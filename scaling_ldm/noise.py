@@ -101,7 +101,7 @@ class Schedule(abc.ABC):
 
     def unit_time(self, t: Real) -> Real:
         """t as a number of order one: what this library's denoisers are given."""
-        return t
+        return _library(t)[1]
 
     def alpha(self, t: Real) -> Real:
         """The signal's factor."""
@@ -210,7 +210,7 @@ class Discrete(_VariancePreserving):
         return xp.clip(xp.floor(u * self.steps + 1e-9), 0, self.steps - 1)
 
     def unit_time(self, t: Real) -> Real:
-        return t / self.steps
+        return _library(t)[1] / self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,11 +235,12 @@ class _VpSde(_VariancePreserving):
 
     def time(self, logsnr: Real) -> Real:
         xp, logsnr = _library(logsnr)
-        integral = _softplus(xp, -logsnr)
+        last = 0.5 * (self.beta_min + self.beta_max)
+        integral = xp.minimum(_softplus(xp, -logsnr), last)
         root = xp.sqrt(
             self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral
         )
-        return xp.clip(2 * integral / (self.beta_min + root), 0, 1)
+        return xp.clip(2 * integral / (self.beta_min + root), self.t_data, 1)
 
     def at_fraction(self, u: Real) -> Real:
         return self.t_data + (1 - self.t_data) * _library(u)[1]
@@ -339,7 +340,7 @@ class Edm(Schedule):
 
     def time(self, logsnr: Real) -> Real:
         xp, logsnr = _library(logsnr)
-        return xp.exp(-0.5 * logsnr)
+        return xp.clip(xp.exp(-0.5 * logsnr), self.sigma_min, self.sigma_max)
 
     def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         xp, logsnr = _library(logsnr)
@@ -441,6 +442,7 @@ def shift_time(t: Real, factor: float) -> Real:
     t -> factor t / (1 + (factor - 1) t); for a rectified flow logsnr falls by
     2 log(factor) everywhere. factor = 1 leaves t alone.
     """
+    t = _library(t)[1]
     return factor * t / (1 + (factor - 1) * t)
 
 
