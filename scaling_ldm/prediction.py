@@ -105,14 +105,14 @@ def factors(source: str, to: str, alpha: Any, sigma: Any) -> Pair:
       source, to: names of TABLE.
       alpha, sigma: numbers or arrays of one shape, numpy or jax.
     """
+    given, wanted = kind(source), kind(to)
     if source == to:
         return 0.0, 1.0
-    given = kind(source)
     if to == "x0":
         return given.x0(alpha, sigma)
     if to == "epsilon":
         return given.epsilon(alpha, sigma)
-    a, b = kind(to).target(alpha, sigma)
+    a, b = wanted.target(alpha, sigma)
     (c, d), (e, f) = given.x0(alpha, sigma), given.epsilon(alpha, sigma)
     return a * c + b * e, a * d + b * f
 
