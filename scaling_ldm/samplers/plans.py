@@ -69,9 +69,9 @@ class Plan:
         return sum(self.evaluations)
 
     @property
-    def mixed(self) -> bool:
-        """Whether some rows are guided and others not."""
-        return len(set(self.evaluations)) > 1
+    def skips(self) -> bool:
+        """Whether some rows, or all, are evaluated without guidance."""
+        return 1 in self.evaluations
 
     @functools.cached_property
     def _float32(self) -> np.ndarray:

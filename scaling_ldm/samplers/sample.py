@@ -159,7 +159,7 @@ def sample(
         stochastic=table.stochastic,
         learned_variance=options.get("variance") == "learned",
         guided=guided,
-        interval=guided != "none" and todo.mixed,
+        interval=guided != "none" and todo.skips,
         quirk=how.quirk,
         inpaints=mask is not None,
         x0_transform=x0_transform,
