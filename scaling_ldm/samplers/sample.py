@@ -346,10 +346,12 @@ def cost(
 
     def whole(given: Any, x: jax.Array, t: jax.Array, cond: Any, uncond: Any) -> Any:
         def evaluate(condition: Any) -> Callable[[int, jax.Array], jax.Array]:
-            # Halved channels: a learned variance is evaluated, not carried on.
-            return lambda _, x: denoise.network(*given, x, t, condition)[
-                ..., : x.shape[-1]
-            ]
+            def body(_: int, x: jax.Array) -> jax.Array:
+                out = denoise.network(*given, x, t, condition)
+                # A learned variance, a second half of the channels, ends here.
+                return out[..., : x.shape[-1]].astype(x.dtype)
+
+            return body
 
         x = jax.lax.fori_loop(0, once + twice, evaluate(cond), x)
         if twice:
