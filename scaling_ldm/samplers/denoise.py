@@ -27,7 +27,8 @@ class Denoise:
     time: Callable[[Any], Any] | None = None
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
-        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        t = jnp.broadcast_to(jnp.asarray(t, wide), x.shape[:1])
         time = t if self.time is None else self.time(t)
         given = () if self.params is None else (self.params,)
         return prediction_lib.convert(

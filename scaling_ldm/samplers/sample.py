@@ -114,6 +114,7 @@ def sample(
       ValueError: unknown names or options; no key where noise is needed; guidance
         without uncond; a prediction that cannot be read on this grid.
     """
+    initial, image = _floats(initial, image)
     batch = _batch_shape(shape, initial, image)
     _check(image, initial, mask, strength, invert, guidance, uncond, callback_every)
     todo = plan(
@@ -201,6 +202,14 @@ def sample(
     rows = table.rows
     points = np.asarray([rows[0].at, *(rows[end - 1].to for end in ends)])
     return x, Trajectory(jnp.stack(path), *points.T, np.asarray(nfe))
+
+
+def _floats(*given: Any) -> list[jax.Array | None]:
+    """float64 arrays if one is that, else float32; those that are not given stay so."""
+    arrays = [None if value is None else jnp.asarray(value) for value in given]
+    wide = any(a is not None and a.dtype == jnp.float64 for a in arrays)
+    dtype = jnp.float64 if wide else jnp.float32
+    return [None if a is None else a.astype(dtype) for a in arrays]
 
 
 def _batch_shape(
