@@ -174,7 +174,7 @@ def sample(
         keys=keys if table.stochastic and step_noise is None else None,
         step_noise=step_noise if table.stochastic else None,
         image=image if mask is not None else None,
-        mask=None if mask is None else jnp.asarray(mask, dtype),
+        mask=None if mask is None else _widen(mask, batch, dtype),
         image_noise=fresh if mask is not None else None,
     )
     if guided == "none":
@@ -251,6 +251,11 @@ def _check(
         raise ValueError(f"callback_every must be at least 1, got {callback_every}")
 
 
+def _widen(value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
+    value = jnp.asarray(value, dtype)
+    return value if value.shape == shape else jnp.broadcast_to(value, shape)
+
+
 def _sharding(array: Any) -> jax.sharding.NamedSharding | None:
     found = None if isinstance(array, jax.core.Tracer) else array.sharding
     return found if isinstance(found, jax.sharding.NamedSharding) else None
@@ -292,13 +297,13 @@ def _guided(how: Guidance, cond: Any, uncond: Any, batch: int) -> str:
 
 
 def _like(uncond: Any, cond: Any) -> Any:
-    """The unconditional arrays with a batch axis, if they came without one."""
+    """The unconditional arrays with a batch axis and where the conditional ones are."""
 
     def widen(u: Any, c: Any) -> jax.Array:
-        u = jnp.asarray(u)
-        return u if u.shape == c.shape else jnp.broadcast_to(u, c.shape)
+        u, where = _widen(u, c.shape), _sharding(c)
+        return u if where is None else jax.device_put(u, where)
 
-    return jax.tree.map(widen, uncond, cond)
+    return jax.tree.map(widen, uncond, jax.tree.map(jnp.asarray, cond))
 
 
 def _runner(
