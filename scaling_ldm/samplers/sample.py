@@ -130,11 +130,13 @@ def sample(
     table = todo.table
     if x0_transform is not None and table.form != "x0":
         raise ValueError("x0_transform does not apply to an inversion")
-    draws = (initial is None and not invert) or (
-        table.stochastic and step_noise is None
-    )
+    replays = table.stochastic and step_noise is not None
+    draws = (initial is None and not invert) or (table.stochastic and not replays)
     if key is None and draws:
         raise ValueError("give a key: there is noise to draw")
+    needed = (len(table.rows), *batch)
+    if replays and step_noise.shape != needed:
+        raise ValueError(f"step_noise of shape {step_noise.shape}, needed: {needed}")
 
     # x at the grid's first point, and the noise in it.
     given = initial if initial is not None else image
@@ -171,8 +173,8 @@ def sample(
         uncond=_like(uncond, cond) if guided == "batched" else uncond,
         scale=None if guided == "none" else jnp.asarray(how.scale, dtype),
         rescale=None if how.rescale is None else jnp.asarray(how.rescale, dtype),
-        keys=keys if table.stochastic and step_noise is None else None,
-        step_noise=step_noise if table.stochastic else None,
+        keys=keys if table.stochastic and not replays else None,
+        step_noise=jnp.asarray(step_noise, dtype) if replays else None,
         image=image if mask is not None else None,
         mask=None if mask is None else _widen(mask, batch, dtype),
         image_noise=fresh if mask is not None else None,
@@ -265,7 +267,8 @@ def _keys(
     key: jax.Array, batch: int, sharding: jax.sharding.NamedSharding | None
 ) -> jax.Array:
     """One key per sample, split over devices as the samples are."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    typed = isinstance(key, jax.Array)
+    if not typed or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a typed key: jax.random.key(seed)")
     if key.ndim and key.shape != (batch,):
         raise ValueError(f"keys of shape {key.shape} for {batch} samples")
@@ -291,9 +294,15 @@ def _draw(keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def _guided(how: Guidance, cond: Any, uncond: Any, batch: int) -> str:
     if how.scale is None:
         return "none"
+    batches = guidance_lib.can_batch(cond, batch)
+    if how.evaluation == "batched" and not batches:
+        raise ValueError(
+            "evaluation 'batched' needs conditions whose arrays all have a first axis "
+            f"of {batch}; 'sequential' takes any"
+        )
     if how.evaluation != "auto":
         return how.evaluation
-    return "batched" if guidance_lib.can_batch(cond, batch) else "sequential"
+    return "batched" if batches else "sequential"
 
 
 def _like(uncond: Any, cond: Any) -> Any:
