@@ -7,6 +7,7 @@ image-to-image, inpainting.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,6 +140,7 @@ def sample(
         raise ValueError(f"step_noise of shape {step_noise.shape}, needed: {needed}")
 
     # x at the grid's first point, and the noise in it.
+    start_std = _start_std(todo.grid)
     given = initial if initial is not None else image
     dtype = jnp.float32 if given is None else given.dtype
     if sharding is None and given is not None:
@@ -152,7 +154,7 @@ def sample(
         if image is not None and (mask is None or strength < 1):
             x = first.alpha * image + first.sigma * fresh
         else:
-            x = fresh * denoise.schedule.prior_std
+            x = fresh * start_std
 
     how = guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance)
     guided = _guided(how, cond, uncond, batch[0])
@@ -187,7 +189,7 @@ def sample(
     ends = [int(end) for end in table.step_ends]
     if callback is None and not return_trajectory:
         state = run(state, 0, ends[-1])
-        return state.x / denoise.schedule.prior_std if invert else state.x
+        return state.x / start_std if invert else state.x
     path, nfe, done = [state.x], [0], 0
     for step, end in enumerate(ends, start=1):
         told = callback and (step % callback_every == 0 or step == len(ends))
@@ -198,7 +200,7 @@ def sample(
         nfe.append(_counted(state, todo, done))
         if told:
             callback(Progress(step, len(ends), nfe[-1], state.x))
-    x = state.x / denoise.schedule.prior_std if invert else state.x
+    x = state.x / start_std if invert else state.x
     if not return_trajectory:
         return x
     rows = table.rows
@@ -251,6 +253,18 @@ def _check(
         raise ValueError("guidance needs uncond, the condition of the other half")
     if callback_every < 1:
         raise ValueError(f"callback_every must be at least 1, got {callback_every}")
+
+
+def _start_std(grid: Grid) -> float:
+    """Standard deviation of x at the noisy end of a grid: exactly prior_std at t_noise.
+
+    On grids that begin with less noise it falls as that of unit-variance data does.
+    """
+    schedule = grid.schedule
+    first = grid.points[-1 if grid.inverts else 0]
+    whole = schedule.alpha(schedule.t_noise), schedule.sigma(schedule.t_noise)
+    here = math.hypot(first.alpha, first.sigma) / math.hypot(*whole)
+    return float(schedule.prior_std * here)
 
 
 def _widen(value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
