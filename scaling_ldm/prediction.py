@@ -36,7 +36,8 @@ Rule = Callable[[Any, Any], Pair]
 
 def _inverse(value: Any) -> Any:
     xp = jnp if isinstance(value, jax.Array) else np
-    return 1.0 / xp.maximum(value, SMALLEST)
+    # where, not maximum: its derivative is zero even beside an infinite one.
+    return 1.0 / xp.where(value > SMALLEST, value, SMALLEST)
 
 
 @dataclasses.dataclass(frozen=True)
