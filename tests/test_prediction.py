@@ -22,7 +22,7 @@ FORMULAS = {
 
 
 def levels():
-    """(alpha, sigma) [B] float64: unrelated ones, and those of each kind of schedule."""
+    """(alpha, sigma) [B] float64: unrelated, and those of each kind of schedule."""
     rng = np.random.default_rng(0)
     angle, t, sigma = (rng.uniform(0.05, high, 8) for high in (1.5, 0.95, 80.0))
     alphas = [rng.uniform(0.05, 2, 8), np.cos(angle), 1 - t, np.ones(8)]
