@@ -111,8 +111,11 @@ def _uniform(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
 
 
 def _linspace(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
-    times = _fractions(schedule, low, np.linspace(1, 0, n))
-    return times.round() if isinstance(schedule, noise.Discrete) else times
+    if not isinstance(schedule, noise.Discrete):
+        return _fractions(schedule, low, np.linspace(1, 0, n))
+    # From the data's side, where halves are exact and so round to the even step.
+    up = np.linspace(low, schedule.t_noise, n).round()
+    return up[::-1] if n > 1 else np.asarray([schedule.t_noise])
 
 
 def _leading(
