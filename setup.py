@@ -36,7 +36,7 @@ TEST = [
 ]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
-PARITY = ["torch==2.13.0"]
+PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
 
 setup(
     name="scaling_ldm",
