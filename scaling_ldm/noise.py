@@ -194,7 +194,8 @@ class Discrete(_VariancePreserving):
         known = xp.asarray(np.append(table, table[-1] + 1), logsnr.dtype)
         # Between which steps; counted, as a sharded array cannot be searched.
         wanted = xp.clip(-logsnr, known[0], known[-2])
-        low = xp.sum(known <= wanted[..., None], axis=-1, dtype=int) - 1
+        each = known.reshape((1,) * wanted.ndim + (-1,))
+        low = xp.sum(each <= wanted[..., None], axis=-1, dtype=int) - 1
         low = xp.clip(low, 0, len(known) - 2)
         a, b = _look_up(known, low), _look_up(known, low + 1)
         t = low + (wanted - a) / (b - a)
