@@ -319,7 +319,8 @@ def same(x, y):
 def test_guidance_is_its_formula_however_it_is_evaluated():
     expected = by_hand(lambda c, u, t: u + 3.0 * (c - u))
     for how in guidance.EVALUATIONS:
-        same(guided(guidance=samplers.Guidance(scale=3.0, evaluation=how)), expected)
+        settings = dict(guidance=samplers.Guidance(scale=3.0, evaluation=how))
+        same(guided(uncond=UNCOND[None], **settings), expected)
     same(guided(guidance=3.0), expected)
     same(guided(guidance=3.0, uncond=jnp.full_like(COND, 0.4)), expected)
     same(guided(guidance=1.0), sample(shape=SHAPE))
@@ -487,10 +488,7 @@ def test_a_denoiser_called_by_itself_estimates_x0():
     a, s = (v.reshape(8, 1, 1, 1) for v in (TABLE.alpha(t), TABLE.sigma(t)))
     expected = a * x - s * network(W, x, t, COND)
     same(DENOISE(x, t, COND), expected)
-    same(
-        DENOISE(x, 400, COND)[3],
-        DENOISE(x, t, COND)[2] * 0 + DENOISE(x, 400.0, COND)[3],
-    )
+    same(DENOISE(x, 100, COND)[3], expected[3])
     # 999 is no number of bfloat16's.
     out = DENOISE(x.astype(jnp.bfloat16), t, COND)
     assert_allclose(out[0], expected[0], atol=0.03)
@@ -520,7 +518,7 @@ def test_an_inversion_is_undone_by_sampling(schedule):
     # Where the probability-flow ODE ends: a standard normal of the same rank.
     a, s = schedule.alpha(schedule.t_noise), schedule.sigma(schedule.t_noise)
     expected = a * 0.5 + math.hypot(0.6 * a, s) * (image - 0.5) / 0.6
-    assert_allclose(hidden, expected / schedule.prior_std, atol=0.05)
+    assert_allclose(hidden, expected / schedule.prior_std, atol=0.08)
 
 
 def test_image_to_image_begins_part_of_the_way():
@@ -899,11 +897,11 @@ REFUSED = {
     ),
     "order of times": (
         lambda: samplers.from_times(TABLE, [10, 500, 1]),
-        "noise must fall .* at every step of a grid, got sigma/alpha",
+        "noise must fall .* but sigma goes from 0.0978197 at t = 10 to 0.85.* at 500",
     ),
     "times twice": (
         lambda: samplers.from_times(FLOW, [1.0, 1.0]),
-        r"noise must fall .* at every step; times given: \[1.0, 1.0, 0.0\]",
+        "noise must fall .* but sigma goes from 1 at t = 1 to 1 at 1",
     ),
     "no times": (lambda: samplers.from_times(FLOW, []), "2 points at least"),
     "last": (lambda: samplers.grid(TABLE, 5).last(6), "must be 1 to 5, got 6"),
