@@ -12,8 +12,9 @@ from earlier evaluations, gives weights
     w0 = 1 - e^{-kh},   w1 = 1 - w0 / (kh),   w2 = 1/2 - w1 / (kh),
 
 and order 1, 2 or 3. The "midpoint" forms put w0 / 2 in place of w1 at order 2, and
-leave out the curvature at order 3 of singlestep solvers, whose order then needs stages
-at 1/3 and 2/3 of the step. At the last step, where sigma' = 0 and h is infinite, only
+leave out the curvature at order 3 of singlestep solvers. Those reach order 3 with
+stages at 1/3 and 2/3 of the step (points even in lambda), and order 2 elsewhere, for
+the first stage is an estimate of first order. At the last step, where sigma' = 0 and h is infinite, only
 D0 has a meaning: order 1.
 
 The authors' code and those that follow it halve the curvature D2 of the third-order
@@ -150,7 +151,7 @@ def singlestep(
       order: 1, 2 or 3. Steps at the end that do not fill a group are of lower order;
         the one that ends without noise is of order 1.
       stochastic: solve the SDE, stages included.
-      solver: "midpoint" (the default at order 2) or "heun" (at order 3: on any grid).
+      solver: "midpoint" (the default at order 2) or "heun" (at order 3).
       lower_order_final: close with a step of order 1 in any case.
     """
     solver = ("midpoint" if order < 3 else "heun") if solver is None else solver
