@@ -258,6 +258,7 @@ def test_fractions_cover_the_range_evenly(name):
         times, counts = np.unique(t, return_counts=True)
         assert_array_equal(times, np.arange(1000))
         assert np.all(np.abs(counts - 100) <= 1)
+        assert s.at_fraction(np.nextafter(1.0, 0.0)) == 999
         # The largest float32 below 1 is rounded to no step that does not exist.
         last = s.at_fraction(jnp.float32(np.nextafter(np.float32(1), np.float32(0))))
         assert float(last) == 999

@@ -67,6 +67,8 @@ def test_every_conversion_meets_its_formula_and_returns():
         c, d = prediction.factors(source, to, spread(a), spread(s))
         scale = np.abs(expected).max()
         assert_allclose(c * x + d * given, expected, rtol=1e-9, atol=1e-9 * scale)
+        if source == to:
+            assert (c, d) == (0.0, 1.0)
         e, f = prediction.factors(to, source, spread(a), spread(s))
         back = e * x + f * (c * x + d * given)
         assert_allclose(back, given, rtol=1e-9, atol=1e-9 * np.abs(given).max())

@@ -14,8 +14,8 @@ from earlier evaluations, gives weights
 and order 1, 2 or 3. The "midpoint" forms put w0 / 2 in place of w1 at order 2, and
 leave out the curvature at order 3 of singlestep solvers. Those reach order 3 with
 stages at 1/3 and 2/3 of the step (points even in lambda), and order 2 elsewhere, for
-the first stage is an estimate of first order. At the last step, where sigma' = 0 and h is infinite, only
-D0 has a meaning: order 1.
+the first stage is an estimate of first order. At the last step, where sigma' = 0 and h
+is infinite, only D0 has a meaning: order 1.
 
 The authors' code and those that follow it halve the curvature D2 of the third-order
 multistep solver, which makes its order two; `curvature=0.5` repeats that.
