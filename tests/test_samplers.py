@@ -587,15 +587,17 @@ def test_image_to_image_begins_part_of_the_way():
     assert near < 0.3 * far
 
 
+POINT = samplers.denoiser(
+    lambda x, t, cond: jnp.full_like(x, 0.25), TABLE, prediction="x0"
+)
+
+
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_inpainting_keeps_what_is_known(sampler):
     image = jnp.sin(jnp.arange(128.0)).reshape(SHAPE)
     mask = np.zeros((1, 2, 2, 1), bool)
     mask[:, 0] = True
-    point = samplers.denoiser(
-        lambda x, t, cond: jnp.full_like(x, 0.25), TABLE, prediction="x0"
-    )
-    run = functools.partial(samplers.sample, point, KEY, image=image, sampler=sampler)
+    run = functools.partial(samplers.sample, POINT, KEY, image=image, sampler=sampler)
     x, path = run(mask=mask, steps=7, return_trajectory=True)
     assert_array_equal(x[:, 1], image[:, 1])
     assert_allclose(x[:, 0], 0.25, rtol=1e-6)

@@ -88,17 +88,16 @@ def spacings(schedule):
 def test_every_grid_gives_finite_float32_pictures(sampler, schedule):
     denoise = denoiser(schedule)
     for spacing in spacings(schedule):
-        for steps in (1, 8):
-            x = samplers.sample(
-                denoise,
-                jax.random.key(0),
-                shape=SHAPE,
-                sampler=sampler,
-                grid=spacing,
-                steps=steps,
-            )
-            assert x.shape == SHAPE and x.dtype == jnp.float32
-            assert np.all(np.isfinite(x)), spacing
+        x = samplers.sample(
+            denoise,
+            jax.random.key(0),
+            shape=SHAPE,
+            sampler=sampler,
+            grid=spacing,
+            steps=8,
+        )
+        assert x.shape == SHAPE and x.dtype == jnp.float32
+        assert np.all(np.isfinite(x)), spacing
 
 
 @every_schedule
