@@ -65,7 +65,7 @@ class State(NamedTuple):
     x: jax.Array  # [B, ...]
     s: jax.Array | None
     m: tuple[jax.Array, ...]  # newest first
-    nfe: jax.Array  # network evaluations of each sample so far, int32
+    nfe: jax.Array | np.int32  # network evaluations of each sample so far
 
 
 class Inputs(NamedTuple):
@@ -153,12 +153,15 @@ def _unpack(row: jax.Array) -> dict[str, jax.Array]:
 
 
 def begin(x: jax.Array, static: Static) -> State:
-    """The state before the first evaluation."""
+    """The state before the first evaluation; nothing is computed.
+
+    No row gives weight to evaluations before the first: their places hold x.
+    """
     return State(
         x=x,
         s=x if static.saves else None,
-        m=(jnp.zeros_like(x),) * static.history,
-        nfe=jnp.int32(0),
+        m=(x,) * static.history,
+        nfe=np.int32(0),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,18 @@ class Plan:
     def skips(self) -> bool:
         """Whether some rows, or all, are evaluated without guidance."""
         return 1 in self.evaluations
+
+    @functools.cached_property
+    def start_std(self) -> float:
+        """Standard deviation of x at the noisy end: exactly prior_std at t_noise.
+
+        On grids that begin with less noise it falls as that of unit-variance data does.
+        """
+        schedule = self.grid.schedule
+        first = self.grid.points[-1 if self.grid.inverts else 0]
+        whole = schedule.alpha(schedule.t_noise), schedule.sigma(schedule.t_noise)
+        here = math.hypot(first.alpha, first.sigma) / math.hypot(*whole)
+        return float(schedule.prior_std * here)
 
     @functools.cached_property
     def _float32(self) -> np.ndarray:

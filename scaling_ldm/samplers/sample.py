@@ -7,7 +7,6 @@ image-to-image, inpainting.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,7 +139,6 @@ def sample(
         raise ValueError(f"step_noise of shape {step_noise.shape}, needed: {needed}")
 
     # x at the grid's first point, and the noise in it.
-    start_std = _start_std(todo.grid)
     given = initial if initial is not None else image
     dtype = jnp.float32 if given is None else given.dtype
     if sharding is None and given is not None:
@@ -154,7 +152,7 @@ def sample(
         if image is not None and (mask is None or strength < 1):
             x = first.alpha * image + first.sigma * fresh
         else:
-            x = fresh * start_std
+            x = fresh if todo.start_std == 1 else fresh * todo.start_std
 
     how = guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance)
     guided = _guided(how, cond, uncond, batch[0])
@@ -173,8 +171,8 @@ def sample(
         params=denoise.params,
         cond=cond,
         uncond=_like(uncond, cond) if guided == "batched" else uncond,
-        scale=None if guided == "none" else jnp.asarray(how.scale, dtype),
-        rescale=None if how.rescale is None else jnp.asarray(how.rescale, dtype),
+        scale=None if guided == "none" else _numbers(how.scale, dtype),
+        rescale=None if how.rescale is None else _numbers(how.rescale, dtype),
         keys=keys if table.stochastic and not replays else None,
         step_noise=jnp.asarray(step_noise, dtype) if replays else None,
         image=image if mask is not None else None,
@@ -186,10 +184,10 @@ def sample(
     run = _runner(denoise, static, todo, x, inputs)
 
     state = loop.begin(x, static)
-    ends = [int(end) for end in table.step_ends]
     if callback is None and not return_trajectory:
-        state = run(state, 0, ends[-1])
-        return state.x / start_std if invert else state.x
+        state = run(state, 0, len(table.rows))
+        return state.x / todo.start_std if invert else state.x
+    ends = [int(end) for end in table.step_ends]
     path, nfe, done = [state.x], [0], 0
     for step, end in enumerate(ends, start=1):
         told = callback and (step % callback_every == 0 or step == len(ends))
@@ -200,7 +198,7 @@ def sample(
         nfe.append(_counted(state, todo, done))
         if told:
             callback(Progress(step, len(ends), nfe[-1], state.x))
-    x = state.x / start_std if invert else state.x
+    x = state.x / todo.start_std if invert else state.x
     if not return_trajectory:
         return x
     rows = table.rows
@@ -255,16 +253,10 @@ def _check(
         raise ValueError(f"callback_every must be at least 1, got {callback_every}")
 
 
-def _start_std(grid: Grid) -> float:
-    """Standard deviation of x at the noisy end of a grid: exactly prior_std at t_noise.
-
-    On grids that begin with less noise it falls as that of unit-variance data does.
-    """
-    schedule = grid.schedule
-    first = grid.points[-1 if grid.inverts else 0]
-    whole = schedule.alpha(schedule.t_noise), schedule.sigma(schedule.t_noise)
-    here = math.hypot(first.alpha, first.sigma) / math.hypot(*whole)
-    return float(schedule.prior_std * here)
+def _numbers(value: Any, dtype: Any) -> Any:
+    """An array of a dtype; numbers stay on the host until the compiled call."""
+    library = jnp if isinstance(value, jax.Array) else np
+    return library.asarray(value, dtype)
 
 
 def _widen(value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
