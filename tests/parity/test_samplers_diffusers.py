@@ -111,6 +111,8 @@ def theirs(
 
 
 def ours(kind, sampler, grid, *, start=START, learned=False, time=None, **options):
+    # Ours starts with the noise of the first point's level, a flow of theirs with 1.
+    first = np.hypot(grid.points[0].alpha, grid.points[0].sigma)
     denoise = samplers.denoiser(
         network_with_variance if learned else network,
         grid.schedule,
@@ -120,8 +122,8 @@ def ours(kind, sampler, grid, *, start=START, learned=False, time=None, **option
     return np.asarray(
         samplers.sample(
             denoise,
-            initial=jnp.asarray(start),
-            step_noise=jnp.asarray(DRAWS),
+            initial=jnp.asarray(start / np.float32(first)),
+            step_noise=jnp.asarray(DRAWS[: grid.steps]),
             sampler=sampler,
             grid=grid,
             **options,
@@ -833,7 +835,7 @@ def test_trailing_times_by_accumulation():
     for n in range(1, 1001):
         scheduler.set_timesteps(n)
         their = scheduler.timesteps.numpy()
-        our = samplers.grids.SPACINGS["trailing"](SCHEDULE, n)
+        our = samplers.grids.SPACINGS["trailing"](SCHEDULE, n, 0)
         assert np.abs(their[:n] - our).max() <= 1
         if len(their) > n:
             assert their[n:].tolist() == [-1]
