@@ -140,6 +140,7 @@ def singlestep(
     stochastic: bool = False,
     solver: str | None = None,
     lower_order_final: bool = True,
+    shared_noise: bool = True,
 ) -> Table:
     """Steps of `order` evaluations each, at successive points of the grid.
 
@@ -153,6 +154,8 @@ def singlestep(
       stochastic: solve the SDE, stages included.
       solver: "midpoint" (the default at order 2) or "heun" (at order 3).
       lower_order_final: close with a step of order 1 in any case.
+      shared_noise: of the SDE: the stages of a step follow one Brownian path. False
+        draws each stage's noise anew, as published code does, at a lower order.
     """
     solver = ("midpoint" if order < 3 else "heun") if solver is None else solver
     _check(grid, order, solver)
@@ -163,6 +166,8 @@ def singlestep(
         if group[0].alpha:
             for stage in range(1, size + 1):
                 _stage(table, group[: stage + 1], stochastic, solver, stage == size)
+            if stochastic and shared_noise:
+                _share(table, group)
         else:  # a point at alpha = 0 is infinitely far from its stages
             for pair in zip(group[:-1], group[1:], strict=True):
                 _stage(table, pair, stochastic, solver, True)
@@ -206,6 +211,27 @@ def _stage(
         save=first,
         ends_step=last,
     )
+
+
+def _share(table: Table, points: Sequence[Point]) -> None:
+    """Rewrites the last step so that each stage's noise goes on from the stage before.
+
+    From b to c the path scales by keep = c.sigma / b.sigma e^-(b to c) and gains fresh
+    noise; what else the two stages are made of, s and m, is put right by difference.
+    """
+    stages = len(points) - 1
+    rows = table.rows[-stages:]
+    for i in range(1, stages):
+        b, c = points[i], points[i + 1]
+        h = c.lam - b.lam
+        keep = c.sigma / b.sigma * math.exp(-h)
+        before = (0.0, *rows[i - 1].x_m)  # one evaluation older by now
+        table.rows[i - stages] = rows[i]._replace(
+            x_x=keep,
+            x_s=0.0,
+            x_m=tuple(m - keep * n for m, n in zip(rows[i].x_m, before, strict=True)),
+            x_z=c.sigma * math.sqrt(-math.expm1(-2 * h)),
+        )
 
 
 dpm1 = functools.partial(multistep, order=1)

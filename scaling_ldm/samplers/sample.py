@@ -105,7 +105,7 @@ def sample(
       return_trajectory: also return every step's state. Nothing is kept otherwise.
       callback: called every `callback_every` steps, and at the end.
       options: of the sampler: eta (ddim), variance (ddpm), solver, curvature,
-        lower_order_final (dpm++), form, corrector (unipc).
+        lower_order_final, shared_noise (dpm++), form, corrector (unipc).
 
     Returns:
       x [B, ...]; or (x, Trajectory).
