@@ -65,7 +65,7 @@ class State(NamedTuple):
     x: jax.Array  # [B, ...]
     s: jax.Array | None
     m: tuple[jax.Array, ...]  # newest first
-    nfe: jax.Array | np.int32  # network evaluations of each sample so far
+    nfe: jax.Array  # network evaluations of each sample so far, int32
 
 
 class Inputs(NamedTuple):
@@ -153,7 +153,7 @@ def _unpack(row: jax.Array) -> dict[str, jax.Array]:
 
 
 def begin(x: jax.Array, static: Static) -> State:
-    """The state before the first evaluation; nothing is computed.
+    """The state before the first evaluation.
 
     No row gives weight to evaluations before the first: their places hold x.
     """
@@ -161,7 +161,7 @@ def begin(x: jax.Array, static: Static) -> State:
         x=x,
         s=x if static.saves else None,
         m=(x,) * static.history,
-        nfe=np.int32(0),
+        nfe=jnp.int32(0),
     )
 
 

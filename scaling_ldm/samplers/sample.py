@@ -152,7 +152,7 @@ def sample(
         if image is not None and (mask is None or strength < 1):
             x = first.alpha * image + first.sigma * fresh
         else:
-            x = fresh if todo.start_std == 1 else fresh * todo.start_std
+            x = fresh * todo.start_std
 
     how = guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance)
     guided = _guided(how, cond, uncond, batch[0])
