@@ -77,7 +77,7 @@ def ddpm(grid: Grid, *, variance: str = "fixed_small") -> Table:
         raise ValueError(f"variance {variance!r} is none of {', '.join(VARIANCES)}")
     if grid.inverts:
         raise ValueError("ddpm cannot invert; ddim can")
-    table = Table(stochastic=True)
+    table = Table(stochastic=True, learned_variance=variance == "learned")
     for a, b in grid.pairs:
         small, large = _posterior(a, b)
         x = a.alpha / b.alpha * b.sigma**2 / a.sigma**2

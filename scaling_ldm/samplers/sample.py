@@ -160,7 +160,7 @@ def sample(
         history=table.history,
         saves=table.saves,
         stochastic=table.stochastic,
-        learned_variance=options.get("variance") == "learned",
+        learned_variance=table.learned_variance,
         guided=guided,
         interval=guided != "none" and todo.skips,
         quirk=how.quirk,

@@ -55,12 +55,15 @@ class Table:
       history: how many of the m_k are kept; at most HISTORY.
       saves: whether s is used.
       stochastic: whether z is used.
+      learned_variance: whether the network gives z's size, in a second half of its
+        channels.
     """
 
     form: str = "x0"
     history: int = 1
     saves: bool = False
     stochastic: bool = False
+    learned_variance: bool = False
     rows: list[Row] = dataclasses.field(default_factory=list)
 
     def add(
