@@ -130,7 +130,11 @@ class Discrete(_VariancePreserving):
     alpha of exactly zero, alpha is.
     """
 
-    alphas_bar: tuple[float, ...]
+    alphas_bar: tuple[float, ...] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        first, last = self._logsnr[0], self._logsnr[-1]
+        return f"Discrete({self.steps} steps, logsnr {first:.3g} to {last:.3g})"
 
     def __post_init__(self) -> None:
         table = np.asarray(self.alphas_bar)
@@ -404,6 +408,8 @@ def zero_terminal_snr(schedule: Discrete) -> Discrete:
     alpha is shifted to reach zero and scaled to keep its first value. Predict v, x0 or
     flow under it: noise says nothing about the picture where there is only noise.
     """
+    if not isinstance(schedule, Discrete):
+        raise ValueError(f"only tables can be rescaled, not {schedule!r}")
     root = np.sqrt(np.asarray(schedule.alphas_bar))
     first, last = root[0], root[-1]
     bar = ((root - last) * first / (first - last)) ** 2
@@ -415,6 +421,8 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
     Samplers stop at t = 1e-5 unless told otherwise: the score diverges at 0.
     """
+    if not 0 < beta_min < beta_max:
+        raise ValueError(f"0 < beta_min < beta_max, got {beta_min} and {beta_max}")
     return _VpSde(beta_min, beta_max)
 
 
@@ -424,6 +432,8 @@ def vp_cosine(logsnr_limit: float = 20.0) -> Schedule:
     Args:
       logsnr_limit: logsnr runs from +limit at t = 0 to -limit at t = 1.
     """
+    if not logsnr_limit > 0:
+        raise ValueError(f"logsnr_limit must be positive, got {logsnr_limit}")
     return _VpCosine(logsnr_limit)
 
 
@@ -434,6 +444,8 @@ def rectified_flow() -> Schedule:
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """alpha = 1, sigma = t: variance exploding (Karras et al. 2022, table 1)."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     return Edm(sigma_min, sigma_max)
 
 

@@ -836,6 +836,14 @@ def test_grids_turn_and_end_early():
 
 IMAGE = jnp.zeros(SHAPE)
 ZERO = noise.zero_terminal_snr(TABLE)
+FLOWING = samplers.denoiser(network, FLOW, prediction="flow")
+
+
+def giving(output):
+    """A network of x alone."""
+    return samplers.denoiser(lambda x, t, cond: output(x), TABLE, prediction="epsilon")
+
+
 REFUSED = {
     "no size": (lambda: sample(), "give shape, initial or image"),
     "sizes": (
@@ -919,7 +927,7 @@ REFUSED = {
     ),
     "option": (
         lambda: samplers.plan(DENOISE, sampler="dpm++2m", eta=1.0),
-        "has no option eta; its options: stochastic, solver, lower_order_final, curv",
+        "has no option eta; its options: solver, lower_order_final, curv",
     ),
     "option of none": (
         lambda: samplers.plan(DENOISE, sampler="heun", eta=1.0),
@@ -945,7 +953,40 @@ REFUSED = {
         lambda: samplers.plan(DENOISE, sampler="unipc2", form="bh3"),
         "'bh3' is none of bh1, bh2",
     ),
-    "steps": (lambda: samplers.grid(TABLE, 0), "steps must be at least 1, got 0"),
+    "steps": (
+        lambda: samplers.grid(TABLE, 0),
+        "steps must be a whole number, at least 1; got 0",
+    ),
+    "part of a step": (lambda: samplers.grid(TABLE, 2.5), "whole number.*got 2.5"),
+    "end": (lambda: samplers.grid(TABLE, 5, end="zero"), "'zero' is none of data, sch"),
+    "end twice": (
+        lambda: samplers.sample(FLOWING, KEY, shape=SHAPE, grid="leading"),
+        "t = 0, is where the grid ends: .* leave it out of the times",
+    ),
+    "grid of another": (
+        lambda: sample(shape=SHAPE, grid=samplers.grid(FLOW, 5)),
+        "the grid is of another schedule",
+    ),
+    "schedule": (
+        lambda: samplers.denoiser(network, "linear", prediction="v"),
+        "schedule must be one of scaling_ldm.noise.*got 'linear'",
+    ),
+    "a misspelt argument": (
+        lambda: sample(shape=SHAPE, guidence=3.0),
+        "has no option guidence; .* Did you mean guidance?",
+    ),
+    "a misspelt sampler": (
+        lambda: samplers.plan(DENOISE, sampler="dpm2m"),
+        r"Did you mean dpm\+\+2m?",
+    ),
+    "rescale": (
+        lambda: samplers.Guidance(scale=2.0, rescale=2.0),
+        r"rescale must lie in \[0, 1\], got 2.0",
+    ),
+    "sharding": (
+        lambda: sample(shape=SHAPE, sharding="batch"),
+        "sharding must be a NamedSharding",
+    ),
     "many steps": (
         lambda: samplers.grid(TABLE, 1001),
         "steps = 1001, but the schedule has only 1000",
@@ -956,7 +997,7 @@ REFUSED = {
     ),
     "spacing's option": (
         lambda: samplers.grid(TABLE, 5, "karras", shift=3.0),
-        "spacing 'karras': .*shift",
+        "spacing 'karras' has no option shift; its options: rho",
     ),
     "flow's spacing": (
         lambda: samplers.grid(TABLE, 5, "flow_shifted"),
@@ -1016,3 +1057,27 @@ def test_a_sampler_may_be_a_function():
     same(path.x[1], 0.75 * path.x[0] + 0.25 * estimate)
     with pytest.raises(ValueError, match="has no option eta; its options: share"):
         sample(shape=SHAPE, sampler=halfway, eta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        (lambda x: x[:1], {}, r"of shape \(1, 2, 2, 4\) for x of \(8, 2, 2, 4\)"),
+        (lambda x: x.mean(-1, keepdims=True), {}, r"of shape \(8, 2, 2, 1\)"),
+        (
+            lambda x: jnp.concatenate([x, x], -1),
+            {},
+            "use ddpm with variance=.learned., or leave",
+        ),
+        (
+            lambda x: x,
+            {"sampler": "ddpm", "variance": "learned"},
+            r"for x of \(8, 2, 2, 4\), not \(8, 2, 2, 8\)",
+        ),
+        (lambda x: (x,), {}, "the network gave <class 'tuple'>"),
+    ],
+    ids=["lost batch", "lost channels", "variance", "no variance", "no array"],
+)
+def test_a_network_of_another_shape_is_refused(output, options, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.sample(giving(output), KEY, shape=SHAPE, **options)

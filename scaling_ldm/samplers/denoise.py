@@ -62,7 +62,12 @@ def denoiser(
         library's denoisers: `schedule.unit_time`); numbers and arrays.
 
     Raises:
-      ValueError: an unknown prediction.
+      ValueError: an unknown prediction, a schedule that is none.
     """
     prediction_lib.kind(prediction)
+    if not isinstance(schedule, noise.Schedule):
+        raise ValueError(
+            "schedule must be one of scaling_ldm.noise, as noise.scaled_linear(); got "
+            f"{schedule!r}"
+        )
     return Denoise(network, schedule, prediction, params, time)

@@ -234,11 +234,11 @@ def _share(table: Table, points: Sequence[Point]) -> None:
         )
 
 
-dpm1 = functools.partial(multistep, order=1)
-dpm2m = functools.partial(multistep, order=2)
-dpm3m = functools.partial(multistep, order=3)
-dpm2s = functools.partial(singlestep, order=2)
-dpm3s = functools.partial(singlestep, order=3)
+dpm1 = functools.partial(multistep, order=1, stochastic=False)
+dpm2m = functools.partial(multistep, order=2, stochastic=False)
+dpm3m = functools.partial(multistep, order=3, stochastic=False)
+dpm2s = functools.partial(singlestep, order=2, stochastic=False)
+dpm3s = functools.partial(singlestep, order=3, stochastic=False)
 sde_dpm1 = functools.partial(multistep, order=1, stochastic=True)
 sde_dpm2m = functools.partial(multistep, order=2, stochastic=True)
 sde_dpm3m = functools.partial(multistep, order=3, stochastic=True)

@@ -15,6 +15,11 @@ With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
 | logsnr | logsnr evenly spaced | Lu et al. 2022, section 3.3 |
 | karras | (sigma / alpha)^(1/rho) evenly spaced | Karras et al. 2022, eq. 5 |
 | flow_shifted | f = 1 - i / n, moved towards noise | Esser et al. 2024, eq. 23 |
+
+linspace and leading evaluate at the very data's end (which a rectified flow cannot:
+there is no noise left), after one long leap in logsnr. First-order solvers bear it;
+solvers that extrapolate from earlier evaluations lose accuracy on it. Give those
+trailing, logsnr or karras. flow_shifted is for rectified flows.
 """
 
 from __future__ import annotations
@@ -56,7 +61,11 @@ class Grid:
     """
 
     schedule: noise.Schedule
-    points: tuple[Point, ...]
+    points: tuple[Point, ...] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        first, last = self.points[0], self.points[-1]
+        return f"Grid({self.steps} steps, t = {first.t:g} to {last.t:g})"
 
     def __post_init__(self) -> None:
         if len(self.points) < 2:
@@ -182,6 +191,9 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
+OPTIONS = {"leading": ("offset",), "karras": ("rho",), "flow_shifted": ("shift",)}
+
+
 def default_spacing(schedule: noise.Schedule) -> str:
     """trailing on tables (right at few steps), karras for edm, else uniform."""
     if isinstance(schedule, noise.Discrete):
@@ -202,7 +214,10 @@ def grid(
     Args:
       schedule: of scaling_ldm.noise.
       steps: n, at least 1.
-      spacing: a name of SPACINGS; None is `default_spacing`.
+      spacing: "uniform" in t; "linspace", "leading", "trailing", whole steps of a table
+        (Lin et al. 2023); "quadratic", "logsnr", "karras", "flow_shifted". None is
+        `default_spacing`. Solvers of order 2 and 3 lose accuracy on linspace and
+        leading, which leap to the data's end.
       end: where the last step ends. "data": no noise at all, alpha = 1; "schedule": at
         the schedule's least noise; or a time, to which the points are then spaced.
       options: of the spacing: offset (leading, 0; Stable Diffusion's is 1), rho
@@ -212,18 +227,21 @@ def grid(
       ValueError: an unknown spacing, too many steps for a table, options that the
         spacing does not have, points whose noise does not fall.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
     if isinstance(schedule, noise.Discrete) and steps > schedule.steps:
         raise ValueError(f"steps = {steps}, but the schedule has only {schedule.steps}")
     spacing = default_spacing(schedule) if spacing is None else spacing
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
-    try:
-        low = schedule.t_data if isinstance(end, str) else float(end)
-        times = SPACINGS[spacing](schedule, steps, low, **options)
-    except TypeError as e:
-        raise ValueError(f"spacing {spacing!r}: {e}") from e
+    low = schedule.t_data if isinstance(end, str) else float(end)
+    unknown = set(options) - set(OPTIONS.get(spacing, ()))
+    if unknown:
+        raise ValueError(
+            f"spacing {spacing!r} has no option {', '.join(sorted(unknown))}; its "
+            f"options: {', '.join(OPTIONS.get(spacing, ())) or 'none'}"
+        )
+    times = SPACINGS[spacing](schedule, int(steps), low, **options)
     return from_times(schedule, times, end=end)
 
 
@@ -237,6 +255,8 @@ def from_times(
     """
     times = np.atleast_1d(np.asarray(times, np.float64))
     low, high = schedule.t_data, schedule.t_noise
+    if not times.size:
+        raise ValueError("a grid needs an evaluation and an end: 2 points at least")
     if times.ndim != 1 or not np.all((times >= low) & (times <= high)):
         raise ValueError(f"times must lie in [{low:g}, {high:g}], got {times}")
     alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
@@ -244,6 +264,14 @@ def from_times(
         Point(float(t), float(a), float(s))
         for t, a, s in zip(times, alphas, sigmas, strict=True)
     ]
+    if isinstance(end, str) and end not in ("data", "schedule"):
+        raise ValueError(f"end {end!r} is none of data, schedule, or a time")
+    if sigmas[-1] == 0 or times[-1] == (schedule.t_data if end == "schedule" else end):
+        raise ValueError(
+            f"the last evaluation, t = {times[-1]:g}, is where the grid ends: the end "
+            "is added by itself, so leave it out of the times; on a rectified flow use "
+            "uniform or trailing rather than linspace or leading"
+        )
     if end == "data":
         last = Point(schedule.t_data, 1.0, 0.0)
     else:

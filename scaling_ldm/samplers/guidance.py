@@ -49,6 +49,8 @@ class Guidance:
             )
         if self.quirk not in QUIRKS:
             raise ValueError(f"quirk {self.quirk!r} is none of {QUIRKS}")
+        if isinstance(self.rescale, float | int) and not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1], got {self.rescale}")
         if self.interval and not self.interval[0] < self.interval[1]:
             raise ValueError(f"interval must be (low, high), got {self.interval}")
 

@@ -107,7 +107,7 @@ def pack(
             raise ValueError(
                 f"a prediction of {kind!r} says nothing of {table.form} at "
                 f"t = {at.t:g}, where alpha = {at.alpha:g} and sigma = {at.sigma:g}; "
-                "predict v or flow, or choose a grid that does not evaluate there"
+                f"{_REMEDY[table.form]}, or choose a grid that does not evaluate there"
             )
         out_x, out_n = prediction.factors(kind, table.form, at.alpha, at.sigma)
         small, large = row.log_variance or (0.0, 0.0)
@@ -137,6 +137,12 @@ def pack(
     packed = np.zeros((rows, sum(width for _, width in COLUMNS)))
     packed[: len(columns)] = columns
     return packed
+
+
+_REMEDY = {
+    "x0": "predict x0, v or flow",
+    "epsilon": 'predict epsilon, v or flow, or end the grid before: end="schedule"',
+}
 
 
 def _filled(values: tuple[float, ...]) -> list[float]:
@@ -262,6 +268,7 @@ def _evaluate(
             out = network(x, t, cond)
         else:
             out = network(inputs.params, x, t, cond)
+        _check_output(out, x, static.learned_variance)
         if not static.learned_variance:
             return out.astype(x.dtype), None
         out, variance = jnp.split(out.astype(x.dtype), 2, axis=-1)
@@ -290,6 +297,23 @@ def _evaluate(
     if static.interval:
         return jax.lax.cond(row["guided"] > 0, both, conditional)
     return both()
+
+
+def _check_output(out: Any, x: jax.Array, learned_variance: bool) -> None:
+    """A wrong shape would be broadcast without a word."""
+    wanted = x.shape
+    if learned_variance:
+        wanted = (*x.shape[:-1], 2 * x.shape[-1])
+    if getattr(out, "shape", None) == wanted:
+        return
+    got = f"an array of shape {out.shape}" if hasattr(out, "shape") else repr(type(out))
+    hint = ""
+    if getattr(out, "shape", None) == (*x.shape[:-1], 2 * x.shape[-1]):
+        hint = (
+            "; if the second half of its channels is a variance, use ddpm with "
+            'variance="learned", or leave that half out'
+        )
+    raise ValueError(f"the network gave {got} for x of {x.shape}, not {wanted}{hint}")
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:

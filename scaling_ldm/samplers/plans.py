@@ -7,10 +7,11 @@ call with the same settings, and handed to the compiled loop as data.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,9 @@ class Plan:
     """
 
     grid: Grid
-    table: Table
-    evaluations: tuple[int, ...]
-    _packed: np.ndarray
+    table: Table = dataclasses.field(repr=False)
+    evaluations: tuple[int, ...] = dataclasses.field(repr=False)
+    _packed: np.ndarray = dataclasses.field(repr=False)
 
     @property
     def nfe(self) -> int:
@@ -100,7 +101,7 @@ def plan(
     *,
     sampler: str | Rule = "dpm++2m",
     steps: int = 20,
-    grid: Grid | str | None = None,
+    grid: Grid | str | Sequence[float] | None = None,
     guidance: Any = None,
     strength: float = 1.0,
     invert: bool = False,
@@ -113,7 +114,11 @@ def plan(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    if grid is not None and not isinstance(grid, Grid | str):
+        grid = grids.from_times(denoise.schedule, grid)
     if isinstance(grid, Grid):
+        if grid.schedule != denoise.schedule:
+            raise ValueError("the grid is of another schedule than the network's")
         grid = _cut(grid, strength, invert)
     else:
         if grid is None and not isinstance(denoise.schedule, noise.RectifiedFlow):
@@ -168,7 +173,11 @@ def _build(
 def _rule(sampler: str | Rule, options: tuple[str, ...]) -> Rule:
     """The function of a name, which must know the options."""
     if isinstance(sampler, str) and sampler not in SAMPLERS:
-        raise ValueError(f"sampler {sampler!r} is none of {', '.join(SAMPLERS)}")
+        close = difflib.get_close_matches(sampler, SAMPLERS, 1)
+        raise ValueError(
+            f"sampler {sampler!r} is none of {', '.join(SAMPLERS)}"
+            + (f". Did you mean {close[0]}?" if close else "")
+        )
     rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
     fixed = rule.keywords if isinstance(rule, functools.partial) else {}
     known = [
@@ -178,8 +187,11 @@ def _rule(sampler: str | Rule, options: tuple[str, ...]) -> Rule:
     ]
     unknown = [name for name in options if name not in known]
     if unknown:
+        arguments = (*known, "guidance", "steps", "grid", "strength", "image", "mask")
+        close = difflib.get_close_matches(unknown[0], arguments, 1)
         raise ValueError(
             f"sampler {sampler!r} has no option {', '.join(unknown)}; its options: "
             f"{', '.join(known) or 'none'}"
+            + (f". Did you mean {close[0]}?" if close else "")
         )
     return rule

@@ -7,7 +7,7 @@ image-to-image, inpainting.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +54,7 @@ def sample(
     uncond: Any = None,
     sampler: str | Rule = "dpm++2m",
     steps: int = 20,
-    grid: Grid | str | None = None,
+    grid: Grid | str | Sequence[float] | None = None,
     guidance: Guidance | float | jax.Array | None = None,
     image: jax.Array | None = None,
     strength: float = 1.0,
@@ -70,10 +70,12 @@ def sample(
 ) -> Any:
     """Draws samples, or takes pictures part of the way or all the way back to noise.
 
-    One program is compiled per network, batch shape and kind of guidance: changing
-    steps (up to 1024 evaluations), grid, schedule, prediction kind, guidance scale or a
-    sampler's numbers compiles nothing. Arithmetic is float32, or float64 if `initial`
-    or `image` is; networks may compute in less.
+    One program is compiled per network, batch shape, kind of guidance (none, one
+    number, one per sample, ...) and build of the sampler (how many evaluations it
+    combines, whether it draws noise). Changing steps (up to 1024 evaluations), grid,
+    schedule, prediction kind, guidance scale or a sampler's numbers compiles nothing.
+    Arithmetic is float32, or float64 if `initial` or `image` is; a network may compute
+    in less.
 
     Args:
       denoise: what `denoiser` made.
@@ -88,8 +90,9 @@ def sample(
         unconditional ones.
       sampler: a name of SAMPLERS, or a function from a Grid to a Table.
       steps: of the grid, which is evaluations for every sampler but heun: 2 steps - 1.
-      grid: a Grid (samplers.grid, samplers.from_times), or the name of a spacing. None:
-        trailing on tables, karras for edm and heun, else uniform.
+      grid: the name of a spacing; or times, most noise first and without the end; or a
+        Grid (samplers.grid, which also takes rho, shift and end). None: trailing on
+        tables, karras for edm and heun, else uniform.
       guidance: a number, one per sample [B], or a Guidance. None: no guidance, and
         uncond is not evaluated.
       image: [B, ...], in the space of x0. With `invert`, what is taken to noise; with
@@ -103,9 +106,13 @@ def sample(
       step_noise: [evaluations, B, ...], in place of a stochastic sampler's own draws.
       sharding: of the samples, when `shape` is given: over the batch axis.
       return_trajectory: also return every step's state. Nothing is kept otherwise.
-      callback: called every `callback_every` steps, and at the end.
-      options: of the sampler: eta (ddim), variance (ddpm), solver, curvature,
-        lower_order_final, shared_noise (dpm++), form, corrector (unipc).
+      callback: called with a Progress (step, steps, nfe, x) every `callback_every`
+        steps, and at the end.
+      options: of the sampler. ddim: eta, 0 ... 1. ddpm: variance, "fixed_small",
+        "fixed_large" or "learned". dpm++: solver, "midpoint" or "heun";
+        lower_order_final; curvature (3m), 0.5 for the published third order;
+        shared_noise (sde 2s), False for the published way. unipc: form, "bh1" or "bh2";
+        corrector; lower_order_final.
 
     Returns:
       x [B, ...]; or (x, Trajectory).
@@ -141,7 +148,13 @@ def sample(
     # x at the grid's first point, and the noise in it.
     given = initial if initial is not None else image
     dtype = jnp.float32 if given is None else given.dtype
-    if sharding is None and given is not None:
+    if sharding is not None and not isinstance(sharding, jax.sharding.NamedSharding):
+        raise ValueError(f"sharding must be a NamedSharding, got {type(sharding)}")
+    if sharding is not None and given is not None:
+        raise ValueError(
+            "sharding is for drawn samples: place initial or image yourself"
+        )
+    if given is not None:
         sharding = _sharding(given)
     keys = None if key is None else _keys(key, batch[0], sharding)
     if invert:

@@ -237,7 +237,9 @@ def test_pure_noise_needs_a_prediction_that_can_be_read(sampler, schedule):
     for kind in ("epsilon", "score"):
         with pytest.raises(ValueError, match=f"{kind!r} says nothing of x0 at t = "):
             run(kind)
-        with pytest.raises(ValueError, match="alpha = 0 .* predict v or flow, or cho"):
+        with pytest.raises(
+            ValueError, match="alpha = 0 .* predict x0, v or flow, or cho"
+        ):
             run(kind)
 
 
