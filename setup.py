@@ -21,6 +21,7 @@ INSTALL = [
     "numpy>=2.3,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "safetensors>=0.8,<0.9",
     "scipy>=1.16,<2",
     "tensorboardX>=2.6.5,<3",
 ]

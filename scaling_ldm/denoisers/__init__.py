@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_ldm.denoisers import dit
+from scaling_ldm.denoisers import unet as unet_lib
 
 Params = dict[str, Any]
 
@@ -70,6 +71,36 @@ def transformer(shape: dit.Shape) -> Denoiser:
         image_tokens=H * W // shape.patch_size**2,
         other_tokens=_OTHER_TOKENS[shape.architecture](shape.text_tokens),
         embeddings=("entry/word_embedding", "entry/label_embedding"),
+    )
+
+
+def u_net(shape: unet_lib.Shape) -> Denoiser:
+    """Paper A's U-Net of the given shape.
+
+    A U-Net has no tokens. So that data is counted alike for every network, its image
+    tokens are those that a transformer with patches of 2 would have.
+
+    Raises:
+      ValueError: a width that 32 groups or the heads do not divide, or latents that
+        cannot be halved often enough.
+    """
+    H, W, _ = shape.image_shape
+    if shape.base % unet_lib.GROUPS or shape.base % shape.heads:
+        raise ValueError(
+            f"base width {shape.base} must be divisible by {unet_lib.GROUPS} groups "
+            f"and {shape.heads} heads"
+        )
+    halvings = len(shape.multiples) - 1
+    if H % 2**halvings or W % 2**halvings:
+        raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")
+    extra = ("image",) if shape.extra_channels else ()
+    return Denoiser(
+        init=functools.partial(unet_lib.init, shape),
+        apply=functools.partial(unet_lib.apply, shape),
+        conditioning=("text", "mask", *extra),
+        image_tokens=H * W // 4,
+        other_tokens=shape.text_tokens,
+        embeddings=("entry/word_embedding",),
     )
 
 

@@ -56,27 +56,6 @@ def _modulate(x_BTD: TokensBTD, shift_BD: jax.Array, scale_BD: jax.Array) -> Tok
     return x_BTD * (1 + scale_BD[:, None, :]) + shift_BD[:, None, :]
 
 
-def _attend(
-    q_BTKH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_B11S: jax.Array | None,
-) -> jax.Array:
-    """softmax(q k / sqrt(H)) v, the softmax in float32.
-
-    What `jax.nn.dot_product_attention` computes, with the scale on the queries, which
-    are fewer than the scores.
-    """
-    q_BTKH = q_BTKH * q_BTKH.shape[-1] ** -0.5
-    scores_BKTS = jnp.einsum(
-        "BTKH,BSKH->BKTS", q_BTKH, k_BSKH, preferred_element_type=jnp.float32
-    )
-    if mask_B11S is not None:
-        scores_BKTS = jnp.where(mask_B11S, scores_BKTS, -1e30)
-    weights_BKTS = jax.nn.softmax(scores_BKTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKTS,BSKH->BTKH", weights_BKTS, v_BSKH)
-
-
 class Attention(nn.Module):
     """Multi-head attention of x over `source` (x itself when None)."""
 
@@ -96,7 +75,7 @@ class Attention(nn.Module):
             q = nn.DenseGeneral(head, dtype=self.dtype, name="q")(x_BTD)
             kv = nn.DenseGeneral((2, *head), dtype=self.dtype, name="kv")(source)
             k, v = (jnp.squeeze(a, 2) for a in jnp.split(kv, 2, axis=2))
-        out_BTKH = _attend(q, k, v, mask_B11S)
+        out_BTKH = layers.attend(q, k, v, mask_B11S)
         return nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(
             out_BTKH
         )

@@ -44,6 +44,27 @@ def embed(table_VE: jax.Array, ids_BS: TextBS) -> TextBSE:
     return table_VE.at[ids_BS].get(out_sharding=PartitionSpec(*spec, None))
 
 
+def attend(
+    q_BTKH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_B11S: jax.Array | None,
+) -> jax.Array:
+    """softmax(q k / sqrt(H)) v, the softmax in float32.
+
+    What `jax.nn.dot_product_attention` computes, with the scale on the queries, which
+    are fewer than the scores.
+    """
+    q_BTKH = q_BTKH * q_BTKH.shape[-1] ** -0.5
+    scores_BKTS = jnp.einsum(
+        "BTKH,BSKH->BKTS", q_BTKH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    if mask_B11S is not None:
+        scores_BKTS = jnp.where(mask_B11S, scores_BKTS, -1e30)
+    weights_BKTS = jax.nn.softmax(scores_BKTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKTS,BSKH->BTKH", weights_BKTS, v_BSKH)
+
+
 def patchify(x_BHWC: LatentBHWC, patch: int) -> TokensBTD:
     """Non-overlapping patches in raster order: [B, H/p * W/p, p * p * C]."""
     B, H, W, C = x_BHWC.shape

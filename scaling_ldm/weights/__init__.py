@@ -1,0 +1,1 @@
+"""Published weights in and out: safetensors layouts of others <-> our trees."""
