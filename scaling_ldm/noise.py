@@ -95,9 +95,9 @@ class Schedule(abc.ABC):
     def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         """(alpha, sigma) at a log signal-to-noise ratio, which may be infinite."""
 
-    @abc.abstractmethod
     def at_fraction(self, u: Real) -> Real:
         """Maps [0, 1) onto the schedule's times, data to noise, evenly in t."""
+        return self.t_data + (self.t_noise - self.t_data) * _library(u)[1]
 
     def unit_time(self, t: Real) -> Real:
         """t as a number of order one: what this library's denoisers are given."""
@@ -247,9 +247,6 @@ class _VpSde(_VariancePreserving):
         )
         return xp.clip(2 * integral / (self.beta_min + root), self.t_data, 1)
 
-    def at_fraction(self, u: Real) -> Real:
-        return self.t_data + (1 - self.t_data) * _library(u)[1]
-
 
 @dataclasses.dataclass(frozen=True)
 class _VpCosine(_VariancePreserving):
@@ -276,9 +273,6 @@ class _VpCosine(_VariancePreserving):
         xp, logsnr = _library(logsnr)
         start, span = self._angles()
         return xp.clip((xp.arctan(xp.exp(-0.5 * logsnr)) - start) / span, 0, 1)
-
-    def at_fraction(self, u: Real) -> Real:
-        return _library(u)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,9 +309,6 @@ class RectifiedFlow(Schedule):
     def sigma(self, t: Real) -> Real:
         return _library(t)[1]
 
-    def at_fraction(self, u: Real) -> Real:
-        return _library(u)[1]
-
 
 @dataclasses.dataclass(frozen=True)
 class Edm(Schedule):
@@ -353,9 +344,6 @@ class Edm(Schedule):
 
     def sigma(self, t: Real) -> Real:
         return _library(t)[1]
-
-    def at_fraction(self, u: Real) -> Real:
-        return self.sigma_min + (self.sigma_max - self.sigma_min) * _library(u)[1]
 
     def unit_time(self, t: Real) -> Real:
         xp, t = _library(t)
