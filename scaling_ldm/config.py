@@ -177,7 +177,7 @@ class Train:
     optimize_code: bool = True  # False: on a CPU, compile sooner and run slower
     checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
     keep_checkpoints: int = 2
-    log_every_steps: int = 50
+    log_every_steps: int = 1  # lines of metrics.jsonl; one a dispatch at most
     show_every_seconds: float = 5.0
     tensorboard: bool = False
     profile_steps: int = 0  # trace this many steps into the run's folder

@@ -212,7 +212,21 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
 
     assert changed("mesh", fsdp=4) == base.recipe_hash
     assert changed("plan", budgets_flops=(1e17,)) == base.recipe_hash
-    assert changed("train", checkpoints_per_run=3) == base.recipe_hash
+    assert changed("data", path="elsewhere") == base.recipe_hash
+    assert changed("data", prefetch_batches=9) == base.recipe_hash
+    assert changed("model", unroll="always") == base.recipe_hash
+    assert changed("model", remat=True) == base.recipe_hash
+    for how in (
+        {"steps_per_dispatch": 4},
+        {"optimize_code": False},
+        {"checkpoints_per_run": 3},
+        {"keep_checkpoints": 5},
+        {"log_every_steps": 7},
+        {"show_every_seconds": 1.0},
+        {"tensorboard": True},
+        {"profile_steps": 2},
+    ):
+        assert changed("train", **how) == base.recipe_hash, how
     assert changed("fit", seed=3) == base.recipe_hash
     assert changed("train", batch_size=8) != base.recipe_hash
     assert changed("data", seed=1) != base.recipe_hash
