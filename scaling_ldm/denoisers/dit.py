@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.denoisers import layers
+from scaling_ldm import layers
 from scaling_ldm.shapes import LatentBHWC, TimeB, TokensBTD
 
 Params = dict[str, Any]

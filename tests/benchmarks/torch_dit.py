@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling_ldm import config
-from scaling_ldm.denoisers import layers
+from scaling_ldm import config, layers
 
 # Where a parameter of ours lives in the PyTorch module: kernels are transposed, and
 # what has head axes is flattened to two.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling_ldm import config, denoisers, flops, mesh
-from scaling_ldm.denoisers import dit, layers
+from scaling_ldm import config, denoisers, flops, layers, mesh
+from scaling_ldm.denoisers import dit
 
 BATCH = 8
 

@@ -1,4 +1,4 @@
-"""Parts every denoiser shares: gathering, patches, positions, time; jax and flax only.
+"""Parts that networks share: gathering, patches, positions, time; jax and flax only.
 
 Explicit meshes refuse a reshape that splits and merges at once, so patches are cut and
 joined one axis at a time.
