@@ -1,0 +1,203 @@
+"""Every reason why a well-typed experiment cannot run."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+from scaling_ldm.config import fields
+
+
+def problems_of(e: fields.Experiment) -> list[str]:
+    """Every reason why a well-typed experiment cannot run; none: it can."""
+    problems = []
+
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    def one_of(where: str, value: str, known: Iterable[str]) -> None:
+        if value not in known:
+            close = difflib.get_close_matches(value, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            problems.append(f"{where} = {value!r}; known: {', '.join(known)}{hint}")
+
+    one_of("config.data.source", e.data.source, fields.DATA_SOURCES)
+    one_of("config.model.architecture", e.model.architecture, fields.ARCHITECTURES)
+    one_of("config.model.activation", e.model.activation, fields.ACTIVATIONS)
+    one_of("config.model.compute_dtype", e.model.compute_dtype, fields.DTYPES)
+    one_of("config.model.unroll", e.model.unroll, fields.UNROLL)
+    one_of("config.objective.schedule", e.objective.schedule, fields.SCHEDULES)
+    one_of("config.objective.prediction", e.objective.prediction, fields.PREDICTIONS)
+    one_of("config.objective.weighting", e.objective.weighting, fields.WEIGHTINGS)
+    one_of("config.objective.time_law", e.objective.time_law, fields.TIME_LAWS)
+    problems += _check_objective(e.objective)
+    one_of("config.generate.sampler", e.generate.sampler, fields.SAMPLERS)
+    one_of("config.generate.spacing", e.generate.spacing, ("auto", *fields.SPACINGS))
+    one_of("config.fit.metric", e.fit.metric, fields.FIT_METRICS)
+    one_of("config.fit.size", e.fit.size, fields.FIT_SIZES)
+    one_of(
+        "config.optimizer.learning_rate_policy",
+        e.optimizer.learning_rate_policy,
+        fields.LEARNING_RATE_POLICIES,
+    )
+    for section, names in _POSITIVE.items():
+        for name in names:
+            value = getattr(getattr(e, section), name)
+            require(value > 0, f"config.{section}.{name} = {value}: must be positive")
+    for section, names in _NOT_NEGATIVE.items():
+        for name in names:
+            value = getattr(getattr(e, section), name)
+            require(value >= 0, f"config.{section}.{name} = {value}: must be >= 0")
+    for section, name, low, high in _RANGES:
+        value = getattr(getattr(e, section), name)
+        require(
+            low <= value <= high,
+            f"config.{section}.{name} = {value}: must lie in [{low}, {high}]",
+        )
+    h, w = (*e.data.shape, 0, 0)[:2]
+    require(
+        len(e.data.shape) == 3 and min(e.data.shape) > 0,
+        f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
+    )
+    p = e.model.patch_size
+    require(
+        p > 0 and h % max(p, 1) == 0 and w % max(p, 1) == 0,
+        f"config.model.patch_size = {p} does not divide the {h}x{w} input",
+    )
+    require(
+        (e.model.architecture == "adaln_zero") == (e.model.classes > 0),
+        f"config.model.classes = {e.model.classes} with architecture "
+        f"{e.model.architecture!r}: adaln_zero needs classes > 0, the others 0",
+    )
+    for width, depth in (s if len(s) == 2 else (0, 0) for s in e.plan.sizes):
+        require(
+            width > 0 and depth > 0,
+            f"config.plan.sizes: ({width}, {depth}) is not (width, depth)",
+        )
+    require(
+        (e.model.head_dim > 0) != (e.model.heads > 0),
+        f"config.model.head_dim = {e.model.head_dim} and config.model.heads = "
+        f"{e.model.heads}: exactly one of them is positive, the other 0",
+    )
+    name = "heads" if e.model.heads > 0 else "head_dim"
+    divisor = max(getattr(e.model, name), 1)
+    widths = sorted({width for width, *_ in e.plan.sizes if width > 0})
+    odd = [width for width in widths if width % divisor]
+    common = math.gcd(*widths) if widths else 1
+    fits = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
+    require(
+        not odd,
+        f"config.model.{name} = {divisor} does not divide the widths {odd} of "
+        f"config.plan.sizes; common divisors of all widths: {fits}",
+    )
+    require(
+        len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
+    )
+    require(
+        all(b > 0 for b in e.plan.budgets_flops),
+        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must be positive",
+    )
+    require(
+        list(e.plan.budgets_flops) == sorted(set(e.plan.budgets_flops)),
+        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must increase",
+    )
+    require(
+        e.mesh.replica == -1 or e.mesh.replica > 0,
+        f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
+    )
+    require(
+        e.generate.images <= 256,
+        f"config.generate.images = {e.generate.images}: at most 256 for the grid",
+    )
+    return problems
+
+
+def _check_objective(o: fields.Objective) -> list[str]:
+    """Every combination of known choices that a network cannot learn."""
+    problems = []
+    defaults = fields.Objective()
+    for choice, readers in (
+        ("schedule", fields.SCHEDULES),
+        ("weighting", fields.WEIGHTINGS),
+        ("time_law", fields.TIME_LAWS),
+    ):
+        name = getattr(o, choice)
+        if name not in readers:
+            continue
+        for field in sorted({f for used in readers.values() for f in used}):
+            value = getattr(o, field)
+            if field not in readers[name] and value != getattr(defaults, field):
+                who = ", ".join(n for n, used in readers.items() if field in used)
+                problems.append(
+                    f"config.objective.{field} = {value} means nothing to "
+                    f"config.objective.{choice} = {name!r}; it is for: {who}"
+                )
+    ends_in_noise = o.schedule == "rectified_flow" or o.zero_terminal_snr
+    if ends_in_noise and o.prediction in ("epsilon", "score"):
+        cause = (
+            "config.objective.zero_terminal_snr"
+            if o.zero_terminal_snr
+            else "config.objective.schedule = 'rectified_flow'"
+        )
+        problems.append(
+            f"config.objective.prediction = {o.prediction!r} with {cause}: where all "
+            "is noise it says nothing of the picture; use v, x0 or flow"
+        )
+    short = o.schedule_steps < 1000 and not o.zero_terminal_snr
+    if o.schedule in ("linear", "scaled_linear") and short:
+        problems.append(
+            f"config.objective.schedule_steps = {o.schedule_steps} with schedule "
+            f"{o.schedule!r}: its betas are those of 1000 steps, fewer leave the "
+            "picture visible at the end; use cosine, or zero_terminal_snr"
+        )
+    if o.schedule == "edm":
+        problems.append(
+            "config.objective.schedule = 'edm' is for sampling: its x has noise of up "
+            "to 80, and networks here do not scale their input; train on vp_cosine"
+        )
+    return problems
+
+
+_POSITIVE = {
+    "data": ("text_tokens",),
+    "model": ("patch_size", "mlp_ratio", "text_width", "time_width"),
+    "objective": ("min_snr_gamma", "p2_k", "time_scale", "time_shift"),
+    "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
+    "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
+    "train": (
+        "batch_size",
+        "steps_per_dispatch",
+        "checkpoints_per_run",
+        "keep_checkpoints",
+        "log_every_steps",
+    ),
+    "validation": ("samples", "batch_size"),
+    "mesh": ("fsdp",),
+    "generate": ("images", "steps"),
+}
+_NOT_NEGATIVE = {
+    "data": ("prefetch_batches", "seed"),
+    "model": ("classes", "head_dim", "heads"),
+    "objective": ("p2_gamma",),
+    "optimizer": ("weight_decay",),
+    "plan": ("sizes_per_budget", "flops_per_second_per_device"),
+    "train": ("seed", "show_every_seconds", "profile_steps"),
+    "validation": ("seed",),
+    "mesh": ("cpu_devices",),
+    "generate": ("guidance", "seed"),
+    "fit": ("bootstrap", "seed"),
+}
+_RANGES = (
+    ("data", "validation_fraction", 0.001, 0.5),
+    ("data", "vocab_size", 64, 65536),
+    ("objective", "schedule_steps", 2, 100_000),
+    ("objective", "caption_dropout", 0.0, 1.0),
+    ("optimizer", "warmup_fraction", 0.0, 1.0),
+    ("optimizer", "b1", 0.0, 0.99999),
+    ("optimizer", "b2", 0.0, 0.999999),
+    ("optimizer", "ema_decay", 0.0, 0.999999),
+    ("plan", "utilisation", 0.001, 1.0),
+    ("fit", "confidence", 0.5, 0.999),
+)

@@ -1,0 +1,247 @@
+"""Every field of an experiment, its default, and the names it may hold; no logic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from scaling_ldm import records
+
+ARCHITECTURES = ("in_context", "cross_attention", "adaln_zero")
+# Each known schedule, weighting and law of t: the fields that only some of them read.
+SCHEDULES = {
+    "linear": ("schedule_steps", "zero_terminal_snr"),
+    "scaled_linear": ("schedule_steps", "zero_terminal_snr"),
+    "cosine": ("schedule_steps", "zero_terminal_snr"),
+    "vp_sde": ("time_shift",),
+    "vp_cosine": ("time_shift",),
+    "rectified_flow": ("time_shift",),
+    "edm": (),
+}
+WEIGHTINGS = {
+    "uniform": (),
+    "min_snr": ("min_snr_gamma",),
+    "truncated_snr": (),
+    "p2": ("p2_gamma", "p2_k"),
+    "sigmoid": ("sigmoid_bias",),
+}
+TIME_LAWS = {
+    "uniform": (),
+    "logit_normal": ("time_location", "time_scale"),
+    "cosmap": (),
+}
+DISCRETE_SCHEDULES = tuple(s for s in SCHEDULES if "schedule_steps" in SCHEDULES[s])
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
+ACTIVATIONS = ("gelu", "relu", "silu")
+DATA_SOURCES = ("icons", "latents")
+DTYPES = ("float32", "bfloat16")
+LEARNING_RATE_POLICIES = ("fixed", "by_width")
+UNROLL = ("auto", "always", "never")
+FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
+FIT_SIZES = ("params", "params_without_embeddings")
+SAMPLERS = (
+    "ddim",
+    "ddpm",
+    "euler",
+    "heun",
+    "dpm++1",
+    "dpm++2m",
+    "dpm++3m",
+    "dpm++2s",
+    "dpm++3s",
+    "sde-dpm++1",
+    "sde-dpm++2m",
+    "sde-dpm++3m",
+    "sde-dpm++2s",
+    "unipc1",
+    "unipc2",
+    "unipc3",
+)
+SPACINGS = (
+    "uniform",
+    "linspace",
+    "leading",
+    "trailing",
+    "quadratic",
+    "logsnr",
+    "karras",
+    "flow_shifted",
+)
+STAGES = ("plan", "train", "fit", "generate", "report")
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot run; the message lists every reason."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    source: str = "icons"  # one of DATA_SOURCES
+    path: str = ""  # directory of the "latents" source
+    shape: tuple[int, ...] = (32, 32, 3)  # H, W, C of what the denoiser sees
+    text_tokens: int = 16  # caption positions S; shorter captions are padded
+    vocab_size: int = 2048  # caption words with an embedding of their own
+    validation_fraction: float = 0.05  # of base names, kept out of training
+    prefetch_batches: int = 2
+    seed: int = 0  # of the order, colours and captions of the stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    architecture: str = "in_context"  # one of ARCHITECTURES
+    patch_size: int = 2
+    head_dim: int = 64  # heads = width / head_dim; 0: see heads
+    heads: int = 0  # the same number at every width; 0: by head_dim
+    mlp_ratio: int = 4
+    activation: str = "gelu"  # one of ACTIVATIONS; gelu is the tanh form
+    text_width: int = 256  # E: caption word embedding, the same for every size
+    time_width: int = 256  # sinusoidal features of t
+    classes: int = 0  # labels of adaln_zero; 0 for text-conditioned models
+    compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
+    remat: bool = False  # recompute blocks in the backward pass
+    unroll: str = "auto"  # layers: scanned, or unrolled ("auto": unrolled on CPU)
+
+    def heads_at(self, width: int) -> int:
+        """Attention heads of a network of this width."""
+        return self.heads or width // self.head_dim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    schedule: str = "rectified_flow"  # one of SCHEDULES; see noise.py
+    schedule_steps: int = 1000  # of linear, scaled_linear and cosine
+    zero_terminal_snr: bool = False  # of the same: the last step is noise alone
+    prediction: str = "flow"  # one of PREDICTIONS; see prediction.py
+    weighting: str = "uniform"  # one of WEIGHTINGS; see objectives/denoise.py
+    min_snr_gamma: float = 5.0  # largest weight of the x0 error
+    p2_gamma: float = 1.0  # 1 / (k + SNR)^gamma on the epsilon error
+    p2_k: float = 1.0
+    sigmoid_bias: float = 0.0  # sigmoid(bias - log SNR) on the epsilon error
+    time_law: str = "logit_normal"  # one of TIME_LAWS; see objectives/denoise.py
+    time_location: float = 0.0  # logit-normal t: sigmoid(location + scale * normal)
+    time_scale: float = 1.0
+    time_shift: float = 1.0  # above 1 moves t towards noise; t in [0, 1] alone
+    caption_dropout: float = 0.1  # rate of the null caption, for guidance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    learning_rate: float = 1e-4  # peak
+    learning_rate_policy: str = "fixed"  # or "by_width": x policy_width / width
+    policy_width: int = 64  # the width at which "by_width" leaves the rate alone
+    warmup_fraction: float = 0.02  # of a run's steps, linear from 0, then constant
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # of the gradient's global norm
+    ema_decay: float = 0.9999  # reached by a ramp: min(decay, (1 + s) / (10 + s))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    budgets_flops: tuple[float, ...] = (1e18,)  # forward + backward, 2 x MAC
+    # The ladder of (width, depth); a budget takes the rungs around its optimum.
+    sizes: tuple[tuple[int, int], ...] = tuple((64 * n, n) for n in range(2, 16))
+    sizes_per_budget: int = 7  # 0: all of them
+    # Expected optimum N = coef * C^exponent (parameters without embeddings).
+    expected_coef: float = 0.0009
+    expected_exponent: float = 0.5681
+    minimum_steps: int = 100  # a row with fewer optimizer steps is refused
+    accelerator: str = "tpu-v5p"  # a name of peaks.PEAKS, or any with a stated speed
+    devices: int = 64
+    utilisation: float = 0.4  # of the accelerator's peak; stated, not measured
+    # For hardware without a known peak: model FLOP/s of one device, measured.
+    flops_per_second_per_device: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    batch_size: int = 1024  # pictures per optimizer step, all devices together
+    seed: int = 0  # of initialisation, noise, t and caption dropout
+    steps_per_dispatch: int = 1  # optimizer steps in one compiled call
+    optimize_code: bool = True  # False: on a CPU, compile sooner and run slower
+    checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
+    keep_checkpoints: int = 2
+    log_every_steps: int = 1  # lines of metrics.jsonl; one a dispatch at most
+    show_every_seconds: float = 5.0
+    tensorboard: bool = False
+    profile_steps: int = 0  # trace this many steps into the run's folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    samples: int = 4096  # pictures, each with its own noise and stratum of t
+    batch_size: int = 1024
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    replica: int = -1  # copies of the parameters; -1: all devices that are left
+    fsdp: int = 1  # devices that share one copy of the parameters
+    cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    images: int = 16
+    sampler: str = "euler"  # one of SAMPLERS
+    spacing: str = "auto"  # of the sampler's time grid: one of SPACINGS, or its own
+    steps: int = 50
+    guidance: float = 3.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    metric: str = "validation_loss_ema"  # one of FIT_METRICS
+    size: str = "params_without_embeddings"  # one of FIT_SIZES
+    confidence: float = 0.9
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    name: str = "experiment"
+    question: str = ""
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    plan: Plan = dataclasses.field(default_factory=Plan)
+    train: Train = dataclasses.field(default_factory=Train)
+    validation: Validation = dataclasses.field(default_factory=Validation)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    generate: Generate = dataclasses.field(default_factory=Generate)
+    fit: Fit = dataclasses.field(default_factory=Fit)
+
+    @property
+    def recipe_hash(self) -> str:
+        """Identity of the recipe: all that decides a run's numbers but its RunSpec.
+
+        Left out: which runs there are (plan: a sweep may grow), where they run (mesh,
+        accelerator), how they log, and the stages after training.
+        """
+        identity = dataclasses.asdict(self)
+        for section in ("plan", "mesh", "generate", "fit", "question"):
+            del identity[section]
+        for section, field in _NOT_IDENTITY:
+            del identity[section][field]
+        return records.digest(identity)
+
+
+_NOT_IDENTITY = (
+    ("data", "path"),
+    ("data", "prefetch_batches"),
+    ("model", "unroll"),
+    ("model", "remat"),
+    ("train", "steps_per_dispatch"),
+    ("train", "optimize_code"),
+    ("train", "checkpoints_per_run"),
+    ("train", "keep_checkpoints"),
+    ("train", "log_every_steps"),
+    ("train", "show_every_seconds"),
+    ("train", "tensorboard"),
+    ("train", "profile_steps"),
+)
