@@ -29,9 +29,6 @@ def run(
     Returns:
       The record, or None when no run is finished.
     """
-    if experiment.data.source == "latents":
-        meters.say("no samples: latents need a decoder to become pictures")
-        return None
     finished = [
         record
         for spec in specs
@@ -143,7 +140,7 @@ def _sample(
     checkpoints.close()
     if restored is None:
         raise checkpoint.CheckpointError(f"{spec.run_id} has no readable checkpoint")
-    _, source = data_lib.sources(experiment.data)
+    _, source = data_lib.sources(experiment, workdir)
     positions = np.arange(cfg.images)
     padded = -(-cfg.images // device_mesh.size) * device_mesh.size
     every = np.arange(padded) % cfg.images
@@ -151,8 +148,13 @@ def _sample(
     rows = source.rows(mine)
     names = denoiser.conditioning
     cond = mesh.put(device_mesh, {name: rows[name] for name in names})
-    null_rows = data_lib.null_condition(experiment.data, experiment.model.classes)
-    null = {name: np.broadcast_to(null_rows[name], rows[name].shape) for name in names}
+    # A coarse picture is a part of the task: only the caption is ever null.
+    null = {
+        name: np.broadcast_to(source.null[name], rows[name].shape)
+        if name in source.null
+        else rows[name]
+        for name in names
+    }
     null = mesh.put(device_mesh, null)
     index = mesh.put(device_mesh, mine.astype(np.int32))
 

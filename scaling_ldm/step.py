@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, denoisers, flops, noise, optim
-from scaling_ldm.denoisers import dit
+from scaling_ldm import config, denoisers, flops, networks, noise, optim
 from scaling_ldm.objectives import denoise, validation
 
 Batch = dict[str, jax.Array]
@@ -94,27 +93,8 @@ def build(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> Functions:
     """The functions of the network `width` x `depth` under an experiment's recipe."""
-    model, cfg = experiment.model, experiment.optimizer
-    denoiser = denoisers.transformer(
-        dit.Shape(
-            architecture=model.architecture,
-            width=width,
-            depth=depth,
-            heads=model.heads_at(width),
-            image_shape=experiment.data.shape,
-            patch_size=model.patch_size,
-            mlp_ratio=model.mlp_ratio,
-            activation=model.activation,
-            text_tokens=experiment.data.text_tokens,
-            text_width=model.text_width,
-            time_width=model.time_width,
-            vocab_size=experiment.data.vocab_size,
-            classes=model.classes,
-            dtype=denoisers.DTYPES[model.compute_dtype],
-            remat=model.remat,
-            unroll=unroll,
-        )
-    )
+    cfg = experiment.optimizer
+    denoiser = networks.denoiser(experiment, width, depth, unroll)
     optimizer = optim.adamw(cfg)
     learnt = objective(experiment.objective)
     loss = functools.partial(denoise.loss, denoiser.apply, objective=learnt)
@@ -177,12 +157,18 @@ def abstract_state(functions: Functions) -> TrainState:
 
 def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
     """Shapes and types of what a source gives, `rows` pictures of it."""
-    s = experiment.data.text_tokens
+    s, e = experiment.data.text_tokens, experiment.model.text_width
+    words = experiment.encode.text_encoder == "vocabulary"
+    kinds = {
+        "x": (experiment.data.shape, jnp.float32),
+        "text": ((s,), jnp.int32) if words else ((s, e), jnp.float32),
+        "mask": ((s,), jnp.bool_),
+        "label": ((), jnp.int32),
+        "image": (experiment.data.shape, jnp.float32),
+    }
     return {
-        "x": jax.ShapeDtypeStruct((rows, *experiment.data.shape), jnp.float32),
-        "text": jax.ShapeDtypeStruct((rows, s), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((rows, s), jnp.bool_),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype)
+        for name, (shape, dtype) in kinds.items()
     }
 
 
@@ -199,9 +185,11 @@ def cost(experiment: config.Experiment, functions: Functions, batch_size: int) -
     """Counts one step at `batch_size`; compiles nothing, touches no device."""
     state = abstract_state(functions)
     batch = abstract_batch(experiment, batch_size)
+    batch = {name: batch[name] for name in ("x", *functions.denoiser.conditioning)}
     null = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
         for name in functions.denoiser.conditioning
+        if name != "image"
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
 

@@ -119,7 +119,7 @@ def _in_a_job() -> bool:
 
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
     if stages is None:  # one run of a sweep: the study is read when all are there
-        return ("plan", "train") if only is not None else config.STAGES
+        return ("plan", "encode", "train") if only is not None else config.STAGES
     unknown = [s for s in stages if s not in config.STAGES]
     if unknown or not stages:
         raise config.ConfigError(
@@ -147,7 +147,10 @@ class _Study:
     def run(self) -> None:
         from scaling_ldm import meters
 
-        if {"train", "generate"} & set(self.stages):
+        runs_networks = {"train", "generate"} | (
+            {"encode"} if self.experiment.encoded else set()
+        )
+        if runs_networks & set(self.stages):
             self._start_devices()
         if "generate" in self.stages:
             from scaling_ldm import generate
@@ -278,6 +281,12 @@ class _Study:
         if not path.exists():
             raise config.ConfigError(f"no plan in {self.workdir}: add plan to --stages")
         return records.read_jsonl(path)
+
+    def _encode(self) -> None:
+        if self.experiment.encoded:
+            from scaling_ldm import encode
+
+            encode.run(self.experiment, self.workdir)
 
     def _train(self) -> None:
         from scaling_ldm import meters, train

@@ -65,9 +65,7 @@ def run(
             "config.validation.batch_size": experiment.validation.batch_size,
         },
     )
-    train_data, validation_data = data_lib.sources(
-        experiment.data, experiment.model.classes
-    )
+    train_data, validation_data = data_lib.sources(experiment, workdir)
     sweep = meters.Sweep(
         runs,
         [
@@ -150,6 +148,7 @@ class _Job:
         self.folder = folder_of(workdir, spec)
         self.program = compile_for(experiment, spec.width, spec.depth, device_mesh)
         self.names = ("x", *self.program.functions.denoiser.conditioning)
+        self.null: dict[str, np.ndarray] = {}
         per_run = experiment.train.checkpoints_per_run
         self.marks = sorted(
             {round(spec.steps * (i + 1) / per_run) for i in range(per_run)} - {0}
@@ -160,6 +159,9 @@ class _Job:
     ) -> records.TrainRecord:
         """Continues from the last good checkpoint, or starts; returns the record."""
         spec = self.spec
+        self.null = {
+            name: value for name, value in train_data.null.items() if name in self.names
+        }
         checkpoints = checkpoint.Checkpoints(
             self.folder / "checkpoints",
             spec,
@@ -226,7 +228,7 @@ class _Job:
         last step have been looked at.
         """
         spec, cfg = self.spec, self.experiment.train
-        null = mesh.put(self.mesh, self._null(), mesh.WHOLE)
+        null = mesh.put(self.mesh, self.null, mesh.WHOLE)
         hyper = mesh.put(
             self.mesh,
             {
@@ -328,12 +330,6 @@ class _Job:
         rows = next(batches) if most == 1 else data_lib.stack(batches, chunk, most)
         spec = mesh.BATCH if most == 1 else mesh.BATCHES
         return mesh.put(self.mesh, {name: rows[name] for name in self.names}, spec)
-
-    def _null(self) -> dict[str, np.ndarray]:
-        null = data_lib.null_condition(
-            self.experiment.data, self.experiment.model.classes
-        )
-        return {name: null[name] for name in self.names if name != "x"}
 
     def _key(self, use: str) -> jax.Array:
         key = jax.random.fold_in(

@@ -28,12 +28,22 @@ LAYERS = (
         "samplers",
         "weights",
     },
-    {"mesh", "optim", "checkpoint", "meters", "data", "step", "programs"},
-    {"plan", "train", "generate", "fit", "minima", "surface", "laws", "report"},
+    {"mesh", "optim", "checkpoint", "meters", "data", "networks", "step", "programs"},
+    {
+        "plan",
+        "encode",
+        "train",
+        "generate",
+        "fit",
+        "minima",
+        "surface",
+        "laws",
+        "report",
+    },
     {"study"},
     {"main"},
 )
-STAGES = ("plan", "train", "generate", "fit", "report")
+STAGES = ("plan", "encode", "train", "generate", "fit", "report")
 
 SOLE = {
     "ml_collections": {"config", "main", "study"},

@@ -1,35 +1,34 @@
 """The pipeline and the sources: position decides the picture, nothing else does."""
 
+import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data
 from scaling_ldm.data import icons
 
+NOWHERE = pathlib.Path("nowhere")
+
 
 @pytest.fixture(scope="module")
-def source():
-    cfg = config.Data(shape=(16, 16, 3), text_tokens=8, vocab_size=512)
-    return data.sources(cfg)[0]
+def experiment():
+    c = config.default()
+    c.data.shape, c.data.text_tokens, c.data.vocab_size = (16, 16, 3), 8, 512
+    return config.resolve(c)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "latents.npy", rng.normal(size=(60, 4, 4, 2)).astype("f2"))
-    lines = [f"a {('red', 'blue')[i % 2]} thing number{i}" for i in range(60)]
-    (tmp_path / "captions.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path
+def resolved(experiment, **changes):
+    section = dataclasses.replace(experiment.data, **changes)
+    return dataclasses.replace(experiment, data=section)
 
 
-def latents(folder, **changes):
-    values = dict(
-        source="latents", path=str(folder), shape=(4, 4, 2), text_tokens=4
-    ) | {"vocab_size": 64, "validation_fraction": 0.2}
-    return data.sources(config.Data(**(values | changes)))
+@pytest.fixture(scope="module")
+def source(experiment):
+    return data.sources(experiment, NOWHERE)[0]
 
 
 def stream(source, batch_size, rows, prefetch=0):
@@ -99,56 +98,44 @@ def test_labels_are_the_foreground_colours(source):
     assert source.classes == len(names)
 
 
-def test_null_condition_differs_from_every_caption():
-    null = data.null_condition(config.Data(text_tokens=5), classes=3)
+def test_null_condition_differs_from_every_caption(experiment):
+    null = data.sources(resolved(experiment, text_tokens=5), NOWHERE)[0].null
     assert_array_equal(null["text"], [icons.NULL, 0, 0, 0, 0])
     assert_array_equal(null["mask"], [True, False, False, False, False])
-    assert null["label"] == 3
+    assert null["label"] == len(icons.PALETTE)
 
 
-def test_latents_splits_share_no_caption_and_cover_all(folder):
-    train, held_out = latents(folder)
-    captions = [set(s.captions(np.arange(200))) for s in (train, held_out)]
-    assert not captions[0] & captions[1]
-    assert len(captions[0] | captions[1]) == 60
-    assert 4 <= len(captions[1]) <= 20
-
-
-def test_latents_visit_each_record_once_an_epoch(folder):
-    train, _ = latents(folder)
-    n = len(set(train.captions(np.arange(500))))
-    for epoch in range(3):
-        seen = train.captions(np.arange(epoch * n, (epoch + 1) * n))
-        assert len(set(seen)) == n
-    assert train.captions(np.arange(n)) != train.captions(np.arange(n, 2 * n))
-
-
-def test_latents_rows_match_their_captions(folder):
-    train, _ = latents(folder)
-    stored = np.load(folder / "latents.npy")
-    lines = (folder / "captions.txt").read_text().splitlines()
-    rows = train.rows(np.arange(7))
-    for x, caption in zip(rows["x"], train.captions(np.arange(7)), strict=True):
-        assert_array_equal(x, stored[lines.index(caption)].astype("f"))
-    assert (rows["text"] != icons.UNKNOWN).sum() > 0
+def test_a_coarse_picture_is_the_mean_of_squares(experiment):
+    coarse = resolved(experiment, coarse=4)
+    for plain, given in zip(
+        data.sources(experiment, NOWHERE), data.sources(coarse, NOWHERE), strict=True
+    ):
+        want, got = plain.rows(np.arange(3)), given.rows(np.arange(3))
+        assert_array_equal(got["x"], want["x"])
+        square = want["x"][1, 4:8, 8:12].mean((0, 1))
+        for row, column in ((4, 8), (7, 11)):
+            assert_allclose(got["image"][1, row, column], square, rtol=1e-5, atol=1e-6)
+        assert given.captions(np.arange(3)) == plain.captions(np.arange(3))
+        assert "image" not in given.null
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("change", "said"),
     [
-        ({"path": ""}, "config.data.path is not set"),
-        ({"path": "/nonexistent"}, "no latents.npy in it"),
-        ({"shape": (4, 4, 3)}, r"has shape \(60, 4, 4, 2\)"),
-        ({"source": "webdataset"}, "known: icons, latents"),
-        ({"source": "icons"}, "the icons source has one of"),
+        ({"data": {"shape": (24, 24, 3)}}, "the icons source has one of"),
+        (
+            {"model": {"architecture": "adaln_zero", "classes": 3}},
+            "config.model.classes = 3, but the icons source has",
+        ),
+        (
+            {"data": {"source": "memory"}, "encode": {"path": "/nonexistent"}},
+            "no records in /nonexistent: add encode to --stages",
+        ),
     ],
 )
-def test_sources_refuse_what_does_not_fit(folder, changes, said):
+def test_sources_refuse_what_does_not_fit(change, said):
+    c = config.default()
+    for section, values in change.items():
+        c[section].update(values)
     with pytest.raises(config.ConfigError, match=said):
-        latents(folder, **changes)
-
-
-def test_missing_captions_are_counted(folder):
-    (folder / "captions.txt").write_text("one\ntwo\n")
-    with pytest.raises(config.ConfigError, match="2 captions for 60 latents"):
-        latents(folder)
+        data.sources(config.resolve(c), NOWHERE)

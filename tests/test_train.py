@@ -161,7 +161,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             meters.Sweep(1, [], 1.0),
             None,
         )
-        source, _ = train.data_lib.sources(experiment.data)
+        source, _ = train.data_lib.sources(experiment, pathlib.Path())
         data = train.data_lib.batches(
             source, batch_size=row.batch_size, rows=slice(0, row.batch_size), prefetch=0
         )
@@ -170,7 +170,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.WHOLE,
         ) | {"key": job._key("steps")}
-        null = mesh.put(device_mesh, job._null(), mesh.WHOLE)
+        null = mesh.put(device_mesh, job.null, mesh.WHOLE)
         flags = mesh.flag(device_mesh, 0), mesh.flag(device_mesh, 1)
         state = job.program.init(job._key("init"))
         ema = jax.tree.map(np.asarray, state.ema)
@@ -294,7 +294,7 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
     """48 samples, and 40 with a filled last batch; 1, 2 and 8 devices."""
     row = row_of(experiment)
     weights, _ = final(experiment, reference[0])
-    _, source = train.data_lib.sources(experiment.data)
+    _, source = train.data_lib.sources(experiment, pathlib.Path())
     for samples, cases in (
         (48, ((8, 16), (2, 24), (1, 8))),
         (40, ((8, 8), (8, 16))),

@@ -24,6 +24,8 @@ def problems_of(e: fields.Experiment) -> list[str]:
             problems.append(f"{where} = {value!r}; known: {', '.join(known)}{hint}")
 
     one_of("config.data.source", e.data.source, fields.DATA_SOURCES)
+    problems += _check_encode(e)
+    problems += _check_coarse(e)
     one_of("config.model.architecture", e.model.architecture, fields.ARCHITECTURES)
     one_of("config.model.activation", e.model.activation, fields.ACTIVATIONS)
     one_of("config.model.compute_dtype", e.model.compute_dtype, fields.DTYPES)
@@ -33,6 +35,11 @@ def problems_of(e: fields.Experiment) -> list[str]:
     one_of("config.objective.weighting", e.objective.weighting, fields.WEIGHTINGS)
     one_of("config.objective.time_law", e.objective.time_law, fields.TIME_LAWS)
     problems += _check_objective(e.objective)
+    one_of(
+        "config.objective.reconstruction",
+        e.objective.reconstruction,
+        fields.RECONSTRUCTION,
+    )
     one_of("config.generate.sampler", e.generate.sampler, fields.SAMPLERS)
     one_of("config.generate.spacing", e.generate.spacing, ("auto", *fields.SPACINGS))
     one_of("config.fit.metric", e.fit.metric, fields.FIT_METRICS)
@@ -61,6 +68,41 @@ def problems_of(e: fields.Experiment) -> list[str]:
         len(e.data.shape) == 3 and min(e.data.shape) > 0,
         f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
     )
+    if e.model.architecture in fields.CONVOLUTIONAL:
+        problems += _check_convolutional(e)
+    else:
+        problems += _check_transformer(e)
+    require(
+        len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
+    )
+    require(
+        all(b > 0 for b in e.plan.budgets_flops),
+        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must be positive",
+    )
+    require(
+        list(e.plan.budgets_flops) == sorted(set(e.plan.budgets_flops)),
+        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must increase",
+    )
+    require(
+        e.mesh.replica == -1 or e.mesh.replica > 0,
+        f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
+    )
+    require(
+        e.generate.images <= 256,
+        f"config.generate.images = {e.generate.images}: at most 256 for the grid",
+    )
+    return problems
+
+
+def _check_transformer(e: fields.Experiment) -> list[str]:
+    """Patches, labels and heads that do not fit the sizes or the input."""
+    problems = []
+
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    h, w = (*e.data.shape, 0, 0)[:2]
     p = e.model.patch_size
     require(
         p > 0 and h % max(p, 1) == 0 and w % max(p, 1) == 0,
@@ -92,25 +134,102 @@ def problems_of(e: fields.Experiment) -> list[str]:
         f"config.model.{name} = {divisor} does not divide the widths {odd} of "
         f"config.plan.sizes; common divisors of all widths: {fits}",
     )
-    require(
-        len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
-    )
-    require(
-        all(b > 0 for b in e.plan.budgets_flops),
-        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must be positive",
-    )
-    require(
-        list(e.plan.budgets_flops) == sorted(set(e.plan.budgets_flops)),
-        f"config.plan.budgets_flops = {e.plan.budgets_flops}: must increase",
-    )
-    require(
-        e.mesh.replica == -1 or e.mesh.replica > 0,
-        f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
-    )
-    require(
-        e.generate.images <= 256,
-        f"config.generate.images = {e.generate.images}: at most 256 for the grid",
-    )
+    return problems
+
+
+def _check_convolutional(e: fields.Experiment) -> list[str]:
+    """Widths, heads and halvings that do not fit the sizes or the input."""
+    problems = []
+    name, model = e.model.architecture, e.model
+    h, w = (*e.data.shape, 0, 0)[:2]
+    for base, levels in (s if len(s) == 2 else (0, 0) for s in e.plan.sizes):
+        if base <= 0 or not 1 <= levels <= 4:
+            problems.append(
+                f"config.plan.sizes: ({base}, {levels}) is not (base width, "
+                f"resolutions) of {name}; there are 1 to 4 resolutions"
+            )
+            continue
+        if base % max(model.groups, 1):
+            problems.append(
+                f"config.plan.sizes: base width {base} is not a multiple of "
+                f"config.model.groups = {model.groups}"
+            )
+        if h % 2 ** (levels - 1) or w % 2 ** (levels - 1):
+            problems.append(
+                f"config.data.shape = {e.data.shape} cannot be halved {levels - 1} "
+                f"times, as {levels} resolutions in config.plan.sizes ask for"
+            )
+        if name == "unet" and base % max(model.heads, 1):
+            problems.append(
+                f"config.plan.sizes: base width {base} is not a multiple of "
+                f"config.model.heads = {model.heads}"
+            )
+    if name == "unet" and model.heads < 1:
+        problems.append(
+            f"config.model.heads = {model.heads}: a unet has the same heads at every "
+            "width; set it (8 in paper A), and config.model.head_dim = 0"
+        )
+    if model.classes:
+        problems.append(
+            f"config.model.classes = {model.classes} means nothing to {name}; it is "
+            "for: adaln_zero"
+        )
+    if name == "autoencoder_kl" and e.encode.autoencoder != "none":
+        problems.append(
+            "config.model.architecture = 'autoencoder_kl' learns pictures: "
+            f"config.encode.autoencoder = {e.encode.autoencoder!r} must be 'none'"
+        )
+    return problems
+
+
+def _check_coarse(e: fields.Experiment) -> list[str]:
+    """Whether the network takes a coarse picture, and one can be made."""
+    k, (h, w) = e.data.coarse, (*e.data.shape, 0, 0)[:2]
+    if not k:
+        return []
+    problems = []
+    if e.model.architecture != "unet":
+        problems.append(
+            f"config.data.coarse = {k}: only a unet reads a coarse picture, not "
+            f"{e.model.architecture}"
+        )
+    if k == 1 or h % k or w % k:
+        problems.append(
+            f"config.data.coarse = {k}: a {h} x {w} input cannot be made {k} times "
+            "smaller; 0 gives none"
+        )
+    return problems
+
+
+def _check_encode(e: fields.Experiment) -> list[str]:
+    """Combinations of frozen networks, sources and denoisers that cannot be."""
+    problems = []
+    cfg = e.encode
+    endless = e.data.source == "icons"
+    if e.encoded and endless and not cfg.pictures:
+        problems.append(
+            "config.encode.pictures = 0: the icons are an endless stream; say how many "
+            "of them the encode stage takes"
+        )
+    if not e.encoded and cfg.pictures:
+        problems.append(
+            f"config.encode.pictures = {cfg.pictures} with nothing to encode: set "
+            "config.encode.autoencoder or config.encode.text_encoder"
+        )
+    if e.data.source not in ("icons", "memory") and not (e.data.path or cfg.path):
+        problems.append(
+            f"config.data.path is not set: the {e.data.source} source reads its "
+            "pictures from it; pass --config.data.path=FOLDER, or "
+            "--config.encode.path=FOLDER of records made before"
+        )
+    for name, value, known in (
+        ("dtype", cfg.dtype, fields.RECORD_DTYPES),
+        ("compute_dtype", cfg.compute_dtype, fields.DTYPES),
+    ):
+        if value not in known:
+            problems.append(
+                f"config.encode.{name} = {value!r}; known: {', '.join(known)}"
+            )
     return problems
 
 
@@ -162,7 +281,15 @@ def _check_objective(o: fields.Objective) -> list[str]:
 
 _POSITIVE = {
     "data": ("text_tokens",),
-    "model": ("patch_size", "mlp_ratio", "text_width", "time_width"),
+    "encode": ("batch_size", "records_per_shard", "workers"),
+    "model": (
+        "patch_size",
+        "mlp_ratio",
+        "text_width",
+        "time_width",
+        "latent_channels",
+        "groups",
+    ),
     "objective": ("min_snr_gamma", "p2_k", "time_scale", "time_shift"),
     "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
     "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
@@ -178,9 +305,10 @@ _POSITIVE = {
     "generate": ("images", "steps"),
 }
 _NOT_NEGATIVE = {
-    "data": ("prefetch_batches", "seed"),
+    "data": ("prefetch_batches", "seed", "coarse"),
+    "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
-    "objective": ("p2_gamma",),
+    "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay",),
     "plan": ("sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "show_every_seconds", "profile_steps"),
@@ -192,6 +320,7 @@ _NOT_NEGATIVE = {
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
     ("data", "vocab_size", 64, 65536),
+    ("encode", "largest_bad_fraction", 0.0, 1.0),
     ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),
     ("optimizer", "warmup_fraction", 0.0, 1.0),

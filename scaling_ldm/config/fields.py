@@ -6,7 +6,15 @@ import dataclasses
 
 from scaling_ldm import records
 
-ARCHITECTURES = ("in_context", "cross_attention", "adaln_zero")
+# Each known network: what the two numbers of each of config.plan.sizes are to it.
+ARCHITECTURES = {
+    "in_context": ("width", "depth"),
+    "cross_attention": ("width", "depth"),
+    "adaln_zero": ("width", "depth"),
+    "unet": ("base width", "resolutions"),
+    "autoencoder_kl": ("base width", "resolutions"),
+}
+CONVOLUTIONAL = ("unet", "autoencoder_kl")
 # Each known schedule, weighting and law of t: the fields that only some of them read.
 SCHEDULES = {
     "linear": ("schedule_steps", "zero_terminal_snr"),
@@ -32,7 +40,20 @@ TIME_LAWS = {
 DISCRETE_SCHEDULES = tuple(s for s in SCHEDULES if "schedule_steps" in SCHEDULES[s])
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
 ACTIVATIONS = ("gelu", "relu", "silu")
-DATA_SOURCES = ("icons", "latents")
+DATA_SOURCES = (
+    "icons",
+    "image_folder",
+    "webdataset",
+    "array_record",
+    "tfds",
+    "huggingface",
+    "memory",
+)
+# By name; anything else is a folder or a hub id.
+AUTOENCODERS = ("none", "icons_f4")
+TEXT_ENCODERS = ("vocabulary", "minilm")
+RECORD_DTYPES = ("float16", "bfloat16")
+RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 LEARNING_RATE_POLICIES = ("fixed", "by_width")
 UNROLL = ("auto", "always", "never")
@@ -66,7 +87,7 @@ SPACINGS = (
     "karras",
     "flow_shifted",
 )
-STAGES = ("plan", "train", "fit", "generate", "report")
+STAGES = ("plan", "encode", "train", "fit", "generate", "report")
 
 
 class ConfigError(ValueError):
@@ -75,14 +96,32 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    source: str = "icons"  # one of DATA_SOURCES
-    path: str = ""  # directory of the "latents" source
-    shape: tuple[int, ...] = (32, 32, 3)  # H, W, C of what the denoiser sees
+    source: str = "icons"  # one of DATA_SOURCES; all but icons go through encode
+    path: str = ""  # folder, shards or table of the source; a URL is one too
+    split: str = "train"  # of the tfds and huggingface sources
+    shape: tuple[int, ...] = (32, 32, 3)  # H, W, C of what the network sees
+    coarse: int = 0  # k: x at 1/k of its size is given beside it (super-resolution)
     text_tokens: int = 16  # caption positions S; shorter captions are padded
     vocab_size: int = 2048  # caption words with an embedding of their own
     validation_fraction: float = 0.05  # of base names, kept out of training
     prefetch_batches: int = 2
     seed: int = 0  # of the order, colours and captions of the stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Frozen networks that run over a data set once; see data/encoded.py."""
+
+    autoencoder: str = "none"  # one of AUTOENCODERS, a folder or a hub id
+    text_encoder: str = "vocabulary"  # one of TEXT_ENCODERS, a folder or a hub id
+    path: str = ""  # folder of the records; "": encoded/ in the workdir
+    pictures: int = 0  # how many; 0: all of a finite source
+    batch_size: int = 64  # pictures in one call of the networks, all devices together
+    records_per_shard: int = 4096
+    dtype: str = "float16"  # of moments and features: one of RECORD_DTYPES
+    compute_dtype: str = "float32"  # of the networks: one of DTYPES
+    largest_bad_fraction: float = 0.01  # unreadable records beyond it are an error
+    workers: int = 2  # threads that read and decode pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +136,8 @@ class Model:
     time_width: int = 256  # sinusoidal features of t
     classes: int = 0  # labels of adaln_zero; 0 for text-conditioned models
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
+    latent_channels: int = 4  # autoencoder_kl
+    groups: int = 32  # unet, autoencoder_kl: of their GroupNorms
     remat: bool = False  # recompute blocks in the backward pass
     unroll: str = "auto"  # layers: scanned, or unrolled ("auto": unrolled on CPU)
 
@@ -121,6 +162,8 @@ class Objective:
     time_scale: float = 1.0
     time_shift: float = 1.0  # above 1 moves t towards noise; t in [0, 1] alone
     caption_dropout: float = 0.1  # rate of the null caption, for guidance
+    reconstruction: str = "l1"  # autoencoder_kl: one of RECONSTRUCTION
+    kl_weight: float = 1e-6  # autoencoder_kl: of the latents' KL from a normal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +249,7 @@ class Experiment:
     name: str = "experiment"
     question: str = ""
     data: Data = dataclasses.field(default_factory=Data)
+    encode: Encode = dataclasses.field(default_factory=Encode)
     model: Model = dataclasses.field(default_factory=Model)
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -215,6 +259,15 @@ class Experiment:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     generate: Generate = dataclasses.field(default_factory=Generate)
     fit: Fit = dataclasses.field(default_factory=Fit)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether training reads records that the encode stage writes."""
+        return (
+            self.data.source != "icons"
+            or self.encode.autoencoder != "none"
+            or self.encode.text_encoder != "vocabulary"
+        )
 
     @property
     def recipe_hash(self) -> str:
@@ -234,6 +287,11 @@ class Experiment:
 _NOT_IDENTITY = (
     ("data", "path"),
     ("data", "prefetch_batches"),
+    ("encode", "path"),
+    ("encode", "batch_size"),
+    ("encode", "records_per_shard"),
+    ("encode", "largest_bad_fraction"),
+    ("encode", "workers"),
     ("model", "unroll"),
     ("model", "remat"),
     ("train", "steps_per_dispatch"),

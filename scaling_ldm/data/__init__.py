@@ -1,14 +1,13 @@
 """Sources of pictures and captions: random access, the same on every host."""
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack
-from scaling_ldm.data.sources import SOURCES, null_condition, sources
+from scaling_ldm.data.sources import records_folder, sources
 
 __all__ = [
-    "SOURCES",
     "Batches",
     "Source",
     "batches",
-    "null_condition",
+    "records_folder",
     "sources",
     "stack",
 ]

@@ -23,14 +23,16 @@ class Source(Protocol):
 
     shape: (H, W, C) of a picture.
     classes: how many labels there are; 0 without "label".
+    null: the condition that says nothing, for caption dropout and guidance, unbatched.
     rows(positions): "x" float32 [n, H, W, C] in [-1, 1] (or latents), "text" int32
-      [n, S], "mask" bool [n, S], and "label" int32 [n] where there are classes; a pure
-      function of the positions.
+      [n, S] (or float32 features [n, S, E]), "mask" bool [n, S], and "label" int32 [n]
+      where there are classes; a pure function of the positions.
     captions(positions): the same pictures' captions.
     """
 
     shape: tuple[int, int, int]
     classes: int
+    null: Rows
 
     def rows(self, positions: np.ndarray) -> Rows: ...
 

@@ -1,21 +1,13 @@
-"""The named data sources behind one interface; numpy, and the modules beside it.
-
-"icons" is embedded. "latents" is a folder that the user has made:
-    latents.npy    [n, H, W, C] float16 or float32, scaled to about unit variance
-    captions.txt   n lines, one caption each
-"""
+"""What an experiment trains on: painted icons, or records of the encode stage."""
 
 from __future__ import annotations
 
-import collections
-import hashlib
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import icons
+from scaling_ldm.data import encoded, icons
 from scaling_ldm.data.pipeline import Rows, Source
 
 
@@ -33,6 +25,7 @@ class Icons:
                 f"config.data.shape = {cfg.shape}: the icons source has one of {sizes}"
             )
         self._length = cfg.text_tokens
+        self.null = null_words(cfg.text_tokens, self.classes)
         self._painted = icons.PaintedIcons(
             split,
             seed=cfg.seed,
@@ -55,120 +48,64 @@ class Icons:
         return self._painted.captions(positions)
 
 
-class Latents:
-    """Latents of the user's own pictures, from a folder."""
+class Coarse:
+    """A source, with "image": each x averaged over k x k pixels and spread out again.
 
-    classes = 0
+    What super-resolution conditions on (paper A, section 3.4): for latents, the mean of
+    k x k latents stands for the latents of the smaller picture.
+    """
 
-    def __init__(self, cfg: config.Data, split: str) -> None:
-        folder = pathlib.Path(cfg.path)
-        if not cfg.path:
-            raise config.ConfigError(
-                "config.data.path is not set: the latents source reads latents.npy and "
-                "captions.txt from it; pass --config.data.path=FOLDER, or use "
-                "--config.data.source=icons, which is embedded"
-            )
-        for name in ("latents.npy", "captions.txt"):
-            if not (folder / name).is_file():
-                raise config.ConfigError(
-                    f"config.data.path = {cfg.path}: no {name} in it; the latents "
-                    "source reads latents.npy [n, H, W, C] and captions.txt (n lines)"
-                )
-        self._latents = np.load(
-            folder / "latents.npy", mmap_mode="r", allow_pickle=False
-        )
-        text = (folder / "captions.txt").read_text(encoding="utf-8")
-        captions = text.splitlines()
-        if self._latents.ndim != 4 or self._latents.shape[1:] != cfg.shape:
-            raise config.ConfigError(
-                f"{folder / 'latents.npy'} has shape {self._latents.shape}; "
-                f"config.data.shape = {cfg.shape} wants (n, *{cfg.shape})"
-            )
-        if len(captions) != len(self._latents):
-            raise config.ConfigError(
-                f"{folder}: {len(captions)} captions for {len(self._latents)} latents"
-            )
-        self.shape = cfg.shape
-        self._seed, self._length = cfg.seed, cfg.text_tokens
-        held_out = np.array([_fraction(c) < cfg.validation_fraction for c in captions])
-        wanted = held_out if split == "validation" else ~held_out
-        self._rows = np.flatnonzero(wanted)
-        if not len(self._rows):
-            raise config.ConfigError(
-                f"{folder}: no caption falls into the {split} split; more pictures or "
-                "another config.data.validation_fraction are needed"
-            )
-        self._captions = captions
-        counts = collections.Counter(
-            word for i in np.flatnonzero(~held_out) for word in captions[i].split()
-        )
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        words = (*icons.RESERVED, *ranked)[: cfg.vocab_size]
-        self._vocabulary = icons.Vocabulary(words)
-
-    def _at(self, positions: np.ndarray) -> np.ndarray:
-        epoch, slot = np.divmod(np.asarray(positions, np.int64), len(self._rows))
-        keys = icons.draw(self._seed, 0, epoch.astype(np.uint64))
-        return self._rows[icons.permute(slot, keys, len(self._rows))]
+    def __init__(self, source: Source, factor: int) -> None:
+        self._source, self._factor = source, factor
+        self.shape, self.classes, self.null = source.shape, source.classes, source.null
 
     def rows(self, positions: np.ndarray) -> Rows:
-        at = self._at(positions)
-        ids = np.stack(
-            [self._vocabulary.encode(self._captions[i], self._length) for i in at]
-        )
-        return {
-            "x": self._latents[at].astype(np.float32),
-            "text": ids,
-            "mask": ids != icons.PADDING,
-        }
+        rows = self._source.rows(positions)
+        H, W, C = self.shape
+        k = self._factor
+        small = rows["x"].reshape(-1, H // k, k, W // k, k, C).mean((2, 4))
+        return rows | {"image": small.repeat(k, axis=1).repeat(k, axis=2)}
 
     def captions(self, positions: np.ndarray) -> list[str]:
-        return [self._captions[i] for i in self._at(positions)]
+        return self._source.captions(positions)
 
 
-def _fraction(caption: str) -> float:
-    """A number in [0, 1) of the caption's words, whatever their order and case."""
-    key = " ".join(sorted(caption.lower().split()))
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def records_folder(experiment: config.Experiment, workdir: pathlib.Path) -> str:
+    """Where the encode stage writes and training reads; may be a URL."""
+    return experiment.encode.path or str(workdir / "encoded")
 
 
-SOURCES: dict[str, Callable[[config.Data, str], Source]] = {
-    "icons": Icons,
-    "latents": Latents,
-}
-
-
-def sources(cfg: config.Data, classes: int = 0) -> tuple[Source, Source]:
+def sources(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> tuple[Source, Source]:
     """The train and the validation source of an experiment.
 
-    Args:
-      classes: labels that the denoiser knows; 0 when it takes none.
-
     Raises:
-      ConfigError: an unknown source, or one whose files, shape or labels do not fit.
+      ConfigError: files, shape, text or labels that do not fit.
     """
-    if cfg.source not in SOURCES:
-        raise config.ConfigError(
-            f"config.data.source = {cfg.source!r}; known: {', '.join(SOURCES)}"
+    if experiment.encoded:
+        folder = records_folder(experiment, workdir)
+        train, validation = (
+            encoded.Encoded(folder, experiment, split)
+            for split in ("train", "validation")
         )
-    make = SOURCES[cfg.source]
-    train, validation = make(cfg, "train"), make(cfg, "validation")
+    else:
+        train, validation = (
+            Icons(experiment.data, split) for split in ("train", "validation")
+        )
+    classes = experiment.model.classes
     if classes not in (0, train.classes):
         have = f"has {train.classes} labels" if train.classes else "has no labels"
         raise config.ConfigError(
-            f"config.model.classes = {classes}, but the {cfg.source} source {have}; "
-            f"set model.classes = {train.classes}, or take another source"
+            f"config.model.classes = {classes}, but the {experiment.data.source} "
+            f"source {have}; set model.classes = {train.classes}, or take another source"
         )
-    return train, validation
+    k = experiment.data.coarse
+    return (Coarse(train, k), Coarse(validation, k)) if k else (train, validation)
 
 
-def null_condition(cfg: config.Data, classes: int) -> Rows:
-    """The condition that says nothing, for caption dropout and guidance; unbatched."""
-    text = np.full(cfg.text_tokens, icons.PADDING, np.int32)
+def null_words(text_tokens: int, classes: int) -> Rows:
+    """The null condition where text is word ids."""
+    text = np.full(text_tokens, icons.PADDING, np.int32)
     text[0] = icons.NULL
-    return {
-        "text": text,
-        "mask": text != icons.PADDING,
-        "label": np.int32(classes),
-    }
+    return {"text": text, "mask": text != icons.PADDING, "label": np.int32(classes)}

@@ -58,13 +58,21 @@ class Shape:
     blocks: int = BLOCKS
 
 
-def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
-    """3 x 3 with a border of zeros all around, whatever the stride."""
+def _conv(
+    features: int, dtype: Any, name: str, *, stride: int = 1, zero: bool = False
+) -> nn.Conv:
+    """3 x 3 with a border of zeros all around, whatever the stride.
+
+    Args:
+      zero: its kernel begins at zero, as that of the last one and of every residual's
+        last one: the network is the identity of its skips before it is trained.
+    """
     return nn.Conv(
         features,
         (3, 3),
         strides=stride,
         padding=((1, 1), (1, 1)),
+        kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
         dtype=dtype,
         name=name,
     )
@@ -87,7 +95,7 @@ class Residual(nn.Module):
         time = nn.Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
         h = h + time[:, None, None, :]
         h = nn.silu(_norm(self.dtype, "norm2")(h))
-        h = _conv(self.width, self.dtype, "conv2")(h)
+        h = _conv(self.width, self.dtype, "conv2", zero=True)(h)
         if x_BHWC.shape[-1] != self.width:
             x_BHWC = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
         return x_BHWC + h
@@ -197,7 +205,8 @@ class UNet(nn.Module):
                 x = _double(x)
                 x = _conv(widths[level], s.dtype, f"up{level}_double")(x)
         x = nn.silu(_norm(s.dtype, "exit_norm")(x))
-        return _conv(s.image_shape[-1], s.dtype, "exit")(x).astype(jnp.float32)
+        exit_ = _conv(s.image_shape[-1], s.dtype, "exit", zero=True)
+        return exit_(x).astype(jnp.float32)
 
 
 def _double(x_BHWC: LatentBHWC) -> LatentBHWC:

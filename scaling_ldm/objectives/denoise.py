@@ -184,12 +184,14 @@ class Objective:
 def drop_captions(cond: Batch, null: Batch, drop_B: jax.Array) -> Batch:
     """Replaces the condition of each sample with `drop` by the null condition.
 
-    `null` holds one unbatched array per key of `cond`.
+    `null` holds one unbatched array per array of `cond` that can be dropped; the others
+    stay.
     """
-    dropped = {}
-    for name, value in cond.items():
+    dropped = dict(cond)
+    for name, nothing in null.items():
+        value = cond[name]
         drop = drop_B.reshape(drop_B.shape + (1,) * (value.ndim - 1))
-        dropped[name] = jnp.where(drop, null[name][None], value)
+        dropped[name] = jnp.where(drop, nothing[None], value)
     return dropped
 
 
@@ -225,12 +227,12 @@ def loss(
     Args:
       apply: a denoiser's apply; it is given `schedule.unit_time(t)`.
       batch: "x" [B, H, W, C] and the arrays of the denoiser's conditioning.
-      null: the null condition, unbatched arrays.
+      null: the null condition, unbatched arrays; a coarse "image" has none.
       key: of this step; noise, t and dropout come from it alone.
       objective: what is predicted and how it is weighed.
     """
     x0 = batch["x"].astype(jnp.float32)
-    cond = {name: batch[name] for name in null}
+    cond = {name: value for name, value in batch.items() if name != "x"}
     noise_key, time_key, drop_key = jax.random.split(key, 3)
     per_sample = batch_sharding(x0, ndim=1)
     eps = jax.random.normal(noise_key, x0.shape, out_sharding=batch_sharding(x0))

@@ -146,7 +146,7 @@ def time_size(
     flags: argparse.Namespace,
 ) -> Row:
     """One row of the table."""
-    null = data.null_condition(recipe.data, recipe.model.classes)
+    null = data.sources(recipe, pathlib.Path())[0].null
     names = denoisers.ARCHITECTURES[recipe.model.architecture]
     null = {name: null[name] for name in names}
     batch = {name: batch[name] for name in ("x", *names)}
@@ -208,7 +208,7 @@ def matmul_rate(dtype: str) -> float:
 
 def pipeline_rate(recipe: config.Experiment, seconds: float) -> float:
     """Pictures a second of the training stream when nothing else runs."""
-    source, _ = data.sources(recipe.data)
+    source, _ = data.sources(recipe, pathlib.Path())
     rows = recipe.train.batch_size
     batches = data.batches(
         source,
@@ -326,7 +326,7 @@ def main() -> None:
     for batch_size in flags.batches:
         recipe = experiment(flags.sizes, batch_size, flags.dtype, flags)
         device_mesh = mesh.build(recipe.mesh, {"--batch": batch_size})
-        batch = data.sources(recipe.data)[0].rows(np.arange(batch_size))
+        batch = data.sources(recipe, pathlib.Path())[0].rows(np.arange(batch_size))
         with jax.set_mesh(device_mesh):
             for size in flags.sizes:
                 row = time_size(recipe, size, device_mesh, batch, flags)
@@ -336,7 +336,7 @@ def main() -> None:
     small.torch, small.head_dim = False, min(flags.head_dim, flags.small[0])
     small.seconds = min(flags.seconds, 5.0)
     recipe = experiment([flags.small], flags.batches[0], flags.dtype, small)
-    batch = data.sources(recipe.data)[0].rows(np.arange(flags.batches[0]))
+    batch = data.sources(recipe, pathlib.Path())[0].rows(np.arange(flags.batches[0]))
     with jax.set_mesh(device_mesh):
         fastest = time_size(recipe, flags.small, device_mesh, batch, small)
     made = pipeline_rate(recipe, small.seconds)

@@ -1,0 +1,78 @@
+"""From an experiment and a size to its denoiser: the one reader of config.Model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scaling_ldm import config, denoisers
+from scaling_ldm.denoisers import dit, unet
+
+
+def denoiser(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    """The network that two numbers of `config.plan.sizes` make of an experiment."""
+    build = _BUILDERS[experiment.model.architecture]
+    return build(experiment, width, depth, unroll)
+
+
+def _text(experiment: config.Experiment) -> dict[str, Any]:
+    """What a network is to know of captions: words to look up, or frozen features."""
+    words = experiment.encode.text_encoder == "vocabulary"
+    return {
+        "text_tokens": experiment.data.text_tokens,
+        "text_width": experiment.model.text_width,
+        "vocab_size": experiment.data.vocab_size if words else 0,
+    }
+
+
+def _transformer(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    model = experiment.model
+    return denoisers.transformer(
+        dit.Shape(
+            architecture=model.architecture,
+            width=width,
+            depth=depth,
+            heads=model.heads_at(width),
+            image_shape=experiment.data.shape,
+            patch_size=model.patch_size,
+            mlp_ratio=model.mlp_ratio,
+            activation=model.activation,
+            time_width=model.time_width,
+            classes=model.classes,
+            dtype=denoisers.DTYPES[model.compute_dtype],
+            remat=model.remat,
+            unroll=unroll,
+            **_text(experiment),
+        )
+    )
+
+
+def _unet(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    del unroll  # no two of its blocks in a row have the same shape
+    model = experiment.model
+    return denoisers.u_net(
+        unet.Shape(
+            base=width,
+            heads=model.heads,
+            image_shape=experiment.data.shape,
+            extra_channels=experiment.data.shape[-1] if experiment.data.coarse else 0,
+            dtype=denoisers.DTYPES[model.compute_dtype],
+            remat=model.remat,
+            multiples=unet.MULTIPLES[:depth],
+            **_text(experiment),
+        )
+    )
+
+
+_BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {
+    "in_context": _transformer,
+    "cross_attention": _transformer,
+    "adaln_zero": _transformer,
+    "unet": _unet,
+}
