@@ -98,7 +98,7 @@ def sources(
         have = f"has {train.classes} labels" if train.classes else "has no labels"
         raise config.ConfigError(
             f"config.model.classes = {classes}, but the {experiment.data.source} "
-            f"source {have}; set model.classes = {train.classes}, or take another source"
+            f"source {have}; set model.classes = {train.classes}, or take another one"
         )
     k = experiment.data.coarse
     return (Coarse(train, k), Coarse(validation, k)) if k else (train, validation)
