@@ -1,0 +1,67 @@
+"""Sets of pictures with captions behind one interface, and the table of their names.
+
+    pictures = open_pictures("webdataset", "gs://bucket/shard-{00000..00099}.tar")
+    pictures.read(17)  # Picture(image=uint8 [h, w, 3], caption=..., name=...)
+
+See `record` for the interface and each source's module for its files and options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from scaling_ldm import config
+from scaling_ldm.data.pictures.memory import memory, registered
+from scaling_ldm.data.pictures.record import (
+    BadRecord,
+    Picture,
+    Pictures,
+    decode,
+    fit,
+)
+from scaling_ldm.data.pictures.tally import Tally
+from scaling_ldm.data.split import held_out
+
+__all__ = [
+    "PICTURES",
+    "BadRecord",
+    "Picture",
+    "Pictures",
+    "Tally",
+    "decode",
+    "fit",
+    "held_out",
+    "memory",
+    "open_pictures",
+]
+
+# Each takes the path and, by keyword, the options that its signature names.
+PICTURES: dict[str, Callable[..., Pictures]] = {
+    "memory": registered,
+}
+
+
+def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
+    """The set of pictures of this kind at this path.
+
+    Args:
+      source: a name in PICTURES.
+      path: folder, file, pattern or URL, as the source says.
+      options: of the source.
+
+    Raises:
+      ConfigError: an unknown source or option, or a path that does not hold such a set.
+    """
+    if source not in PICTURES:
+        raise config.ConfigError(
+            f"unknown source of pictures {source!r}; known: {', '.join(PICTURES)}"
+        )
+    make = PICTURES[source]
+    known = [name for name in inspect.signature(make).parameters if name != "path"]
+    if unknown := sorted(options.keys() - set(known)):
+        raise config.ConfigError(
+            f"the {source} source has no option {', '.join(unknown)}; "
+            f"it has: {', '.join(known) or 'none'}"
+        )
+    return make(path, **options)

@@ -1,0 +1,60 @@
+"""Many records read at once by threads, handed out in order; through grain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+
+from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures
+
+
+class _Found:
+    """A grain data source: record i is (indices[i], what is found there)."""
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        indices: Sequence[int],
+        prepare: Callable[[Picture], Any],
+    ) -> None:
+        self._pictures, self._indices, self._prepare = pictures, indices, prepare
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: SupportsIndex) -> tuple[int, Any]:
+        index = int(self._indices[int(place)])
+        try:
+            return index, self._prepare(self._pictures.read(index))
+        except BadRecord as bad:
+            return index, bad
+
+    def __repr__(self) -> str:
+        return f"{len(self)} records of {type(self._pictures).__name__}"
+
+
+def read_ahead(
+    pictures: Pictures,
+    indices: Sequence[int],
+    workers: int = 2,
+    prepare: Callable[[Picture], Any] = lambda picture: picture,
+) -> Iterator[tuple[int, Any]]:
+    """(index, picture or BadRecord) for each index, in the order given.
+
+    Decoding lets go of the interpreter lock, so threads use as many cores; a store far
+    away wants more of them than there are cores. At most 4 * workers records are held.
+
+    Args:
+      workers: threads; 0 reads when asked for.
+      prepare: applied to each picture in the threads, as to `fit` it.
+
+    Raises:
+      what the store raises (see `Pictures.read`), where its record would come.
+    """
+    if not len(indices):
+        return
+    source = _Found(pictures, indices, prepare)
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+    yield from grain.MapDataset.source(source).to_iter_dataset(options)

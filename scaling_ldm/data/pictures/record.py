@@ -1,0 +1,162 @@
+"""A picture with its caption, the sets that hold them, and what may be wrong with one.
+
+Imports numpy and pillow. A set (`Pictures`) is random access to records in a fixed
+order; it is read by any number of threads and opened anew on every host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Formats decoded, by pillow's names; not EPS and the like, which run programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Larger pictures are refused before they are decoded; 0.27 GB as RGB.
+MAX_PIXELS = 89_478_485
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One record.
+
+    image: uint8 [h, w, 3], sRGB, of any size.
+    caption: not empty, no space at its ends.
+    name: where it is from, for messages: "shard-00003.tar:000017.jpg".
+    label: class, where the set has classes.
+    held_out: where the set has a split of its own; None: `split.held_out` decides.
+    """
+
+    image: np.ndarray
+    caption: str
+    name: str
+    label: int | None = None
+    held_out: bool | None = None
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used, for a reason that lies in the record."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self):
+        return BadRecord, (self.name, self.reason)
+
+
+class Pictures(Protocol):
+    """Random access to pictures with captions.
+
+    len(): records, good and bad.
+    read(index): the picture at 0 <= index < len(); may be called by several threads.
+      Raises BadRecord where the record is at fault, OSError where the store is.
+    identity: hexadecimal digest of what the set is (names, sizes, captions files and
+      the options that choose among them), not of where it lies.
+    """
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Picture: ...
+
+    @property
+    def identity(self) -> str: ...
+
+
+def digest(*parts: object) -> str:
+    """32 hexadecimal digits of the parts' text; bytes count as they are."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def listing_digest(kind: str, files: Iterable[tuple[str, int]], *parts: object) -> str:
+    """The identity of a set that is files: (name, bytes) each, whatever their order."""
+    return digest(kind, *sorted(files), *parts)
+
+
+def clean_caption(value: object, name: str) -> str:
+    """The caption as text, stripped.
+
+    Raises:
+      BadRecord: it is missing, empty, no text, or bytes that are not UTF-8.
+    """
+    if value is None:
+        raise BadRecord(name, "it has no caption")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            raise BadRecord(name, f"its caption is not UTF-8 ({e})") from e
+    if not isinstance(value, str):
+        raise BadRecord(name, f"its caption is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise BadRecord(name, "its caption is empty")
+    return value.strip()
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """An encoded picture -> uint8 [h, w, 3].
+
+    The EXIF orientation is applied; transparency is laid over white; grey, palette,
+    CMYK and 16-bit grey pictures become RGB. Of an animation, the first frame. Colour
+    profiles are not applied.
+
+    Raises:
+      BadRecord: no bytes, no picture, a truncated one, or more than MAX_PIXELS.
+    """
+    if not data:
+        raise BadRecord(name, "it is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise BadRecord(
+                    name, f"{pixels:,} pixels; at most {MAX_PIXELS:,} are decoded"
+                )
+            return _rgb(ImageOps.exif_transpose(image), name)
+    except BadRecord:
+        raise
+    except Image.UnidentifiedImageError as e:
+        known = ", ".join(FORMATS)
+        raise BadRecord(name, f"not a picture of a known format ({known})") from e
+    except MemoryError:
+        raise
+    except Exception as e:  # pillow raises many types on a broken file
+        raise BadRecord(name, f"cannot be decoded: {type(e).__name__}: {e}") from e
+
+
+def _rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+    if image.mode in ("I", "F"):
+        raise BadRecord(name, f"pixels of 32 bits (mode {image.mode}) have no range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The largest centred part of this aspect, resized: uint8 [height, width, 3].
+
+    Lanczos with antialiasing where it shrinks, bicubic where it grows, both in sRGB.
+    """
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
+        return image
+    scale = max(height / h, width / w)
+    wide, high = width / scale, height / scale
+    left, top = (w - wide) / 2, (h - high) / 2
+    box = (max(left, 0), max(top, 0), min(left + wide, w), min(top + high, h))
+    how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((width, height), how, box))
