@@ -14,7 +14,8 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     """One RunSpec per budget and size, in the order they run.
 
     Sizes are the rungs of `plan.sizes` nearest, in log N, to the expected optimum of
-    each budget; steps are such that the counted FLOPs meet the budget.
+    each budget; steps are such that the counted FLOPs meet the budget. With
+    `plan.steps`, every size takes that many, and its budget is what they cost.
 
     Raises:
       ConfigError: rows of fewer than `plan.minimum_steps` steps, or whose whole
@@ -26,6 +27,11 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
         key=lambda size: size["params_without_embeddings"],
     )
     rows, problems = [], []
+    if cfg.steps:
+        return [
+            _row(experiment, float(cfg.steps * size["cost"].flops.model), size)
+            for size in ladder
+        ]
     for budget in cfg.budgets_flops:
         for size in _around(ladder, budget, cfg):
             row = _row(experiment, budget, size)

@@ -76,6 +76,11 @@ def problems_of(e: fields.Experiment) -> list[str]:
         len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
     )
     require(
+        (e.plan.steps > 0) != (len(e.plan.budgets_flops) > 0),
+        f"config.plan.steps = {e.plan.steps} and config.plan.budgets_flops = "
+        f"{e.plan.budgets_flops}: exactly one of them is given, the other is 0 or ()",
+    )
+    require(
         all(b > 0 for b in e.plan.budgets_flops),
         f"config.plan.budgets_flops = {e.plan.budgets_flops}: must be positive",
     )
@@ -310,7 +315,7 @@ _NOT_NEGATIVE = {
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay",),
-    "plan": ("sizes_per_budget", "flops_per_second_per_device"),
+    "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "show_every_seconds", "profile_steps"),
     "validation": ("seed",),
     "mesh": ("cpu_devices",),

@@ -182,10 +182,12 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
+    # Either budgets, or one number of steps for every size and budgets_flops = ().
     budgets_flops: tuple[float, ...] = (1e18,)  # forward + backward, 2 x MAC
+    steps: int = 0  # as in paper A; 0: what the budgets allow
     # The ladder of (width, depth); a budget takes the rungs around its optimum.
     sizes: tuple[tuple[int, int], ...] = tuple((64 * n, n) for n in range(2, 16))
-    sizes_per_budget: int = 7  # 0: all of them
+    sizes_per_budget: int = 7  # 0: all of them, as always where steps are given
     # Expected optimum N = coef * C^exponent (parameters without embeddings).
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681

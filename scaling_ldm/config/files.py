@@ -114,15 +114,17 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     return cls(**values)
 
 
+_MAY_BE_EMPTY = ("config.plan.budgets_flops",)
+
+
 def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:
     """Checks `value` against the default's type; ints become floats, lists tuples."""
     kind = type(like)
     if kind is float and type(value) is int:
         return float(value)
     if kind is tuple:
-        if isinstance(value, (list, tuple)):
-            if like and value:
-                return tuple(_coerce(v, like[0], where, problems) for v in value)
+        if isinstance(value, (list, tuple)) and (value or where in _MAY_BE_EMPTY):
+            return tuple(_coerce(v, like[0], where, problems) for v in value)
         problems.append(f"{where} must be a non-empty tuple like {like!r}: {value!r}")
         return like
     if type(value) is not kind:
