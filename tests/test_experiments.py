@@ -17,6 +17,7 @@ def test_the_documented_experiments_are_there():
     names = {p.stem for p in FILES}
     grid = {f"dit_{b}" for b in ("1e17", "3e17", "6e17", "1e18", "3e18", "6e18")}
     assert grid | {"dit_isoflop", "dit_1e21", "dit_cross_attention"} <= names
+    assert {"unet_family", "unet_866m"} <= names
     assert SMALL <= names
 
 
@@ -42,7 +43,7 @@ def test_it_plans(path):
     c.plan.sizes_per_budget = min(everything.sizes_per_budget, 2)
     c.plan.budgets_flops = everything.budgets_flops[-1:]
     rows = plan.plan(config.resolve(c))
-    assert len(rows) == c.plan.sizes_per_budget
+    assert len(rows) == (len(c.plan.sizes) if c.plan.steps else c.plan.sizes_per_budget)
     for row in rows:
         assert row.hours > 0
 
