@@ -1,4 +1,6 @@
-"""Parts that networks share: gathering, patches, positions, time; jax and flax only.
+"""Parts that networks share: gathering, first values, norms, patches, positions, time.
+
+Only jax and flax are used.
 
 Explicit meshes refuse a reshape that splits and merges at once, so patches are cut and
 joined one axis at a time.
@@ -6,7 +8,9 @@ joined one axis at a time.
 
 from __future__ import annotations
 
+import functools
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +38,60 @@ def gather(tree: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec()), tree)
+
+
+def gathered(module: Any) -> Any:
+    """A flax module class whose parameters are made whole where it uses them."""
+    return nn.map_variables(
+        module, "params", trans_in_fn=gather, init=True, mutable=True
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: jax.Array, size: int, deviation: float) -> jax.Array:
+    """Normal draws of this standard deviation, cut at two of the uncut one's."""
+    draw = jax.random.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32)
+    return draw * (deviation / 0.8796256610342398)  # what is left of 1 once cut
+
+
+def all_but_last(path: str, shape: tuple[int, ...]) -> int:
+    """Inputs of one output of a dense or a convolutional kernel."""
+    return math.prod(shape[:-1])
+
+
+def initialise(
+    shapes: Any,
+    key: jax.Array,
+    inputs: Callable[[str, tuple[int, ...]], int] = all_but_last,
+) -> Any:
+    """Float32 first values of a tree of named shapes: what flax's defaults are.
+
+    Compiles once per distinct size instead of once per network. A leaf's values depend
+    on the key, its path and its shape alone.
+
+    Args:
+      shapes: nested dicts, as `jax.eval_shape` of a module's `init` gives them; leaves
+        are named kernel, scale or bias.
+      inputs: (path, shape of a kernel) -> how many inputs an output sums over.
+
+    Raises:
+      ValueError: a leaf of another name.
+    """
+
+    def value(keys: Any, leaf: Any) -> jax.Array:
+        path = "/".join(str(part.key) for part in keys)
+        match keys[-1].key:
+            case "kernel":
+                own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+                deviation = inputs(path, leaf.shape) ** -0.5  # LeCun et al. 1998
+                return _normal(own, leaf.size, deviation).reshape(leaf.shape)
+            case "scale":
+                return jnp.ones(leaf.shape, jnp.float32)
+            case "bias":
+                return jnp.zeros(leaf.shape, jnp.float32)
+        raise ValueError(f"{path}: no first value for leaves of this name")
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 def embed(table_VE: jax.Array, ids_BS: TextBS) -> TextBSE:
@@ -110,6 +168,41 @@ def image_positions(height: int, width: int, features: int) -> jax.Array:
         ],
         axis=-1,
     )
+
+
+def double(x_BHWC: LatentBHWC) -> LatentBHWC:
+    """Twice the height and width, each pixel four times."""
+    return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)
+
+
+class GroupNorm(nn.Module):
+    """Groups of neighbouring channels get mean 0 and variance 1; float32 statistics."""
+
+    groups: int
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+        B, H, W, C = x_BHWC.shape
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        x = x_BHWC.astype(jnp.float32)
+
+        def mean(value_BC: jax.Array) -> jax.Array:
+            """Over the pixels' sums and the channels of a group, for every channel."""
+            grouped = value_BC.reshape(B, self.groups, C // self.groups)
+            mean_BG1 = jnp.sum(grouped, axis=-1, keepdims=True) / (
+                H * W * C // self.groups
+            )
+            return jnp.broadcast_to(mean_BG1, grouped.shape).reshape(B, C)
+
+        mean_BC = mean(jnp.sum(x, axis=(1, 2)))
+        square_BC = mean(jnp.sum(x * x, axis=(1, 2)))
+        gain_BC = jax.lax.rsqrt(square_BC - mean_BC**2 + self.epsilon) * scale[None]
+        offset_BC = bias[None] - mean_BC * gain_BC
+        y = x * gain_BC[:, None, None] + offset_BC[:, None, None]
+        return y.astype(self.dtype)
 
 
 class TimeEmbedding(nn.Module):

@@ -1,0 +1,245 @@
+"""The published autoencoders' counts, their own parts, and their files."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from scaling_ldm import config, encoders, flops, layers, mesh
+from scaling_ldm.encoders import autoencoder_kl, presets
+from scaling_ldm.weights import autoencoder_kl as weights
+from scaling_ldm.weights import layout
+
+SMALL = autoencoder_kl.Shape(
+    channels=(8, 16), blocks=1, latent_channels=3, groups=4, scale=0.5, shift=0.25
+)
+BATCH = 8
+
+
+def drawn(spec, seed=0):
+    """Random parameters, norms and biases too, without compiling an initialiser."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: autoencoder_kl.init(spec, jax.random.key(0)))
+    return jax.tree.map(
+        lambda s: rng.normal(scale=0.2, size=s.shape).astype("f"), shapes
+    )
+
+
+def pictures():
+    rng = np.random.default_rng(1)
+    return rng.uniform(-1, 1, size=(BATCH, 8, 6, 3)).astype("f")
+
+
+def loss(spec):
+    """Through both networks, and the draw between them."""
+    net = encoders.autoencoder(spec)
+
+    def value(params, x):
+        moments = net.encode(params, x)
+        noise = jnp.cos(7.0 * moments[..., : spec.latent_channels])
+        out = net.decode(params, autoencoder_kl.sample(moments, noise))
+        return jnp.mean(jnp.sin(out))
+
+    return jax.jit(jax.value_and_grad(value))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    params = drawn(SMALL)
+    return params, loss(SMALL)(params, pictures())
+
+
+@pytest.mark.parametrize("name", presets.AUTOENCODERS)
+def test_counts_of_the_family(name):
+    preset = presets.AUTOENCODERS[name]
+    net = encoders.autoencoder(preset.shape)
+    assert net.factor == 8
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == preset.params
+    x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    z = jax.ShapeDtypeStruct((1, 32, 32, net.latent_channels), jnp.float32)
+    counted = [flops.count(net.encode, params, x), flops.count(net.decode, params, z)]
+    wanted = [preset.encode_gflops, preset.decode_gflops]
+    assert_allclose([c.total / 1e9 for c in counted], wanted, atol=0.005)
+
+
+def test_every_parameter_gets_a_gradient(reference):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(reference[1][1]):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        if "['k']['bias']" not in name:  # the same for every score: softmax forgets it
+            assert np.abs(leaf).max() > 1e-7, name
+
+
+def test_a_mesh_changes_nothing(reference, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 1)
+    params, (value, gradient) = reference
+    device_mesh = mesh.build(config.Mesh(fsdp=4), {})
+    with jax.set_mesh(device_mesh):
+        placed = jax.device_put(params, mesh.shardings(device_mesh, params))
+        got, slopes = loss(SMALL)(placed, mesh.put(device_mesh, pictures()))
+        kernel = slopes["encoder"]["middle_residual0"]["conv1"]["kernel"]
+    assert "fsdp" in jax.typeof(kernel).sharding.spec
+    assert_allclose(got, value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-6), slopes, gradient
+    )
+
+
+def test_pictures_of_any_size_and_rows_do_not_mix():
+    net, params = encoders.autoencoder(SMALL), drawn(SMALL)
+    encode, decode = jax.jit(net.encode), jax.jit(net.decode)
+    for side in ((8, 6), (2, 4)):
+        x = pictures()[:, : side[0], : side[1]]
+        moments = encode(params, x)
+        assert moments.shape == (BATCH, side[0] // 2, side[1] // 2, 6)
+        out = decode(params, moments[..., :3])
+        assert out.shape == x.shape and out.dtype == jnp.float32
+        assert_allclose(encode(params, x[2:3])[0], moments[2], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="7 x 8 pixels: both must be multiples of 2"):
+        net.encode(params, jnp.zeros((1, 7, 8, 3)))
+
+
+def test_log_variances_are_clipped_and_sampled():
+    params = drawn(SMALL)
+    params["encoder"]["quant"]["bias"][3:] = (-1e3, 1e3, 0.0)
+    moments = np.asarray(autoencoder_kl.encode(SMALL, params, pictures()))
+    assert np.all(moments[..., 3] == -30) and np.all(moments[..., 4] == 20)
+    noise = np.full((BATCH, 4, 3, 3), 2.0, "f")
+    got = autoencoder_kl.sample(moments, noise)
+    assert_allclose(got, moments[..., :3] + 2 * np.exp(moments[..., 3:] / 2), rtol=1e-6)
+
+
+def test_latents_are_shifted_then_scaled():
+    net, z = encoders.autoencoder(SMALL), pictures()
+    assert_allclose(net.to_latent(z), (z - 0.25) * 0.5, rtol=1e-6)
+    assert_allclose(net.from_latent(net.to_latent(z)), z, atol=1e-6)
+
+
+def test_bfloat16_computes_close_to_float32():
+    params, x = drawn(SMALL), pictures()
+    want = np.asarray(autoencoder_kl.encode(SMALL, params, x))
+    half = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
+    for given in (x, jnp.asarray(x, jnp.bfloat16)):
+        got = autoencoder_kl.encode(half, params, given)
+        assert got.dtype == jnp.float32
+        error = np.abs(got - want).max() / np.abs(want).max()
+        assert 1e-5 < error < 5e-2
+
+
+def test_a_group_norm_is_exact_far_from_zero():
+    x = 30 + np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype("f")
+    norm = layers.GroupNorm(4, 1e-6, jnp.float32)
+    scale, bias = np.arange(1, 9, dtype="f"), np.arange(8, dtype="f")
+    got = norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+    groups = x.astype(np.float64).reshape(2, 64, 4, 2)
+    mean = groups.mean((1, 3), keepdims=True)
+    deviation = np.sqrt(groups.var((1, 3), keepdims=True) + 1e-6)
+    want = ((groups - mean) / deviation).reshape(x.shape) * scale + bias
+    assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_first_values_have_unit_gain_and_depend_on_path_and_key():
+    spec = dataclasses.replace(SMALL, channels=(32, 64), groups=32)
+    params = autoencoder_kl.init(spec, jax.random.key(0))
+    encoder = params["encoder"]
+    kernel = np.asarray(encoder["middle_residual0"]["conv1"]["kernel"])
+    assert_allclose(kernel.std(), (9 * 64) ** -0.5, rtol=0.02)
+    assert np.abs(kernel).max() < 2.3 * (9 * 64) ** -0.5  # cut
+    assert_allclose(kernel.mean(), 0, atol=1e-3)
+    again = params["decoder"]["middle_residual0"]["conv1"]["kernel"]
+    assert abs(np.corrcoef(kernel.ravel(), np.ravel(again))[0, 1]) < 0.02
+    assert_array_equal(encoder["exit_norm"]["scale"], 1)
+    assert_array_equal(encoder["exit"]["bias"], 0)
+    # Another network with a part of the same path and size has the same values there.
+    fewer = dataclasses.replace(spec, middle_attention=False, quant_conv=False)
+    other = autoencoder_kl.init(fewer, jax.random.key(0))["encoder"]
+    assert "middle_attention" not in other and "quant" not in other
+    assert_array_equal(other["middle_residual0"]["conv1"]["kernel"], kernel)
+    other = autoencoder_kl.init(fewer, jax.random.key(1))["encoder"]
+    assert not np.allclose(other["middle_residual0"]["conv1"]["kernel"], kernel)
+    with pytest.raises(ValueError, match="a/table: no first value"):
+        layers.initialise({"a": {"table": jnp.zeros(2)}}, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (8, 18)}, "divisible by 4 groups"),
+        ({"channels": ()}, "one or more widths"),
+        ({"scale": 0.0}, "scaled by 0"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        encoders.autoencoder(dataclasses.replace(SMALL, **change))
+
+
+@pytest.mark.parametrize("name", presets.AUTOENCODERS)
+def test_configurations_go_round(name):
+    shape = presets.AUTOENCODERS[name].shape
+    assert weights.from_config(weights.to_config(shape)) == shape
+
+
+def test_a_directory_goes_round_bit_for_bit(tmp_path):
+    params = drawn(SMALL)
+    weights.save(params, tmp_path / "net", SMALL)
+    shape, back = weights.load(tmp_path / "net")
+    assert shape == SMALL
+    jax.tree.map(assert_array_equal, back, params)
+
+
+def test_another_network_is_refused(tmp_path):
+    given = weights.to_config(SMALL) | {
+        "act_fn": "relu",
+        "use_post_quant_conv": False,
+        "latents_mean": [0.0] * 3,
+        "spare": 1,
+    }
+    with pytest.raises(layout.WeightsError) as caught:
+        weights.from_config(given)
+    for reason in (
+        "act_fn is 'relu', wanted 'silu'",
+        "use_post_quant_conv is False, wanted True",
+        "latents_mean is [0.0, 0.0, 0.0], wanted None",
+        "spare: not known",
+    ):
+        assert reason in str(caught.value)
+    with pytest.raises(layout.WeightsError, match="config.json cannot be read"):
+        weights.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(weights.to_config(SMALL)))
+    with pytest.raises(layout.WeightsError, match="no .safetensors file"):
+        weights.load(tmp_path)
+
+
+def test_old_names_and_half_precision_are_read():
+    params = drawn(SMALL)
+    today = layout.write(weights.pairs(SMALL), params)
+    old, moved = {}, 0
+    for name, tensor in today.items():
+        for was, now in weights._OLD.items():
+            if f"attentions.0.{now}." in name:
+                name, moved = name.replace(f".{now}.", f".{was}."), moved + 1
+                if tensor.ndim == 2:
+                    tensor = tensor[:, :, None, None]
+        old[name] = tensor.astype(np.float16)
+    assert moved == 16
+    back = weights.read(old, SMALL)
+    jax.tree.map(
+        lambda a, b: assert_array_equal(a, b.astype(np.float16).astype("f")),
+        back,
+        params,
+    )
+    both = today | {
+        "encoder.mid_block.attentions.0.query.bias": np.zeros(16, "f"),
+        "spare": np.zeros(1),
+    }
+    del both["decoder.conv_in.bias"]
+    with pytest.raises(layout.WeightsError) as caught:
+        weights.read(both, SMALL)
+    assert "(3 differ)" in str(caught.value)
+    assert "unknown: encoder.mid_block.attentions.0.query.bias" in str(caught.value)
