@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import checkpoint, config, flops, mesh, meters, records, samplers
+from scaling_ldm import (
+    checkpoint,
+    config,
+    flops,
+    mesh,
+    meters,
+    networks,
+    records,
+    samplers,
+    tasks,
+)
 from scaling_ldm import data as data_lib
 from scaling_ldm import step as step_lib
 
@@ -93,7 +103,7 @@ def _plan(experiment: config.Experiment) -> samplers.Plan:
 def _denoise(
     experiment: config.Experiment, network: Any = None, params: Any = None
 ) -> samplers.Denoise:
-    learnt = step_lib.objective(experiment.objective)
+    learnt = tasks.objective(experiment.objective)
     return samplers.denoiser(
         network,
         learnt.schedule,
@@ -121,7 +131,7 @@ def _sample(
 ) -> tuple[records.SampleRecord, np.ndarray]:
     cfg = experiment.generate
     functions = step_lib.build(experiment, spec.width, spec.depth, unroll=False)
-    denoiser = functions.denoiser
+    denoiser = networks.denoiser(experiment, spec.width, spec.depth, unroll=False)
     abstract = step_lib.abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
     checkpoints = checkpoint.Checkpoints(

@@ -48,10 +48,14 @@ def gathered(module: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _normal(key: jax.Array, size: int, deviation: float) -> jax.Array:
-    """Normal draws of this standard deviation, cut at two of the uncut one's."""
-    draw = jax.random.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32)
-    return draw * (deviation / 0.8796256610342398)  # what is left of 1 once cut
+def _normals(keys: jax.Array, size: int) -> jax.Array:
+    """Rows of normal draws cut at two standard deviations and scaled back to one."""
+
+    def row(key: jax.Array) -> jax.Array:
+        draw = jax.random.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32)
+        return draw / 0.8796256610342398  # what is left of 1 once cut
+
+    return jax.vmap(row)(keys)
 
 
 def all_but_last(path: str, shape: tuple[int, ...]) -> int:
@@ -72,26 +76,35 @@ def initialise(
     Args:
       shapes: nested dicts, as `jax.eval_shape` of a module's `init` gives them; leaves
         are named kernel, scale or bias.
-      inputs: (path, shape of a kernel) -> how many inputs an output sums over.
+      inputs: (path, shape of a kernel) -> how many inputs an output sums over; 0 for a
+        kernel that begins at zero.
 
     Raises:
       ValueError: a leaf of another name.
     """
 
-    def value(keys: Any, leaf: Any) -> jax.Array:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    values: list[Any] = [None] * len(leaves)
+    drawn: dict[int, list[tuple[int, str, int]]] = {}  # by size: place, path, inputs
+    for i, (keys, leaf) in enumerate(leaves):
         path = "/".join(str(part.key) for part in keys)
         match keys[-1].key:
-            case "kernel":
-                own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-                deviation = inputs(path, leaf.shape) ** -0.5  # LeCun et al. 1998
-                return _normal(own, leaf.size, deviation).reshape(leaf.shape)
+            case "kernel" if fan_in := inputs(path, leaf.shape):
+                drawn.setdefault(leaf.size, []).append((i, path, fan_in))
+            case "kernel" | "bias":
+                values[i] = jnp.zeros(leaf.shape, jnp.float32)
             case "scale":
-                return jnp.ones(leaf.shape, jnp.float32)
-            case "bias":
-                return jnp.zeros(leaf.shape, jnp.float32)
-        raise ValueError(f"{path}: no first value for leaves of this name")
-
-    return jax.tree_util.tree_map_with_path(value, shapes)
+                values[i] = jnp.ones(leaf.shape, jnp.float32)
+            case _:
+                raise ValueError(f"{path}: no first value for leaves of this name")
+    for size, group in drawn.items():
+        names = np.array([zlib.crc32(path.encode()) for _, path, _ in group], np.uint32)
+        rows = _normals(
+            jax.vmap(lambda name: jax.random.fold_in(key, name))(names), size
+        )
+        for row, (i, _, fan_in) in zip(rows, group, strict=True):
+            values[i] = row.reshape(leaves[i][1].shape) * fan_in**-0.5  # LeCun 1998
+    return jax.tree.unflatten(tree, values)
 
 
 def embed(table_VE: jax.Array, ids_BS: TextBS) -> TextBSE:

@@ -1,12 +1,16 @@
-"""From an experiment and a size to its denoiser: the one reader of config.Model."""
+"""From an experiment and a size to its network: the one reader of config.Model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from scaling_ldm import config, denoisers
+from scaling_ldm import config, denoisers, encoders
 from scaling_ldm.denoisers import dit, unet
+from scaling_ldm.encoders import autoencoder_kl
+
+# Widths of an autoencoder's resolutions, in its base width.
+AUTOENCODER_MULTIPLES = (1, 2, 4, 4)
 
 
 def denoiser(
@@ -68,6 +72,29 @@ def _unet(
             **_text(experiment),
         )
     )
+
+
+def autoencoder_shape(
+    experiment: config.Experiment, width: int, depth: int
+) -> autoencoder_kl.Shape:
+    """The autoencoder of `depth` resolutions that an experiment trains."""
+    model = experiment.model
+    return autoencoder_kl.Shape(
+        channels=tuple(width * multiple for multiple in AUTOENCODER_MULTIPLES[:depth]),
+        blocks=1,
+        latent_channels=model.latent_channels,
+        image_channels=experiment.data.shape[-1],
+        groups=model.groups,
+        middle_attention=False,
+        dtype=denoisers.DTYPES[model.compute_dtype],
+    )
+
+
+def autoencoder(
+    experiment: config.Experiment, width: int, depth: int
+) -> encoders.Autoencoder:
+    """The network that an autoencoder's experiment trains."""
+    return encoders.autoencoder(autoencoder_shape(experiment, width, depth))
 
 
 _BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {

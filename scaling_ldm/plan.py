@@ -58,13 +58,13 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
 def _size(experiment: config.Experiment, width: int, depth: int) -> dict:
     """Parameters and the cost of one step of one rung of the ladder."""
     functions = step_lib.build(experiment, width, depth, unroll=False)
-    params, bare = denoisers.count_params(functions.denoiser)
+    params, bare = denoisers.count_params(functions.task)
     return {
         "width": width,
         "depth": depth,
         "params": params,
         "params_without_embeddings": bare,
-        "denoiser": functions.denoiser,
+        "task": functions.task,
         "cost": step_lib.cost(experiment, functions, experiment.train.batch_size),
     }
 
@@ -84,12 +84,12 @@ def _around(ladder: list[dict], budget: float, cfg: config.Plan) -> list[dict]:
 
 def _row(experiment: config.Experiment, budget: float, size: dict) -> records.RunSpec:
     cfg, batch_size = experiment.plan, experiment.train.batch_size
-    cost, denoiser = size["cost"], size["denoiser"]
+    cost, task = size["cost"], size["task"]
     flops_per_step = cost.flops.model
     steps = max(round(budget / flops_per_step), 1)
     images = steps * batch_size
-    image_tokens = images * denoiser.image_tokens
-    text_tokens = images * denoiser.other_tokens
+    image_tokens = images * task.image_tokens
+    text_tokens = images * task.other_tokens
     width, depth = size["width"], size["depth"]
     shards = experiment.mesh.fsdp
     return records.RunSpec(

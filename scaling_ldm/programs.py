@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, mesh
+from scaling_ldm import config, mesh, tasks
 from scaling_ldm import data as data_lib
 from scaling_ldm import step as step_lib
 from scaling_ldm.objectives import validation
@@ -92,7 +92,7 @@ def compile_for(
         ),
         step=compiled(step, donate_argnums=0, out_shardings=(placed, whole)),
         steps=compiled(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        errors=compiled(functions.errors, out_shardings=whole),
+        errors=compiled(functions.task.errors, out_shardings=whole),
     )
 
 
@@ -126,7 +126,7 @@ def held_out_batches(
     """The whole validation set, with each sample's time and noise index."""
     cfg = experiment.validation
     times = validation.stratified_times(
-        cfg.samples, step_lib.objective(experiment.objective), seed=cfg.seed
+        cfg.samples, tasks.objective(experiment.objective), seed=cfg.seed
     )
     rows = mesh.rows_of_process(device_mesh, cfg.batch_size)
     key = jax.device_put(jax.random.key(cfg.seed), mesh.named(device_mesh, mesh.WHOLE))

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, denoisers, flops, networks, noise, optim
-from scaling_ldm.objectives import denoise, validation
+from scaling_ldm import config, flops, optim, tasks
 
 Batch = dict[str, jax.Array]
 METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each step
@@ -42,50 +41,17 @@ class TrainState:
 class Functions:
     """The pure functions of one size.
 
+    task: what is learnt.
     init(key) -> TrainState
     step(state, batch, null, hyper) -> (state, metrics): metrics are float32 scalars
       "loss" (before the update), "loss_smoothed", "gradient_norm", "learning_rate".
       `hyper` holds "key" (of the run), "peak" and "warmup": data, so runs of one size
       share a compiled step.
-    errors(params, batch, t_B, index_B, key) -> [B] validation errors.
     """
 
-    denoiser: denoisers.Denoiser
-    objective: denoise.Objective
+    task: tasks.Task
     init: Callable[[jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    loss: Callable[..., jax.Array]
-    errors: Callable[..., jax.Array]
-
-
-@functools.lru_cache(maxsize=64)
-def objective(cfg: config.Objective) -> denoise.Objective:
-    """What the network is to learn; its schedule and prediction are the sampler's too.
-
-    Args:
-      cfg: a section that `config.resolve` let pass.
-    """
-    if cfg.schedule in config.DISCRETE_SCHEDULES:
-        schedule = noise.SCHEDULES[cfg.schedule](steps=cfg.schedule_steps)
-        if cfg.zero_terminal_snr:
-            schedule = noise.zero_terminal_snr(schedule)
-    else:
-        schedule = noise.SCHEDULES[cfg.schedule]()
-
-    def chosen(table: Any, name: str, fields: tuple[str, ...], prefix: str) -> Any:
-        return table[name](**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
-
-    name, law = cfg.weighting, cfg.time_law
-    return denoise.Objective(
-        schedule=schedule,
-        prediction=cfg.prediction,
-        weighting=chosen(
-            denoise.WEIGHTINGS, name, config.WEIGHTINGS[name], prefix=f"{name}_"
-        ),
-        time_law=chosen(denoise.TIME_LAWS, law, config.TIME_LAWS[law], prefix="time_"),
-        time_shift=cfg.time_shift,
-        caption_dropout=cfg.caption_dropout,
-    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -94,13 +60,11 @@ def build(
 ) -> Functions:
     """The functions of the network `width` x `depth` under an experiment's recipe."""
     cfg = experiment.optimizer
-    denoiser = networks.denoiser(experiment, width, depth, unroll)
+    task = tasks.task(experiment, width, depth, unroll)
     optimizer = optim.adamw(cfg)
-    learnt = objective(experiment.objective)
-    loss = functools.partial(denoise.loss, denoiser.apply, objective=learnt)
 
     def init(key: jax.Array) -> TrainState:
-        params = denoiser.init(key)
+        params = task.init(key)
         return TrainState(
             params=params,
             ema=jax.tree.map(jnp.copy, params),
@@ -113,7 +77,7 @@ def build(
         state: TrainState, batch: Batch, null: Batch, hyper: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(hyper["key"], state.step)
-        value, gradient = jax.value_and_grad(loss)(state.params, batch, null, key)
+        value, gradient = jax.value_and_grad(task.loss)(state.params, batch, null, key)
         with jax.named_scope("optimizer"):
             direction, opt = optimizer.update(gradient, state.opt, state.params)
             rate = optim.learning_rate(state.step, hyper["peak"], hyper["warmup"])
@@ -132,22 +96,7 @@ def build(
             params=params, ema=ema, opt=opt, step=done, smoothed_loss=smoothed
         ), metrics
 
-    def errors(
-        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
-    ) -> jax.Array:
-        cond = {name: batch[name] for name in denoiser.conditioning}
-        return validation.errors(
-            denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
-        )
-
-    return Functions(
-        denoiser=denoiser,
-        objective=learnt,
-        init=init,
-        step=step,
-        loss=loss,
-        errors=errors,
-    )
+    return Functions(task=task, init=init, step=step)
 
 
 def abstract_state(functions: Functions) -> TrainState:
@@ -185,22 +134,22 @@ def cost(experiment: config.Experiment, functions: Functions, batch_size: int) -
     """Counts one step at `batch_size`; compiles nothing, touches no device."""
     state = abstract_state(functions)
     batch = abstract_batch(experiment, batch_size)
-    batch = {name: batch[name] for name in ("x", *functions.denoiser.conditioning)}
+    batch = {name: batch[name] for name in ("x", *functions.task.conditioning)}
     null = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
-        for name in functions.denoiser.conditioning
+        for name in functions.task.conditioning
         if name != "image"
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def residuals(params: Any, batch: Batch, null: Batch, key: jax.Array) -> Any:
-        return jax.vjp(lambda p: functions.loss(p, batch, null, key), params)[1]
+        return jax.vjp(lambda p: functions.task.loss(p, batch, null, key), params)[1]
 
     kept = jax.eval_shape(residuals, state.params, batch, null, key)
     params_bytes = _nbytes(state.params)
     return Cost(
         flops=flops.count(
-            jax.value_and_grad(functions.loss), state.params, batch, null, key
+            jax.value_and_grad(functions.task.loss), state.params, batch, null, key
         ),
         state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(_nbytes(kept) - params_bytes, 0),

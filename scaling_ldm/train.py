@@ -147,7 +147,7 @@ class _Job:
         self.sweep, self.stop = sweep, stop
         self.folder = folder_of(workdir, spec)
         self.program = compile_for(experiment, spec.width, spec.depth, device_mesh)
-        self.names = ("x", *self.program.functions.denoiser.conditioning)
+        self.names = ("x", *self.program.functions.task.conditioning)
         self.null: dict[str, np.ndarray] = {}
         per_run = experiment.train.checkpoints_per_run
         self.marks = sorted(

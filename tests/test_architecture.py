@@ -28,7 +28,17 @@ LAYERS = (
         "samplers",
         "weights",
     },
-    {"mesh", "optim", "checkpoint", "meters", "data", "networks", "step", "programs"},
+    {
+        "mesh",
+        "optim",
+        "checkpoint",
+        "meters",
+        "data",
+        "networks",
+        "tasks",
+        "step",
+        "programs",
+    },
     {
         "plan",
         "encode",

@@ -5,8 +5,7 @@ import inspect
 
 import pytest
 
-from scaling_ldm import config, noise, prediction, samplers
-from scaling_ldm import step as step_lib
+from scaling_ldm import config, noise, prediction, samplers, tasks
 from scaling_ldm.objectives import denoise
 
 
@@ -149,7 +148,7 @@ def test_a_field_and_the_parameter_it_sets_have_one_default(fields, table, prefi
 @pytest.mark.parametrize("schedule", config.SCHEDULES)
 def test_every_named_objective_is_built(schedule):
     def build(**values):
-        return step_lib.objective(config.Objective(schedule=schedule, **values))
+        return tasks.objective(config.Objective(schedule=schedule, **values))
 
     for weighting in config.WEIGHTINGS:
         for law in config.TIME_LAWS:
@@ -167,7 +166,7 @@ def test_an_objectives_parameters_arrive():
     fields = config.Objective(
         weighting="p2", p2_gamma=0.5, p2_k=2.0, time_location=0.7, time_scale=0.1
     )
-    got = step_lib.objective(dataclasses.replace(fields, time_shift=3.0))
+    got = tasks.objective(dataclasses.replace(fields, time_shift=3.0))
     assert got.weighting.weight(0.0) == pytest.approx(3**-0.5)
     t = 1 / (1 + 2.718281828**-0.7)
     assert got.times(0.0) == pytest.approx(3 * t / (1 + 2 * t))

@@ -308,7 +308,7 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
             one = mesh.build(other.mesh, {}, use=jax.devices()[:devices])
             with jax.set_mesh(one):
                 program = programs.compile_for(other, row.width, row.depth, one)
-                names = ("x", *program.functions.denoiser.conditioning)
+                names = ("x", *program.functions.task.conditioning)
                 held_out = programs.held_out_batches(other, one, source, names)
                 params = mesh.put(one, weights.params, mesh.WHOLE)
                 losses.append(programs.validation_loss(program, params, held_out))

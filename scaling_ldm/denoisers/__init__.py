@@ -104,8 +104,12 @@ def u_net(shape: unet_lib.Shape) -> Denoiser:
     )
 
 
-def count_params(denoiser: Denoiser) -> tuple[int, int]:
-    """(all parameters, parameters without embedding tables); allocates nothing."""
+def count_params(denoiser: Any) -> tuple[int, int]:
+    """(all parameters, parameters without embedding tables); allocates nothing.
+
+    Args:
+      denoiser: anything with `init` and `embeddings`.
+    """
     shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
     total = lookup = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

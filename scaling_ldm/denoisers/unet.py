@@ -15,6 +15,7 @@ embedding 4c wide. weights/unet.py reads and writes its published weights.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -58,28 +59,20 @@ class Shape:
     blocks: int = BLOCKS
 
 
-def _conv(
-    features: int, dtype: Any, name: str, *, stride: int = 1, zero: bool = False
-) -> nn.Conv:
-    """3 x 3 with a border of zeros all around, whatever the stride.
-
-    Args:
-      zero: its kernel begins at zero, as that of the last one and of every residual's
-        last one: the network is the identity of its skips before it is trained.
-    """
+def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
+    """3 x 3 with a border of zeros all around, whatever the stride."""
     return nn.Conv(
         features,
         (3, 3),
         strides=stride,
         padding=((1, 1), (1, 1)),
-        kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
         dtype=dtype,
         name=name,
     )
 
 
-def _norm(dtype: Any, name: str, epsilon: float = 1e-5) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, epsilon=epsilon, dtype=dtype, name=name)
+def _norm(dtype: Any, name: str, epsilon: float = 1e-5) -> nn.Module:
+    return layers.GroupNorm(GROUPS, epsilon, dtype, name=name)
 
 
 class Residual(nn.Module):
@@ -95,7 +88,7 @@ class Residual(nn.Module):
         time = nn.Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
         h = h + time[:, None, None, :]
         h = nn.silu(_norm(self.dtype, "norm2")(h))
-        h = _conv(self.width, self.dtype, "conv2", zero=True)(h)
+        h = _conv(self.width, self.dtype, "conv2")(h)
         if x_BHWC.shape[-1] != self.width:
             x_BHWC = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
         return x_BHWC + h
@@ -152,13 +145,6 @@ class Transformer(nn.Module):
         return x_BHWC + h.reshape(B, H, W, C)
 
 
-def _gathered(module: Any) -> Any:
-    """A module whose parameters are made whole where it uses them."""
-    return nn.map_variables(
-        module, "params", trans_in_fn=layers.gather, init=True, mutable=True
-    )
-
-
 class UNet(nn.Module):
     """Latents, time and text features to a prediction; no text embedding of its own."""
 
@@ -170,7 +156,7 @@ class UNet(nn.Module):
     ) -> LatentBHWC:
         s = self.shape
         widths = [s.base * multiple for multiple in s.multiples]
-        residual, transformer = _gathered(Residual), _gathered(Transformer)
+        residual, transformer = layers.gathered(Residual), layers.gathered(Transformer)
         if s.remat:
             residual, transformer = nn.remat(residual), nn.remat(transformer)
         time = layers.TimeEmbedding(4 * s.base, s.base, s.dtype, name="time")(t_B)
@@ -202,16 +188,10 @@ class UNet(nn.Module):
                 x = jnp.concatenate([x, kept.pop()], axis=-1)
                 x = stage(x, level, f"up{level}_{i}")
             if level:
-                x = _double(x)
+                x = layers.double(x)
                 x = _conv(widths[level], s.dtype, f"up{level}_double")(x)
         x = nn.silu(_norm(s.dtype, "exit_norm")(x))
-        exit_ = _conv(s.image_shape[-1], s.dtype, "exit", zero=True)
-        return exit_(x).astype(jnp.float32)
-
-
-def _double(x_BHWC: LatentBHWC) -> LatentBHWC:
-    """Twice the height and width, each pixel four times."""
-    return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)
+        return _conv(s.image_shape[-1], s.dtype, "exit")(x).astype(jnp.float32)
 
 
 def _by_itself(name: str) -> bool:
@@ -219,17 +199,33 @@ def _by_itself(name: str) -> bool:
     return "_residual" in name or "_transformer" in name
 
 
+def _inputs(path: str, shape: tuple[int, ...]) -> int:
+    """Inputs of one output of a kernel; 0 where it begins at zero.
+
+    The last convolution, and the last one of every residual block, begin at zero: an
+    untrained network predicts nothing, and its blocks pass on what they are given.
+    """
+    name = path.split("/")[-2]
+    if name in ("exit", "conv2"):
+        return 0
+    return shape[0] if name in ("q", "k", "v") else math.prod(shape[:-1])
+
+
 def init(shape: Shape, key: jax.Array) -> Params:
     """Float32 parameters, named as the modules of `UNet`, and the caption's words."""
     word_key, key = jax.random.split(key)
     H, W, C = shape.image_shape
-    params = UNet(shape).init(
-        key,
-        jnp.zeros((1, H, W, C + shape.extra_channels)),
-        jnp.zeros((1,)),
-        jnp.zeros((1, shape.text_tokens, shape.text_width)),
-        None,
-    )["params"]
+
+    def modules(key: jax.Array) -> Params:
+        return UNet(shape).init(
+            key,
+            jnp.zeros((1, H, W, C + shape.extra_channels)),
+            jnp.zeros((1,)),
+            jnp.zeros((1, shape.text_tokens, shape.text_width)),
+            None,
+        )["params"]
+
+    params = layers.initialise(jax.eval_shape(modules, key), key, _inputs)
     if shape.vocab_size:
         table = jax.random.normal(word_key, (shape.vocab_size, shape.text_width))
         params["entry"] = {"word_embedding": table}

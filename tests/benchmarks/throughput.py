@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from scaling_ldm import config, data, denoisers, mesh, programs
+from scaling_ldm import config, data, denoisers, mesh, networks, programs
 from scaling_ldm import step as step_lib
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ def check_equal(
     exact = dataclasses.replace(
         recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32")
     )
-    denoiser = step_lib.build(exact, *size, unroll=False).denoiser
+    denoiser = networks.denoiser(exact, *size, unroll=False)
     rng = np.random.default_rng(0)
     params = jax.tree.map(  # away from zero, so that every parameter acts
         lambda a: np.asarray(a) + 0.05 * rng.normal(size=a.shape).astype(np.float32),

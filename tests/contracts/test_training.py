@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling_ldm import config, mesh, prediction, programs
+from scaling_ldm import config, mesh, prediction, programs, tasks
 from scaling_ldm import step as step_lib
 from scaling_ldm.objectives import validation
 
@@ -78,12 +78,13 @@ def second_moment(objective, t, x0):
 
 @pytest.mark.parametrize(("architecture", "name"), PRODUCT)
 def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
-    _, functions = build(tiny, architecture, name)
-    assert functions.objective.prediction == OBJECTIVES[name].get("prediction", "flow")
-    batch, null = flat_colours(functions.denoiser.conditioning)
-    t = validation.stratified_times(ROWS, functions.objective, seed=0)
+    experiment, functions = build(tiny, architecture, name)
+    learnt = tasks.objective(experiment.objective)
+    assert learnt.prediction == OBJECTIVES[name].get("prediction", "flow")
+    batch, null = flat_colours(functions.task.conditioning)
+    t = validation.stratified_times(ROWS, learnt, seed=0)
     errors = jax.jit(
-        lambda params: functions.errors(
+        lambda params: functions.task.errors(
             params, batch, t, np.arange(ROWS), jax.random.key(1)
         )
     )
@@ -92,7 +93,7 @@ def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
     state = jax.jit(functions.init)(jax.random.key(0))
     step = jax.jit(functions.step)
     before = np.mean(errors(state.params))
-    assert_allclose(before, second_moment(functions.objective, t, batch["x"]), rtol=0.1)
+    assert_allclose(before, second_moment(learnt, t, batch["x"]), rtol=0.1)
     for _ in range(30):
         state, metrics = step(state, batch, null, hyper)
         assert np.isfinite(metrics["loss"])
@@ -114,10 +115,11 @@ def test_the_held_out_times_are_those_of_the_objective(tiny):
         def rows(self, index):
             return {"x": np.zeros((len(index), 8, 8, 3), np.float32)}
 
-    experiment, functions = build(tiny, "in_context", "x0")
+    experiment, _ = build(tiny, "in_context", "x0")
     device_mesh = mesh.build(experiment.mesh, {})
     batches = programs.held_out_batches(experiment, device_mesh, Source(), ("x",))
     cfg = experiment.validation
-    want = validation.stratified_times(cfg.samples, functions.objective, seed=cfg.seed)
+    learnt = tasks.objective(experiment.objective)
+    want = validation.stratified_times(cfg.samples, learnt, seed=cfg.seed)
     assert_allclose(np.concatenate([b.times for b in batches]), want)
     assert want.max() > 900
