@@ -10,7 +10,7 @@ from scaling_ldm.denoisers import dit, unet
 from scaling_ldm.encoders import autoencoder_kl
 
 # Widths of an autoencoder's resolutions, in its base width.
-AUTOENCODER_MULTIPLES = (1, 2, 4, 4)
+AUTOENCODER_MULTIPLES = (1, 2, 2, 4)
 
 
 def denoiser(
