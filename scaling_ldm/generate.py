@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import (
-    checkpoint,
     config,
+    finished,
     flops,
     mesh,
     meters,
@@ -23,7 +23,6 @@ from scaling_ldm import (
     tasks,
 )
 from scaling_ldm import data as data_lib
-from scaling_ldm import step as step_lib
 
 
 def run(
@@ -39,17 +38,13 @@ def run(
     Returns:
       The record, or None when no run is finished.
     """
-    finished = [
-        record
-        for spec in specs
-        if (path := workdir / "runs" / spec.run_id / "record.json").exists()
-        and (record := records.loads(path.read_text())).status == "finished"
-    ]
-    if not finished:
+    if experiment.model.architecture == "autoencoder_kl":
+        meters.say("no samples: an autoencoder generates nothing by itself")
+        return None
+    spec = finished.best(workdir, specs)
+    if spec is None:
         meters.say("no finished run to sample from")
         return None
-    best = min(finished, key=lambda record: record.validation_loss_ema)
-    spec = next(spec for spec in specs if spec.run_id == best.run_id)
     path = workdir / "samples" / "record.json"
     if path.exists():
         known = records.loads(path.read_text())
@@ -130,26 +125,8 @@ def _sample(
     device_mesh: jax.sharding.Mesh,
 ) -> tuple[records.SampleRecord, np.ndarray]:
     cfg = experiment.generate
-    functions = step_lib.build(experiment, spec.width, spec.depth, unroll=False)
     denoiser = networks.denoiser(experiment, spec.width, spec.depth, unroll=False)
-    abstract = step_lib.abstract_state(functions)
-    placed = mesh.shardings(device_mesh, abstract)
-    checkpoints = checkpoint.Checkpoints(
-        workdir / "runs" / spec.run_id / "checkpoints",
-        spec,
-        experiment.train.keep_checkpoints,
-        meters.say,
-    )
-    restored = checkpoints.restore(
-        jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            placed,
-        )
-    )
-    checkpoints.close()
-    if restored is None:
-        raise checkpoint.CheckpointError(f"{spec.run_id} has no readable checkpoint")
+    params = finished.averaged(experiment, workdir, spec, device_mesh)
     _, source = data_lib.sources(experiment, workdir)
     positions = np.arange(cfg.images)
     padded = -(-cfg.images // device_mesh.size) * device_mesh.size
@@ -183,14 +160,14 @@ def _sample(
     begin = time.perf_counter()
     whole = mesh.named(device_mesh, mesh.WHOLE)
     compiled = jax.jit(sample, out_shardings=whole)
-    images = np.asarray(compiled(restored.state.ema, cond, null, index))
+    images = np.asarray(compiled(params, cond, null, index))
     seconds = time.perf_counter() - begin
     with jax.set_mesh(None):
         counted = flops.count(
             sample,
-            abstract.params,
             *jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (cond, null, index)
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+                (params, cond, null, index),
             ),
         )
     return records.SampleRecord(

@@ -20,7 +20,8 @@ _STAGES = flags.DEFINE_list(
     "stages",
     None,
     f"Some of {','.join(config.STAGES)}, run in that order. Default: all of them; with "
-    "--run, plan and train.",
+    "--run, plan, encode and train. On request, last: "
+    f"{','.join(config.STAGES_ON_REQUEST)}.",
 )
 _RUN = flags.DEFINE_integer("run", None, "Only this row of the plan (from 0).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")

@@ -120,13 +120,14 @@ def _in_a_job() -> bool:
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
     if stages is None:  # one run of a sweep: the study is read when all are there
         return ("plan", "encode", "train") if only is not None else config.STAGES
-    unknown = [s for s in stages if s not in config.STAGES]
+    known = (*config.STAGES, *config.STAGES_ON_REQUEST)
+    unknown = [s for s in stages if s not in known]
     if unknown or not stages:
         raise config.ConfigError(
             f"--stages: {', '.join(unknown) or 'none'} unknown; "
-            f"known: {', '.join(config.STAGES)}"
+            f"known: {', '.join(known)}"
         )
-    return tuple(s for s in config.STAGES if s in stages)
+    return tuple(s for s in known if s in stages)
 
 
 class _Study:
@@ -147,7 +148,7 @@ class _Study:
     def run(self) -> None:
         from scaling_ldm import meters
 
-        runs_networks = {"train", "generate"} | (
+        runs_networks = {"train", "generate", "export"} | (
             {"encode"} if self.experiment.encoded else set()
         )
         if runs_networks & set(self.stages):
@@ -331,6 +332,11 @@ class _Study:
         from scaling_ldm import generate
 
         generate.run(self.experiment, self.workdir, self._specs())
+
+    def _export(self) -> None:
+        from scaling_ldm import export
+
+        export.run(self.experiment, self.workdir, self._specs())
 
     def _report(self) -> None:
         if not self.primary:

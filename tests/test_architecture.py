@@ -38,10 +38,12 @@ LAYERS = (
         "tasks",
         "step",
         "programs",
+        "finished",
     },
     {
         "plan",
         "encode",
+        "export",
         "train",
         "generate",
         "fit",
@@ -53,7 +55,7 @@ LAYERS = (
     {"study"},
     {"main"},
 )
-STAGES = ("plan", "encode", "train", "generate", "fit", "report")
+STAGES = ("plan", "encode", "train", "generate", "fit", "export", "report")
 
 SOLE = {
     "ml_collections": {"config", "main", "study"},

@@ -140,4 +140,7 @@ def test_exit_codes_are_distinct():
 
 
 def test_stage_names_are_the_methods():
-    assert all(hasattr(study._Study, f"_{stage}") for stage in config.STAGES)
+    assert all(
+        hasattr(study._Study, f"_{stage}")
+        for stage in (*config.STAGES, *config.STAGES_ON_REQUEST)
+    )

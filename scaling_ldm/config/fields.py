@@ -88,6 +88,7 @@ SPACINGS = (
     "flow_shifted",
 )
 STAGES = ("plan", "encode", "train", "fit", "generate", "report")
+STAGES_ON_REQUEST = ("export",)  # run last, and only when asked for
 
 
 class ConfigError(ValueError):
