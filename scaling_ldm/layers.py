@@ -197,24 +197,22 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
-        B, H, W, C = x_BHWC.shape
+        B, C, G = x_BHWC.shape[0], x_BHWC.shape[-1], self.groups
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         x = x_BHWC.astype(jnp.float32)
 
-        def mean(value_BC: jax.Array) -> jax.Array:
-            """Over the pixels' sums and the channels of a group, for every channel."""
-            grouped = value_BC.reshape(B, self.groups, C // self.groups)
-            mean_BG1 = jnp.sum(grouped, axis=-1, keepdims=True) / (
-                H * W * C // self.groups
-            )
-            return jnp.broadcast_to(mean_BG1, grouped.shape).reshape(B, C)
+        def group_mean(of_BHWC: jax.Array) -> jax.Array:
+            """Over pixels and a group's channels, for each of these: [B, 1, 1, C]."""
+            of_BGF = jnp.mean(of_BHWC, axis=(1, 2)).reshape(B, G, C // G)
+            mean_BG1 = jnp.mean(of_BGF, axis=-1, keepdims=True)
+            return jnp.broadcast_to(mean_BG1, of_BGF.shape).reshape(B, C)[:, None, None]
 
-        mean_BC = mean(jnp.sum(x, axis=(1, 2)))
-        square_BC = mean(jnp.sum(x * x, axis=(1, 2)))
-        gain_BC = jax.lax.rsqrt(square_BC - mean_BC**2 + self.epsilon) * scale[None]
-        offset_BC = bias[None] - mean_BC * gain_BC
-        y = x * gain_BC[:, None, None] + offset_BC[:, None, None]
+        mean = group_mean(x)
+        # Not the mean square less the squared mean: that loses digits far from zero.
+        variance = group_mean((x - mean) ** 2)
+        gain = jax.lax.rsqrt(variance + self.epsilon) * scale[None, None, None]
+        y = (x - mean) * gain + bias[None, None, None]
         return y.astype(self.dtype)
 
 

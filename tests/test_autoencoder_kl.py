@@ -1,6 +1,7 @@
 """The published autoencoders' counts, their own parts, and their files."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -20,12 +21,18 @@ SMALL = autoencoder_kl.Shape(
 BATCH = 8
 
 
-def drawn(spec, seed=0):
+SHAPES = functools.cache(
+    lambda: jax.eval_shape(lambda: autoencoder_kl.init(SMALL, jax.random.key(0)))
+)
+ENCODE = jax.jit(functools.partial(autoencoder_kl.encode, SMALL))
+DECODE = jax.jit(functools.partial(autoencoder_kl.decode, SMALL))
+
+
+def drawn():
     """Random parameters, norms and biases too, without compiling an initialiser."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: autoencoder_kl.init(spec, jax.random.key(0)))
+    rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda s: rng.normal(scale=0.2, size=s.shape).astype("f"), shapes
+        lambda s: rng.normal(scale=0.2, size=s.shape).astype("f"), SHAPES()
     )
 
 
@@ -49,7 +56,7 @@ def loss(spec):
 
 @pytest.fixture(scope="module")
 def reference():
-    params = drawn(SMALL)
+    params = drawn()
     return params, loss(SMALL)(params, pictures())
 
 
@@ -90,24 +97,29 @@ def test_a_mesh_changes_nothing(reference, monkeypatch):
     )
 
 
-def test_pictures_of_any_size_and_rows_do_not_mix():
-    net, params = encoders.autoencoder(SMALL), drawn(SMALL)
-    encode, decode = jax.jit(net.encode), jax.jit(net.decode)
-    for side in ((8, 6), (2, 4)):
-        x = pictures()[:, : side[0], : side[1]]
-        moments = encode(params, x)
-        assert moments.shape == (BATCH, side[0] // 2, side[1] // 2, 6)
-        out = decode(params, moments[..., :3])
-        assert out.shape == x.shape and out.dtype == jnp.float32
-        assert_allclose(encode(params, x[2:3])[0], moments[2], rtol=1e-3, atol=1e-4)
+def test_pictures_of_any_size():
+    params, x = drawn(), pictures()[:, :2, :4]
+    moments = ENCODE(params, x)
+    assert moments.shape == (BATCH, 1, 2, 6)
+    out = DECODE(params, moments[..., :3])
+    assert out.shape == x.shape and out.dtype == jnp.float32
     with pytest.raises(ValueError, match="7 x 8 pixels: both must be multiples of 2"):
-        net.encode(params, jnp.zeros((1, 7, 8, 3)))
+        ENCODE(params, jnp.zeros((1, 7, 8, 3)))
+
+
+def test_rows_do_not_mix():
+    params, x = drawn(), pictures()
+    moments = ENCODE(params, x)
+    other = np.where(np.arange(BATCH)[:, None, None, None] == 2, x, -x)
+    again = ENCODE(params, other)
+    assert_allclose(again[2], moments[2], rtol=1e-5, atol=1e-6)
+    assert np.abs(again[3] - moments[3]).max() > 0.1
 
 
 def test_log_variances_are_clipped_and_sampled():
-    params = drawn(SMALL)
+    params = drawn()
     params["encoder"]["quant"]["bias"][3:] = (-1e3, 1e3, 0.0)
-    moments = np.asarray(autoencoder_kl.encode(SMALL, params, pictures()))
+    moments = np.asarray(ENCODE(params, pictures()))
     assert np.all(moments[..., 3] == -30) and np.all(moments[..., 4] == 20)
     noise = np.full((BATCH, 4, 3, 3), 2.0, "f")
     got = autoencoder_kl.sample(moments, noise)
@@ -121,11 +133,12 @@ def test_latents_are_shifted_then_scaled():
 
 
 def test_bfloat16_computes_close_to_float32():
-    params, x = drawn(SMALL), pictures()
-    want = np.asarray(autoencoder_kl.encode(SMALL, params, x))
+    params, x = drawn(), pictures()
+    want = np.asarray(ENCODE(params, x))
     half = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
+    encode = jax.jit(functools.partial(autoencoder_kl.encode, half))
     for given in (x, jnp.asarray(x, jnp.bfloat16)):
-        got = autoencoder_kl.encode(half, params, given)
+        got = encode(params, given)
         assert got.dtype == jnp.float32
         error = np.abs(got - want).max() / np.abs(want).max()
         assert 1e-5 < error < 5e-2
@@ -143,27 +156,43 @@ def test_a_group_norm_is_exact_far_from_zero():
     assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 
-def test_first_values_have_unit_gain_and_depend_on_path_and_key():
-    spec = dataclasses.replace(SMALL, channels=(32, 64), groups=32)
-    params = autoencoder_kl.init(spec, jax.random.key(0))
-    encoder = params["encoder"]
-    kernel = np.asarray(encoder["middle_residual0"]["conv1"]["kernel"])
+def test_first_values_have_unit_gain_and_depend_on_key_and_path():
+    leaf = jax.ShapeDtypeStruct
+    conv = {"kernel": leaf((3, 3, 64, 64), "f"), "bias": leaf((64,), "f")}
+    shapes = {"a": {"conv": conv, "norm": {"scale": leaf((64,), "f")}}, "b": conv}
+    params = layers.initialise(shapes, jax.random.key(0))
+    kernel = np.asarray(params["a"]["conv"]["kernel"])
     assert_allclose(kernel.std(), (9 * 64) ** -0.5, rtol=0.02)
     assert np.abs(kernel).max() < 2.3 * (9 * 64) ** -0.5  # cut
     assert_allclose(kernel.mean(), 0, atol=1e-3)
-    again = params["decoder"]["middle_residual0"]["conv1"]["kernel"]
-    assert abs(np.corrcoef(kernel.ravel(), np.ravel(again))[0, 1]) < 0.02
-    assert_array_equal(encoder["exit_norm"]["scale"], 1)
-    assert_array_equal(encoder["exit"]["bias"], 0)
-    # Another network with a part of the same path and size has the same values there.
-    fewer = dataclasses.replace(spec, middle_attention=False, quant_conv=False)
-    other = autoencoder_kl.init(fewer, jax.random.key(0))["encoder"]
-    assert "middle_attention" not in other and "quant" not in other
-    assert_array_equal(other["middle_residual0"]["conv1"]["kernel"], kernel)
-    other = autoencoder_kl.init(fewer, jax.random.key(1))["encoder"]
-    assert not np.allclose(other["middle_residual0"]["conv1"]["kernel"], kernel)
+    assert_array_equal(params["a"]["norm"]["scale"], 1)
+    assert_array_equal(params["b"]["bias"], 0)
+    assert abs(np.corrcoef(kernel.ravel(), params["b"]["kernel"].ravel())[0, 1]) < 0.02
+    # Neither other leaves nor their order matter; the key does.
+    alone = {"a": {"conv": {"kernel": conv["kernel"]}}}
+    again = layers.initialise(alone, jax.random.key(0))["a"]["conv"]["kernel"]
+    assert_array_equal(again, kernel)
+    other = layers.initialise(alone, jax.random.key(1))["a"]["conv"]["kernel"]
+    assert abs(np.corrcoef(kernel.ravel(), other.ravel())[0, 1]) < 0.02
+    # Heads share one input: [in, heads, head] sums over the first axis alone.
+    wide = layers.initialise(alone, jax.random.key(0), lambda path, shape: shape[0])
+    wide = wide["a"]["conv"]["kernel"]
+    assert_allclose(wide.std(), 3**-0.5, rtol=0.02)
     with pytest.raises(ValueError, match="a/table: no first value"):
         layers.initialise({"a": {"table": jnp.zeros(2)}}, jax.random.key(0))
+
+
+def test_options_decide_which_parameters_there_are():
+    spec = dataclasses.replace(SMALL, channels=(4,), blocks=1)
+    fewer = dataclasses.replace(spec, middle_attention=False, quant_conv=False)
+    params = jax.jit(encoders.autoencoder(fewer).init)(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    more = jax.eval_shape(encoders.autoencoder(spec).init, jax.random.key(0))
+    for side in ("encoder", "decoder"):
+        extra = more[side].keys() - params[side].keys()
+        assert extra == {"middle_attention", "quant"}
+    out = jax.jit(encoders.autoencoder(fewer).encode)(params, pictures()[:1])
+    assert 0.1 < np.abs(out).max() < 10  # first values keep activations of order one
 
 
 @pytest.mark.parametrize(
@@ -186,7 +215,7 @@ def test_configurations_go_round(name):
 
 
 def test_a_directory_goes_round_bit_for_bit(tmp_path):
-    params = drawn(SMALL)
+    params = drawn()
     weights.save(params, tmp_path / "net", SMALL)
     shape, back = weights.load(tmp_path / "net")
     assert shape == SMALL
@@ -217,7 +246,7 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_old_names_and_half_precision_are_read():
-    params = drawn(SMALL)
+    params = drawn()
     today = layout.write(weights.pairs(SMALL), params)
     old, moved = {}, 0
     for name, tensor in today.items():
