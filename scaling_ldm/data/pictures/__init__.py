@@ -12,7 +12,10 @@ import inspect
 from collections.abc import Callable
 
 from scaling_ldm import config
+from scaling_ldm.data.pictures.examples import ArrayRecords
+from scaling_ldm.data.pictures.folder import ImageFolder
 from scaling_ldm.data.pictures.memory import memory, registered
+from scaling_ldm.data.pictures.painted import Painted
 from scaling_ldm.data.pictures.record import (
     BadRecord,
     Picture,
@@ -20,7 +23,10 @@ from scaling_ldm.data.pictures.record import (
     decode,
     fit,
 )
+from scaling_ldm.data.pictures.tables import Tables
 from scaling_ldm.data.pictures.tally import Tally
+from scaling_ldm.data.pictures.tar_shards import TarShards
+from scaling_ldm.data.pictures.tfds import Tfds
 from scaling_ldm.data.split import held_out
 
 __all__ = [
@@ -38,6 +44,12 @@ __all__ = [
 
 # Each takes the path and, by keyword, the options that its signature names.
 PICTURES: dict[str, Callable[..., Pictures]] = {
+    "image_folder": ImageFolder,
+    "webdataset": TarShards,
+    "array_record": ArrayRecords,
+    "tfds": Tfds,
+    "huggingface": Tables,
+    "icons": Painted,
     "memory": registered,
 }
 

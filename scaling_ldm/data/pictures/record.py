@@ -99,6 +99,10 @@ def clean_caption(value: object, name: str) -> str:
             raise BadRecord(name, f"its caption is not UTF-8 ({e})") from e
     if not isinstance(value, str):
         raise BadRecord(name, f"its caption is a {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise BadRecord(name, f"its caption is not UTF-8 ({e})") from e
     if not value.strip():
         raise BadRecord(name, "its caption is empty")
     return value.strip()

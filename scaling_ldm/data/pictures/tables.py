@@ -1,0 +1,253 @@
+"""Hugging Face data sets on disk: Parquet files, `save_to_disk` folders, Arrow files.
+
+    pets/data/train-00000-of-00002.parquet     as on the Hub, downloaded
+    pets/train/state.json, data-00000....arrow  as `DatasetDict.save_to_disk` writes
+
+The picture is a column of struct<bytes, path> (the Image feature) or of bytes, the
+caption one of text, of several captions the first. Needs the extra `huggingface`
+(pyarrow); nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+import json
+import posixpath
+import re
+import threading
+from typing import Any
+
+from scaling_ldm import config
+from scaling_ldm.data import storage
+from scaling_ldm.data.pictures import columns, record
+
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+_GROUPS = 4  # row groups of Parquet kept in memory
+
+
+class Tables:
+    """Pictures in the rows of Parquet or Arrow files, in the order of their names.
+
+    Args:
+      path: folder, file, pattern or URL.
+      split: of several in the folder, as the files or folders are named.
+      image, caption, label: columns; "" for the usual ones, and for no label.
+      cache: local folder where Arrow files from far away are copied; Parquet files are
+        read where they are.
+
+    Raises:
+      ConfigError: pyarrow is missing; no files, broken ones, or none of this split; no
+        such columns.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "",
+        image: str = "",
+        caption: str = "",
+        label: str = "",
+        cache: str = "",
+    ) -> None:
+        _pyarrow()
+        folder = storage.find(path)
+        names = _data_files(folder, split)
+        arrow = [name for name in names if name.endswith(".arrow")]
+        local = iter(folder.fetch(arrow, cache, "Arrow files are read"))
+        self._tables: list[_Arrow | _Parquet] = []
+        for name in names:
+            try:
+                if name.endswith(".arrow"):
+                    self._tables.append(_Arrow(str(next(local))))
+                else:
+                    self._tables.append(_Parquet(folder, name))
+            except (OSError, ValueError) as e:  # pyarrow's errors are ValueErrors
+                raise config.ConfigError(
+                    f"{path}: {name} cannot be read: {e}; copy it again or leave it out"
+                ) from e
+        self._names = [posixpath.basename(name) for name in names]
+        self._choose(path, image, caption, label)
+        self._starts = [0, *itertools.accumulate(len(t) for t in self._tables)]
+        if not len(self):
+            raise config.ConfigError(f"{path}: there are no rows in its files")
+        files = [(name, folder.files[name].size) for name in names]
+        self.identity = record.listing_digest("huggingface", files, self._columns)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, index: int) -> record.Picture:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._starts, index) - 1
+        at = index - self._starts[number]
+        name = f"{self._names[number]}:{at}"
+        image, caption, label = self._columns
+        row = self._tables[number].row(at, [c for c in self._columns if c])
+        encoded = row[image]
+        if isinstance(encoded, dict):
+            if encoded.get("bytes") is None and encoded.get("path"):
+                raise record.BadRecord(
+                    name,
+                    f"its picture is not in the file, only its path "
+                    f"{encoded['path']}; store the bytes (save_to_disk does)",
+                )
+            encoded = encoded.get("bytes")
+        if encoded is None:
+            raise record.BadRecord(name, "it has no picture")
+        return record.Picture(
+            image=record.decode(encoded, name),
+            caption=record.clean_caption(columns.first(row[caption]), name),
+            name=name,
+            label=columns.whole(row[label], name) if label else None,
+        )
+
+    def _choose(self, path: str, image: str, caption: str, label: str) -> None:
+        where = f"{path}: {self._names[0]}"
+        schema = self._tables[0].schema
+        kinds = {field.name: _kind(field.type) for field in schema}
+        pictures = [name for name, kind in kinds.items() if kind == "image"]
+        if image or len(pictures) != 1:
+            pictures = [columns.choose(kinds, image, columns.IMAGE, "image", where)]
+        image = pictures[0]
+        if kinds[image] not in ("image", "bytes"):
+            raise config.ConfigError(
+                f"{where}: column {image!r} holds {schema.field(image).type}; pictures "
+                "are struct<bytes, path> or bytes"
+            )
+        texts = {name: None for name, kind in kinds.items() if kind == "text"}
+        self._columns = (
+            image,
+            columns.choose(texts, caption, columns.CAPTION, "caption", where),
+            columns.optional(kinds, label, "label", where),
+        )
+        for table, name in zip(self._tables, self._names, strict=True):
+            if lost := set(filter(None, self._columns)) - set(table.schema.names):
+                raise config.ConfigError(
+                    f"{path}: {name} has no column {', '.join(sorted(lost))}, unlike "
+                    f"{self._names[0]}"
+                )
+
+
+class _Arrow:
+    """A file of an Arrow stream (or the random access format), mapped into memory."""
+
+    def __init__(self, path: str) -> None:
+        pa = _pyarrow()
+        source = pa.memory_map(path)
+        try:
+            self._table = pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid:
+            source.seek(0)
+            self._table = pa.ipc.open_file(source).read_all()
+        self.schema = self._table.schema
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def row(self, at: int, names: list[str]) -> dict[str, Any]:
+        return {name: self._table[name][at].as_py() for name in names}
+
+
+class _Parquet:
+    """A Parquet file, read a row group at a time."""
+
+    def __init__(self, folder: storage.Folder, name: str) -> None:
+        _pyarrow()
+        import pyarrow.parquet
+
+        self._file = pyarrow.parquet.ParquetFile(folder.open(name))
+        self.schema = self._file.schema_arrow
+        groups = [
+            self._file.metadata.row_group(i).num_rows
+            for i in range(self._file.num_row_groups)
+        ]
+        self._starts = [0, *itertools.accumulate(groups)]
+        self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()  # the file has one position
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, at: int, names: list[str]) -> dict[str, Any]:
+        number = bisect.bisect_right(self._starts, at) - 1
+        table = self._group(number, names)
+        return {n: table[n][at - self._starts[number]].as_py() for n in names}
+
+    def _group(self, number: int, names: list[str]) -> Any:
+        with self._lock:
+            if number not in self._groups:
+                self._groups[number] = self._file.read_row_group(number, columns=names)
+                if len(self._groups) > _GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(number)
+            return self._groups[number]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as e:
+        raise config.ConfigError(
+            "the huggingface source reads Parquet and Arrow files with pyarrow, which "
+            "is not installed; pip install 'scaling_ldm[huggingface]'"
+        ) from e
+    return pyarrow
+
+
+def _kind(kind: Any) -> str:
+    """ "image", "bytes", "text" (also lists of it) or "other"."""
+    types = _pyarrow().types
+    if types.is_struct(kind):
+        names = {kind.field(i).name for i in range(kind.num_fields)}
+        return "image" if {"bytes", "path"} <= names else "other"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "bytes"
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return "text" if text else "other"
+
+
+def _data_files(folder: storage.Folder, split: str) -> list[str]:
+    """The files of a split, in order."""
+    root = folder.root
+    # `save_to_disk` lists its files; what else is there (caches, indices) is not data.
+    states = [n for n in folder.files if posixpath.basename(n) == "state.json"]
+    names = [n for n in folder.files if n.endswith(".parquet")]
+    for state in states:
+        base = posixpath.dirname(state)
+        listed = json.loads(folder.read(state)).get("_data_files", [])
+        names += [posixpath.join(base, item["filename"]) for item in listed]
+    if not states:
+        names += [n for n in folder.files if n.endswith(".arrow")]
+    if lost := [name for name in names if name not in folder.files]:
+        raise config.ConfigError(f"{root}: its state.json names {lost}, not there")
+    if not names:
+        raise config.ConfigError(
+            f"{root}: none of its {len(folder.files)} files is .parquet or .arrow; "
+            "give a data set downloaded from the Hub or written by save_to_disk"
+        )
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        splits.setdefault(_split_of(name), []).append(name)
+    if split:
+        if split not in splits:
+            known = ", ".join(filter(None, splits)) or "none"
+            raise config.ConfigError(f"{root}: no split {split!r}; it has: {known}")
+        return splits[split]
+    if len(splits) > 1:
+        known = ", ".join(filter(None, splits))
+        raise config.ConfigError(
+            f"{root}: it has several splits ({known}); choose one with split="
+        )
+    return names
+
+
+def _split_of(name: str) -> str:
+    """ "train" of data/train-00000-of-00002.parquet or train/data-00000.arrow."""
+    *folders, last = name.split("/")
+    words = [re.split(r"[-.]", last)[0], *reversed(folders)]
+    return next((word for word in words if word in _SPLITS), "")

@@ -1,0 +1,324 @@
+"""Files here or far away: what there is, how large, and any part of one.
+
+A path is local ("~/data", "file:///data") or a URL that fsspec knows ("gs://", "s3://",
+"https://", "memory://"), read with the credentials of its backend's own defaults.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+import posixpath
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import fsspec
+
+from scaling_ldm import config
+
+# What to install for a kind of URL, where fsspec finds no backend.
+_BACKENDS = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "hf": "huggingface_hub",
+}
+# What a store says of a file's version; the first that it says is taken.
+_STAMPS = ("etag", "ETag", "md5Hash", "updated", "LastModified", "mtime", "created")
+_THREADS = 16  # for many small requests to a store far away
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class File:
+    """size: bytes. stamp: changes when the file does, where the store tells."""
+
+    size: int
+    stamp: str
+
+
+class Folder:
+    """Files under one root; their names are relative to it, with forward slashes.
+
+    root: as given, for messages.
+    files: {name: File}, sorted by name.
+    """
+
+    def __init__(self, root: str, fs: Any, base: str, files: dict[str, File]) -> None:
+        self.root, self._fs, self._base = root, fs, base
+        self.files = dict(sorted(files.items()))
+
+    @property
+    def is_local(self) -> bool:
+        return self._fs is None
+
+    def location(self, name: str) -> str:
+        """The path of a file as its store knows it."""
+        return posixpath.join(self._base, name) if self._base else name
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """`size` bytes of a file from `start`, or all that follow; fewer at its end.
+
+        Raises:
+          OSError, or what the store's backend raises.
+        """
+        if size is not None and size <= 0:
+            return b""
+        if self._fs is None:
+            with open(self.location(name), "rb", buffering=0) as file:
+                file.seek(start)
+                wanted = self.files[name].size - start if size is None else size
+                return b"".join(_pieces(file, wanted))
+        end = None if size is None else start + size
+        return self._fs.cat_file(self.location(name), start=start, end=end)
+
+    def open(self, name: str) -> BinaryIO:
+        """A file opened for reading, seekable."""
+        if self._fs is None:
+            return open(self.location(name), "rb")
+        return self._fs.open(self.location(name), "rb")
+
+    def fetch(self, names: Sequence[str], cache: str, why: str) -> list[pathlib.Path]:
+        """The files on this machine: themselves, or copies that are made once.
+
+        Args:
+          cache: local folder for the copies; needed where the files are far away.
+          why: what cannot be read far away, for the message.
+
+        Raises:
+          ConfigError: they are far away and there is no cache.
+        """
+        if self._fs is None:
+            return [pathlib.Path(self.location(name)) for name in names]
+        if not cache:
+            total = sum(self.files[name].size for name in names)
+            raise config.ConfigError(
+                f"{self.root}: {why} on this machine alone; give the option "
+                f"cache=FOLDER, where its {len(names)} files are copied "
+                f"({total / 1e9:.1f} GB), or copy them and give their path"
+            )
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(lambda name: self._copy(name, cache), names))
+
+    def _copy(self, name: str, cache: str) -> pathlib.Path:
+        file = self.files[name]
+        key = f"{self.location(name)} {file.size} {file.stamp}"
+        folder = cache_folder(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
+        target = folder / posixpath.basename(name)
+        if not target.exists():
+            with atomic(target) as partial:
+                self._fs.get_file(self.location(name), str(partial))
+        return target
+
+
+@contextlib.contextmanager
+def atomic(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path beside `target`, which takes its place when all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+    os.close(handle)
+    partial = pathlib.Path(name)
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def cache_folder(cache: str = "") -> pathlib.Path:
+    """The given folder, or this user's: $XDG_CACHE_HOME/scaling_ldm."""
+    if cache:
+        return pathlib.Path(cache).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "scaling_ldm"
+
+
+def find(path: str, suffixes: Sequence[str] = ()) -> Folder:
+    """The files that a path means.
+
+    Args:
+      path: a folder (all that is under it), one file, or a pattern with "*", "?",
+        "[...]", "{00000..00099}" or "{a,b}". What begins with a dot is passed over.
+      suffixes: with a folder, only the files that end so, in any case; () for all.
+
+    Raises:
+      ConfigError: nothing is there, a part of a pattern is not, the store cannot be
+        reached, or its backend is not installed.
+    """
+    if not path:
+        raise config.ConfigError("no path is given: a folder, file, pattern or URL")
+    fs, base = _filesystem(path)
+    try:
+        return _find(path, fs, base, tuple(s.lower() for s in suffixes))
+    except (config.ConfigError, KeyboardInterrupt):
+        raise
+    except Exception as e:  # each backend has exceptions of its own
+        raise config.ConfigError(
+            f"{path}: the store cannot be listed: {type(e).__name__}: {e}"
+        ) from e
+
+
+def _find(path: str, fs: Any, base: str, suffixes: tuple[str, ...]) -> Folder:
+    kind = _kind(fs, base)
+    if kind == "file":
+        base, name = posixpath.split(base)
+        return Folder(path, fs, base, {name: _info(fs, posixpath.join(base, name))})
+    if kind == "folder":
+        files = {
+            name: file
+            for name, file in _walk(fs, base)
+            if not suffixes or name.lower().endswith(suffixes)
+        }
+        if not files:
+            only = f" that end in {', '.join(suffixes)}" if suffixes else ""
+            raise config.ConfigError(f"{path}: there are no files{only} in it")
+        return Folder(path, fs, base, files)
+    if not re.search(r"[*?\[{]", base):
+        raise config.ConfigError(f"{path}: there is no such file or folder")
+    return _pattern(path, fs, base)
+
+
+def _pattern(path: str, fs: Any, pattern: str) -> Folder:
+    # The root is the part before the first wildcard, so that names say the rest.
+    base = posixpath.dirname(re.split(r"[*?\[{]", pattern)[0])
+    names, missing = [], []
+    exact = list(_braces(pattern))
+    if not re.search(r"[*?\[]", pattern):
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            kinds = list(pool.map(lambda one: _kind(fs, one), exact))
+        for one, kind in zip(exact, kinds, strict=True):
+            (names if kind == "file" else missing).append(one)
+    else:
+        below = {posixpath.join(base, name): name for name, _ in _walk(fs, base)}
+        for one in exact:
+            rule = re.compile(_glob(one))
+            hits = [full for full in below if rule.fullmatch(full)]
+            names += hits
+            missing += [] if hits else [one]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise config.ConfigError(
+            f"{path}: {len(missing)} of its {len(exact)} parts match no file: {shown}"
+        )
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        files = dict(
+            pool.map(
+                lambda full: (posixpath.relpath(full, base or "."), _info(fs, full)),
+                sorted(set(names)),
+            )
+        )
+    return Folder(path, fs, base, files)
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """(None, local path) or (fsspec file system, path on it)."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if "://" not in path:
+        return None, os.path.abspath(os.path.expanduser(path))
+    protocol = path.split("://")[0]
+    try:
+        fs, base = fsspec.core.url_to_fs(path)
+    except ImportError as e:
+        package = _BACKENDS.get(protocol, "its fsspec backend")
+        raise config.ConfigError(f"{path}: {e}; pip install {package}") from e
+    except Exception as e:  # an unknown protocol, or credentials that are wrong
+        raise config.ConfigError(
+            f"{path}: {protocol}:// cannot be opened: {type(e).__name__}: {e}"
+        ) from e
+    return fs, base.rstrip("/") if base != "/" else base
+
+
+def _kind(fs: Any, base: str) -> str:
+    if fs is None:
+        return (
+            "folder" if os.path.isdir(base) else "file" if os.path.isfile(base) else ""
+        )
+    try:
+        return "folder" if fs.info(base)["type"] == "directory" else "file"
+    except FileNotFoundError:
+        return ""
+
+
+def _info(fs: Any, full: str) -> File:
+    if fs is None:
+        stat = os.stat(full)
+        return File(size=stat.st_size, stamp=str(stat.st_mtime_ns))
+    return _file(fs.info(full))
+
+
+def _file(info: dict[str, Any]) -> File:
+    stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
+    return File(size=int(info["size"] or 0), stamp=stamp)
+
+
+def _walk(fs: Any, base: str) -> Iterator[tuple[str, File]]:
+    """(name, File) of all that lies under a folder and is not hidden."""
+    if fs is not None:
+        for full, info in fs.find(base, detail=True).items():
+            name = posixpath.relpath(full, base)
+            if info["type"] == "file" and not any(map(_hidden, name.split("/"))):
+                yield name, _file(info)
+        return
+    seen = set()  # of links to folders, which may lead in a circle
+    for folder, folders, names in os.walk(base, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            full = os.path.join(folder, name)
+            if not _hidden(name) and os.path.isfile(full):
+                yield os.path.relpath(full, base), _info(None, full)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _pieces(file: Any, wanted: int) -> Iterator[bytes]:
+    while wanted > 0 and (piece := file.read(wanted)):
+        wanted -= len(piece)
+        yield piece
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """ "s-{08..10}.{a,b}" -> "s-08.a", "s-08.b", "s-09.a", ..."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [_choices(part) if i % 2 else [part] for i, part in enumerate(parts)]
+    return map("".join, itertools.product(*choices))
+
+
+def _choices(inside: str) -> list[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if not span:
+        return inside.split(",")
+    first, last = span.groups()
+    if int(last) < int(first):
+        raise config.ConfigError(
+            f"{{{inside}}}: it counts down; write the low end first"
+        )
+    width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+    return [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+
+
+def _glob(pattern: str) -> str:
+    """A regular expression: "*" and "?" stay in one folder, "**/" is any folders."""
+    rules = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]+\])", pattern)
+    return "".join(
+        rules.get(part) or (part.replace("[!", "[^") if i % 2 else re.escape(part))
+        for i, part in enumerate(parts)
+    )
