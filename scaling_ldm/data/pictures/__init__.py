@@ -40,6 +40,7 @@ __all__ = [
     "held_out",
     "memory",
     "open_pictures",
+    "options_of",
 ]
 
 # Each takes the path and, by keyword, the options that its signature names.
@@ -69,11 +70,15 @@ def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
         raise config.ConfigError(
             f"unknown source of pictures {source!r}; known: {', '.join(PICTURES)}"
         )
-    make = PICTURES[source]
-    known = [name for name in inspect.signature(make).parameters if name != "path"]
+    known = options_of(source)
     if unknown := sorted(options.keys() - set(known)):
         raise config.ConfigError(
             f"the {source} source has no option {', '.join(unknown)}; "
             f"it has: {', '.join(known) or 'none'}"
         )
-    return make(path, **options)
+    return PICTURES[source](path, **options)
+
+
+def options_of(source: str) -> list[str]:
+    """The options that a source in PICTURES has."""
+    return [n for n in inspect.signature(PICTURES[source]).parameters if n != "path"]

@@ -10,7 +10,6 @@ import bisect
 import io
 import itertools
 import pathlib
-import posixpath
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,14 +32,15 @@ class Records:
         self._readers, broken = [], []
         for path, name in zip(paths, names, strict=True):
             try:
-                self._readers.append(
-                    array_record_module.ArrayRecordReader(
-                        str(path),
-                        options="readahead_buffer_size:0,max_parallelism:0",
-                        file_reader_buffer_size=1 << 15,
-                    )
+                reader = array_record_module.ArrayRecordReader(
+                    str(path),
+                    options="readahead_buffer_size:0,max_parallelism:0",
+                    file_reader_buffer_size=1 << 15,
                 )
-            except (OSError, RuntimeError, ValueError) as e:
+                if not reader.ok():  # it has 0 records then, and says why when read
+                    reader.read()
+                self._readers.append(reader)
+            except (OSError, RuntimeError, ValueError, IndexError) as e:
                 broken.append(f"{name}: {e}")
         if broken:
             lines = "\n  ".join(broken[:20])
@@ -50,7 +50,7 @@ class Records:
             )
         counts = [reader.num_records() for reader in self._readers]
         self._starts = [0, *itertools.accumulate(counts)]
-        self._names = [posixpath.basename(name) for name in names]
+        self._names = list(names)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -128,9 +128,10 @@ class ArrayRecords:
         found.remove(self._image)
         self._caption = columns.choose(found, caption, columns.CAPTION, "caption", path)
         self._label = columns.optional(found, label, "label", path)
-        files = [(name, folder.files[name].size) for name in names]
         chosen = (self._image, self._caption, self._label)
-        self.identity = record.listing_digest("array_record", files, chosen)
+        self.identity = record.listing_digest(
+            "array_record", folder.sketches(names), chosen
+        )
 
     def __len__(self) -> int:
         return len(self._records)

@@ -48,7 +48,7 @@ class Memory:
         self._name = name
         self.identity = record.digest(
             "memory",
-            *(part for x in images for part in (x.shape, np.ascontiguousarray(x).data)),
+            *(part for x in images for part in (x.shape, x.tobytes())),
             list(captions),
             None if labels is None else [int(label) for label in labels],
         )

@@ -57,8 +57,9 @@ class Pictures(Protocol):
     len(): records, good and bad.
     read(index): the picture at 0 <= index < len(); may be called by several threads.
       Raises BadRecord where the record is at fault, OSError where the store is.
-    identity: hexadecimal digest of what the set is (names, sizes, captions files and
-      the options that choose among them), not of where it lies.
+    identity: hexadecimal digest of what the set is, not of where it lies: the names of
+      its files and what their sizes, indices or edges tell of their content (not all
+      their bytes), and the options that choose among it.
     """
 
     def __len__(self) -> int: ...
@@ -79,8 +80,8 @@ def digest(*parts: object) -> str:
     return total.hexdigest()
 
 
-def listing_digest(kind: str, files: Iterable[tuple[str, int]], *parts: object) -> str:
-    """The identity of a set that is files: (name, bytes) each, whatever their order."""
+def listing_digest(kind: str, files: Iterable[tuple], *parts: object) -> str:
+    """The identity of a set that is files: (name, bytes, ...) each, in any order."""
     return digest(kind, *sorted(files), *parts)
 
 

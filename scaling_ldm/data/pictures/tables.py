@@ -67,13 +67,14 @@ class Tables:
                 raise config.ConfigError(
                     f"{path}: {name} cannot be read: {e}; copy it again or leave it out"
                 ) from e
-        self._names = [posixpath.basename(name) for name in names]
+        self._names = names
         self._choose(path, image, caption, label)
         self._starts = [0, *itertools.accumulate(len(t) for t in self._tables)]
         if not len(self):
             raise config.ConfigError(f"{path}: there are no rows in its files")
-        files = [(name, folder.files[name].size) for name in names]
-        self.identity = record.listing_digest("huggingface", files, self._columns)
+        self.identity = record.listing_digest(
+            "huggingface", folder.sketches(names), self._columns
+        )
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -155,10 +156,13 @@ class _Parquet:
     """A Parquet file, read a row group at a time."""
 
     def __init__(self, folder: storage.Folder, name: str) -> None:
-        _pyarrow()
+        pa = _pyarrow()
         import pyarrow.parquet
 
-        self._file = pyarrow.parquet.ParquetFile(folder.open(name))
+        self._name, self._local = name, folder.is_local
+        source = folder.location(name) if self._local else folder.open(name)
+        self._file = pyarrow.parquet.ParquetFile(source)
+        self._damage = (OSError, pa.ArrowInvalid) if self._local else pa.ArrowInvalid
         self.schema = self._file.schema_arrow
         groups = [
             self._file.metadata.row_group(i).num_rows
@@ -173,7 +177,14 @@ class _Parquet:
 
     def row(self, at: int, names: list[str]) -> dict[str, Any]:
         number = bisect.bisect_right(self._starts, at) - 1
-        table = self._group(number, names)
+        try:
+            table = self._group(number, names)
+        except self._damage as e:
+            # pyarrow tells damage by an OSError too, but without a number.
+            if getattr(e, "errno", None):
+                raise
+            reason = f"its row group {number} is damaged: {e}"
+            raise record.BadRecord(f"{self._name}:{at}", reason) from e
         return {n: table[n][at - self._starts[number]].as_py() for n in names}
 
     def _group(self, number: int, names: list[str]) -> Any:

@@ -99,7 +99,14 @@ class TarShards:
         if not sum(counts):
             raise config.ConfigError(f"{path}: there is no sample in its shards")
         self._starts = [0, *itertools.accumulate(counts)]
-        files = [(name, file.size) for name, file in self._folder.files.items()]
+        # Every member's name and size; the shards' own sizes are rounded up.
+        files = [
+            (
+                name,
+                hashlib.sha256(index.keys.tobytes() + index.spans.tobytes()).digest(),
+            )
+            for name, index in zip(self._shards, self._indices, strict=True)
+        ]
         self.identity = record.listing_digest("webdataset", files, caption)
 
     def __len__(self) -> int:

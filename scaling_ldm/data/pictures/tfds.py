@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 from collections.abc import Iterable, Sequence
 
 from scaling_ldm import config
@@ -64,8 +63,8 @@ class Tfds:
             self._folder.fetch(names, cache, examples.WHY), names
         )
         files = [
-            (posixpath.relpath(name, base or "."), self._folder.files[name].size)
-            for name in names
+            (posixpath.relpath(name, base or "."), *rest)
+            for name, *rest in self._folder.sketches(names)
         ]
         chosen = (self._image, self._caption, self._label)
         self.identity = record.listing_digest("tfds", files, chosen, self._classes)
@@ -185,5 +184,8 @@ def _shards(path: str, info: dict, split: str) -> list[str]:
                 "NUM_SHARDS": f"{count:05d}",
                 "SHARD_X_OF_Y": f"{i:05d}-of-{count:05d}",
             }
-            names.append(re.sub(r"\$?\{(\w+)\}", lambda m: values[m[1]], template))  # noqa: B023
+            name = template.replace("${", "{")
+            for key, value in values.items():
+                name = name.replace(f"{{{key}}}", value)
+            names.append(name)
     return names

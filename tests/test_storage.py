@@ -1,0 +1,160 @@
+"""Files by path, pattern and URL: the same names and bytes wherever they lie."""
+
+import sys
+import uuid
+
+import fsspec
+import pytest
+
+from scaling_ldm import config
+from scaling_ldm.data import storage
+
+FILES = {
+    "a/one-08.tar": b"08",
+    "a/one-09.tar": b"0909",
+    "a/one-10.tar": b"101010",
+    "a/deep/two.tar": b"0123456789",
+    "a/note.TXT": b"",
+    "a/.hidden/x.tar": b"x",
+    "a/._one-08.tar": b"x",
+}
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def root(request, tmp_path):
+    if request.param != "memory":
+        for name, data in FILES.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+        yield ("file://" if request.param == "file" else "") + str(tmp_path)
+        return
+    fs, base = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
+    for name, data in FILES.items():
+        fs.pipe_file(f"{base}/{name}", data)
+    yield f"memory:/{base}"
+    fs.rm(base, recursive=True)
+
+
+def test_a_folder_is_all_that_is_not_hidden(root):
+    found = storage.find(root)
+    assert list(found.files) == [
+        "a/deep/two.tar",
+        "a/note.TXT",
+        "a/one-08.tar",
+        "a/one-09.tar",
+        "a/one-10.tar",
+    ]
+    assert [file.size for file in found.files.values()] == [10, 0, 2, 4, 6]
+    assert list(storage.find(root, (".txt",)).files) == ["a/note.TXT"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a/one-{08..10}.tar", ["one-08.tar", "one-09.tar", "one-10.tar"]),
+        ("a/one-{08,10}.tar", ["one-08.tar", "one-10.tar"]),
+        ("a/one-*.tar", ["one-08.tar", "one-09.tar", "one-10.tar"]),
+        ("a/one-0?.tar", ["one-08.tar", "one-09.tar"]),
+        ("a/one-[01][!8].tar", ["one-09.tar", "one-10.tar"]),
+        ("a/*.tar", ["one-08.tar", "one-09.tar", "one-10.tar"]),
+        ("a/**/two.tar", ["deep/two.tar"]),
+        ("{a/one-08,a/deep/two}.tar", ["a/deep/two.tar", "a/one-08.tar"]),
+        ("a/deep/two.tar", ["two.tar"]),
+    ],
+)
+def test_patterns(root, pattern, names):
+    assert list(storage.find(f"{root}/{pattern}").files) == names
+
+
+def test_any_part_of_a_file(root):
+    found = storage.find(root)
+    name = "a/deep/two.tar"
+    assert found.read(name) == b"0123456789"
+    assert found.read(name, 3, 4) == b"3456"
+    assert found.read(name, 8, 99) == b"89"
+    assert found.read(name, 4) == b"456789"
+    assert found.read(name, 4, 0) == b""
+    assert found.read("a/note.TXT") == b""
+    with found.open(name) as file:
+        file.seek(7)
+        assert file.read() == b"789"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("b", "no such file or folder"),
+        ("a/one-{08..12}.tar", r"2 of its 5 parts match no file: .*one-11.tar"),
+        ("a/x*.tar", "1 of its 1 parts match no file"),
+        ("a/one-{10..08}.tar", "counts down"),
+    ],
+)
+def test_what_is_not_there_is_named(root, pattern, said):
+    with pytest.raises(config.ConfigError, match=said):
+        storage.find(f"{root}/{pattern}")
+
+
+def test_a_folder_without_such_files(root):
+    with pytest.raises(config.ConfigError, match="no files that end in .jpg, .png"):
+        storage.find(root, (".jpg", ".png"))
+
+
+def test_numbers_keep_their_width(tmp_path):
+    for name in ("s-8", "s-9", "s-10"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(storage.find(f"{tmp_path}/s-{{8..10}}").files) == 3
+    with pytest.raises(config.ConfigError, match="3 of its 3 parts"):
+        storage.find(f"{tmp_path}/s-{{08..10}}x")
+
+
+def test_a_missing_backend_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(config.ConfigError, match="pip install gcsfs"):
+        storage.find("gs://bucket/shards")
+
+
+def test_an_unknown_protocol_and_no_path():
+    with pytest.raises(config.ConfigError, match="zz:// cannot be opened"):
+        storage.find("zz://bucket/shards")
+    with pytest.raises(config.ConfigError, match="no path is given"):
+        storage.find("")
+
+
+def test_a_store_that_fails_is_told_as_it_says(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("credentials expired")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", refuse)
+    with pytest.raises(config.ConfigError, match="RuntimeError: credentials expired"):
+        storage.find("memory://somewhere")
+
+
+def test_copies_are_made_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):
+    fs, base = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
+    fs.pipe_file(f"{base}/x.bin", b"first")
+    found = storage.find(f"memory:/{base}")
+    with pytest.raises(config.ConfigError, match="cache=FOLDER"):
+        found.fetch(["x.bin"], "", "files are read")
+    (copy,) = found.fetch(["x.bin"], str(tmp_path), "files are read")
+    assert copy.read_bytes() == b"first"
+    copy.write_bytes(b"kept?")
+    assert found.fetch(["x.bin"], str(tmp_path), "")[0].read_bytes() == b"kept?"
+    fs.pipe_file(f"{base}/x.bin", b"other")
+    found = storage.find(f"memory:/{base}")
+    assert found.fetch(["x.bin"], str(tmp_path), "")[0].read_bytes() == b"other"
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
+def test_links_in_a_circle_end(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "f.txt").write_bytes(b"1")
+    (tmp_path / "x" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert list(storage.find(str(tmp_path)).files) == ["x/f.txt"]
+
+
+def test_a_partial_file_never_takes_the_place(tmp_path):
+    target = tmp_path / "sub" / "t"
+    with pytest.raises(KeyError), storage.atomic(target) as partial:
+        partial.write_bytes(b"half")
+        raise KeyError
+    assert not list((tmp_path / "sub").iterdir())
