@@ -10,9 +10,11 @@ ROOT = pathlib.Path(__file__).parent
 # upper ends stop before the next release that may break an interface.
 INSTALL = [
     "absl-py>=2.3,<3",
+    "array_record>=0.8.6,<0.9",
     "clu>=0.0.12,<0.1",
     "etils[epath]>=1.13,<2",
     "flax>=0.12.8,<0.13",
+    "fsspec>=2025.9,<2028",  # its backends (gcsfs, s3fs) pin it to their own version
     "grain>=0.2.18,<0.3",
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3.11,<0.4",
@@ -21,11 +23,15 @@ INSTALL = [
     "numpy>=2.3,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "pillow>=11.3,<14",
     "safetensors>=0.8,<0.9",
     "scipy>=1.16,<2",
     "tensorboardX>=2.6.5,<3",
 ]
+# Parquet and Arrow files; the `datasets` library is not needed to read them.
+HUGGINGFACE = ["pyarrow>=21,<27"]
 TEST = [
+    *HUGGINGFACE,
     "beartype>=0.23,<0.24",
     "hypothesis>=6.150,<7",
     "ipykernel>=7.4,<8",
@@ -54,7 +60,7 @@ setup(
         "scaling_ldm.data": ["icons/*", "icons/licenses/*"],
     },
     install_requires=INSTALL,
-    extras_require={"test": TEST, "parity": PARITY},
+    extras_require={"huggingface": HUGGINGFACE, "test": TEST, "parity": PARITY},
     entry_points={"console_scripts": ["scaling_ldm=scaling_ldm.main:run"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -3,11 +3,14 @@
 import io
 import json
 import pathlib
+import sys
 import tarfile
 import uuid
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
@@ -19,9 +22,6 @@ from scaling_ldm import config
 from scaling_ldm.data import pictures
 from scaling_ldm.data.pictures import examples, tar_shards, wire
 from scaling_ldm.data.pictures.read import read_ahead
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 COUNT = 13
 
@@ -800,8 +800,6 @@ def test_a_damaged_row_group_is_bad_rows(tmp_path, originals):
 
 
 def test_without_pyarrow_it_says_what_to_install(monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(config.ConfigError, match=r"scaling_ldm\[huggingface\]"):
         pictures.open_pictures("huggingface", str(tmp_path))
