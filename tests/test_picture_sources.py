@@ -21,7 +21,6 @@ from PIL import Image
 from scaling_ldm import config
 from scaling_ldm.data import pictures
 from scaling_ldm.data.pictures import examples, tar_shards, wire
-from scaling_ldm.data.pictures.read import read_ahead
 
 COUNT = 13
 
@@ -205,7 +204,7 @@ def upload(path):
 
 def assert_are(found, originals, order):
     assert len(found) == len(order)
-    for index, picture in read_ahead(found, range(len(found)), 3):
+    for index, picture in pictures.read_ahead(found, range(len(found)), 3):
         want = originals[order[index]]
         assert not isinstance(picture, pictures.BadRecord), picture
         assert picture.caption == want.caption
@@ -272,7 +271,7 @@ def test_nothing_there_is_told(source, tmp_path):
 def outcomes(found):
     """{last part of the name: caption, or why it is bad}."""
     result = {}
-    for _, item in read_ahead(found, range(len(found)), 2):
+    for _, item in pictures.read_ahead(found, range(len(found)), 2):
         bad = isinstance(item, pictures.BadRecord)
         result[item.name.split("/")[-1]] = item.reason if bad else item.caption
     return result
@@ -450,7 +449,7 @@ def test_shards_with_bad_samples(tmp_path, originals):
     assert found.read(11).label == 7
     tally = pictures.Tally(allowed=0.5)
     with pytest.raises(config.ConfigError, match="10 of 13 records are bad") as caught:
-        for _, item in read_ahead(found, range(13), 2):
+        for _, item in pictures.read_ahead(found, range(13), 2):
             tally.add(item)
         tally.finish()
     assert "s.tar:5: its caption is not UTF-8" in str(caught.value)
@@ -605,7 +604,7 @@ def test_a_damaged_record_is_bad_and_the_others_are_not(tmp_path, originals):
     found = pictures.open_pictures("array_record", str(tmp_path))
     bad = [
         item
-        for _, item in read_ahead(found, range(len(found)), 2)
+        for _, item in pictures.read_ahead(found, range(len(found)), 2)
         if isinstance(item, pictures.BadRecord)
     ]
     assert len(bad) == 1 and bad[0].reason.startswith("its bytes are damaged")
@@ -793,7 +792,7 @@ def test_a_damaged_row_group_is_bad_rows(tmp_path, originals):
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
     found = pictures.open_pictures("huggingface", str(tmp_path))
-    got = [item for _, item in read_ahead(found, range(COUNT), 2)]
+    got = [item for _, item in pictures.read_ahead(found, range(COUNT), 2)]
     bad = [i for i, item in enumerate(got) if isinstance(item, pictures.BadRecord)]
     assert bad == [3, 4, 5]
     assert "row group 1 is damaged" in got[3].reason

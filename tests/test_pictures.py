@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from scaling_ldm import config
 from scaling_ldm.data import icons, pictures
 from scaling_ldm.data.pictures import record
-from scaling_ldm.data.pictures.read import read_ahead
 
 
 def painted(count=4, **options):
@@ -300,7 +299,7 @@ class Scattered:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_reading_ahead_keeps_the_order(workers):
     source, indices = Scattered(), [*range(30, 0, -2), *range(1, 36, 2)]
-    found = list(read_ahead(source, indices, workers))
+    found = list(pictures.read_ahead(source, indices, workers))
     assert [index for index, _ in found] == indices
     for index, item in found:
         if index % 5 == 0:
@@ -314,11 +313,11 @@ def test_reading_ahead_keeps_the_order(workers):
 
 
 def test_reading_ahead_prepares_in_the_threads_and_raises_what_the_store_does():
-    prepared = read_ahead(Scattered(), [1, 2], 2, lambda p: p.image.sum())
+    prepared = pictures.read_ahead(Scattered(), [1, 2], 2, lambda p: p.image.sum())
     assert [value for _, value in prepared] == [12, 24]
     with pytest.raises(OSError, match="the disk is gone"):
-        list(read_ahead(Scattered(), range(36, 40), 2))
-    assert not list(read_ahead(Scattered(), [], 2))
+        list(pictures.read_ahead(Scattered(), range(36, 40), 2))
+    assert not list(pictures.read_ahead(Scattered(), [], 2))
 
 
 # --- Memory and icons

@@ -1,5 +1,6 @@
 """Files by path, pattern and URL: the same names and bytes wherever they lie."""
 
+import os
 import sys
 import uuid
 
@@ -105,6 +106,18 @@ def test_numbers_keep_their_width(tmp_path):
     assert len(storage.find(f"{tmp_path}/s-{{8..10}}").files) == 3
     with pytest.raises(config.ConfigError, match="3 of its 3 parts"):
         storage.find(f"{tmp_path}/s-{{08..10}}x")
+
+
+def test_a_pattern_does_not_walk_deeper_than_it_goes(tmp_path, monkeypatch):
+    for name in ("a/s.tar", "a/deep/s.tar", "a/deep/er/s.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    walked = []
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda p: walked.append(p) or isfile(p))
+    assert list(storage.find(f"{tmp_path}/a/*.tar").files) == ["s.tar"]
+    assert list(storage.find(f"{tmp_path}/*/*/s.tar").files) == ["a/deep/s.tar"]
+    assert not any("/er/" in path for path in walked)
 
 
 def test_a_missing_backend_says_what_to_install(monkeypatch):

@@ -217,7 +217,10 @@ def _pattern(path: str, fs: Any, pattern: str) -> Folder:
         for one, kind in zip(exact, kinds, strict=True):
             (names if kind == "file" else missing).append(one)
     else:
-        below = {posixpath.join(base, name): name for name, _ in _walk(fs, base)}
+        # No deeper than the pattern goes: there may be much below.
+        levels = None if "**" in pattern else pattern[len(base) :].strip("/").count("/")
+        depth = None if levels is None else levels + 1
+        below = {posixpath.join(base, name) for name, _ in _walk(fs, base, depth)}
         for one in exact:
             rule = re.compile(_glob(one))
             hits = [full for full in below if rule.fullmatch(full)]
@@ -280,10 +283,11 @@ def _file(info: dict[str, Any]) -> File:
     return File(size=int(info["size"] or 0), stamp=stamp)
 
 
-def _walk(fs: Any, base: str) -> Iterator[tuple[str, File]]:
-    """(name, File) of all that lies under a folder and is not hidden."""
+def _walk(fs: Any, base: str, depth: int | None = None) -> Iterator[tuple[str, File]]:
+    """(name, File) of all that lies under a folder, `depth` deep, and is not hidden."""
     if fs is not None:
-        for full, info in fs.find(base, detail=True).items():
+        limit = {} if depth is None else {"maxdepth": depth}
+        for full, info in fs.find(base, detail=True, **limit).items():
             name = posixpath.relpath(full, base)
             if info["type"] == "file" and not any(map(_hidden, name.split("/"))):
                 yield name, _file(info)
@@ -294,6 +298,9 @@ def _walk(fs: Any, base: str) -> Iterator[tuple[str, File]]:
         if (real := os.path.realpath(folder)) in seen:
             folders.clear()
             continue
+        level = len(pathlib.Path(os.path.relpath(folder, base)).parts)
+        if depth is not None and level + 1 >= depth:
+            folders.clear()
         seen.add(real)
         for name in names:
             full = os.path.join(folder, name)

@@ -16,6 +16,7 @@ from scaling_ldm.data.pictures.examples import ArrayRecords
 from scaling_ldm.data.pictures.folder import ImageFolder
 from scaling_ldm.data.pictures.memory import memory, registered
 from scaling_ldm.data.pictures.painted import Painted
+from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.data.pictures.record import (
     BadRecord,
     Picture,
@@ -41,6 +42,7 @@ __all__ = [
     "memory",
     "open_pictures",
     "options_of",
+    "read_ahead",
 ]
 
 # Each takes the path and, by keyword, the options that its signature names.
