@@ -473,6 +473,7 @@ def test_shards_far_apart_parts_are_read_one_by_one(tmp_path, originals, monkeyp
         ("0.txt", b"first"),
         ("0.npy", b"\0" * 5000),
         ("0.png", png(originals[0].image)),
+        ("0.json", b'{"caption": "not needed"}'),
     ]
     tar(tmp_path / "s.tar", members)
     found = pictures.open_pictures("webdataset", str(tmp_path))
@@ -684,6 +685,13 @@ def test_broken_messages_are_value_errors(noise, cut):
             wire.parse_example(data)
         except ValueError:
             pass
+
+
+def test_a_message_that_is_cut_off_is_no_example():
+    whole = wire.encode_example({"image": b"0123456789", "label": 300})
+    for cut in range(1, len(whole)):
+        with pytest.raises(ValueError):
+            wire.parse_example(whole[:cut])
 
 
 def test_tfds_classes_caption_what_has_no_text(tmp_path, originals):

@@ -158,11 +158,15 @@ def test_copies_are_made_once_and_anew_when_the_file_changes(tmp_path, monkeypat
     assert not list(tmp_path.rglob(".partial-*"))
 
 
-def test_links_in_a_circle_end(tmp_path):
+def test_links_in_a_circle_end(tmp_path, monkeypatch):
+    seen = []
+    realpath = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda p: seen.append(p) or realpath(p))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "f.txt").write_bytes(b"1")
     (tmp_path / "x" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert list(storage.find(str(tmp_path)).files) == ["x/f.txt"]
+    assert len(seen) == 3
 
 
 def test_a_partial_file_never_takes_the_place(tmp_path):
