@@ -32,7 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.plan.accelerator, c.plan.devices = "2-core CPU", 2
     c.plan.flops_per_second_per_device = 1.5e10
     c.train.batch_size = 64
-    c.train.steps_per_dispatch = 4
     c.train.checkpoints_per_run = 20
     c.train.log_every_steps = 20
     c.validation.samples, c.validation.batch_size = 2048, 128

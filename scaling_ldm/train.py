@@ -58,6 +58,7 @@ def run(
             )
     if not missing:
         return list(done.values())
+    _check_dispatch(experiment)
     device_mesh = mesh.build(
         experiment.mesh,
         {
@@ -95,6 +96,20 @@ def run(
             if record.status == "finished":
                 sweep.result(record.validation_loss_ema)
     return list(done.values())
+
+
+def _check_dispatch(experiment: config.Experiment) -> None:
+    """Refuses a loop that would be some thirty times slower than its body.
+
+    In a loop, XLA's CPU compiler keeps layouts of a convolution's gradient for which it
+    has no fast kernel (jax issue 12868).
+    """
+    steps, name = experiment.train.steps_per_dispatch, experiment.model.architecture
+    if steps > 1 and name in config.CONVOLUTIONAL and jax.default_backend() == "cpu":
+        raise config.ConfigError(
+            f"config.train.steps_per_dispatch = {steps}: on a CPU the gradient of "
+            f"{name}'s convolutions is some thirty times slower in a loop; set it to 1"
+        )
 
 
 def folder_of(workdir: pathlib.Path, spec: records.RunSpec) -> pathlib.Path:

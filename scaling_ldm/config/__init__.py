@@ -8,6 +8,7 @@ everything wrong with it: what was given, what is allowed, what to do.
 from scaling_ldm.config.fields import (
     ACTIVATIONS,
     ARCHITECTURES,
+    CONVOLUTIONAL,
     DATA_SOURCES,
     DISCRETE_SCHEDULES,
     DTYPES,
@@ -49,6 +50,7 @@ __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
     "ConfigError",
+    "CONVOLUTIONAL",
     "DATA_SOURCES",
     "DISCRETE_SCHEDULES",
     "DTYPES",
