@@ -1,0 +1,321 @@
+"""Time of the networks of latent diffusion on this machine, against PyTorch.
+
+    python tests/benchmarks/networks.py
+
+Forward and training step (AdamW) of paper A's 39M U-Net, encoding with Stable
+Diffusion's autoencoder, and MiniLM's features, each against diffusers or transformers
+(the "parity" extra) in eager mode, float32, with the same random weights. That both
+give the same numbers is checked first. They take turns, as timing.py says; times and
+ratios are medians over the rounds, with the range of the ratio. A ratio above 1 means
+that ours is faster. Each takes the threads that it takes by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timing
+import torch
+import transformers
+
+from scaling_ldm import config, denoisers, encoders, flops, optim
+from scaling_ldm.denoisers import presets
+from scaling_ldm.encoders import bert, blocks
+from scaling_ldm.encoders import presets as encoder_presets
+from scaling_ldm.weights import autoencoder_kl as autoencoder_weights
+from scaling_ldm.weights import bert as bert_weights
+from scaling_ldm.weights import layout
+from scaling_ldm.weights import unet as unet_weights
+
+Run = Callable[[], np.ndarray]
+SIDE = 32  # of the U-Net's latents
+RATE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Two ways to the same numbers; each run waits for its result."""
+
+    ours: Run
+    theirs: Run
+    flops: int
+
+
+def tensors_of(net: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in net.state_dict().items()}
+
+
+def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
+    """Their network, our denoiser and parameters, the input of both."""
+    preset = presets.UNETS["unet_39m"]
+    shape = dataclasses.replace(preset.shape, image_shape=(SIDE, SIDE, 4))
+    torch.manual_seed(0)
+    net = diffusers.UNet2DConditionModel(
+        sample_size=SIDE,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+        cross_attention_dim=1024,
+        attention_head_dim=8,
+        use_linear_projection=True,
+    )
+    pairs = unet_weights.pairs(shape)
+    params = jax.device_put(layout.read(pairs, tensors_of(net), "the U-Net's"))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, SIDE, SIDE, 4)).astype("f")
+    t = rng.integers(0, 1000, batch)
+    text = rng.normal(size=(batch, 77, 1024)).astype("f")
+    return net, denoisers.u_net(shape), params, (x, t, text)
+
+
+def unet_forward(batch: int) -> Contest:
+    """Paper A's smallest network on 32 x 32 latents."""
+    net, ours, params, (x, t, text) = unet_parts(batch)
+    net.eval()
+    apply = jax.jit(ours.apply)
+    given = jax.device_put((x, (t / 1000).astype("f"), {"text": text}))
+    theirs = [torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))]
+    theirs += [torch.from_numpy(t), torch.from_numpy(text)]
+
+    @torch.inference_mode()
+    def run_theirs() -> np.ndarray:
+        return net(*theirs).sample.permute(0, 2, 3, 1).numpy()
+
+    return Contest(
+        ours=lambda: np.asarray(apply(params, *given)),
+        theirs=run_theirs,
+        flops=flops.count(ours.apply, params, *given).total,
+    )
+
+
+def unet_train(batch: int) -> Contest:
+    """One AdamW step of it, both from the same weights; the result is the losses."""
+    net, ours, params, (x, t, text) = unet_parts(batch)
+    net.train()
+    noise = np.random.default_rng(1).normal(size=x.shape).astype("f")
+    cfg = config.Optimizer(clip_norm=1e9)
+    adamw = optim.adamw(cfg)
+    given = jax.device_put((x, (t / 1000).astype("f"), {"text": text}))
+
+    def loss(params: Any, x: Any, t: Any, cond: Any) -> jax.Array:
+        return jnp.mean((ours.apply(params, x, t, cond) - noise) ** 2)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, opt: Any) -> tuple[Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(params, *given)
+        direction, opt = adamw.update(gradient, opt, params)
+        return optim.descend(params, direction, jnp.float32(RATE)), opt, value
+
+    counted = flops.count(jax.value_and_grad(loss), params, *given).total
+    state = [params, adamw.init(params)]
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=RATE, betas=(cfg.b1, cfg.b2), weight_decay=0.0
+    )
+    theirs = [torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))]
+    theirs += [torch.from_numpy(t), torch.from_numpy(text)]
+    target = torch.from_numpy(np.ascontiguousarray(noise.transpose(0, 3, 1, 2)))
+
+    def run_ours() -> np.ndarray:
+        *state[:], value = step(*state)
+        return np.asarray(value)
+
+    def run_theirs() -> np.ndarray:
+        optimizer.zero_grad()
+        value = torch.nn.functional.mse_loss(net(*theirs).sample, target)
+        value.backward()
+        optimizer.step()
+        return value.detach().numpy()
+
+    return Contest(ours=run_ours, theirs=run_theirs, flops=counted)
+
+
+def autoencoder_encode(batch: int) -> Contest:
+    """Stable Diffusion's autoencoder on pictures of 256 px, to moments."""
+    preset = encoder_presets.AUTOENCODERS["sd"]
+    torch.manual_seed(0)
+    settings = autoencoder_weights.to_config(preset.shape)
+    net = diffusers.AutoencoderKL.from_config(settings).eval()
+    params = jax.device_put(autoencoder_weights.read(tensors_of(net), preset.shape))
+    ours = encoders.autoencoder(preset.shape)
+    x = np.random.default_rng(1).uniform(-1, 1, size=(batch, 256, 256, 3)).astype("f")
+    given, encode = jax.device_put(x), jax.jit(ours.encode)
+    torch_x = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+    @torch.inference_mode()
+    def run_theirs() -> np.ndarray:
+        latent = net.encode(torch_x).latent_dist
+        moments = torch.cat([latent.mean, latent.logvar], dim=1)
+        return moments.permute(0, 2, 3, 1).numpy()
+
+    return Contest(
+        ours=lambda: np.asarray(encode(params, given)),
+        theirs=run_theirs,
+        flops=flops.count(ours.encode, params, given).total,
+    )
+
+
+def minilm(batch: int) -> Contest:
+    """MiniLM's features of captions of up to 32 words."""
+    shape, tokens = encoder_presets.PRESETS["minilm_l6"].shape, 32
+    torch.manual_seed(0)
+    net = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.hidden,
+        )
+    ).eval()
+    params = bert_weights.read(tensors_of(net), shape)
+    # Layers in a list: a frozen network's are taken apart once, not at every call.
+    params = {**params, "blocks": jax.jit(blocks.unstacked)(params["blocks"])}
+    params = jax.device_put(params)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, shape.vocab_size, (batch, tokens)).astype(np.int32)
+    lengths = rng.integers(tokens // 2, tokens + 1, batch)
+    mask = np.arange(tokens)[None] < lengths[:, None]
+    encode = functools.partial(bert.apply, shape)
+    compiled = jax.jit(encode)
+
+    @torch.inference_mode()
+    def run_theirs() -> np.ndarray:
+        out = net(
+            input_ids=torch.from_numpy(ids).long(),
+            attention_mask=torch.from_numpy(mask).long(),
+        )
+        return out.last_hidden_state.numpy()
+
+    return Contest(
+        ours=lambda: np.asarray(compiled(params, ids, mask)),
+        theirs=run_theirs,
+        flops=flops.count(encode, params, ids, mask).total,
+    )
+
+
+CONTESTS: dict[str, tuple[Callable[[int], Contest], int]] = {  # with the batch
+    "unet_forward": (unet_forward, 2),
+    "unet_train": (unet_train, 2),
+    "autoencoder_encode": (autoencoder_encode, 1),
+    "minilm": (minilm, 32),
+    "minilm_one": (minilm, 1),
+}
+
+
+def repeated(run: Run) -> Callable[[int], None]:
+    def advance(count: int) -> None:
+        for _ in range(count):
+            run()
+
+    return advance
+
+
+def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """One row; times are seconds a call.
+
+    Raises:
+      SystemExit: the results differ by more than 1e-4 of the largest value.
+    """
+    make, batch = CONTESTS[name]
+    contest = make(flags.batch or batch)
+    start = time.perf_counter()
+    got = contest.ours()
+    first = time.perf_counter() - start
+    wanted = contest.theirs()
+    error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    if not error <= 1e-4:
+        sys.exit(f"{name}: results differ by {error:.1e}; nothing is timed")
+    measured = timing.alternate(
+        {"ours": repeated(contest.ours), "theirs": repeated(contest.theirs)},
+        flags.seconds,
+        rounds=flags.rounds,
+    )
+    times = {who: np.asarray(seconds) for who, seconds in measured.seconds.items()}
+    ratios = times["theirs"] / times["ours"]
+    row: dict[str, Any] = {who: float(np.median(s)) for who, s in times.items()}
+    return row | {
+        "name": name,
+        "batch": flags.batch or batch,
+        "gflops": {who: contest.flops / row[who] / 1e9 for who in times},
+        "ratio": float(np.median(ratios)),
+        "ratio_range": [float(ratios.min()), float(ratios.max())],
+        "difference": error,
+        "first_call": first,
+        "disturbed_rounds": measured.disturbed,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in Markdown."""
+    least, most = row["ratio_range"]
+    return (
+        f"| {row['name']} | {row['batch']} | {1e3 * row['ours']:.1f} "
+        f"| {1e3 * row['theirs']:.1f} | {row['gflops']['ours']:.0f} "
+        f"| {row['gflops']['theirs']:.0f} | {row['ratio']:.2f} ({least:.2f}-{most:.2f})"
+        f" | {row['disturbed_rounds']} | {row['first_call']:.1f} |"
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(CONTESTS), help="some of them")
+    parser.add_argument("--batch", type=int, default=0, help="instead of each's own")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for each contender, in all rounds"
+    )
+    parser.add_argument("--json", type=pathlib.Path, help="write all numbers here")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Times one network after the other."""
+    flags, facts = parse(), machine()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(
+        "| network | batch | ours, ms | PyTorch, ms | ours, GFLOP/s "
+        "| PyTorch, GFLOP/s | PyTorch / ours | disturbed | first call, s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for name in flags.only.split(","):
+        rows.append(measure(name, flags))
+        print(line(rows[-1]), flush=True)
+    if flags.json:
+        result = {"command": sys.argv[1:], "machine": facts, "rows": rows}
+        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
