@@ -1,9 +1,9 @@
 """One table of names and shapes, read in both directions; numpy and safetensors only.
 
-A layout pairs each leaf of one of our parameter trees with a tensor of a published
-checkpoint: its name there, its shape there, and how axes move. Reading and writing are
-the two directions of the same pairs, so what is read and written again is bit for bit
-what it was. Nothing is ever unpickled.
+A layout pairs each leaf of one of our parameter trees, or a part of it, with a tensor
+of a published checkpoint: its name there, its shape there, and how axes move. Reading
+and writing are the two directions of the same pairs, so what is read and written again
+is bit for bit what it was. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors import numpy as safetensors
 
+from scaling_ldm.weights import files
+
 Path = tuple[str, ...]
-Tensors = Mapping[str, np.ndarray]
-
-
-class WeightsError(ValueError):
-    """Tensors that do not fit a network; the message lists all of them."""
+Tensors = Mapping[str, Any]  # name -> what has a shape and becomes an array
+WeightsError = files.WeightsError
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One leaf and its tensor.
+    """One leaf, or a part of it, and its tensor.
 
     Attributes:
       path: keys of our tree.
@@ -36,6 +35,8 @@ class Pair:
       order: axes of ours, merged to len(order) groups, in their order: a dense kernel
         [in, out] is theirs [out, in], order (1, 0).
       merged: how ours is grouped into axes before they are reordered, as sizes.
+      at, whole: the leaf has the shape `whole` and this pair is leaf[at]: one layer
+        of stacked ones, one of fused projections. Parts must cover the leaf.
     """
 
     path: Path
@@ -44,6 +45,13 @@ class Pair:
     theirs: tuple[int, ...]
     merged: tuple[int, ...]
     order: tuple[int, ...]
+    at: tuple[int | slice, ...] = ()
+    whole: tuple[int, ...] = ()
+
+    @property
+    def leaf(self) -> tuple[int, ...]:
+        """Shape of the whole leaf."""
+        return self.whole if self.at else self.ours
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
         """Theirs -> ours."""
@@ -59,9 +67,15 @@ class Pair:
         return np.ascontiguousarray(moved.reshape(self.theirs))
 
 
-def vector(path: Path, name: str, shape: tuple[int, ...]) -> Pair:
-    """A bias, a scale: the same on both sides."""
-    return Pair(path, name, shape, shape, shape, tuple(range(len(shape))))
+def vector(path: Path, name: str, shape: tuple[int, ...], **part: Any) -> Pair:
+    """A bias, a scale, a table: the same on both sides."""
+    return Pair(path, name, shape, shape, shape, tuple(range(len(shape))), **part)
+
+
+def joined(path: Path, name: str, shape: tuple[int, ...], **part: Any) -> Pair:
+    """[heads, head width] <-> [heads * head width]."""
+    size = (math.prod(shape),)
+    return Pair(path, name, shape, size, size, (0,), **part)
 
 
 def convolution(path: Path, name: str, shape: tuple[int, ...]) -> Pair:
@@ -76,19 +90,54 @@ def dense(
     shape: tuple[int, ...],
     inputs: int = 1,
     as_convolution: bool = False,
+    **part: Any,
 ) -> Pair:
     """[in ..., out ...] <-> [out, in], or [out, in, 1, 1].
 
     Args:
       inputs: how many axes of ours are inputs: 2 for heads joined at the end.
+      part: `at` and `whole`, where it is a part of a leaf.
     """
     merged = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
     theirs = merged[::-1] + ((1, 1) if as_convolution else ())
-    return Pair(path, name, shape, theirs, merged, (1, 0))
+    return Pair(path, name, shape, theirs, merged, (1, 0), **part)
 
 
-def read(pairs: Sequence[Pair], tensors: Tensors, what: str) -> dict[str, Any]:
+def patches(path: Path, name: str, shape: tuple[int, ...], patch: int) -> Pair:
+    """[patch * patch * in, out] of a dense layer on cut patches <-> a convolution."""
+    merged = (patch, patch, shape[0] // patch**2, shape[1])
+    theirs = (merged[3], merged[2], patch, patch)
+    return Pair(path, name, shape, theirs, merged, (3, 2, 0, 1))
+
+
+def named(
+    tensors: Tensors, rename: Callable[[str], str | None], what: str
+) -> dict[str, Any]:
+    """The tensors under the names that a layout knows.
+
+    Args:
+      rename: None leaves a tensor out, by its name.
+
+    Raises:
+      WeightsError: two different tensors become one.
+    """
+    renamed: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        new = rename(name)
+        if new in renamed and not np.array_equal(tensor, renamed[new]):
+            raise WeightsError(f"{what}: two different tensors are called {new}")
+        if new is not None:
+            renamed[new] = tensor
+    return renamed
+
+
+def read(
+    pairs: Sequence[Pair], tensors: Tensors, what: str, dtype: Any = None
+) -> dict[str, Any]:
     """Our tree, from a checkpoint's tensors.
+
+    Args:
+      dtype: of every leaf; None: as stored.
 
     Raises:
       WeightsError: tensors missing, left over, or of another shape: all of them.
@@ -111,7 +160,19 @@ def read(pairs: Sequence[Pair], tensors: Tensors, what: str) -> dict[str, Any]:
         node = tree
         for key in pair.path[:-1]:
             node = node.setdefault(key, {})
-        node[pair.path[-1]] = pair.read(np.asarray(tensors[pair.name]))
+        part = pair.read(np.asarray(tensors[pair.name], dtype))
+        if not pair.at:
+            node[pair.path[-1]] = part
+            continue
+        if pair.path[-1] not in node:
+            node[pair.path[-1]] = np.empty(pair.whole, part.dtype)
+        leaf = node[pair.path[-1]]
+        if leaf.dtype != part.dtype:
+            raise WeightsError(
+                f"{pair.name} is {part.dtype}, another part of "
+                f"{'/'.join(pair.path)} {leaf.dtype}; read them as one dtype"
+            )
+        leaf[pair.at] = part
     return tree
 
 
@@ -126,32 +187,26 @@ def write(pairs: Sequence[Pair], tree: Mapping[str, Any]) -> dict[str, np.ndarra
         node: Any = tree
         for key in pair.path:
             node = node.get(key) if isinstance(node, Mapping) else None
-        if node is None or tuple(node.shape) != pair.ours:
+        if node is None or tuple(node.shape) != pair.leaf:
             have = "missing" if node is None else f"of shape {tuple(node.shape)}"
-            problems.append(f"{'/'.join(pair.path)}: {have}, wanted {pair.ours}")
+            problems.append(f"{'/'.join(pair.path)}: {have}, wanted {pair.leaf}")
         else:
-            leaves[pair.name] = pair.write(np.asarray(node))
+            leaves[pair.name] = pair.write(np.asarray(node)[pair.at])
     if problems:
         raise WeightsError(
             "this tree is not the network's:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
+            + "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         )
     return leaves
 
 
 def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a .safetensors file.
+    """All tensors of a .safetensors file, or of a checkpoint's directory.
 
     Raises:
-      WeightsError: no such file, or one that is not safetensors.
+      WeightsError: nothing to read, or what is there is not safetensors.
     """
-    path = pathlib.Path(path)
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise WeightsError(f"{path}: no .safetensors file there")
-    try:
-        return safetensors.load_file(path)
-    except Exception as e:  # its errors have no common class
-        raise WeightsError(f"{path} cannot be read as safetensors: {e}") from e
+    return {name: np.asarray(tensor) for name, tensor in files.stored(path).items()}
 
 
 def save(tensors: Tensors, path: str | pathlib.Path) -> None:
