@@ -1,20 +1,20 @@
-"""Published autoencoders by name, each with what it should measure; jax only.
+"""Published frozen networks by name, each with what it should measure; jax and flax.
 
-All four share channels, blocks and groups. Parameters are exact; forward FLOPs are of
-one 256 x 256 picture, 2 x MAC, every tap counted. Scale and shift are those of the
-weights' published configurations.
+Parameters are exact. The four autoencoders share channels, blocks and groups; their
+forward FLOPs are of one 256 x 256 picture, 2 x MAC, every tap counted; scale and shift
+are those of the weights' published configurations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from scaling_ldm.encoders import autoencoder_kl
+from scaling_ldm.encoders import autoencoder_kl, bert, clip, t5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A network and what counting it should give."""
+class AutoencoderPreset:
+    """An autoencoder and what counting it should give."""
 
     shape: autoencoder_kl.Shape
     params: int
@@ -23,8 +23,8 @@ class Preset:
     source: str
 
 
-def _four(scale: float, source: str) -> Preset:
-    return Preset(
+def _four(scale: float, source: str) -> AutoencoderPreset:
+    return AutoencoderPreset(
         shape=autoencoder_kl.Shape(latent_channels=4, scale=scale),
         params=83_653_863,
         encode_gflops=272.72,
@@ -33,8 +33,8 @@ def _four(scale: float, source: str) -> Preset:
     )
 
 
-def _sixteen(scale: float, shift: float, source: str) -> Preset:
-    return Preset(
+def _sixteen(scale: float, shift: float, source: str) -> AutoencoderPreset:
+    return AutoencoderPreset(
         shape=autoencoder_kl.Shape(
             latent_channels=16, quant_conv=False, scale=scale, shift=shift
         ),
@@ -50,4 +50,107 @@ AUTOENCODERS = {
     "sdxl": _four(0.13025, "arXiv 2307.01952, section 2.4"),
     "sd3": _sixteen(1.5305, 0.0609, "arXiv 2403.03206; Stable Diffusion 3"),
     "flux": _sixteen(0.3611, 0.1159, "FLUX.1, Black Forest Labs 2024"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """An encoder, how many parameters counting it should give, and where it is."""
+
+    shape: t5.Shape | clip.Shape | clip.VisionShape | bert.Shape
+    params: int
+    source: str  # id on the Hugging Face hub
+
+
+def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.Shape:
+    """Of version 1.1."""
+    return t5.Shape(
+        width=width,
+        depth=depth,
+        heads=heads,
+        head_width=64,
+        hidden=hidden,
+        vocab_size=32128,
+        gated=True,
+        activation="gelu_new",
+    )
+
+
+PRESETS = {
+    "minilm_l6": Preset(
+        shape=bert.Shape(
+            width=384,
+            depth=6,
+            heads=12,
+            hidden=1536,
+            vocab_size=30522,
+            max_tokens=512,
+        ),
+        params=22_713_216,
+        source="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "bert_base": Preset(
+        shape=bert.Shape(
+            width=768,
+            depth=12,
+            heads=12,
+            hidden=3072,
+            vocab_size=30522,
+            max_tokens=512,
+        ),
+        params=109_482_240,
+        source="google-bert/bert-base-uncased",
+    ),
+    "clip_l14_text": Preset(
+        shape=clip.Shape(
+            width=768,
+            depth=12,
+            heads=12,
+            hidden=3072,
+            vocab_size=49408,
+            max_tokens=77,
+            projection=768,
+            end_token=49407,
+        ),
+        params=123_650_304,
+        source="openai/clip-vit-large-patch14",
+    ),
+    "clip_l14_vision": Preset(
+        shape=clip.VisionShape(
+            width=1024,
+            depth=24,
+            heads=16,
+            hidden=4096,
+            image_size=224,
+            patch_size=14,
+            projection=768,
+        ),
+        params=303_966_208,
+        source="openai/clip-vit-large-patch14",
+    ),
+    "openclip_h_text": Preset(  # its last layer is left out: Stable Diffusion 2
+        shape=clip.Shape(
+            width=1024,
+            depth=23,
+            heads=16,
+            hidden=4096,
+            vocab_size=49408,
+            max_tokens=77,
+            projection=0,
+            end_token=clip.LEGACY_END,
+            activation="gelu",
+        ),
+        params=340_387_840,
+        source="stabilityai/stable-diffusion-2-1, text_encoder",
+    ),
+    "t5_v1_1_small": Preset(
+        shape=_t5(512, 8, 6, 1024),
+        params=35_332_800,
+        source="google/t5-v1_1-small",
+    ),
+    "t5_v1_1_xxl": Preset(
+        shape=_t5(4096, 24, 64, 10240),
+        params=4_762_310_656,
+        source="google/t5-v1_1-xxl",
+    ),
 }
