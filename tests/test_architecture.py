@@ -63,6 +63,7 @@ SOLE = {
     "flax": {"denoisers", "encoders", "layers"},
     "optax": {"optim"},
     "safetensors": {"weights"},
+    "huggingface_hub": {"weights"},
     "transformers": {"encoders", "weights"},
     "orbax": {"checkpoint"},
     "grain": {"data"},
