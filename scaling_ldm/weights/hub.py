@@ -6,16 +6,18 @@ long it takes to answer. Pickled files are never fetched.
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import importlib.util
 import os
 import pathlib
+import queue
 import re
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 from scaling_ldm.weights.files import WeightsError
@@ -69,21 +71,18 @@ def find(
 
 def _download(wanted: dict[str, Any], seconds: float) -> str:
     """Asks the hub, then fetches; what is in its cache serves where it is silent."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(seconds)))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(seconds)))
     import huggingface_hub
 
-    name, revision = wanted["repo_id"], wanted["revision"]
+    name = wanted["repo_id"]
     start = time.monotonic()
-    # A thread, because looking a host up has no time limit of its own.
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    asked = pool.submit(
-        huggingface_hub.HfApi().model_info, name, revision=revision, timeout=seconds
-    )
-    pool.shutdown(wait=False)
     try:
-        asked.result(timeout=seconds)
-        return huggingface_hub.snapshot_download(**wanted)
+        _within(
+            seconds,
+            lambda: huggingface_hub.HfApi().model_info(
+                name, revision=wanted["revision"], timeout=seconds
+            ),
+        )
+        return huggingface_hub.snapshot_download(**wanted, etag_timeout=seconds)
     except Exception as e:  # of its own, of its HTTP library, of the system
         waited = time.monotonic() - start
         try:
@@ -91,11 +90,38 @@ def _download(wanted: dict[str, Any], seconds: float) -> str:
         except Exception:
             raise WeightsError(
                 f"{name} is no path on this machine, and the Hugging Face hub did not "
-                f"give it (after {waited:.1f} s, of at most {seconds:.0f} s for an "
+                f"give it (after {waited:.1f} s; {seconds:g} s are allowed for its "
                 f"answer): {type(e).__name__}: {_first_line(e)}. Without a network, "
                 "or if there is no such repository, pass the path of a directory with "
                 "config.json and .safetensors files."
             ) from e
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> None:
+    """Makes a call, and gives up on it after a while.
+
+    In a thread, because looking a host up has no time limit of its own, and one that
+    does not keep the interpreter from ending.
+
+    Raises:
+      TimeoutError: it has not come back; otherwise what the call raises.
+    """
+    done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            call()
+            done.put(None)
+        except Exception as e:
+            done.put(e)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError("no answer") from None
+    if error is not None:
+        raise error
 
 
 def _first_line(error: Exception) -> str:
