@@ -20,6 +20,7 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -182,7 +183,9 @@ def minilm(batch: int) -> Contest:
             intermediate_size=shape.hidden,
         )
     ).eval()
-    params = bert_weights.read(tensors_of(net), shape)
+    with tempfile.TemporaryDirectory() as scratch:
+        net.save_pretrained(scratch)
+        params = bert_weights.load(scratch, shape)
     # Layers in a list: a frozen network's are taken apart once, not at every call.
     params = {**params, "blocks": jax.jit(blocks.unstacked)(params["blocks"])}
     params = jax.device_put(params)
