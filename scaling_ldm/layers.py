@@ -1,17 +1,16 @@
-"""Parts that networks share: gathering, first values, norms, patches, positions, time.
-
-Only jax and flax are used.
+"""Parts that networks share: gathering, first values, norms, positions, the stack.
 
 Explicit meshes refuse a reshape that splits and merges at once, so patches are cut and
-joined one axis at a time.
+joined one axis at a time. jax and flax only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -155,13 +154,17 @@ def unpatchify(x_BND: TokensBTD, patch: int, shape: tuple[int, ...]) -> LatentBH
     return x.reshape(B, H, w, patch, C).reshape(B, H, W, C)
 
 
-def sinusoid(position: np.ndarray | jax.Array, width: int, longest: float) -> jax.Array:
+def sinusoid(
+    position: np.ndarray | jax.Array, width: int, longest: float, ends: int = 0
+) -> jax.Array:
     """cos and sin of a position at geometric wavelengths from 2 pi to `longest` 2 pi.
 
-    Vaswani et al. 2017, section 3.5; an odd width leaves one zero column.
+    Vaswani et al. 2017, section 3.5; an odd width leaves one zero column. `ends` = 1
+    reaches the longest wavelength itself, as Ho et al. 2020 have it.
     """
     half = width // 2
-    frequency = jnp.exp(-math.log(longest) * jnp.arange(half, dtype=jnp.float32) / half)
+    steps = jnp.arange(half, dtype=jnp.float32) / (half - ends)
+    frequency = jnp.exp(-math.log(longest) * steps)
     angle = jnp.multiply.outer(jnp.asarray(position, jnp.float32), frequency)
     features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     if width % 2:
@@ -216,6 +219,178 @@ class GroupNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How a fixed table of image positions is laid out.
+
+    Attributes:
+      columns_first: the first half of the features tells the column and sines precede
+        cosines, as in DiT, PixArt and SD3; else the row and cosines come first.
+      step: distance of neighbouring patches.
+      table: side of a square table of which the middle is used, as SD3 does; 0: none.
+    """
+
+    columns_first: bool = False
+    step: float = 1.0
+    table: int = 0
+
+
+def grid_positions(grid: Grid, height: int, width: int, features: int) -> jax.Array:
+    """Fixed 2-D positions [height * width, features] in float32.
+
+    Raises:
+      ValueError: a picture larger than the table, or features that 4 does not divide.
+    """
+    if grid == Grid():
+        return image_positions(height, width, features)
+    if grid.table and max(height, width) > grid.table:
+        raise ValueError(
+            f"{height} x {width} patches exceed a table of {grid.table} x {grid.table}"
+        )
+    if features % 4:
+        raise ValueError(f"width {features} is not divisible by 4, for sines of 2 axes")
+    start = [(grid.table - side) // 2 if grid.table else 0 for side in (height, width)]
+    row, column = np.meshgrid(
+        (start[0] + np.arange(height)) * grid.step,
+        (start[1] + np.arange(width)) * grid.step,
+        indexing="ij",
+    )
+    quarter = features // 4
+    frequency = 10_000.0 ** -(np.arange(quarter) / quarter)
+    halves = []
+    for axis in (column, row) if grid.columns_first else (row, column):
+        angle = np.multiply.outer(axis.reshape(-1), frequency)
+        pair = [np.sin(angle), np.cos(angle)]
+        halves += pair if grid.columns_first else pair[::-1]
+    return jnp.asarray(np.concatenate(halves, axis=-1), jnp.float32)
+
+
+def rope_axes(head_width: int, axes: int) -> tuple[int, ...]:
+    """How many features of a head each axis of a position turns; all even.
+
+    Two axes (row, column) share them equally; three are FLUX's index, row and column
+    in its proportions: 16, 56, 56 of 128.
+
+    Raises:
+      ValueError: a head too narrow for a pair of features per image axis.
+    """
+    if axes == 2:
+        side, rest = head_width // 2, 0
+    else:
+        side = 2 * (7 * head_width // 32)
+        rest = head_width - 2 * side
+    if side < 2 or side % 2 or rest % 2:
+        need = "a multiple of 4" if axes == 2 else "even and at least 6"
+        raise ValueError(f"rotary positions need heads {need} wide, got {head_width}")
+    return (rest, side, side) if axes == 3 else (side, side)
+
+
+def rope_table(position_TA: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """cos and sin [2, T, head_width / 2] of the angles by which each position turns.
+
+    Su et al. 2021, arXiv 2104.09864, section 3.4.2, one block of features per axis.
+
+    Args:
+      position_TA: of every token on every axis; 0 does not turn.
+      axes: features per axis, from `rope_axes`.
+    """
+    angles = [
+        np.multiply.outer(
+            position_TA[:, i].astype(np.float64),
+            10_000.0 ** -(np.arange(0, size, 2) / max(size, 1)),
+        )
+        for i, size in enumerate(axes)
+    ]
+    angle = np.concatenate(angles, axis=-1)
+    return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+
+
+def image_rope(height: int, width: int, axes: Sequence[int], before: int) -> np.ndarray:
+    """`rope_table` of `before` tokens that do not turn and a raster of patches."""
+    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    position = np.zeros((before + height * width, len(axes)))
+    position[before:, -2] = row.reshape(-1)
+    position[before:, -1] = column.reshape(-1)
+    return rope_table(position, axes)
+
+
+def rotate(x_BTKH: jax.Array, table_2TH: np.ndarray | None) -> jax.Array:
+    """Neighbouring features as planes, turned by `rope_table` in float32."""
+    if table_2TH is None:
+        return x_BTKH
+    cos, sin = (table[None, :, None, :] for table in table_2TH)
+    x = x_BTKH.astype(jnp.float32).reshape(*x_BTKH.shape[:-1], -1, 2)
+    real, imaginary = x[..., 0], x[..., 1]
+    turned = jnp.stack(
+        [real * cos - imaginary * sin, imaginary * cos + real * sin], axis=-1
+    )
+    return turned.reshape(x_BTKH.shape).astype(x_BTKH.dtype)
+
+
+NORMS = ("layer", "rms")
+QK_NORMS = ("none", *NORMS)
+POSITIONS = ("sinusoidal", "learned", "rope")
+
+
+def norm(
+    kind: str, dtype: Any, name: str, affine: bool, epsilon: float = 1e-6
+) -> nn.Module:
+    """LayerNorm, or RMSNorm, which has no bias; statistics in float32."""
+    if kind == "rms":
+        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, use_scale=affine, name=name)
+    return nn.LayerNorm(
+        epsilon=epsilon, dtype=dtype, use_scale=affine, use_bias=affine, name=name
+    )
+
+
+def head_norm(kind: str, x_BTKH: jax.Array, dtype: Any, name: str) -> jax.Array:
+    """Queries or keys normalised per head, which bounds the scores; "none": as is."""
+    return x_BTKH if kind == "none" else norm(kind, dtype, name, True)(x_BTKH)
+
+
+def check_switches(norm: str, qk_norm: str, positions: str) -> None:
+    """Raises ValueError for a value that no network knows."""
+    for name, value, known in (
+        ("norm", norm, NORMS),
+        ("qk_norm", qk_norm, QK_NORMS),
+        ("positions", positions, POSITIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}; known: {', '.join(known)}")
+
+
+def through(
+    layer: Callable[..., Any],
+    x: Any,
+    blocks: Any,
+    side: Any,
+    *,
+    remat: bool,
+    unroll: bool,
+) -> Any:
+    """x through a stack of blocks: `layer(x, block, side)` for each.
+
+    Args:
+      blocks: parameters with a leading axis of layers, each gathered where it is used.
+      remat: recompute each layer in the backward pass.
+      unroll: a Python loop over slices instead of a `lax.scan`.
+    """
+
+    def step(x: Any, block: Any, side: Any) -> Any:
+        return layer(x, gather(block), side)
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=unroll)
+    if not unroll:
+        return jax.lax.scan(lambda x, block: (step(x, block, side), None), x, blocks)[0]
+    leaves, tree = jax.tree.flatten(blocks)
+    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
+    for row in zip(*rows, strict=True):
+        block = jax.tree.unflatten(tree, [jnp.squeeze(r, 0) for r in row])
+        x = step(x, block, side)
+    return x
+
+
 class TimeEmbedding(nn.Module):
     """t in [0, 1] -> [B, width]: sinusoids of 1000 t, then a two-layer perceptron.
 
@@ -225,9 +400,11 @@ class TimeEmbedding(nn.Module):
     width: int
     features: int
     dtype: Any
+    ends: int = 0
 
     @nn.compact
     def __call__(self, t_B: TimeB) -> jax.Array:
-        h = sinusoid(1000.0 * t_B.astype(jnp.float32), self.features, 10_000.0)
+        t_B = 1000.0 * t_B.astype(jnp.float32)
+        h = sinusoid(t_B, self.features, 10_000.0, self.ends)
         h = nn.Dense(self.width, dtype=self.dtype, name="up")(h)
         return nn.Dense(self.width, dtype=self.dtype, name="out")(jax.nn.silu(h))

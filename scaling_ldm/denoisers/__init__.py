@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scaling_ldm import layers
 from scaling_ldm.denoisers import dit
+from scaling_ldm.denoisers import mmdit as mmdit_lib
 from scaling_ldm.denoisers import unet as unet_lib
 
 Params = dict[str, Any]
@@ -24,7 +26,8 @@ class Denoiser:
     init(key) -> params: float32 pytree of dicts.
     apply(params, x_BHWC, t_B, cond) -> prediction_BHWC, float32. `cond` is a dict of
       the arrays named in `conditioning`: "text" (int ids [B, S], or float features
-      [B, S, E]), "mask" (bool [B, S], true where there is text), "label" (int [B]).
+      [B, S, E]), "mask" (bool [B, S], true where there is text), "label" (int [B]),
+      "pooled" (float [B, P]), "guidance" (float [B]), "image" (float [B, H, W, C]).
     embeddings: paths of parameter leaves that only look words or labels up.
     """
 
@@ -36,14 +39,18 @@ class Denoiser:
     embeddings: tuple[str, ...]
 
 
+# What each reads at the least; `Denoiser.conditioning` is what a network does read.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "in_context": ("text", "mask"),
     "cross_attention": ("text", "mask"),
     "adaln_zero": ("label",),
+    "mmdit": ("text", "mask"),
+    "flux": ("text", "mask"),
+    "unet": ("text", "mask"),
 }
 
-# Text enters the trunk's sequence only in context; a cross-attention network reads its
-# text tokens all the same, so they count as data there too.
+# Text enters the trunk's sequence in context and in both streams of an MMDiT or FLUX; a
+# cross-attention network reads its text tokens all the same, so they count as data too.
 _OTHER_TOKENS: dict[str, Callable[[int], int]] = {
     "in_context": lambda text_tokens: text_tokens + 1,
     "cross_attention": lambda text_tokens: text_tokens,
@@ -55,14 +62,16 @@ def transformer(shape: dit.Shape) -> Denoiser:
     """A diffusion transformer of the given shape.
 
     Raises:
-      ValueError: an unknown architecture, or a width that the heads do not divide.
+      ValueError: an unknown architecture or switch, or a width that the heads do not
+        divide, or divide into heads too narrow for rotary positions.
     """
-    if shape.architecture not in ARCHITECTURES:
+    if shape.architecture not in _OTHER_TOKENS:
         raise ValueError(
-            f"architecture {shape.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            f"architecture {shape.architecture!r}; known: {', '.join(_OTHER_TOKENS)}"
         )
-    if shape.width % shape.heads:
-        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
+    _check_heads(shape)
+    if shape.positions == "rope":
+        layers.rope_axes(shape.width // shape.heads, 2)
     H, W, _ = shape.image_shape
     return Denoiser(
         init=functools.partial(dit.init, shape),
@@ -72,6 +81,45 @@ def transformer(shape: dit.Shape) -> Denoiser:
         other_tokens=_OTHER_TOKENS[shape.architecture](shape.text_tokens),
         embeddings=("entry/word_embedding", "entry/label_embedding"),
     )
+
+
+def mmdit(shape: mmdit_lib.Shape) -> Denoiser:
+    """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
+
+    For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
+    `mmdit_lib.split(depth)` = (depth, single_depth), rotary positions and an RMSNorm of
+    queries and keys.
+
+    Raises:
+      ValueError: an unknown switch, heads that do not divide the width or do not fit
+        the rotary axes, or an MMDiT of fewer than two blocks.
+    """
+    _check_heads(shape)
+    if shape.positions == "rope":
+        head = shape.width // shape.heads
+        axes = shape.rope_axes or layers.rope_axes(head, 3)
+        if len(axes) != 3 or sum(axes) != head or any(size % 2 for size in axes):
+            raise ValueError(
+                f"rope_axes {axes} must be 3 even sizes that sum to a head's {head}"
+            )
+    if not shape.single_depth and shape.depth < 2:
+        raise ValueError(f"an MMDiT has 2 blocks or more, not {shape.depth}")
+    pooled = ("pooled",) if shape.pooled_width else ()
+    guidance = ("guidance",) if shape.guidance else ()
+    return Denoiser(
+        init=functools.partial(mmdit_lib.init, shape),
+        apply=functools.partial(mmdit_lib.apply, shape),
+        conditioning=("text", "mask", *pooled, *guidance),
+        image_tokens=math.prod(shape.patches),
+        other_tokens=shape.text_tokens,
+        embeddings=("entry/word_embedding",),
+    )
+
+
+def _check_heads(shape: dit.Shape | mmdit_lib.Shape) -> None:
+    layers.check_switches(shape.norm, shape.qk_norm, shape.positions)
+    if shape.width % shape.heads:
+        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
 
 
 def u_net(shape: unet_lib.Shape) -> Denoiser:
@@ -102,6 +150,17 @@ def u_net(shape: unet_lib.Shape) -> Denoiser:
         other_tokens=shape.text_tokens,
         embeddings=("entry/word_embedding",),
     )
+
+
+# The builder of each architecture, from that builder's kind of shape.
+BUILDERS: dict[str, Callable[[Any], Denoiser]] = {
+    "in_context": transformer,
+    "cross_attention": transformer,
+    "adaln_zero": transformer,
+    "mmdit": mmdit,
+    "flux": mmdit,
+    "unet": u_net,
+}
 
 
 def count_params(denoiser: Any) -> tuple[int, int]:

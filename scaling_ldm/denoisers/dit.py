@@ -11,6 +11,13 @@ Paper B does not state heads, text tokens, positions or normalisation; here: fix
 sinusoidal positions, LayerNorm before each branch, and the caption's words after the
 time token. These are this library's assumptions.
 
+The fields of `Shape` that have defaults are switches. Rotary positions turn queries and
+keys of image tokens by their row and column (half of each head's features each); time
+and text tokens are not turned, and words keep the sinusoids that tell their order.
+
+adaln_zero is DiT as published but for the order of features in its table of positions
+and their initialisation; `layers.Grid(columns_first=True)` has DiT's order.
+
 Blocks are stacked along a leading layer axis and run by `lax.scan`, or by a Python
 loop over `lax.split` slices where a scan is slow (CPU); the parameters are the same.
 """
@@ -50,22 +57,58 @@ class Shape:
     dtype: Any
     remat: bool
     unroll: bool
+    norm: str = "layer"  # one of layers.NORMS
+    qk_norm: str = "none"  # one of layers.QK_NORMS
+    positions: str = "sinusoidal"  # one of layers.POSITIONS
+    grid: layers.Grid = layers.Grid()  # of sinusoidal positions
+    out_channels: int = 0  # 0: as many as come in; DiT's 2 C also predict a variance
+    mlp_epsilon: float = 1e-6  # of the norm before the perceptron
+    time_ends: int = 0  # 1: the time sinusoids of diffusers' DiT
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """H, W and the channels of the prediction."""
+        H, W, C = self.image_shape
+        return H, W, self.out_channels or C
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        H, W, _ = self.image_shape
+        return H // self.patch_size, W // self.patch_size
 
 
 def _modulate(x_BTD: TokensBTD, shift_BD: jax.Array, scale_BD: jax.Array) -> TokensBTD:
     return x_BTD * (1 + scale_BD[:, None, :]) + shift_BD[:, None, :]
 
 
+def _rope(shape: Shape) -> Any:
+    """The turns of a block's tokens, image tokens last; None without."""
+    if shape.positions != "rope":
+        return None
+    before = shape.text_tokens + 1 if shape.architecture == "in_context" else 0
+    axes = layers.rope_axes(shape.width // shape.heads, 2)
+    return layers.image_rope(*shape.patches, axes, before)
+
+
 class Attention(nn.Module):
-    """Multi-head attention of x over `source` (x itself when None)."""
+    """Multi-head attention of x over `source` (x itself when None).
+
+    Rotary positions, where given, are those of x, and of self-attention only.
+    """
 
     width: int
     heads: int
     dtype: Any
+    qk_norm: str = "none"
 
     @nn.compact
     def __call__(
-        self, x_BTD: TokensBTD, mask_B11S: jax.Array | None, source: Any = None
+        self,
+        x_BTD: TokensBTD,
+        mask_B11S: jax.Array | None,
+        source: Any = None,
+        rope: Any = None,
     ) -> TokensBTD:
         head = (self.heads, self.width // self.heads)
         if source is None:
@@ -75,6 +118,9 @@ class Attention(nn.Module):
             q = nn.DenseGeneral(head, dtype=self.dtype, name="q")(x_BTD)
             kv = nn.DenseGeneral((2, *head), dtype=self.dtype, name="kv")(source)
             k, v = (jnp.squeeze(a, 2) for a in jnp.split(kv, 2, axis=2))
+        q = layers.head_norm(self.qk_norm, q, self.dtype, "q_norm")
+        k = layers.head_norm(self.qk_norm, k, self.dtype, "k_norm")
+        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         out_BTKH = layers.attend(q, k, v, mask_B11S)
         return nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(
             out_BTKH
@@ -90,15 +136,6 @@ class Block(nn.Module):
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
         s = self.shape
         plain = s.architecture == "in_context"
-
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(
-                epsilon=1e-6,
-                dtype=s.dtype,
-                use_scale=plain,
-                use_bias=plain,
-                name=name,
-            )
 
         if plain:
             modulation = None
@@ -120,16 +157,18 @@ class Block(nn.Module):
                 side["modulation"] + table.astype(s.dtype), 6, axis=-1
             )
 
-        h = norm("attention_norm")(x_BTD)
+        h = layers.norm(s.norm, s.dtype, "attention_norm", plain)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[0], modulation[1])
-        attention = Attention(s.width, s.heads, s.dtype, name="attention")
-        h = attention(h, side.get("mask"))
+        attention = Attention(s.width, s.heads, s.dtype, s.qk_norm, name="attention")
+        h = attention(h, side.get("mask"), rope=_rope(s))
         x_BTD = x_BTD + (h if modulation is None else modulation[2][:, None, :] * h)
         if s.architecture == "cross_attention":
-            cross = Attention(s.width, s.heads, s.dtype, name="cross_attention")
+            cross = Attention(
+                s.width, s.heads, s.dtype, s.qk_norm, name="cross_attention"
+            )
             x_BTD = x_BTD + cross(x_BTD, side["text_mask"], side["text"])
-        h = norm("mlp_norm")(x_BTD)
+        h = layers.norm(s.norm, s.dtype, "mlp_norm", plain, s.mlp_epsilon)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[3], modulation[4])
         h = nn.Dense(s.mlp_ratio * s.width, dtype=s.dtype, name="mlp_up")(h)
@@ -148,12 +187,20 @@ class Entry(nn.Module):
         self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, jax.Array]
     ) -> tuple[TokensBTD, dict[str, jax.Array]]:
         s = self.shape
-        H, W, _ = s.image_shape
         x = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
         x = nn.Dense(s.width, dtype=s.dtype, name="patch")(x)
-        position = layers.image_positions(H // s.patch_size, W // s.patch_size, s.width)
-        x = x + position.astype(s.dtype)[None]
-        time = layers.TimeEmbedding(s.width, s.time_width, s.dtype, name="time")(t_B)
+        if s.positions == "sinusoidal":
+            position = layers.grid_positions(s.grid, *s.patches, s.width)
+            x = x + position.astype(s.dtype)[None]
+        elif s.positions == "learned":
+            x = x + self.param(
+                "position_table",
+                nn.initializers.normal(0.02),
+                (1, x.shape[1], s.width),
+            ).astype(s.dtype)
+        time = layers.TimeEmbedding(
+            s.width, s.time_width, s.dtype, s.time_ends, name="time"
+        )(t_B)
 
         if s.architecture == "adaln_zero":
             # Row `classes` is the null label of classifier-free guidance.
@@ -205,13 +252,10 @@ class Exit(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
         s = self.shape
-        H, W, C = s.image_shape
-        images = (H // s.patch_size) * (W // s.patch_size)
+        images = s.patches[0] * s.patches[1]
         x = x_BTD[:, x_BTD.shape[1] - images :, :]
         plain = s.architecture == "in_context"
-        x = nn.LayerNorm(
-            epsilon=1e-6, dtype=s.dtype, use_scale=plain, use_bias=plain, name="norm"
-        )(x)
+        x = layers.norm(s.norm, s.dtype, "norm", plain)(x)
         if s.architecture == "adaln_zero":
             shift, scale = jnp.split(
                 nn.Dense(
@@ -234,12 +278,12 @@ class Exit(nn.Module):
             shift, scale = jnp.split(time + table, 2, axis=-1)
             x = _modulate(x, shift, scale)
         x = nn.Dense(
-            s.patch_size**2 * C,
+            s.patch_size**2 * s.out_shape[-1],
             dtype=s.dtype,
             kernel_init=nn.initializers.zeros,
             name="patch",
         )(x)
-        return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.image_shape)
+        return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.out_shape)
 
 
 def init(shape: Shape, key: jax.Array) -> Params:
@@ -283,20 +327,11 @@ def apply(
         x, side = Entry(shape).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def layer(x: TokensBTD, block: Params, side: dict[str, jax.Array]) -> TokensBTD:
-        return Block(shape).apply({"params": layers.gather(block)}, x, side)
+        return Block(shape).apply({"params": block}, x, side)
 
-    if shape.remat:
-        layer = jax.checkpoint(layer, prevent_cse=shape.unroll)
     with jax.named_scope("blocks"):
-        if shape.unroll:
-            leaves, tree = jax.tree.flatten(params["blocks"])
-            rows = [jax.lax.split(leaf, [1] * shape.depth) for leaf in leaves]
-            for row in zip(*rows, strict=True):
-                block = jax.tree.unflatten(tree, [jnp.squeeze(r, 0) for r in row])
-                x = layer(x, block, side)
-        else:
-            x, _ = jax.lax.scan(
-                lambda x, block: (layer(x, block, side), None), x, params["blocks"]
-            )
+        x = layers.through(
+            layer, x, params["blocks"], side, remat=shape.remat, unroll=shape.unroll
+        )
     with jax.named_scope("exit"):
         return Exit(shape).apply({"params": layers.gather(params["exit"])}, x, side)
