@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_ldm import layers
-from scaling_ldm.denoisers import dit
-from scaling_ldm.denoisers import mmdit as mmdit_lib
+from scaling_ldm.denoisers import dit, mmdit
 from scaling_ldm.denoisers import unet as unet_lib
 
 Params = dict[str, Any]
@@ -83,11 +82,11 @@ def transformer(shape: dit.Shape) -> Denoiser:
     )
 
 
-def mmdit(shape: mmdit_lib.Shape) -> Denoiser:
+def mm_dit(shape: mmdit.Shape) -> Denoiser:
     """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
 
     For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
-    `mmdit_lib.split(depth)` = (depth, single_depth), rotary positions and an RMSNorm of
+    `mmdit.split(depth)` = (depth, single_depth), rotary positions and an RMSNorm of
     queries and keys.
 
     Raises:
@@ -107,8 +106,8 @@ def mmdit(shape: mmdit_lib.Shape) -> Denoiser:
     pooled = ("pooled",) if shape.pooled_width else ()
     guidance = ("guidance",) if shape.guidance else ()
     return Denoiser(
-        init=functools.partial(mmdit_lib.init, shape),
-        apply=functools.partial(mmdit_lib.apply, shape),
+        init=functools.partial(mmdit.init, shape),
+        apply=functools.partial(mmdit.apply, shape),
         conditioning=("text", "mask", *pooled, *guidance),
         image_tokens=math.prod(shape.patches),
         other_tokens=shape.text_tokens,
@@ -116,7 +115,7 @@ def mmdit(shape: mmdit_lib.Shape) -> Denoiser:
     )
 
 
-def _check_heads(shape: dit.Shape | mmdit_lib.Shape) -> None:
+def _check_heads(shape: dit.Shape | mmdit.Shape) -> None:
     layers.check_switches(shape.norm, shape.qk_norm, shape.positions)
     if shape.width % shape.heads:
         raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
@@ -157,8 +156,8 @@ BUILDERS: dict[str, Callable[[Any], Denoiser]] = {
     "in_context": transformer,
     "cross_attention": transformer,
     "adaln_zero": transformer,
-    "mmdit": mmdit,
-    "flux": mmdit,
+    "mmdit": mm_dit,
+    "flux": mm_dit,
     "unet": u_net,
 }
 

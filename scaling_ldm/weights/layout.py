@@ -67,6 +67,15 @@ class Pair:
         return np.ascontiguousarray(moved.reshape(self.theirs))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A tensor of theirs that is a constant here: checked if given, always written."""
+
+    name: str
+    value: np.ndarray
+    tolerance: float = 5e-3  # it may have been stored in bfloat16
+
+
 def vector(path: Path, name: str, shape: tuple[int, ...], **part: Any) -> Pair:
     """A bias, a scale, a table: the same on both sides."""
     return Pair(path, name, shape, shape, shape, tuple(range(len(shape))), **part)
@@ -132,57 +141,87 @@ def named(
 
 
 def read(
-    pairs: Sequence[Pair], tensors: Tensors, what: str, dtype: Any = None
+    pairs: Sequence[Pair],
+    tensors: Tensors,
+    what: str,
+    dtype: Any = None,
+    fixed: Sequence[Fixed] = (),
 ) -> dict[str, Any]:
     """Our tree, from a checkpoint's tensors.
 
     Args:
+      pairs: where several name the same part of a leaf, their tensors must be equal.
       dtype: of every leaf; None: as stored.
+      fixed: constants that may be there.
 
     Raises:
-      WeightsError: tensors missing, left over, or of another shape: all of them.
+      WeightsError: tensors missing, left over, of another shape, constants of another
+        value, or copies that differ: all of them.
     """
     wanted = {pair.name: pair for pair in pairs}
+    known = wanted.keys() | {constant.name for constant in fixed}
     problems = [f"missing: {name}" for name in wanted if name not in tensors]
-    problems += [f"unknown: {name}" for name in tensors if name not in wanted]
+    problems += [f"unknown: {name}" for name in tensors if name not in known]
     problems += [
         f"shape of {name}: {tuple(tensors[name].shape)}, wanted {pair.theirs}"
         for name, pair in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != pair.theirs
     ]
+    for constant in fixed:
+        if constant.name in tensors:
+            problems += _differences(constant, tensors[constant.name])
+    leaves: dict[Path, np.ndarray] = {}
+    first: dict[tuple[Path, str], str] = {}  # the tensor that each part came from
+    for pair in () if problems else pairs:
+        part = pair.read(np.asarray(tensors[pair.name], dtype))
+        if pair.path not in leaves:
+            leaves[pair.path] = np.empty(pair.leaf, part.dtype)
+        leaf, place = leaves[pair.path], (pair.path, repr(pair.at))
+        if leaf.dtype != part.dtype:
+            problems.append(
+                f"{pair.name} is {part.dtype}, another part of "
+                f"{'/'.join(pair.path)} {leaf.dtype}; read them as one dtype"
+            )
+        elif place not in first:
+            first[place] = pair.name
+            leaf[pair.at] = part
+        elif not np.array_equal(leaf[pair.at], part):
+            problems.append(f"{pair.name} is not equal to {first[place]}")
     if problems:
         raise WeightsError(
             f"these tensors are not {what} ({len(problems)} differ):\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
     tree: dict[str, Any] = {}
-    for pair in pairs:
+    for path, leaf in leaves.items():
         node = tree
-        for key in pair.path[:-1]:
+        for key in path[:-1]:
             node = node.setdefault(key, {})
-        part = pair.read(np.asarray(tensors[pair.name], dtype))
-        if not pair.at:
-            node[pair.path[-1]] = part
-            continue
-        if pair.path[-1] not in node:
-            node[pair.path[-1]] = np.empty(pair.whole, part.dtype)
-        leaf = node[pair.path[-1]]
-        if leaf.dtype != part.dtype:
-            raise WeightsError(
-                f"{pair.name} is {part.dtype}, another part of "
-                f"{'/'.join(pair.path)} {leaf.dtype}; read them as one dtype"
-            )
-        leaf[pair.at] = part
+        node[path[-1]] = leaf
     return tree
 
 
-def write(pairs: Sequence[Pair], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _differences(constant: Fixed, tensor: Any) -> list[str]:
+    tensor = np.asarray(tensor, np.float32)
+    if tensor.shape != constant.value.shape:
+        wanted = constant.value.shape
+        return [f"shape of {constant.name}: {tensor.shape}, wanted {wanted}"]
+    error = np.abs(tensor - constant.value).max()
+    if not error <= constant.tolerance:
+        return [f"{constant.name} is another constant: off by {error:.3g}"]
+    return []
+
+
+def write(
+    pairs: Sequence[Pair], tree: Mapping[str, Any], fixed: Sequence[Fixed] = ()
+) -> dict[str, np.ndarray]:
     """A checkpoint's tensors, from our tree.
 
     Raises:
       WeightsError: leaves missing or of another shape.
     """
-    leaves, problems = {}, []
+    leaves = {constant.name: constant.value for constant in fixed}
+    problems = []
     for pair in pairs:
         node: Any = tree
         for key in pair.path:

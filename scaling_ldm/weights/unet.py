@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 
 from scaling_ldm.denoisers import unet
 from scaling_ldm.weights import layout
@@ -116,7 +117,9 @@ def load(
       layout.WeightsError: the file is another network's; all differences are listed.
     """
     tensors = layout.load(path)
-    return layout.read(pairs(shape, linear_projection), tensors, "this U-Net's")
+    return layout.read(
+        pairs(shape, linear_projection), tensors, "this U-Net's", np.float32
+    )
 
 
 def save(
