@@ -163,8 +163,8 @@ def sinusoid(
     reaches the longest wavelength itself, as Ho et al. 2020 have it.
     """
     half = width // 2
-    steps = jnp.arange(half, dtype=jnp.float32) / (half - ends)
-    frequency = jnp.exp(-math.log(longest) * steps)
+    steps = jnp.arange(half, dtype=jnp.float32)
+    frequency = jnp.exp(-math.log(longest) * steps / (half - ends))
     angle = jnp.multiply.outer(jnp.asarray(position, jnp.float32), frequency)
     features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     if width % 2:

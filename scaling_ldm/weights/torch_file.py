@@ -169,7 +169,8 @@ def _read_plain(file: BinaryIO) -> Any:
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != storage.count:
             raise layout.WeightsError(f"storage {key} is not of {storage.count}")
-        found[key] = _values(file.read(storage.count * storage.dtype.itemsize), storage)
+        size = storage.count * np.dtype(_STORAGES[storage.kind]).itemsize
+        found[key] = _values(file.read(size), storage)
     missing = storages.keys() - found.keys()
     if missing:
         raise layout.WeightsError(f"storages {sorted(missing)} are missing")
