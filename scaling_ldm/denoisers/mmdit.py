@@ -92,9 +92,15 @@ class Shape:
 
 
 def split(depth: int) -> tuple[int, int]:
-    """(double, single) blocks of a FLUX of this depth, as its 19 + 38 of 57."""
-    double = max(1, round(depth / 3))
-    return double, max(1, depth - double)
+    """(double, single) blocks of a FLUX of this depth, as its 19 + 38 of 57.
+
+    Raises:
+      ValueError: a depth below 2, too few for one of each.
+    """
+    if depth < 2:
+        raise ValueError(f"a FLUX has 2 blocks or more, not {depth}")
+    double = round(depth / 3)
+    return double, depth - double
 
 
 def _rope(s: Shape) -> Any:
