@@ -66,7 +66,9 @@ FLUX = {"qk_norm": "rms", "positions": "rope"}
 CASES = {
     **{name: shape(name) for name in ("in_context", "cross_attention", "adaln_zero")},
     "in_context_rope": shape("in_context", norm="rms", **FLUX),
-    "mmdit_learned": two_streams("mmdit", qk_norm="layer", positions="learned"),
+    "mmdit_learned": two_streams(
+        "mmdit", qk_norm="layer", positions="learned", pooled_width=4
+    ),
     "flux": two_streams("flux", pooled_width=4, guidance=True, **FLUX),
 }
 AT_NIGHT = {
@@ -74,7 +76,7 @@ AT_NIGHT = {
         "cross_attention", qk_norm="layer", positions="learned"
     ),
     "adaln_zero_rope": shape("adaln_zero", qk_norm="layer", positions="rope"),
-    "mmdit": two_streams("mmdit", norm="rms", pooled_width=4),
+    "mmdit": two_streams("mmdit", norm="rms"),
     "flux_rms": two_streams("flux", norm="rms", **FLUX),
 }
 
