@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling_ldm import config, denoisers, encoders
-from scaling_ldm.denoisers import dit, unet
+from scaling_ldm.denoisers import dit, mmdit, unet
 from scaling_ldm.encoders import autoencoder_kl
 
 # Widths of an autoencoder's resolutions, in its base width.
@@ -16,9 +16,18 @@ AUTOENCODER_MULTIPLES = (1, 2, 2, 4)
 def denoiser(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> denoisers.Denoiser:
-    """The network that two numbers of `config.plan.sizes` make of an experiment."""
-    build = _BUILDERS[experiment.model.architecture]
-    return build(experiment, width, depth, unroll)
+    """The network that two numbers of `config.plan.sizes` make of an experiment.
+
+    Raises:
+      ConfigError: no network can be made of them.
+    """
+    name = experiment.model.architecture
+    try:
+        return _BUILDERS[name](experiment, width, depth, unroll)
+    except ValueError as e:
+        raise config.ConfigError(
+            f"config.model cannot be a {name} of config.plan.sizes {width} x {depth}: {e}"
+        ) from e
 
 
 def _text(experiment: config.Experiment) -> dict[str, Any]:
@@ -38,21 +47,44 @@ def _transformer(
     return denoisers.transformer(
         dit.Shape(
             architecture=model.architecture,
-            width=width,
             depth=depth,
-            heads=model.heads_at(width),
-            image_shape=experiment.data.shape,
-            patch_size=model.patch_size,
-            mlp_ratio=model.mlp_ratio,
-            activation=model.activation,
-            time_width=model.time_width,
             classes=model.classes,
-            dtype=denoisers.DTYPES[model.compute_dtype],
-            remat=model.remat,
-            unroll=unroll,
-            **_text(experiment),
+            **_tokens(experiment, width, unroll),
         )
     )
+
+
+def _two_streams(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    double, single = depth, 0
+    if experiment.model.architecture == "flux":
+        double, single = mmdit.split(depth)
+    return denoisers.mm_dit(
+        mmdit.Shape(
+            depth=double, single_depth=single, **_tokens(experiment, width, unroll)
+        )
+    )
+
+
+def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str, Any]:
+    """What every transformer's shape says."""
+    model = experiment.model
+    return _text(experiment) | {
+        "width": width,
+        "heads": model.heads_at(width),
+        "image_shape": experiment.data.shape,
+        "patch_size": model.patch_size,
+        "mlp_ratio": model.mlp_ratio,
+        "activation": model.activation,
+        "norm": model.norm,
+        "qk_norm": model.qk_norm,
+        "positions": model.positions,
+        "time_width": model.time_width,
+        "dtype": denoisers.DTYPES[model.compute_dtype],
+        "remat": model.remat,
+        "unroll": unroll,
+    }
 
 
 def _unet(
@@ -101,5 +133,7 @@ _BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {
     "in_context": _transformer,
     "cross_attention": _transformer,
     "adaln_zero": _transformer,
+    "mmdit": _two_streams,
+    "flux": _two_streams,
     "unet": _unet,
 }

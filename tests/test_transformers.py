@@ -276,9 +276,8 @@ def test_depth_of_flux_is_split_as_published():
 
 
 def test_every_architecture_has_a_builder():
-    assert denoisers.BUILDERS.keys() == denoisers.ARCHITECTURES.keys()
-    assert denoisers.BUILDERS["flux"](FLUX).other_tokens == 3
-    assert denoisers.BUILDERS["adaln_zero"](DIT).image_tokens == 4
+    assert denoisers.mm_dit(FLUX).other_tokens == 3
+    assert denoisers.transformer(DIT).image_tokens == 4
 
 
 def test_a_variance_doubles_the_output_alone():

@@ -28,6 +28,9 @@ def problems_of(e: fields.Experiment) -> list[str]:
     problems += _check_coarse(e)
     one_of("config.model.architecture", e.model.architecture, fields.ARCHITECTURES)
     one_of("config.model.activation", e.model.activation, fields.ACTIVATIONS)
+    one_of("config.model.norm", e.model.norm, fields.NORMS)
+    one_of("config.model.qk_norm", e.model.qk_norm, fields.QK_NORMS)
+    one_of("config.model.positions", e.model.positions, fields.POSITIONS)
     one_of("config.model.compute_dtype", e.model.compute_dtype, fields.DTYPES)
     one_of("config.model.unroll", e.model.unroll, fields.UNROLL)
     one_of("config.objective.schedule", e.objective.schedule, fields.SCHEDULES)
@@ -146,6 +149,13 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
     """Widths, heads and halvings that do not fit the sizes or the input."""
     problems = []
     name, model = e.model.architecture, e.model
+    defaults = fields.Model()
+    for field in ("norm", "qk_norm", "positions", "patch_size", "mlp_ratio"):
+        if getattr(model, field) != getattr(defaults, field):
+            problems.append(
+                f"config.model.{field} = {getattr(model, field)} means nothing to "
+                f"{name}; it is for transformers"
+            )
     h, w = (*e.data.shape, 0, 0)[:2]
     for base, levels in (s if len(s) == 2 else (0, 0) for s in e.plan.sizes):
         if base <= 0 or not 1 <= levels <= 4:

@@ -11,6 +11,8 @@ ARCHITECTURES = {
     "in_context": ("width", "depth"),
     "cross_attention": ("width", "depth"),
     "adaln_zero": ("width", "depth"),
+    "mmdit": ("width", "depth"),
+    "flux": ("width", "depth"),
     "unet": ("base width", "resolutions"),
     "autoencoder_kl": ("base width", "resolutions"),
 }
@@ -40,6 +42,9 @@ TIME_LAWS = {
 DISCRETE_SCHEDULES = tuple(s for s in SCHEDULES if "schedule_steps" in SCHEDULES[s])
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
 ACTIVATIONS = ("gelu", "relu", "silu")
+NORMS = ("layer", "rms")
+QK_NORMS = ("none", "layer", "rms")
+POSITIONS = ("sinusoidal", "learned", "rope")
 DATA_SOURCES = (
     "icons",
     "image_folder",
@@ -133,6 +138,9 @@ class Model:
     heads: int = 0  # the same number at every width; 0: by head_dim
     mlp_ratio: int = 4
     activation: str = "gelu"  # one of ACTIVATIONS; gelu is the tanh form
+    norm: str = "layer"  # transformers: one of NORMS
+    qk_norm: str = "none"  # transformers: of queries and keys, one of QK_NORMS
+    positions: str = "sinusoidal"  # transformers: of patches, one of POSITIONS
     text_width: int = 256  # E: caption word embedding, the same for every size
     time_width: int = 256  # sinusoidal features of t
     classes: int = 0  # labels of adaln_zero; 0 for text-conditioned models

@@ -151,17 +151,6 @@ def u_net(shape: unet_lib.Shape) -> Denoiser:
     )
 
 
-# The builder of each architecture, from that builder's kind of shape.
-BUILDERS: dict[str, Callable[[Any], Denoiser]] = {
-    "in_context": transformer,
-    "cross_attention": transformer,
-    "adaln_zero": transformer,
-    "mmdit": mm_dit,
-    "flux": mm_dit,
-    "unet": u_net,
-}
-
-
 def count_params(denoiser: Any) -> tuple[int, int]:
     """(all parameters, parameters without embedding tables); allocates nothing.
 

@@ -60,9 +60,7 @@ class Pairs:
         assert order is not None
         theirs = theirs or tuple(merged[axis] for axis in order)
         self._found.append(
-            layout.Pair(
-                path, name, ours, theirs, merged, order, at=index, whole=whole
-            )
+            layout.Pair(path, name, ours, theirs, merged, order, at=index, whole=whole)
         )
 
     def linear(

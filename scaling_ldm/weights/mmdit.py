@@ -305,9 +305,7 @@ def load(path: str | pathlib.Path, shape: mmdit.Shape) -> dict[str, Any]:
       layout.WeightsError: the file is another network's; all differences are listed.
     """
     tensors = layout.load(path)
-    return layout.read(
-        pairs(shape), tensors, "this MMDiT's", np.float32, fixed(shape)
-    )
+    return layout.read(pairs(shape), tensors, "this MMDiT's", np.float32, fixed(shape))
 
 
 def save(params: dict[str, Any], path: str | pathlib.Path, shape: mmdit.Shape) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling_ldm import layers
 from scaling_ldm.denoisers import dit

@@ -41,6 +41,8 @@ def build(tiny, architecture, name):
     c.model.architecture = architecture
     c.model.classes = 7 if architecture == "adaln_zero" else 0
     size = (16, 1)
+    if architecture in ("mmdit", "flux"):
+        size = (16, 2)
     if architecture == "unet":
         c.model.heads, c.model.head_dim, size = 4, 0, (32, 2)
         c.plan.sizes = (size,)

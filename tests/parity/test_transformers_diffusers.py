@@ -260,7 +260,7 @@ def case(request):
     net = kind.theirs()
     shape = kind.shape(net)
     data = given(width=WIDE if isinstance(kind, Flux) else SIDE)
-    params = layout.read(kind.pairs(shape), tensors(net), "it", kind.fixed(shape))
+    params = layout.read(kind.pairs(shape), tensors(net), "it", fixed=kind.fixed(shape))
     return kind, net, shape, data, params
 
 
@@ -309,7 +309,7 @@ def test_weights_go_round_and_diffusers_reads_them(case, tmp_path):
     assert written.keys() == tensors(net).keys()
     layout.save(written, tmp_path / "diffusion_pytorch_model.safetensors")
     back = layout.load(tmp_path / "diffusion_pytorch_model.safetensors")
-    again = layout.read(kind.pairs(shape), back, "it", kind.fixed(shape))
+    again = layout.read(kind.pairs(shape), back, "it", fixed=kind.fixed(shape))
     jax.tree.map(assert_array_equal, again, params)
     for name, value in tensors(net).items():
         if "pos_embed.pos_embed" in name:
