@@ -33,6 +33,7 @@ LAYERS = (
         "optim",
         "checkpoint",
         "meters",
+        "frozen",
         "data",
         "networks",
         "tasks",

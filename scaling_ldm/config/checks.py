@@ -237,6 +237,11 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             "pictures from it; pass --config.data.path=FOLDER, or "
             "--config.encode.path=FOLDER of records made before"
         )
+    if e.encoded and cfg.autoencoder == "none" and e.data.shape[2:] != (3,):
+        problems.append(
+            f"config.data.shape = {e.data.shape}: without config.encode.autoencoder a "
+            "network sees pixels, (height, width, 3)"
+        )
     for name, value, known in (
         ("dtype", cfg.dtype, fields.RECORD_DTYPES),
         ("compute_dtype", cfg.compute_dtype, fields.DTYPES),
@@ -334,8 +339,8 @@ _NOT_NEGATIVE = {
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
-    ("data", "vocab_size", 64, 65536),
-    ("encode", "largest_bad_fraction", 0.0, 1.0),
+    ("data", "vocab_size", 64, fields.LARGEST_VOCABULARY),
+    ("encode", "largest_bad_fraction", 0.0, 0.999),
     ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),
     ("optimizer", "warmup_fraction", 0.0, 1.0),

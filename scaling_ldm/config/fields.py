@@ -57,6 +57,7 @@ DATA_SOURCES = (
 # By name; anything else is a folder or a hub id.
 AUTOENCODERS = ("none", "icons_f4")
 TEXT_ENCODERS = ("vocabulary", "minilm")
+LARGEST_VOCABULARY = 65536  # caption words that records keep
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
@@ -122,7 +123,7 @@ class Encode:
     text_encoder: str = "vocabulary"  # one of TEXT_ENCODERS, a folder or a hub id
     path: str = ""  # folder of the records; "": encoded/ in the workdir
     pictures: int = 0  # how many; 0: all of a finite source
-    batch_size: int = 64  # pictures in one call of the networks, all devices together
+    batch_size: int = 64  # pictures in one call of the networks; each host its own
     records_per_shard: int = 4096
     dtype: str = "float16"  # of moments and features: one of RECORD_DTYPES
     compute_dtype: str = "float32"  # of the networks: one of DTYPES

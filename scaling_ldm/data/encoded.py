@@ -1,21 +1,276 @@
-"""Records of the encode stage: their format, and the source that reads them."""
+"""Records of the encode stage: what they must be of, and the source that reads them.
+
+Rows of position p are a pure function of (data.seed, p): the record is that of p under
+the permutations of the epochs, and a latent is drawn from its record's moments with
+noise keyed by p. Validation rows are drawn in the same way, so that the loss is of the
+distribution that is trained on; their positions being fixed, so are the draws.
+"""
 
 from __future__ import annotations
 
+import base64
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from scaling_ldm import config
+from scaling_ldm import config, frozen
+from scaling_ldm.data import icons, shards
 from scaling_ldm.data.pipeline import Rows
+
+Manifest = dict[str, Any]
+
+_ORDER, _NOISE = 101, 102  # streams of the hash, none of them the icons' own
+_OPEN_FILES = 256  # shards held open at once
+
+
+def identity(experiment: config.Experiment) -> dict[str, Any]:
+    """What records of an experiment are made of, as far as its config says it.
+
+    Networks whose files are not found here are known by their name alone.
+    """
+    cfg, source = experiment.encode, experiment.data.source
+    found: dict[str, Any] = {
+        "version": shards.VERSION,
+        "source": source,
+        "pictures": cfg.pictures,
+        "shape": list(experiment.data.shape),
+        "validation_fraction": experiment.data.validation_fraction,
+        "autoencoder": frozen.autoencoder_identity(cfg.autoencoder),
+        "text_encoder": frozen.text_identity(cfg.text_encoder),
+    }
+    if source in ("tfds", "huggingface"):
+        found["split"] = experiment.data.split
+    if source == "icons":
+        found["seed"] = experiment.data.seed
+    if cfg.text_encoder != "vocabulary":
+        found["text_tokens"] = experiment.data.text_tokens
+    if cfg.autoencoder != "none" or cfg.text_encoder != "vocabulary":
+        found |= {"dtype": cfg.dtype, "compute_dtype": cfg.compute_dtype}
+    return found
+
+
+def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What of `wanted` is otherwise in `held`, a line each.
+
+    Two networks are the same if their files are; where the files of one are not known,
+    if they have the same name.
+    """
+    lines = []
+    for key, value in wanted.items():
+        there = held.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            by = "digest" if value.get("digest") and there.get("digest") else "name"
+            if value.get(by) != there.get(by):
+                both = [
+                    f"{x.get('name')!r} ({x.get('digest')})" for x in (there, value)
+                ]
+                lines.append(f"{key}: {both[0]} there, {both[1]} here")
+        elif there != value:
+            lines.append(f"{key}: {there!r} there, {value!r} here")
+    return lines
+
+
+def refuse(folder: str, found: list[str]) -> None:
+    """Raises the ConfigError of a folder whose records differ from what is wanted."""
+    if found:
+        listed = "".join(f"\n  {line}" for line in found)
+        raise config.ConfigError(
+            f"{folder} holds records of something else:{listed}\n"
+            "Use another --config.encode.path or --workdir, or remove that folder"
+        )
 
 
 class Encoded:
-    """Latents and text that the encode stage wrote."""
+    """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
+
+    Raises:
+      ConfigError: no finished records, records of something else, none in this split,
+        or text features of another width than config.model.text_width.
+      Damaged: files that are not what was written; reading rows raises it too.
+    """
 
     def __init__(self, folder: str, experiment: config.Experiment, split: str) -> None:
-        raise config.ConfigError(f"no records in {folder}: add encode to --stages")
+        self._store = shards.Store(folder)
+        manifest = self._store.read_json(shards.MANIFEST)
+        if manifest is None:
+            begun = self._store.read_json(shards.IDENTITY) is not None
+            state = (
+                "the records in {} are not finished" if begun else "no records in {}"
+            )
+            raise config.ConfigError(f"{state.format(folder)}: add encode to --stages")
+        refuse(folder, differences(manifest["identity"], identity(experiment)))
+        layout = manifest["layout"]
+        self._layout = shards.Layout(**layout | {"shape": tuple(layout["shape"])})
+        check_width(experiment, self._layout.text_width)
+        self.shape = experiment.data.shape
+        self.classes = manifest["classes"]
+        self._manifest, self._seed = manifest, experiment.data.seed
+        self._length = experiment.data.text_tokens
+        self._index = self._split(split == "validation")
+        if not len(self._index):
+            raise config.ConfigError(
+                f"{folder}: of its {manifest['records']:,} pictures none is in the "
+                f"{split} split; more pictures or another "
+                "config.data.validation_fraction are needed"
+            )
+        vocabulary = (*icons.RESERVED, *manifest["vocabulary"])
+        self._vocabulary = icons.Vocabulary(vocabulary[: experiment.data.vocab_size])
+        self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
+        self.null = self._null()
+
+    def __len__(self) -> int:
+        """Pictures in the split, and positions in an epoch."""
+        return len(self._index)
 
     def rows(self, positions: np.ndarray) -> Rows:
-        raise NotImplementedError
+        found = self._records(positions)
+        x = np.stack([record.x for record in found])
+        rows = {"x": self._sample(x, positions), **self._text(found)}
+        if self.classes:
+            rows["label"] = np.array([record.label for record in found], np.int32)
+        return rows
 
     def captions(self, positions: np.ndarray) -> list[str]:
-        raise NotImplementedError
+        return [record.caption for record in self._records(positions)]
+
+    def _split(self, validation: bool) -> np.ndarray:
+        """int64 [records of the split, 2]: shard, and index in it."""
+        parts = []
+        for number, summary in enumerate(self._manifest["shards"]):
+            places = np.flatnonzero(shards.held_out_bits(summary) == validation)
+            parts.append(np.stack([np.full_like(places, number), places], axis=1))
+        return np.concatenate(parts)
+
+    def _records(self, positions: np.ndarray) -> list[shards.Record]:
+        positions = np.asarray(positions, np.int64)
+        epoch, slot = np.divmod(positions, len(self._index))
+        keys = icons.draw(self._seed, _ORDER, epoch.astype(np.uint64))
+        at = self._index[icons.permute(slot, keys, len(self._index))]
+        found: list[Any] = [None] * len(at)
+        order = np.lexsort((at[:, 1], at[:, 0]))
+        cuts = np.flatnonzero(np.diff(at[order, 0])) + 1
+        for places in np.split(order, cuts):
+            if len(places):
+                reader = self._reader(int(at[places[0], 0]))
+                for place, record in zip(
+                    places, reader.read(at[places, 1].tolist()), strict=True
+                ):
+                    found[place] = record
+        return found
+
+    def _open(self, number: int) -> shards.Reader:
+        path = self._paths[shards.shard_name(number)]
+        return shards.Reader(path, self._manifest["shards"][number], self._layout)
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, Any]:
+        count = len(self._manifest["shards"])
+        return self._store.fetch([shards.shard_name(n) for n in range(count)])
+
+    def _sample(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """What the network sees of stored pixels, or a draw from stored moments."""
+        if self._layout.dtype == "uint8":
+            return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        mean, log_variance = np.split(x.astype(np.float32), 2, axis=-1)
+        key = icons.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0]
+        noise = np.empty_like(mean)
+        for row, position in zip(noise, positions, strict=True):
+            bits = np.random.Philox(key=[key, np.uint64(position)])
+            np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
+        of = self._manifest["identity"]["autoencoder"]
+        z = mean + np.exp(0.5 * log_variance) * noise
+        return (z - np.float32(of["shift"])) * np.float32(of["scale"])
+
+    def _text(self, found: list[shards.Record]) -> Rows:
+        if not self._layout.text_width:
+            ids = np.stack([self._ids(record.caption) for record in found])
+            return {"text": ids, "mask": ids != icons.PADDING}
+        shape = (len(found), self._length, self._layout.text_width)
+        text, mask = np.zeros(shape, np.float32), np.zeros(shape[:2], bool)
+        for i, record in enumerate(found):
+            tokens = len(record.features)
+            text[i, :tokens], mask[i, :tokens] = record.features, True
+        return {"text": text, "mask": mask}
+
+    def _ids(self, caption: str) -> np.ndarray:
+        return self._vocabulary.encode(" ".join(shards.words(caption)), self._length)
+
+    def _null(self) -> Rows:
+        label = np.int32(self.classes)
+        if not self._layout.text_width:
+            text = self._vocabulary.null(self._length)
+            return {"text": text, "mask": text != icons.PADDING, "label": label}
+        data = base64.b64decode(self._manifest["null"])
+        features = np.frombuffer(data, np.dtype(self._layout.text_dtype))
+        features = features.reshape(-1, self._layout.text_width)
+        text = np.zeros((self._length, self._layout.text_width), np.float32)
+        text[: len(features)] = features
+        mask = np.arange(self._length) < len(features)
+        return {"text": text, "mask": mask, "label": label}
+
+
+def check_width(experiment: config.Experiment, width: int) -> None:
+    """Refuses a network for text features of another width than the encoder's.
+
+    Raises:
+      ConfigError: names the width that it must be.
+    """
+    wanted = experiment.model.text_width
+    if width and width != wanted:
+        raise config.ConfigError(
+            f"config.model.text_width = {wanted}, but the features of "
+            f"{experiment.encode.text_encoder} are {width} wide: set "
+            f"--config.model.text_width={width}"
+        )
+
+
+def manifest_of(
+    identity: Mapping[str, Any],
+    layout: shards.Layout,
+    summaries: list[dict[str, Any]],
+    null: np.ndarray | None,
+    first_bad: list[tuple[str, str]],
+) -> Manifest:
+    """The whole of a folder of records, for JSON, from the summaries of its shards.
+
+    Args:
+      null: features of the empty caption, [tokens, E]; None where text is words.
+    """
+    words: dict[str, int] = {}
+    for summary in summaries:
+        for word, count in summary["words"].items():
+            words[word] = words.get(word, 0) + count
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    total, train = (sum(s[name] for s in summaries) for name in ("records", "train"))
+    labels = sum(s["labels"] for s in summaries)
+    sums, squares = (
+        np.sum([s[name] for s in summaries if s["train"]], axis=0)
+        for name in ("sums", "squares")
+    )
+    h, w, _ = layout.shape
+    mean = sums / max(train * h * w, 1)
+    variance = np.maximum(squares / max(train * h * w, 1) - mean**2, 0)
+    return {
+        "identity": dict(identity),
+        "records": total,
+        "train": train,
+        "validation": total - train,
+        "bad": {
+            "count": sum(len(s["bad"]) for s in summaries),
+            "first": [list(one) for one in first_bad],
+        },
+        "classes": 1 + max(s["largest_label"] for s in summaries) if labels else 0,
+        "layout": json.loads(json.dumps(vars(layout))),
+        # Of what a denoiser reads, by channel, over the training split.
+        "mean": np.atleast_1d(mean).tolist(),
+        "std": np.atleast_1d(np.sqrt(variance)).tolist(),
+        "null": None if null is None else base64.b64encode(null.tobytes()).decode(),
+        "vocabulary": ranked[: config.LARGEST_VOCABULARY],
+        "shards": [
+            {k: s[k] for k in ("records", "bytes", "checksum", "held_out")}
+            for s in summaries
+        ],
+    }

@@ -1,0 +1,351 @@
+"""Shards of encoded pictures: what a record holds, byte by byte, and where shards lie.
+
+A folder of records holds
+    identity.json               what is being encoded, written first
+    shard-00000.array_record    records of consecutive pictures
+    shard-00000.json            counts, sums and the checksum of that shard, written
+                                after it: with this file a shard is complete
+    manifest.json               the whole, written last: all that training reads first
+
+A record is a header, then an array (moments or pixels), text features of the real
+tokens (if there is a text encoder), the caption and the picture's name; numbers are
+little-endian. The header begins with the CRC-32 of all that follows it.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import posixpath
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import ml_dtypes  # noqa: F401  teaches numpy bfloat16
+import numpy as np
+from array_record.python import array_record_module
+
+from scaling_ldm import config, records
+from scaling_ldm.data import storage
+
+IDENTITY, MANIFEST = "identity.json", "manifest.json"
+VERSION = 1
+SUFFIX = ".array_record"
+_HEADER = struct.Struct("<IIIIHBi")  # checksum, three lengths, tokens, flags, label
+_CHECKED = 4  # the checksum covers what is after these bytes
+_NO_LABEL = -1
+# Records that are compressed one by one can be read one by one.
+_WRITE, _READ = "group_size:1", "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the records of a folder have in common.
+
+    shape: of the array: [h, w, 2 Z] moments, or [H, W, 3] pixels.
+    dtype: of the array: "uint8" for pixels.
+    text_width: E of the features; 0 where text is the caption alone.
+    text_dtype: of the features.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    text_width: int = 0
+    text_dtype: str = "float16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One encoded picture. features: [tokens, E], or None."""
+
+    x: np.ndarray
+    features: np.ndarray | None
+    caption: str
+    name: str
+    label: int | None
+    held_out: bool
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of a record."""
+    features = b"" if record.features is None else record.features.tobytes()
+    tokens = 0 if record.features is None else len(record.features)
+    caption, name = record.caption.encode(), record.name.encode()
+    label = _NO_LABEL if record.label is None else record.label
+    header = _HEADER.pack(
+        0, len(features), len(caption), len(name), tokens, record.held_out, label
+    )
+    rest = header[_CHECKED:] + record.x.tobytes() + features + caption + name
+    return struct.pack("<I", zlib.crc32(rest)) + rest
+
+
+def unpack(data: bytes, layout: Layout, where: str) -> Record:
+    """The inverse of `pack`.
+
+    Raises:
+      Damaged: the bytes are not those that were written.
+    """
+    if len(data) < _HEADER.size:
+        raise records.Damaged(f"{where} is cut short: {len(data)} bytes")
+    checksum, *sizes, tokens, held_out, label = _HEADER.unpack_from(data)
+    if zlib.crc32(memoryview(data)[_CHECKED:]) != checksum:
+        raise records.Damaged(f"{where} is not what was written (checksum)")
+    dtype, text_dtype = np.dtype(layout.dtype), np.dtype(layout.text_dtype)
+    values = layout.shape[0] * layout.shape[1] * layout.shape[2]
+    ends = np.cumsum([_HEADER.size, values * dtype.itemsize, *sizes]).tolist()
+    wanted = tokens * layout.text_width * text_dtype.itemsize
+    if ends[-1] != len(data) or sizes[0] != wanted:
+        raise records.Damaged(f"{where} is not laid out as the manifest says")
+    features = None
+    if layout.text_width:
+        flat = np.frombuffer(data, text_dtype, tokens * layout.text_width, ends[1])
+        features = flat.reshape(tokens, layout.text_width)
+    x = np.frombuffer(data, dtype, values, ends[0])
+    return Record(
+        x=x.reshape(layout.shape),
+        features=features,
+        caption=data[ends[2] : ends[3]].decode(),
+        name=data[ends[3] : ends[4]].decode(),
+        label=None if label == _NO_LABEL else label,
+        held_out=bool(held_out),
+    )
+
+
+def words(caption: str) -> list[str]:
+    """What a vocabulary knows of a caption: lower case, without punctuation."""
+    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
+
+
+def shard_name(number: int) -> str:
+    """Of the file of records; its summary has the same stem."""
+    return f"shard-{number:05d}{SUFFIX}"
+
+
+def summary_name(number: int) -> str:
+    """Of the file that makes a shard complete."""
+    return f"shard-{number:05d}.json"
+
+
+class Store:
+    """The folder of the records: local, or a URL that fsspec knows ("gs://...").
+
+    Files appear complete or not at all.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._far = "://" in folder and not folder.startswith("file://")
+        local = os.path.abspath(os.path.expanduser(folder.removeprefix("file://")))
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(folder if self._far else local)
+        except Exception as e:  # no backend, or credentials that are wrong
+            raise config.ConfigError(
+                f"{folder} cannot be opened: {type(e).__name__}: {e}"
+            ) from e
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._base, name)
+
+    def read(self, name: str) -> bytes | None:
+        """A file's bytes; None if there is none."""
+        try:
+            return self._fs.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, name: str) -> Any:
+        """A file's value; None if there is none.
+
+        Raises:
+          Damaged: it is not JSON.
+        """
+        data = self.read(name)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as e:
+            raise records.Damaged(f"{self._path(name)} is not JSON: {e}") from e
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=1) + "\n"
+        if self._far:
+            self._fs.pipe_file(self._path(name), text.encode())
+        else:
+            records.write_text(self._path(name), text)
+
+    def names(self) -> set[str]:
+        """Every file in the folder."""
+        try:
+            found = self._fs.ls(self._base, detail=False)
+        except FileNotFoundError:
+            return set()
+        return {posixpath.basename(path) for path in found}
+
+    @contextlib.contextmanager
+    def replace(self, name: str) -> Iterator[pathlib.Path]:
+        """A local path to write, which becomes the file `name` when all went well."""
+        if self._far:
+            with tempfile.TemporaryDirectory() as folder:
+                partial = pathlib.Path(folder) / name
+                yield partial
+                self._fs.put_file(str(partial), self._path(name))
+            return
+        target = pathlib.Path(self._path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{name}.partial")  # of a killed process too
+        try:
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def fetch(self, names: Sequence[str]) -> dict[str, pathlib.Path]:
+        """Local paths of some files; far ones are copied to the user's cache once.
+
+        Raises:
+          Damaged: one is not there.
+        """
+        if missing := sorted(set(names) - self.names()):
+            raise records.Damaged(f"{self._path(missing[0])} is missing")
+        if not self._far:
+            return {name: pathlib.Path(self._path(name)) for name in names}
+        cache = str(storage.cache_folder() / "records")
+        found = storage.find(self.folder, (SUFFIX,))
+        return dict(zip(names, found.fetch(names, cache, "records"), strict=True))
+
+
+class Writer:
+    """Writes one shard and sums it up.
+
+    Args:
+      count_words: of the captions of the training split, for a vocabulary.
+
+    bytes: of the records so far, before compression.
+    """
+
+    def __init__(self, path: pathlib.Path, count_words: bool) -> None:
+        self.bytes = 0
+        self._path, self._count_words = path, count_words
+        self._file = array_record_module.ArrayRecordWriter(str(path), _WRITE)
+        self._held_out: list[bool] = []
+        self._labels: list[int] = []
+        self._words: collections.Counter[str] = collections.Counter()
+        self._sums: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, record: Record, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Appends a record.
+
+        Args:
+          mean, variance: float32 [h, w, C] of what a denoiser will read.
+        """
+        data = pack(record)
+        self._file.write(data)
+        self.bytes += len(data)
+        self._held_out.append(record.held_out)
+        if record.label is not None:
+            self._labels.append(record.label)
+        if not record.held_out:
+            mean = mean.astype(np.float64)
+            self._sums += mean.sum((0, 1))
+            self._squares += (mean**2 + variance).sum((0, 1))
+            if self._count_words:
+                self._words.update(words(record.caption))
+
+    def finish(self, bad: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Closes the file; the summary of the shard, for JSON."""
+        self.close()
+        bits = np.packbits(np.array(self._held_out, bool)).tobytes()
+        return {
+            "records": len(self._held_out),
+            "train": self._held_out.count(False),
+            "held_out": base64.b64encode(bits).decode(),
+            "bytes": self._path.stat().st_size,
+            "checksum": file_digest(self._path),
+            "labels": len(self._labels),
+            "largest_label": max(self._labels, default=-1),
+            "sums": np.atleast_1d(self._sums).tolist(),
+            "squares": np.atleast_1d(self._squares).tolist(),
+            "words": dict(sorted(self._words.items())),
+            "bad": [list(one) for one in bad],
+        }
+
+    def close(self) -> None:
+        """Closes the file, complete or not."""
+        if self._file.is_open():
+            self._file.close()
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """32 hexadecimal digits of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(
+            file, lambda: hashlib.blake2b(digest_size=16)
+        ).hexdigest()
+
+
+def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
+    """bool [records] of a shard's summary."""
+    bits = np.frombuffer(base64.b64decode(summary["held_out"]), np.uint8)
+    return np.unpackbits(bits, count=summary["records"]).astype(bool)
+
+
+class Reader:
+    """Random access to the records of one shard.
+
+    Raises:
+      Damaged: the file is not the one that the summary describes.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, summary: Mapping[str, Any], layout: Layout
+    ) -> None:
+        self._path, self._layout = path, layout
+        size = path.stat().st_size
+        if size != summary["bytes"]:
+            raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
+        try:
+            self._file = array_record_module.ArrayRecordReader(
+                str(path), _READ, file_reader_buffer_size=1 << 15
+            )
+            found = self._file.num_records()
+        except (OSError, RuntimeError, ValueError) as e:
+            raise records.Damaged(f"{path} cannot be read: {e}") from e
+        if found != summary["records"]:
+            raise records.Damaged(
+                f"{path}: {found} records; wanted {summary['records']}"
+            )
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """Some records.
+
+        Raises:
+          Damaged: one of them is not what was written; it names shard and index.
+        """
+        try:
+            found = self._file.read(indices)
+        except RuntimeError:
+            found = [self._one(index) for index in indices]
+        return [
+            unpack(data, self._layout, f"{self._path}: record {index}")
+            for index, data in zip(indices, found, strict=True)
+        ]
+
+    def _one(self, index: int) -> bytes:
+        try:
+            return self._file.read([index])[0]
+        except RuntimeError as e:
+            raise records.Damaged(
+                f"{self._path}: record {index} cannot be read: {e}"
+            ) from e
