@@ -15,6 +15,7 @@ from scaling_ldm import (
     config,
     finished,
     flops,
+    frozen,
     mesh,
     meters,
     networks,
@@ -145,6 +146,8 @@ def _sample(
     null = mesh.put(device_mesh, null)
     index = mesh.put(device_mesh, mine.astype(np.int32))
 
+    latent = experiment.encode.autoencoder != "none"
+
     def sample(params: Any, cond: Any, null: Any, index: jax.Array) -> jax.Array:
         key = jax.random.key(cfg.seed)
         x = samplers.sample(
@@ -155,12 +158,15 @@ def _sample(
             uncond=null,
             **_sampler(experiment),
         )
-        return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return x if latent else _to_pixels(x)
 
     begin = time.perf_counter()
     whole = mesh.named(device_mesh, mesh.WHOLE)
     compiled = jax.jit(sample, out_shardings=whole)
     images = np.asarray(compiled(params, cond, null, index))
+    decoding = 0.0
+    if latent:
+        images, decoding = _decode(experiment, images[: cfg.images], device_mesh)
     seconds = time.perf_counter() - begin
     with jax.set_mesh(None):
         counted = flops.count(
@@ -173,9 +179,47 @@ def _sample(
     return records.SampleRecord(
         **_settings(experiment, spec),
         nfe=_plan(experiment).nfe,
-        flops=float(counted.total) * cfg.images / padded,
+        flops=float(counted.total) * cfg.images / padded + decoding,
         seconds=seconds,
         weights="ema",
         captions=tuple(source.captions(positions)),
         images_file="samples/images.npy",
     ), images[: cfg.images]
+
+
+def _to_pixels(x: jax.Array) -> jax.Array:
+    """[-1, 1] -> uint8."""
+    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def _decode(
+    experiment: config.Experiment,
+    latents: np.ndarray,
+    device_mesh: jax.sharding.Mesh,
+) -> tuple[np.ndarray, float]:
+    """Samples in the latent space -> uint8 pictures, and the FLOPs of decoding them.
+
+    In batches of config.encode.batch_size, the last one filled up.
+    """
+    cfg = experiment.encode
+    network, params, _ = frozen.autoencoder(cfg.autoencoder, cfg.compute_dtype)
+    devices = device_mesh.size
+    most = min(cfg.batch_size, len(latents))
+    rows = -(-most // devices) * devices
+    mine = mesh.rows_of_process(device_mesh, rows)
+
+    def decode(params: Any, x: jax.Array) -> jax.Array:
+        return _to_pixels(network.decode(params, network.from_latent(x)))
+
+    whole = mesh.named(device_mesh, mesh.WHOLE)
+    compiled = jax.jit(decode, out_shardings=whole)
+    placed = frozen.place(device_mesh, params)
+    images = []
+    for start in range(0, len(latents), rows):
+        batch = latents[(start + np.arange(rows)) % len(latents)]
+        images.append(np.asarray(compiled(placed, mesh.put(device_mesh, batch[mine]))))
+    with jax.set_mesh(None):
+        one = jax.ShapeDtypeStruct((rows, *latents.shape[1:]), latents.dtype)
+        counted = flops.count(decode, params, one)
+    of_each = float(counted.total) / rows
+    return np.concatenate(images)[: len(latents)], of_each * len(latents)

@@ -108,7 +108,7 @@ class SampleRecord:
     steps: int
     guidance: float
     nfe: int  # network evaluations per image, guidance counted
-    flops: float  # for all images
+    flops: float  # for all images: the sampler's, and the decoder's of latents
     seconds: float
     weights: str  # "ema" or "raw"
     seed: int

@@ -98,7 +98,7 @@ class _Encoding:
 
     def __init__(self, experiment: config.Experiment, folder: str) -> None:
         self._experiment, self._folder = experiment, folder
-        self._store = shards.Store(folder)
+        self._store, self._begun = shards.Store(folder), time.perf_counter()
         self.manifest = self._store.read_json(shards.MANIFEST)
         wanted = encoded.identity(experiment)
         if self.manifest is not None:
@@ -131,12 +131,9 @@ class _Encoding:
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
         )
-        begin = time.perf_counter()
         self._networks = networks.Networks(experiment)
-        meters.say(
-            f"networks are ready after {time.perf_counter() - begin:.1f} s: "
-            f"{self._networks.describe()}"
-        )
+        took = meters.duration(time.perf_counter() - self._begun)
+        meters.say(f"networks are ready after {took}: {self._networks.describe()}")
         if held is None and mesh.is_primary():
             self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
@@ -321,8 +318,9 @@ class _Encoding:
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
+        took = meters.duration(time.perf_counter() - self._begun)
         meters.say(
-            f"encoded: {tally.summary()}\n  {manifest['train']:,} to train on, "
+            f"encoded after {took}: {tally.summary()}\n  {manifest['train']:,} to train on, "
             f"{manifest['validation']:,} held out; {size(written)} in {self._folder}\n"
             f"  a network sees {_by_channel(manifest)}"
         )

@@ -1,0 +1,526 @@
+"""The encode stage: pictures and frozen networks in, records out, whatever happens."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from scaling_ldm import config, data, encode, frozen, mesh, records, study
+from scaling_ldm.data import icons, pictures, shards
+from scaling_ldm.encode import stage
+from scaling_ldm.encoders import autoencoder_kl, bert
+from scaling_ldm.weights import autoencoder_kl as kl_files
+from scaling_ldm.weights import bert as bert_files
+
+ROOT = pathlib.Path(__file__).parent.parent
+COUNT, PER_SHARD = 44, 8
+WORDS = "a an on in background red green blue white black the".split()
+
+
+def drawn(init):
+    """Random parameters, biases and norms too, without compiling an initialiser."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype("f"),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folders of a tiny autoencoder and a tiny BERT, as they would be published."""
+    folder = tmp_path_factory.mktemp("networks")
+    shape = autoencoder_kl.Shape(
+        channels=(8, 16, 16), blocks=1, groups=4, scale=0.7, shift=0.2
+    )
+    params = drawn(functools.partial(autoencoder_kl.init, shape))
+    kl_files.save(params, folder / "ae", shape)
+    text = bert.Shape(
+        width=12, depth=1, heads=2, hidden=24, vocab_size=400, max_tokens=16
+    )
+    (folder / "bert").mkdir()
+    params = drawn(functools.partial(bert.init, text))
+    bert_files.save(params, folder / "bert" / "model.safetensors", text)
+    described = {
+        "model_type": "bert",
+        "hidden_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": 400,
+        "max_position_embeddings": 16,
+    }
+    (folder / "bert" / "config.json").write_text(json.dumps(described))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(97 + i) for i in range(26)]
+    pieces = special + WORDS + [p for c in letters for p in (c, f"##{c}")]
+    (folder / "bert" / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted():
+    """(images, captions, labels) of real icons, 32 x 32."""
+    source = icons.PaintedIcons("train", seed=0)
+    rows = source.paint(np.arange(COUNT))
+    images = np.rint((rows["image"] + 1) * 127.5).astype(np.uint8)
+    labels = source.pairs[source.choose(np.arange(COUNT)).pair][:, 0]
+    return images, rows["caption"], labels.tolist()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_memory(painted):
+    pictures.memory(*painted, name="icons of test_encode")
+
+
+@pytest.fixture(scope="module")
+def wanted(networks):
+    """wanted(section={field: value}, ...): an Experiment on the pictures in memory."""
+
+    def make(**sections):
+        c = config.default()
+        c.data.source, c.data.path = "memory", "icons of test_encode"
+        c.data.shape, c.data.text_tokens, c.data.vocab_size = (8, 8, 4), 8, 64
+        c.data.validation_fraction = 0.3
+        c.model.text_width = 12
+        c.encode.autoencoder = str(networks / "ae")
+        c.encode.text_encoder = str(networks / "bert")
+        c.encode.batch_size, c.encode.records_per_shard = 3, PER_SHARD
+        for section, values in sections.items():
+            c[section].update(values)
+        return config.resolve(c)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(wanted, tmp_path_factory):
+    """The workdir of the default of `wanted`, encoded without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    encode.run(wanted(), folder)
+    return folder
+
+
+def files(workdir):
+    """{name: bytes} of a folder of records."""
+    return {p.name: p.read_bytes() for p in (workdir / "encoded").iterdir()}
+
+
+def manifest(workdir):
+    return json.loads((workdir / "encoded" / shards.MANIFEST).read_text())
+
+
+def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
+    experiment = wanted()
+    image, text = (
+        frozen.autoencoder(experiment.encode.autoencoder),
+        frozen.text_encoder(experiment.encode.text_encoder),
+    )
+    images, captions, labels = painted
+    described = manifest(whole)
+    layout = shards.Layout(**described["layout"])
+    assert described["records"] == COUNT
+    for index in (0, 11, COUNT - 1):  # the last one is of a batch that is filled up
+        shard, place = divmod(index, PER_SHARD)
+        path = whole / "encoded" / shards.shard_name(shard)
+        reader = shards.Reader(path, described["shards"][shard], layout)
+        (found,) = reader.read([place])
+        assert (found.caption, found.label) == (captions[index], labels[index])
+        assert found.name == f"icons of test_encode:{index}"
+        x = images[index][None].astype(np.float32) / 127.5 - 1
+        moments = np.asarray(image.network.encode(image.params, x))
+        assert_allclose(found.x, moments[0], rtol=2e-3, atol=2e-3)
+        decode = lambda z: np.asarray(image.network.decode(image.params, z))  # noqa: E731
+        mean = np.split(found.x.astype(np.float32), 2, axis=-1)[0][None]
+        direct = decode(np.split(moments, 2, axis=-1)[0])
+        assert_allclose(decode(mean), direct, atol=5e-3 * np.abs(direct).max())
+        ids, mask = text.tokenizer.encode([captions[index]], 8)
+        features = np.asarray(text.network.apply(text.params, ids, mask))[0, mask[0]]
+        assert len(found.features) == mask.sum() > 2
+        assert_allclose(found.features, features, rtol=2e-3, atol=2e-3)
+
+
+def test_the_source_gives_latents_features_and_the_empty_caption(whole, wanted):
+    experiment = wanted()
+    train, validation = data.sources(experiment, whole)
+    described = manifest(whole)
+    assert (len(train), len(validation)) == (
+        described["train"],
+        described["validation"],
+    )
+    rows = train.rows(np.arange(40 * len(train)))
+    assert rows["x"].shape[1:] == (8, 8, 4)
+    # The stated statistics are those of what is drawn.
+    assert_allclose(rows["x"].mean((0, 1, 2)), described["mean"], atol=0.02)
+    assert_allclose(rows["x"].std((0, 1, 2)), described["std"], rtol=0.02)
+    assert rows["text"].dtype == np.float32
+    assert not rows["text"][~rows["mask"]].any()
+    text = frozen.text_encoder(experiment.encode.text_encoder)
+    ids, mask = text.tokenizer.encode([""], 8)
+    null = np.asarray(text.network.apply(text.params, ids, mask))[0] * mask[0, :, None]
+    assert_allclose(train.null["text"], null, rtol=2e-3, atol=2e-3)
+    assert_array_equal(train.null["mask"], mask[0])
+
+
+def test_interrupted_and_continued_gives_the_same_bytes(
+    whole, wanted, tmp_path, monkeypatch
+):
+    experiment, calls = wanted(), []
+    write = stage._Encoding._write
+
+    def failing(self, writer, batch, started):
+        calls.append(len(batch))
+        if len(calls) == 8:
+            raise RuntimeError("the machine is gone")
+        write(self, writer, batch, started)
+
+    monkeypatch.setattr(stage._Encoding, "_write", failing)
+    with pytest.raises(RuntimeError):
+        encode.run(experiment, tmp_path)
+    kept = files(tmp_path)
+    assert shards.summary_name(1) in kept
+    assert shards.shard_name(2) not in kept
+    assert not [name for name in kept if name.startswith(".")]
+    monkeypatch.undo()
+    encode.run(experiment, tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_stop_keeps_complete_shards(whole, wanted, tmp_path, monkeypatch):
+    calls = []
+    write = stage._Encoding._write
+
+    def stopping(self, writer, batch, started):
+        calls.append(len(batch))
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, writer, batch, started)
+
+    monkeypatch.setattr(stage._Encoding, "_write", stopping)
+    with pytest.raises(encode.Preempted):
+        encode.run(wanted(), tmp_path)
+    kept = files(tmp_path)
+    assert shards.summary_name(0) in kept and shards.summary_name(1) not in kept
+    monkeypatch.undo()
+    encode.run(wanted(), tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_two_processes_write_what_one_writes(whole, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(mesh, "any_process", lambda flag: flag)
+    wrote = {}
+    for process in (1, 0):  # the one that writes the manifest last
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        before = set(files(tmp_path)) if (tmp_path / "encoded").exists() else set()
+        encode.run(wanted(), tmp_path)
+        wrote[process] = set(files(tmp_path)) - before
+    assert {shards.shard_name(n) for n in (1, 3, 5)} <= wrote[1]
+    assert {shards.shard_name(n) for n in (0, 2, 4)} <= wrote[0]
+    assert files(tmp_path) == files(whole)
+
+
+def test_encoding_again_changes_nothing_and_needs_no_pictures(
+    whole, wanted, monkeypatch, capsys
+):
+    before = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
+    monkeypatch.setattr(stage.networks, "Networks", None)  # not even loaded
+    encode.run(wanted(), whole)
+    encode.run(wanted(data={"path": "not in memory"}), whole)
+    said = capsys.readouterr().err
+    assert said.count(f"encoded already: {COUNT} pictures") == 2
+    assert "the pictures themselves are not looked at" in said
+    after = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"validation_fraction": 0.2}}, r"validation_fraction: 0\.3 there"),
+        ({"encode": {"dtype": "bfloat16"}}, "dtype: 'float16' there, 'bfloat16' here"),
+        ({"data": {"text_tokens": 7}}, "text_tokens: 8 there, 7 here"),
+        ({"encode": {"text_encoder": "vocabulary"}}, r"text_encoder: 'bert' \(\w+\)"),
+        ({"data": {"shape": (16, 16, 4)}}, r"shape: \[8, 8, 4\] there"),
+        ({"encode": {"pictures": 40}}, "pictures: 0 there, 40 here"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_records_of_something_else_are_refused(
+    whole, wanted, tmp_path, change, said, complete
+):
+    workdir = whole
+    if not complete:
+        workdir = tmp_path
+        (workdir / "encoded").mkdir()
+        text = (whole / "encoded" / shards.IDENTITY).read_bytes()
+        (workdir / "encoded" / shards.IDENTITY).write_bytes(text)
+    with pytest.raises(config.ConfigError, match=said):
+        encode.run(wanted(**change), workdir)
+    if complete:
+        with pytest.raises(config.ConfigError, match=said):
+            data.sources(wanted(**change), workdir)
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    whole, wanted, networks, tmp_path
+):
+    other = tmp_path / "ae"
+    shape, params = kl_files.load(networks / "ae")
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    kl_files.save(changed, other, shape)
+    there = {"encode": {"autoencoder": str(other)}}
+    with pytest.raises(config.ConfigError, match="autoencoder: 'ae' .* there, 'ae'"):
+        data.sources(wanted(**there), whole)
+    # The same files elsewhere are the same network.
+    kl_files.save(params, other, shape)
+    data.sources(wanted(**there), whole)
+    # Without files there is but the name to go by.
+    gone = {"encode": {"autoencoder": "ae"}}
+    data.sources(wanted(**gone), whole)
+
+
+def test_another_set_of_pictures_is_refused(whole, wanted, painted):
+    images, captions, labels = painted
+    pictures.memory(images, [*captions[1:], "new"], labels, name="changed")
+    with pytest.raises(config.ConfigError, match="set: "):
+        encode.run(wanted(data={"path": "changed"}), whole)
+
+
+@pytest.fixture
+def half_bad(painted):
+    images, captions, _ = painted
+    given = [c if i % 4 else " " for i, c in enumerate(captions[:20])]
+    pictures.memory(images[:20], given, name="half bad")
+
+
+def test_bad_records_are_counted_and_named(half_bad, wanted, tmp_path, capsys):
+    given = {"data": {"path": "half bad"}, "encode": {"largest_bad_fraction": 0.3}}
+    encode.run(wanted(**given), tmp_path)
+    described = manifest(tmp_path)
+    assert (described["records"], described["bad"]["count"]) == (15, 5)
+    assert described["classes"] == 0
+    assert described["bad"]["first"][1] == ["half bad:4", "its caption is empty"]
+    said = capsys.readouterr().err
+    assert "15 pictures, 5 bad records (25.000%)" in said
+    assert "half bad:4: its caption is empty" in said
+    source = data.sources(wanted(**given), tmp_path)[0]
+    assert "label" not in source.rows(np.arange(2))
+
+
+def test_too_many_bad_records_are_refused_until_accepted(half_bad, wanted, tmp_path):
+    given = {"data": {"path": "half bad"}, "encode": {"largest_bad_fraction": 0.2}}
+    with pytest.raises(config.ConfigError, match="5 of 20 .*(?s:.*)largest_bad_frac"):
+        encode.run(wanted(**given), tmp_path)
+    assert shards.MANIFEST not in files(tmp_path)
+    given["encode"]["largest_bad_fraction"] = 0.25
+    encode.run(wanted(**given), tmp_path)
+    assert manifest(tmp_path)["bad"]["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"model": {"text_width": 64}},
+            "are 12 wide: set --config.model.text_width=12",
+        ),
+        ({"data": {"shape": (8, 8, 16)}}, r"32 x 32 pictures give \(8, 8, 4\)"),
+        ({"data": {"text_tokens": 17}}, "text_tokens = 17: .* reads at most 16"),
+        ({"encode": {"autoencoder": "/nowhere/ae"}}, "autoencoder = '/nowhere/ae'"),
+        ({"encode": {"autoencoder": "BERT"}}, "not the configuration of an autoencod"),
+        ({"encode": {"text_encoder": "AE"}}, "has model_type None; known: t5"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_at_once(
+    wanted, networks, tmp_path, change, said
+):
+    for values in change.values():
+        for key, value in values.items():
+            if value in ("AE", "BERT"):
+                values[key] = str(networks / value.lower())
+    with pytest.raises(config.ConfigError, match=said):
+        encode.run(wanted(**change), tmp_path)
+    assert not (tmp_path / "encoded").exists()
+
+
+def test_values_beyond_float16_name_their_picture(wanted, networks, tmp_path):
+    shape, params = kl_files.load(networks / "ae")
+    params["encoder"]["quant"]["bias"] = params["encoder"]["quant"]["bias"] + 1e5
+    kl_files.save(params, tmp_path / "large", shape)
+    given = {"encode": {"autoencoder": str(tmp_path / "large")}}
+    with pytest.raises(config.ConfigError, match="test_encode:0: its latents are bey"):
+        encode.run(wanted(**given), tmp_path)
+    given["encode"]["dtype"] = "bfloat16"
+    encode.run(wanted(**given), tmp_path / "again")
+
+
+def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
+    plain = {"autoencoder": "none", "text_encoder": "vocabulary"}
+    experiment = wanted(data={"shape": (32, 32, 3)}, encode=plain)
+    encode.run(experiment, tmp_path)
+    train, validation = data.sources(experiment, tmp_path)
+    images, captions, labels = painted
+    index = {caption: i for i, caption in enumerate(captions)}
+    for source in (train, validation):
+        rows = source.rows(np.arange(4))
+        for i, caption in enumerate(source.captions(np.arange(4))):
+            want = images[index[caption]].astype(np.float32) / 127.5 - 1
+            assert_array_equal(rows["x"][i], want)
+            assert rows["label"][i] == labels[index[caption]]
+    words = manifest(tmp_path)["vocabulary"]
+    assert words[0] in ("on", "in", "a", "background")
+    assert_array_equal(train.null["text"][:2], [icons.NULL, icons.PADDING])
+
+
+def test_icons_can_be_encoded_too(wanted, tmp_path):
+    given = {"source": "icons", "path": "", "validation_fraction": 0.25}
+    experiment = wanted(
+        data=given, encode={"pictures": 16, "text_encoder": "vocabulary"}
+    )
+    encode.run(experiment, tmp_path)
+    train, validation = data.sources(experiment, tmp_path)
+    assert (len(train), len(validation)) == (12, 4)
+    assert train.classes <= len(icons.PALETTE)
+
+
+# --- The entry point, on files, killed.
+
+
+def tar_shards(folder, painted):
+    """Two WebDataset shards."""
+    folder.mkdir()
+    images, captions, _ = painted
+    for shard in range(2):
+        with tarfile.open(folder / f"icons-{shard:05d}.tar", "w") as tar:
+            for i in range(shard, COUNT, 2):
+                png = io.BytesIO()
+                Image.fromarray(images[i]).save(png, "PNG")
+                for suffix, content in (
+                    ("png", png.getvalue()),
+                    ("txt", captions[i].encode()),
+                ):
+                    info = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def image_folder(folder, painted):
+    """PNG files, each beside the text file of its caption; one is no picture."""
+    folder.mkdir()
+    for i, (image, caption) in enumerate(zip(*painted[:2], strict=True)):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(caption)
+    (folder / "900.png").write_bytes(b"no picture")
+    (folder / "900.txt").write_text("a caption")
+    return folder
+
+
+class Main:
+    """The entry point in a process of its own."""
+
+    def __init__(self, networks, workdir, *more):
+        flags = {
+            "data.shape": "(8, 8, 4)",
+            "data.text_tokens": 8,
+            "data.validation_fraction": 0.3,
+            "model.text_width": 12,
+            "encode.autoencoder": networks / "ae",
+            "encode.text_encoder": networks / "bert",
+            "encode.batch_size": 3,
+            "encode.records_per_shard": 2,
+            "encode.largest_bad_fraction": 0.1,
+            "plan.sizes": "((16, 1),)",
+            "plan.budgets_flops": "(3e8,)",
+            "plan.sizes_per_budget": 1,
+            "plan.minimum_steps": 10,
+            "train.steps_per_dispatch": 1,
+            "train.show_every_seconds": 0.0,
+            "generate.images": 5,
+            "generate.steps": 2,
+        }
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "scaling_ldm.main", "--config=experiments/tiny.py"]
+            + [f"--config.{name}={value}" for name, value in flags.items()]
+            + [f"--workdir={workdir}", *more],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, expect=0):
+        said = self.popen.communicate(timeout=300)[1]
+        assert self.popen.returncode == expect, said[-3000:]
+        return said
+
+
+def losses(workdir):
+    (folder,) = (workdir / "runs").iterdir()
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows]
+
+
+def test_tar_shards_to_pictures_killed_on_the_way(networks, painted, tmp_path):
+    tars = tar_shards(tmp_path / "tars", painted)
+    given = ["--config.data.source=webdataset", f"--config.data.path={tars}"]
+    workdir, records_of = tmp_path / "w", tmp_path / "w" / "encoded"
+    killed = Main(networks, workdir, *given)
+    while not (records_of / shards.summary_name(1)).exists():
+        assert killed.popen.poll() is None, killed.end()
+        time.sleep(0.001)
+    killed.popen.kill()
+    killed.popen.wait()
+    assert not (records_of / shards.MANIFEST).exists()
+    kept = {p: p.stat().st_mtime_ns for p in records_of.glob("shard-0000[01].*")}
+    assert len(kept) == 4
+
+    stopped = Main(networks, workdir, *given)
+    for line in stopped.popen.stderr:
+        if "  step 3/" in line:
+            stopped.popen.send_signal(signal.SIGTERM)
+            break
+    stopped.end(study.EXIT["preempted, run the same command again"])
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not written again
+    said = Main(networks, workdir, *given).end()
+    assert "encoded already: 44 pictures" in said
+    assert "continues from step" in said
+    sample = records.loads((workdir / "samples" / "record.json").read_text())
+    images = np.load(workdir / sample.images_file)
+    assert (images.shape, images.dtype) == ((5, 32, 32, 3), np.uint8)
+    assert images.std() > 0
+    assert all(set(c.split()) & {"on", "in"} for c in sample.captions)
+
+    # An image folder of the same pictures, without interruption, ends in the same.
+    again = tmp_path / "again"
+    folder = image_folder(tmp_path / "folder", painted)
+    said = Main(
+        networks,
+        again,
+        "--config.data.source=image_folder",
+        f"--config.data.path={folder}",
+        "--stages=plan,encode,train,generate",
+    ).end()
+    assert "44 pictures, 1 bad records" in said
+    assert "900.png" in said
+    assert re.search(r"encode  \d+ of 45 pictures  [\d,]+ a second  \d bad  left", said)
+    assert_allclose(
+        np.sort(losses(again))[:3].mean(), np.sort(losses(workdir))[:3].mean(), rtol=0.5
+    )
+    assert records.loads((again / "samples" / "record.json").read_text()).flops == (
+        sample.flops
+    )
