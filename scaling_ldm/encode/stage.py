@@ -320,8 +320,10 @@ class _Encoding:
         written = sum(summary["bytes"] for summary in summaries)
         took = meters.duration(time.perf_counter() - self._begun)
         meters.say(
-            f"encoded after {took}: {tally.summary()}\n  {manifest['train']:,} to train on, "
-            f"{manifest['validation']:,} held out; {size(written)} in {self._folder}\n"
+            f"encoded after {took}: {tally.summary()}\n"
+            f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
+            "validate with\n"
+            f"  {size(written)} in {self._folder}\n"
             f"  a network sees {_by_channel(manifest)}"
         )
 

@@ -1,0 +1,286 @@
+"""Records of the encode stage: bytes and back, damage, and the rows of a position."""
+
+import base64
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from scaling_ldm import config, data, records
+from scaling_ldm.data import encoded, icons, shards
+
+COUNT, PER_SHARD = 40, 16
+SCALE, SHIFT = 0.5, 1.5
+CAPTIONS = [f"A {name}, number {i}!" for i, name in enumerate(["Cat", "dog's"] * 20)]
+
+
+def record(i, features=None):
+    rng = np.random.default_rng(i)
+    x = rng.normal(size=(2, 3, 8)).astype(np.float16)
+    x[..., 4:] -= 3  # log-variances
+    return shards.Record(
+        x=x,
+        features=features,
+        caption=CAPTIONS[i],
+        name=f"photos/{i}.jpg",
+        label=i % 3,
+        held_out=i % 4 == 0,
+    )
+
+
+def experiment(**sections):
+    c = config.default()
+    c.data.source, c.data.path = "memory", ""
+    c.data.shape, c.data.text_tokens, c.data.vocab_size = (2, 3, 4), 5, 64
+    c.model.patch_size, c.model.text_width = 1, 6
+    c.encode.autoencoder = "owner/autoencoder"
+    for section, values in sections.items():
+        c[section].update(values)
+    return config.resolve(c)
+
+
+def write(folder, wanted, features=None, **layout):
+    """A folder of records, made by hand."""
+    store = shards.Store(str(folder))
+    summaries = []
+    for number, first in enumerate(range(0, COUNT, PER_SHARD)):
+        with store.replace(shards.shard_name(number)) as path:
+            writer = shards.Writer(path, count_words=features is None)
+            for i in range(first, min(first + PER_SHARD, COUNT)):
+                one = record(i, None if features is None else features[i])
+                mean, log_variance = np.split(one.x.astype(np.float32), 2, axis=-1)
+                variance = np.exp(log_variance) * SCALE**2
+                writer.add(one, (mean - SHIFT) * SCALE, variance)
+            summaries.append(writer.finish([]))
+    identity = encoded.identity(wanted)
+    identity["autoencoder"] |= {"scale": SCALE, "shift": SHIFT}
+    store.write_json(
+        shards.MANIFEST,
+        encoded.manifest_of(
+            identity,
+            shards.Layout(shape=(2, 3, 8), dtype="float16", **layout),
+            summaries,
+            None if features is None else features[COUNT],
+            [],
+        ),
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("records") / "r", experiment())
+
+
+@pytest.fixture
+def source(folder):
+    return encoded.Encoded(folder, experiment(), "train")
+
+
+def test_bytes_and_back():
+    layout = shards.Layout(shape=(2, 3, 8), dtype="float16", text_width=6)
+    features = np.arange(18, dtype=np.float16).reshape(3, 6)
+    want = dataclasses.replace(
+        record(7, features), caption="ein Füllhorn 🙂", label=None
+    )
+    got = shards.unpack(shards.pack(want), layout, "here")
+    assert_array_equal(got.x, want.x)
+    assert_array_equal(got.features, features)
+    for name in ("caption", "name", "label", "held_out"):
+        assert getattr(got, name) == getattr(want, name)
+    wide = dataclasses.replace(layout, dtype="bfloat16")
+    assert shards.unpack(shards.pack(want), wide, "here").x.dtype == np.dtype(
+        "bfloat16"
+    )
+
+
+def test_any_changed_byte_and_any_cut_are_noticed():
+    layout = shards.Layout(shape=(2, 3, 8), dtype="float16")
+    good = shards.pack(record(3))
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 4
+        with pytest.raises(records.Damaged, match="shard 1: record 2"):
+            shards.unpack(bytes(bad), layout, "shard 1: record 2")
+    for length in range(len(good)):
+        with pytest.raises(records.Damaged):
+            shards.unpack(good[:length], layout, "")
+    other = dataclasses.replace(layout, shape=(2, 2, 8))
+    with pytest.raises(records.Damaged, match="not laid out as the manifest says"):
+        shards.unpack(good, other, "")
+
+
+def test_the_splits_are_the_held_out_bits(folder, source):
+    validation = encoded.Encoded(folder, experiment(), "validation")
+    assert (len(source), len(validation)) == (30, 10)
+    assert sorted(validation.captions(np.arange(10))) == sorted(CAPTIONS[::4])
+    assert set(source.captions(np.arange(30))).isdisjoint(CAPTIONS[::4])
+    # Every picture once an epoch, in another order.
+    first, second = (source.captions(np.arange(30) + e) for e in (0, 30))
+    assert sorted(first) == sorted(second) and first != second
+    assert len(set(first)) == 30
+
+
+def test_a_row_is_a_function_of_its_position(folder, source):
+    positions = np.array([3, 1_000_003, 77, 3])
+    rows = source.rows(positions)
+    again = encoded.Encoded(folder, experiment(), "train")
+    for i, position in enumerate(positions):
+        alone = again.rows(np.array([position]))
+        for name in ("x", "text", "mask", "label"):
+            assert_array_equal(alone[name][0], rows[name][i])
+    other = encoded.Encoded(folder, experiment(data={"seed": 1}), "train")
+    assert other.captions(np.arange(30)) != source.captions(np.arange(30))
+
+
+def test_latents_are_drawn_from_their_moments(folder, source):
+    draws = collections.defaultdict(list)
+    captions = source.captions(np.arange(0, 30 * 200))
+    for caption, x in zip(captions, source.rows(np.arange(6000))["x"], strict=True):
+        draws[caption].append(x)
+    for i in (1, 2, 39):
+        mean, log_variance = np.split(record(i).x.astype(np.float32), 2, axis=-1)
+        found = np.stack(draws[CAPTIONS[i]])
+        std = SCALE * np.exp(log_variance / 2)
+        assert np.abs(found.mean(0) - (mean - SHIFT) * SCALE).max() < 5 * std.max() / 14
+        assert_allclose(found.std(0), std, rtol=0.25)
+    # Other noise at each position.
+    assert len({x.tobytes() for x in draws[CAPTIONS[1]]}) == 200
+
+
+def test_text_is_ids_by_rank_in_the_training_split(source):
+    words = source._manifest["vocabulary"]
+    assert words[:2] == ["a", "number"] and "dog's" in words and "0" not in words
+    rows = source.rows(np.arange(4))
+    for caption, ids in zip(source.captions(np.arange(4)), rows["text"], strict=True):
+        known = [len(icons.RESERVED) + words.index(w) for w in shards.words(caption)]
+        assert_array_equal(ids, [*known, icons.PADDING])
+    assert_array_equal(rows["mask"], rows["text"] != icons.PADDING)
+    assert source.null["label"] == source.classes == 3
+
+
+def test_words_are_lower_case_without_punctuation():
+    said = "A man's “Red-hot” CAFÉ, 3½ stars!"
+    assert shards.words(said) == ["a", "man's", "red", "hot", "café", "3½", "stars"]
+    icon = "on a light blue background 3d rotate"
+    assert shards.words(icon) == icon.split()
+
+
+def test_features_are_padded_with_zeros(tmp_path):
+    rng = np.random.default_rng(0)
+    features = [
+        rng.normal(size=(1 + i % 5, 6)).astype(np.float16) for i in range(COUNT + 1)
+    ]
+    wanted = experiment(encode={"text_encoder": "owner/encoder"})
+    folder = write(tmp_path / "r", wanted, features, text_width=6)
+    source = encoded.Encoded(folder, wanted, "train")
+    rows = source.rows(np.arange(9))
+    assert rows["text"].shape == (9, 5, 6) and rows["text"].dtype == np.float32
+    for i, caption in enumerate(source.captions(np.arange(9))):
+        want = features[CAPTIONS.index(caption)]
+        assert_array_equal(rows["text"][i, : len(want)], want)
+        assert not rows["text"][i, len(want) :].any()
+        assert rows["mask"][i].tolist() == [True] * len(want) + [False] * (
+            5 - len(want)
+        )
+    assert_array_equal(source.null["text"][:1], features[COUNT])
+    assert source.null["mask"].tolist() == [True] + [False] * 4
+    with pytest.raises(config.ConfigError, match="text_width=6"):
+        other = experiment(
+            model={"text_width": 7}, encode={"text_encoder": "owner/encoder"}
+        )
+        encoded.Encoded(folder, other, "train")
+
+
+def test_statistics_are_of_the_training_split(folder, source):
+    kept = [record(i).x.astype(np.float64) for i in range(COUNT) if i % 4]
+    mean, log_variance = np.split(np.stack(kept), 2, axis=-1)
+    mean, variance = (mean - SHIFT) * SCALE, np.exp(log_variance) * SCALE**2
+    assert_allclose(source._manifest["mean"], mean.mean((0, 1, 2)), rtol=1e-5)
+    spread = variance.mean((0, 1, 2)) + mean.var((0, 1, 2))
+    assert_allclose(source._manifest["std"], np.sqrt(spread), rtol=1e-5)
+
+
+def test_damage_names_shard_and_record(folder, tmp_path):
+    for name in [shards.MANIFEST, *(shards.shard_name(n) for n in range(3))]:
+        content = (tmp_path.parent / folder / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+    damaged = tmp_path / shards.shard_name(1)
+    good = damaged.read_bytes()
+    bad = bytearray(good)
+    bad[300] ^= 255  # of the first records; the end is padding
+    damaged.write_bytes(bad)
+    source = encoded.Encoded(str(tmp_path), experiment(), "train")
+    with pytest.raises(records.Damaged, match=r"shard-00001.array_record: record \d+"):
+        source.rows(np.arange(30))
+    damaged.write_bytes(good[: len(good) // 2])
+    source = encoded.Encoded(str(tmp_path), experiment(), "train")
+    with pytest.raises(records.Damaged, match=rf"shard-00001.*wanted {len(good)}"):
+        source.rows(np.arange(30))
+    damaged.unlink()
+    source = encoded.Encoded(str(tmp_path), experiment(), "train")
+    with pytest.raises(records.Damaged, match="shard-00001.array_record is missing"):
+        source.rows(np.arange(30))
+    (tmp_path / shards.MANIFEST).write_text("{")
+    with pytest.raises(records.Damaged, match="manifest.json is not JSON"):
+        encoded.Encoded(str(tmp_path), experiment(), "train")
+
+
+def test_damage_reaches_the_reader_of_batches(folder, tmp_path):
+    for name in [shards.MANIFEST, *(shards.shard_name(n) for n in range(3))]:
+        (tmp_path / name).write_bytes((tmp_path.parent / folder / name).read_bytes())
+    damaged = tmp_path / shards.shard_name(0)
+    damaged.write_bytes(damaged.read_bytes()[:-70_000])
+    source = encoded.Encoded(str(tmp_path), experiment(), "train")
+    stream = data.batches(source, batch_size=4, rows=slice(0, 4), prefetch=2)
+    with pytest.raises(records.Damaged, match="shard-00000"):
+        for _ in range(20):
+            next(stream)
+
+
+def test_unfinished_and_empty_folders_say_what_to_do(tmp_path):
+    with pytest.raises(config.ConfigError, match="no records in .* add encode to"):
+        encoded.Encoded(str(tmp_path / "none"), experiment(), "train")
+    shards.Store(str(tmp_path)).write_json(shards.IDENTITY, {})
+    with pytest.raises(config.ConfigError, match="are not finished: add encode to"):
+        encoded.Encoded(str(tmp_path), experiment(), "train")
+
+
+def test_a_split_without_pictures_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(shards, "held_out_bits", lambda s: np.zeros(s["records"], bool))
+    with pytest.raises(config.ConfigError, match="none is in the validation split"):
+        encoded.Encoded(folder, experiment(), "validation")
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "said"),
+    [
+        ({"name": "a", "digest": "1"}, {"name": "b", "digest": "1"}, False),
+        ({"name": "a", "digest": "1"}, {"name": "a", "digest": "2"}, True),
+        ({"name": "a", "digest": "1"}, {"name": "a"}, False),
+        ({"name": "a"}, {"name": "b", "digest": "1"}, True),
+    ],
+)
+def test_networks_are_the_same_by_their_files_or_their_name(held, wanted, said):
+    found = encoded.differences({"autoencoder": held}, {"autoencoder": wanted})
+    assert bool(found) == said
+
+
+def test_a_folder_may_be_far_away(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    far = "memory://test_encoded/records"
+    wanted = experiment(encode={"path": far})
+    write_far = write(far, wanted)
+    there = encoded.Encoded(write_far, wanted, "train")
+    here = encoded.Encoded(folder, experiment(), "train")
+    assert_array_equal(there.rows(np.arange(50))["x"], here.rows(np.arange(50))["x"])
+    assert data.records_folder(wanted, tmp_path) == far
+
+
+def test_the_bits_of_a_shard_are_its_records(source):
+    summary = source._manifest["shards"][2]
+    assert len(base64.b64decode(summary["held_out"])) == 1
+    want = [i % 4 == 0 for i in range(32, COUNT)]
+    assert shards.held_out_bits(summary).tolist() == want
