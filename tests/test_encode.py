@@ -19,7 +19,17 @@ from jax.experimental.compilation_cache import compilation_cache
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from scaling_ldm import config, data, encode, frozen, mesh, records, study
+from scaling_ldm import (
+    config,
+    data,
+    encode,
+    flops,
+    frozen,
+    generate,
+    mesh,
+    records,
+    study,
+)
 from scaling_ldm.data import icons, pictures, shards
 from scaling_ldm.encode import stage
 from scaling_ldm.encoders import autoencoder_kl, bert
@@ -28,6 +38,7 @@ from scaling_ldm.weights import bert as bert_files
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT, PER_SHARD = 44, 8
+SCALE, SHIFT = 0.7, 0.2
 WORDS = "a an on in background red green blue white black the".split()
 
 
@@ -49,8 +60,8 @@ def networks(tmp_path_factory):
         blocks=1,
         groups=4,
         middle_attention=False,
-        scale=0.7,
-        shift=0.2,
+        scale=SCALE,
+        shift=SHIFT,
     )
     params = drawn(functools.partial(autoencoder_kl.init, shape))
     kl_files.save(params, folder / "ae", shape)
@@ -428,6 +439,50 @@ def test_icons_are_pictures_without_an_end(wanted, tmp_path):
     assert 1 < train.classes <= len(icons.PALETTE)
 
 
+def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 1)
+    experiment = wanted(mesh={"fsdp": 4})
+    found = stage.networks.Networks(experiment)
+    held = [
+        leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found._params)
+    ]
+    assert not all(held)
+    monkeypatch.setattr(stage.networks, "Networks", lambda _: found)
+    encode.run(experiment, tmp_path)
+    layout = shards.Layout(**manifest(whole)["layout"])
+    for number, summary in enumerate(manifest(whole)["shards"]):
+        indices = list(range(summary["records"]))
+        got, want = (
+            shards.Reader(
+                workdir / "encoded" / shards.shard_name(number),
+                manifest(workdir)["shards"][number],
+                layout,
+            ).read(indices)
+            for workdir in (tmp_path, whole)
+        )
+        for a, b in zip(got, want, strict=True):
+            assert (a.caption, a.name, a.held_out) == (b.caption, b.name, b.held_out)
+            assert_allclose(a.x, b.x, rtol=2e-3, atol=2e-3)
+            assert_allclose(a.features, b.features, rtol=2e-3, atol=2e-3)
+
+
+def test_samples_are_decoded_and_it_is_counted(wanted):
+    """Ten of them in batches of eight, sharded over all devices."""
+    experiment = wanted(encode={"batch_size": 5})
+    latents = np.random.default_rng(0).normal(size=(10, 16, 16, 4)).astype("f")
+    image = frozen.autoencoder(experiment.encode.autoencoder)
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        got, counted = generate._decode(experiment, latents, device_mesh)
+    decode = jax.jit(image.network.decode)
+    want = np.asarray(decode(image.params, latents / SCALE + SHIFT))
+    want = np.rint((np.clip(want, -1, 1) + 1) * 127.5)
+    assert (got.shape, got.dtype) == ((10, 32, 32, 3), np.uint8)
+    assert np.abs(got.astype(float) - want).max() <= 1  # where it is rounded
+    assert want.std() > 10
+    assert counted == flops.count(decode, image.params, latents).total > 1e6
+
+
 # --- The entry point, on files, killed.
 
 
@@ -538,6 +593,10 @@ def test_tar_shards_to_pictures_killed_on_the_way(
     images = np.load(workdir / sample.images_file)
     assert (images.shape, images.dtype) == ((5, 32, 32, 3), np.uint8)
     assert all(set(c.split()) & {"on", "in"} for c in sample.captions)
+    decoder = frozen.autoencoder(str(networks / "ae"))
+    latents = jax.ShapeDtypeStruct((5, 16, 16, 4), np.float32)
+    decoding = flops.count(decoder.network.decode, decoder.params, latents).total
+    assert sample.flops > decoding > 0
 
 
 def test_an_image_folder_and_what_the_user_is_told(painted, wanted, tmp_path, capsys):
