@@ -184,14 +184,15 @@ def _nearby(name: str) -> pathlib.Path | None:
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return path
-    import huggingface_hub
-
     repository, subfolder = _hub_id(name)
     try:
+        import huggingface_hub
+
         found = huggingface_hub.snapshot_download(repository, local_files_only=True)
-    except Exception:  # not a hub id, or not in its cache: many types
+    except Exception:  # no hub id, not in its cache, no such package: many types
         return None
-    return pathlib.Path(found) / subfolder
+    folder = pathlib.Path(found) / subfolder
+    return folder if (folder / files.CONFIG).is_file() else None
 
 
 def _hub_id(name: str) -> tuple[str, str]:

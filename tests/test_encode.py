@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -519,7 +520,7 @@ def image_folder(folder, painted):
 class Main:
     """The entry point in a process of its own."""
 
-    def __init__(self, networks, cache, workdir, tars):
+    def __init__(self, networks, cache, workdir, tars, *more):
         flags = {
             "data.source": "webdataset",
             "data.path": tars,
@@ -545,7 +546,8 @@ class Main:
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "scaling_ldm.main", "--config=experiments/tiny.py"]
             + [f"--config.{name}={value}" for name, value in flags.items()]
-            + [f"--workdir={workdir}", "--stages=plan,encode,train,generate"],
+            + [f"--workdir={workdir}", "--stages=plan,encode,train,generate"]
+            + list(more),
             cwd=ROOT,
             env=os.environ | {k.upper(): str(v) for k, v in settings.items()},
             stdout=subprocess.DEVNULL,
@@ -616,3 +618,38 @@ def test_an_image_folder_and_what_the_user_is_told(painted, wanted, tmp_path, ca
     assert "to train on" in said and "standard deviation" in said
     source = data.sources(experiment, tmp_path)[0]
     assert set(source.captions(np.arange(len(source)))) <= set(painted[1])
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_same_records_and_pictures(
+    networks, painted, compiled, tmp_path
+):
+    tars = tar_shards(tmp_path / "tars", painted)
+    devices = "--config.mesh.cpu_devices=2"
+    one = Main(networks, compiled, tmp_path / "one", tars, devices)
+    one.end()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    job = [
+        Main(
+            networks,
+            compiled,
+            tmp_path / "two",
+            tars,
+            devices,
+            f"--coordinator={address}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    for process in job:
+        process.end()
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    one, two = (
+        np.load(tmp_path / name / "samples" / "images.npy").astype(float)
+        for name in ("one", "two")
+    )
+    assert one.shape == two.shape == (5, 32, 32, 3)
+    assert np.abs(one - two).mean() < 1

@@ -279,6 +279,20 @@ def test_a_folder_may_be_far_away(folder, tmp_path, monkeypatch):
     assert data.records_folder(wanted, tmp_path) == far
 
 
+def test_two_jobs_do_not_write_into_one_file(tmp_path):
+    store = shards.Store(str(tmp_path))
+    with store.replace("a") as first, store.replace("a") as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"  # the last to be complete
+    (tmp_path / ".a.left.partial").write_text("of a process that was killed")
+    with store.replace("a") as path:
+        path.write_text("3")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~shards._umask()
+
+
 def test_the_bits_of_a_shard_are_its_records(source):
     summary = source._manifest["shards"][2]
     assert len(base64.b64decode(summary["held_out"])) == 1

@@ -108,6 +108,7 @@ class Encoded:
         self.shape = experiment.data.shape
         self.classes = manifest["classes"]
         self._manifest, self._seed = manifest, experiment.data.seed
+        self._network = manifest["identity"]["autoencoder"]
         self._length = experiment.data.text_tokens
         self._index = self._split(split == "validation")
         if not len(self._index):
@@ -180,9 +181,11 @@ class Encoded:
         for row, position in zip(noise, positions, strict=True):
             bits = np.random.Philox(key=[key, np.uint64(position)])
             np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-        of = self._manifest["identity"]["autoencoder"]
-        z = mean + np.exp(0.5 * log_variance) * noise
-        return (z - np.float32(of["shift"])) * np.float32(of["scale"])
+        noise *= np.exp(0.5 * log_variance)
+        noise += mean
+        noise -= np.float32(self._network["shift"])
+        noise *= np.float32(self._network["scale"])
+        return noise
 
     def _text(self, found: list[shards.Record]) -> Rows:
         if not self._layout.text_width:

@@ -18,6 +18,7 @@ import base64
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -44,6 +45,7 @@ SUFFIX = ".array_record"
 _HEADER = struct.Struct("<IIIIHBi")  # checksum, three lengths, tokens, flags, label
 _CHECKED = 4  # the checksum covers what is after these bytes
 _NO_LABEL = -1
+_PARTIAL = ".partial"
 # Records that are compressed one by one can be read one by one.
 _WRITE, _READ = "group_size:1", "readahead_buffer_size:0,max_parallelism:0"
 
@@ -201,14 +203,20 @@ class Store:
             return
         target = pathlib.Path(self._path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{name}.partial")  # of a killed process too
-        try:
-            yield partial
-            with open(partial, "rb+") as file:
+        _sweep(target)
+        # Another job may be writing the same; the lock ends with this process.
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{name}.", suffix=_PARTIAL, delete=False
+        ) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            partial = pathlib.Path(file.name)
+            try:
+                yield partial
                 os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+                partial.chmod(0o666 & ~_umask())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def fetch(self, names: Sequence[str]) -> dict[str, pathlib.Path]:
         """Local paths of some files; far ones are copied to the user's cache once.
@@ -223,6 +231,21 @@ class Store:
         cache = str(storage.cache_folder() / "records")
         found = storage.find(self.folder, (SUFFIX,))
         return dict(zip(names, found.fetch(names, cache, "records"), strict=True))
+
+
+def _sweep(target: pathlib.Path) -> None:
+    """Removes what killed processes left of a file: nobody locks it any more."""
+    for left in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _umask() -> int:
+    """What new files are kept from; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 class Writer:
