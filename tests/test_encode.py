@@ -591,7 +591,7 @@ def test_tar_shards_to_pictures_killed_on_the_way(
 ):
     tars = tar_shards(tmp_path / "tars", painted)
     workdir, records_of = tmp_path / "w", tmp_path / "w" / "encoded"
-    killed = Main(networks, compiled, workdir, tars)
+    killed = Main(networks, compiled, workdir, tars, "--stages=encode")
     while not (records_of / shards.summary_name(1)).exists():
         assert killed.popen.poll() is None, killed.end()
         time.sleep(0.001)
