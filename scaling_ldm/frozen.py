@@ -188,15 +188,7 @@ def _nearby(name: str) -> pathlib.Path | None:
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return path
-    repository, subfolder = _hub_id(name)
-    try:
-        import huggingface_hub
-
-        found = huggingface_hub.snapshot_download(repository, local_files_only=True)
-    except Exception:  # no hub id, not in its cache, no such package: many types
-        return None
-    folder = pathlib.Path(found) / subfolder
-    return folder if (folder / files.CONFIG).is_file() else None
+    return hub.cached(*_hub_id(name))
 
 
 def _hub_id(name: str) -> tuple[str, str]:

@@ -340,6 +340,9 @@ def test_what_was_fetched_before_serves_without_a_network(empty_cache, monkeypat
     (repository / "snapshots" / commit / "config.json").write_text("{}")
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert hub.find("a/b") == repository / "snapshots" / commit
+    assert hub.cached("a/b") == repository / "snapshots" / commit
+    assert hub.cached("a/b", "vae") is None
+    assert hub.cached("a/c") is None and hub.cached("no / id") is None
 
 
 def test_the_hub_is_asked_for_safe_files_only(empty_cache, monkeypatch):

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from scaling_ldm.weights.files import WeightsError
+from scaling_ldm.weights.files import CONFIG, WeightsError
 
 SECONDS = 20.0  # for the hub to answer; a download may then take as long as it takes
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -67,6 +67,18 @@ def find(
     if not found.is_dir():
         raise WeightsError(f"{name} has no {subfolder} with files of ours")
     return found
+
+
+def cached(hub_id: str, subfolder: str = "") -> pathlib.Path | None:
+    """A repository that the hub's cache holds, None where it does not; asks nobody."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.snapshot_download(hub_id, local_files_only=True)
+    except Exception:  # not there, or no hub id: of many types
+        return None
+    place = pathlib.Path(found) / subfolder
+    return place if (place / CONFIG).is_file() else None
 
 
 def _download(wanted: dict[str, Any], seconds: float) -> str:
