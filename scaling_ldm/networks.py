@@ -26,7 +26,8 @@ def denoiser(
         return _BUILDERS[name](experiment, width, depth, unroll)
     except ValueError as e:
         raise config.ConfigError(
-            f"config.model cannot be a {name} of config.plan.sizes {width} x {depth}: {e}"
+            f"config.plan.sizes: {width} x {depth} is no {name} that config.model "
+            f"allows: {e}"
         ) from e
 
 

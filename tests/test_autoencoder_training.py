@@ -22,7 +22,7 @@ def recipe(tiny):
     c.name = "small_autoencoder"
     c.data.shape = (8, 8, 3)
     c.model.architecture = "autoencoder_kl"
-    c.model.groups, c.model.latent_channels = 4, 2
+    c.model.groups, c.model.latent_channels, c.model.patch_size = 4, 2, 2
     c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 2),), 12, ()
     c.mesh.cpu_devices = 8
     c.train.optimize_code = False

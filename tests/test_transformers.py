@@ -397,19 +397,19 @@ def test_weights_go_round_bit_for_bit(name):
     params, table, constants = drawn(spec), pairs(spec), fixed(spec)
     tensors = layout.write(table, params, constants)
     assert len(tensors) == len(table) + len(constants)
-    back = layout.read(table, tensors, "it", constants)
+    back = layout.read(table, tensors, "it", fixed=constants)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(assert_array_equal, back, params)
 
     halves = {key: value.astype(np.float16) for key, value in tensors.items()}
-    back = layout.read(table, halves, "it", constants)
+    back = layout.read(table, halves, "it", np.float32, constants)
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
 
     first, *_, last = (pair.name for pair in table)
     tensors["spare"] = tensors.pop(first)
     tensors[last] = tensors[last][:-1]
     with pytest.raises(layout.WeightsError, match="(3 differ)") as caught:
-        layout.read(table, tensors, "this network's", constants)
+        layout.read(table, tensors, "this network's", fixed=constants)
     for part in (f"missing: {first}", "unknown: spare", f"shape of {last}"):
         assert part in str(caught.value)
 
@@ -449,7 +449,7 @@ def test_copies_and_constants_are_checked():
     tensors = layout.write(mmdit_weights.pairs(SD3), drawn(SD3), constants)
     tensors["pos_embed.pos_embed"] = tensors["pos_embed.pos_embed"][:, ::-1]
     with pytest.raises(layout.WeightsError, match="pos_embed is another constant"):
-        layout.read(mmdit_weights.pairs(SD3), tensors, "this SD3's", constants)
+        layout.read(mmdit_weights.pairs(SD3), tensors, "this SD3's", fixed=constants)
 
 
 def test_configs_go_round():

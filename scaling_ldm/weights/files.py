@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 
 CONFIG = "config.json"
+_INDEX = ".safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
@@ -41,7 +42,7 @@ def stored(path: str | pathlib.Path) -> dict[str, Stored]:
     """Every tensor of a checkpoint, none of them read yet.
 
     Args:
-      path: a .safetensors file, or a directory.
+      path: a .safetensors file, the index of several, or a directory.
 
     Raises:
       WeightsError: nothing to read, or what is there is not safetensors.
@@ -49,6 +50,8 @@ def stored(path: str | pathlib.Path) -> dict[str, Stored]:
     path = pathlib.Path(path)
     if path.is_dir():
         return _directory(path)
+    if path.name.endswith(_INDEX) and path.is_file():
+        return _sharded(path)
     if path.suffix != ".safetensors" or not path.is_file():
         raise WeightsError(f"{path}: no .safetensors file there")
     try:

@@ -45,6 +45,7 @@ def build(tiny, architecture, name):
         size = (16, 2)
     if architecture == "unet":
         c.model.heads, c.model.head_dim, size = 4, 0, (32, 2)
+        c.model.patch_size = 2  # as nobody who has no patches changed it
         c.plan.sizes = (size,)
     c.objective.update({"time_law": "uniform"} | OBJECTIVES[name])
     experiment = config.resolve(c)
