@@ -33,7 +33,7 @@ def denoiser(
 
 def _text(experiment: config.Experiment) -> dict[str, Any]:
     """What a network is to know of captions: words to look up, or frozen features."""
-    words = experiment.encode.text_encoder == "vocabulary"
+    words = experiment.reads_words
     return {
         "text_tokens": experiment.data.text_tokens,
         "text_width": experiment.model.text_width,

@@ -107,7 +107,7 @@ def abstract_state(functions: Functions) -> TrainState:
 def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
     """Shapes and types of what a source gives, `rows` pictures of it."""
     s, e = experiment.data.text_tokens, experiment.model.text_width
-    words = experiment.encode.text_encoder == "vocabulary"
+    words = experiment.reads_words
     kinds = {
         "x": (experiment.data.shape, jnp.float32),
         "text": ((s,), jnp.int32) if words else ((s, e), jnp.float32),

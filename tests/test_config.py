@@ -19,7 +19,8 @@ def refused(change):
 
 def test_default_resolves_and_round_trips():
     experiment = config.resolve(config.default())
-    assert experiment == config.Experiment()
+    words = dataclasses.replace(config.Encode(), text_encoder="vocabulary")
+    assert experiment == dataclasses.replace(config.Experiment(), encode=words)
     assert config.resolve(config.to_config_dict(experiment)) == experiment
 
 
@@ -242,3 +243,27 @@ def test_load_says_which_file_was_meant(tmp_path):
         config.load(tmp_path / "tinny.py")
     with pytest.raises(config.ConfigError, match=r"no get_config\(\)"):
         config.load(tmp_path / "tiny.py")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_text_encoder_is_chosen_by_what_is_installed(monkeypatch, installed):
+    found = object() if installed else None
+    monkeypatch.setattr(
+        config.files.importlib.util,
+        "find_spec",
+        lambda name: found if name == "all_minilm_l6_v2" else None,
+    )
+    c = config.default()
+    assert config.resolve(c).encode.text_encoder == "vocabulary"  # nothing to encode
+    c.data.source, c.data.path = "image_folder", "pictures"
+    chosen = config.resolve(c)
+    want = ("minilm", 384) if installed else ("vocabulary", 256)
+    assert (chosen.encode.text_encoder, chosen.model.text_width) == want
+    assert chosen.reads_words == (not installed)
+    assert config.resolve(config.to_config_dict(chosen)) == chosen
+    c.model.text_width = 32
+    if installed:
+        with pytest.raises(config.ConfigError, match="whose features are 384 wide"):
+            config.resolve(c)
+    c.encode.text_encoder = "vocabulary"
+    assert config.resolve(c).model.text_width == 32

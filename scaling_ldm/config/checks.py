@@ -242,6 +242,12 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             f"config.data.shape = {e.data.shape}: without config.encode.autoencoder a "
             "network sees pixels, (height, width, 3)"
         )
+    if cfg.text_encoder == "minilm" and e.model.text_width != fields.MINILM_WIDTH:
+        problems.append(
+            f"config.model.text_width = {e.model.text_width} with "
+            f"config.encode.text_encoder = 'minilm', whose features are "
+            f"{fields.MINILM_WIDTH} wide: set that, or text_encoder = 'vocabulary'"
+        )
     for name, value, known in (
         ("dtype", cfg.dtype, fields.RECORD_DTYPES),
         ("compute_dtype", cfg.compute_dtype, fields.DTYPES),

