@@ -64,6 +64,7 @@ setup(
     package_data={
         "scaling_ldm": ["published_laws.json"],
         "scaling_ldm.data": ["icons/*", "icons/licenses/*"],
+        "scaling_ldm.encoders": ["icons_f4/*"],
     },
     install_requires=INSTALL,
     extras_require={

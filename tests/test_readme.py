@@ -7,7 +7,8 @@ import pytest
 
 TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-HEADINGS = ("Samplers", "Likelihoods", "FLOPs", "Fits")
+NETWORKS = "Networks, and their published weights"
+HEADINGS = ("Samplers", "Likelihoods", NETWORKS, NETWORKS, "FLOPs", "Fits")
 
 
 @pytest.mark.parametrize("number", range(len(HEADINGS)), ids=HEADINGS)
