@@ -414,7 +414,7 @@ def test_weights_that_are_not_there_come_with_a_remedy(
     monkeypatch.setattr(frozen.hub, "minilm_directory", lambda: None)
     monkeypatch.setattr(frozen, "_SHIPPED", {"icons_f4": tmp_path / "none"})
     with pytest.raises(config.ConfigError, match=f"{field} = '{name}': .*{said}"):
-        encode.run(wanted(encode={field: name}), tmp_path)
+        encode.run(wanted(encode={field: name}, model={"text_width": 384}), tmp_path)
 
 
 def test_names_mean_the_same_on_every_machine(networks, tmp_path):

@@ -36,6 +36,7 @@ def experiment(**sections):
     c.data.shape, c.data.text_tokens, c.data.vocab_size = (2, 3, 4), 5, 64
     c.model.patch_size, c.model.text_width = 1, 6
     c.encode.autoencoder = "owner/autoencoder"
+    c.encode.text_encoder = "vocabulary"
     for section, values in sections.items():
         c[section].update(values)
     return config.resolve(c)
