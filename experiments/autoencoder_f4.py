@@ -5,9 +5,10 @@ weak KL, neither perceptual loss nor discriminator), trained by the same loop as
 denoiser. What `config.encode.autoencoder = "icons_f4"` names is this experiment's
 result; its folder holds the weights, and the error on held-out names.
 
-Cost: 8e13 FLOPs, about 45 minutes on 2 CPU cores.
-Command: python -m scaling_ldm.main --config experiments/autoencoder_f4.py
-Expect a mean squared error of about 0.01 on held-out names (26 dB).
+Cost: 8e13 FLOPs, 25 to 40 minutes on 2 CPU cores. Expect a mean squared error of 0.0113
+on 2,048 pictures of held-out names, 25.5 dB.
+Command: python -m scaling_ldm.main --config experiments/autoencoder_f4.py --stages
+  plan,train,export
 """
 
 import ml_collections
@@ -31,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.plan.steps, c.plan.budgets_flops = 4000, ()
     c.plan.accelerator, c.plan.devices = "2-core CPU", 2
     c.plan.flops_per_second_per_device = 1.5e10
+    c.mesh.cpu_devices = 1
     c.train.batch_size = 64
     c.train.checkpoints_per_run = 20
     c.train.log_every_steps = 20
