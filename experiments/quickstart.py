@@ -23,7 +23,7 @@ def get_config():
     c.data.text_tokens = 15
     c.data.vocab_size = 1024
     c.encode.autoencoder, c.encode.text_encoder = "icons_f4", "vocabulary"
-    c.encode.pictures = 48_000
+    c.encode.pictures = 96_000
     c.model.patch_size = 1
     c.model.head_dim, c.model.heads = 0, 2
     c.model.text_width = c.model.time_width = 32

@@ -299,3 +299,23 @@ def test_the_bits_of_a_shard_are_its_records(source):
     assert len(base64.b64decode(summary["held_out"])) == 1
     want = [i % 4 == 0 for i in range(32, COUNT)]
     assert shards.held_out_bits(summary).tolist() == want
+
+
+def test_what_is_kept_in_memory_is_what_is_stored(tmp_path, monkeypatch):
+    wanted = experiment()
+    folder = write(tmp_path / "r", wanted)
+    kept = encoded.Encoded(folder, wanted, "train")
+    assert kept._fits
+    monkeypatch.setattr(encoded, "KEPT_BYTES", 0)
+    fresh = encoded.Encoded(folder, wanted, "train")
+    for positions in (np.arange(3), np.arange(40), np.array([7, 7, 2])):
+        want, got = fresh.rows(positions), kept.rows(positions)
+        assert want.keys() == got.keys()
+        for name, value in want.items():
+            assert_array_equal(got[name], value)
+            assert got[name].dtype == value.dtype
+    assert kept._memory["there"].all() and not fresh._memory
+    reads = []
+    monkeypatch.setattr(kept, "_records", reads.append)
+    kept.rows(np.arange(9))
+    assert not reads

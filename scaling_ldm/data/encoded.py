@@ -24,6 +24,7 @@ Manifest = dict[str, Any]
 
 _ORDER, _NOISE = 101, 102  # streams of the hash, none of them the icons' own
 _OPEN_FILES = 256  # shards held open at once
+KEPT_BYTES = 1 << 29  # a split that takes no more stays in memory once it is read
 
 
 def identity(experiment: config.Experiment) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class Encoded:
         vocabulary = (*icons.RESERVED, *manifest["vocabulary"])
         self._vocabulary = icons.Vocabulary(vocabulary[: experiment.data.vocab_size])
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
+        self._memory: Rows = {}
         self.null = self._null()
 
     def __len__(self) -> int:
@@ -127,15 +129,52 @@ class Encoded:
         return len(self._index)
 
     def rows(self, positions: np.ndarray) -> Rows:
-        found = self._records(positions)
-        x = np.stack([record.x for record in found])
-        rows = {"x": self._sample(x, positions), **self._text(found)}
+        places = self._places(positions)
+        stored = self._kept(places) if self._fits else self._fresh(places)
+        rows = {"x": self._sample(stored["x"], positions)}
+        rows["mask"] = stored["mask"]
+        text = stored["text"]
+        rows["text"] = text.astype(np.float32) if self._layout.text_width else text
         if self.classes:
-            rows["label"] = np.array([record.label for record in found], np.int32)
+            rows["label"] = stored["label"]
         return rows
 
     def captions(self, positions: np.ndarray) -> list[str]:
-        return [record.caption for record in self._records(positions)]
+        return [record.caption for record in self._records(self._places(positions))]
+
+    @functools.cached_property
+    def _fits(self) -> bool:
+        """Whether all of the split may stay in memory once it has been read."""
+        one = self._fresh(np.zeros(1, np.int64))
+        return len(self) * sum(array.nbytes for array in one.values()) <= KEPT_BYTES
+
+    def _kept(self, places: np.ndarray) -> Rows:
+        """Some of what is in memory; what is not there yet is read first.
+
+        Several threads may read the same record, to the same values.
+        """
+        if not self._memory:
+            one = self._fresh(places[:1])
+            memory = {
+                name: np.zeros((len(self), *value.shape[1:]), value.dtype)
+                for name, value in one.items()
+            }
+            self._memory = memory | {"there": np.zeros(len(self), bool)}
+        memory = self._memory
+        missing = np.unique(places[~memory["there"][places]])
+        if len(missing):
+            for name, value in self._fresh(missing).items():
+                memory[name][missing] = value
+            memory["there"][missing] = True
+        return {name: memory[name][places] for name in memory if name != "there"}
+
+    def _fresh(self, places: np.ndarray) -> Rows:
+        """Records as arrays, read from their shards."""
+        found = self._records(places)
+        stored = {"x": np.stack([record.x for record in found]), **self._text(found)}
+        if self.classes:
+            stored["label"] = np.array([record.label for record in found], np.int32)
+        return stored
 
     def _split(self, validation: bool) -> np.ndarray:
         """int64 [records of the split, 2]: shard, and index in it."""
@@ -145,11 +184,15 @@ class Encoded:
             parts.append(np.stack([np.full_like(places, number), places], axis=1))
         return np.concatenate(parts)
 
-    def _records(self, positions: np.ndarray) -> list[shards.Record]:
+    def _places(self, positions: np.ndarray) -> np.ndarray:
+        """Which record of the split each position has: a permutation an epoch."""
         positions = np.asarray(positions, np.int64)
         epoch, slot = np.divmod(positions, len(self._index))
         keys = icons.draw(self._seed, _ORDER, epoch.astype(np.uint64))
-        at = self._index[icons.permute(slot, keys, len(self._index))]
+        return icons.permute(slot, keys, len(self._index))
+
+    def _records(self, places: np.ndarray) -> list[shards.Record]:
+        at = self._index[places]
         found: list[Any] = [None] * len(at)
         order = np.lexsort((at[:, 1], at[:, 0]))
         cuts = np.flatnonzero(np.diff(at[order, 0])) + 1
@@ -192,7 +235,8 @@ class Encoded:
             ids = np.stack([self._ids(record.caption) for record in found])
             return {"text": ids, "mask": ids != icons.PADDING}
         shape = (len(found), self._length, self._layout.text_width)
-        text, mask = np.zeros(shape, np.float32), np.zeros(shape[:2], bool)
+        text = np.zeros(shape, np.dtype(self._layout.text_dtype))
+        mask = np.zeros(shape[:2], bool)
         for i, record in enumerate(found):
             tokens = len(record.features)
             text[i, :tokens], mask[i, :tokens] = record.features, True
