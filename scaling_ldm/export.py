@@ -18,6 +18,7 @@ from scaling_ldm import data as data_lib
 from scaling_ldm.encoders import autoencoder_kl
 from scaling_ldm.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.weights import native
+from scaling_ldm.weights import unet as unet_weights
 
 PICTURES = 2048  # whose latents say how an autoencoder's are scaled
 BATCH = 64
@@ -109,6 +110,23 @@ def _latents(
     return float(mean), float(math.sqrt(square - mean**2))
 
 
+def _unet(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    params: Params,
+) -> str:
+    """diffusers' UNet2DConditionModel, where captions are features of an encoder."""
+    if experiment.reads_words:
+        return _native(experiment, workdir, spec, params)
+    folder = workdir / "export"
+    shape = networks.unet_shape(experiment, spec.width, spec.depth)
+    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
+    text = json.dumps(unet_weights.to_config(shape), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return f"{folder} (diffusers' UNet2DConditionModel)"
+
+
 def _native(
     experiment: config.Experiment,
     workdir: pathlib.Path,
@@ -133,4 +151,7 @@ def _native(
     return f"{folder} (this library's own layout)"
 
 
-_WRITERS: dict[str, Callable[..., str]] = {"autoencoder_kl": _autoencoder}
+_WRITERS: dict[str, Callable[..., str]] = {
+    "autoencoder_kl": _autoencoder,
+    "unet": _unet,
+}

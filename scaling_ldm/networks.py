@@ -92,18 +92,21 @@ def _unet(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> denoisers.Denoiser:
     del unroll  # no two of its blocks in a row have the same shape
+    return denoisers.u_net(unet_shape(experiment, width, depth))
+
+
+def unet_shape(experiment: config.Experiment, width: int, depth: int) -> unet.Shape:
+    """The U-Net of `depth` resolutions that an experiment trains."""
     model = experiment.model
-    return denoisers.u_net(
-        unet.Shape(
-            base=width,
-            heads=model.heads,
-            image_shape=experiment.data.shape,
-            extra_channels=experiment.data.shape[-1] if experiment.data.coarse else 0,
-            dtype=denoisers.DTYPES[model.compute_dtype],
-            remat=model.remat,
-            multiples=unet.MULTIPLES[:depth],
-            **_text(experiment),
-        )
+    return unet.Shape(
+        base=width,
+        heads=model.heads,
+        image_shape=experiment.data.shape,
+        extra_channels=experiment.data.shape[-1] if experiment.data.coarse else 0,
+        dtype=denoisers.DTYPES[model.compute_dtype],
+        remat=model.remat,
+        multiples=unet.MULTIPLES[:depth],
+        **_text(experiment),
     )
 
 

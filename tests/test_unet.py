@@ -1,6 +1,8 @@
 """Paper A's U-Net: its counts, and what every denoiser promises."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling_ldm import denoisers, flops, mesh
+from scaling_ldm import config, denoisers, export, flops, mesh, networks
 from scaling_ldm.denoisers import presets, unet
+from scaling_ldm.weights import unet as unet_weights
 
 SMALL = unet.Shape(
     base=32,
@@ -164,3 +167,24 @@ def test_a_picture_beside_x_is_read():
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         denoisers.u_net(dataclasses.replace(SMALL, **change))
+
+
+def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
+    c = config.default()
+    c.data.source, c.data.shape, c.data.text_tokens = "memory", (8, 8, 3), 5
+    c.encode.text_encoder, c.model.text_width = "a/folder", 6
+    c.model.architecture, c.model.heads, c.model.head_dim = "unet", 4, 0
+    c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((32, 2),), 10, ()
+    c.model.compute_dtype = "float32"
+    experiment = config.resolve(c)
+    net = networks.denoiser(experiment, 32, 2, unroll=False)
+    params = jax.device_get(net.init(jax.random.key(0)))
+    (tmp_path / "export").mkdir()
+    spec = types.SimpleNamespace(width=32, depth=2)
+    said = export._unet(experiment, tmp_path, spec, params)
+    assert "UNet2DConditionModel" in said
+    settings = json.loads((tmp_path / "export" / "config.json").read_text())
+    shape, linear = unet_weights.from_config(settings, text_tokens=5)
+    assert shape == networks.unet_shape(experiment, 32, 2) and linear
+    file = tmp_path / "export" / "diffusion_pytorch_model.safetensors"
+    jax.tree.map(np.testing.assert_array_equal, unet_weights.load(file, shape), params)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.denoisers import unet
-from scaling_ldm.weights import layout
+from scaling_ldm.weights import blocks, layout
 
 _RESIDUAL = {
     "norm1": "norm1",
@@ -106,6 +108,133 @@ def pairs(shape: unet.Shape, linear_projection: bool = True) -> list[layout.Pair
                 )
             )
     return found
+
+
+# What their configurations leave out means this there.
+_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 1280,
+    "attention_head_dim": 8,
+    "num_attention_heads": None,
+    "use_linear_projection": False,
+    "down_block_types": None,
+    "up_block_types": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "resnet_time_scale_shift": "default",
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "transformer_layers_per_block": 1,
+    "dropout": 0.0,
+    "addition_embed_type_num_heads": 64,  # of an embedding that is not there
+    # How training code once ran it, not what it is.
+    "dual_cross_attention": False,
+    "only_cross_attention": False,
+    "upcast_attention": False,
+}
+
+
+_AS_THERE = (  # what a shape cannot say: no other value can be built
+    "mid_block_type",
+    "act_fn",
+    "norm_num_groups",
+    "norm_eps",
+    "center_input_sample",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "downsample_padding",
+    "mid_block_scale_factor",
+    "resnet_time_scale_shift",
+    "resnet_out_scale_factor",
+    "time_embedding_type",
+    "conv_in_kernel",
+    "conv_out_kernel",
+    "attention_type",
+    "transformer_layers_per_block",
+    "dual_cross_attention",
+    "only_cross_attention",
+)
+
+
+def _blocks(levels: int) -> dict[str, list[str]]:
+    """Transformers everywhere but at the lowest resolution."""
+    return {
+        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
+    }
+
+
+def to_config(shape: unet.Shape, linear_projection: bool = True) -> dict[str, Any]:
+    """What diffusers' config.json says of a shape."""
+    H, W, C = shape.image_shape
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": H if H == W else [H, W],
+        "in_channels": C + shape.extra_channels,
+        "out_channels": C,
+        "block_out_channels": [shape.base * multiple for multiple in shape.multiples],
+        "layers_per_block": shape.blocks,
+        "cross_attention_dim": shape.text_width,
+        "attention_head_dim": shape.heads,  # so named for history's sake
+        "use_linear_projection": linear_projection,
+        **_blocks(len(shape.multiples)),
+    }
+
+
+def from_config(
+    config: Mapping[str, Any], text_tokens: int = 77
+) -> tuple[unet.Shape, bool]:
+    """The shape that a config.json describes, and whether projections are matrices.
+
+    Args:
+      text_tokens: of a caption; the configuration does not know.
+
+    Raises:
+      layout.WeightsError: another kind of network; every reason is listed.
+    """
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    given = config.get("block_out_channels", _DEFAULTS["block_out_channels"])
+    types = _blocks(len(given))
+    only = {key: (_DEFAULTS[key],) for key in _AS_THERE}
+    only |= {key: (value, None) for key, value in types.items()}
+    c = blocks.settings(config, _DEFAULTS, only, "a U-Net's that can be built here")
+    heads = c["num_attention_heads"] or c["attention_head_dim"]
+    base, rest = given[0], [width % given[0] for width in given]
+    if not isinstance(heads, int) or any(rest):
+        raise layout.WeightsError(
+            f"heads {heads} and widths {given}: one number of heads, and widths that "
+            "are multiples of the first, can be built here"
+        )
+    side = c["sample_size"] or 64
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    shape = unet.Shape(
+        base=base,
+        heads=heads,
+        image_shape=(height, width, c["out_channels"]),
+        extra_channels=c["in_channels"] - c["out_channels"],
+        text_tokens=text_tokens,
+        text_width=c["cross_attention_dim"],
+        vocab_size=0,
+        dtype=jnp.float32,
+        remat=False,
+        multiples=tuple(width // base for width in given),
+        blocks=c["layers_per_block"],
+    )
+    return shape, c["use_linear_projection"]
 
 
 def load(

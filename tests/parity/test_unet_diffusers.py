@@ -1,5 +1,7 @@
 """The U-Net with diffusers' random weights gives diffusers' numbers, both ways."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,44 @@ def test_forward(base, text_width, linear):
         params, x, jnp.asarray(t / 1000, jnp.float32), {"text": text}
     )
     assert relative(np.asarray(got), wanted.permute(0, 2, 3, 1).numpy()) <= 1e-4
+
+
+def test_forward_at_the_width_of_stable_diffusion():
+    """320 channels, of two resolutions with a block each."""
+    spec = dataclasses.replace(
+        shape(320, 1024), multiples=(1, 2), blocks=1, image_shape=(8, 8, 4)
+    )
+    torch.manual_seed(0)
+    config = unet_weights.to_config(spec)
+    net = diffusers.UNet2DConditionModel.from_config(config).eval()
+    x, t, text = inputs(1024)
+    x = x[:, :8, :8]
+    with torch.no_grad():
+        wanted = net(
+            torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2),
+            torch.from_numpy(t),
+            torch.from_numpy(text),
+        ).sample
+    params = layout.read(unet_weights.pairs(spec), tensors(net), "the U-Net's")
+    got = jax.jit(lambda *a: unet.apply(spec, *a))(
+        params, x, jnp.asarray(t / 1000, jnp.float32), {"text": text}
+    )
+    assert relative(np.asarray(got), wanted.permute(0, 2, 3, 1).numpy()) <= 1e-4
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_configurations_go_both_ways(linear):
+    spec = shape(64, 96)
+    net = theirs(64, 96, linear)
+    assert unet_weights.from_config(dict(net.config), TOKENS) == (spec, linear)
+    config = unet_weights.to_config(spec, linear)
+    ours = diffusers.UNet2DConditionModel.from_config(config)
+    assert tensors(ours).keys() == tensors(net).keys()
+    wide = dataclasses.replace(spec, extra_channels=4)
+    assert unet_weights.from_config(unet_weights.to_config(wide), TOKENS)[0] == wide
+    other = dict(net.config) | {"act_fn": "gelu", "norm_num_groups": 16}
+    with pytest.raises(layout.WeightsError, match="act_fn.*\n.*norm_num_groups"):
+        unet_weights.from_config(other)
 
 
 def test_gradients():
