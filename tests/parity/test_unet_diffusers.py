@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from scaling_ldm.denoisers import unet
+from scaling_ldm import denoisers, flops
+from scaling_ldm.denoisers import presets, unet
 from scaling_ldm.weights import layout
 from scaling_ldm.weights import unet as unet_weights
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 pytestmark = pytest.mark.parity
 SIDE, TOKENS, BATCH = 16, 7, 2
@@ -165,3 +167,25 @@ def test_every_difference_is_listed():
     assert "(3 differ)" in text
     assert "missing: conv_out.bias" in text and "unknown: spare" in text
     assert "shape of conv_in.weight: (32, 3, 3, 3), wanted (32, 4, 3, 3)" in text
+
+
+@pytest.mark.parametrize("name", presets.UNETS)
+def test_flops_and_parameters_are_torchs(name):
+    """At a latent of 64 x 64 x 4 and 77 tokens, every tap counted."""
+    preset = presets.UNETS[name]
+    config = unet_weights.to_config(preset.shape)
+    with torch.device("meta"):
+        net = diffusers.UNet2DConditionModel.from_config(config).eval()
+        given = torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 1024)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(*given)
+    ours = denoisers.u_net(preset.shape)
+    counted = flops.count(
+        ours.apply,
+        jax.eval_shape(lambda: ours.init(jax.random.key(0))),
+        jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+        {"text": jax.ShapeDtypeStruct((1, 77, 1024), jnp.float32)},
+    )
+    assert counted.total == counter.get_total_flops()
+    assert sum(p.numel() for p in net.parameters()) == preset.params
