@@ -30,10 +30,11 @@ def get_config():
     c.model.compute_dtype = "float32"
     c.optimizer.learning_rate = 6e-3
     c.optimizer.warmup_fraction = 0.05
-    c.plan.budgets_flops = (6e10, 1.2e11, 2.4e11, 4.8e11, 9.6e11)
-    c.plan.sizes = ((16, 1), *((w, 2) for w in (16, 20, 24, 32, 40, 48, 64, 80, 96)))
+    c.plan.budgets_flops = (4e10, 8e10, 1.6e11, 3.2e11, 6.4e11)
+    widths = (12, 16, 20, 24, 32, 40, 48, 64)
+    c.plan.sizes = ((8, 1), (12, 1), *((width, 2) for width in widths))
     c.plan.sizes_per_budget = 7
-    c.plan.expected_coef, c.plan.expected_exponent = 0.00183, 0.63
+    c.plan.expected_coef, c.plan.expected_exponent = 0.0768, 0.46
     c.plan.minimum_steps = 50
     c.plan.accelerator, c.plan.devices = "2-core CPU", 2
     c.plan.flops_per_second_per_device = 1.5e10
