@@ -90,8 +90,14 @@ def isoflop(study: Study) -> Picture:
     log_ticks(axes.xaxis, *axes.get_xlim(), tick, most=8)
     axes.set_xlabel(f"N, {spoken(study.size)}")
     axes.set_ylabel(f"L, {spoken(study.metric)}")
+    longest = max(
+        (len(words) for words in axes.get_legend_handles_labels()[1]), default=0
+    )
     figure.legend(
-        loc="outside lower center", ncols=3, title="budget C, FLOPs", title_fontsize=8.0
+        loc="outside lower center",
+        ncols=3 if longest <= 30 else 1 if longest > 48 else 2,  # what the width holds
+        title="budget C, FLOPs",
+        title_fontsize=8.0,
     )
     shown = isinstance(next(iter(minima.values()), None), (Parabola, Refusal))
     caption = "Loss of every finished run against its size, a colour per budget. "
