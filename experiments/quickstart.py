@@ -23,18 +23,16 @@ def get_config():
     c.data.text_tokens = 15
     c.data.vocab_size = 1024
     c.encode.autoencoder, c.encode.text_encoder = "icons_f4", "vocabulary"
-    c.encode.pictures = 96_000
+    c.encode.pictures = 64_000
     c.model.patch_size = 1
     c.model.head_dim, c.model.heads = 0, 2
     c.model.text_width = c.model.time_width = 32
     c.model.compute_dtype = "float32"
     c.optimizer.learning_rate = 6e-3
     c.optimizer.warmup_fraction = 0.05
-    c.plan.budgets_flops = (4e10, 8e10, 1.6e11, 3.2e11, 6.4e11)
-    widths = (12, 16, 20, 24, 32, 40, 48, 64)
-    c.plan.sizes = ((8, 1), (12, 1), *((width, 2) for width in widths))
-    c.plan.sizes_per_budget = 7
-    c.plan.expected_coef, c.plan.expected_exponent = 0.0768, 0.46
+    c.plan.budgets_flops = (1.2e11, 2.4e11, 4.8e11, 9.6e11)
+    c.plan.sizes = tuple((width, 2) for width in (16, 20, 24, 32, 40, 48, 64))
+    c.plan.sizes_per_budget = 0
     c.plan.minimum_steps = 50
     c.plan.accelerator, c.plan.devices = "2-core CPU", 2
     c.plan.flops_per_second_per_device = 1.5e10
