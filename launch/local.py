@@ -1,6 +1,6 @@
 """Starts the missing runs of a planned study on this machine, a few at a time.
 
-    python -m scaling_ldm.main --config EXPERIMENT --workdir W --stages plan
+    python -m scaling_ldm.main --config EXPERIMENT --workdir W --stages plan,encode
     python launch/local.py --config EXPERIMENT --workdir W --at_once 2
 
 Reads W/runs.jsonl, skips rows with a record, and runs the entry point with --run K for

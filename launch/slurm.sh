@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One row of a planned study per array task; each task may span several nodes.
 #
-#   python -m scaling_ldm.main --config experiments/dit_isoflop.py --workdir W --stages plan
+#   python -m scaling_ldm.main --config experiments/dit_isoflop.py --workdir W --stages plan,encode
 #   sbatch --array=0-41 --nodes=2 --gpus-per-node=8 launch/slurm.sh experiments/dit_isoflop.py W
 #
 # W must be on a file system that all nodes see. Slurm's variables tell the entry point
