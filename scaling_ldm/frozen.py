@@ -92,9 +92,8 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> TextEncoder:
     try:
         kind = files.config(folder).get("model_type")
         if kind not in _TEXT:
-            raise config.ConfigError(
-                f"{where}: its config.json has model_type {kind!r}; "
-                f"known: {', '.join(_TEXT)}"
+            raise ValueError(
+                f"its config.json has model_type {kind!r}; known: {', '.join(_TEXT)}"
             )
         changes = {"unroll": jax.default_backend() == "cpu"}
         shape, params = _TEXT[kind].open_directory(folder, **changes)

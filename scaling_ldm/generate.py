@@ -50,7 +50,8 @@ def run(
     if path.exists():
         known = records.loads(path.read_text())
         wanted = _settings(experiment, spec)
-        if {name: getattr(known, name) for name in wanted} == wanted:
+        same = {name: getattr(known, name) for name in wanted} == wanted
+        if same and len(known.captions) == experiment.generate.images:
             meters.say(f"samples of {spec.run_id} are there already")
             return known
     device_mesh = mesh.build(experiment.mesh, {})

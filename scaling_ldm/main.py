@@ -27,6 +27,7 @@ _RUN = flags.DEFINE_integer("run", None, "Only this row of the plan (from 0).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this job.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
+_BAD = (ValueError, LookupError, AttributeError, ImportError, OSError, flags.Error)
 
 
 def main(_: Sequence[str]) -> int:
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
         if _CONFIG.value is None:
             raise flags.Error("which experiment? give --config=experiments/tiny.py")
         return left
-    except (flags.Error, ValueError, AttributeError, KeyError, OSError) as e:
+    except _BAD as e:
         print(f"error: {study.one_line(e)}", file=sys.stderr)
         sys.exit(study.EXIT["bad configuration"])
 

@@ -28,6 +28,11 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     )
     rows, problems = [], []
     if cfg.steps:
+        if cfg.steps < cfg.minimum_steps:
+            raise config.ConfigError(
+                f"config.plan.steps = {cfg.steps}, fewer than "
+                f"config.plan.minimum_steps = {cfg.minimum_steps}"
+            )
         return [
             _row(experiment, float(cfg.steps * size["cost"].flops.model), size)
             for size in ladder

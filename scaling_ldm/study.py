@@ -153,6 +153,10 @@ class _Study:
         )
         if runs_networks & set(self.stages):
             self._start_devices()
+        if "train" in self.stages:
+            from scaling_ldm import train
+
+            train.check(self.experiment)
         if "generate" in self.stages:
             from scaling_ldm import generate
 
@@ -217,7 +221,10 @@ class _Study:
                     f"{self.workdir} holds another experiment: {held['name']!r} "
                     f"(recipe {held['recipe_hash']}), wanted {experiment.name!r} "
                     f"(recipe {experiment.recipe_hash}); use another --workdir"
-                    + _differences(held["config"], records.to_json(experiment))
+                    + _differences(
+                        config.identity(held["config"]),
+                        config.identity(records.to_json(experiment)),
+                    )
                 )
         elif self.workdir.exists() and any(
             not p.name.startswith(f".{path.name}.")  # a first write, cut off
@@ -358,7 +365,8 @@ def _differences(held: Any, wanted: Any, where: str = "config") -> str:
             lines.append(f"\n  {where}: {a!r} there, {b!r} here")
 
     walk(held, wanted, where)
-    return "".join(lines[:5])
+    more = f"\n  and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return "".join(lines[:5]) + more
 
 
 def _environment() -> dict[str, Any]:

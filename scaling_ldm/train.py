@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -58,7 +59,6 @@ def run(
             )
     if not missing:
         return list(done.values())
-    _check_dispatch(experiment)
     device_mesh = mesh.build(
         experiment.mesh,
         {
@@ -67,6 +67,7 @@ def run(
         },
     )
     train_data, validation_data = data_lib.sources(experiment, workdir)
+    _same_data(workdir, train_data)
     sweep = meters.Sweep(
         runs,
         [
@@ -98,11 +99,12 @@ def run(
     return list(done.values())
 
 
-def _check_dispatch(experiment: config.Experiment) -> None:
-    """Refuses a loop that would be some thirty times slower than its body.
+def check(experiment: config.Experiment) -> None:
+    """Refuses, before anything is planned, what these devices cannot train well.
 
-    In a loop, XLA's CPU compiler keeps layouts of a convolution's gradient for which it
-    has no fast kernel (jax issue 12868).
+    A loop would be some thirty times slower than its body: there, XLA's CPU compiler
+    keeps layouts of a convolution's gradient for which it has no fast kernel (jax issue
+    12868).
     """
     steps, name = experiment.train.steps_per_dispatch, experiment.model.architecture
     if steps > 1 and name in config.CONVOLUTIONAL and jax.default_backend() == "cpu":
@@ -110,6 +112,28 @@ def _check_dispatch(experiment: config.Experiment) -> None:
             f"config.train.steps_per_dispatch = {steps}: on a CPU the gradient of "
             f"{name}'s convolutions is some thirty times slower in a loop; set it to 1"
         )
+
+
+def _same_data(workdir: pathlib.Path, source: data_lib.Source) -> None:
+    """Ties a workdir to the records that its first run read.
+
+    Raises:
+      ConfigError: its runs read other records; two kinds cannot be one study.
+    """
+    identity = getattr(source, "identity", None)
+    if identity is None:
+        return
+    path, digest = workdir / "data.json", records.digest(identity)
+    if not path.exists():
+        if mesh.is_primary():
+            held = {"digest": digest, "identity": identity}
+            records.write_text(path, json.dumps(held, indent=1) + "\n")
+    elif json.loads(path.read_text())["digest"] != digest:
+        raise config.ConfigError(
+            f"the runs in {workdir} read other records than these (its data.json says "
+            "which): use another --workdir"
+        )
+    mesh.barrier("data")
 
 
 def folder_of(workdir: pathlib.Path, spec: records.RunSpec) -> pathlib.Path:

@@ -267,3 +267,31 @@ def test_the_text_encoder_is_chosen_by_what_is_installed(monkeypatch, installed)
             config.resolve(c)
     c.encode.text_encoder = "vocabulary"
     assert config.resolve(c).model.text_width == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text_encoder": "none"}, "known: auto, vocabulary, minilm; or a folder"),
+        ({"autoencoder": "icons_f8", "pictures": 9}, "known: none, icons_f4; or a"),
+    ],
+)
+def test_names_of_frozen_networks_are_known_folders_or_hub_ids(change, said):
+    assert said in refused(lambda c: c["encode"].update(change))
+
+
+def test_networks_that_read_no_text_get_no_text_encoder(monkeypatch):
+    monkeypatch.setattr(config.files.importlib.util, "find_spec", lambda _: object())
+    c = config.default()
+    c.data.source, c.model.architecture = "memory", "adaln_zero"
+    c.model.classes = 3
+    assert config.resolve(c).reads_words
+    c.model.architecture, c.model.classes = "in_context", 0
+    assert not config.resolve(c).reads_words
+
+
+def test_what_differs_is_what_decides():
+    mine = dataclasses.asdict(config.Experiment())
+    kept = config.identity(mine)
+    assert "generate" not in kept and "path" not in kept["encode"]
+    assert kept["train"]["batch_size"] == 1024 and "path" in mine["encode"]

@@ -43,7 +43,8 @@ def test_it_plans(path):
     c.plan.sizes_per_budget = min(everything.sizes_per_budget, 2)
     c.plan.budgets_flops = everything.budgets_flops[-1:]
     rows = plan.plan(config.resolve(c))
-    assert len(rows) == (len(c.plan.sizes) if c.plan.steps else c.plan.sizes_per_budget)
+    everything = c.plan.steps or not c.plan.sizes_per_budget
+    assert len(rows) == (len(c.plan.sizes) if everything else c.plan.sizes_per_budget)
     for row in rows:
         assert row.hours > 0
 

@@ -170,7 +170,8 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.WHOLE,
         ) | {"key": job._key("steps")}
-        null = mesh.put(device_mesh, job.null, mesh.WHOLE)
+        null = {name: source.null[name] for name in job.names if name != "x"}
+        null = mesh.put(device_mesh, null, mesh.WHOLE)
         flags = mesh.flag(device_mesh, 0), mesh.flag(device_mesh, 1)
         state = job.program.init(job._key("init"))
         ema = jax.tree.map(np.asarray, state.ema)
@@ -414,3 +415,15 @@ def test_a_damaged_checkpoint_is_passed_over(
     monkeypatch.undo()
     run(experiment, tmp_path, STEPS[:1])
     assert_identical(experiment, tmp_path, reference[0])
+
+
+def test_a_workdir_is_tied_to_the_records_it_read(tmp_path):
+    class Source:
+        identity = {"source": "memory", "set": "a"}
+
+    train._same_data(tmp_path, Source())
+    train._same_data(tmp_path, Source())
+    train._same_data(tmp_path, object())  # painted icons are told by the recipe
+    Source.identity = {"source": "memory", "set": "b"}
+    with pytest.raises(config.ConfigError, match="read other records than these"):
+        train._same_data(tmp_path, Source())

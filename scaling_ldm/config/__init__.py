@@ -40,6 +40,7 @@ from scaling_ldm.config.fields import (
     Plan,
     Train,
     Validation,
+    identity,
 )
 from scaling_ldm.config.files import (
     check_file,
@@ -86,6 +87,7 @@ __all__ = [
     "Validation",
     "WEIGHTINGS",
     "default",
+    "identity",
     "to_config_dict",
     "check_file",
     "check_flag",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
 
 from scaling_ldm.config import fields
@@ -179,10 +180,11 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
                 f"config.plan.sizes: base width {base} is not a multiple of "
                 f"config.model.heads = {model.heads}"
             )
-    if name == "unet" and model.heads < 1:
+    if name == "unet" and (model.heads < 1 or model.head_dim):
         problems.append(
-            f"config.model.heads = {model.heads}: a unet has the same heads at every "
-            "width; set it (8 in paper A), and config.model.head_dim = 0"
+            f"config.model.heads = {model.heads} and config.model.head_dim = "
+            f"{model.head_dim}: a unet has the same heads at every width; set heads (8 "
+            "in paper A), and head_dim = 0"
         )
     if model.classes:
         problems.append(
@@ -248,6 +250,16 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             f"config.encode.text_encoder = 'minilm', whose features are "
             f"{fields.MINILM_WIDTH} wide: set that, or text_encoder = 'vocabulary'"
         )
+    for name, value, known in (
+        ("autoencoder", cfg.autoencoder, fields.AUTOENCODERS),
+        ("text_encoder", cfg.text_encoder, fields.TEXT_ENCODERS),
+    ):
+        is_a_name = "/" not in value and not os.path.isdir(value)
+        if is_a_name and value not in known:
+            problems.append(
+                f"config.encode.{name} = {value!r}; known: {', '.join(known)}; or a "
+                "folder, or a hub id (owner/name)"
+            )
     for name, value, known in (
         ("dtype", cfg.dtype, fields.RECORD_DTYPES),
         ("compute_dtype", cfg.compute_dtype, fields.DTYPES),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from scaling_ldm import records
 
@@ -297,12 +299,19 @@ class Experiment:
         Left out: which runs there are (plan: a sweep may grow), where they run (mesh,
         accelerator), how they log, and the stages after training.
         """
-        identity = dataclasses.asdict(self)
-        for section in ("plan", "mesh", "generate", "fit", "question"):
-            del identity[section]
-        for section, field in _NOT_IDENTITY:
-            del identity[section][field]
-        return records.digest(identity)
+        return records.digest(identity(dataclasses.asdict(self)))
+
+
+def identity(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an experiment as nested dicts, what decides its runs' numbers."""
+    kept = {
+        section: dict(value) if isinstance(value, Mapping) else value
+        for section, value in experiment.items()
+        if section not in ("plan", "mesh", "generate", "fit", "question", "record")
+    }
+    for section, field in _NOT_IDENTITY:
+        kept.get(section, {}).pop(field, None)
+    return kept
 
 
 _NOT_IDENTITY = (

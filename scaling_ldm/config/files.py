@@ -46,7 +46,9 @@ def check_flag(arguments: Sequence[str]) -> None:
     """Checks the file of `--config FILE` or `--config=FILE`; see `check_file`."""
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if flag == "--config" or flag.startswith("--config="):
-            check_file(flag.partition("=")[2] or following)
+            path = check_file(flag.partition("=")[2] or following)
+            # Its neighbours are found from any working directory, as by `load`.
+            sys.path.append(str(path.resolve().parent.parent))
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -97,8 +99,11 @@ def _choose_text_encoder(experiment: Experiment) -> Experiment:
     encode, model = experiment.encode, experiment.model
     if encode.text_encoder != "auto":
         return experiment
-    features = experiment.encoded and any(
-        importlib.util.find_spec(name) for name in fields.MINILM_PACKAGES
+    reads_text = model.architecture not in ("autoencoder_kl", "adaln_zero")
+    features = (
+        reads_text
+        and experiment.encoded
+        and any(importlib.util.find_spec(name) for name in fields.MINILM_PACKAGES)
     )
     chosen = "minilm" if features else "vocabulary"
     if features and model.text_width == fields.Model().text_width:

@@ -108,6 +108,7 @@ class Encoded:
         check_width(experiment, self._layout.text_width)
         self.shape = experiment.data.shape
         self.classes = manifest["classes"]
+        self.identity = manifest["identity"]
         self._manifest, self._seed = manifest, experiment.data.seed
         self._network = manifest["identity"]["autoencoder"]
         self._length = experiment.data.text_tokens

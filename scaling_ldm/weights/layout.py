@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -249,5 +250,8 @@ def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def save(tensors: Tensors, path: str | pathlib.Path) -> None:
-    """Writes a .safetensors file."""
-    safetensors.save_file(dict(tensors), pathlib.Path(path))
+    """Writes a .safetensors file, as readable as other new files; whole or not."""
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(safetensors.save(dict(tensors)))
+    os.replace(part, path)
