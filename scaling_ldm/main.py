@@ -19,9 +19,8 @@ _WORKDIR = flags.DEFINE_string(
 _STAGES = flags.DEFINE_list(
     "stages",
     None,
-    f"Some of {','.join(config.STAGES)}, run in that order. Default: all of them; with "
-    "--run, plan, encode and train. On request, last: "
-    f"{','.join(config.STAGES_ON_REQUEST)}.",
+    f"Some of {','.join((*config.STAGES, *config.STAGES_ON_REQUEST))}, run in that "
+    "order. Default: all but export; with --run, plan, encode and train.",
 )
 _RUN = flags.DEFINE_integer("run", None, "Only this row of the plan (from 0).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
