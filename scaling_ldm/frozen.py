@@ -146,7 +146,8 @@ def _text_identity(name: str, folder: pathlib.Path) -> Identity:
 def _label(name: str) -> str:
     """A name that means the same on every machine: of a folder, its last part."""
     path = pathlib.Path(name).expanduser()
-    return path.resolve().name if name not in _SHIPPED and path.is_dir() else name
+    folder = path.is_dir() or path.is_absolute()  # it may be on another machine
+    return path.resolve().name if name not in _SHIPPED and folder else name
 
 
 def _folder(name: str, where: str) -> pathlib.Path:

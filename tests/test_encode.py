@@ -333,7 +333,7 @@ def test_other_weights_under_the_same_name_are_refused(
     kl_files.save(params, other, shape)
     data.sources(wanted(**there), whole)
     # Without files there is but the name to go by.
-    gone = {"encode": {"autoencoder": "ae"}}
+    gone = {"encode": {"autoencoder": "/nowhere/ae"}}
     data.sources(wanted(**gone), whole)
 
 
