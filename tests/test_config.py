@@ -295,3 +295,11 @@ def test_what_differs_is_what_decides():
     kept = config.identity(mine)
     assert "generate" not in kept and "path" not in kept["encode"]
     assert kept["train"]["batch_size"] == 1024 and "path" in mine["encode"]
+
+
+def test_a_unet_has_the_groups_of_its_papers():
+    def change(c):
+        c["model"].update(architecture="unet", heads=4, head_dim=0, groups=8)
+        c["plan"].update(sizes=((32, 2),))
+
+    assert "config.model.groups = 8 means nothing to unet" in refused(change)

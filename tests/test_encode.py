@@ -637,7 +637,11 @@ def test_an_image_folder_and_what_the_user_is_told(painted, wanted, tmp_path, ca
     said = capsys.readouterr().err
     assert "encode: 45 pictures of image_folder into 6 shards in" in said
     assert "ae (32 x 32 x 3 -> 16 x 16 x 4), " in said
-    assert re.search(r"encode  \d+ of 45 pictures  [\d,]+ a second  \d bad  left", said)
+    line = (
+        r"encode  \d+ of 45 pictures  [\d,]+ a second  ([\d.e+]+) (k?B)  \d bad  left"
+    )
+    written = [float(n) * {"B": 1, "kB": 1000}[u] for n, u in re.findall(line, said)]
+    assert written and written == sorted(written) and written[-1] > written[0] > 0
     assert "44 pictures, 1 bad records" in said
     assert "900.png: not a picture of a known format" in said
     assert "to train on" in said and "standard deviation" in said

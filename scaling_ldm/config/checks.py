@@ -158,6 +158,11 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
                 f"{name}; it is for transformers"
             )
     h, w = (*e.data.shape, 0, 0)[:2]
+    if name == "unet" and model.groups != defaults.groups:
+        problems.append(
+            f"config.model.groups = {model.groups} means nothing to unet, whose norms "
+            f"have {defaults.groups} groups; it is for autoencoder_kl"
+        )
     for base, levels in (s if len(s) == 2 else (0, 0) for s in e.plan.sizes):
         if base <= 0 or not 1 <= levels <= 4:
             problems.append(

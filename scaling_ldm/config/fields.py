@@ -153,7 +153,7 @@ class Model:
     classes: int = 0  # labels of adaln_zero; 0 for text-conditioned models
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
     latent_channels: int = 4  # autoencoder_kl
-    groups: int = 32  # unet, autoencoder_kl: of their GroupNorms
+    groups: int = 32  # autoencoder_kl: of its GroupNorms; a unet has 32
     remat: bool = False  # recompute blocks in the backward pass
     unroll: str = "auto"  # layers: scanned, or unrolled ("auto": unrolled on CPU)
 

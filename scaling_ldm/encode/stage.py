@@ -227,6 +227,7 @@ class _Encoding:
                 raise _Stopped
         while under_way:
             self._write(writer, *under_way.popleft())
+        progress.written(writer.bytes)
 
     def _batches(
         self, number: int, bad: list[tuple[str, str]]
@@ -357,11 +358,15 @@ class _Progress:
         self._total, self._done, self._processes = total, done, processes
         self._every = every_seconds
         self._mine = 0  # of the shard under way
+        self._bytes = 0  # of the shards that this process has written
         self._first: tuple[float, int] | None = None  # compiling is over: time, count
         self._shown = time.perf_counter()
 
     def show(self, count: int, written: int, bad: int) -> None:
-        """So many more pictures, so many bytes of this shard, so many bad records."""
+        """So many more pictures, so many bytes of this shard, so many bad records.
+
+        The line tells the bytes that this process has written.
+        """
         now = time.perf_counter()
         self._mine += count
         done = min(self._done + self._mine * self._processes, self._total)
@@ -371,10 +376,15 @@ class _Progress:
             return
         self._shown = now
         speed = (done - self._first[1]) / (now - self._first[0])
+        left = meters.duration((self._total - done) / speed)
         meters.say(
             f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
-            f"{bad:,} bad  left {meters.duration((self._total - done) / speed)}"
+            f"{size(self._bytes + written)}  {bad:,} bad  left {left}"
         )
+
+    def written(self, count: int) -> None:
+        """A shard of this process is whole: so many bytes."""
+        self._bytes += count
 
     def level(self, count: int) -> None:
         """Every process is done with its shard: so many pictures in all of them."""
