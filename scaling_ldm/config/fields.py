@@ -19,7 +19,8 @@ ARCHITECTURES = {
     "autoencoder_kl": ("base width", "resolutions"),
 }
 CONVOLUTIONAL = ("unet", "autoencoder_kl")
-# Each known schedule, weighting and law of t: the fields that only some of them read.
+# Each known schedule, weighting and law of t, and policy below: the fields that only
+# some of them read. What only some architectures read is in reads.py.
 SCHEDULES = {
     "linear": ("schedule_steps", "zero_terminal_snr"),
     "scaled_linear": ("schedule_steps", "zero_terminal_snr"),
@@ -65,7 +66,7 @@ LARGEST_VOCABULARY = 65536  # caption words that records keep
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
-LEARNING_RATE_POLICIES = ("fixed", "by_width")
+LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
 UNROLL = ("auto", "always", "never")
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
@@ -97,6 +98,29 @@ SPACINGS = (
     "karras",
     "flow_shifted",
 )
+# Every field that holds one of a table's names.
+NAMES = {
+    "data.source": DATA_SOURCES,
+    "encode.dtype": RECORD_DTYPES,
+    "encode.compute_dtype": DTYPES,
+    "model.architecture": ARCHITECTURES,
+    "model.activation": ACTIVATIONS,
+    "model.norm": NORMS,
+    "model.qk_norm": QK_NORMS,
+    "model.positions": POSITIONS,
+    "model.compute_dtype": DTYPES,
+    "model.unroll": UNROLL,
+    "objective.schedule": SCHEDULES,
+    "objective.prediction": PREDICTIONS,
+    "objective.weighting": WEIGHTINGS,
+    "objective.time_law": TIME_LAWS,
+    "objective.reconstruction": RECONSTRUCTION,
+    "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "generate.sampler": SAMPLERS,
+    "generate.spacing": ("auto", *SPACINGS),
+    "fit.metric": FIT_METRICS,
+    "fit.size": FIT_SIZES,
+}
 STAGES = ("plan", "encode", "train", "fit", "generate", "report")
 STAGES_ON_REQUEST = ("export",)  # run last, and only when asked for
 

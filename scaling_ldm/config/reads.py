@@ -1,0 +1,120 @@
+"""Which choice reads which field; a field that nothing reads may not be changed.
+
+A field that is in no table here is read whatever is chosen. The captions' text_tokens
+and vocab_size belong to the data, also where a network looks at labels or at pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from scaling_ldm.config import fields
+
+AUTOENCODER = ("autoencoder_kl",)
+DENOISERS = tuple(a for a in fields.ARCHITECTURES if a not in AUTOENCODER)
+TRANSFORMERS = tuple(a for a in DENOISERS if a not in fields.CONVOLUTIONAL)
+RECONSTRUCTION = ("objective.reconstruction", "objective.kl_weight")
+
+
+def _names(section: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(section))
+
+
+def _by_field(section: str, table: Mapping[str, tuple[str, ...]]) -> Any:
+    """{choice: its fields} -> {"section.field": the choices that read it}."""
+    every = sorted({field for used in table.values() for field in used})
+    return {
+        f"{section}.{field}": tuple(name for name in table if field in table[name])
+        for field in every
+    }
+
+
+# {the field that holds a choice: {a field: the choices that read it}}.
+READERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "model.architecture": {
+        "data.coarse": ("unet",),
+        "model.patch_size": TRANSFORMERS,
+        "model.head_dim": (*TRANSFORMERS, "unet"),  # of a unet: 0, so that heads counts
+        "model.heads": (*TRANSFORMERS, "unet"),
+        "model.mlp_ratio": TRANSFORMERS,
+        "model.activation": TRANSFORMERS,
+        "model.norm": TRANSFORMERS,
+        "model.qk_norm": TRANSFORMERS,
+        "model.positions": TRANSFORMERS,
+        "model.text_width": tuple(a for a in DENOISERS if a != "adaln_zero"),
+        "model.time_width": TRANSFORMERS,
+        "model.classes": ("adaln_zero",),
+        "model.latent_channels": AUTOENCODER,
+        "model.groups": AUTOENCODER,
+        "model.remat": DENOISERS,
+        "model.unroll": TRANSFORMERS,
+    }
+    | {f"objective.{name}": DENOISERS for name in _names(fields.Objective)}
+    | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
+    | {f"generate.{name}": DENOISERS for name in _names(fields.Generate)},
+    "data.source": {
+        "data.path": tuple(s for s in fields.DATA_SOURCES if s != "icons"),
+        "data.split": ("tfds", "huggingface"),
+    },
+    "objective.schedule": _by_field("objective", fields.SCHEDULES),
+    "objective.weighting": _by_field("objective", fields.WEIGHTINGS),
+    "objective.time_law": _by_field("objective", fields.TIME_LAWS),
+    "optimizer.learning_rate_policy": _by_field(
+        "optimizer", fields.LEARNING_RATE_POLICIES
+    ),
+}
+# Of config.encode, what a frozen network alone reads; all but the networks' names are
+# for records.
+FROZEN = ("encode.dtype", "encode.compute_dtype")
+RECORDS = tuple(
+    f"encode.{name}"
+    for name in _names(fields.Encode)
+    if name not in ("autoencoder", "text_encoder")
+)
+_DEFAULTS = fields.Experiment()
+
+
+def value(experiment: fields.Experiment, where: str) -> Any:
+    """What the field "section.name" holds."""
+    section, name = where.split(".")
+    return getattr(getattr(experiment, section), name)
+
+
+def unread(e: fields.Experiment) -> list[str]:
+    """A sentence for each changed field that nothing in the experiment reads."""
+    found: dict[str, str] = {}
+
+    def check(field: str, why: str) -> None:
+        given, default = value(e, field), value(_DEFAULTS, field)
+        if given != default:
+            found.setdefault(
+                field,
+                f"config.{field} = {given!r} means nothing {why}; its default is "
+                f"{default!r}",
+            )
+
+    for choice, table in READERS.items():
+        chosen = value(e, choice)
+        if chosen not in fields.NAMES[choice]:
+            continue
+        for field, readers in table.items():
+            if chosen not in readers and not _records_read(e, field):
+                check(
+                    field,
+                    f"to config.{choice} = {chosen!r}; it is for: {', '.join(readers)}",
+                )
+    networks = "config.encode.autoencoder or config.encode.text_encoder"
+    if not e.encoded:
+        for field in RECORDS:
+            check(field, f"with nothing to encode: set {networks}")
+    elif e.encode.autoencoder == "none" and e.reads_words:
+        for field in FROZEN:
+            check(field, f"without a frozen network: set {networks}")
+    return list(found.values())
+
+
+def _records_read(e: fields.Experiment, field: str) -> bool:
+    """Whether records of text features are held to it, whatever the network reads."""
+    return field == "model.text_width" and not e.reads_words
