@@ -21,8 +21,9 @@ def recipe(tiny):
     c = tiny.copy_and_resolve_references()
     c.name = "small_autoencoder"
     c.data.shape = (8, 8, 3)
-    c.model.architecture = "autoencoder_kl"
-    c.model.groups, c.model.latent_channels, c.model.patch_size = 4, 2, 2
+    c.model = config.default().model  # which has no patches, heads or texts
+    c.model.architecture, c.model.compute_dtype = "autoencoder_kl", "float32"
+    c.model.groups, c.model.latent_channels = 4, 2
     c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 2),), 12, ()
     c.mesh.cpu_devices = 8
     c.train.optimize_code = False
@@ -148,7 +149,7 @@ def test_another_networks_export_has_its_own_names(tiny, tmp_path):
             "learns pictures: config.encode.autoencoder = 'icons_f4' must be 'none'",
         ),
         ({"objective": {"reconstruction": "l3"}}, "known: l1, l2"),
-        ({"data": {"coarse": 2}}, "only a unet reads a coarse picture"),
+        ({"data": {"coarse": 2}}, "'autoencoder_kl'; it is for: unet"),
     ],
 )
 def test_impossible_autoencoders_are_refused(recipe, change, said):

@@ -44,7 +44,15 @@ def test_default_resolves_and_round_trips():
             "config.model.heads = 5 does not divide the widths [128, 192",
         ),
         (lambda c: c["model"].update(patch_size=3), "does not divide the 32x32"),
-        (lambda c: c["model"].update(classes=3), "adaln_zero needs classes > 0"),
+        (
+            lambda c: c["model"].update(classes=3),
+            "classes = 3 means nothing to config.model.architecture = 'in_context'; "
+            "it is for: adaln_zero; its default is 0",
+        ),
+        (
+            lambda c: c["model"].update(architecture="adaln_zero"),
+            "config.model.classes = 0: adaln_zero needs labels",
+        ),
         (lambda c: c["plan"].update(budgets_flops=()), "exactly one of them is given"),
         (lambda c: c["plan"].update(steps=9), "exactly one of them is given"),
         (lambda c: c["plan"].update(sizes=()), "must be a non-empty tuple"),
@@ -295,11 +303,3 @@ def test_what_differs_is_what_decides():
     kept = config.identity(mine)
     assert "generate" not in kept and "path" not in kept["encode"]
     assert kept["train"]["batch_size"] == 1024 and "path" in mine["encode"]
-
-
-def test_a_unet_has_the_groups_of_its_papers():
-    def change(c):
-        c["model"].update(architecture="unet", heads=4, head_dim=0, groups=8)
-        c["plan"].update(sizes=((32, 2),))
-
-    assert "config.model.groups = 8 means nothing to unet" in refused(change)

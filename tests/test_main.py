@@ -96,8 +96,16 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
         (["--config.train.batchsize=3"], "unknown key in --config"),
         (["--stages="], "--stages: none unknown"),
         (
-            ["--config.model.architecture=adaln_zero", "--config.model.classes=3"],
+            [
+                "--config.model.architecture=adaln_zero",
+                "--config.model.classes=3",
+                "--config.model.text_width=256",
+            ],
             "the icons source has 16 labels",
+        ),
+        (
+            ["--config.model.architecture=adaln_zero", "--config.model.classes=16"],
+            "config.model.text_width = 32 means nothing to config.model.architecture",
         ),
         (["--config.train.batch_size=many"], "many"),
         (["--stages=plan,trian"], "trian unknown; known: plan, encode, train, fit"),

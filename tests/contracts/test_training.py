@@ -43,9 +43,12 @@ def build(tiny, architecture, name):
     size = (16, 1)
     if architecture in ("mmdit", "flux"):
         size = (16, 2)
+    plain = config.Model()  # what a network does not read stays as it is there
+    if architecture == "adaln_zero":
+        c.model.text_width = plain.text_width
     if architecture == "unet":
         c.model.heads, c.model.head_dim, size = 4, 0, (32, 2)
-        c.model.patch_size = 2  # as nobody who has no patches changed it
+        c.model.patch_size, c.model.time_width = plain.patch_size, plain.time_width
         c.plan.sizes = (size,)
     c.objective.update({"time_law": "uniform"} | OBJECTIVES[name])
     experiment = config.resolve(c)
