@@ -96,7 +96,7 @@ def test_learning_rate_policies(tiny):
     c.optimizer.learning_rate_policy = "by_width"
     c.optimizer.policy_width = 32
     assert plan.plan(config.resolve(c))[0].learning_rate == pytest.approx(1e-2 * 2)
-    c.optimizer.learning_rate_policy = "fixed"
+    c.optimizer.learning_rate_policy, c.optimizer.policy_width = "fixed", 64
     assert plan.plan(config.resolve(c))[0].learning_rate == 1e-2
 
 
