@@ -203,7 +203,7 @@ def bits_per_dim(
     spacing: float | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    derivative: str = "jvp",
+    derivative: str = "vjp",
 ) -> Likelihood:
     """-log p(x0) in bits per dim. Call it under jax.jit: compiled once.
 
@@ -223,8 +223,8 @@ def bits_per_dim(
       t_min: where x0 is put, by default `t_data`, or the time of logsnr 20 if that has
         no noise.
       t_max: by default `t_noise`.
-      derivative: "jvp", or "vjp" for networks that have no forward derivative (such as
-        fused attention kernels); the same numbers, more memory.
+      derivative: "vjp", or "jvp" for networks that have a forward derivative, which
+        attention of `layers.attend` has not; the same numbers, less memory.
 
     Raises:
       ValueError: an unknown prediction or derivative, one that says nothing of x0 at
