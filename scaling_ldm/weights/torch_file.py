@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from scaling_ldm.weights import layout
+from scaling_ldm.weights import files, layout
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -234,3 +234,18 @@ def load(path: str | pathlib.Path, key: str = "") -> dict[str, np.ndarray]:
     if other:
         raise layout.WeightsError(f"{path}: {other} are no tensors")
     return tree
+
+
+def tensors(path: str | pathlib.Path) -> layout.Tensors:
+    """The tensors of a checkpoint by name, whichever way it was written.
+
+    Args:
+      path: a directory or .safetensors file as `files.stored` takes it; else torch's.
+
+    Raises:
+      layout.WeightsError: as either reader.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        return files.stored(path)
+    return load(path)

@@ -1,0 +1,106 @@
+"""Convolutions of frozen networks, batch norms folded in; jax only.
+
+A layer is {"kernel", "bias"}. Products are in full float32 on every device, since
+distances between features are compared across machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from scaling_ldm import layers
+from scaling_ldm.shapes import LatentBHWC
+
+Layer = dict[str, jax.Array]
+Padding = Sequence[tuple[int, int]]  # rows and columns, before and after
+
+_PRECISION = lax.Precision.HIGHEST
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def rectified(path: str, shape: tuple[int, ...]) -> int:
+    """Inputs of a kernel for `layers.initialise`; a relu then lets half through."""
+    return max(layers.all_but_last(path, shape) // 2, 1)  # He et al. 2015
+
+
+def same(size: Sequence[int], kernel: int, stride: int) -> list[tuple[int, int]]:
+    """TensorFlow's SAME padding: ceil(size / stride) outputs, an odd pixel after."""
+    missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
+    return [(total // 2, total - total // 2) for total in missing]
+
+
+def dense(layer: Layer, x: jax.Array) -> jax.Array:
+    """Of the last axis [..., in] -> [..., out]: also a convolution of one pixel."""
+    numbers = (((x.ndim - 1,), (0,)), ((), ()))
+    y = lax.dot_general(x, layer["kernel"], numbers, precision=_PRECISION)
+    return y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
+
+
+def convolution(
+    layer: Layer, x_BHWC: LatentBHWC, stride: int, padding: Padding
+) -> LatentBHWC:
+    """With a kernel [kh, kw, in, out]."""
+    y = lax.conv_general_dilated(
+        x_BHWC,
+        layer["kernel"],
+        (stride, stride),
+        padding,
+        dimension_numbers=_NUMBERS,
+        precision=_PRECISION,
+    )
+    return y + layer["bias"][None, None, None]
+
+
+def depthwise(
+    layer: Layer, x_BHWC: LatentBHWC, stride: int, padding: Padding
+) -> LatentBHWC:
+    """Each channel by itself, with a kernel [k, k, C].
+
+    On a CPU it is a sum of shifted pictures, each times one tap: XLA has no fast
+    grouped convolution there.
+    """
+    y = lax.platform_dependent(
+        x_BHWC,
+        layer["kernel"],
+        cpu=lambda x, kernel: _shifted(x, kernel, stride, padding),
+        default=lambda x, kernel: _grouped(x, kernel, stride, padding),
+    )
+    return y + layer["bias"][None, None, None]
+
+
+def _grouped(x: Any, kernel_HWC: Any, stride: int, padding: Padding) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel_HWC[:, :, None],
+        (stride, stride),
+        padding,
+        dimension_numbers=_NUMBERS,
+        feature_group_count=x.shape[-1],
+        precision=_PRECISION,
+    )
+
+
+def _shifted(x: Any, kernel_HWC: Any, stride: int, padding: Padding) -> jax.Array:
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    batch, *size, channels = x.shape
+    taps = kernel_HWC.shape[:2]
+    reach = [
+        (n - k) // stride * stride + 1 for n, k in zip(size, taps, strict=True)
+    ]  # from the first to the last place of one tap
+    y = None
+    for row in range(taps[0]):
+        for column in range(taps[1]):
+            shifted = lax.slice(
+                x,
+                (0, row, column, 0),
+                (batch, row + reach[0], column + reach[1], channels),
+                (1, stride, stride, 1),
+            )
+            term = shifted * kernel_HWC[row, column][None, None, None]
+            y = term if y is None else y + term
+    return y

@@ -1,0 +1,103 @@
+"""Networks that judge pictures give torch's numbers, and cost what torch counts."""
+
+import importlib.util
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling_ldm import flops
+from scaling_ldm.encoders import efficientnet_lite
+from scaling_ldm.weights import efficientnet_lite as lite_weights
+from scaling_ldm.weights import torch_file
+
+torch = pytest.importorskip("torch")
+flop_counter = pytest.importorskip("torch.utils.flop_counter")
+
+pytestmark = pytest.mark.parity
+PLACE = pathlib.Path(__file__).parents[1] / "benchmarks" / "torch_features.py"
+SPEC = importlib.util.spec_from_file_location("torch_features", PLACE)
+torch_features = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(torch_features)
+
+LITE_SIZES = (32, 96, 57)
+
+
+def pictures(size, batch=2):
+    rng = np.random.default_rng(1)
+    return rng.uniform(0, 255, size=(batch, size, size, 3)).astype("f")
+
+
+def channels_first(x):
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def assert_same(ours, theirs):
+    """Relative to the largest value, which is not small."""
+    for got, want in zip(ours, theirs, strict=True):
+        want = want.detach().numpy()
+        assert got.shape == want.shape and np.abs(want).max() > 0.1
+        assert np.abs(np.asarray(got) - want).max() <= 1e-4 * np.abs(want).max()
+        assert want.std(axis=0).max() > 1e-3 * np.abs(want).max()  # rows differ
+
+
+def lite(net, size):
+    return net((channels_first(pictures(size)) - 127) / 128)
+
+
+@pytest.mark.parametrize("form", ["zip", "plain", "safetensors"])
+def test_lite0_on_random_weights(tmp_path, form):
+    net = torch_features.randomise(torch_features.EfficientNetLite0())
+    path = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pth")
+    if form == "safetensors":
+        import safetensors.torch
+
+        safetensors.torch.save_file(net.state_dict(), path)
+    else:
+        zipped = form == "zip"
+        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    params = lite_weights.load(path)
+    for size in LITE_SIZES if form == "zip" else LITE_SIZES[:1]:
+        ours = jax.jit(efficientnet_lite.apply)(params, pictures(size))
+        assert_same(ours, lite(net, size))
+
+
+@pytest.mark.skipif(lite_weights.find() is None, reason="the package is not installed")
+def test_lite0_on_its_weights():
+    path = lite_weights.find()
+    net = torch_features.EfficientNetLite0()
+    theirs = torch.load(path, weights_only=True)
+    net.load_state_dict(theirs)
+    for name, tensor in torch_file.load(path).items():
+        np.testing.assert_array_equal(tensor, theirs[name].numpy())
+    params = lite_weights.load(path)
+    for size in (96, 224):
+        ours = jax.jit(efficientnet_lite.apply)(params, pictures(size))
+        assert_same(ours, lite(net.eval(), size))
+
+
+def counted(net, size):
+    """Parameters, channels with a norm and FLOPs of torch's, on the meta device."""
+    with flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.empty((2, 3, size, size), device="meta"))
+    params = sum(p.numel() for p in net.parameters())
+    norms = sum(
+        module.num_features
+        for module in net.modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    )
+    return params, norms, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("size", [96, 224, 57])
+def test_lite0_costs_the_same(size):
+    with torch.device("meta"):
+        net = torch_features.EfficientNetLite0()
+    params, norms, wanted = counted(net, size)
+    tree = efficientnet_lite.shapes()
+    assert params - norms == sum(math.prod(s.shape) for s in jax.tree.leaves(tree))
+    x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    assert flops.count(efficientnet_lite.apply, tree, x).total == wanted
