@@ -17,6 +17,7 @@ LAYERS = (
     {
         "shapes",
         "layers",
+        "metrics",
         "flops",
         "jaxpr_ops",
         "peaks",
@@ -76,7 +77,8 @@ SOLE = {
     "matplotlib": {"report"},
     "torch": set(),
     "diffusers": set(),
-    "tensorflow": set(),
+    "tensorflow": {"metrics"},
+    "tensorflow_gan": {"metrics"},
 }
 
 
@@ -157,6 +159,7 @@ def test_packages_have_their_sole_importers():
         ("scaling_ldm.report", ("jax",)),
         ("scaling_ldm.study", ("jax",)),
         ("scaling_ldm.meters", ("jax",)),
+        ("scaling_ldm.metrics.frechet", ("jax", "tensorflow")),
         ("scaling_ldm.samplers", ("flax", "orbax", "grain", "tensorflow")),
         ("scaling_ldm.train", ("tensorflow", "torch", "matplotlib")),
     ],

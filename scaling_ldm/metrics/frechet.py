@@ -1,0 +1,265 @@
+"""Frechet distances between Gaussians fitted to features.
+
+Dowson & Landau 1982; Heusel et al. 2017 (arXiv 1706.08500), Eq. 6:
+
+    d^2 = |m_A - m_B|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2.
+
+With A = F F^T and B = G G^T the last trace is the sum of the singular values of F^T G:
+no square root of a non-symmetric matrix, no complex numbers, nothing added to diagonals
+that are singular. Directions whose variance is below float64's rounding of the largest
+one count as having none.
+
+The distance of n images is biased upwards, about linearly in 1/n, by an amount that
+depends on the model: compare equal n, or use `infinity` (Chong & Forsyth 2020, arXiv
+1911.07023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.linalg
+import scipy.stats
+
+from scaling_ldm.metrics import Estimate
+from scaling_ldm.metrics.moments import Moments, check_finite
+
+Gaussian = Moments | tuple[np.ndarray, np.ndarray]  # (mean [D], covariance [D, D])
+BACKENDS = ("numpy", "tfgan")
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """What is needed of a reference's Gaussian, computed once.
+
+    Attributes:
+      mean: [D].
+      factor: [D, R], factor @ factor.T is the covariance of rank R.
+      trace: of the covariance.
+    """
+
+    mean: np.ndarray
+    factor: np.ndarray
+    trace: float
+
+    @classmethod
+    def of(cls, gaussian: Gaussian) -> Reference:
+        """Raises ValueError for what is not finite or no covariance."""
+        mean, cov = _gaussian(gaussian)
+        return cls(mean=mean, factor=_factor(cov), trace=float(np.trace(cov)))
+
+
+def distance(a: Gaussian, b: Gaussian, *, backend: str = "numpy") -> float:
+    """The squared Frechet distance of two Gaussians; what is called FID.
+
+    Args:
+      backend: "numpy", or "tfgan": the traces by TensorFlow-GAN's functions.
+
+    Raises:
+      ValueError: shapes that do not fit, what is not finite, what is no covariance.
+      ImportError: the backend's packages are not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}; known: {', '.join(BACKENDS)}")
+    (mean_a, cov_a), (mean_b, cov_b) = _gaussian(a), _gaussian(b)
+    if mean_a.shape != mean_b.shape:
+        raise ValueError(f"means of {mean_a.shape} and {mean_b.shape}")
+    if backend == "tfgan":
+        from scaling_ldm.metrics import tfgan
+
+        return tfgan.distance(mean_a, cov_a, mean_b, cov_b)
+    shared = scipy.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
+    traces = float(np.trace(cov_a) + np.trace(cov_b))
+    return _total(_squared(mean_a - mean_b), traces, float(shared))
+
+
+def distance_from_features(features_ND: np.ndarray, reference: Reference) -> float:
+    """`distance` of features to a reference, without their covariance where N < D.
+
+    Raises:
+      ValueError: fewer than two rows, another D, or values that are not finite.
+    """
+    sample = _Sample(features_ND, reference)
+    return sample.distance(np.ones(sample.count))
+
+
+def bootstrap(
+    features_ND: np.ndarray, reference: Reference, *, replicates: int, seed: int
+) -> np.ndarray:
+    """Distances [replicates] of N rows drawn with replacement.
+
+    A replicate has about 0.63 N distinct rows, so its own bias is that of fewer images:
+    replicates lie above the distance of the features. Their spread is that of the
+    distance; for an interval around it use `interval`.
+    """
+    sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
+    n = sample.count
+    draws = (
+        np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(replicates)
+    )
+    return np.array([sample.distance(counts) for counts in draws])
+
+
+def interval(
+    features_ND: np.ndarray,
+    reference: Reference,
+    *,
+    seed: int,
+    replicates: int = 100,
+    level: float = 0.9,
+) -> Estimate:
+    """The distance of these N rows, and how far other N rows would scatter.
+
+    From halves drawn without replacement: the deviations of half of the rows from their
+    mean have the variance of all rows (Shao & Wu 1989, the delete-half jackknife), and
+    no row counts twice. The bias of finite N is in the value and not in the interval;
+    that of the reference is in neither.
+    """
+    sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
+    spread = [
+        sample.distance(_subset(rng, sample.count, sample.count // 2))
+        for _ in range(replicates)
+    ]
+    return _estimate(sample.distance(np.ones(sample.count)), spread, level)
+
+
+def infinity(
+    features_ND: np.ndarray,
+    reference: Reference,
+    *,
+    seed: int,
+    points: int = 15,
+    smallest: float = 0.3,
+    replicates: int = 50,
+    level: float = 0.9,
+) -> Estimate:
+    """The distance extrapolated to infinitely many images (Chong & Forsyth 2020).
+
+    Distances of random subsets of `points` sizes, evenly spaced from `smallest` N to N,
+    are fitted by a line in 1/n; its value at 0 is the estimate. The interval comes from
+    halves as in `interval`, each extrapolated in the same way. Where the smallest
+    subsets have fewer rows than about twice the dimensions of notable variance the
+    line overshoots; the reference's own finite size stays in the value.
+
+    Raises:
+      ValueError: fewer than three distinct sizes of at least two rows.
+    """
+    sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
+    value = _extrapolate(sample, np.arange(sample.count), points, smallest, rng)
+    spread = []
+    for _ in range(replicates):
+        half = rng.permutation(sample.count)[: sample.count // 2]
+        spread.append(_extrapolate(sample, half, points, smallest, rng))
+    return _estimate(value, spread, level)
+
+
+class _Sample:
+    """Features against a reference, ready for the distance of any subset of them."""
+
+    def __init__(self, features_ND: np.ndarray, reference: Reference) -> None:
+        features = np.asarray(features_ND)
+        if features.ndim != 2 or features.shape[1] != len(reference.mean):
+            raise ValueError(
+                f"features of {features.shape}, wanted [N, {len(reference.mean)}]"
+            )
+        if len(features) < 2:
+            raise ValueError(f"{len(features)} feature vectors; 2 are needed")
+        check_finite(features, "features")
+        self.count = len(features)
+        self._reference = reference
+        self._x = features.astype(np.float64) - reference.mean
+        self._squares = np.einsum("nd,nd->n", self._x, self._x)
+        self._y = self._x @ reference.factor
+
+    def distance(self, counts: np.ndarray) -> float:
+        """Of row i taken counts[i] times."""
+        (at,) = np.nonzero(counts)
+        w = counts[at].astype(np.float64)
+        n = w.sum()
+        mean = _squared(counts @ self._x / n)
+        trace = (w @ self._squares[at] - n * mean) / (n - 1)
+        y = self._y[at]
+        y = (y - w @ y / n) * np.sqrt(w / (n - 1))[:, None]
+        gram = y @ y.T if len(y) < y.shape[1] else y.T @ y
+        values = scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
+        values = values[values > len(values) * _EPS * values[-1]]
+        shared = float(np.sqrt(values).sum())
+        return _total(mean, self._reference.trace + trace, shared)
+
+
+def _gaussian(gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(gaussian, Moments):
+        return gaussian.mean, gaussian.cov
+    mean, cov = (np.asarray(part, np.float64) for part in gaussian)
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(f"a mean of {mean.shape} and a covariance of {cov.shape}")
+    check_finite(mean, "means")
+    check_finite(cov, "covariances")
+    return mean, cov
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F [D, R] with F F^T = cov.
+
+    Statistics stored in float32 have negative eigenvalues of its rounding; those count
+    as zero, larger ones are refused.
+    """
+    if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-6 * abs(np.trace(cov))):
+        raise ValueError("a covariance that is not symmetric")
+    values, vectors = scipy.linalg.eigh((cov + cov.T) / 2)
+    if values[0] < -1e-5 * max(values[-1], 0.0):
+        raise ValueError(
+            f"no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
+        )
+    kept = values > len(cov) * _EPS * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _squared(x: np.ndarray) -> float:
+    return float(x @ x)
+
+
+def _total(mean: float, traces: float, shared: float) -> float:
+    """The distance from its three parts; rounding below zero is returned as zero."""
+    value = mean + traces - 2 * shared
+    if not math.isfinite(value):
+        raise ValueError(f"a Frechet distance of {value}: its features are too large")
+    return max(value, 0.0)
+
+
+def _subset(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """`size` of `count` rows once each, the others not."""
+    counts = np.zeros(count)
+    counts[rng.permutation(count)[:size]] = 1
+    return counts
+
+
+def _extrapolate(
+    sample: _Sample,
+    rows: np.ndarray,
+    points: int,
+    smallest: float,
+    rng: np.random.Generator,
+) -> float:
+    first = max(2.0, smallest * len(rows))
+    sizes = np.unique(np.rint(np.linspace(first, len(rows), points)).astype(int))
+    if len(sizes) < 3:
+        raise ValueError(f"{len(rows)} rows give {len(sizes)} sizes; 3 are needed")
+    values = []
+    for size in sizes:
+        counts = np.zeros(sample.count)
+        counts[rng.permutation(rows)[:size]] = 1
+        values.append(sample.distance(counts))
+    return float(np.polynomial.polynomial.polyfit(1 / sizes, values, 1)[0])
+
+
+def _estimate(value: float, spread: list[float], level: float) -> Estimate:
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}; it lies between 0 and 1")
+    if len(spread) < 2:
+        raise ValueError(f"{len(spread)} replicates; at least 2 are needed")
+    width = float(scipy.stats.norm.ppf((1 + level) / 2) * np.std(spread, ddof=1))
+    return Estimate(value=value, low=value - width, high=value + width, level=level)

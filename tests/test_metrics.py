@@ -1,0 +1,365 @@
+"""Statistics of features to the last bit, and Frechet distances of known Gaussians."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from scaling_ldm.metrics import frechet, moments
+from scaling_ldm.metrics.frechet import Reference
+from scaling_ldm.metrics.moments import Moments
+
+
+def features(seed, count, dim, shift=0.0):
+    """Correlated rows whose dimensions differ in scale and offset, float32."""
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(dim, dim)) * np.geomspace(0.05, 4, dim)
+    rows = rng.normal(size=(count, dim)) @ mix + rng.normal(size=dim) * 5 + shift
+    return rows.astype(np.float32)
+
+
+def spd(seed, dim):
+    a = np.random.default_rng(seed).normal(size=(dim, dim + 3))
+    return a @ a.T / dim
+
+
+def of(*parts):
+    found = Moments.empty(parts[0].shape[1])
+    for part in parts:
+        found.add(part)
+    return found
+
+
+def by_sqrtm(mean_a, cov_a, mean_b, cov_b):
+    """The formula as Heusel et al. write it, with scipy's complex root."""
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    assert np.abs(root.imag).max() < 1e-6 * np.abs(root.real).max()
+    mean = np.sum((mean_a - mean_b) ** 2)
+    return mean + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(root).real
+
+
+# Moments
+
+
+def test_moments_are_those_of_numpy():
+    rows = features(0, 5000, 12)  # more than two flushes
+    found = of(rows)
+    exact = rows.astype(np.float64)
+    assert found.count == 5000
+    assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-14)
+    cov = np.cov(exact, rowvar=False)
+    scale = np.sqrt(np.outer(np.diag(cov), np.diag(cov)))
+    assert (np.abs(found.cov - cov) / scale).max() < 1e-14
+    assert_array_equal(found.cov, found.cov.T)
+
+
+@pytest.mark.parametrize("shards", [2, 7])
+def test_shards_in_any_order_give_the_same_bits(shards):
+    rows = features(1, 5003, 17)
+    rng = np.random.default_rng(shards)
+    whole = of(rows)
+    parts = np.array_split(rows[rng.permutation(len(rows))], shards)
+    batches = [np.array_split(part, 3 + i) for i, part in enumerate(parts)]
+    merged = of(*batches[0]).merge([of(*part) for part in batches[1:]])
+    assert merged.count == whole.count
+    assert_array_equal(merged.mean, whole.mean)
+    assert_array_equal(merged.cov, whole.cov)
+    assert merged.digest() == whole.digest()
+    # The same float64 sums of numpy do differ: the property is not one of the data.
+    other = np.concatenate(parts).astype(np.float64)
+    assert (np.cov(other.T) != np.cov(rows.astype(np.float64).T)).any()
+
+
+def test_totals_are_exact_integers():
+    """Against Python's integers: values of every size that is represented."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 3)) * 2.0 ** rng.integers(-60, 12, (300, 3))
+    rows = rows.astype(np.float32)
+    rows[:4] = [[2**15, -(2**15), 2**-21], [2**15, 1, 0], [-0.0, 2**-46, 3], [1, 2, 3]]
+    found = of(rows)
+    units = [[round(float(x) * 2**44) for x in row] for row in rows]
+    n, sums = len(rows), [sum(column) for column in zip(*units, strict=True)]
+    assert_array_equal(found.mean, [s / (n << 44) for s in sums])
+    for i in range(3):
+        for j in range(3):
+            product = sum(row[i] * row[j] for row in units)
+            exact = (n * product - sums[i] * sums[j]) / (n * (n - 1) << 88)
+            assert_allclose(found.cov[i, j], exact, rtol=4e-16)
+
+
+def test_every_float32_from_2_to_minus_21_is_represented():
+    rng = np.random.default_rng(3)
+    x = np.exp2(rng.uniform(-21, 15, 200)).astype(np.float32)
+    assert_array_equal(np.rint(x.astype(np.float64) / moments.QUANTUM) * 2.0**-44, x)
+    for value in x[:20]:
+        assert of(value.reshape(1, 1)).mean[0] == value
+    tiny = np.full((1, 1), 1.2345e-9, np.float32)
+    assert abs(of(tiny).mean[0] - float(tiny[0, 0])) <= moments.QUANTUM / 2
+
+
+def test_a_covariance_does_not_cancel():
+    """Deviations of 1e-3 around 30000: differences of sums that agree to 15 digits."""
+    steps = np.random.default_rng(4).integers(-(2**20), 2**20, (500, 2)) * 2.0**-30
+    exact = np.cov(steps.T)
+    assert_allclose(of(30000 + steps).cov, exact, rtol=1e-13)
+    plain = (30000 + steps).T @ (30000 + steps) / 499 - 500 / 499 * 30000.0**2
+    assert np.abs(plain / exact - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(value):
+    found = of(features(5, 10, 4))
+    before = found.digest()
+    rows = features(6, 10, 4)
+    rows[7, 2] = value
+    with pytest.raises(ValueError, match=r"1 of 40 features are not finite.*\(7, 2\)"):
+        found.add(rows)
+    assert (found.count, found.digest()) == (10, before)
+
+
+def test_what_cannot_be_summed_is_refused():
+    found = Moments.empty(3)
+    with pytest.raises(ValueError, match="magnitude 32768"):
+        found.add(np.full((2, 3), np.nextafter(np.float32(2**15), np.float32(1e9))))
+    with pytest.raises(ValueError, match="magnitude 40000"):
+        found.add(np.full((2, 3), -40000.0))
+    with pytest.raises(ValueError, match=r"wanted \[N, 3\]"):
+        found.add(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="floating"):
+        found.add(np.zeros((2, 3), np.int32))
+    with pytest.raises(ValueError, match="2 are needed"):
+        _ = of(np.zeros((1, 3))).cov
+    with pytest.raises(ValueError, match="no features"):
+        _ = found.mean
+    with pytest.raises(ValueError, match="3 and 4"):
+        found.merge(Moments.empty(4))
+    with pytest.raises(ValueError, match="at least 1"):
+        Moments.empty(0)
+    found.count = moments.MAX_COUNT
+    with pytest.raises(ValueError, match="at most"):
+        found.add(np.zeros((1, 3)))
+
+
+def test_added_rows_may_be_overwritten():
+    rows = features(7, 6, 3)
+    whole = of(rows)
+    found, buffer = Moments.empty(3), np.empty((2, 3))
+    for start in (0, 2, 4):
+        buffer[:] = rows[start : start + 2]
+        found.add(buffer)
+    assert found.digest() == whole.digest()
+
+
+def test_the_limits_are_where_sums_stay_exact():
+    digit = 2 ** (moments.BITS - 1)
+    widest = max(sum(1 + (i != j) for i, j in pairs) for pairs in moments._PAIRS)
+    assert widest == 3
+    assert widest * digit**2 * 2 * moments.CHUNK <= 2**53
+    assert widest * digit**2 * moments.MAX_COUNT < 2**63
+    rows = np.full((2 * moments.CHUNK + 5, 2), 2.0**15 - 2.0**-9, np.float32)
+    assert_array_equal(of(rows).mean, rows[0])
+    assert_array_equal(of(rows).cov, np.zeros((2, 2)))
+
+
+def test_saved_moments_go_on(tmp_path):
+    rows = features(8, 100, 5)
+    path = tmp_path / "statistics" / "reference.npz"
+    of(rows[:40]).save(path, {"network": "lite0", "sha256": "ab", "resize": ["pil", 3]})
+    found, provenance = Moments.load(path)
+    assert provenance == {"network": "lite0", "sha256": "ab", "resize": ["pil", 3]}
+    assert [p.name for p in path.parent.iterdir()] == ["reference.npz"]
+    found.add(rows[40:])
+    assert found.digest() == of(rows).digest()
+    with pytest.raises(ValueError, match="JSON"):
+        found.save(path, {"value": float("nan")})
+
+
+def test_another_file_is_not_read(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="no moments"):
+        Moments.load(path)
+    of(features(0, 10, 4)).save(path, {})
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="no moments"):
+        Moments.load(path)
+    with pytest.raises(FileNotFoundError):
+        Moments.load(tmp_path / "none.npz")
+
+
+def test_ten_thousand_rows_stay_within_bounded_memory():
+    """The peak of 10,000 rows is that of 5,000: what waits and the totals."""
+    code = """
+import resource, sys
+import numpy as np
+from scaling_ldm.metrics.moments import Moments
+rng, found = np.random.default_rng(0), Moments.empty(256)
+def peak(count):
+    for _ in range(count // 100):
+        found.add(rng.random((100, 256), np.float32))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak(0)
+first, second = peak(5000), peak(5000)
+print(found.count, first - before, second - first)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, timeout=120
+    )
+    count, first, more = map(int, out.stdout.split())
+    assert count == 10000
+    assert first < 100e6, f"{first / 1e6:.0f} MB for 5,000 rows"
+    assert more < 3e6, f"{more / 1e6:.1f} MB more for 5,000 more"  # the rows: 10 MB
+
+
+# Frechet distances
+
+
+def test_gaussians_in_one_dimension():
+    a, b = (np.array([1.0]), np.array([[4.0]])), (np.array([-2.0]), np.array([[0.25]]))
+    assert_allclose(frechet.distance(a, b), 3**2 + (2 - 0.5) ** 2, rtol=1e-14)
+
+
+def test_gaussians_with_shared_axes():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    s, t = rng.uniform(0.1, 3, 6), rng.uniform(0.1, 3, 6)
+    mean_a, mean_b = rng.normal(size=(2, 6))
+    a, b = (mean_a, axes * s**2 @ axes.T), (mean_b, axes * t**2 @ axes.T)
+    wanted = np.sum((mean_a - mean_b) ** 2) + np.sum((s - t) ** 2)
+    assert_allclose(frechet.distance(a, b), wanted, rtol=1e-12)
+
+
+def test_gaussians_in_general_against_sqrtm():
+    rng = np.random.default_rng(1)
+    for seed, dim in enumerate((2, 9, 40)):
+        a = rng.normal(size=dim), spd(seed, dim)
+        b = rng.normal(size=dim), spd(seed + 10, dim)
+        assert_allclose(frechet.distance(a, b), by_sqrtm(*a, *b), rtol=1e-9)
+
+
+def test_singular_covariances_need_no_epsilon():
+    """Orthogonal planes share nothing; a complex root fails on such matrices."""
+    a, b = np.zeros((6, 6)), np.zeros((6, 6))
+    a[:3, :3], b[3:, 3:] = spd(0, 3), spd(1, 3)
+    zero = np.zeros(6)
+    wanted = np.trace(a) + np.trace(b)
+    assert_allclose(frechet.distance((zero, a), (zero, b)), wanted, rtol=1e-14)
+    assert_allclose(frechet.distance((zero, a), (zero, a)), 0, atol=1e-13)
+    rotate = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
+    a, b = rotate @ a @ rotate.T, rotate @ b @ rotate.T
+    assert_allclose(frechet.distance((zero, a), (zero, b)), wanted, rtol=1e-12)
+    assert frechet.distance((zero, 0 * a), (zero, 0 * b)) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-5, 5))
+def test_a_distance_is_zero_symmetric_and_moved_by_a_translation(seed, dim, step):
+    rng = np.random.default_rng(seed)
+    a, b = (
+        (rng.normal(size=dim), spd(seed, dim)),
+        (rng.normal(size=dim), spd(-1 % 7, dim)),
+    )
+    scale = np.trace(a[1]) + np.trace(b[1])
+    assert frechet.distance(a, a) <= 1e-12 * scale
+    there, back = frechet.distance(a, b), frechet.distance(b, a)
+    assert abs(there - back) <= 1e-12 * (scale + there)
+    moved = frechet.distance(a, (a[0] + step, a[1]))
+    assert_allclose(moved, dim * step**2, rtol=1e-12, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("count", [40, 200])  # fewer and more rows than dimensions
+def test_the_fast_path_is_the_distance(count):
+    reference = of(features(0, 500, 60))
+    rows = features(1, count, 60)
+    found = frechet.distance_from_features(rows, Reference.of(reference))
+    assert_allclose(found, frechet.distance(of(rows), reference), rtol=1e-9)
+
+
+@pytest.mark.parametrize("count", [30, 150])
+def test_a_bootstrap_is_of_resampled_rows(count):
+    reference = of(features(0, 300, 40))
+    rows, ready = features(1, count, 40), Reference.of(reference)
+    found = frechet.bootstrap(rows, ready, replicates=5, seed=3)
+    rng = np.random.default_rng(3)
+    for value in found:
+        again = rows[rng.integers(count, size=count)]
+        assert_allclose(value, frechet.distance(of(again), reference), rtol=1e-9)
+    more = frechet.bootstrap(rows, ready, replicates=7, seed=3)
+    assert_array_equal(more[:5], found)
+
+
+def truth(dim):
+    """A model and a reference whose distance is known: (draw, Reference, distance)."""
+    scales = np.linspace(0.5, 2, dim)
+    mean, cov = np.full(dim, 0.1), np.diag(scales**2)
+    ready = Reference.of((np.zeros(dim), np.eye(dim)))
+
+    def draw(seed, count):
+        return mean + np.random.default_rng(seed).normal(size=(count, dim)) * scales
+
+    return draw, ready, frechet.distance((mean, cov), (np.zeros(dim), np.eye(dim)))
+
+
+def test_extrapolation_removes_the_bias_and_the_interval_covers():
+    draw, ready, wanted = truth(16)
+    estimates = [
+        frechet.infinity(draw(seed, 400), ready, seed=seed, replicates=20)
+        for seed in range(24)
+    ]
+    raw = [frechet.distance_from_features(draw(seed, 400), ready) for seed in range(24)]
+    bias, error = np.mean([e.value for e in estimates]) - wanted, np.mean(raw) - wanted
+    assert error > 0.2  # so many images read too high
+    assert abs(bias) < 0.2 * error
+    covered = sum(e.low <= wanted <= e.high for e in estimates)
+    assert 18 <= covered  # of 24 at level 0.9, less what the line misses
+    assert all(e.level == 0.9 and e.low < e.value < e.high for e in estimates)
+
+
+def test_an_interval_has_the_spread_of_other_images():
+    draw, ready, _ = truth(12)
+    values = [frechet.distance_from_features(draw(s, 300), ready) for s in range(60)]
+    widths = []
+    for seed in range(8):
+        found = frechet.interval(draw(seed, 300), ready, seed=seed)
+        assert found.value == frechet.distance_from_features(draw(seed, 300), ready)
+        widths.append((found.high - found.low) / 2 / 1.6449)
+    assert 0.7 < np.mean(widths) / np.std(values) < 1.4
+
+
+def test_what_has_no_distance_is_refused():
+    good = np.zeros(3), np.eye(3)
+    with pytest.raises(ValueError, match="known: numpy, tfgan"):
+        frechet.distance(good, good, backend="torch")
+    with pytest.raises(ValueError, match="covariances are not finite"):
+        frechet.distance(good, (good[0], good[1] * np.nan))
+    with pytest.raises(ValueError, match="means are not finite"):
+        frechet.distance(good, (good[0] + np.inf, good[1]))
+    with pytest.raises(ValueError, match="no covariance"):
+        frechet.distance(good, (good[0], np.diag([1.0, -0.1, 1])))
+    with pytest.raises(ValueError, match="not symmetric"):
+        frechet.distance(good, (good[0], np.triu(np.ones((3, 3)))))
+    with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
+        frechet.distance(good, (np.zeros(2), np.eye(2)))
+    ready = Reference.of(good)
+    with pytest.raises(ValueError, match="2 are needed"):
+        frechet.distance_from_features(np.zeros((1, 3)), ready)
+    with pytest.raises(ValueError, match="not finite"):
+        frechet.distance_from_features(np.full((4, 3), np.nan), ready)
+    with pytest.raises(ValueError, match=r"wanted \[N, 3\]"):
+        frechet.distance_from_features(np.zeros((4, 2)), ready)
+    with pytest.raises(ValueError, match="3 are needed"):
+        frechet.infinity(np.zeros((2, 3)), ready, seed=0)
+    with pytest.raises(ValueError, match="level"):
+        frechet.interval(np.zeros((4, 3)), ready, seed=0, level=90)
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    good = np.zeros(3), np.eye(3)
+    with pytest.raises(ImportError, match=r"pip install scaling_ldm\[tfgan\]"):
+        frechet.distance(good, good, backend="tfgan")
