@@ -1,0 +1,112 @@
+"""Quality against the cost of sampling: the frontier of a table of cells.
+
+    found = frontier.build(cells, reference="866M", device="TPU v4")
+    print(*found.sentences, sep="\n")
+    frontier.advice(found, 0.5, "seconds", device="l4")
+
+A cell is one model, sampler, step count and guidance with its cost and its value of a
+metric of which less is better. Everything is float64 numpy; no jax is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from scaling_ldm.frontier.advise import advice
+from scaling_ldm.frontier.cells import COSTS, compare, cost_of
+from scaling_ldm.frontier.crossing import crossings, crossings_of
+from scaling_ldm.frontier.fronts import (
+    BUDGETS,
+    best_guidance,
+    front_of,
+    guidance_of,
+    pareto,
+)
+from scaling_ldm.frontier.published import (
+    GUIDANCE_GRID,
+    REFERENCE,
+    STEP_GRID,
+    TABLE_1,
+    relative_cost,
+)
+from scaling_ldm.frontier.words import sentences
+from scaling_ldm.records import Cell, Frontier
+
+__all__ = [
+    "COSTS",
+    "GUIDANCE_GRID",
+    "REFERENCE",
+    "STEP_GRID",
+    "TABLE_1",
+    "advice",
+    "best_guidance",
+    "build",
+    "cost_of",
+    "crossings",
+    "pareto",
+    "relative_cost",
+    "sentences",
+]
+
+
+def build(
+    cells: Iterable[Cell],
+    *,
+    reference: str,
+    device: str,
+    costs: Sequence[str] = COSTS,
+    budgets: int = BUDGETS,
+    bootstrap: int = 1000,
+    level: float = 0.9,
+    seed: int = 0,
+    allow_protocols: Collection[str] = (),
+) -> Frontier:
+    """Everything that a table of cells says, as one record.
+
+    Args:
+      cells: of one metric and protocol, in any order.
+      reference: the model whose evaluation has the relative cost 1.
+      device: where the seconds were measured.
+      costs: which fronts and crossings to find; the sentences speak of the first.
+      budgets: how many, on the logarithmic grid of each front.
+      bootstrap: draws of the values.
+      level: of every interval.
+      seed: of the draws.
+      allow_protocols: hashes that may be compared with one another nevertheless.
+
+    Raises:
+      ValueError: cells that must not be compared: see `cells.compare`.
+    """
+    table = compare(
+        cells,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seed,
+        allow_protocols=allow_protocols,
+    )
+    samplers = table.samplers()
+    scopes = [*samplers, ""] if len(samplers) > 1 else samplers
+    pairs = [(cost, sampler) for cost in costs for sampler in scopes]
+    fronts = [front_of(table, *pair, budgets) for pair in pairs]
+    found = {pair: crossings_of(table, *pair) for pair in pairs}
+    best = guidance_of(table)
+    return Frontier(
+        metric=table.cells[0].metric,
+        protocols=tuple(sorted({cell.protocol for cell in table.cells})),
+        reference=reference,
+        device=device,
+        cells=table.cells,
+        best=best,
+        fronts=tuple(fronts),
+        crossings=tuple(c for pair in pairs for c in found[pair]),
+        sentences=sentences(
+            table.cells[0].metric,
+            [front for front in fronts if front.cost == costs[0]],
+            [c for pair in pairs if pair[0] == costs[0] for c in found[pair]],
+            best,
+        ),
+        level=level,
+        bootstrap=bootstrap,
+        seed=seed,
+        notes=table.notes,
+    )

@@ -1,0 +1,144 @@
+"""What to run within a budget of time, FLOPs, relative cost or memory; numpy only."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from scaling_ldm import peaks
+from scaling_ldm.frontier.cells import Table, choose, compare, cost_of
+from scaling_ldm.records import Advice, Frontier, Refusal
+
+UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
+UTILISATION = 0.3  # of the peak, where no measurement says better
+BYTES_PER_PARAMETER = 4  # float32
+
+
+def advice(
+    frontier: Frontier,
+    budget: float,
+    unit: str = "seconds",
+    *,
+    device: str | None = None,
+    dtype: str = "bfloat16",
+    utilisation: float = UTILISATION,
+) -> Advice | Refusal:
+    """The model, sampler, steps and guidance of the lowest value within a budget.
+
+    Args:
+      frontier: the measured cells.
+      budget: of one image, in `unit`; of "memory_bytes" for the model to run at all.
+      unit: "seconds", "flops" (decoder counted), "relative_cost" (x steps) or
+        "memory_bytes".
+      device: a name of `peaks.PEAKS` or a device kind that it knows; None is the
+        device of the measurement. Seconds elsewhere are FLOPs / (peak x utilisation):
+        an estimate, and said to be one.
+      dtype: number format whose peak counts on that device.
+      utilisation: assumed share of that peak.
+
+    Returns:
+      The advice, or a refusal where nothing fits.
+
+    Raises:
+      ValueError: an unknown unit or device, or a budget or share out of range.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unknown unit {unit!r}; known: {', '.join(UNITS)}")
+    if not budget > 0:
+        raise ValueError(f"budget must be positive, got {budget}")
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation in (0, 1], got {utilisation}")
+    table = compare(
+        frontier.cells,
+        bootstrap=frontier.bootstrap,
+        level=frontier.level,
+        seed=frontier.seed,
+        allow_protocols=frontier.protocols,
+    )
+    costs, estimated, basis = _costs(table, frontier, unit, device, dtype, utilisation)
+    fits = np.flatnonzero(costs <= budget * (1 + 1e-9))
+    if not len(fits):
+        least = int(costs.argmin())
+        cell = table.cells[least]
+        return Refusal(
+            what=f"advice within {budget:.4g} {unit}",
+            reason="nothing fits",
+            detail=f"the least is {costs[least]:.4g} {unit}: {cell.label}, "
+            f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g} ({basis})",
+        )
+    _, choice = choose(table, fits, costs)
+    return Advice(
+        choice=choice,
+        metric=frontier.metric,
+        unit=unit,
+        budget=float(budget),
+        estimated=estimated,
+        basis=basis,
+    )
+
+
+def _costs(
+    table: Table,
+    frontier: Frontier,
+    unit: str,
+    device: str | None,
+    dtype: str,
+    utilisation: float,
+) -> tuple[np.ndarray, bool, str]:
+    """The cost of each cell, whether it is an estimate, and how it is known."""
+    if device is not None and unit != "seconds":
+        _row(device)  # a wrong name is wrong in every unit
+    if unit == "relative_cost":
+        basis = f"relative to an evaluation of {frontier.reference}, x steps"
+        return table.cost("relative_cost_steps"), False, basis
+    if unit == "flops":
+        return table.cost("flops"), False, "counted, the decoder's too"
+    if unit == "memory_bytes":
+        return _memory(table)
+    if device is None or _same(device, frontier.device):
+        basis = f"measured on {frontier.device}"
+        return table.cost("seconds"), False, basis
+    name, row = _row(device)
+    if dtype not in row.flops_per_second:
+        raise ValueError(
+            f"no published {dtype} rate of {name}; there are "
+            f"{', '.join(row.flops_per_second)}"
+        )
+    rate = row.flops_per_second[dtype] * utilisation
+    seconds = np.array([cost_of(c, "flops") / rate for c in table.cells])
+    basis = (
+        f"an estimate: FLOPs / ({utilisation:g} of the {dtype} peak of {name}, "
+        f"{row.flops_per_second[dtype]:.4g} FLOP/s); measured on {frontier.device} only"
+    )
+    return seconds, True, basis
+
+
+def _memory(table: Table) -> tuple[np.ndarray, bool, str]:
+    if all(cell.memory_bytes is not None for cell in table.cells):
+        memory = np.array([float(c.memory_bytes) for c in table.cells])
+        return memory, False, "measured, one image at a time"
+    memory = np.array([float(BYTES_PER_PARAMETER * c.params) for c in table.cells])
+    basis = (
+        f"an estimate: {BYTES_PER_PARAMETER} bytes a parameter of the denoiser; "
+        "activations, text encoder and decoder come on top"
+    )
+    return memory, True, basis
+
+
+def _row(device: str) -> tuple[str, peaks.Peak]:
+    for name, row in peaks.PEAKS.items():
+        kinds = row.device_kinds
+        if device == name or any(re.fullmatch(kind, device) for kind in kinds):
+            return name, row
+    raise ValueError(f"unknown device {device!r}; known: {', '.join(peaks.PEAKS)}")
+
+
+def _same(device: str, measured: str) -> bool:
+    """Whether two names are of one row of the peaks, or equal."""
+    if device == measured:
+        return True
+    try:
+        return _row(device)[0] == _row(measured)[0]
+    except ValueError:
+        return False

@@ -1,0 +1,266 @@
+"""Cells that may be compared, what they cost, and the choice of the best; numpy only.
+
+Noise. `replicates` are values of the metric over resampled images. Their mean is not
+the measured value: a Frechet distance grows when images repeat. So replicates are moved
+to have the measured value as mean, and a draw takes one of them for each cell,
+independently of the other cells and of their order.
+
+Choice. The lowest of many noisy values is low by luck too. With v_i the measured
+values, d_i those of a draw and s the cell that the draw chooses, e = d_s - v_s says by
+how much a choice flatters itself, in a world whose truth is v. So the truth of the cell
+chosen from the measured values, value v*, is expected at v* - mean(e), with the noise n
+of its own draws around that: [- q_n(1 - a/2), - q_n(a/2)], 1 - a the level. Without the
+first term a nominal 90% interval of the best of eight equals covers 67%.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from scaling_ldm.records import Cell, Choice, Interval
+
+COSTS = ("relative_cost_steps", "flops", "seconds")
+MIN_REPLICATES = 20  # fewer say too little about the ends of an interval
+HIGHER_IS_BETTER = (
+    "clip_score",
+    "clip_i",
+    "inception_score",
+    "precision",
+    "recall",
+    "psnr",
+    "ssim",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells that may be compared, with draws of their values."""
+
+    cells: tuple[Cell, ...]
+    value: np.ndarray  # [cells]
+    draws: np.ndarray | None  # [bootstrap, cells]; None without replicates
+    level: float
+    notes: tuple[str, ...]
+
+    def cost(self, name: str) -> np.ndarray:
+        """The cost of each cell, [cells]; equal costs are equal numbers."""
+        return np.array([cost_of(cell, name) for cell in self.cells])
+
+    def models(self) -> list[str]:
+        """Run ids by size."""
+        sizes = {cell.model: cell.params for cell in self.cells}
+        return sorted(sizes, key=lambda model: (sizes[model], model))
+
+    def samplers(self) -> list[str]:
+        return list(dict.fromkeys(cell.sampler for cell in self.cells))
+
+    def where(self, **fields) -> np.ndarray:
+        """Indices of the cells with these values of their fields."""
+        return np.array(
+            [
+                i
+                for i, cell in enumerate(self.cells)
+                if all(getattr(cell, k) == v for k, v in fields.items())
+            ],
+            dtype=int,
+        )
+
+
+def cost_of(cell: Cell, name: str) -> float:
+    """What one image costs.
+
+    "relative_cost_steps" is paper A's (arXiv 2404.01367, section 3.3): the relative
+    cost of one evaluation x steps, guidance and stages of a step not counted. "flops"
+    counts both, and the decoder; "seconds" is what was measured.
+    """
+    if name == "relative_cost_steps":
+        cost = cell.relative_cost * cell.steps
+    elif name == "flops":
+        cost = cell.flops + cell.decoder_flops
+    elif name == "seconds":
+        cost = cell.seconds
+    else:
+        raise ValueError(f"unknown cost {name!r}; known: {', '.join(COSTS)}")
+    return float(f"{cost:.12g}")
+
+
+def name_of(cell: Cell) -> str:
+    return (
+        f"{cell.label} ({cell.model}), {cell.sampler}, {cell.steps} steps, "
+        f"guidance {cell.guidance:g}"
+    )
+
+
+def compare(
+    cells: Iterable[Cell],
+    *,
+    bootstrap: int = 1000,
+    level: float = 0.9,
+    seed: int = 0,
+    allow_protocols: Collection[str] = (),
+) -> Table:
+    """The cells as a table, or an error where they must not be compared.
+
+    Args:
+      cells: in any order.
+      bootstrap: draws of the values; intervals and probabilities are shares of them.
+      level: of every interval.
+      seed: of the draws.
+      allow_protocols: hashes that may be compared with one another nevertheless.
+
+    Raises:
+      ValueError: no usable cell, a cell twice, several metrics, several protocols not
+        allowed by name, a cost that is not positive, a model with two sizes or costs,
+        a metric of which more is better.
+    """
+    if not 0 < level < 1 or bootstrap < 1:
+        raise ValueError(
+            f"level in (0, 1) and bootstrap >= 1, got {level}, {bootstrap}"
+        )
+    cells = list(cells)
+    _check_protocols(cells, allow_protocols)
+    _check_identity(cells)
+    lost = [cell for cell in cells if not math.isfinite(cell.value)]
+    notes = [f"left out: {name_of(c)}: {c.metric} is {c.value}" for c in lost]
+    kept = [cell for cell in cells if math.isfinite(cell.value)]
+    if not kept:
+        raise ValueError(f"no cell with a finite value among {len(cells)}")
+    kept.sort(key=lambda c: (c.sampler, c.params, c.model, c.steps, c.guidance))
+    protocols = sorted({c.protocol for c in kept})
+    if len(protocols) > 1:
+        notes.append(f"protocols compared because allowed: {', '.join(protocols)}")
+    counts = sorted({c.images for c in kept})
+    if len(counts) > 1:
+        notes.append(
+            f"cells of {counts[0]} to {counts[-1]} images are compared: a Frechet "
+            "distance falls with their number"
+        )
+    bare = [c for c in kept if len(c.replicates) < MIN_REPLICATES]
+    if bare:
+        notes.append(
+            f"no intervals: {len(bare)} of {len(kept)} cells have fewer than "
+            f"{MIN_REPLICATES} replicates, first {name_of(bare[0])}"
+        )
+    return Table(
+        cells=tuple(kept),
+        value=np.array([c.value for c in kept], dtype=np.float64),
+        draws=None if bare else _draw(kept, bootstrap, seed),
+        level=level,
+        notes=tuple(notes),
+    )
+
+
+def _check_protocols(cells: Sequence[Cell], allowed: Collection[str]) -> None:
+    if isinstance(allowed, str):
+        raise ValueError(f"allow_protocols is a list of hashes, got {allowed!r}")
+    first = {cell.protocol: cell for cell in reversed(cells)}
+    unlike = [p for p in sorted(first) if p not in allowed]
+    if len(first) > 1 and unlike:
+        one = unlike[0]
+        other = next(p for p in sorted(first) if p != one)
+        raise ValueError(
+            f"{len(first)} protocols must not be compared: {one!r} of "
+            f"{name_of(first[one])} and {other!r} of {name_of(first[other])}. Measure "
+            f"again under one, or pass allow_protocols={sorted(first)!r}"
+        )
+
+
+def _check_identity(cells: Sequence[Cell]) -> None:
+    metrics = sorted({cell.metric for cell in cells})
+    if len(metrics) > 1:
+        raise ValueError(f"one metric at a time, got {', '.join(metrics)}")
+    if metrics and metrics[0] in HIGHER_IS_BETTER:
+        raise ValueError(f"lower must be better, which it is not for {metrics[0]!r}")
+    seen: set[tuple] = set()
+    fixed: dict[str, tuple] = {}
+    for cell in cells:
+        key = (cell.model, cell.sampler, cell.steps, cell.guidance)
+        if key in seen:
+            raise ValueError(f"twice in the table: {name_of(cell)}")
+        seen.add(key)
+        size = (cell.label, cell.params, cell.relative_cost)
+        if fixed.setdefault(cell.model, size) != size:
+            raise ValueError(
+                f"model {cell.model!r} has two (label, params, relative_cost): "
+                f"{fixed[cell.model]} and {size}"
+            )
+        for name in COSTS:
+            cost = cost_of(cell, name)
+            if not (math.isfinite(cost) and cost > 0):
+                raise ValueError(
+                    f"{name} must be positive, got {cost} of {name_of(cell)}"
+                )
+        if not np.isfinite(cell.replicates).all():
+            raise ValueError(f"a replicate is not finite: {name_of(cell)}")
+
+
+def _draw(cells: Sequence[Cell], draws: int, seed: int) -> np.ndarray:
+    """[draws, cells]: for each cell one of its replicates, moved to its value."""
+    out = np.empty((draws, len(cells)))
+    for i, cell in enumerate(cells):
+        key = f"{cell.model}\0{cell.sampler}\0{cell.steps}\0{cell.guidance!r}"
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        moved = np.array(cell.replicates, dtype=np.float64)
+        moved += cell.value - moved.mean()
+        out[:, i] = moved[rng.integers(len(moved), size=draws)]
+    return out
+
+
+def choose(table: Table, among: np.ndarray, cost: np.ndarray) -> tuple[int, Choice]:
+    """The lowest value among some cells; of equals the cheapest.
+
+    Args:
+      table: the cells.
+      among: indices of the candidates, at least one.
+      cost: of every cell of the table, in the unit the choice shall state.
+
+    Returns:
+      The chosen cell's index, and the choice: see the module's head.
+    """
+    best = min(
+        among, key=lambda i: (table.value[i], cost[i], table.cells[i].guidance, i)
+    )
+    drawn = None
+    if table.draws is not None:
+        values = table.draws[:, among]
+        at = values.argmin(axis=1)
+        drawn = among[at], np.take_along_axis(values, at[:, None], 1)[:, 0]
+    return int(best), make_choice(table, int(best), cost, drawn)
+
+
+def make_choice(
+    table: Table,
+    best: int,
+    cost: np.ndarray,
+    drawn: tuple[np.ndarray, np.ndarray] | None,
+) -> Choice:
+    """A chosen cell, given the cell that each draw chooses and its value there."""
+    cell, value = table.cells[best], float(table.value[best])
+    expected, interval, probability = value, None, None
+    if drawn is not None:
+        chosen, values = drawn
+        error = values - table.value[chosen]
+        a = (1 - table.level) / 2
+        expected = value - float(error.mean())
+        noise = table.draws[:, best] - value
+        high, low = expected - np.quantile(noise, [a, 1 - a])
+        interval = Interval(low=float(low), high=float(high), level=table.level)
+        probability = float(np.mean(chosen == best))
+    return Choice(
+        model=cell.model,
+        label=cell.label,
+        params=cell.params,
+        sampler=cell.sampler,
+        steps=cell.steps,
+        guidance=cell.guidance,
+        cost=float(cost[best]),
+        value=value,
+        expected=expected,
+        interval=interval,
+        probability=probability,
+    )

@@ -1,0 +1,168 @@
+"""Where the larger of two sizes becomes the better one; numpy only.
+
+A size's curve g(c) is the lowest value that it reaches at cost c: the lowest over the
+guidance at each sampler and step count, then the lowest so far along the cost, linear
+in ln c between the measured step counts and constant beyond the last. The larger wins
+from the cost after which its curve stays below the smaller's. Each bootstrap draw has
+its own curves, and so its own crossing, or none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from scaling_ldm.frontier.cells import Table, compare
+from scaling_ldm.records import Cell, Crossing, Interval, Refusal
+
+
+def crossings(
+    cells: Iterable[Cell],
+    cost: str = "relative_cost_steps",
+    *,
+    sampler: str = "",
+    **options,
+) -> tuple[Crossing | Refusal, ...]:
+    """For each pair of neighbouring sizes, the cost from which the larger wins.
+
+    A refusal's reason is "never" (the smaller is the better one still at the largest
+    cost measured), "always" (the larger wins wherever both can run) or "uncertain"
+    (more draws than the level allows say otherwise).
+
+    Args:
+      cells: of one metric and protocol.
+      cost: "relative_cost_steps", "flops" or "seconds", of an image.
+      sampler: one of them, or "" for the best of all.
+      **options: `bootstrap`, `level`, `seed`, `allow_protocols` of `cells.compare`.
+    """
+    return crossings_of(compare(cells, **options), cost, sampler)
+
+
+def crossings_of(
+    table: Table, cost: str, sampler: str = ""
+) -> tuple[Crossing | Refusal, ...]:
+    scope = {"sampler": sampler} if sampler else {}
+    models = [m for m in table.models() if len(table.where(model=m, **scope))]
+    return tuple(
+        _crossing(table, smaller, larger, cost, sampler)
+        for smaller, larger in zip(models, models[1:], strict=False)
+    )
+
+
+def _curve(
+    table: Table, model: str, cost: str, sampler: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln cost [k], and the lowest value reached by there, [1 + draws, k].
+
+    The first row is of the measured values.
+    """
+    scope = {"sampler": sampler} if sampler else {}
+    costs = table.cost(cost)
+    values = table.value[None]
+    if table.draws is not None:
+        values = np.concatenate([values, table.draws])
+    groups: dict[tuple, list[int]] = {}
+    for i in table.where(model=model, **scope):
+        cell = table.cells[i]
+        groups.setdefault((cell.sampler, cell.steps, cell.nfe), []).append(i)
+    at, lowest = [], []
+    for group in groups.values():
+        best = min(group, key=lambda i: table.value[i])
+        at.append(costs[best])
+        lowest.append(values[:, group].min(axis=1))
+    order = np.argsort(at, kind="stable")
+    x = np.log(np.array(at)[order])
+    y = np.minimum.accumulate(np.stack(lowest, axis=1)[:, order], axis=1)
+    last = np.append(np.diff(x) > 0, True)  # of equal costs the lowest
+    return x[last], y[:, last]
+
+
+def _at(x: np.ndarray, curve: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Curves at x, [rows, len(x)]."""
+    knots, values = curve
+    weights = np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))])
+    return values @ weights
+
+
+def _crossing(
+    table: Table, smaller: str, larger: str, cost: str, sampler: str
+) -> Crossing | Refusal:
+    small, large = (
+        table.cells[table.where(model=model)[0]] for model in (smaller, larger)
+    )
+    what = f"cost from which {large.label} is better than {small.label}"
+    what += f" ({sampler or 'all samplers'}, {cost})"
+    if small.params == large.params:
+        return Refusal(
+            what=what, reason="the same size", detail=f"{small.params} parameters both"
+        )
+    s, g = (_curve(table, model, cost, sampler) for model in (smaller, larger))
+    start = max(s[0][0], g[0][0])
+    knots = np.union1d(s[0], g[0])
+    x = np.append(start, knots[knots > start])
+    gap = _at(x, g) - _at(x, s)
+    at = np.array([_last_crossing(x, row) for row in gap])
+    measured, drawn = at[0], at[1:]
+    where = f"between costs {math.exp(x[0]):.4g} and {math.exp(x[-1]):.4g}"
+    shares = {
+        "never": np.mean(drawn == math.inf) if len(drawn) else 1.0,
+        "always": np.mean(drawn == -math.inf) if len(drawn) else 1.0,
+    }
+    said = (
+        f"{where}; of {len(drawn)} draws {shares['never']:.0%} say never, "
+        f"{shares['always']:.0%} always"
+        if len(drawn)
+        else f"{where}, without replicates"
+    )
+    if math.isinf(measured):
+        reason = "never" if measured > 0 else "always"
+        edge = -1 if measured > 0 else 0
+        detail = f"difference {gap[0, edge]:+.4g} at cost {math.exp(x[edge]):.4g}; "
+        if shares[reason] < table.level:
+            reason = "uncertain"
+        return Refusal(what=what, reason=reason, detail=detail + said)
+    interval = None
+    if len(drawn):
+        a = (1 - table.level) / 2
+        # Observed draws, not means of two: an end may be infinite.
+        low = np.quantile(drawn, a, method="inverted_cdf")
+        high = np.quantile(drawn, 1 - a, method="inverted_cdf")
+        if math.isinf(low) or math.isinf(high):
+            detail = f"measured at cost {math.exp(measured):.4g}; {said}"
+            return Refusal(what=what, reason="uncertain", detail=detail)
+        interval = Interval(low=math.exp(low), high=math.exp(high), level=table.level)
+    return Crossing(
+        smaller=small.label,
+        larger=large.label,
+        cost=cost,
+        sampler=sampler,
+        at=math.exp(measured),
+        interval=interval,
+        doubt=_doubt(measured, gap[0], s[0][-1]),
+    )
+
+
+def _last_crossing(x: np.ndarray, gap: np.ndarray) -> float:
+    """The x after which the gap stays negative; inf: never, -inf: everywhere."""
+    above = np.flatnonzero(gap >= 0)
+    if not len(above):
+        return -math.inf
+    i = above[-1]
+    if i == len(x) - 1:
+        return math.inf
+    return float(x[i] + (x[i + 1] - x[i]) * gap[i] / (gap[i] - gap[i + 1]))
+
+
+def _doubt(at: float, gap: np.ndarray, smaller_ends: float) -> str:
+    doubts = []
+    if at > smaller_ends:
+        doubts.append(
+            "beyond the smaller's last measured cost of "
+            f"{math.exp(smaller_ends):.4g}: more steps are taken not to help it"
+        )
+    turns = int(np.sum(np.diff(gap < 0)))
+    if turns > 1:
+        doubts.append(f"the last of {turns} crossings")
+    return "; ".join(doubts)

@@ -1,0 +1,151 @@
+"""The best guidance of each setting, and the best of each budget; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from scaling_ldm.frontier.cells import Table, choose, compare, make_choice
+from scaling_ldm.records import BestGuidance, Cell, Front, FrontPoint
+
+BUDGETS = 25  # of the logarithmic grid of budgets
+
+
+def best_guidance(cells: Iterable[Cell], **options) -> tuple[BestGuidance, ...]:
+    """For each model, sampler and step count the guidance of the lowest value.
+
+    A best guidance at an end of what was tried is a doubt, not a result: `edge` says
+    which end. `ties` are the guidances whose draws are as low as the best's in more
+    than (1 - level) / 2 of the cases; without replicates those of equal value.
+
+    Args:
+      cells: of one metric and protocol.
+      **options: `bootstrap`, `level`, `seed`, `allow_protocols` of `cells.compare`.
+    """
+    return guidance_of(compare(cells, **options))
+
+
+def guidance_of(table: Table) -> tuple[BestGuidance, ...]:
+    groups: dict[tuple, list[int]] = {}
+    for i, cell in enumerate(table.cells):
+        groups.setdefault((cell.sampler, cell.model, cell.steps), []).append(i)
+    cost = table.cost("relative_cost_steps")
+    return tuple(_best(table, np.array(g), cost) for g in groups.values())
+
+
+def _best(table: Table, among: np.ndarray, cost: np.ndarray) -> BestGuidance:
+    best, choice = choose(table, among, cost)
+    tried = sorted(table.cells[i].guidance for i in among)
+    ties = []
+    for i in among:
+        if table.draws is None:
+            near = table.value[i] == table.value[best]
+        else:
+            lower = np.mean(table.draws[:, i] <= table.draws[:, best])
+            near = lower > (1 - table.level) / 2
+        if near and i != best:
+            ties.append(table.cells[i].guidance)
+    edge = ""
+    if len(tried) == 1:
+        edge = "only"
+    elif choice.guidance == tried[0]:
+        edge = "low"
+    elif choice.guidance == tried[-1]:
+        edge = "high"
+    return BestGuidance(
+        choice=choice, tried=tuple(tried), ties=tuple(sorted(ties)), edge=edge
+    )
+
+
+def pareto(
+    cells: Iterable[Cell],
+    cost: str = "relative_cost_steps",
+    *,
+    sampler: str = "",
+    budgets: int | Sequence[float] = BUDGETS,
+    **options,
+) -> Front:
+    """What nothing cheaper reaches, and the best of each budget.
+
+    Args:
+      cells: of one metric and protocol.
+      cost: "relative_cost_steps", "flops" or "seconds", of an image.
+      sampler: one of them, or "" for all together.
+      budgets: how many, from the cheapest cell to the dearest, or which.
+      **options: `bootstrap`, `level`, `seed`, `allow_protocols` of `cells.compare`.
+
+    Raises:
+      ValueError: a sampler that no cell has, or a budget below every cost.
+    """
+    return front_of(compare(cells, **options), cost, sampler, budgets)
+
+
+def front_of(
+    table: Table,
+    cost: str,
+    sampler: str = "",
+    budgets: int | Sequence[float] = BUDGETS,
+) -> Front:
+    members = table.where(sampler=sampler) if sampler else np.arange(len(table.cells))
+    if not len(members):
+        raise ValueError(
+            f"no cell of sampler {sampler!r}; there are {', '.join(table.samplers())}"
+        )
+    costs = table.cost(cost)
+    # Cheapest first; of equal cost the best first, so that it alone can be a member.
+    order = members[np.lexsort((table.value[members], costs[members]))]
+    at_cost = costs[order]
+    best = _running_best(table.value[None, order])[0]
+    drawn = None
+    if table.draws is not None:
+        values = table.draws[:, order]
+        drawn = values, _running_best(values)
+
+    def buys(budget: float) -> tuple[int, np.ndarray | None]:
+        """Places in `order` of the best within a budget: measured, and by draw."""
+        last = int(np.searchsorted(at_cost, budget * (1 + 1e-9), side="right")) - 1
+        if last < 0:
+            raise ValueError(
+                f"budget {budget:g} is below the cheapest cell's {at_cost[0]:g}"
+            )
+        return int(best[last]), None if drawn is None else drawn[1][:, last]
+
+    def choice(place: int, chosen: np.ndarray | None):
+        pair = None
+        if chosen is not None:
+            pair = order[chosen], drawn[0][np.arange(len(chosen)), chosen]
+        return make_choice(table, int(order[place]), costs, pair)
+
+    if isinstance(budgets, int):
+        budgets = np.unique(np.geomspace(at_cost[0], at_cost[-1], budgets))
+    names = np.array([cell.model for cell in table.cells])
+    points = []
+    for budget in budgets:
+        place, chosen = buys(float(budget))
+        shares = {}
+        if chosen is not None:
+            models = names[order[chosen]]
+            shares = {m: float(np.mean(models == m)) for m in table.models()}
+        points.append(
+            FrontPoint(
+                budget=float(budget),
+                choice=choice(place, chosen),
+                probabilities=shares,
+            )
+        )
+    places = sorted({buys(float(c))[0] for c in np.unique(at_cost)})
+    return Front(
+        cost=cost,
+        sampler=sampler,
+        pareto=tuple(choice(place, buys(at_cost[place])[1]) for place in places),
+        points=tuple(points),
+    )
+
+
+def _running_best(values: np.ndarray) -> np.ndarray:
+    """Where the lowest value so far stands, along the last axis; first of equals."""
+    lowest = np.minimum.accumulate(values, axis=-1)
+    new = np.ones_like(values, dtype=bool)
+    new[..., 1:] = values[..., 1:] < lowest[..., :-1]
+    return np.maximum.accumulate(np.where(new, np.arange(values.shape[-1]), 0), axis=-1)
