@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from scaling_ldm.encoders import autoencoder_kl, bert, clip, t5
+from scaling_ldm.encoders import autoencoder_kl, bert, clip, dinov2, t5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ AUTOENCODERS = {
 class Preset:
     """An encoder, how many parameters counting it should give, and where it is."""
 
-    shape: t5.Shape | clip.Shape | clip.VisionShape | bert.Shape
+    shape: t5.Shape | clip.Shape | clip.VisionShape | bert.Shape | dinov2.Shape
     params: int
     source: str  # id on the Hugging Face hub
 
@@ -153,4 +153,27 @@ PRESETS = {
         params=4_762_310_656,
         source="google/t5-v1_1-xxl",
     ),
+}
+
+
+def _dinov2(name: str, width: int, depth: int, heads: int, params: int) -> Preset:
+    giant = name == "giant"
+    return Preset(
+        shape=dinov2.Shape(
+            width=width,
+            depth=depth,
+            heads=heads,
+            hidden=4096 if giant else 4 * width,
+            gated=giant,
+        ),
+        params=params,
+        source=f"facebook/dinov2-{name}",
+    )
+
+
+DINOV2 = {  # the mask token's parameters included
+    "dinov2_s14": _dinov2("small", 384, 12, 6, 22_056_576),
+    "dinov2_b14": _dinov2("base", 768, 12, 12, 86_580_480),
+    "dinov2_l14": _dinov2("large", 1024, 24, 16, 304_368_640),
+    "dinov2_g14": _dinov2("giant", 1536, 40, 24, 1_136_480_768),
 }
