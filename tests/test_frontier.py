@@ -265,7 +265,7 @@ def test_crossings_of_all_neighbours_and_of_one_sampler():
     np.testing.assert_allclose([c.at for c in found], np.exp([3, 4]), rtol=1e-9)
     found = frontier.crossings(cells, sampler="dpm")
     assert isinstance(found[1], Refusal) and found[1].reason == "never"
-    assert "4M is better than 2M (dpm, relative_cost_steps)" in found[1].what
+    assert found[1].what == "4M over 2M (dpm)"
     found = frontier.crossings(cells)  # each size with the sampler that suits it
     np.testing.assert_allclose([c.at for c in found], np.exp([3, 4]), rtol=1e-9)
 
@@ -387,24 +387,30 @@ def test_a_frontier_is_a_record_that_is_read_back_equal(built, tmp_path):
     records.write_jsonl(tmp_path / "frontier.json", [built])
     assert records.read_jsonl(tmp_path / "frontier.json") == [built]
     assert [(f.cost, f.sampler) for f in built.fronts] == [
-        (cost, sampler) for cost in frontier.COSTS for sampler in ("ddim", "dpm", "")
+        (cost, sampler) for cost in frontier.COSTS for sampler in ("", "ddim", "dpm")
     ]
     assert all(len(f.points) == 12 for f in built.fronts)
 
 
 def test_sentences_say_who_is_best_where_and_what_to_doubt(built):
     text = "\n".join(built.sentences)
-    assert built.sentences[0].startswith("ddim: best from cost 1 to ")
-    assert "1M (fd " in built.sentences[0] and "2M (fd " in built.sentences[0]
+    first = built.sentences[0]
+    assert first.startswith(
+        "With the best sampler the best by fd, of 12 budgets from cost 1, is 1M to "
+    )
+    last = built.fronts[0].points[-1].choice
+    assert f"2M to cost 128 ({last.expected:.4g} [" in first
     crossing = next(c for c in built.crossings if c.sampler == "ddim")
     shown = f"{crossing.at:.3g} [{crossing.interval.low:.3g}, "
-    assert f"ddim: 2M is better than 1M from cost {shown}" in text
+    assert f"With ddim the larger wins: 2M over 1M from cost {shown}" in text
     assert "At 28 of 28 settings the best guidance is an end" in text
-    assert "the highest 28 times" in text
+    assert "the highest at 28" in text
     never = frontier.crossings(make_table((line(20, 2), line(90, 4))))
     (said,) = frontier.sentences("fd", [], never)
-    assert said.startswith("No cost from which 2M is better than 1M")
-    assert "never" in said
+    assert said.startswith("The smaller is the better one up to the largest cost")
+    assert said.endswith(": 2M over 1M (all samplers).")
+    seconds = frontier.crossings(make_table((line(20, 2), line(90, 4))), "seconds")
+    assert seconds[0].what == "2M over 1M (all samplers, seconds)"
 
 
 def test_advice_takes_the_best_that_fits(built):

@@ -85,7 +85,7 @@ def build(
         allow_protocols=allow_protocols,
     )
     samplers = table.samplers()
-    scopes = [*samplers, ""] if len(samplers) > 1 else samplers
+    scopes = ["", *samplers] if len(samplers) > 1 else samplers
     pairs = [(cost, sampler) for cost in costs for sampler in scopes]
     fronts = [front_of(table, *pair, budgets) for pair in pairs]
     found = {pair: crossings_of(table, *pair) for pair in pairs}

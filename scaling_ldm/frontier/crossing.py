@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from scaling_ldm.frontier.cells import Table, compare
+from scaling_ldm.frontier.cells import COSTS, Table, compare
 from scaling_ldm.records import Cell, Crossing, Interval, Refusal
 
 
@@ -92,8 +92,8 @@ def _crossing(
     small, large = (
         table.cells[table.where(model=model)[0]] for model in (smaller, larger)
     )
-    what = f"cost from which {large.label} is better than {small.label}"
-    what += f" ({sampler or 'all samplers'}, {cost})"
+    unit = "" if cost == COSTS[0] else f", {cost}"
+    what = f"{large.label} over {small.label} ({sampler or 'all samplers'}{unit})"
     if small.params == large.params:
         return Refusal(
             what=what, reason="the same size", detail=f"{small.params} parameters both"

@@ -15,9 +15,16 @@ from scaling_ldm.records import (
 )
 
 _COSTS = {
-    "relative_cost_steps": ("cost", ""),
+    "relative_cost_steps": ("cost ", ""),
     "flops": ("", " FLOPs"),
     "seconds": ("", " s"),
+}
+_SURE = 0.9  # a choice of lower probability is said to be unsure
+_REFUSED = {
+    "never": "The smaller is the better one up to the largest cost measured",
+    "always": "The larger wins wherever both can run",
+    "uncertain": "Where the larger wins, if it does, the draws do not agree",
+    "the same size": "Of the same size",
 }
 
 
@@ -27,42 +34,74 @@ def sentences(
     crossings: Iterable[Crossing | Refusal],
     best: Sequence[BestGuidance] = (),
 ) -> tuple[str, ...]:
-    """A line per front, a line per crossing, and one about doubtful guidances.
+    """Per front a line and one of its crossings, then one for all that were refused.
 
     Args:
       metric: what was measured.
-      fronts: the fronts to speak of.
+      fronts: the fronts to speak of, of one cost; the first is told with every value.
       crossings: of neighbouring sizes.
-      best: the best guidances, for the doubts about them.
+      best: the best guidances; ends of what was tried get a line.
     """
-    lines = [_front(metric, front) for front in fronts]
-    lines += [_crossing(c) for c in crossings]
+    crossings = list(crossings)
+    found = [c for c in crossings if isinstance(c, Crossing)]
+    told = {front.sampler: front for front in fronts}
+    lines = []
+    for sampler in [*told, *dict.fromkeys(c.sampler for c in found)]:
+        if sampler in told:
+            full = not lines
+            lines.append(_front(metric, told.pop(sampler), full))
+        said = [_crossing(c) for c in found if c.sampler == sampler]
+        found = [c for c in found if c.sampler != sampler]
+        if said:
+            lines.append(f"{_scope(sampler)} the larger wins: {'; '.join(said)}.")
+    refused: dict[str, list[str]] = {}
+    for c in crossings:
+        if isinstance(c, Refusal):
+            refused.setdefault(c.reason, []).append(c.what)
+    if refused:
+        said = [
+            f"{_REFUSED.get(reason, reason)}: {', '.join(what)}."
+            for reason, what in refused.items()
+        ]
+        lines.append(" ".join(said))
     edges = [b for b in best if b.edge]
     if edges:
         lines.append(
             f"At {len(edges)} of {len(best)} settings the best guidance is an end of "
             f"what was tried ({_ends(edges)}), so a better one may lie beyond."
         )
-    return tuple(lines)
+    return tuple(line[0].upper() + line[1:] for line in lines)
 
 
-def cost_words(cost: str, value: float) -> str:
+def _scope(sampler: str) -> str:
+    return f"with {sampler}" if sampler else "with the best sampler"
+
+
+def _cost(cost: str, value: float) -> str:
     """cost 3.2; 1.2e+09 FLOPs; 0.4 s."""
     before, after = _COSTS[cost]
-    return f"{before} {value:.3g}{after}".strip()
+    return f"{before}{value:.3g}{after}"
 
 
-def _front(metric: str, front: Front) -> str:
+def _front(metric: str, front: Front, full: bool) -> str:
     parts = []
     for run in _stretches(front.points):
-        first, last = run[0], run[-1]
-        where = f"at {cost_words(front.cost, first.budget)}"
-        if len(run) > 1:
-            where = f"from {cost_words(front.cost, first.budget)} to "
-            where += f"{last.budget:.3g}{_COSTS[front.cost][1]}"
-        parts.append(f"{where} {last.choice.label} ({_reached(metric, run)})")
-    name = front.sampler or "All samplers together"
-    return f"{name}: best {'; '.join(parts)}."
+        last = run[-1]
+        part = f"{last.choice.label} to {_cost(front.cost, last.budget)}"
+        if full or last is front.points[-1]:
+            part += f" ({_value(last.choice)})"
+        parts.append(part)
+    line = f"{_scope(front.sampler)} the best by {metric}, of {len(front.points)} "
+    line += f"budgets from {_cost(front.cost, front.points[0].budget)}, is "
+    line += f"{', '.join(parts)}."
+    shares = [p.probabilities[p.choice.model] for p in front.points if p.probabilities]
+    unsure = sum(share < _SURE for share in shares)
+    if unsure:
+        line += (
+            f" At {unsure} of them that size is the best with a "
+            f"probability below {_SURE:g}."
+        )
+    return line
 
 
 def _stretches(points: Sequence[FrontPoint]) -> list[list[FrontPoint]]:
@@ -76,17 +115,6 @@ def _stretches(points: Sequence[FrontPoint]) -> list[list[FrontPoint]]:
     return runs
 
 
-def _reached(metric: str, run: Sequence[FrontPoint]) -> str:
-    choice = run[-1].choice
-    words = f"{metric} {_value(choice)}"
-    sure = [p.probabilities[choice.model] for p in run if p.probabilities]
-    if sure:
-        low, high = min(sure), max(sure)
-        share = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
-        words += f", probability {share}"
-    return words
-
-
 def _value(choice: Choice) -> str:
     return f"{choice.expected:.4g}{_bracket(choice.interval, '.4g')}"
 
@@ -97,19 +125,13 @@ def _bracket(interval: Interval | None, form: str) -> str:
     return f" [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def _crossing(found: Crossing | Refusal) -> str:
-    if isinstance(found, Refusal):
-        return f"No {found.what}: {found.reason} ({found.detail})."
-    where = cost_words(found.cost, found.at) + _bracket(found.interval, ".3g")
+def _crossing(found: Crossing) -> str:
+    where = _cost(found.cost, found.at) + _bracket(found.interval, ".3g")
     doubt = f" ({found.doubt})" if found.doubt else ""
-    return (
-        f"{found.sampler or 'All samplers together'}: {found.larger} is better than "
-        f"{found.smaller} from {where}{doubt}."
-    )
+    return f"{found.larger} over {found.smaller} from {where}{doubt}"
 
 
 def _ends(edges: Sequence[BestGuidance]) -> str:
-    counts = {kind: sum(b.edge == kind for b in edges) for kind in ("low", "high")}
-    counts["only"] = sum(b.edge == "only" for b in edges)
     said = {"low": "the lowest", "high": "the highest", "only": "the only one"}
-    return ", ".join(f"{said[k]} {n} times" for k, n in counts.items() if n)
+    counts = {kind: sum(b.edge == kind for b in edges) for kind in said}
+    return ", ".join(f"{said[k]} at {n}" for k, n in counts.items() if n)

@@ -4,9 +4,9 @@
 
 What it reads, all relative to the working directory: `runs.jsonl` (needed),
 `experiment.json`, `runs/<run_id>/record.json` and `metrics.jsonl`, `laws.json`,
-`samples/record.json` and the images it names, `environment.json`. What it writes:
-`report/index.html`, `report/figures/*.png` and `*.pdf`, `report/tables/*.csv`. The
-same inputs give the same bytes. No jax is imported.
+`samples/record.json` and the images it names, `frontier.json`, `environment.json`. What
+it writes: `report/index.html`, `report/figures/*.png` and `*.pdf`,
+`report/tables/*.csv`. The same inputs give the same bytes. No jax is imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import os
 import pathlib
 
 from scaling_ldm import laws, records
-from scaling_ldm.report import figures, law_tables, page, run_tables, study
+from scaling_ldm.report import (
+    figures,
+    frontier_section,
+    law_tables,
+    page,
+    run_tables,
+    study,
+)
 from scaling_ldm.report.table import Table
 
 __all__ = ["write"]
@@ -66,6 +73,8 @@ def _tables(found: study.Study, published: list, beside: list) -> list[Table]:
         law_tables.excluded(found),
         run_tables.samples(found),
     ]
+    if found.frontier is not None:
+        optional += frontier_section.tables(found.frontier)
     if found.config:
         optional.append(run_tables.pairs("config", "", found.config))
     if found.environment:

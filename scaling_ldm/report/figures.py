@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from scaling_ldm.laws import PublishedLaw
 from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
+from scaling_ldm.report import frontier_figures
 from scaling_ldm.report.drawing import (
     INK,
     LAW,
@@ -57,6 +58,8 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
             pictures += [law(study, q, published.get(q)) for q in QUANTITIES]
         if study.curves:
             pictures.append(training(study))
+        if study.frontier is not None:
+            pictures += frontier_figures.draw(study.frontier)
         if study.images is not None and study.samples is not None:
             pictures.append(samples(study))
     return pictures

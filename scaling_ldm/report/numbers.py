@@ -104,6 +104,11 @@ def spoken(field: str) -> str:
         "validation_loss": "validation loss of the raw weights",
         "validation_loss_ema": "validation loss of the EMA weights",
         "train_loss_smoothed": "smoothed training loss",
+        "fid": "FID",
+        "kid": "KID",
+        "fd_lite0": "FD-Lite0",
+        "fd_clip": "FD-CLIP",
+        "fd_dinov2": "FD-DINOv2",
         "params": "all parameters",
         "params_without_embeddings": "parameters without embeddings",
     }

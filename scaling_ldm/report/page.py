@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from scaling_ldm.records import HeldOut, PowerLaw, Refusal
-from scaling_ldm.report import drawing, law_tables, run_tables, style
+from scaling_ldm.report import drawing, frontier_section, law_tables, run_tables, style
 from scaling_ldm.report.drawing import Picture
 from scaling_ldm.report.numbers import (
     SYMBOLS,
@@ -46,6 +46,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
         "<h2>Training</h2>",
         _figure(figures.get("training"), "wide"),
         _folded(f"Every run ({len(study.runs)})", _table(by_name["runs"])),
+        *_frontier(study, figures, by_name),
         *_samples(study),
         *_costs(study, by_name),
         "<h2>Configuration and environment</h2>",
@@ -166,6 +167,8 @@ def _troubles(study: Study) -> str:
     lines += study.notes
     if study.fit is not None:
         lines += [f"Fit: {note}" for note in study.fit.notes]
+    if study.frontier is not None:
+        lines += [f"Frontier: {note}" for note in study.frontier.notes]
     if not lines:
         return ""
     items = "".join(f"<p>{escape(line)}</p>" for line in lines)
@@ -203,6 +206,28 @@ def _parametric(study: Study, tables: Mapping[str, Table]) -> str:
         why = escape(sentence(study.fit.parametric))
         return f'<p><span class="bad">Refused:</span> {why}.</p>'
     return _table(tables.get("parametric"))
+
+
+def _frontier(
+    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+) -> list[str]:
+    if study.frontier is None:
+        return []
+    said = "".join(f"<p>{escape(line)}</p>" for line in study.frontier.sentences)
+    return [
+        "<h2>Quality against the cost of sampling</h2>",
+        f'<div class="headline">{said}</div>',
+        f'<p class="soft">{escape(frontier_section.basis(study.frontier))}</p>',
+        _figure(figures.get("frontier"), "wide"),
+        _figure(figures.get("best_size"), "wide"),
+        _figure(figures.get("best_guidance"), "plot"),
+        "<h3>Where the larger wins</h3>",
+        _table(tables.get("crossings")) or "<p>There is one size only.</p>",
+        _folded("The Pareto sets", _table(tables.get("frontier"))),
+        _folded("The best of each budget", _table(tables.get("best_at_budget"))),
+        _folded("The best guidance", _table(tables.get("best_guidance"))),
+        _folded("Every cell", _table(tables.get("cells"))),
+    ]
 
 
 def _samples(study: Study) -> list[str]:

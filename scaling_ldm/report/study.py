@@ -14,6 +14,7 @@ import numpy as np
 from scaling_ldm import records
 from scaling_ldm.records import (
     FitResult,
+    Frontier,
     Parabola,
     Refusal,
     RunSpec,
@@ -37,6 +38,7 @@ class Study:
     records: Mapping[str, TrainRecord]  # by run_id; planned runs only
     curves: Mapping[str, np.ndarray]  # by run_id: [logged steps, CURVE_FIELDS]
     fit: FitResult | None
+    frontier: Frontier | None
     samples: SampleRecord | None
     images: np.ndarray | None  # uint8 [n, height, width, 3]
     environment: Mapping[str, Any]
@@ -129,6 +131,7 @@ def read(workdir: pathlib.Path) -> Study:
         records=trained,
         curves=curves,
         fit=_record(workdir, "laws.json", FitResult, notes),
+        frontier=_record(workdir, "frontier.json", Frontier, notes),
         samples=samples,
         images=_images(workdir, samples, notes) if samples else None,
         environment=_json(workdir, "environment.json", notes) or {},

@@ -1,0 +1,300 @@
+"""Figures of quality against the cost of sampling, as paper A's 8, 9 and 11."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from scaling_ldm.records import BestGuidance, Front, Frontier
+from scaling_ldm.report.drawing import (
+    INK,
+    PAPER,
+    Picture,
+    log_ticks,
+    render,
+    shade,
+)
+from scaling_ldm.report.numbers import spoken, tick
+
+COST = "relative_cost_steps"  # the paper's, of every figure here
+LOG_FROM = 4.0  # times the lowest value, from which the axis is logarithmic
+
+
+def draw(frontier: Frontier) -> list[Picture]:
+    """The three figures, in the order of the page; needs the style to be set."""
+    return [values(frontier), best_size(frontier), best_guidance(frontier)]
+
+
+def sizes(frontier: Frontier) -> dict[str, str]:
+    """Label of each model, by size; with the run's id where two share a label."""
+    params = {c.model: (c.params, c.model, c.label) for c in frontier.cells}
+    labels = [label for _, _, label in params.values()]
+    return {
+        model: label if labels.count(label) == 1 else f"{label} ({model})"
+        for _, model, label in sorted(params.values())
+    }
+
+
+def samplers(frontier: Frontier) -> list[str]:
+    """In the order of the table; those with a front of the paper's cost."""
+    return [f.sampler for f in frontier.fronts if f.cost == COST]
+
+
+def _cost_words(frontier: Frontier) -> str:
+    return (
+        " Cost: steps × the cost of one evaluation, in evaluations of "
+        f"{frontier.reference}."
+    )
+
+
+def values(frontier: Frontier) -> Picture:
+    """Value against cost: a line per size, a panel per sampler, the Pareto set."""
+    names = [s for s in samplers(frontier) if s] or [""]
+    fronts = {f.sampler: f for f in frontier.fronts if f.cost == COST}
+    figure, grid, panels = _panels(len(names), sharey=True)
+    models = sizes(frontier)
+    height = {
+        (b.choice.model, b.choice.sampler, b.choice.steps): b.choice.expected
+        for b in frontier.best
+    }
+    heights: list[float] = []
+    for axes, name in zip(panels, names, strict=True):
+        for i, model in enumerate(models):
+            found = [
+                b.choice
+                for b in frontier.best
+                if b.choice.model == model and name in ("", b.choice.sampler)
+            ]
+            found.sort(key=lambda c: c.cost)
+            if not found:
+                continue
+            x, y = np.array([(c.cost, c.expected) for c in found]).T
+            colour = shade(i, len(models))
+            axes.plot(x, y, "o-", color=colour, markersize=3.2, linewidth=1.2, zorder=3)
+            heights += y.tolist()
+            if all(c.interval for c in found):
+                ends = [(c.interval.low, c.interval.high) for c in found]
+                low, high = np.array(ends).T
+                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                heights += [*low, *high]
+        _front(axes, fronts[name], height)
+        axes.set_title(name)
+        axes.set_xscale("log")
+    low, high = min(heights), max(heights)
+    first = panels[0]
+    if low > 0 and high / low > LOG_FROM:
+        first.set_yscale("log")
+        first.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
+        log_ticks(first.yaxis, *first.get_ylim(), tick, most=7)
+    _finish(figure, grid, panels, "sampling cost", spoken(frontier.metric))
+    entries = [
+        Line2D(
+            [], [], color=shade(i, len(models)), marker="o", markersize=3.2, label=label
+        )
+        for i, label in enumerate(models.values())
+    ]
+    entries.append(
+        Line2D(
+            [],
+            [],
+            color=INK,
+            linestyle="--",
+            linewidth=1.0,
+            marker="o",
+            markersize=5.5,
+            markerfacecolor="none",
+            label="Pareto set",
+        )
+    )
+    _legend(figure, entries)
+    caption = (
+        f"{spoken(frontier.metric)} against the cost of sampling, a line per size, at "
+        "the best guidance of each step count. "
+    )
+    if any(b.choice.interval for b in frontier.best):
+        caption += (
+            f"Bands: {100 * frontier.level:.0f}% bootstrap intervals; what the best of "
+            "several guidances owes to luck is taken off. "
+        )
+    caption += "Rings: settings that nothing cheaper reaches."
+    caption += _cost_words(frontier)
+    return render(figure, "frontier", caption)
+
+
+def _front(axes: Axes, front: Front, height: Mapping[tuple, float]) -> None:
+    """Rings around the points of the lines that are in the Pareto set."""
+    found = [(c.cost, height[c.model, c.sampler, c.steps]) for c in front.pareto]
+    x, y = np.array(found).T
+    axes.plot(
+        x,
+        y,
+        "o--",
+        color=INK,
+        markersize=5.5,
+        markerfacecolor="none",
+        markeredgewidth=1.0,
+        linewidth=0.9,
+        zorder=4,
+    )
+
+
+def best_size(frontier: Frontier) -> Picture:
+    """The probability of each size to be the best, against the budget."""
+    fronts = [f for f in frontier.fronts if f.cost == COST]
+    figure, grid, panels = _panels(len(fronts), sharey=True)
+    models = sizes(frontier)
+    colours = [shade(i, len(models)) for i in range(len(models))]
+    known = all(p.probabilities for f in fronts for p in f.points)
+    for axes, front in zip(panels, fronts, strict=True):
+        x = np.array([p.budget for p in front.points])
+        shares = np.array(
+            [
+                [
+                    p.probabilities.get(m, 0.0) if known else float(p.choice.model == m)
+                    for p in front.points
+                ]
+                for m in models
+            ]
+        )
+        edges = np.concatenate([x[:1], np.sqrt(x[1:] * x[:-1]), x[-1:]])
+        axes.stackplot(
+            np.repeat(edges, 2)[
+                1:-1
+            ],  # each budget's shares, halfway to its neighbours
+            np.repeat(shares, 2, axis=1),
+            colors=colours,
+            linewidth=0,
+        )
+        axes.set_title(front.sampler or "all samplers")
+        axes.set_xscale("log")
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(0, 1)
+        axes.grid(False)
+    what = "probability of being best" if known else "best size"
+    _finish(figure, grid, panels, "budget of sampling cost", what)
+    if not known:
+        panels[0].set_yticks([])
+    _legend(
+        figure,
+        [
+            Patch(color=colour, label=label)
+            for colour, label in zip(colours, models.values(), strict=True)
+        ],
+    )
+    caption = (
+        "The probability that each size is the best within a budget, the share of "
+        f"{frontier.bootstrap} bootstrap draws."
+        if known
+        else "The best size within each budget, as measured: without replicates no "
+        "probability is known."
+    )
+    return render(figure, "best_size", caption + _cost_words(frontier))
+
+
+def best_guidance(frontier: Frontier) -> Picture:
+    """The best guidance of each size and step count, a panel per sampler."""
+    names = [s for s in samplers(frontier) if s] or [""]
+    models = sizes(frontier)
+    rows = list(models)
+    steps = sorted({b.choice.steps for b in frontier.best})
+    grid_of_guidance = sorted({g for b in frontier.best for g in b.tried})
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    width = max(1.6, 0.42 * len(steps) + 0.3)
+    height = 0.3 * len(rows) + 0.55
+    figure = Figure(
+        figsize=(width * columns + 0.9, height * lines + 0.5), layout="constrained"
+    )
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    panels = list(grid.flat)[: len(names)]
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=True):
+        for b in frontier.best:
+            if name in ("", b.choice.sampler):
+                at = steps.index(b.choice.steps), rows.index(b.choice.model)
+                _guidance(axes, at, b, grid_of_guidance)
+        axes.set_title(name)
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.set_xticks(range(len(steps)), [str(s) for s in steps])
+        axes.set_yticks(range(len(rows)), [models[m] for m in rows])
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    for row in grid[:-1]:
+        for axes in row:
+            axes.xaxis.set_tick_params(labelbottom=False)
+    for axes in _bottom(grid, panels):
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel("steps")
+    doubts = sum(bool(b.edge) for b in frontier.best)
+    caption = "The guidance of the lowest value at each size and step count."
+    if doubts:
+        caption += (
+            f" Starred, {doubts} of {len(frontier.best)}: it is an end of what was "
+            "tried, so a better one may lie beyond."
+        )
+    return render(figure, "best_guidance", caption)
+
+
+def _guidance(
+    axes: Axes, at: tuple[int, int], best: BestGuidance, tried: Sequence[float]
+) -> None:
+    x, y = at
+    index = tried.index(best.choice.guidance)
+    colour = shade(index, len(tried))
+    axes.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, color=colour, lw=0))
+    axes.text(
+        x,
+        y,
+        f"{best.choice.guidance:g}{'*' if best.edge else ''}",
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        color=INK if index < 0.37 * len(tried) else PAPER,
+    )
+
+
+def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray, list[Axes]]:
+    """A figure with `count` panels, at most three a row; the grid; those in use."""
+    columns = 2 if count == 4 else min(3, count)
+    rows = math.ceil(count / columns)
+    width = {1: 5.0, 2: 6.6}.get(columns, 8.6)
+    figure = Figure(figsize=(width, 2.6 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey)
+    for axes in list(grid.flat)[count:]:
+        axes.set_axis_off()
+    return figure, grid, list(grid.flat)[:count]
+
+
+def _bottom(grid: np.ndarray, panels: Sequence[Axes]) -> list[Axes]:
+    """The lowest panel in use of each column."""
+    return list(panels)[max(0, len(panels) - grid.shape[1]) :]
+
+
+def _finish(
+    figure: Figure, grid: np.ndarray, panels: list[Axes], x: str, y: str
+) -> None:
+    """Labels, and ticks on the shared logarithmic axis of costs."""
+    log_ticks(panels[0].xaxis, *panels[0].get_xlim(), tick, most=5)
+    for axes in _bottom(grid, panels):
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel(x)
+    for row in grid:
+        row[0].set_ylabel(y)
+
+
+def _legend(figure: Figure, entries: list) -> None:
+    lines = math.ceil(len(entries) / 6)
+    figure.legend(
+        handles=entries,
+        loc="outside lower center",
+        ncols=math.ceil(len(entries) / lines),
+    )
