@@ -3,7 +3,8 @@
 Noise. `replicates` are values of the metric over resampled images. Their mean is not
 the measured value: a Frechet distance grows when images repeat. So replicates are moved
 to have the measured value as mean, and a draw takes one of them for each cell,
-independently of the other cells and of their order.
+independently of the other cells and of their order. (Cells sampled from the same noise
+err together, so that their differences are surer than the draws say.)
 
 Choice. The lowest of many noisy values is low by luck too. With v_i the measured
 values, d_i those of a draw and s the cell that the draw chooses, e = d_s - v_s says by

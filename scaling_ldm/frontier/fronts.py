@@ -93,8 +93,7 @@ def front_of(
             f"no cell of sampler {sampler!r}; there are {', '.join(table.samplers())}"
         )
     costs = table.cost(cost)
-    # Cheapest first; of equal cost the best first, so that it alone can be a member.
-    order = members[np.lexsort((table.value[members], costs[members]))]
+    order = members[np.argsort(costs[members], kind="stable")]
     at_cost = costs[order]
     best = _running_best(table.value[None, order])[0]
     drawn = None
