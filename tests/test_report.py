@@ -659,9 +659,9 @@ def test_frontier_tables_are_those_of_the_record(sampled):
     rows = _rows(workdir, "best_guidance")
     assert {r["doubt"] for r in rows} == {"the highest tried"}
     assert len(_rows(workdir, "cells")) == len(found.cells) == 168
-    shown = page.cells("is better than")
+    shown = page.cells("the larger over the smaller")
     first = found.crossings[0]
-    assert shown[0][4].startswith(f"{first.at:.1f} [")
+    assert shown[0][3].startswith(f"{first.at:.1f} [")
 
 
 def test_without_replicates_nothing_is_claimed_of_probability(sampled, tmp_path):

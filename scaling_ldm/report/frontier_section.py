@@ -141,8 +141,7 @@ def budgets(frontier: Frontier) -> Table:
 def crossings(frontier: Frontier) -> Table:
     rows = tuple(_crossing_rows(frontier))
     columns = (
-        text("larger", "larger"),
-        text("is better than", "smaller"),
+        text("the larger over the smaller", "pair"),
         Column("cost is", lambda r: _COSTS.get(r["cost_is"], NONE), False),
         text("among samplers", "among"),
         ranged("from cost", "at", compact),
@@ -159,12 +158,14 @@ def crossings(frontier: Frontier) -> Table:
 def _crossing_rows(frontier: Frontier) -> Iterator[dict[str, Any]]:
     for c in frontier.crossings:
         if isinstance(c, Refusal):
-            row = {"larger": c.what, "smaller": "", "cost_is": "", "among": ""}
+            row = {"pair": c.what, "larger": "", "smaller": ""}
+            row |= {"cost_is": "", "among": ""}
             row |= spread("at", None, None)
             yield row | {"doubt": "", "refused": sentence(c)}
             continue
         assert isinstance(c, Crossing)
-        row = {"larger": c.larger, "smaller": c.smaller, "cost_is": c.cost}
+        row = {"pair": f"{c.larger} over {c.smaller}", "larger": c.larger}
+        row |= {"smaller": c.smaller, "cost_is": c.cost}
         row |= {"among": c.sampler or _ALL} | spread("at", c.at, c.interval)
         yield row | {"doubt": c.doubt, "refused": ""}
 
