@@ -1,0 +1,70 @@
+"""PSNR and SSIM of pairs of pictures, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from scaling_ldm.metrics.moments import check_finite
+
+WINDOW = 11
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+
+
+def psnr(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, [B]; infinite for equal pictures.
+
+    Args:
+      span: of the values: 255 for 8-bit pictures, 1 for those in [0, 1].
+
+    Raises:
+      ValueError: shapes that differ, values that are not finite.
+    """
+    a, b = _pictures(a_BHWC, b_BHWC, span)
+    error = np.mean((a - b) ** 2, axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(span**2 / error)
+
+
+def ssim(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
+    """Structural similarity, [B], Wang et al. 2004 (IEEE TIP 13, 4), Eq. 13.
+
+    Gaussian windows of 11x11 with sigma 1.5 that lie inside the picture, variances of
+    the weights (not of samples), averaged over windows and channels.
+
+    Raises:
+      ValueError: as `psnr`, and for pictures smaller than a window.
+    """
+    a, b = _pictures(a_BHWC, b_BHWC, span)
+    if min(a.shape[1:3]) < WINDOW:
+        raise ValueError(f"pictures of {a.shape[1:3]}; SSIM's window has {WINDOW}")
+    c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    both = _blur(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    likeness /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return likeness.mean(axis=(1, 2, 3))
+
+
+def _blur(x_BHWC: np.ndarray) -> np.ndarray:
+    """Weighted means of all windows that lie inside."""
+    half = WINDOW // 2
+    weights = np.exp(-((np.arange(WINDOW) - half) ** 2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+    for axis in (1, 2):
+        x_BHWC = ndimage.correlate1d(x_BHWC, weights, axis=axis)
+    return x_BHWC[:, half:-half, half:-half]
+
+
+def _pictures(a: np.ndarray, b: np.ndarray, span: float) -> tuple[np.ndarray, ...]:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.ndim != 4:
+        raise ValueError(f"pictures of {a.shape} and {b.shape}, wanted [B, H, W, C]")
+    if not span > 0:
+        raise ValueError(f"a span of {span}; it is positive")
+    for x in (a, b):
+        if x.dtype.kind == "f":
+            check_finite(x, "pixel values")
+    return a.astype(np.float64), b.astype(np.float64)
