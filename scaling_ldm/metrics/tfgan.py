@@ -29,7 +29,7 @@ def distance(
     Raises:
       ImportError: its packages are not installed.
     """
-    metrics = _metrics()
+    metrics = load()
     import tensorflow as tf
 
     a, b = tf.constant(cov_a, tf.float64), tf.constant(cov_b, tf.float64)
@@ -44,14 +44,19 @@ def from_activations(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     Raises:
       ImportError: its packages are not installed.
     """
-    metrics = _metrics()
+    metrics = load()
     import tensorflow as tf
 
     a, b = tf.constant(a_ND, tf.float64), tf.constant(b_MD, tf.float64)
     return float(metrics.frechet_classifier_distance_from_activations(a, b))
 
 
-def _metrics() -> types.ModuleType:
+def load() -> types.ModuleType:
+    """tensorflow_gan's module of metrics.
+
+    Raises:
+      ImportError: its packages are not installed.
+    """
     if _METRICS in sys.modules:
         return sys.modules[_METRICS]
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tensorflow_probability asks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling_ldm.metrics import frechet, tfgan
+from scaling_ldm.metrics import classes, frechet, kernel, tfgan
 from scaling_ldm.metrics.moments import Moments
 
 NEEDED = ("tensorflow_gan", "tensorflow", "tensorflow_probability", "tf_keras")
@@ -47,3 +47,17 @@ def test_equal_to_tfgan(count, dim):
 def test_nothing_is_left_that_would_stand_for_tensorflow_gan():
     tfgan.from_activations(activations(0, 20, 4), activations(1, 20, 4))
     assert "tensorflow_gan" not in sys.modules
+
+
+def test_kernel_distance_and_inception_score():
+    import tensorflow as tf
+
+    metrics = tfgan.load()
+    a, b = activations(2, 300, 64), activations(3, 300, 64)
+    wanted = metrics.kernel_classifier_distance_from_activations(
+        tf.constant(a, tf.float64), tf.constant(b, tf.float64), max_block_size=300
+    )
+    assert_allclose(kernel.distance(a, b), float(wanted), rtol=1e-9)
+    logits = 3 * np.random.default_rng(4).normal(size=(200, 50))
+    wanted = metrics.classifier_score_from_logits(tf.constant(logits))
+    assert_allclose(classes.scores(logits, splits=1, seed=0), float(wanted), rtol=1e-9)
