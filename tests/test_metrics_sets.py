@@ -166,6 +166,9 @@ def test_a_set_lies_in_its_own_manifold_also_with_duplicates():
     real = np.repeat(normal(4, 20, 8, 1000.0), 5, axis=0)  # radii of zero
     found = manifold.compare(real, real[::-1])
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    wide = normal(5, 50, 301, 3.0).astype(np.float64)
+    for _, squares in manifold._distances(wide, wide[::-1]):
+        assert_array_equal(np.diag(squares[:, ::-1]), 0)
 
 
 def test_manifolds_need_bounded_memory():
