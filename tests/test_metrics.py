@@ -277,7 +277,18 @@ def test_the_fast_path_is_the_distance(count):
     reference = of(features(0, 500, 60))
     rows = features(1, count, 60)
     found = frechet.distance_from_features(rows, Reference.of(reference))
-    assert_allclose(found, frechet.distance(of(rows), reference), rtol=1e-9)
+    assert_allclose(found, frechet.distance(of(rows), reference), rtol=1e-11)
+
+
+def test_small_variances_count_on_both_paths():
+    """Standard deviations over three decades, so products over twelve in variance."""
+    rows = np.random.default_rng(0).normal(size=(2, 300, 48)) * np.geomspace(
+        1, 1e-3, 48
+    )
+    a, b = of(rows[0]), of(rows[1] * 1.01)
+    found = frechet.distance_from_features(rows[0], Reference.of(b))
+    assert_allclose(found, frechet.distance(a, b), rtol=1e-10)
+    assert_allclose(found, by_sqrtm(a.mean, a.cov, b.mean, b.cov), rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [30, 150])

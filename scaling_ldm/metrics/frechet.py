@@ -183,11 +183,9 @@ class _Sample:
         trace = (w @ self._squares[at] - n * mean) / (n - 1)
         y = self._y[at]
         y = (y - w @ y / n) * np.sqrt(w / (n - 1))[:, None]
-        gram = y @ y.T if len(y) < y.shape[1] else y.T @ y
-        values = scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
-        values = values[values > len(values) * _EPS * values[-1]]
-        shared = float(np.sqrt(values).sum())
-        return _total(mean, self._reference.trace + trace, shared)
+        # Of y and not of y y^T, whose eigenvalues lose those below 1e-8 of the largest.
+        values = scipy.linalg.svdvals(y, overwrite_a=True, check_finite=False)
+        return _total(mean, self._reference.trace + trace, float(values.sum()))
 
 
 def _gaussian(gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
