@@ -188,17 +188,20 @@ class Checkpoints:
             "to continue from the latest of them."
         )
 
-    def restore(self, abstract_state: Any) -> Restored | None:
+    def restore(self, abstract_state: Any, only: int | None = None) -> Restored | None:
         """The newest checkpoint that reads back whole, or None.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings wanted now; the device
             and process counts may differ from those that saved.
+          only: the checkpoint of this step or none.
 
         Raises:
           CheckpointError: a checkpoint of another run.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if only is not None and step != only:
+                continue
             state, meta, error = self._read(step, abstract_state)
             if mesh.any_process(error is not None):
                 self._pass_over(step, error)

@@ -30,8 +30,12 @@ def averaged(
     workdir: pathlib.Path,
     spec: records.RunSpec,
     device_mesh: jax.sharding.Mesh,
+    step: int | None = None,
 ) -> Any:
     """The averaged (EMA) parameters of a finished run, sharded as in training.
+
+    Args:
+      step: of the checkpoint; None: the last that reads back.
 
     Raises:
       CheckpointError: no checkpoint can be read.
@@ -49,9 +53,19 @@ def averaged(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             abstract,
             mesh.shardings(device_mesh, abstract),
-        )
+        ),
+        step,
     )
     checkpoints.close()
     if restored is None:
-        raise checkpoint.CheckpointError(f"{spec.run_id} has no readable checkpoint")
+        raise checkpoint.CheckpointError(
+            f"{spec.run_id} has no readable checkpoint"
+            + ("" if step is None else f" of step {step}")
+        )
     return restored.state.ema
+
+
+def steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
+    """The steps of a run whose checkpoints are there, ascending."""
+    folder = workdir / "runs" / spec.run_id / "checkpoints"
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())

@@ -1,29 +1,31 @@
-"""A finished run -> sample pictures with captions, and what they cost."""
+"""A finished run -> pictures of held-out captions, and what they cost.
+
+    samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
+    samples/images.npy, grid.png   the first of them; the grid without captions
+    samples/images.tar   all of them as PNG with their captions (WebDataset)
+    samples/record.json   the SampleRecord, written last
+
+Stopped anywhere, the stage goes on at the first shard that is missing.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import pathlib
+import tarfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from scaling_ldm import (
-    config,
-    finished,
-    flops,
-    frozen,
-    mesh,
-    meters,
-    networks,
-    records,
-    samplers,
-    tasks,
-)
-from scaling_ldm import data as data_lib
+from scaling_ldm import config, finished, mesh, meters, records, sampling
+
+SHOWN = 256  # pictures in images.npy
+ACROSS = 16  # at most, in the grid
 
 
 def run(
@@ -46,34 +48,16 @@ def run(
     if spec is None:
         meters.say("no finished run to sample from")
         return None
-    path = workdir / "samples" / "record.json"
-    if path.exists():
-        known = records.loads(path.read_text())
+    folder = workdir / "samples"
+    if (folder / "record.json").exists():
+        known = records.loads((folder / "record.json").read_text())
         wanted = _settings(experiment, spec)
-        same = {name: getattr(known, name) for name in wanted} == wanted
-        if same and len(known.captions) == experiment.generate.images:
+        if {name: getattr(known, name) for name in wanted} == wanted:
             meters.say(f"samples of {spec.run_id} are there already")
             return known
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        record, images = _sample(experiment, workdir, spec, device_mesh)
-    if mesh.is_primary():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(workdir / record.images_file, images, allow_pickle=False)
-        records.write_text(path, records.dumps(record))
-    return record
-
-
-def _settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
-    cfg = experiment.generate
-    return {
-        "run_id": spec.run_id,
-        "sampler": cfg.sampler,
-        "spacing": cfg.spacing,
-        "steps": cfg.steps,
-        "guidance": cfg.guidance,
-        "seed": cfg.seed,
-    }
+        return _sample(experiment, workdir, spec, device_mesh)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -84,7 +68,7 @@ def check(experiment: config.Experiment) -> None:
         prediction.
     """
     try:
-        _plan(experiment)
+        sampling.plan(experiment, experiment.generate)
     except ValueError as e:
         cfg = experiment.generate
         raise config.ConfigError(
@@ -93,30 +77,16 @@ def check(experiment: config.Experiment) -> None:
         ) from e
 
 
-def _plan(experiment: config.Experiment) -> samplers.Plan:
-    return samplers.plan(_denoise(experiment), **_sampler(experiment))
-
-
-def _denoise(
-    experiment: config.Experiment, network: Any = None, params: Any = None
-) -> samplers.Denoise:
-    learnt = tasks.objective(experiment.objective)
-    return samplers.denoiser(
-        network,
-        learnt.schedule,
-        prediction=learnt.prediction,
-        params=params,
-        time=learnt.schedule.unit_time,
-    )
-
-
-def _sampler(experiment: config.Experiment) -> dict[str, Any]:
+def _settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
     cfg = experiment.generate
     return {
+        "run_id": spec.run_id,
+        "images": cfg.images,
         "sampler": cfg.sampler,
+        "spacing": cfg.spacing,
         "steps": cfg.steps,
-        "grid": None if cfg.spacing == "auto" else cfg.spacing,
         "guidance": cfg.guidance,
+        "seed": cfg.seed,
     }
 
 
@@ -125,102 +95,117 @@ def _sample(
     workdir: pathlib.Path,
     spec: records.RunSpec,
     device_mesh: jax.sharding.Mesh,
-) -> tuple[records.SampleRecord, np.ndarray]:
-    cfg = experiment.generate
-    denoiser = networks.denoiser(experiment, spec.width, spec.depth, unroll=False)
-    params = finished.averaged(experiment, workdir, spec, device_mesh)
-    _, source = data_lib.sources(experiment, workdir)
-    positions = np.arange(cfg.images)
-    padded = -(-cfg.images // device_mesh.size) * device_mesh.size
-    every = np.arange(padded) % cfg.images
-    mine = every[mesh.rows_of_process(device_mesh, padded)]
-    rows = source.rows(mine)
-    names = denoiser.conditioning
-    cond = mesh.put(device_mesh, {name: rows[name] for name in names})
-    # A coarse picture is a part of the task: only the caption is ever null.
-    null = {
-        name: np.broadcast_to(source.null[name], rows[name].shape)
-        if name in source.null
-        else rows[name]
-        for name in names
-    }
-    null = mesh.put(device_mesh, null)
-    index = mesh.put(device_mesh, mine.astype(np.int32))
-
-    latent = experiment.encode.autoencoder != "none"
-
-    def sample(params: Any, cond: Any, null: Any, index: jax.Array) -> jax.Array:
-        key = jax.random.key(cfg.seed)
-        x = samplers.sample(
-            _denoise(experiment, denoiser.apply, params),
-            jax.vmap(lambda i: jax.random.fold_in(key, i))(index),
-            shape=(padded, *experiment.data.shape),
-            cond=cond,
-            uncond=null,
-            **_sampler(experiment),
-        )
-        return x if latent else _to_pixels(x)
-
-    begin = time.perf_counter()
-    whole = mesh.named(device_mesh, mesh.WHOLE)
-    compiled = jax.jit(sample, out_shardings=whole)
-    images = np.asarray(compiled(params, cond, null, index))
-    decoding = 0.0
-    if latent:
-        images, decoding = _decode(experiment, images[: cfg.images], device_mesh)
+) -> records.SampleRecord:
+    cfg, folder = experiment.generate, workdir / "samples"
+    each = min(cfg.batch_size, cfg.images)
+    drawing = sampling.Sampling(experiment, workdir, spec, device_mesh, each)
+    if mesh.is_primary():
+        _claim(folder, _settings(experiment, spec) | {"each": each})
+    mesh.barrier("samples")
+    starts = range(0, cfg.images, each)
+    shards = sampling.shards(workdir)
+    paths = [shards / f"{n:05d}.npy" for n in range(len(starts))]
+    missing = [n for n, path in enumerate(paths) if not path.exists()]
+    mesh.barrier("samples-missing")  # nobody writes before everybody has looked
+    begin, shown = time.perf_counter(), time.perf_counter()
+    for done, number in enumerate(missing):
+        rows = np.arange(starts[number], min(starts[number] + each, cfg.images))
+        images = drawing.images(rows, cfg)
+        if mesh.is_primary():
+            _write(paths[number], lambda f, x=images: np.save(f, x, allow_pickle=False))
+        now = time.perf_counter()
+        if now - shown > experiment.train.show_every_seconds or done == 0:
+            left = (now - begin) / (done + 1) * (len(missing) - done - 1)
+            meters.say(
+                f"generate  {rows[-1] + 1:,} of {cfg.images:,} pictures  "
+                f"left {meters.duration(left)}"
+            )
+            shown = now
     seconds = time.perf_counter() - begin
-    with jax.set_mesh(None):
-        counted = flops.count(
-            sample,
-            *jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-                (params, cond, null, index),
-            ),
-        )
-    return records.SampleRecord(
+    mesh.barrier("samples-drawn")
+    captions = drawing.captions(np.arange(cfg.images))
+    cost = drawing.cost(cfg)
+    record = records.SampleRecord(
         **_settings(experiment, spec),
-        nfe=_plan(experiment).nfe,
-        flops=float(counted.total) * cfg.images / padded + decoding,
+        nfe=cost.nfe,
+        flops=(cost.flops + cost.decoder_flops) * cfg.images,
         seconds=seconds,
         weights="ema",
-        captions=tuple(source.captions(positions)),
+        captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",
-    ), images[: cfg.images]
+    )
+    if mesh.is_primary():
+        _finish(folder, paths, captions)
+        records.write_text(folder / "record.json", records.dumps(record))
+    mesh.barrier("samples-written")
+    return record
 
 
-def _to_pixels(x: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8."""
-    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Removes what pictures of other settings left behind."""
+    path = folder / "settings.json"
+    text = records.dumps(settings) + "\n"
+    if path.exists() and path.read_text() == text:
+        return
+    for old in (*folder.glob("shards/*.npy"), *folder.glob("*.json")):
+        old.unlink()
+    records.write_text(path, text)
 
 
-def _decode(
-    experiment: config.Experiment,
-    latents: np.ndarray,
-    device_mesh: jax.sharding.Mesh,
-) -> tuple[np.ndarray, float]:
-    """Samples in the latent space -> uint8 pictures, and the FLOPs of decoding them.
+def _finish(
+    folder: pathlib.Path, paths: Sequence[pathlib.Path], captions: Sequence[str]
+) -> None:
+    first: list[np.ndarray] = []
 
-    In batches of config.encode.batch_size, the last one filled up.
-    """
-    cfg = experiment.encode
-    network, params, _ = frozen.autoencoder(cfg.autoencoder, cfg.compute_dtype)
-    devices = device_mesh.size
-    most = min(cfg.batch_size, len(latents))
-    rows = -(-most // devices) * devices
-    mine = mesh.rows_of_process(device_mesh, rows)
+    def archive(file: Any) -> None:
+        index = 0
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path in paths:
+                images = np.load(path, allow_pickle=False)
+                if index < SHOWN:
+                    first.append(images[: SHOWN - index])
+                for image in images:
+                    for suffix, data in (
+                        ("png", _png(image)),
+                        ("txt", captions[index].encode()),
+                    ):
+                        member = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+                    index += 1
 
-    def decode(params: Any, x: jax.Array) -> jax.Array:
-        return _to_pixels(network.decode(params, network.from_latent(x)))
+    _write(folder / "images.tar", archive)
+    images = np.concatenate(first)
+    _write(
+        folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False)
+    )
+    _write(folder / "grid.png", lambda file: file.write(_png(grid(images))))
 
-    whole = mesh.named(device_mesh, mesh.WHOLE)
-    compiled = jax.jit(decode, out_shardings=whole)
-    placed = frozen.place(device_mesh, params)
-    images = []
-    for start in range(0, len(latents), rows):
-        batch = latents[(start + np.arange(rows)) % len(latents)]
-        images.append(np.asarray(compiled(placed, mesh.put(device_mesh, batch[mine]))))
-    with jax.set_mesh(None):
-        one = jax.ShapeDtypeStruct((rows, *latents.shape[1:]), latents.dtype)
-        counted = flops.count(decode, params, one)
-    of_each = float(counted.total) / rows
-    return np.concatenate(images)[: len(latents)], of_each * len(latents)
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, height, width, 3] -> one picture, row by row, white where none is."""
+    n, height, width, channels = images.shape
+    across = min(ACROSS, int(np.ceil(n**0.5)))
+    down = -(-n // across)
+    whole = np.full((down * across, height, width, channels), 255, np.uint8)
+    whole[:n] = images
+    whole = whole.reshape(down, across, height, width, channels)
+    return whole.swapaxes(1, 2).reshape(down * height, across * width, channels)
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _write(path: pathlib.Path, fill: Any) -> None:
+    """A whole file or none: temporary file, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            fill(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -112,8 +112,28 @@ class SampleRecord:
     seconds: float
     weights: str  # "ema" or "raw"
     seed: int
-    captions: tuple[str, ...]
+    images: int
+    captions: tuple[str, ...]  # of the pictures in images_file
     images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRecord:
+    """One number about pictures, and the protocol without which it means nothing."""
+
+    run_id: str
+    step: int  # of the checkpoint
+    train_flops: float  # spent when it was written
+    metric: str  # e.g. "fd_lite0"
+    value: float
+    low: float  # the interval at `level`; the value itself where there is none
+    high: float
+    level: float
+    images: int
+    nfe: int
+    flops: float  # of one picture: network and decoder
+    protocol: Mapping[str, Any]  # names of evaluate.protocol.PARTS -> values
+    protocol_hash: str  # of the protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,6 +376,7 @@ _RECORDS = {
         RunSpec,
         TrainRecord,
         SampleRecord,
+        EvalRecord,
         Interval,
         Refusal,
         Parabola,

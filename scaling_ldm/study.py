@@ -148,10 +148,15 @@ class _Study:
     def run(self) -> None:
         from scaling_ldm import meters
 
-        runs_networks = {"train", "generate", "export"} | (
-            {"encode"} if self.experiment.encoded else set()
-        )
-        if runs_networks & set(self.stages):
+        runs_networks = {
+            "train": True,
+            "generate": True,
+            "export": True,
+            "encode": self.experiment.encoded,
+            "evaluate": self.experiment.evaluate.network != "none",
+            "frontier": self.experiment.frontier.images > 0,
+        }
+        if any(runs_networks.get(stage) for stage in self.stages):
             self._start_devices()
         if "train" in self.stages:
             from scaling_ldm import train
@@ -161,6 +166,10 @@ class _Study:
             from scaling_ldm import generate
 
             generate.check(self.experiment)
+        if "frontier" in self.stages:
+            from scaling_ldm import evaluate
+
+            evaluate.check_frontier(self.experiment)
         self._claim_workdir()
         if self.stages == config.STAGES and self._complete():
             meters.say(
@@ -250,7 +259,14 @@ class _Study:
     def _inputs(self) -> str:
         """A digest of everything the report shows."""
         texts = [p.read_text() for p in sorted(self.workdir.glob("runs/*/record.json"))]
-        names = ("runs.jsonl", "laws.json", "samples/record.json", "report/index.html")
+        names = (
+            "runs.jsonl",
+            "laws.json",
+            "samples/record.json",
+            "evaluations.jsonl",
+            "frontier.json",
+            "report/index.html",
+        )
         for name in names:
             path = self.workdir / name
             texts.append(path.read_text() if path.exists() else "")
@@ -339,6 +355,16 @@ class _Study:
         from scaling_ldm import generate
 
         generate.run(self.experiment, self.workdir, self._specs())
+
+    def _evaluate(self) -> None:
+        from scaling_ldm import evaluate
+
+        evaluate.run(self.experiment, self.workdir, self._specs())
+
+    def _frontier(self) -> None:
+        from scaling_ldm import evaluate
+
+        evaluate.run_frontier(self.experiment, self.workdir, self._specs())
 
     def _export(self) -> None:
         from scaling_ldm import export

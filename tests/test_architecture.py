@@ -41,6 +41,7 @@ LAYERS = (
         "step",
         "programs",
         "finished",
+        "sampling",
     },
     {
         "plan",
@@ -48,6 +49,7 @@ LAYERS = (
         "export",
         "train",
         "generate",
+        "evaluate",
         "fit",
         "minima",
         "surface",
@@ -58,7 +60,16 @@ LAYERS = (
     {"study"},
     {"main"},
 )
-STAGES = ("plan", "encode", "train", "generate", "fit", "export", "report")
+STAGES = (
+    "plan",
+    "encode",
+    "train",
+    "generate",
+    "evaluate",
+    "fit",
+    "export",
+    "report",
+)
 
 SOLE = {
     "ml_collections": {"config", "main", "study"},

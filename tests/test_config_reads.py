@@ -13,7 +13,6 @@ from scaling_ldm import data as data_lib
 from scaling_ldm import step as step_lib
 from scaling_ldm.config import reads
 from scaling_ldm.data import encoded, pictures
-from scaling_ldm.encode import stage
 
 SIZES = {"unet": (32, 1), "autoencoder_kl": (32, 1), "mmdit": (32, 2), "flux": (32, 2)}
 DEFAULT = config.Experiment()
@@ -258,7 +257,7 @@ def test_a_sources_fields_do_what_the_table_says(source, monkeypatch):
     monkeypatch.setattr(pictures, "open_pictures", lambda *a, **options: (a, options))
     readers = reads.READERS["data.source"]["data.split"]
     for split in ("train", "test"):
-        asked = stage.open_pictures(changed(experiment, {"data.split": split}))
+        asked = pictures.of_experiment(changed(experiment, {"data.split": split}))
         assert (split in asked[1].values()) == (source in readers)
     said = encoded.identity(experiment)
     assert ("split" in said) == (source in readers)

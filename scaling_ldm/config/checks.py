@@ -73,10 +73,38 @@ def problems_of(e: fields.Experiment) -> list[str]:
         e.mesh.replica == -1 or e.mesh.replica > 0,
         f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
     )
-    require(
-        e.generate.images <= 256,
-        f"config.generate.images = {e.generate.images}: at most 256 for the grid",
-    )
+    problems += _check_evaluation(e)
+    return problems
+
+
+def _check_evaluation(e: fields.Experiment) -> list[str]:
+    """Names and counts of the stages that measure pictures."""
+    problems = []
+    for where, known in (
+        ("evaluate.metrics", fields.METRICS),
+        ("frontier.samplers", fields.SAMPLERS),
+    ):
+        values = reads.value(e, where)
+        unknown = [value for value in values if value not in known]
+        if unknown or len(set(values)) < len(values):
+            problems.append(
+                f"config.{where} = {values}: each of {', '.join(known)}, once"
+            )
+    for where in ("frontier.steps", "frontier.guidances"):
+        values = reads.value(e, where)
+        if any(value <= 0 for value in values) or list(values) != sorted(set(values)):
+            problems.append(f"config.{where} = {values}: must be positive and increase")
+    if e.frontier.images and e.evaluate.network == "none":
+        problems.append(
+            "config.frontier.images without config.evaluate.network: a frontier needs "
+            f"one of {', '.join(fields.FEATURE_NETWORKS[1:])}"
+        )
+    scores = "inception_score" in e.evaluate.metrics
+    if scores and not e.evaluate.network.startswith(("inception", "none")):
+        problems.append(
+            "config.evaluate.metrics has inception_score, which needs an inception_* "
+            f"network; config.evaluate.network = {e.evaluate.network!r}"
+        )
     return problems
 
 
@@ -266,7 +294,8 @@ _POSITIVE = {
     ),
     "validation": ("samples", "batch_size"),
     "mesh": ("fsdp",),
-    "generate": ("images", "steps"),
+    "generate": ("images", "batch_size", "steps"),
+    "evaluate": ("reference_images", "batch_size"),
 }
 _NOT_NEGATIVE = {
     "data": ("prefetch_batches", "seed", "coarse"),
@@ -279,6 +308,8 @@ _NOT_NEGATIVE = {
     "validation": ("seed",),
     "mesh": ("cpu_devices",),
     "generate": ("guidance", "seed"),
+    "evaluate": ("input_size", "bootstrap", "seed"),
+    "frontier": ("images",),
     "fit": ("bootstrap", "seed"),
 }
 _RANGES = (
@@ -292,5 +323,6 @@ _RANGES = (
     ("optimizer", "b2", 0.0, 0.999999),
     ("optimizer", "ema_decay", 0.0, 0.999999),
     ("plan", "utilisation", 0.001, 1.0),
+    ("evaluate", "confidence", 0.5, 0.999),
     ("fit", "confidence", 0.5, 0.999),
 )

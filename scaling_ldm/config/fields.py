@@ -98,6 +98,17 @@ SPACINGS = (
     "karras",
     "flow_shifted",
 )
+# Networks whose features are compared; see evaluate/. "lite0" comes from a package.
+FEATURE_NETWORKS = (
+    "none",
+    "lite0",
+    "inception_pytorch_fid",
+    "inception_torch_fidelity",
+    "clip",
+    "dinov2",
+)
+METRICS = ("fd", "fd_infinity", "kid", "precision_recall", "inception_score")
+FD_BACKENDS = ("numpy", "tfgan")
 # Every field that holds one of a table's names.
 NAMES = {
     "data.source": DATA_SOURCES,
@@ -118,10 +129,21 @@ NAMES = {
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
+    "evaluate.network": FEATURE_NETWORKS,
+    "evaluate.backend": FD_BACKENDS,
     "fit.metric": FIT_METRICS,
     "fit.size": FIT_SIZES,
 }
-STAGES = ("plan", "encode", "train", "fit", "generate", "report")
+STAGES = (
+    "plan",
+    "encode",
+    "train",
+    "fit",
+    "generate",
+    "evaluate",
+    "frontier",
+    "report",
+)
 STAGES_ON_REQUEST = ("export",)  # run last, and only when asked for
 
 
@@ -270,11 +292,49 @@ class Mesh:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
     images: int = 16
+    batch_size: int = 256  # pictures in one call, and in one file: all devices together
     sampler: str = "euler"  # one of SAMPLERS
     spacing: str = "auto"  # of the sampler's time grid: one of SPACINGS, or its own
     steps: int = 50
     guidance: float = 3.0
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Generated pictures against real ones; see evaluate/."""
+
+    network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
+    weights: str = ""  # its file or folder; "": lite0's package
+    input_size: int = 0  # side of lite0's input; 0: the network's own
+    metrics: tuple[str, ...] = ("fd",)  # of METRICS
+    backend: str = "numpy"  # of the Frechet distance: one of FD_BACKENDS
+    reference: str = ""  # .npz of real pictures' statistics; "": held-out pictures
+    reference_images: int = 4096  # held-out pictures; the most there are, if fewer
+    through_training: bool = False  # the runs' kept checkpoints, too
+    batch_size: int = 32
+    bootstrap: int = 50  # resamples of the generated pictures
+    confidence: float = 0.9
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Quality against sampling cost, over every finished run; see evaluate/cells.py."""
+
+    images: int = 0  # of each cell of the grid; 0: no frontier
+    samplers: tuple[str, ...] = ("ddim", "ddpm", "dpm++2m")
+    steps: tuple[int, ...] = (4, 6, 8, 10, 20, 50)  # paper A, figure 8
+    guidances: tuple[float, ...] = (
+        1.5,
+        2.0,
+        3.0,
+        4.0,
+        5.0,
+        6.0,
+        7.0,
+        8.0,
+    )  # paper A, figure 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,6 +360,8 @@ class Experiment:
     validation: Validation = dataclasses.field(default_factory=Validation)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     generate: Generate = dataclasses.field(default_factory=Generate)
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+    frontier: Frontier = dataclasses.field(default_factory=Frontier)
     fit: Fit = dataclasses.field(default_factory=Fit)
 
     @property
@@ -331,13 +393,23 @@ def identity(experiment: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         section: dict(value) if isinstance(value, Mapping) else value
         for section, value in experiment.items()
-        if section not in ("plan", "mesh", "generate", "fit", "question", "record")
+        if section not in _NO_RECIPE
     }
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
     return kept
 
 
+_NO_RECIPE = (
+    "plan",
+    "mesh",
+    "generate",
+    "evaluate",
+    "frontier",
+    "fit",
+    "question",
+    "record",
+)
 _NOT_IDENTITY = (
     ("data", "path"),
     ("data", "prefetch_batches"),

@@ -53,7 +53,15 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     }
     | {f"objective.{name}": DENOISERS for name in _names(fields.Objective)}
     | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
-    | {f"generate.{name}": DENOISERS for name in _names(fields.Generate)},
+    | {f"generate.{name}": DENOISERS for name in _names(fields.Generate)}
+    | {f"evaluate.{name}": DENOISERS for name in _names(fields.Evaluate)}
+    | {f"frontier.{name}": DENOISERS for name in _names(fields.Frontier)},
+    "evaluate.network": {
+        f"evaluate.{name}": tuple(n for n in fields.FEATURE_NETWORKS if n != "none")
+        for name in _names(fields.Evaluate)
+        if name not in ("network", "input_size")
+    }
+    | {"evaluate.input_size": ("lite0",)},
     "data.source": {
         "data.path": tuple(s for s in fields.DATA_SOURCES if s != "icons"),
         "data.split": ("tfds", "huggingface"),

@@ -1,5 +1,5 @@
 """Pictures and captions -> records of latents and text features, once per data set."""
 
-from scaling_ldm.encode.stage import Preempted, open_pictures, run
+from scaling_ldm.encode.stage import Preempted, run
 
-__all__ = ["Preempted", "open_pictures", "run"]
+__all__ = ["Preempted", "run"]

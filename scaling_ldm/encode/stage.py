@@ -71,25 +71,6 @@ def _together(action: Callable[[], Any]) -> Any:
     return result
 
 
-def open_pictures(experiment: config.Experiment) -> pictures.Pictures:
-    """The pictures that an experiment is to encode, before `encode.pictures` cuts them.
-
-    Raises:
-      ConfigError: there is no such set.
-    """
-    cfg = experiment.data
-    options: dict[str, Any] = {}
-    if cfg.source == "icons":
-        options = {
-            "count": experiment.encode.pictures,
-            "validation_fraction": cfg.validation_fraction,
-            "seed": cfg.seed,
-        }
-    elif cfg.source in ("tfds", "huggingface"):
-        options = {"split": cfg.split}
-    return pictures.open_pictures(cfg.source, cfg.path, **options)
-
-
 class _Encoding:
     """One call of the stage.
 
@@ -105,7 +86,7 @@ class _Encoding:
             held = self.manifest["identity"]
             encoded.refuse(folder, encoded.differences(held, wanted))
             try:
-                found = open_pictures(experiment)
+                found = pictures.of_experiment(experiment)
             except config.ConfigError as e:
                 reason = str(e).splitlines()[0]
                 meters.say(f"the pictures themselves are not looked at: {reason}")
@@ -114,7 +95,7 @@ class _Encoding:
                 encoded.refuse(folder, encoded.differences(held, wanted))
             return
         cfg = experiment.encode
-        self._pictures = open_pictures(experiment)
+        self._pictures = pictures.of_experiment(experiment)
         self._total = min(len(self._pictures), cfg.pictures or len(self._pictures))
         self._per_shard = cfg.records_per_shard
         self._shards = -(-self._total // self._per_shard)

@@ -284,8 +284,8 @@ def _evaluate(
         if static.guided == "batched":
             cond = jax.tree.map(_interleave, inputs.cond, inputs.uncond)
             out, variance = call(_interleave(x, x), cond)
-            c, u = _halves(out)
-            variance = None if variance is None else _halves(variance)[0]
+            c, u = _halves(out, x)
+            variance = None if variance is None else _halves(variance, x)[0]
         else:
             c, variance = call(x, inputs.cond)
             u, _ = call(x, inputs.uncond)
@@ -322,6 +322,12 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
     return both.reshape((2 * a.shape[0], *a.shape[1:]))
 
 
-def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _halves(x: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `_interleave`, split over devices as `like` is."""
     pairs = x.reshape((x.shape[0] // 2, 2, *x.shape[1:]))
-    return pairs[:, 0], pairs[:, 1]
+    first, second = pairs[:, 0], pairs[:, 1]
+    if jax.sharding.get_abstract_mesh().empty:
+        return first, second
+    # A reshape forgets mesh axes of size 1.
+    spec = jax.typeof(like).sharding.spec
+    return jax.reshard(first, spec), jax.reshard(second, spec)

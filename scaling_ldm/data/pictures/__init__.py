@@ -40,6 +40,7 @@ __all__ = [
     "fit",
     "held_out",
     "memory",
+    "of_experiment",
     "open_pictures",
     "options_of",
     "read_ahead",
@@ -79,6 +80,25 @@ def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
             f"it has: {', '.join(known) or 'none'}"
         )
     return PICTURES[source](path, **options)
+
+
+def of_experiment(experiment: config.Experiment) -> Pictures:
+    """The pictures that an experiment is to encode, before `encode.pictures` cuts them.
+
+    Raises:
+      ConfigError: there is no such set.
+    """
+    cfg = experiment.data
+    options: dict[str, object] = {}
+    if cfg.source == "icons":
+        options = {
+            "count": experiment.encode.pictures,
+            "validation_fraction": cfg.validation_fraction,
+            "seed": cfg.seed,
+        }
+    elif cfg.source in ("tfds", "huggingface"):
+        options = {"split": cfg.split}
+    return open_pictures(cfg.source, cfg.path, **options)
 
 
 def options_of(source: str) -> list[str]:

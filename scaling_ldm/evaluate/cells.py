@@ -1,0 +1,254 @@
+"""Every finished run x sampler x steps x guidance -> cells, and their frontier.
+
+    frontier/cells/<id>.json   a records.Cell each: a cell that is there is not redone
+    frontier.json   a records.Frontier: all of them and what they say
+
+For each run, sampler and number of steps the guidance of the lowest distance is found
+first (paper A, section 3.3.1); its pictures are then drawn once more and resampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, finished, frontier, mesh, meters, records, sampling
+from scaling_ldm.evaluate import metrics, protocol, reference, stage
+from scaling_ldm.evaluate.networks import Extractor
+from scaling_ldm.metrics import frechet
+
+
+def run(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> records.Frontier | None:
+    """Measures the cells that are missing; None where config.frontier.images is 0."""
+    if not experiment.frontier.images:
+        return None
+    runs = [spec for spec in specs if finished.best(workdir, [spec]) is not None]
+    if not runs:
+        meters.say("no finished run for a frontier")
+        return None
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        cells = _Grid(experiment, workdir, runs, device_mesh).run()
+    largest = max(cells, key=lambda cell: cell.params)
+    found = frontier.build(
+        cells,
+        reference=largest.label,
+        device=_device(),
+        bootstrap=experiment.fit.bootstrap,
+        level=experiment.evaluate.confidence,
+        seed=experiment.evaluate.seed,
+    )
+    if mesh.is_primary():
+        records.write_text(workdir / "frontier.json", records.dumps(found) + "\n")
+    for sentence in found.sentences:
+        meters.say(sentence)
+    mesh.barrier("frontier")
+    return found
+
+
+def _device() -> str:
+    """What the seconds were measured on."""
+    first = jax.devices()[0]
+    if first.platform == "cpu":
+        return f"{len(os.sched_getaffinity(0))}-core CPU"
+    return f"{jax.device_count()} x {first.device_kind}"
+
+
+def check(experiment: config.Experiment) -> None:
+    """Refuses, before anything is trained, a cell that could not be sampled.
+
+    Raises:
+      ConfigError: a sampler cannot use its grid with this schedule and prediction.
+    """
+    if not experiment.frontier.images:
+        return
+    for how in _settings(experiment):
+        try:
+            sampling.plan(experiment, how)
+        except ValueError as e:
+            raise config.ConfigError(
+                f"config.frontier cannot sample with sampler {how.sampler!r} and steps "
+                f"= {how.steps}: {e}"
+            ) from e
+
+
+def _settings(experiment: config.Experiment) -> list[config.Generate]:
+    """One for each cell of a run."""
+    cfg = experiment.frontier
+    return [
+        dataclasses.replace(
+            experiment.generate,
+            images=cfg.images,
+            sampler=sampler,
+            spacing="auto",
+            steps=steps,
+            guidance=guidance,
+        )
+        for sampler, steps, guidance in itertools.product(
+            cfg.samplers, cfg.steps, cfg.guidances
+        )
+    ]
+
+
+class _Grid:
+    """One call of the stage."""
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        runs: Sequence[records.RunSpec],
+        device_mesh: jax.sharding.Mesh,
+    ) -> None:
+        cfg = experiment.evaluate
+        self._experiment, self._workdir, self._runs = experiment, workdir, runs
+        self._mesh = device_mesh
+        self._extract = Extractor(cfg, device_mesh)
+        side = stage.side(experiment)
+        real = reference.statistics(
+            experiment, workdir / "evaluate", self._extract, side
+        )
+        self._reference = frechet.Reference.of(real.moments)
+        self._parts = stage.measuring(experiment, self._extract, real)
+        (self._metric,) = metrics.names("fd", cfg.network)
+        self._of_largest: float | None = None
+
+    def run(self) -> list[records.Cell]:
+        settings = _settings(self._experiment)
+        total = len(self._runs) * len(settings)
+        found: list[records.Cell] = []
+        begin, shown, fresh = time.perf_counter(), 0.0, 0
+        largest = max(self._runs, key=lambda spec: spec.params_without_embeddings)
+        for spec in self._runs:
+            drawing = self._drawing(spec)
+            self._relative_to(largest)
+            for _, group in itertools.groupby(
+                settings, key=lambda how: (how.sampler, how.steps)
+            ):
+                cells = []
+                for how in group:
+                    cell = self._read(spec, how)
+                    if cell is None:
+                        cell = self._cell(spec, how, drawing)
+                        fresh += 1
+                    cells.append(cell)
+                best = min(range(len(cells)), key=lambda i: cells[i].value)
+                cells[best] = self._resampled(spec, cells[best], drawing)
+                found += cells
+                now = time.perf_counter()
+                if now - shown > self._experiment.train.show_every_seconds:
+                    shown = now
+                    each = (now - begin) / max(fresh, 1)
+                    left = each * (total - len(found))
+                    b = cells[best]
+                    meters.say(
+                        f"frontier  {len(found):,} of {total:,} cells  {b.model}  "
+                        f"{b.sampler} {b.steps}: best guidance {b.guidance:g}, "
+                        f"{self._metric} {b.value:.4g}  left {meters.duration(left)}"
+                    )
+        return found
+
+    def _drawing(self, spec: records.RunSpec) -> sampling.Sampling:
+        generate = self._experiment.generate
+        most = min(generate.batch_size, self._experiment.frontier.images)
+        return sampling.Sampling(
+            self._experiment, self._workdir, spec, self._mesh, most
+        )
+
+    def _relative_to(self, largest: records.RunSpec) -> float:
+        """FLOPs of one evaluation of the largest run's network."""
+        if self._of_largest is None:
+            self._of_largest = self._evaluation(self._drawing(largest))
+        return self._of_largest
+
+    def _evaluation(self, drawing: sampling.Sampling) -> float:
+        cost = drawing.cost(self._experiment.generate)
+        return cost.flops / cost.nfe
+
+    def _path(self, spec: records.RunSpec, how: config.Generate) -> pathlib.Path:
+        of = [spec.run_id, spec.recipe_hash, self._protocol(how)]
+        return self._workdir / "frontier" / "cells" / f"{records.digest(of)}.json"
+
+    def _protocol(self, how: config.Generate) -> dict[str, Any]:
+        return self._parts | stage.sampled(how) | {"metric": self._metric}
+
+    def _read(self, spec: records.RunSpec, how: config.Generate) -> records.Cell | None:
+        path = self._path(spec, how)
+        return records.loads(path.read_text()) if path.exists() else None
+
+    def _write(self, spec: records.RunSpec, cell: records.Cell) -> None:
+        if mesh.is_primary():
+            path = self._path(spec, self._how(cell))
+            records.write_text(path, records.dumps(cell))
+
+    def _how(self, cell: records.Cell) -> config.Generate:
+        return dataclasses.replace(
+            self._experiment.generate,
+            images=cell.images,
+            sampler=cell.sampler,
+            spacing="auto",
+            steps=cell.steps,
+            guidance=cell.guidance,
+        )
+
+    def _features(
+        self, how: config.Generate, drawing: sampling.Sampling
+    ) -> tuple[np.ndarray, float]:
+        """Features of the cell's pictures, and seconds a picture took to draw."""
+        images, seconds = drawing.timed(np.arange(how.images), how)
+        return self._extract(images).features, seconds
+
+    def _cell(
+        self, spec: records.RunSpec, how: config.Generate, drawing: sampling.Sampling
+    ) -> records.Cell:
+        features, seconds = self._features(how, drawing)
+        cost = drawing.cost(how)
+        evaluation = cost.flops / cost.nfe
+        cell = records.Cell(
+            model=spec.run_id,
+            label=f"{spec.width} x {spec.depth}",
+            params=spec.params_without_embeddings,
+            relative_cost=evaluation / self._of_largest,
+            sampler=how.sampler,
+            steps=how.steps,
+            guidance=how.guidance,
+            nfe=cost.nfe,
+            flops=cost.flops,
+            decoder_flops=cost.decoder_flops,
+            seconds=seconds,
+            metric=self._metric,
+            value=frechet.distance_from_features(features, self._reference),
+            replicates=(),
+            protocol=protocol.digest(self._protocol(how), without=protocol.SAMPLING),
+            images=how.images,
+        )
+        self._write(spec, cell)
+        return cell
+
+    def _resampled(
+        self, spec: records.RunSpec, cell: records.Cell, drawing: sampling.Sampling
+    ) -> records.Cell:
+        """The cell with replicates, moved down to lie around its value."""
+        cfg = self._experiment.evaluate
+        if cell.replicates or not cfg.bootstrap:
+            return cell
+        features, _ = self._features(self._how(cell), drawing)
+        draws = frechet.bootstrap(
+            features, self._reference, replicates=cfg.bootstrap, seed=cfg.seed
+        )
+        around = cell.value + draws - np.mean(draws)
+        cell = dataclasses.replace(cell, replicates=tuple(float(x) for x in around))
+        self._write(spec, cell)
+        return cell

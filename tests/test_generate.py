@@ -1,0 +1,128 @@
+"""Pictures of a finished run: by position, resumable, in every form they are kept."""
+
+import dataclasses
+import io
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from scaling_ldm import config, generate, mesh, meters, plan, records, sampling, train
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """(experiment, workdir, specs) of one trained run; 20 pictures, 8 a file."""
+    workdir = tmp_path_factory.mktemp("generate")
+    given = tiny.copy_and_resolve_references()
+    given.generate.images, given.generate.batch_size = 20, 8
+    given.generate.steps = 2
+    experiment = config.resolve(given)
+    specs = plan.plan(experiment)
+    plan.write(specs, workdir)
+    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    return experiment, workdir, specs
+
+
+def shards(workdir):
+    return sorted((workdir / "samples" / "shards").iterdir())
+
+
+def test_every_form_holds_the_same_pictures_in_order(finished):
+    experiment, workdir, specs = finished
+    record = generate.run(experiment, workdir, specs)
+    assert (record.images, len(record.captions)) == (20, 20)
+    images = np.concatenate(list(sampling.saved(workdir)))
+    assert images.shape == (20, 8, 8, 3) and images.dtype == np.uint8
+    assert [len(np.load(path)) for path in shards(workdir)] == [8, 8, 4]
+    np.testing.assert_array_equal(np.load(workdir / record.images_file), images)
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        names = tar.getnames()
+        assert names[:2] == ["000000.png", "000000.txt"] and len(names) == 40
+        for i in (0, 7, 8, 19):
+            picture = Image.open(io.BytesIO(tar.extractfile(f"{i:06d}.png").read()))
+            np.testing.assert_array_equal(np.asarray(picture), images[i])
+            words = tar.extractfile(f"{i:06d}.txt").read().decode()
+            assert words == record.captions[i]
+    grid = np.asarray(Image.open(workdir / "samples" / "grid.png"))
+    assert grid.shape == (4 * 8, 5 * 8, 3)
+    np.testing.assert_array_equal(grid[8:16, 16:24], images[7])
+
+
+def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
+    finished, monkeypatch
+):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    before = {path: path.read_bytes() for path in shards(workdir)}
+    kept = {path: path.stat().st_mtime_ns for path in before}
+    gone = shards(workdir)[1]
+    gone.unlink()
+    (workdir / "samples" / "record.json").unlink()
+    drawn = []
+    images = sampling.Sampling.images
+    monkeypatch.setattr(
+        sampling.Sampling,
+        "images",
+        lambda self, rows, how: drawn.append(list(rows)) or images(self, rows, how),
+    )
+    generate.run(experiment, workdir, specs)
+    assert drawn == [list(range(8, 16))]
+    assert {path: path.read_bytes() for path in shards(workdir)} == before
+    for path in before:
+        assert (path.stat().st_mtime_ns == kept[path]) == (path != gone)
+
+
+def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
+    finished, monkeypatch
+):
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    assert generate.run(experiment, workdir, specs) == first
+    assert said == [f"samples of {specs[0].run_id} are there already"]
+    fewer = dataclasses.replace(
+        experiment,
+        generate=dataclasses.replace(experiment.generate, images=5, guidance=1.5),
+    )
+    second = generate.run(fewer, workdir, specs)
+    assert second.images == 5 and [len(np.load(p)) for p in shards(workdir)] == [5]
+    assert records.loads((workdir / "samples" / "record.json").read_text()) == second
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_a_picture_depends_on_its_position_alone(finished, batch):
+    experiment, workdir, specs = finished
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        draw = sampling.Sampling(experiment, workdir, specs[0], device_mesh, batch)
+        together = draw.images(np.arange(20), experiment.generate)
+        alone = draw.images(np.array([13, 2]), experiment.generate)
+    generate.run(experiment, workdir, specs)
+    stored = np.concatenate(list(sampling.saved(workdir)))
+    for got, wanted in ((together, stored), (alone, stored[[13, 2]])):
+        assert np.abs(got.astype(int) - wanted).max() <= 1  # where it is rounded
+
+
+def test_steps_and_guidance_share_one_program_and_are_counted(finished):
+    experiment, workdir, specs = finished
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        draw = sampling.Sampling(experiment, workdir, specs[0], device_mesh, 8)
+        costs = [
+            draw.cost(dataclasses.replace(experiment.generate, steps=steps))
+            for steps in (2, 4)
+        ]
+    assert [cost.nfe for cost in costs] == [4, 8]  # guidance: two evaluations a step
+    assert costs[1].flops == 2 * costs[0].flops > 0
+    assert costs[0].decoder_flops == 0
+
+
+def test_the_grid_fills_up_with_white():
+    images = np.zeros((5, 2, 3, 3), np.uint8)
+    grid = generate.grid(images)
+    assert grid.shape == (4, 9, 3)
+    assert grid[2:, 6:].min() == 255 and grid[:2].max() == grid[2:, :6].max() == 0
