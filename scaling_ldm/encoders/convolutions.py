@@ -6,11 +6,13 @@ distances between features are compared across machines.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from scaling_ldm import layers
@@ -104,3 +106,36 @@ def _shifted(x: Any, kernel_HWC: Any, stride: int, padding: Padding) -> jax.Arra
             term = shifted * kernel_HWC[row, column][None, None, None]
             y = term if y is None else y + term
     return y
+
+
+def max_pool(x_BHWC: LatentBHWC, size: int, stride: int, padding: int) -> LatentBHWC:
+    """The largest of size x size pixels: of rows, then of columns."""
+    for axis in (1, 2):
+        parts = _taps(x_BHWC, axis, size, stride, padding, -jnp.inf)
+        x_BHWC = functools.reduce(jnp.maximum, parts)
+    return x_BHWC
+
+
+def mean_pool(x_BHWC: LatentBHWC, size: int, stride: int, padding: int) -> LatentBHWC:
+    """The mean of those among size x size pixels that are in the picture."""
+    for axis in (1, 2):
+        parts = _taps(x_BHWC, axis, size, stride, padding, 0.0)
+        first = np.arange(parts[0].shape[axis]) * stride - padding
+        end = np.minimum(first + size, x_BHWC.shape[axis])
+        share = (1 / (end - np.maximum(first, 0))).astype(np.float32)
+        others = [i for i in range(4) if i != axis]
+        x_BHWC = functools.reduce(jnp.add, parts) * np.expand_dims(share, others)
+    return x_BHWC
+
+
+def _taps(
+    x: jax.Array, axis: int, size: int, stride: int, padding: int, fill: float
+) -> list[jax.Array]:
+    """The pixels under each place of a window along one axis."""
+    sides = [(0, 0)] * x.ndim
+    sides[axis] = (padding, padding)
+    x = jnp.pad(x, sides, constant_values=fill)
+    reach = (x.shape[axis] - size) // stride * stride + 1
+    return [
+        lax.slice_in_dim(x, place, place + reach, stride, axis) for place in range(size)
+    ]

@@ -19,7 +19,7 @@ _NORM = {
     "mean": "running_mean",
     "variance": "running_var",
 }
-NOT_READ = "num_batches_tracked"  # how a tensor's name ends that is a counter
+_COUNTER = ".num_batches_tracked"
 
 
 def kernel(path: layout.Path, name: str, shape: tuple[int, ...]) -> layout.Pair:
@@ -42,6 +42,11 @@ def pairs(
         place = (*path, "norm", ours)
         found.append(layout.vector(place, f"{norm}.{theirs}", shape[-1:]))
     return found
+
+
+def known(tensors: layout.Tensors) -> dict[str, Any]:
+    """Without the norms' counters of training steps."""
+    return {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
 
 
 def fold(tree: Mapping[str, Any], epsilon: float) -> dict[str, Any]:

@@ -61,12 +61,9 @@ def read(tensors: layout.Tensors) -> dict[str, Any]:
     Raises:
       layout.WeightsError: another network's; all differences are listed.
     """
-    given = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(batch_norm.NOT_READ)
-    }
-    tree = layout.read(pairs(), given, "EfficientNet-Lite0's", np.float32)
+    tree = layout.read(
+        pairs(), batch_norm.known(tensors), "EfficientNet-Lite0's", np.float32
+    )
     return batch_norm.fold(tree, network.EPSILON)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from scaling_ldm import flops
-from scaling_ldm.encoders import efficientnet_lite
+from scaling_ldm.encoders import efficientnet_lite, inception
 from scaling_ldm.weights import efficientnet_lite as lite_weights
+from scaling_ldm.weights import inception as inception_weights
 from scaling_ldm.weights import torch_file
 
 torch = pytest.importorskip("torch")
@@ -48,19 +49,22 @@ def lite(net, size):
     return net((channels_first(pictures(size)) - 127) / 128)
 
 
-@pytest.mark.parametrize("form", ["zip", "plain", "safetensors"])
-def test_lite0_on_random_weights(tmp_path, form):
-    net = torch_features.randomise(torch_features.EfficientNetLite0())
-    path = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pth")
-    if form == "safetensors":
-        import safetensors.torch
-
-        safetensors.torch.save_file(net.state_dict(), path)
+def stored(net, path):
+    """A state dict in the form that the file's name asks for."""
+    if path.suffix == ".safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        safetensors.save_file(net.state_dict(), path)
     else:
-        zipped = form == "zip"
+        zipped = path.stem != "plain"
         torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    params = lite_weights.load(path)
-    for size in LITE_SIZES if form == "zip" else LITE_SIZES[:1]:
+    return path
+
+
+@pytest.mark.parametrize("file", ["zip.pth", "plain.pth", "a.safetensors"])
+def test_lite0_on_random_weights(tmp_path, file):
+    net = torch_features.randomise(torch_features.EfficientNetLite0())
+    params = lite_weights.load(stored(net, tmp_path / file))
+    for size in LITE_SIZES if file == "zip.pth" else LITE_SIZES[:1]:
         ours = jax.jit(efficientnet_lite.apply)(params, pictures(size))
         assert_same(ours, lite(net, size))
 
@@ -101,3 +105,70 @@ def test_lite0_costs_the_same(size):
     assert params - norms == sum(math.prod(s.shape) for s in jax.tree.leaves(tree))
     x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     assert flops.count(efficientnet_lite.apply, tree, x).total == wanted
+
+
+@pytest.fixture(scope="module")
+def inception_net():
+    return torch_features.randomise(torch_features.Inception())
+
+
+@pytest.mark.parametrize("protocol", inception.PROTOCOLS)
+def test_inception_on_random_weights(tmp_path, inception_net, protocol):
+    given = pictures(inception.SIZE)
+    params = inception_weights.load(stored(inception_net, tmp_path / "zip.pth"))
+    if protocol == "torch_fidelity":
+        normal = (channels_first(given) - 128) / 128
+    else:
+        normal = 2 * (channels_first(given) / 255) - 1
+    features, logits = inception_net(normal)
+    apply = jax.jit(inception.apply, static_argnames=("protocol", "bias"))
+    assert_same(apply(params, given, protocol, bias=True), (features, logits))
+    without = apply(params, given, protocol)
+    assert_same(without, (features, logits - inception_net.fc.bias))
+
+
+@pytest.mark.parametrize("file", ["plain.pth", "a.safetensors"])
+def test_inception_from_other_files(tmp_path, inception_net, file):
+    want = inception_weights.load(stored(inception_net, tmp_path / "zip.pth"))
+    got = inception_weights.load(stored(inception_net, tmp_path / file))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_inception_costs_the_same():
+    with torch.device("meta"):
+        net = torch_features.Inception()
+    params, norms, wanted = counted(net, inception.SIZE)
+    tree = inception.shapes()
+    assert params - norms == sum(math.prod(s.shape) for s in jax.tree.leaves(tree))
+    x = jax.ShapeDtypeStruct((2, inception.SIZE, inception.SIZE, 3), jnp.float32)
+    assert flops.count(inception.apply, tree, x).total == wanted
+
+
+SIDES = [(256, 256), (32, 32), (299, 300), (512, 400), (1, 7)]
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_resize_as_torch(sides):
+    x = np.random.default_rng(0).uniform(0, 255, (2, *sides, 3)).astype("f")
+    want = torch.nn.functional.interpolate(
+        channels_first(x), size=(299, 299), mode="bilinear", align_corners=False
+    )
+    got = np.asarray(jax.jit(inception.resize_torch)(x)).transpose(0, 3, 1, 2)
+    assert np.abs(got - want.numpy()).max() <= 1e-4 * 255
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_resize_as_tensorflow_1(sides):
+    """Four pixels around each place, which is rounded down: by gathering in torch."""
+    x = np.random.default_rng(0).uniform(0, 255, (2, *sides, 3)).astype("f")
+    want = channels_first(x).double()
+    for axis, side in zip((2, 3), sides, strict=True):
+        place = torch.arange(299, dtype=torch.float64) * side / 299
+        low = place.floor().long()
+        high = (low + 1).clamp(max=side - 1)
+        share = (place - low).reshape([299 if i == axis else 1 for i in range(4)])
+        want = torch.lerp(
+            want.index_select(axis, low), want.index_select(axis, high), share
+        )
+    got = np.asarray(jax.jit(inception.resize_tf1)(x)).transpose(0, 3, 1, 2)
+    assert np.abs(got - want.numpy()).max() <= 1e-4 * 255
