@@ -12,26 +12,19 @@ that ours is faster. Each takes the threads that it takes by itself.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
-import pathlib
-import platform
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import contest
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 import torch
 import transformers
 
@@ -44,22 +37,8 @@ from scaling_ldm.weights import bert as bert_weights
 from scaling_ldm.weights import layout
 from scaling_ldm.weights import unet as unet_weights
 
-Run = Callable[[], np.ndarray]
 SIDE = 32  # of the U-Net's latents
 RATE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contest:
-    """Two ways to the same numbers; each run waits for its result."""
-
-    ours: Run
-    theirs: Run
-    flops: int
-
-
-def tensors_of(net: torch.nn.Module) -> dict[str, np.ndarray]:
-    return {name: value.detach().numpy() for name, value in net.state_dict().items()}
 
 
 def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
@@ -76,7 +55,7 @@ def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
         use_linear_projection=True,
     )
     pairs = unet_weights.pairs(shape)
-    params = jax.device_put(layout.read(pairs, tensors_of(net), "the U-Net's"))
+    params = jax.device_put(layout.read(pairs, contest.tensors_of(net), "the U-Net's"))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, SIDE, SIDE, 4)).astype("f")
     t = rng.integers(0, 1000, batch)
@@ -84,7 +63,7 @@ def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
     return net, denoisers.u_net(shape), params, (x, t, text)
 
 
-def unet_forward(batch: int) -> Contest:
+def unet_forward(batch: int) -> contest.Contest:
     """Paper A's smallest network on 32 x 32 latents."""
     net, ours, params, (x, t, text) = unet_parts(batch)
     net.eval()
@@ -97,14 +76,14 @@ def unet_forward(batch: int) -> Contest:
     def run_theirs() -> np.ndarray:
         return net(*theirs).sample.permute(0, 2, 3, 1).numpy()
 
-    return Contest(
+    return contest.Contest(
         ours=lambda: np.asarray(apply(params, *given)),
         theirs=run_theirs,
         flops=flops.count(ours.apply, params, *given).total,
     )
 
 
-def unet_train(batch: int) -> Contest:
+def unet_train(batch: int) -> contest.Contest:
     """One AdamW step of it, both from the same weights; the result is the losses."""
     net, ours, params, (x, t, text) = unet_parts(batch)
     net.train()
@@ -142,16 +121,18 @@ def unet_train(batch: int) -> Contest:
         optimizer.step()
         return value.detach().numpy()
 
-    return Contest(ours=run_ours, theirs=run_theirs, flops=counted)
+    return contest.Contest(ours=run_ours, theirs=run_theirs, flops=counted)
 
 
-def autoencoder_encode(batch: int) -> Contest:
+def autoencoder_encode(batch: int) -> contest.Contest:
     """Stable Diffusion's autoencoder on pictures of 256 px, to moments."""
     preset = encoder_presets.AUTOENCODERS["sd"]
     torch.manual_seed(0)
     settings = autoencoder_weights.to_config(preset.shape)
     net = diffusers.AutoencoderKL.from_config(settings).eval()
-    params = jax.device_put(autoencoder_weights.read(tensors_of(net), preset.shape))
+    params = jax.device_put(
+        autoencoder_weights.read(contest.tensors_of(net), preset.shape)
+    )
     ours = encoders.autoencoder(preset.shape)
     x = np.random.default_rng(1).uniform(-1, 1, size=(batch, 256, 256, 3)).astype("f")
     given, encode = jax.device_put(x), jax.jit(ours.encode)
@@ -163,14 +144,14 @@ def autoencoder_encode(batch: int) -> Contest:
         moments = torch.cat([latent.mean, latent.logvar], dim=1)
         return moments.permute(0, 2, 3, 1).numpy()
 
-    return Contest(
+    return contest.Contest(
         ours=lambda: np.asarray(encode(params, given)),
         theirs=run_theirs,
         flops=flops.count(ours.encode, params, given).total,
     )
 
 
-def minilm(batch: int) -> Contest:
+def minilm(batch: int) -> contest.Contest:
     """MiniLM's features of captions of up to 32 words."""
     shape, tokens = encoder_presets.PRESETS["minilm_l6"].shape, 32
     torch.manual_seed(0)
@@ -204,63 +185,24 @@ def minilm(batch: int) -> Contest:
         )
         return out.last_hidden_state.numpy()
 
-    return Contest(
+    return contest.Contest(
         ours=lambda: np.asarray(compiled(params, ids, mask)),
         theirs=run_theirs,
         flops=flops.count(encode, params, ids, mask).total,
     )
 
 
-CONTESTS: dict[str, tuple[Callable[[int], Contest], int]] = {  # with the batch
+CONTESTS = {  # with the batch
     "unet_forward": (unet_forward, 2),
     "unet_train": (unet_train, 2),
     "autoencoder_encode": (autoencoder_encode, 1),
     "minilm": (minilm, 32),
     "minilm_one": (minilm, 1),
 }
-
-
-def repeated(run: Run) -> Callable[[int], None]:
-    def advance(count: int) -> None:
-        for _ in range(count):
-            run()
-
-    return advance
-
-
-def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
-    """One row; times are seconds a call.
-
-    Raises:
-      SystemExit: the results differ by more than 1e-4 of the largest value.
-    """
-    make, batch = CONTESTS[name]
-    contest = make(flags.batch or batch)
-    start = time.perf_counter()
-    got = contest.ours()
-    first = time.perf_counter() - start
-    wanted = contest.theirs()
-    error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
-    if not error <= 1e-4:
-        sys.exit(f"{name}: results differ by {error:.1e}; nothing is timed")
-    measured = timing.alternate(
-        {"ours": repeated(contest.ours), "theirs": repeated(contest.theirs)},
-        flags.seconds,
-        rounds=flags.rounds,
-    )
-    times = {who: np.asarray(seconds) for who, seconds in measured.seconds.items()}
-    ratios = times["theirs"] / times["ours"]
-    row: dict[str, Any] = {who: float(np.median(s)) for who, s in times.items()}
-    return row | {
-        "name": name,
-        "batch": flags.batch or batch,
-        "gflops": {who: contest.flops / row[who] / 1e9 for who in times},
-        "ratio": float(np.median(ratios)),
-        "ratio_range": [float(ratios.min()), float(ratios.max())],
-        "difference": error,
-        "first_call": first,
-        "disturbed_rounds": measured.disturbed,
-    }
+COLUMNS = (
+    "| network | batch | ours, ms | PyTorch, ms | ours, GFLOP/s "
+    "| PyTorch, GFLOP/s | PyTorch / ours | disturbed | first call, s |"
+)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -274,50 +216,12 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
-        "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(CONTESTS), help="some of them")
-    parser.add_argument("--batch", type=int, default=0, help="instead of each's own")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=10.0, help="for each contender, in all rounds"
-    )
-    parser.add_argument("--json", type=pathlib.Path, help="write all numbers here")
-    return parser.parse_args(arguments)
-
-
 def main() -> None:
     """Times one network after the other."""
-    flags, facts = parse(), machine()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(
-        "| network | batch | ours, ms | PyTorch, ms | ours, GFLOP/s "
-        "| PyTorch, GFLOP/s | PyTorch / ours | disturbed | first call, s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    rows = []
-    for name in flags.only.split(","):
-        rows.append(measure(name, flags))
-        print(line(rows[-1]), flush=True)
-    if flags.json:
-        result = {"command": sys.argv[1:], "machine": facts, "rows": rows}
-        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+    flags = contest.parser(__doc__, CONTESTS).parse_args()
+    facts = contest.machine(jax, torch, diffusers, transformers)
+    facts["torch_threads"] = torch.get_num_threads()
+    contest.run(flags, CONTESTS, facts, COLUMNS, line)
 
 
 if __name__ == "__main__":
