@@ -64,6 +64,7 @@ def measure(
         {"ours": repeated(contest.ours), "theirs": repeated(contest.theirs)},
         flags.seconds,
         rounds=flags.rounds,
+        clock=time.process_time if flags.one_core else time.perf_counter,
     )
     times = {who: np.asarray(seconds) for who, seconds in measured.seconds.items()}
     ratios = times["theirs"] / times["ours"]
@@ -101,8 +102,19 @@ def parser(doc: str, contests: Contests) -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="for each contender, in all rounds"
     )
+    parser.add_argument(
+        "--one_core",
+        action="store_true",
+        help="CPU seconds of one thread, for a machine that others use as well",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write all numbers here")
     return parser
+
+
+def one_core(torch: Any) -> None:
+    """One thread for either; call before they have made theirs."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
 
 
 def run(

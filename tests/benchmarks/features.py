@@ -115,6 +115,8 @@ def main() -> None:
     parser = contest.parser(__doc__, CONTESTS)
     parser.add_argument("--devices", type=int, default=0, help="0: one per core")
     flags = parser.parse_args()
+    if flags.one_core:
+        contest.one_core(torch)
     mesh.start(config.Mesh(cpu_devices=flags.devices))
     facts = contest.machine(jax, torch)
     facts |= {"torch_threads": torch.get_num_threads(), "devices": jax.device_count()}

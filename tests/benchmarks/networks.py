@@ -219,6 +219,8 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Times one network after the other."""
     flags = contest.parser(__doc__, CONTESTS).parse_args()
+    if flags.one_core:
+        contest.one_core(torch)
     facts = contest.machine(jax, torch, diffusers, transformers)
     facts["torch_threads"] = torch.get_num_threads()
     contest.run(flags, CONTESTS, facts, COLUMNS, line)

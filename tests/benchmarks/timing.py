@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import time
@@ -32,32 +33,37 @@ class Times:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[int], None]], seconds: float, rounds: int = 10
+    contenders: Mapping[str, Callable[[int], None]],
+    seconds: float,
+    rounds: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Times the contenders in turns, over `rounds` rounds that others left in peace.
 
     A round during which other processes took more than DISTURBANCE of the cores is
     repeated, up to three times `rounds` in all; if too few are left, the least
-    disturbed ones count.
+    disturbed ones count. With a clock of this process's own seconds, such as
+    `time.process_time` where each contender has one thread, every round counts.
     """
+    calm = DISTURBANCE if clock is time.perf_counter else math.inf
     steps = {}
     for name, advance in contenders.items():
         advance(3)  # compile, allocate, reach the steady state
-        start = time.perf_counter()
+        start = clock()
         advance(3)
-        one = (time.perf_counter() - start) / 3
+        one = (clock() - start) / 3
         steps[name] = max(2, round(seconds / rounds / one))
     cores = len(os.sched_getaffinity(0))
     done: list[tuple[float, dict[str, float]]] = []
     while len(done) < 3 * rounds:
         others, begin, times = _used_by_others(), time.perf_counter(), {}
         for name, advance in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             advance(steps[name])
-            times[name] = (time.perf_counter() - start) / steps[name]
+            times[name] = (clock() - start) / steps[name]
         wall = time.perf_counter() - begin
         done.append(((_used_by_others() - others) / wall / cores, times))
-        if sum(share <= DISTURBANCE for share, _ in done) == rounds:
+        if sum(share <= calm for share, _ in done) == rounds:
             break
     done.sort(key=lambda entry: entry[0])
     kept = [times for _, times in done[:rounds]]
