@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm.encoders import clip
+from scaling_ldm.encoders import clip, clip_score, tokenizers
 from scaling_ldm.weights import files, layout, stacks
 
 Shape = clip.Shape | clip.VisionShape
@@ -203,6 +203,28 @@ def open_vision_directory(
         shape = dataclasses.replace(shape, projection=0)
     params = load(directory, shape, dtype)
     return dataclasses.replace(shape, **changes), params
+
+
+def open_both(
+    directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
+) -> clip_score.Clip:
+    """Both towers and the tokenizer of a checkpoint's directory, to score pictures.
+
+    Args:
+      changes: to fields of both shapes, such as dtype or unroll.
+
+    Raises:
+      layout.WeightsError: one of the towers is another network's.
+      ValueError: no tokenizer there, or towers that cannot be compared.
+    """
+    image, image_params = open_vision_directory(directory, dtype, **changes)
+    text, text_params = open_directory(directory, dtype, **changes)
+    return clip_score.Clip(
+        image=image,
+        text=text,
+        params={"image": image_params, "text": text_params},
+        tokenizer=tokenizers.Tokenizer.load(directory),
+    )
 
 
 def tensors(params: dict[str, Any], shape: Shape) -> dict[str, np.ndarray]:
