@@ -34,7 +34,7 @@ def judge(cfg, weights=None):
         x = x.reshape(x.shape[0], 8, 8 * 3).reshape(x.shape[0], 8 * 8 * 3)
         return Features(jax.numpy.tanh(x @ params), None)
 
-    return networks.Judge(apply, params, 8, lambda x: x, "none", pathlib.Path(__file__))
+    return networks.Judge(apply, params, lambda x: x, "none", pathlib.Path(__file__))
 
 
 @pytest.fixture(autouse=True)
@@ -291,7 +291,7 @@ def test_side_is_that_of_the_pictures(trained):
         ({"frontier.samplers": ("ddim", "ddim")}, "each of ddim"),
         ({"frontier.steps": (8, 4)}, "must be positive and increase"),
         ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),
-        ({"evaluate.metrics": ("inception_score",)}, "needs an inception_"),
+        ({"evaluate.metrics": ("inception_score",)}, "inception_score, which needs"),
         ({"evaluate.network": "none", "evaluate.seed": 3}, "means nothing"),
     ],
 )

@@ -99,12 +99,13 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
             "config.frontier.images without config.evaluate.network: a frontier needs "
             f"one of {', '.join(fields.FEATURE_NETWORKS[1:])}"
         )
-    scores = "inception_score" in e.evaluate.metrics
-    if scores and not e.evaluate.network.startswith(("inception", "none")):
-        problems.append(
-            "config.evaluate.metrics has inception_score, which needs an inception_* "
-            f"network; config.evaluate.network = {e.evaluate.network!r}"
-        )
+    for metric in e.evaluate.metrics:
+        networks = fields.METRICS.get(metric, fields.FEATURE_NETWORKS)
+        if e.evaluate.network not in (*networks, "none"):
+            problems.append(
+                f"config.evaluate.metrics has {metric}, which needs config.evaluate."
+                f"network = {' or '.join(networks)}, not {e.evaluate.network!r}"
+            )
     return problems
 
 

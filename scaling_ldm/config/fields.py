@@ -107,7 +107,15 @@ FEATURE_NETWORKS = (
     "clip",
     "dinov2",
 )
-METRICS = ("fd", "fd_infinity", "kid", "precision_recall", "inception_score")
+# Each metric: the networks that give it.
+METRICS = {
+    "fd": FEATURE_NETWORKS,
+    "fd_infinity": FEATURE_NETWORKS,
+    "kid": FEATURE_NETWORKS,
+    "precision_recall": FEATURE_NETWORKS,
+    "inception_score": ("inception_pytorch_fid", "inception_torch_fidelity"),
+    "clip_score": ("clip",),
+}
 FD_BACKENDS = ("numpy", "tfgan")
 # Every field that holds one of a table's names.
 NAMES = {

