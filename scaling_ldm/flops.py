@@ -19,7 +19,8 @@ exactly 3 x forward. `jaxpr_ops` derives the rule for strides, dilation and tran
 Control flow. `scan` multiplies by its length; `while` by its trip count where start,
 bound and step are constants, and raises `UnknownTripCount` where they are not and the
 body has FLOPs; `cond` and `switch` count their most expensive branch (and leave a
-note if the branches differ); `shard_map` multiplies its per-shard body by the number
+note if the branches differ), `platform_dependent` its default, so that the count is
+the same wherever it is made; `shard_map` multiplies its per-shard body by the number
 of devices on its manual axes, so work replicated over such an axis counts on each.
 Attention kernels get no discount for causal masks, windows or padded sequences.
 """
@@ -245,6 +246,10 @@ class _Walker:
         if name == "while":
             return self._while(eqn, inputs, place), []
         if name == "cond":
+            platforms = params.get("branches_platforms") or ()
+            if None in platforms:  # what any platform without a way of its own does
+                default = params["branches"][platforms.index(None)]
+                return inner(default, inputs[1:]), []
             branches = [inner(branch, inputs[1:]) for branch in params["branches"]]
             costs = [branch.total() for branch in branches]
             if len(set(costs)) > 1:

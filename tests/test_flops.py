@@ -373,6 +373,17 @@ def test_unknown_trip_count_without_flops_is_harmless():
     assert total(fn, key, X) == MATMUL
 
 
+def test_the_default_of_a_platform_counts():
+    def both(x):
+        return lax.platform_dependent(
+            x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x
+        )
+
+    counted = flops.count(both, X)
+    assert counted.total == flops.count(lambda x: x @ x, X).total > 0
+    assert not counted.notes
+
+
 def test_cond_counts_the_largest_branch_and_says_so():
     def fn(i, x):
         return lax.switch(i, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)

@@ -79,6 +79,18 @@ def test_pools(stride, padding, size):
     assert_allclose(convolutions.mean_pool(x, 3, stride, padding), want, rtol=1e-5)
 
 
+def test_a_convolution_without_padding():
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=s).astype("f") for s in ((2, 5, 6, 3), (3, 2, 3, 4)))
+    layer = {"kernel": kernel, "bias": np.arange(4, dtype="f")}
+    got = convolutions.convolution(layer, x, 1, ((0, 0), (0, 0)))
+    want = lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert got.shape == (2, 3, 5, 4)
+    assert_allclose(got, want + layer["bias"][None, None, None], atol=1e-5)
+
+
 def test_rows_do_not_mix_and_a_mesh_changes_nothing(small):
     params, x = small
     apply = jax.jit(inception.apply)
