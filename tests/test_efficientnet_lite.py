@@ -70,7 +70,7 @@ def test_counts():
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 5)])
+@pytest.mark.parametrize("size", [(6, 5), (1, 4)])
 def test_shifted_pictures_are_a_grouped_convolution(kernel, stride, size):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *size, 3)).astype("f")
@@ -79,9 +79,15 @@ def test_shifted_pictures_are_a_grouped_convolution(kernel, stride, size):
     wanted = lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME")
     assert padding == list(wanted)
     layer = {"kernel": taps, "bias": np.asarray([1.0, 2.0, 3.0], "f")}
-    got = convolutions.depthwise(layer, x, stride, padding)
-    want = convolutions._grouped(x, taps, stride, padding)
-    assert_allclose(got, want + layer["bias"][None, None, None], atol=1e-5)
+
+    @jax.jit
+    def both(layer, x):
+        want = convolutions._grouped(x, layer["kernel"], stride, padding)
+        got = convolutions.depthwise(layer, x, stride, padding)
+        return got, want + layer["bias"][None, None, None]
+
+    got, want = both(layer, x)
+    assert_allclose(got, want, atol=1e-5)
 
 
 def test_a_dense_layer_is_a_convolution_of_one_pixel():
