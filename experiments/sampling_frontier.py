@@ -5,6 +5,8 @@ DPM-Solver++ 2M at eight guidance scales; of each the best (figures 7 to 11). Di
 are FD on features of a network whose weights you give: paper A says FID on COCO-2014
 captions and not which Inception; pytorch-fid's file is the assumption here.
 
+Expect small models to win at small costs and the 83M one at cost 3 (figure 9).
+
 Cost: 11 models x 144 cells x 2,048 pictures; the plan counts the training alone.
 Command: python -m scaling_ldm.main --config experiments/sampling_frontier.py --workdir runs/frontier --config.evaluate.weights=pt_inception-2015-12-05-6726825d.pth
 """  # noqa: E501

@@ -59,6 +59,7 @@ OBJECTIVE = {
 }
 GENERATE = {
     "images": 2,
+    "batch_size": 2,
     "sampler": "ddim",
     "spacing": "karras",
     "steps": 3,
@@ -176,6 +177,8 @@ def test_every_field_has_another_value_here():
     sections = {f"objective.{n}" for n in OBJECTIVE} | {
         f"generate.{n}" for n in GENERATE
     }
+    for name, section in (("evaluate", config.Evaluate), ("frontier", config.Frontier)):
+        sections |= {f"{name}.{f.name}" for f in dataclasses.fields(section)}
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections
 
 

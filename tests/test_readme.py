@@ -13,7 +13,8 @@ TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m scaling_ldm\.main (.*)$", TEXT, re.MULTILINE)
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 NETWORKS = "Networks, and their published weights"
-HEADINGS = ("Samplers", "Likelihoods", NETWORKS, NETWORKS, "FLOPs", "Fits")
+COST = "Quality against the cost of sampling"
+HEADINGS = (COST, "Samplers", "Likelihoods", NETWORKS, NETWORKS, "FLOPs", "Fits")
 
 
 @pytest.mark.parametrize("number", range(len(HEADINGS)), ids=HEADINGS)

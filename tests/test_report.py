@@ -188,6 +188,7 @@ def _sample(workdir: pathlib.Path, run_id: str) -> None:
         seconds=5.4,
         weights="ema",
         seed=0,
+        images=16,
         captions=(TROUBLE, *(words[i % 3] for i in range(15))),
         images_file="samples/images.npy",
     )

@@ -4,7 +4,8 @@
     frontier.json   a records.Frontier: all of them and what they say
 
 For each run, sampler and number of steps the guidance of the lowest distance is found
-first (paper A, section 3.3.1); its pictures are then drawn once more and resampled.
+first (paper A, section 3.3.1); its pictures are then drawn once more and resampled. The
+other guidances of a setting are taken to scatter as much, relative to their values.
 """
 
 from __future__ import annotations
@@ -102,6 +103,17 @@ def _settings(experiment: config.Experiment) -> list[config.Generate]:
     ]
 
 
+def _spread(cell: records.Cell, best: records.Cell) -> records.Cell:
+    """The cell with replicates: of the best guidance's relative spread if without.
+
+    Resampling every cell would take longer than drawing them.
+    """
+    if cell.replicates or not best.replicates:
+        return cell
+    scaled = tuple(cell.value * x / best.value for x in best.replicates)
+    return dataclasses.replace(cell, replicates=scaled)
+
+
 class _Grid:
     """One call of the stage."""
 
@@ -146,7 +158,7 @@ class _Grid:
                     cells.append(cell)
                 best = min(range(len(cells)), key=lambda i: cells[i].value)
                 cells[best] = self._resampled(spec, cells[best], drawing)
-                found += cells
+                found += [_spread(cell, cells[best]) for cell in cells]
                 now = time.perf_counter()
                 if now - shown > self._experiment.train.show_every_seconds:
                     shown = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scaling_ldm import config, frozen, mesh
+from scaling_ldm import config, frozen, mesh, records
 from scaling_ldm.encoders import clip_features, dinov2, efficientnet_lite, inception
 from scaling_ldm.encoders.features import Features
 from scaling_ldm.metrics import resize
 from scaling_ldm.weights import clip as clip_weights
 from scaling_ldm.weights import dinov2 as dinov2_weights
 from scaling_ldm.weights import efficientnet_lite as lite_weights
+from scaling_ldm.weights import files
 from scaling_ldm.weights import inception as inception_weights
 
 
@@ -134,14 +134,11 @@ def _file(cfg: config.Evaluate) -> pathlib.Path:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Of a file, or of a folder's safetensors one after another."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    total = hashlib.sha256()
-    for each in files:
-        with open(each, "rb") as file:
-            while part := file.read(1 << 24):
-                total.update(part)
-    return total.hexdigest()
+    """Of a file, of a folder's only safetensors, or a digest of several."""
+    if path.is_file():
+        return files.sha256(path)
+    every = [files.sha256(each) for each in sorted(path.glob("*.safetensors"))]
+    return every[0] if len(every) == 1 else records.digest(every)
 
 
 class Extractor:

@@ -239,7 +239,7 @@ def _samples(study: Study) -> list[str]:
         f"<p>Run {escape(s.run_id)}, {escape(s.weights)} weights; sampler "
         f"{escape(s.sampler)}, {s.steps} steps, guidance {plain(s.guidance)}: {s.nfe} "
         f"network evaluations an image, {scientific(s.flops)} FLOPs and "
-        f"{plain(s.seconds)} s for all {len(s.captions)}; seed {s.seed}.</p>",
+        f"{plain(s.seconds)} s for all {s.images}; seed {s.seed}.</p>",
     ]
     if study.images is None:
         return [*parts, "<p>The pictures themselves could not be read.</p>"]
@@ -258,8 +258,8 @@ def _samples(study: Study) -> list[str]:
         '<div class="grid" style="grid-template-columns: '
         f'repeat(auto-fill, {width}px)">{"".join(cells)}</div>'
     )
-    if len(study.images) > len(images):
-        parts.append(f"<p>The first {len(images)} of {len(study.images)}.</p>")
+    if s.images > len(images):
+        parts.append(f"<p>The first {len(images)} of {s.images}.</p>")
     return parts
 
 
