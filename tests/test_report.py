@@ -702,3 +702,37 @@ def test_models_that_share_a_label_are_told_apart():
     found = frontier.build(cells, reference="A", device="cpu", budgets=4)
     assert frontier_figures.sizes(found) == {f"run{k}": f"A (run{k})" for k in range(3)}
     assert frontier_figures.samplers(found) == ["ddim"]
+
+
+def test_measured_numbers_are_shown_with_their_interval_and_protocol(tmp_path):
+    make_workdir(tmp_path, "unfitted", lean=True)
+    run_id = records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id
+    found = [
+        records.EvalRecord(
+            run_id=run_id,
+            step=step,
+            train_flops=1e9 * step,
+            metric="fd_<lite0>",
+            value=value,
+            low=value - 3,
+            high=value + 4,
+            level=0.9,
+            images=5000,
+            nfe=100,
+            flops=1e9,
+            protocol={},
+            protocol_hash="0123456789abcdef",
+        )
+        for step, value in ((20, 51.0), (10, 77.0))
+    ]
+    records.write_jsonl(tmp_path / "evaluations.jsonl", found)
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert page.wrong == [] and page.open == []
+    assert "Measured pictures" in page.text and "fd_<lite0>" in page.text
+    assert "51.0 [48.0, 55.0]" in page.text and "0123456789abcdef" in page.text
+    rows = _rows(tmp_path, "evaluations")
+    assert [row["step"] for row in rows] == ["10", "20"]
+    (tmp_path / "evaluations.jsonl").write_text("{")
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert "evaluations.jsonl could not be read" in page.text
+    assert "Measured pictures" not in page.text

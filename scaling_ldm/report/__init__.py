@@ -4,9 +4,9 @@
 
 What it reads, all relative to the working directory: `runs.jsonl` (needed),
 `experiment.json`, `runs/<run_id>/record.json` and `metrics.jsonl`, `laws.json`,
-`samples/record.json` and the images it names, `frontier.json`, `environment.json`. What
-it writes: `report/index.html`, `report/figures/*.png` and `*.pdf`,
-`report/tables/*.csv`. The same inputs give the same bytes. No jax is imported.
+`samples/record.json` and the images it names, `evaluations.jsonl`, `frontier.json`,
+`environment.json`. What it writes: `report/index.html`, `report/figures/*.png` and
+`*.pdf`, `report/tables/*.csv`. The same inputs give the same bytes. No jax is imported.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _tables(found: study.Study, published: list, beside: list) -> list[Table]:
         law_tables.parametric(found),
         law_tables.excluded(found),
         run_tables.samples(found),
+        run_tables.evaluations(found),
     ]
     if found.frontier is not None:
         optional += frontier_section.tables(found.frontier)

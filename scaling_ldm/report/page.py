@@ -48,6 +48,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
         _folded(f"Every run ({len(study.runs)})", _table(by_name["runs"])),
         *_frontier(study, figures, by_name),
         *_samples(study),
+        *_evaluations(study, by_name),
         *_costs(study, by_name),
         "<h2>Configuration and environment</h2>",
         _config(study),
@@ -227,6 +228,17 @@ def _frontier(
         _folded("The best of each budget", _table(tables.get("best_at_budget"))),
         _folded("The best guidance", _table(tables.get("best_guidance"))),
         _folded("Every cell", _table(tables.get("cells"))),
+    ]
+
+
+def _evaluations(study: Study, tables: Mapping[str, Table]) -> list[str]:
+    if not study.evaluations:
+        return []
+    return [
+        "<h2>Measured pictures</h2>",
+        '<p class="soft">Numbers of one metric are comparable where the protocol is '
+        "the same; evaluations.jsonl has every part of it.</p>",
+        _table(tables.get("evaluations")),
     ]
 
 

@@ -16,7 +16,7 @@ from scaling_ldm.report.numbers import (
     spoken,
 )
 from scaling_ldm.report.study import Study, flatten
-from scaling_ldm.report.table import Column, Row, Table, cell, text
+from scaling_ldm.report.table import Column, Row, Table, cell, ranged, text
 
 _ADDITIVE = (
     "budget_flops",
@@ -205,6 +205,43 @@ def samples(study: Study) -> Table | None:
     rows = tuple({"image": i, "caption": c} for i, c in enumerate(s.captions))
     columns = (cell("image", "image", str), text("caption", "caption"))
     return Table(name="samples", caption="", rows=rows, columns=columns)
+
+
+def evaluations(study: Study) -> Table | None:
+    """Every measured number, by metric and training compute."""
+    if not study.evaluations:
+        return None
+    found = sorted(
+        study.evaluations, key=lambda r: (r.metric, r.protocol_hash, r.train_flops)
+    )
+    rows = tuple(
+        {
+            "metric": r.metric,
+            "run_id": r.run_id,
+            "step": r.step,
+            "train_flops": r.train_flops,
+            "value": r.value,
+            "value_low": r.low,
+            "value_high": r.high,
+            "level": r.level,
+            "images": r.images,
+            "nfe": r.nfe,
+            "flops": r.flops,
+            "protocol": r.protocol_hash,
+        }
+        for r in found
+    )
+    columns = (
+        text("metric", "metric"),
+        text("run", "run_id"),
+        cell("step", "step", count),
+        cell("training FLOPs", "train_flops", scientific),
+        ranged("value", "value", plain),
+        cell("pictures", "images", count),
+        cell("evaluations a picture", "nfe", count),
+        text("protocol", "protocol"),
+    )
+    return Table(name="evaluations", caption="", rows=rows, columns=columns)
 
 
 def pairs(name: str, caption: str, tree: Mapping[str, Any]) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 
 from scaling_ldm import records
 from scaling_ldm.records import (
+    EvalRecord,
     FitResult,
     Frontier,
     Parabola,
@@ -39,6 +40,7 @@ class Study:
     curves: Mapping[str, np.ndarray]  # by run_id: [logged steps, CURVE_FIELDS]
     fit: FitResult | None
     frontier: Frontier | None
+    evaluations: tuple[EvalRecord, ...]
     samples: SampleRecord | None
     images: np.ndarray | None  # uint8 [n, height, width, 3]
     environment: Mapping[str, Any]
@@ -132,6 +134,7 @@ def read(workdir: pathlib.Path) -> Study:
         curves=curves,
         fit=_record(workdir, "laws.json", FitResult, notes),
         frontier=_record(workdir, "frontier.json", Frontier, notes),
+        evaluations=_evaluations(workdir, notes),
         samples=samples,
         images=_images(workdir, samples, notes) if samples else None,
         environment=_json(workdir, "environment.json", notes) or {},
@@ -196,6 +199,18 @@ def _record(workdir: pathlib.Path, name: str, kind: type, notes: list[str]) -> A
         notes.append(f"{name} could not be read: it holds no {kind.__name__}")
         return None
     return value
+
+
+def _evaluations(workdir: pathlib.Path, notes: list[str]) -> tuple[EvalRecord, ...]:
+    path = workdir / "evaluations.jsonl"
+    if not path.is_file():
+        return ()
+    try:
+        found = records.read_jsonl(path)
+    except records.Damaged as e:
+        notes.append(f"evaluations.jsonl could not be read: {e}")
+        return ()
+    return tuple(r for r in found if isinstance(r, EvalRecord))
 
 
 def _curve(workdir: pathlib.Path, name: str, notes: list[str]) -> np.ndarray | None:
