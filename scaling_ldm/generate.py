@@ -51,7 +51,7 @@ def run(
     folder = workdir / "samples"
     if (folder / "record.json").exists():
         known = records.loads((folder / "record.json").read_text())
-        wanted = _settings(experiment, spec)
+        wanted = sampling.settings(experiment, spec)
         if {name: getattr(known, name) for name in wanted} == wanted:
             meters.say(f"samples of {spec.run_id} are there already")
             return known
@@ -77,19 +77,6 @@ def check(experiment: config.Experiment) -> None:
         ) from e
 
 
-def _settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
-    cfg = experiment.generate
-    return {
-        "run_id": spec.run_id,
-        "images": cfg.images,
-        "sampler": cfg.sampler,
-        "spacing": cfg.spacing,
-        "steps": cfg.steps,
-        "guidance": cfg.guidance,
-        "seed": cfg.seed,
-    }
-
-
 def _sample(
     experiment: config.Experiment,
     workdir: pathlib.Path,
@@ -100,7 +87,7 @@ def _sample(
     each = min(cfg.batch_size, cfg.images)
     drawing = sampling.Sampling(experiment, workdir, spec, device_mesh, each)
     if mesh.is_primary():
-        _claim(folder, _settings(experiment, spec) | {"each": each})
+        _claim(folder, sampling.settings(experiment, spec) | {"each": each})
     mesh.barrier("samples")
     starts = range(0, cfg.images, each)
     shards = sampling.shards(workdir)
@@ -126,7 +113,7 @@ def _sample(
     captions = drawing.captions(np.arange(cfg.images))
     cost = drawing.cost(cfg)
     record = records.SampleRecord(
-        **_settings(experiment, spec),
+        **sampling.settings(experiment, spec),
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
         seconds=seconds,

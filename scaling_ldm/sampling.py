@@ -41,6 +41,20 @@ def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
         yield np.load(path, allow_pickle=False)
 
 
+def settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
+    """The fields of the SampleRecord that a run's pictures would have."""
+    cfg = experiment.generate
+    return {
+        "run_id": spec.run_id,
+        "images": cfg.images,
+        "sampler": cfg.sampler,
+        "spacing": cfg.spacing,
+        "steps": cfg.steps,
+        "guidance": cfg.guidance,
+        "seed": cfg.seed,
+    }
+
+
 class Cost(NamedTuple):
     """Of one picture."""
 

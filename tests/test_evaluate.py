@@ -133,11 +133,25 @@ def test_checkpoints_on_the_way_are_measured_where_asked_for(trained):
     assert len(set(values.values())) == len(values)  # other weights, other pictures
 
 
-def test_pictures_of_other_settings_are_refused(trained):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images", 30), ("guidance", 7.5), ("sampler", "ddim"), ("steps", 3), ("seed", 9)],
+)
+def test_pictures_of_other_settings_are_refused(trained, field, value):
+    """Their numbers would carry a protocol that they were not drawn by."""
     experiment, workdir, specs = trained
-    more = changed(experiment, generate={"images": 30})
-    with pytest.raises(config.ConfigError, match="add generate to --stages"):
-        evaluate.run(more, workdir, specs)
+    other = changed(experiment, generate={field: value})
+    with pytest.raises(config.ConfigError, match=f"{field} = .*add generate"):
+        evaluate.run(other, workdir, specs)
+
+
+def test_pictures_of_another_run_are_refused(trained, monkeypatch):
+    experiment, workdir, specs = trained
+    best = finished.best(workdir, specs)
+    (other,) = (spec for spec in specs if spec != best)
+    monkeypatch.setattr(finished, "best", lambda workdir, specs: other)
+    with pytest.raises(config.ConfigError, match="run_id = .*add generate"):
+        evaluate.run(experiment, workdir, specs)
 
 
 def test_without_a_network_nothing_is_measured(trained, tmp_path):
@@ -158,7 +172,10 @@ def test_a_given_reference_is_used_and_another_networks_refused(
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
     given = {"metrics": ("fd",), "reference": str(path)}
     (again,) = evaluate.run(changed(experiment, evaluate=given), workdir, specs)
-    assert again.value == wanted.value and again.protocol_hash != wanted.protocol_hash
+    assert again == wanted  # the same statistics, wherever they are from
+    (workdir / "evaluations.jsonl").unlink()
+    (anew,) = evaluate.run(changed(experiment, evaluate=given), workdir, specs)
+    assert anew == wanted
     with pytest.raises(config.ConfigError, match="statistics alone"):
         evaluate.run(
             changed(experiment, evaluate=given | {"metrics": ("kid",)}), workdir, specs

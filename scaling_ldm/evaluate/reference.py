@@ -25,7 +25,7 @@ class Real:
     """Statistics of real pictures.
 
     features: None where a file gave the statistics alone.
-    digest: of all that they depend on.
+    digest: of the statistics themselves.
     """
 
     moments: moments.Moments
@@ -124,7 +124,10 @@ def statistics(
     total, held = moments.Moments.load(path)
     features = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     return Real(
-        moments=total, features=features, digest=digest, images=int(held["images"])
+        moments=total,
+        features=features,
+        digest=total.digest(),
+        images=int(held["images"]),
     )
 
 
@@ -143,6 +146,6 @@ def _given(name: str, extract: Extractor) -> Real:
     return Real(
         moments=total,
         features=None,
-        digest=records.digest({"file": held, "count": total.count}),
+        digest=total.digest(),
         images=int(total.count),
     )

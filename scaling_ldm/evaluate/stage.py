@@ -142,11 +142,11 @@ def _measure(
             )
             cost = drawing.cost(experiment.generate)
             if subject.step is None:
+                _check_pictures(experiment, workdir, spec)
                 pictures = sampling.saved(workdir)
             else:
                 pictures = _drawn(experiment, drawing)
-            features = concatenated([extract(images) for images in pictures])
-            _check_count(experiment, len(features.features))
+            features = _concatenated([extract(images) for images in pictures])
             words = None
             if extract.captions is not None and "clip_score" in cfg.metrics:
                 asked = drawing.captions(np.arange(experiment.generate.images))
@@ -197,18 +197,24 @@ def _drawn(
         yield drawing.images(rows, how)
 
 
-def concatenated(parts: Sequence[Features]) -> Features:
+def _concatenated(parts: Sequence[Features]) -> Features:
     """Features of several batches, in order."""
-    if not parts:
-        raise config.ConfigError(
-            "no generated pictures to evaluate: add generate to --stages"
-        )
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _check_count(experiment: config.Experiment, count: int) -> None:
-    if count != experiment.generate.images:
+def _check_pictures(
+    experiment: config.Experiment, workdir: pathlib.Path, spec: records.RunSpec
+) -> None:
+    """Raises ConfigError unless the generate stage drew this run's pictures so."""
+    path = workdir / "samples" / "record.json"
+    held = records.loads(path.read_text()) if path.exists() else None
+    differing = [
+        f"{name} = {getattr(held, name)!r} there, {value!r} wanted"
+        for name, value in sampling.settings(experiment, spec).items()
+        if held is not None and getattr(held, name) != value
+    ]
+    if held is None or differing:
         raise config.ConfigError(
-            f"the generate stage left {count:,} pictures, config.generate.images = "
-            f"{experiment.generate.images:,}: add generate to --stages"
+            f"{path.parent} does not hold the pictures to evaluate "
+            f"({'; '.join(differing) or 'none are finished'}): add generate to --stages"
         )
