@@ -16,6 +16,7 @@ LAYERS = (
     {"config", "records"},
     {
         "shapes",
+        "attention",
         "layers",
         "metrics",
         "flops",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from scaling_ldm import denoisers, flops, layers
+from scaling_ldm import attention, denoisers, flops, layers
 from scaling_ldm.denoisers import dit, mmdit, presets
 from scaling_ldm.weights import dit as dit_weights
 from scaling_ldm.weights import layout
@@ -208,14 +208,14 @@ def test_normalised_queries_and_keys_bound_the_scores(
         return leaf
 
     params = jax.tree_util.tree_map_with_path(unit, params)
-    largest, attend = [], layers.attend
+    largest, attend = [], attention.attend
 
     def watched(q, k, v, mask):
         scores = jnp.einsum("BTKH,BSKH->BKTS", q, k) * q.shape[-1] ** -0.5
         largest.append(jnp.abs(scores).max())
         return attend(q, k, v, mask)
 
-    monkeypatch.setattr(layers, "attend", watched)
+    monkeypatch.setattr(attention, "attend", watched)
     x, t, cond = inputs(spec)
     apply = dit.apply if isinstance(spec, dit.Shape) else mmdit.apply
     found = jax.jit(lambda p: (apply(spec, p, x, t, cond), jnp.stack(largest))[1])(

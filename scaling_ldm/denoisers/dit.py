@@ -31,7 +31,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm import layers
+from scaling_ldm import attention, layers
 from scaling_ldm.shapes import LatentBHWC, TimeB, TokensBTD
 
 Params = dict[str, Any]
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         q = layers.head_norm(self.qk_norm, q, self.dtype, "q_norm")
         k = layers.head_norm(self.qk_norm, k, self.dtype, "k_norm")
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
-        out_BTKH = layers.attend(q, k, v, mask_B11S)
+        out_BTKH = attention.attend(q, k, v, mask_B11S)
         return nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(
             out_BTKH
         )

@@ -33,7 +33,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm import layers
+from scaling_ldm import attention, layers
 from scaling_ldm.shapes import LatentBHWC, TimeB, TokensBTD
 
 Params = dict[str, Any]
@@ -162,7 +162,7 @@ class Double(nn.Module):
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         if not self.keeps_text:
             q = q[:, S:]
-        out = layers.attend(q, k, v, side.get("mask"))
+        out = attention.attend(q, k, v, side.get("mask"))
 
         def after(x: TokensBTD, out: jax.Array, by: Any, name: str) -> TokensBTD:
             """The rest of a stream's block: output, then the perceptron."""
@@ -195,7 +195,7 @@ class Single(nn.Module):
         q, k, v = _qkv(s, h, "")
         rope = _rope(s)
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
-        seen = layers.attend(q, k, v, side.get("mask")).reshape(B, T, D)
+        seen = attention.attend(q, k, v, side.get("mask")).reshape(B, T, D)
         h = nn.Dense(s.mlp_ratio * D, dtype=s.dtype, name="up")(h)
         h = layers.ACTIVATIONS[s.activation](h)
         h = jnp.concatenate([seen, h], axis=-1)

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm import layers
+from scaling_ldm import attention, layers
 from scaling_ldm.shapes import LatentBHWC, TextBSE, TimeB, TokensBTD
 
 Params = dict[str, Any]
@@ -111,7 +111,7 @@ class Attention(nn.Module):
             )
 
         q, k, v = project("q", x_BTD), project("k", source), project("v", source)
-        out = layers.attend(q, k, v, mask)
+        out = attention.attend(q, k, v, mask)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(out)
 
 

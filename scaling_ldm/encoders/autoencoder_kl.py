@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm import layers
+from scaling_ldm import attention, layers
 from scaling_ldm.shapes import LatentBHWC
 
 Params = dict[str, Any]
@@ -100,7 +100,7 @@ class Attention(nn.Module):
             nn.Dense(C, dtype=self.dtype, name=name)(h_BTC)[:, :, None]
             for name in ("q", "k", "v")
         )
-        out = layers.attend(q, k, v, None)[:, :, 0]
+        out = attention.attend(q, k, v, None)[:, :, 0]
         out = nn.Dense(C, dtype=self.dtype, name="out")(out)
         return x_BHWC + out.reshape(B, H, W, C)
 

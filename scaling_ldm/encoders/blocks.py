@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm import layers
+from scaling_ldm import attention
 from scaling_ldm.shapes import TokensBTD
 
 Params = dict[str, Any]
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             (3, self.heads, width // self.heads), dtype=self.dtype, name="qkv"
         )(x_BTD)
         q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
-        out_BTKH = layers.attend(q, k, v, mask_B1TS)
+        out_BTKH = attention.attend(q, k, v, mask_B1TS)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(
             out_BTKH
         )

@@ -224,7 +224,7 @@ def bits_per_dim(
         no noise.
       t_max: by default `t_noise`.
       derivative: "vjp", or "jvp" for networks that have a forward derivative, which
-        attention of `layers.attend` has not; the same numbers, less memory.
+        attention of `attention.attend` has not; the same numbers, less memory.
 
     Raises:
       ValueError: an unknown prediction or derivative, one that says nothing of x0 at

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_ldm import layers
+from scaling_ldm import attention
 
 
 def plainly(q_BTKH, k_BSKH, v_BSKH, mask_B11S):
@@ -34,7 +34,7 @@ def test_value_and_gradients_are_those_of_the_definition(masked):
     args, mask, weights = inputs(masked=masked)
     ours, theirs = (
         jax.value_and_grad(loss(attend, mask, weights), (0, 1, 2))(*args)
-        for attend in (layers.attend, plainly)
+        for attend in (attention.attend, plainly)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
@@ -48,7 +48,7 @@ def test_value_and_gradients_are_those_of_the_definition(masked):
 def test_in_bfloat16_the_gradients_have_its_type_and_its_precision():
     args, mask, weights = inputs(jnp.bfloat16)
     wide = [a.astype(jnp.float32) for a in args]
-    ours = jax.grad(loss(layers.attend, mask, weights), (0, 1, 2))(*args)
+    ours = jax.grad(loss(attention.attend, mask, weights), (0, 1, 2))(*args)
     theirs = jax.grad(loss(plainly, mask, weights), (0, 1, 2))(*wide)
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == jnp.bfloat16
@@ -65,7 +65,7 @@ def test_the_gradient_has_a_gradient():
 
         return jax.grad(norm, (0, 1, 2))(*args)
 
-    for a, b in zip(squared(layers.attend), squared(plainly), strict=True):
+    for a, b in zip(squared(attention.attend), squared(plainly), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -73,7 +73,9 @@ def test_no_array_of_queries_by_keys_is_transposed():
     """On a CPU these transpositions take longer than the arithmetic (README, Speed)."""
     args, mask, weights = inputs()
     text = str(
-        jax.make_jaxpr(jax.grad(loss(layers.attend, mask, weights), (0, 1, 2)))(*args)
+        jax.make_jaxpr(jax.grad(loss(attention.attend, mask, weights), (0, 1, 2)))(
+            *args
+        )
     )
     moved = [
         line
