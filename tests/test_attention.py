@@ -1,11 +1,18 @@
-"""Attention's own gradient."""
+"""Attention and its own gradient, with the scores kept and computed again."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_ldm import attention
+from scaling_ldm import attention, flops
+
+
+@pytest.fixture(params=["keep the scores", "compute them again"])
+def both(request, monkeypatch):
+    """Each test sees both ways at its small size."""
+    again = request.param == "compute them again"
+    monkeypatch.setattr(attention, "LONG", 1 if again else 10**9)
 
 
 def plainly(q_BTKH, k_BSKH, v_BSKH, mask_B11S):
@@ -29,6 +36,7 @@ def loss(attend, mask, weights):
     return lambda q, k, v: jnp.sum(jnp.tanh(attend(q, k, v, mask)) * weights)
 
 
+@pytest.mark.usefixtures("both")
 @pytest.mark.parametrize("masked", [True, False])
 def test_value_and_gradients_are_those_of_the_definition(masked):
     args, mask, weights = inputs(masked=masked)
@@ -45,6 +53,7 @@ def test_value_and_gradients_are_those_of_the_definition(masked):
         assert not np.any(ours[1][1][1, 4:]) and not np.any(ours[1][2][2, 1:])
 
 
+@pytest.mark.usefixtures("both")
 def test_in_bfloat16_the_gradients_have_its_type_and_its_precision():
     args, mask, weights = inputs(jnp.bfloat16)
     wide = [a.astype(jnp.float32) for a in args]
@@ -55,6 +64,7 @@ def test_in_bfloat16_the_gradients_have_its_type_and_its_precision():
         assert np.abs(a.astype(np.float32) - b).max() < 0.02 * np.abs(b).max()
 
 
+@pytest.mark.usefixtures("both")
 def test_the_gradient_has_a_gradient():
     args, mask, weights = inputs()
 
@@ -67,6 +77,66 @@ def test_the_gradient_has_a_gradient():
 
     for a, b in zip(squared(attention.attend), squared(plainly), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("both")
+def test_each_query_may_have_a_mask_of_its_own():
+    args, _, weights = inputs(masked=False)
+    mask = (
+        jax.random.bernoulli(jax.random.key(9), 0.5, (3, 1, 5, 7)).at[..., 0].set(True)
+    )
+    ours, theirs = (
+        jax.grad(loss(attend, mask, weights), (0, 1, 2))(*args)
+        for attend in (attention.attend, plainly)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def large(shape):
+    """Arguments with 512 x 512 scores a head, the first size that is long."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    return [jax.random.normal(key, shape) for key in keys]
+
+
+def derivative(q, k, v):
+    weights = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+    return jax.grad(loss(attention.attend, None, weights), (0, 1, 2))(q, k, v)
+
+
+def test_long_sequences_keep_no_scores_and_recompute_is_not_the_models_flops(
+    monkeypatch,
+):
+    args = large((2, 512, 2, 4))
+    again = flops.count(derivative, *args)
+    lowered = jax.jit(derivative).lower(*args)
+    memory = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert memory < 4 * 512 * 512 * 4  # all scores once; the gradient knows them twice
+    monkeypatch.setattr(attention, "LONG", 10**9)
+    jax.clear_caches()
+    kept = flops.count(derivative, *args)
+    product = 2 * 2 * 2 * 512 * 512 * 4
+    assert kept.total == 6 * product and not kept.recomputed
+    assert again.model == kept.model
+    assert again.recomputed == product
+
+
+@pytest.mark.parametrize("parts", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_sharded_pictures_and_heads_stay_where_they_are(parts):
+    args = large((2, 512, 2, 4))
+    alone = derivative(*args)
+    mesh = jax.make_mesh(
+        parts, ("data", "model"), (jax.sharding.AxisType.Explicit,) * 2
+    )
+    with jax.set_mesh(mesh):
+        spec = jax.P("data", None, "model")
+        given = [jax.device_put(a, jax.NamedSharding(mesh, spec)) for a in args]
+        compiled = jax.jit(derivative).lower(*given).compile()
+        for a, b in zip(compiled(*given), alone, strict=True):
+            assert tuple(a.sharding.spec)[:3] == tuple(spec)
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+        collectives = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+        assert not [name for name in collectives if name in compiled.as_text()]
 
 
 def test_no_array_of_queries_by_keys_is_transposed():
