@@ -268,14 +268,22 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
     assert evaluate.run_frontier(experiment, workdir, specs).cells == found.cells
 
 
-def test_a_lost_cell_comes_back_the_same(trained):
+def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch):
     experiment, workdir, specs = trained
     before = evaluate.run_frontier(experiment, workdir, specs).cells
     folder = workdir / "frontier" / "cells"
     gone = sorted(folder.iterdir())[::3]
     for path in gone:
         path.unlink()
+    calls, extract = [], networks.Extractor.__call__
+
+    def counted(self, images):
+        calls.append(len(images))
+        return extract(self, images)
+
+    monkeypatch.setattr(networks.Extractor, "__call__", counted)
     after = evaluate.run_frontier(experiment, workdir, specs).cells
+    assert len(calls) == len(gone)
     assert [dataclasses.replace(c, seconds=0.0) for c in after] == [
         dataclasses.replace(c, seconds=0.0) for c in before
     ]

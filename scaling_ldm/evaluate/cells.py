@@ -4,7 +4,7 @@
     frontier.json   a records.Frontier: all of them and what they say
 
 For each run, sampler and number of steps the guidance of the lowest distance is found
-first (paper A, section 3.3.1); its pictures are then drawn once more and resampled. The
+first (paper A, section 3.3.1); the features of its pictures are then resampled. The
 other guidances of a setting are taken to scatter as much, relative to their values.
 """
 
@@ -114,6 +114,34 @@ def _spread(cell: records.Cell, best: records.Cell) -> records.Cell:
     return dataclasses.replace(cell, replicates=scaled)
 
 
+class _Shelf:
+    """Cells on disk, each under the digest of all that its value depends on.
+
+    Args:
+      parts: of the protocol, all but the sampler's.
+    """
+
+    def __init__(self, folder: pathlib.Path, parts: dict[str, Any]) -> None:
+        self._folder, self._parts = folder, parts
+
+    def protocol(self, how: config.Generate) -> dict[str, Any]:
+        return self._parts | stage.sampled(how)
+
+    def read(self, spec: records.RunSpec, how: config.Generate) -> records.Cell | None:
+        path = self._path(spec, how)
+        return records.loads(path.read_text()) if path.exists() else None
+
+    def write(
+        self, spec: records.RunSpec, how: config.Generate, cell: records.Cell
+    ) -> None:
+        if mesh.is_primary():
+            records.write_text(self._path(spec, how), records.dumps(cell))
+
+    def _path(self, spec: records.RunSpec, how: config.Generate) -> pathlib.Path:
+        of = [spec.run_id, spec.recipe_hash, self.protocol(how)]
+        return self._folder / f"{records.digest(of)}.json"
+
+
 class _Grid:
     """One call of the stage."""
 
@@ -133,8 +161,11 @@ class _Grid:
             experiment, workdir / "evaluate", self._extract, side
         )
         self._reference = frechet.Reference.of(real.moments)
-        self._parts = stage.measuring(experiment, self._extract, real)
         (self._metric,) = metrics.names("fd", cfg.network)
+        parts = stage.measuring(experiment, self._extract, real)
+        self._shelf = _Shelf(
+            workdir / "frontier" / "cells", parts | {"metric": self._metric}
+        )
         self._of_largest: float | None = None
 
     def run(self) -> list[records.Cell]:
@@ -149,28 +180,46 @@ class _Grid:
             for _, group in itertools.groupby(
                 settings, key=lambda how: (how.sampler, how.steps)
             ):
-                cells = []
-                for how in group:
-                    cell = self._read(spec, how)
-                    if cell is None:
-                        cell = self._cell(spec, how, drawing)
-                        fresh += 1
-                    cells.append(cell)
-                best = min(range(len(cells)), key=lambda i: cells[i].value)
-                cells[best] = self._resampled(spec, cells[best], drawing)
-                found += [_spread(cell, cells[best]) for cell in cells]
+                cells, drawn = self._group(spec, list(group), drawing)
+                found += cells
+                fresh += drawn
                 now = time.perf_counter()
                 if now - shown > self._experiment.train.show_every_seconds:
                     shown = now
                     each = (now - begin) / max(fresh, 1)
                     left = each * (total - len(found))
-                    b = cells[best]
+                    b = min(cells, key=lambda cell: cell.value)
                     meters.say(
                         f"frontier  {len(found):,} of {total:,} cells  {b.model}  "
                         f"{b.sampler} {b.steps}: best guidance {b.guidance:g}, "
                         f"{self._metric} {b.value:.4g}  left {meters.duration(left)}"
                     )
         return found
+
+    def _group(
+        self,
+        spec: records.RunSpec,
+        settings: Sequence[config.Generate],
+        drawing: sampling.Sampling,
+    ) -> tuple[list[records.Cell], int]:
+        """The cells of one sampler and number of steps; how many were drawn now."""
+        cells, fresh = [], 0
+        best, of_best = 0, None  # features of one cell at a time
+        for i, how in enumerate(settings):
+            cell, features = self._shelf.read(spec, how), None
+            if cell is None:
+                cell, features = self._cell(spec, how, drawing)
+                fresh += 1
+            cells.append(cell)
+            if i == 0 or cell.value < cells[best].value:
+                best, of_best = i, features
+        how, cell = settings[best], cells[best]
+        if self._experiment.evaluate.bootstrap and not cell.replicates:
+            if of_best is None:
+                of_best, _ = self._features(how, drawing)
+            cell = cells[best] = self._resampled(cell, of_best)
+            self._shelf.write(spec, how, cell)
+        return [_spread(each, cell) for each in cells], fresh
 
     def _drawing(self, spec: records.RunSpec) -> sampling.Sampling:
         generate = self._experiment.generate
@@ -189,32 +238,6 @@ class _Grid:
         cost = drawing.cost(self._experiment.generate)
         return cost.flops / cost.nfe
 
-    def _path(self, spec: records.RunSpec, how: config.Generate) -> pathlib.Path:
-        of = [spec.run_id, spec.recipe_hash, self._protocol(how)]
-        return self._workdir / "frontier" / "cells" / f"{records.digest(of)}.json"
-
-    def _protocol(self, how: config.Generate) -> dict[str, Any]:
-        return self._parts | stage.sampled(how) | {"metric": self._metric}
-
-    def _read(self, spec: records.RunSpec, how: config.Generate) -> records.Cell | None:
-        path = self._path(spec, how)
-        return records.loads(path.read_text()) if path.exists() else None
-
-    def _write(self, spec: records.RunSpec, cell: records.Cell) -> None:
-        if mesh.is_primary():
-            path = self._path(spec, self._how(cell))
-            records.write_text(path, records.dumps(cell))
-
-    def _how(self, cell: records.Cell) -> config.Generate:
-        return dataclasses.replace(
-            self._experiment.generate,
-            images=cell.images,
-            sampler=cell.sampler,
-            spacing="auto",
-            steps=cell.steps,
-            guidance=cell.guidance,
-        )
-
     def _features(
         self, how: config.Generate, drawing: sampling.Sampling
     ) -> tuple[np.ndarray, float]:
@@ -224,7 +247,7 @@ class _Grid:
 
     def _cell(
         self, spec: records.RunSpec, how: config.Generate, drawing: sampling.Sampling
-    ) -> records.Cell:
+    ) -> tuple[records.Cell, np.ndarray]:
         features, seconds = self._features(how, drawing)
         cost = drawing.cost(how)
         evaluation = cost.flops / cost.nfe
@@ -243,24 +266,19 @@ class _Grid:
             metric=self._metric,
             value=frechet.distance_from_features(features, self._reference),
             replicates=(),
-            protocol=protocol.digest(self._protocol(how), without=protocol.SAMPLING),
+            protocol=protocol.digest(
+                self._shelf.protocol(how), without=protocol.SAMPLING
+            ),
             images=how.images,
         )
-        self._write(spec, cell)
-        return cell
+        self._shelf.write(spec, how, cell)
+        return cell, features
 
-    def _resampled(
-        self, spec: records.RunSpec, cell: records.Cell, drawing: sampling.Sampling
-    ) -> records.Cell:
-        """The cell with replicates, moved down to lie around its value."""
+    def _resampled(self, cell: records.Cell, features: np.ndarray) -> records.Cell:
+        """The cell with replicates, moved to lie around its value."""
         cfg = self._experiment.evaluate
-        if cell.replicates or not cfg.bootstrap:
-            return cell
-        features, _ = self._features(self._how(cell), drawing)
         draws = frechet.bootstrap(
             features, self._reference, replicates=cfg.bootstrap, seed=cfg.seed
         )
         around = cell.value + draws - np.mean(draws)
-        cell = dataclasses.replace(cell, replicates=tuple(float(x) for x in around))
-        self._write(spec, cell)
-        return cell
+        return dataclasses.replace(cell, replicates=tuple(float(x) for x in around))
