@@ -94,7 +94,9 @@ def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
             params, batch, t, np.arange(ROWS), jax.random.key(1)
         )
     )
-    hyper = {"key": jax.random.key(0), "peak": np.float32(1e-2)}
+    # A U-Net swings at the rate that transformers like, most where SNR weighs the loss.
+    peak = 3e-3 if architecture == "unet" else 1e-2
+    hyper = {"key": jax.random.key(0), "peak": np.float32(peak)}
     hyper["warmup"] = np.float32(1)
     state = jax.jit(functions.init)(jax.random.key(0))
     step = jax.jit(functions.step)
