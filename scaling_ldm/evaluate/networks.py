@@ -27,7 +27,8 @@ class Judge(NamedTuple):
 
     apply: (params, x float32 [B, h, w, 3] in 0..255) -> Features.
     fit: uint8 [n, height, width, 3] -> what apply takes, on the host.
-    resize: how pictures come to the network's size, as a protocol names it.
+    resize: how pictures, and a table of positions, come to the network's size; every
+      choice of it, as a protocol names it.
     captions: captions -> vectors [n, D] beside the features, of networks that read.
     """
 
@@ -39,8 +40,11 @@ class Judge(NamedTuple):
     captions: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
+ORDER = "horizontal"  # of the passes of Pillow's resize: one of resize.ORDERS
+
+
 def _bicubic(side: int, images: np.ndarray) -> np.ndarray:
-    return resize.resize(images, (side, side), "bicubic")
+    return resize.resize(images, (side, side), "bicubic", order=ORDER)
 
 
 def _as_it_is(images: np.ndarray) -> np.ndarray:
@@ -51,7 +55,7 @@ def _pil(side: int) -> dict[str, Any]:
     """As Pillow resizes, for networks whose papers leave it to a library."""
     return {
         "fit": functools.partial(_bicubic, side),
-        "resize": f"Pillow bicubic to {side} x {side}",
+        "resize": f"Pillow bicubic to {side} x {side}, order {ORDER}",
     }
 
 
@@ -101,11 +105,13 @@ def _clip(cfg: config.Evaluate) -> Judge:
 def _dinov2(cfg: config.Evaluate) -> Judge:
     path = _file(cfg)
     shape, params = dinov2_weights.open_directory(path)
+    pil = _pil(dinov2.SIZE)
     return Judge(
         apply=functools.partial(dinov2.apply, shape),
         params=params,
+        fit=pil["fit"],
+        resize=f"{pil['resize']}; positions of offset {shape.offset:g}",
         file=path,
-        **_pil(dinov2.SIZE),
     )
 
 
