@@ -177,6 +177,10 @@ class _Study:
                 f"{self.workdir / 'report' / 'index.html'}"
             )
             return
+        if runs_networks["evaluate"] and {"evaluate", "frontier"} & set(self.stages):
+            from scaling_ldm import evaluate
+
+            evaluate.check(self.experiment)
         for stage in self.stages:
             getattr(self, f"_{stage}")()
         if self.stages == config.STAGES and self.primary:

@@ -42,3 +42,72 @@ def tiny():
     c.validation.samples = c.validation.batch_size = 16
     c.lock()
     return c
+
+
+@pytest.fixture(scope="session")
+def write_clip():
+    """write_clip(folder, seed): a random CLIP and its tokenizer, as published."""
+    import json
+
+    import numpy as np
+
+    from scaling_ldm.encoders import clip, clip_features
+    from scaling_ldm.weights import clip as weights
+    from scaling_ldm.weights import layout
+
+    special = ("<|startoftext|>", "<|endoftext|>")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,"
+    merges = ["r e", "re d</w>"]
+    vocabulary = [*letters, *(f"{c}</w>" for c in letters), "re", "red</w>", *special]
+    tower = {"width": 64, "depth": 2, "heads": 2, "hidden": 64, "projection": 16}
+    image = clip.VisionShape(**tower, image_size=16, patch_size=8)
+    text = clip.Shape(
+        **tower,
+        vocab_size=len(vocabulary),
+        max_tokens=24,
+        end_token=len(vocabulary) - 1,
+    )
+
+    def write(folder, seed):
+        """As transformers saves a CLIPModel and its tokenizer."""
+        folder.mkdir()
+        tensors = {}
+        for init, shape in ((clip.init, text), (clip_features.init, image)):
+            shapes = jax.eval_shape(lambda i=init, s=shape: i(s, jax.random.key(0)))
+            rng = np.random.default_rng(seed)
+            params = jax.tree.map(
+                lambda s, rng=rng: rng.normal(scale=0.15, size=s.shape).astype("f"),
+                shapes,
+            )
+            tensors |= weights.tensors(params, shape)
+        layout.save(tensors, folder / "model.safetensors")
+        common = {
+            "hidden_size": text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.hidden,
+        }
+        words = {
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_tokens,
+            "eos_token_id": text.end_token,
+        }
+        sides = {"image_size": image.image_size, "patch_size": image.patch_size}
+        stated = {
+            "model_type": "clip",
+            "projection_dim": text.projection,
+            "text_config": common | words,
+            "vision_config": common | sides,
+        }
+        ids = {word: i for i, word in enumerate(vocabulary)}
+        settings = {"tokenizer_class": "CLIPTokenizer"}
+        for name, value in (
+            ("config.json", stated),
+            ("vocab.json", ids),
+            ("tokenizer_config.json", settings),
+        ):
+            (folder / name).write_text(json.dumps(value))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+        return folder
+
+    return write

@@ -40,6 +40,7 @@ def judge(cfg, weights=None):
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     monkeypatch.setitem(networks._JUDGES, "lite0", judge)
+    monkeypatch.setattr(networks, "file", lambda cfg: pathlib.Path(__file__))
 
 
 @pytest.fixture(scope="module")

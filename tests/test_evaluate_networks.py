@@ -1,17 +1,32 @@
 """The stage with every network that config offers, from files as they are published."""
 
+import dataclasses
 import functools
+import importlib.util
 import json
+import math
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 
-from scaling_ldm import config, evaluate, mesh, records
+from scaling_ldm import (
+    config,
+    evaluate,
+    generate,
+    mesh,
+    plan,
+    records,
+    sampling,
+    train,
+)
 from scaling_ldm.encoders import dinov2
 from scaling_ldm.evaluate import networks, protocol
 from scaling_ldm.metrics import resize
+from scaling_ldm.weights import clip as clip_weights
 from scaling_ldm.weights import dinov2 as dinov2_weights
+from scaling_ldm.weights import efficientnet_lite, files, inception, layout
 
 DINOV2 = dinov2.Shape(
     width=64, depth=2, heads=2, hidden=128, image_size=70, patch_size=14
@@ -45,9 +60,327 @@ def write_dinov2(folder, seed):
     return folder
 
 
+def random_tensors(pairs, seed):
+    """A convolutional network's under its published names; values keep their size."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for pair in pairs:
+        fan_in = math.prod(pair.theirs[1:])
+        value = (2 / fan_in) ** 0.5 * rng.normal(size=pair.theirs)
+        if len(pair.theirs) == 1:
+            centred = pair.name.endswith(("bias", "running_mean"))
+            value = 0.1 * value if centred else np.exp(0.1 * value)
+        tensors[pair.name] = value.astype("f")
+    return tensors
+
+
+def write_lite0(path, seed):
+    layout.save(random_tensors(efficientnet_lite.pairs(), seed), path)
+    return path
+
+
+def write_inception(path, seed):
+    """A torch zip, as both programs publish theirs; the pickle is written by hand."""
+    tensors = random_tensors(inception.pairs(), seed)
+    # Protocol 2: an empty dict, a mark, name and tensor after name and tensor.
+    pickled = [b"\x80\x02}("]
+
+    def text(value):
+        encoded = value.encode()
+        return b"X" + len(encoded).to_bytes(4, "little") + encoded
+
+    def whole(value):
+        return b"J" + value.to_bytes(4, "little")
+
+    def sizes(values):
+        return b"(" + b"".join(map(whole, values)) + b"t"
+
+    with zipfile.ZipFile(path, "w") as file:
+        for key, (name, value) in enumerate(tensors.items()):
+            storage = text("storage") + b"ctorch\nFloatStorage\n" + text(str(key))
+            storage = b"(" + storage + text("cpu") + whole(value.size) + b"tQ"
+            strides = [n // value.itemsize for n in value.strides]
+            hooks = b"ccollections\nOrderedDict\n)R"
+            pickled += [
+                text(name),
+                b"ctorch._utils\n_rebuild_tensor_v2\n(",
+                storage + whole(0) + sizes(value.shape) + sizes(strides),
+                b"\x89" + hooks + b"tR",
+            ]
+            file.writestr(f"archive/data/{key}", value.tobytes())
+        file.writestr("archive/data.pkl", b"".join(pickled) + b"u.")
+        file.writestr("archive/byteorder", "little")
+    return path
+
+
+@pytest.fixture(scope="session")
+def writers(write_clip):
+    """Network -> what writes random weights of a seed as they are published."""
+    return {
+        "lite0": write_lite0,
+        "inception_pytorch_fid": write_inception,
+        "inception_torch_fidelity": write_inception,
+        "clip": write_clip,
+        "dinov2": write_dinov2,
+    }
+
+
+# Network: the file of its weights, the resize as a protocol says it, the names of
+# metrics and of the numbers.
+_EVERY = ("fd", "fd_infinity", "kid", "precision_recall")
+CASES = {
+    "lite0": (
+        "lite0.safetensors",
+        "Pillow bicubic to 32 x 32, order horizontal",
+        _EVERY,
+        "fd_lite0 fd_lite0_infinity kid_lite0 precision_lite0 recall_lite0",
+    ),
+    "inception_pytorch_fid": (
+        "pt_inception-2015-12-05-6726825d.pth",
+        "pytorch_fid bilinear to 299",
+        (*_EVERY, "inception_score"),
+        "fid fid_infinity kid_inception_pytorch_fid precision_inception_pytorch_fid "
+        "recall_inception_pytorch_fid inception_score",
+    ),
+    "inception_torch_fidelity": (
+        "weights-inception-2015-12-05-6726825d.pth",
+        "torch_fidelity bilinear to 299",
+        ("fd", "inception_score"),
+        "fid inception_score",
+    ),
+    "clip": (
+        "clip",
+        "Pillow bicubic to 16 x 16, order horizontal",
+        (*_EVERY, "clip_score"),
+        "fd_clip fd_clip_infinity kid_clip precision_clip recall_clip clip_score",
+    ),
+    "dinov2": (
+        "dinov2",
+        "Pillow bicubic to 224 x 224, order horizontal; positions of offset 0",
+        _EVERY,
+        "fd_dinov2 fd_dinov2_infinity kid_dinov2 precision_dinov2 recall_dinov2",
+    ),
+}
+IMAGES = 16
+
+
+def networks_but(*slow):
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in slow else [])
+        for name in CASES
+    ]
+
+
 @pytest.fixture(scope="module")
 def dinov2_folder(tmp_path_factory):
     return write_dinov2(tmp_path_factory.mktemp("networks") / "dinov2", 0)
+
+
+@pytest.fixture(scope="module")
+def generated(tiny, tmp_path_factory):
+    """(config, workdir, specs) of a trained size and its pictures."""
+    workdir = tmp_path_factory.mktemp("generated")
+    c = tiny.copy_and_resolve_references()
+    c.generate.images, c.generate.batch_size, c.generate.steps = IMAGES, IMAGES, 2
+    c.plan.sizes, c.plan.budgets_flops, c.plan.steps = ((8, 1),), (), 12
+    c.plan.sizes_per_budget = 0
+    experiment = config.resolve(c)
+    specs = plan.plan(experiment)
+    plan.write(specs, workdir)
+    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    generate.run(experiment, workdir, specs)
+    return c, workdir, specs
+
+
+def judged(generated, network, weights, **fields):
+    """The experiment with a network's section, as a user would write it."""
+    c = generated[0].copy_and_resolve_references()
+    c.evaluate.network, c.evaluate.weights = network, str(weights)
+    c.evaluate.metrics = CASES[network][2]
+    c.evaluate.reference_images, c.evaluate.batch_size = IMAGES, IMAGES
+    c.evaluate.bootstrap = 4
+    if network == "lite0":
+        c.evaluate.input_size = 32
+    c.evaluate.update(fields)
+    return config.resolve(c)
+
+
+@pytest.mark.parametrize("network", networks_but("lite0", "inception_torch_fidelity"))
+def test_a_run_is_measured_by_its_pictures_and_weights(
+    generated, writers, tmp_path, monkeypatch, network
+):
+    _, workdir, specs = generated
+    name, resized, metrics, numbers = CASES[network]
+    weights = writers[network](tmp_path / name, 0)
+    experiment = judged(generated, network, weights)
+    first = evaluate.run(experiment, workdir, specs)
+    assert [r.metric for r in first] == numbers.split()
+    stored = weights if weights.is_file() else weights / "model.safetensors"
+    for r in first:
+        assert np.isfinite([r.value, r.low, r.high]).all()
+        assert (r.images, r.step) == (IMAGES, specs[0].steps)
+        assert r.protocol["network"] == network
+        assert r.protocol["weights"] == files.sha256(stored)
+        assert r.protocol["resize"] == resized
+        assert r.protocol["backend"] == "numpy"
+    values = {r.metric: r.value for r in first}
+    assert min(values[n] for n in values if n.startswith(("fd", "fid"))) > 0
+    assert -100 < values.get("clip_score", 0) < 100
+    assert values.get("inception_score", 1.5) > 1
+
+    with monkeypatch.context() as patch:  # what is measured is not measured again
+        patch.setattr(
+            networks.Extractor, "__call__", lambda *_: pytest.fail("measured again")
+        )
+        assert evaluate.run(experiment, workdir, specs) == first
+
+
+@pytest.mark.parametrize(
+    "network",
+    networks_but("lite0", "inception_pytorch_fid", "inception_torch_fidelity"),
+)
+def test_other_weights_give_other_numbers_that_are_not_compared(
+    generated, writers, tmp_path, network
+):
+    _, workdir, specs = generated
+    name = CASES[network][0]
+    found = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        weights = writers[network](tmp_path / str(seed) / name, seed)
+        fields = {"metrics": ("fd",), "reference_images": 8, "bootstrap": 0}
+        found += evaluate.run(
+            judged(generated, network, weights, **fields), workdir, specs
+        )
+    a, b = found
+    assert a.protocol_hash != b.protocol_hash and a.value != b.value
+    with pytest.raises(evaluate.ProtocolError, match="weights: "):
+        evaluate.difference(a, b)
+    known = records.read_jsonl(workdir / "evaluations.jsonl")
+    assert a in known and b in known
+
+
+def test_a_clip_score_is_of_each_picture_and_its_own_caption(
+    generated, write_clip, tmp_path
+):
+    """Which the network reads in two batches."""
+    _, workdir, specs = generated
+    folder = write_clip(tmp_path / "clip", 0)
+    both = clip_weights.open_both(folder)
+    images = np.concatenate(list(sampling.saved(workdir)))
+    small = resize.resize(images, (16, 16), "bicubic")
+    captions = records.loads((workdir / "samples" / "record.json").read_text()).captions
+    a, b = both.pictures(small.astype("f")), both.captions(captions)
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    wanted = 100 * np.sum(a * b, axis=1)
+    shifted = 100 * np.sum(a * np.roll(b, 1, axis=0), axis=1)
+    assert abs(shifted.mean() - wanted.mean()) > 1e-3
+    experiment = judged(
+        generated, "clip", folder, metrics=("clip_score",), batch_size=8
+    )
+    (workdir / "evaluations.jsonl").unlink(missing_ok=True)
+    (found,) = evaluate.run(experiment, workdir, specs)
+    assert found.value == pytest.approx(wanted.mean(), abs=1e-4)
+    assert found.low < found.value < found.high
+
+
+def test_without_a_network_there_is_no_number(generated, tmp_path):
+    c, workdir, specs = generated
+    assert c.evaluate.network == "none"
+    assert evaluate.run(config.resolve(c), workdir, specs) == []
+
+
+# --- Weights.
+
+
+def test_weights_in_several_files_are_known_by_all_that_are_read(tmp_path):
+    """An index names them; a file beside them that nothing reads does not count."""
+    folder = write_dinov2(tmp_path / "dinov2", 0)
+    whole = networks.sha256(folder)
+    tensors = {name: np.asarray(t) for name, t in files.stored(folder).items()}
+    (folder / "model.safetensors").unlink()
+    names, places = sorted(tensors), {}
+    for part in range(2):
+        mine = names[part::2]
+        places |= dict.fromkeys(mine, f"part{part}.safetensors")
+        layout.save({n: tensors[n] for n in mine}, folder / f"part{part}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    parts = networks.sha256(folder)
+    assert parts != whole and networks.sha256(index) == parts
+    layout.save({"spare": np.zeros(2, "f")}, folder / "spare.safetensors")
+    assert networks.sha256(folder) == parts
+    changed = {n: tensors[n] + 1 for n in names[1::2]}
+    layout.save(changed, folder / "part1.safetensors")
+    assert networks.sha256(folder) != parts
+
+
+@pytest.mark.parametrize("network", CASES)
+def test_weights_that_are_not_there_are_refused_before_anything_runs(
+    generated, tmp_path, network
+):
+    experiment = judged(generated, network, tmp_path / "none")
+    with pytest.raises(config.ConfigError, match=r"evaluate.weights = .*none"):
+        evaluate.check(experiment)
+
+
+def test_another_networks_weights_are_refused(generated, tmp_path):
+    _, workdir, specs = generated
+    experiment = judged(
+        generated, "inception_pytorch_fid", write_lite0(tmp_path / "a.safetensors", 0)
+    )
+    with pytest.raises(config.ConfigError, match="not the 2015 Inception's"):
+        evaluate.run(experiment, workdir, specs)
+
+
+# --- The backend of the distance.
+
+
+def test_a_backend_that_is_not_installed_is_refused_before_anything_runs(
+    generated, dinov2_folder, monkeypatch
+):
+    _, workdir, specs = generated
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *more: None if name.startswith("tensor") else find(name, *more),
+    )
+    experiment = judged(generated, "dinov2", dinov2_folder, backend="tfgan")
+    for stage in (
+        lambda: evaluate.check(experiment),
+        lambda: evaluate.run(experiment, workdir, specs),
+    ):
+        with pytest.raises(
+            config.ConfigError, match=r"backend = 'tfgan': .*pip install scaling_ldm\["
+        ):
+            stage()
+    without = dataclasses.replace(
+        experiment, evaluate=dataclasses.replace(experiment.evaluate, metrics=("kid",))
+    )
+    evaluate.check(without)  # the other metrics have one backend
+
+
+@pytest.mark.parity
+def test_the_stage_by_tfgan(generated, dinov2_folder):
+    """The plain distance is TensorFlow-GAN's, the other numbers are not, and say so."""
+    pytest.importorskip("tensorflow_gan.python.eval", reason="the extra tfgan")
+    _, workdir, specs = generated
+    fields = {"metrics": ("fd", "fd_infinity")}
+    found = {
+        backend: evaluate.run(
+            judged(generated, "dinov2", dinov2_folder, backend=backend, **fields),
+            workdir,
+            specs,
+        )
+        for backend in ("numpy", "tfgan")
+    }
+    ours, theirs = found["numpy"], found["tfgan"]
+    assert theirs[0].value == pytest.approx(ours[0].value, rel=1e-6)
+    assert [r.protocol["backend"] for r in theirs] == ["tfgan", "numpy"]
+    assert theirs[1] == ours[1]
+    with pytest.raises(evaluate.ProtocolError, match="backend: 'numpy' and 'tfgan'"):
+        evaluate.difference(ours[0], theirs[0])
 
 
 # --- How pictures come to a network's size is a part of the protocol.

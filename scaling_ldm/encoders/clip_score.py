@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling_ldm.encoders import clip, clip_features
 from scaling_ldm.encoders.tokenizers import Tokenizer
@@ -95,8 +96,11 @@ class Clip:
 
     def captions(self, captions: Sequence[str]) -> jax.Array:
         """Vectors [B, projection] of captions; what exceeds the tokens is cut off."""
-        ids, mask = self.tokenizer.encode(captions, self.text.max_tokens)
-        return _captions(self.text, self.params["text"], ids, mask)
+        return embed_captions(self.text, self.params["text"], *self.encode(captions))
+
+    def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What `embed_captions` reads of them: ids and mask [B, tokens]."""
+        return self.tokenizer.encode(captions, self.text.max_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,8 +109,9 @@ def _pictures(shape: clip.VisionShape, params: Params, x_BHWC: LatentBHWC) -> ja
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _captions(
+def embed_captions(
     shape: clip.Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS
 ) -> jax.Array:
+    """Vectors [B, projection] in float32 of what `Clip.encode` gives."""
     with jax.default_matmul_precision("highest"):
         return clip.embed_text(shape, params, ids_BS, mask_BS)

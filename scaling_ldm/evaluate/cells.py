@@ -163,9 +163,8 @@ class _Grid:
         self._reference = frechet.Reference.of(real.moments)
         (self._metric,) = metrics.names("fd", cfg.network)
         parts = stage.measuring(experiment, self._extract, real)
-        self._shelf = _Shelf(
-            workdir / "frontier" / "cells", parts | {"metric": self._metric}
-        )
+        own = {"metric": self._metric, "backend": "numpy"}
+        self._shelf = _Shelf(workdir / "frontier" / "cells", parts | own)
         self._of_largest: float | None = None
 
     def run(self) -> list[records.Cell]:

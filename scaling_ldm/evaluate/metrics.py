@@ -33,6 +33,11 @@ def names(metric: str, network: str) -> tuple[str, ...]:
             return (f"{metric}_{network}",)
 
 
+def backend(cfg: config.Evaluate, metric: str) -> str:
+    """What computes a metric: the choice is the plain Frechet distance's alone."""
+    return cfg.backend if metric == "fd" else "numpy"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
     """Generated pictures as a network sees them.

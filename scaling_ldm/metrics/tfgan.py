@@ -60,6 +60,16 @@ def load() -> types.ModuleType:
     if _METRICS in sys.modules:
         return sys.modules[_METRICS]
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tensorflow_probability asks
+    with _without_contents(find()):
+        return importlib.import_module(_METRICS)
+
+
+def find() -> importlib.machinery.ModuleSpec:
+    """Where tensorflow_gan is; nothing is imported.
+
+    Raises:
+      ImportError: its packages are not installed.
+    """
     spec = importlib.util.find_spec("tensorflow_gan")
     missing = [
         name
@@ -71,8 +81,7 @@ def load() -> types.ModuleType:
             'the backend "tfgan" needs tensorflow_gan, tensorflow, '
             "tensorflow_probability and tf_keras: pip install scaling_ldm[tfgan]"
         )
-    with _without_contents(spec):
-        return importlib.import_module(_METRICS)
+    return spec
 
 
 @contextlib.contextmanager
