@@ -1,4 +1,7 @@
-"""A finished run -> weights in the layout that others read, in the folder export/."""
+"""A finished run -> weights in the layout that others read, in the folder export/.
+
+Beside them lies their card (exported.CARD), whatever the layout; it is written last.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, encoders, finished, mesh, meters, networks, records
+from scaling_ldm import (
+    config,
+    encoders,
+    exported,
+    finished,
+    mesh,
+    meters,
+    networks,
+    records,
+)
 from scaling_ldm import data as data_lib
 from scaling_ldm.encoders import autoencoder_kl
 from scaling_ldm.weights import autoencoder_kl as autoencoder_weights
@@ -39,9 +51,10 @@ def run(
     spec = finished.best(workdir, specs)
     if spec is None:
         raise config.ConfigError(f"no run in {workdir} is finished: nothing to export")
+    model = finished.model(experiment, workdir, spec)
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        sharded = finished.averaged(experiment, workdir, spec, device_mesh)
+        sharded = model.load(device_mesh)
         whole = mesh.named(device_mesh, mesh.WHOLE)
         params = jax.device_get(
             jax.jit(lambda tree: tree, out_shardings=whole)(sharded)
@@ -51,43 +64,44 @@ def run(
     folder = workdir / "export"
     folder.mkdir(exist_ok=True)
     write = _WRITERS.get(experiment.model.architecture, _native)
-    meters.say(f"exported {spec.run_id}: {write(experiment, workdir, spec, params)}")
+    written = write(experiment, workdir, model, params)
+    path = workdir / "runs" / spec.run_id / "record.json"
+    record = records.loads(path.read_text(encoding="utf-8"))
+    more = {}
+    if experiment.model.architecture == "autoencoder_kl":
+        more = _held_out(experiment, record)
+        written += f", {more['held_out_psnr_db']} dB on held-out pictures"
+    exported.write_card(folder, experiment, model, record, more)
+    meters.say(f"exported {spec.run_id}: {folder} ({written})")
+
+
+def _held_out(
+    experiment: config.Experiment, record: records.TrainRecord
+) -> dict[str, Any]:
+    """An autoencoder's validation loss in other words."""
+    error = record.validation_loss_ema
+    return {
+        "held_out_pictures": experiment.validation.samples,
+        "held_out_mean_squared_error": error,
+        "held_out_psnr_db": round(10 * math.log10(4 / error), 2),
+    }
 
 
 def _autoencoder(
     experiment: config.Experiment,
     workdir: pathlib.Path,
-    spec: records.RunSpec,
+    model: finished.Model,
     params: Params,
 ) -> str:
-    """diffusers' AutoencoderKL, its latents scaled to unit variance, and a card."""
-    shape = networks.autoencoder_shape(experiment, spec.width, spec.depth)
+    """diffusers' AutoencoderKL, its latents scaled to unit variance."""
+    shape = networks.autoencoder_shape(experiment, model.width, model.depth)
     source, _ = data_lib.sources(experiment, workdir)
     mean, deviation = _latents(encoders.autoencoder(shape), params, source)
     shape = dataclasses.replace(shape, scale=1 / deviation, shift=mean)
-    folder = workdir / "export"
-    autoencoder_weights.save(params, folder, shape, experiment.data.shape[0])
-    record = records.loads(
-        (workdir / "runs" / spec.run_id / "record.json").read_text(encoding="utf-8")
+    autoencoder_weights.save(
+        params, workdir / "export", shape, experiment.data.shape[0]
     )
-    error = record.validation_loss_ema
-    card = {
-        "experiment": experiment.name,
-        "recipe_hash": experiment.recipe_hash,
-        "steps": record.steps,
-        "pictures": record.images,
-        "training_flops": record.flops,
-        "parameters": record.params,
-        "held_out_pictures": experiment.validation.samples,
-        "held_out_mean_squared_error": error,
-        "held_out_psnr_db": round(10 * math.log10(4 / error), 2),
-    }
-    text = json.dumps(card, indent=2) + "\n"
-    (folder / "training.json").write_text(text, encoding="utf-8")
-    return (
-        f"{folder} (diffusers' AutoencoderKL; {card['held_out_psnr_db']} dB on "
-        f"{card['held_out_pictures']} held-out pictures)"
-    )
+    return "diffusers' AutoencoderKL"
 
 
 def _latents(
@@ -113,42 +127,41 @@ def _latents(
 def _unet(
     experiment: config.Experiment,
     workdir: pathlib.Path,
-    spec: records.RunSpec,
+    model: finished.Model,
     params: Params,
 ) -> str:
     """diffusers' UNet2DConditionModel, where captions are features of an encoder."""
     if experiment.reads_words:
-        return _native(experiment, workdir, spec, params)
+        return _native(experiment, workdir, model, params)
     folder = workdir / "export"
-    shape = networks.unet_shape(experiment, spec.width, spec.depth)
+    shape = networks.unet_shape(experiment, model.width, model.depth)
     unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
     text = json.dumps(unet_weights.to_config(shape), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    return f"{folder} (diffusers' UNet2DConditionModel)"
+    return "diffusers' UNet2DConditionModel"
 
 
 def _native(
     experiment: config.Experiment,
     workdir: pathlib.Path,
-    spec: records.RunSpec,
+    model: finished.Model,
     params: Params,
 ) -> str:
     """This library's own names: no one else has published a layout of the network."""
-    folder = workdir / "export"
     native.save(
         params,
-        folder,
+        workdir / "export",
         {
             "experiment": {
                 name: value
                 for name, value in records.to_json(experiment).items()
                 if name != "record"
             },
-            "width": spec.width,
-            "depth": spec.depth,
+            "width": model.width,
+            "depth": model.depth,
         },
     )
-    return f"{folder} (this library's own layout)"
+    return "this library's own layout"
 
 
 _WRITERS: dict[str, Callable[..., str]] = {

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from scaling_ldm import checkpoint, config, mesh, meters, records
 from scaling_ldm import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Weights to sample from, and what they are known by.
+
+    checksum: SHA-256 of the file that they are read from; "" of a run's checkpoint.
+    step, train_flops: how far they were trained; 0 and None where nobody says.
+    ema: whether they are averages; None where nobody says.
+    load(device_mesh) -> the parameters, sharded as in training.
+    """
+
+    run_id: str
+    width: int
+    depth: int
+    step: int
+    train_flops: float | None
+    load: Callable[[jax.sharding.Mesh], Any]
+    checksum: str = ""
+    ema: bool | None = True
 
 
 def best(
@@ -25,20 +47,39 @@ def best(
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def averaged(
+def model(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    step: int | None = None,
+) -> Model:
+    """The averaged weights of a finished run.
+
+    Args:
+      step: of the checkpoint; None: of the run's end.
+    """
+    step = spec.steps if step is None else step
+    return Model(
+        run_id=spec.run_id,
+        width=spec.width,
+        depth=spec.depth,
+        step=step,
+        train_flops=float(step * spec.flops_per_step),
+        load=functools.partial(_averaged, experiment, workdir, spec, step=step),
+    )
+
+
+def _averaged(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     spec: records.RunSpec,
     device_mesh: jax.sharding.Mesh,
-    step: int | None = None,
+    step: int,
 ) -> Any:
-    """The averaged (EMA) parameters of a finished run, sharded as in training.
-
-    Args:
-      step: of the checkpoint; None: the last that reads back.
+    """The averaged (EMA) parameters of a run at a step, sharded as in training.
 
     Raises:
-      CheckpointError: no checkpoint can be read.
+      CheckpointError: its checkpoint cannot be read.
     """
     functions = step_lib.build(experiment, spec.width, spec.depth, unroll=False)
     abstract = step_lib.abstract_state(functions)
@@ -59,8 +100,7 @@ def averaged(
     checkpoints.close()
     if restored is None:
         raise checkpoint.CheckpointError(
-            f"{spec.run_id} has no readable checkpoint"
-            + ("" if step is None else f" of step {step}")
+            f"{spec.run_id} has no readable checkpoint of step {step}"
         )
     return restored.state.ema
 

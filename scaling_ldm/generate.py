@@ -1,4 +1,4 @@
-"""A finished run -> pictures of held-out captions, and what they cost.
+"""A trained model -> pictures of held-out captions, and what they cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
     samples/images.npy, grid.png   the first of them; the grid without captions
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from scaling_ldm import config, finished, mesh, meters, records, sampling
+from scaling_ldm import config, exported, finished, mesh, meters, records, sampling
 
 SHOWN = 256  # pictures in images.npy
 ACROSS = 16  # at most, in the grid
@@ -33,31 +33,31 @@ def run(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> records.SampleRecord | None:
-    """Samples the finished run with the lowest validation loss, from its EMA weights.
+    """Samples config.generate.weights, or the run of the lowest validation loss.
 
-    Captions are those of held-out names. Nothing happens when the pictures are there
-    already.
+    Of a run, its EMA weights. Captions are those of held-out names. Nothing happens
+    when the pictures are there already.
 
     Returns:
-      The record, or None when no run is finished.
+      The record, or None when no weights are given and no run is finished.
     """
     if experiment.model.architecture == "autoencoder_kl":
         meters.say("no samples: an autoencoder generates nothing by itself")
         return None
-    spec = finished.best(workdir, specs)
-    if spec is None:
+    model = sampling.model(experiment, workdir, specs)
+    if model is None:
         meters.say("no finished run to sample from")
         return None
     folder = workdir / "samples"
     if (folder / "record.json").exists():
         known = records.loads((folder / "record.json").read_text())
-        wanted = sampling.settings(experiment, spec)
+        wanted = sampling.settings(experiment, model)
         if {name: getattr(known, name) for name in wanted} == wanted:
-            meters.say(f"samples of {spec.run_id} are there already")
+            meters.say(f"samples of {model.run_id} are there already")
             return known
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        return _sample(experiment, workdir, spec, device_mesh)
+        return _sample(experiment, workdir, model, device_mesh)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -65,8 +65,10 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       config.ConfigError: the sampler cannot use this grid with this schedule and
-        prediction.
+        prediction, or config.generate.weights are not the network's.
     """
+    if experiment.generate.weights:
+        exported.read(experiment, experiment.generate.weights)
     try:
         sampling.plan(experiment, experiment.generate)
     except ValueError as e:
@@ -80,14 +82,14 @@ def check(experiment: config.Experiment) -> None:
 def _sample(
     experiment: config.Experiment,
     workdir: pathlib.Path,
-    spec: records.RunSpec,
+    model: finished.Model,
     device_mesh: jax.sharding.Mesh,
 ) -> records.SampleRecord:
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
-    drawing = sampling.Sampling(experiment, workdir, spec, device_mesh, each)
+    drawing = sampling.Sampling(experiment, workdir, model, device_mesh, each)
     if mesh.is_primary():
-        _claim(folder, sampling.settings(experiment, spec) | {"each": each})
+        _claim(folder, sampling.settings(experiment, model) | {"each": each})
     mesh.barrier("samples")
     starts = range(0, cfg.images, each)
     shards = sampling.shards(workdir)
@@ -113,11 +115,11 @@ def _sample(
     captions = drawing.captions(np.arange(cfg.images))
     cost = drawing.cost(cfg)
     record = records.SampleRecord(
-        **sampling.settings(experiment, spec),
+        **sampling.settings(experiment, model),
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
         seconds=seconds,
-        weights="ema",
+        weights="ema" if model.ema else "unknown",
         captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",
     )

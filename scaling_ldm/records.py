@@ -103,6 +103,7 @@ class SampleRecord:
     """One batch of generated images: what it cost and how it was made."""
 
     run_id: str
+    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
     sampler: str
     spacing: str  # of the time grid; "auto" is the sampler's own
     steps: int
@@ -110,7 +111,7 @@ class SampleRecord:
     nfe: int  # network evaluations per image, guidance counted
     flops: float  # for all images: the sampler's, and the decoder's of latents
     seconds: float
-    weights: str  # "ema" or "raw"
+    weights: str  # "ema", "raw" or, of a folder from elsewhere, "unknown"
     seed: int
     images: int
     captions: tuple[str, ...]  # of the pictures in images_file
@@ -122,8 +123,9 @@ class EvalRecord:
     """One number about pictures, and the protocol without which it means nothing."""
 
     run_id: str
-    step: int  # of the checkpoint
-    train_flops: float  # spent when it was written
+    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
+    step: int  # of the checkpoint; 0 of a folder from elsewhere
+    train_flops: float | None  # spent when it was written; None: unknown
     metric: str  # e.g. "fd_lite0"
     value: float
     low: float  # the interval at `level`; the value itself where there is none

@@ -1,4 +1,4 @@
-"""Pictures of a finished run by their positions, whatever the sampler's settings.
+"""Pictures of a trained model by their positions, whatever the sampler's settings.
 
 Picture i belongs to the i-th held-out caption and to a key of its own: it is the same
 in any batch, on any number of devices, and after any interruption.
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 
 from scaling_ldm import (
     config,
+    exported,
     finished,
     flops,
     frozen,
@@ -41,11 +42,31 @@ def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
         yield np.load(path, allow_pickle=False)
 
 
-def settings(experiment: config.Experiment, spec: records.RunSpec) -> dict[str, Any]:
-    """The fields of the SampleRecord that a run's pictures would have."""
+def model(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> finished.Model | None:
+    """Whose pictures generate draws: of config.generate.weights, or of the best run.
+
+    Returns:
+      None where neither is there.
+
+    Raises:
+      ConfigError: the folder holds no weights that the experiment's network reads.
+    """
+    if experiment.generate.weights:
+        return exported.read(experiment, experiment.generate.weights)
+    spec = finished.best(workdir, specs)
+    return None if spec is None else finished.model(experiment, workdir, spec)
+
+
+def settings(experiment: config.Experiment, of: finished.Model) -> dict[str, Any]:
+    """The fields of the SampleRecord that a model's pictures would have."""
     cfg = experiment.generate
     return {
-        "run_id": spec.run_id,
+        "run_id": of.run_id,
+        "checksum": of.checksum,
         "images": cfg.images,
         "sampler": cfg.sampler,
         "spacing": cfg.spacing,
@@ -95,32 +116,24 @@ def _settings(how: config.Generate) -> dict[str, Any]:
 
 
 class Sampling:
-    """Draws pictures with the averaged weights of a finished run.
+    """Draws pictures with a model's weights.
 
     Args:
       batch_size: pictures in one call, all devices together; rounded up to fill them.
-      step: of the checkpoint; None: the last one.
     """
 
     def __init__(
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
-        spec: records.RunSpec,
+        of: finished.Model,
         device_mesh: jax.sharding.Mesh,
         batch_size: int,
-        step: int | None = None,
     ) -> None:
         self._experiment, self._mesh = experiment, device_mesh
         self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
-        self._denoiser = networks.denoiser(
-            experiment, spec.width, spec.depth, unroll=False
-        )
-        self._denoise = _denoise(
-            experiment,
-            self._denoiser.apply,
-            finished.averaged(experiment, workdir, spec, device_mesh, step),
-        )
+        self._denoiser = networks.denoiser(experiment, of.width, of.depth, unroll=False)
+        self._denoise = _denoise(experiment, self._denoiser.apply, of.load(device_mesh))
         _, self._source = data_lib.sources(experiment, workdir)
         self._decoder = Decoder(experiment, device_mesh)
         self._whole = jax.jit(

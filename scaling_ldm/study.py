@@ -310,6 +310,11 @@ class _Study:
             raise config.ConfigError(f"no plan in {self.workdir}: add plan to --stages")
         return records.read_jsonl(path)
 
+    def _runs(self) -> list[records.RunSpec]:
+        """The plan; given weights can be sampled without one."""
+        planned = (self.workdir / "runs.jsonl").exists()
+        return self._specs() if planned or not self.experiment.generate.weights else []
+
     def _encode(self) -> None:
         if self.experiment.encoded:
             from scaling_ldm import encode
@@ -358,12 +363,12 @@ class _Study:
     def _generate(self) -> None:
         from scaling_ldm import generate
 
-        generate.run(self.experiment, self.workdir, self._specs())
+        generate.run(self.experiment, self.workdir, self._runs())
 
     def _evaluate(self) -> None:
         from scaling_ldm import evaluate
 
-        evaluate.run(self.experiment, self.workdir, self._specs())
+        evaluate.run(self.experiment, self.workdir, self._runs())
 
     def _frontier(self) -> None:
         from scaling_ldm import evaluate

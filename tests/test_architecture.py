@@ -42,6 +42,7 @@ LAYERS = (
         "step",
         "programs",
         "finished",
+        "exported",
         "sampling",
     },
     {

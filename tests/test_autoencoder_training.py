@@ -13,7 +13,7 @@ from scaling_ldm.data import sources
 from scaling_ldm.encoders import autoencoder_kl
 from scaling_ldm.objectives import reconstruct
 from scaling_ldm.weights import autoencoder_kl as autoencoder_weights
-from scaling_ldm.weights import layout, native
+from scaling_ldm.weights import files, layout, native
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def averaged(experiment, workdir):
     (spec,) = records.read_jsonl(workdir / "runs.jsonl")
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        params = finished.averaged(experiment, workdir, spec, device_mesh)
+        params = finished.model(experiment, workdir, spec).load(device_mesh)
     return spec, jax.device_get(params)
 
 
@@ -123,6 +123,8 @@ def test_the_export_is_the_network_with_latents_of_unit_variance(trained):
     error = float(np.float64(10) ** (-card["held_out_psnr_db"] / 10) * 4)
     assert_allclose(error, card["held_out_mean_squared_error"], rtol=2e-3)
     assert card["pictures"] == 12 * 8
+    assert card["weights_sha256"] == files.checksum(workdir / "export")
+    assert (card["run_id"], card["step"]) == (spec.run_id, 12)
 
 
 def test_another_networks_export_has_its_own_names(tiny, tmp_path):

@@ -197,6 +197,7 @@ def record(**changes):
     parts = dict.fromkeys(protocol.PARTS, 1) | changes
     return records.EvalRecord(
         run_id="a",
+        checksum="",
         step=1,
         train_flops=1.0,
         metric="fd_lite0",

@@ -97,8 +97,9 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
 def test_a_picture_depends_on_its_position_alone(finished, batch):
     experiment, workdir, specs = finished
     device_mesh = mesh.build(experiment.mesh, {})
+    model = sampling.model(experiment, workdir, specs)
     with jax.set_mesh(device_mesh):
-        draw = sampling.Sampling(experiment, workdir, specs[0], device_mesh, batch)
+        draw = sampling.Sampling(experiment, workdir, model, device_mesh, batch)
         together = draw.images(np.arange(20), experiment.generate)
         alone = draw.images(np.array([13, 2]), experiment.generate)
     generate.run(experiment, workdir, specs)
@@ -110,8 +111,9 @@ def test_a_picture_depends_on_its_position_alone(finished, batch):
 def test_steps_and_guidance_share_one_program_and_are_counted(finished):
     experiment, workdir, specs = finished
     device_mesh = mesh.build(experiment.mesh, {})
+    model = sampling.model(experiment, workdir, specs)
     with jax.set_mesh(device_mesh):
-        draw = sampling.Sampling(experiment, workdir, specs[0], device_mesh, 8)
+        draw = sampling.Sampling(experiment, workdir, model, device_mesh, 8)
         costs = [
             draw.cost(dataclasses.replace(experiment.generate, steps=steps))
             for steps in (2, 4)

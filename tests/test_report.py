@@ -179,6 +179,7 @@ def _sample(workdir: pathlib.Path, run_id: str) -> None:
     words = ("a blue circle", "a red magnifying glass on white", "a dark green cloud")
     record = SampleRecord(
         run_id=run_id,
+        checksum="",
         sampler="euler",
         spacing="auto",
         steps=32,
@@ -710,6 +711,7 @@ def test_measured_numbers_are_shown_with_their_interval_and_protocol(tmp_path):
     found = [
         records.EvalRecord(
             run_id=run_id,
+            checksum="",
             step=step,
             train_flops=1e9 * step,
             metric="fd_<lite0>",

@@ -180,8 +180,8 @@ def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
     net = networks.denoiser(experiment, 32, 2, unroll=False)
     params = jax.device_get(net.init(jax.random.key(0)))
     (tmp_path / "export").mkdir()
-    spec = types.SimpleNamespace(width=32, depth=2)
-    said = export._unet(experiment, tmp_path, spec, params)
+    model = types.SimpleNamespace(width=32, depth=2)
+    said = export._unet(experiment, tmp_path, model, params)
     assert "UNet2DConditionModel" in said
     settings = json.loads((tmp_path / "export" / "config.json").read_text())
     shape, linear = unet_weights.from_config(settings, text_tokens=5)

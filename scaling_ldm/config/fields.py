@@ -299,6 +299,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
+    weights: str = ""  # a folder of weights; "": those of the best finished run
     images: int = 16
     batch_size: int = 256  # pictures in one call, and in one file: all devices together
     sampler: str = "euler"  # one of SAMPLERS

@@ -223,8 +223,9 @@ class _Grid:
     def _drawing(self, spec: records.RunSpec) -> sampling.Sampling:
         generate = self._experiment.generate
         most = min(generate.batch_size, self._experiment.frontier.images)
+        model = finished.model(self._experiment, self._workdir, spec)
         return sampling.Sampling(
-            self._experiment, self._workdir, spec, self._mesh, most
+            self._experiment, self._workdir, model, self._mesh, most
         )
 
     def _relative_to(self, largest: records.RunSpec) -> float:

@@ -1,4 +1,4 @@
-"""Finished runs -> EvalRecords in evaluations.jsonl; what is there already is kept."""
+"""Trained models -> EvalRecords in evaluations.jsonl; what is there already is kept."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FILE = "evaluations.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A checkpoint to measure; step None: the last one of the best run."""
+    """Weights to measure."""
 
-    spec: records.RunSpec
-    step: int | None
+    model: finished.Model
+    drawn: bool  # whether the generate stage has drawn their pictures
 
 
 def run(
@@ -81,14 +81,21 @@ def _subjects(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> Iterator[Subject]:
-    if best := finished.best(workdir, specs):
-        yield Subject(spec=best, step=None)
+    first = sampling.model(experiment, workdir, specs)
+    if first is None:
+        return
+    yield Subject(model=first, drawn=True)
     if experiment.evaluate.through_training:
         for spec in specs:
             if finished.best(workdir, [spec]) is not None:
                 for step in finished.steps(workdir, spec):
-                    if (spec, step) != (best, best.steps):
-                        yield Subject(spec=spec, step=step)
+                    model = finished.model(experiment, workdir, spec, step)
+                    if _identity(model) != _identity(first):
+                        yield Subject(model=model, drawn=False)
+
+
+def _identity(model: finished.Model) -> tuple[str, str, int]:
+    return model.run_id, model.checksum, model.step
 
 
 def measuring(
@@ -130,37 +137,37 @@ def _measure(
     real = reference.statistics(experiment, folder, extract, side(experiment))
     parts = measuring(experiment, extract, real) | sampled(experiment.generate)
     known = {
-        (r.run_id, r.step, r.metric, r.protocol_hash): r
+        (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
         for r in (records.read_jsonl(path) if path.exists() else [])
     }
     found: list[records.EvalRecord] = []
     for number, subject in enumerate(subjects, 1):
-        spec = subject.spec
-        step = spec.steps if subject.step is None else subject.step
+        model = subject.model
         wanted = {
-            name: parts | {"metric": name, "backend": metrics.backend(cfg, metric)}
+            name: parts
+            | {
+                "metric": name,
+                "backend": metrics.backend(cfg, metric),
+                "ema": model.ema,
+            }
             for metric in cfg.metrics
             for name in metrics.names(metric, cfg.network)
         }
         keys = {
-            name: (spec.run_id, step, name, protocol.digest(of))
+            name: (*_identity(model), name, protocol.digest(of))
             for name, of in wanted.items()
         }
         if not all(key in known for key in keys.values()):
             meters.say(
-                f"evaluate  {number} of {len(subjects)}: {spec.run_id} at step {step:,}"
+                f"evaluate  {number} of {len(subjects)}: {model.run_id} at step "
+                f"{model.step:,}"
             )
             drawing = sampling.Sampling(
-                experiment,
-                workdir,
-                spec,
-                device_mesh,
-                experiment.generate.batch_size,
-                subject.step,
+                experiment, workdir, model, device_mesh, experiment.generate.batch_size
             )
             cost = drawing.cost(experiment.generate)
-            if subject.step is None:
-                _check_pictures(experiment, workdir, spec)
+            if subject.drawn:
+                _check_pictures(experiment, workdir, model)
                 pictures = sampling.saved(workdir)
             else:
                 pictures = _drawn(experiment, drawing)
@@ -175,9 +182,10 @@ def _measure(
             for metric in cfg.metrics:
                 for name, value in metrics.measure(cfg, metric, seen, real).items():
                     known[keys[name]] = records.EvalRecord(
-                        run_id=spec.run_id,
-                        step=step,
-                        train_flops=float(step * spec.flops_per_step),
+                        run_id=model.run_id,
+                        checksum=model.checksum,
+                        step=model.step,
+                        train_flops=model.train_flops,
                         metric=name,
                         value=value.value,
                         low=value.low,
@@ -221,14 +229,14 @@ def _concatenated(parts: Sequence[Features]) -> Features:
 
 
 def _check_pictures(
-    experiment: config.Experiment, workdir: pathlib.Path, spec: records.RunSpec
+    experiment: config.Experiment, workdir: pathlib.Path, model: finished.Model
 ) -> None:
-    """Raises ConfigError unless the generate stage drew this run's pictures so."""
+    """Raises ConfigError unless the generate stage drew this model's pictures so."""
     path = workdir / "samples" / "record.json"
     held = records.loads(path.read_text()) if path.exists() else None
     differing = [
         f"{name} = {getattr(held, name)!r} there, {value!r} wanted"
-        for name, value in sampling.settings(experiment, spec).items()
+        for name, value in sampling.settings(experiment, model).items()
         if held is not None and getattr(held, name) != value
     ]
     if held is None or differing:

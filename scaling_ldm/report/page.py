@@ -246,9 +246,10 @@ def _samples(study: Study) -> list[str]:
     s = study.samples
     if s is None:
         return ["<h2>Samples</h2>", "<p>No samples were drawn.</p>"]
+    known_by = f" (SHA-256 {escape(s.checksum)})" if s.checksum else ""
     parts = [
         "<h2>Samples</h2>",
-        f"<p>Run {escape(s.run_id)}, {escape(s.weights)} weights; sampler "
+        f"<p>Run {escape(s.run_id)}, {escape(s.weights)} weights{known_by}; sampler "
         f"{escape(s.sampler)}, {s.steps} steps, guidance {plain(s.guidance)}: {s.nfe} "
         f"network evaluations an image, {scientific(s.flops)} FLOPs and "
         f"{plain(s.seconds)} s for all {s.images}; seed {s.seed}.</p>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -212,12 +213,14 @@ def evaluations(study: Study) -> Table | None:
     if not study.evaluations:
         return None
     found = sorted(
-        study.evaluations, key=lambda r: (r.metric, r.protocol_hash, r.train_flops)
+        study.evaluations,
+        key=lambda r: (r.metric, r.protocol_hash, r.train_flops or math.inf),
     )
     rows = tuple(
         {
             "metric": r.metric,
             "run_id": r.run_id,
+            "checksum": r.checksum,
             "step": r.step,
             "train_flops": r.train_flops,
             "value": r.value,
@@ -234,6 +237,7 @@ def evaluations(study: Study) -> Table | None:
     columns = (
         text("metric", "metric"),
         text("run", "run_id"),
+        Column("weights", lambda r: r["checksum"][:8] or NONE, number=False),
         cell("step", "step", count),
         cell("training FLOPs", "train_flops", scientific),
         ranged("value", "value", plain),

@@ -129,3 +129,16 @@ def sha256(path: str | pathlib.Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: str | pathlib.Path) -> str:
+    """SHA-256 of a checkpoint's weights: of its file, or of several's names and sums.
+
+    Raises:
+      WeightsError: nothing to read, or what is there is not safetensors.
+    """
+    found = sorted({tensor.file for tensor in stored(path).values()})
+    if len(found) == 1:
+        return sha256(found[0])
+    lines = "".join(f"{sha256(file)}  {file.name}\n" for file in found)
+    return hashlib.sha256(lines.encode()).hexdigest()
