@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -105,6 +105,7 @@ class Checkpoints:
       spec: the run they belong to; another run's checkpoint is an error.
       keep: how many of the latest to keep.
       say: where lines for the user go.
+      always: steps whose checkpoints are never removed.
     """
 
     def __init__(
@@ -113,10 +114,13 @@ class Checkpoints:
         spec: records.RunSpec,
         keep: int,
         say: Callable[[str], None] = print,
+        always: Collection[int] = (),
     ) -> None:
         self._directory = directory.resolve()
         self._spec = spec
-        self._keep = keep
+        self._kept = policies.AnyPreservationPolicy(
+            [policies.LatestN(keep), policies.CustomSteps(sorted(always))]
+        )
         self._say = say
         self._tell_unfinished()
         _hush_abandoned_writes()
@@ -126,7 +130,7 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.LatestN(self._keep),
+                preservation_policy=self._kept,
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,

@@ -136,6 +136,12 @@ def _same_data(workdir: pathlib.Path, source: data_lib.Source) -> None:
     mesh.barrier("data")
 
 
+def kept_steps(experiment: config.Experiment, spec: records.RunSpec) -> set[int]:
+    """The steps nearest to the marks of train.keep_flops that a run reaches."""
+    steps = {round(f / spec.flops_per_step) for f in experiment.train.keep_flops}
+    return {step for step in steps if 1 <= step <= spec.steps}
+
+
 def folder_of(workdir: pathlib.Path, spec: records.RunSpec) -> pathlib.Path:
     """Where a run keeps its checkpoints, metrics and record."""
     return workdir / "runs" / spec.run_id
@@ -189,9 +195,9 @@ class _Job:
         self.names = ("x", *self.program.functions.task.conditioning)
         self.null: dict[str, np.ndarray] = {}
         per_run = experiment.train.checkpoints_per_run
-        self.marks = sorted(
-            {round(spec.steps * (i + 1) / per_run) for i in range(per_run)} - {0}
-        )
+        spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
+        self.kept = kept_steps(experiment, spec)
+        self.marks = sorted((spaced | self.kept) - {0})
 
     def train(
         self, train_data: data_lib.Source, held_out: Sequence[HeldOutBatch]
@@ -206,6 +212,7 @@ class _Job:
             spec,
             self.experiment.train.keep_checkpoints,
             meters.say,
+            self.kept,
         )
         batches = data_lib.batches(
             train_data,

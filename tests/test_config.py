@@ -57,6 +57,12 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["plan"].update(steps=9), "exactly one of them is given"),
         (lambda c: c["plan"].update(sizes=()), "must be a non-empty tuple"),
         (lambda c: c["plan"].update(budgets_flops=(2.0, 1.0)), "must increase"),
+        (lambda c: c["train"].update(keep_flops=(2.0, 1.0)), "keep_flops = (2.0, 1.0)"),
+        (
+            lambda c: c["train"].update(keep_flops=(0.0, 1.0)),
+            "be positive and increase",
+        ),
+        (lambda c: c["train"].update(keep_flops=("all",)), "keep_flops must be float"),
         (lambda c: c["plan"].update(sizes=((64,),)), "is not (width, depth)"),
         (lambda c: c["optimizer"].update(b1=1.5), "must lie in [0.0, 0.99999]"),
         (lambda c: c["train"].update(batch_size=0), "must be positive"),
@@ -195,7 +201,7 @@ def test_every_problem_is_listed_at_once():
 def test_every_numeric_field_has_a_check_of_its_range():
     """A nonsense value is refused before anything runs, or it is listed here."""
     free = {"data.shape", "objective.time_location", "mesh.replica", "plan.sizes"}
-    free |= {"plan.budgets_flops"}
+    free |= {"plan.budgets_flops", "train.keep_flops"}
     free |= {"evaluate.metrics", "frontier.samplers"}  # in test_evaluate
     free |= {"frontier.steps", "frontier.guidances"}
     for section in dataclasses.fields(config.Experiment):
@@ -233,6 +239,7 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
         {"optimize_code": False},
         {"checkpoints_per_run": 3},
         {"keep_checkpoints": 5},
+        {"keep_flops": (1e9, 2e9)},
         {"log_every_steps": 7},
         {"show_every_seconds": 1.0},
         {"tensorboard": True},

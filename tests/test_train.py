@@ -12,7 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from scaling_ldm import checkpoint, config, mesh, meters, plan, programs, records, train
+from scaling_ldm import (
+    checkpoint,
+    config,
+    finished,
+    mesh,
+    meters,
+    plan,
+    programs,
+    records,
+    train,
+)
 
 STEPS = (24, 36)  # of the two runs, which have one size
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -238,6 +248,29 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     assert record.restarts == 2
     assert record.validation_loss == reference[1][0].validation_loss
     assert_identical(experiment, tmp_path, reference[0])
+
+
+def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
+    experiment, reference, tmp_path, monkeypatch, lines
+):
+    row = row_of(experiment)
+    flops = tuple(row.flops_per_step * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
+    marked = dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(
+            experiment.train, keep_checkpoints=1, keep_flops=flops
+        ),
+    )
+    assert train.kept_steps(marked, row) == {2, 9, 16}  # it begins at 1, ends at 24
+    monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, 11))
+    with pytest.raises(train.Preempted, match="is saved at step 12"):
+        run(marked, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    assert finished.steps(tmp_path, row) == [2, 9, 12]
+    run(marked, tmp_path, STEPS[:1])
+    assert finished.steps(tmp_path, row) == [2, 9, 16, 24]
+    assert_identical(experiment, tmp_path, reference[0])
+    assert finished.steps(tmp_path, row) == [2, 9, 16, 24]  # which opened the folder
 
 
 def test_several_steps_in_a_dispatch_resume_to_the_same_bits(

@@ -69,6 +69,11 @@ def problems_of(e: fields.Experiment) -> list[str]:
         list(e.plan.budgets_flops) == sorted(set(e.plan.budgets_flops)),
         f"config.plan.budgets_flops = {e.plan.budgets_flops}: must increase",
     )
+    marks = e.train.keep_flops
+    require(
+        all(f > 0 for f in marks) and list(marks) == sorted(set(marks)),
+        f"config.train.keep_flops = {marks}: must be positive and increase",
+    )
     require(
         e.mesh.replica == -1 or e.mesh.replica > 0,
         f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",

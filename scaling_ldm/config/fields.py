@@ -276,7 +276,9 @@ class Train:
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
     optimize_code: bool = True  # False: on a CPU, compile sooner and run slower
     checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the latest; older ones are removed
+    # Training FLOPs at which a run's checkpoint is kept for good, as its last is.
+    keep_flops: tuple[float, ...] = ()
     log_every_steps: int = 1  # lines of metrics.jsonl; one a dispatch at most
     show_every_seconds: float = 5.0
     tensorboard: bool = False
@@ -433,6 +435,7 @@ _NOT_IDENTITY = (
     ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),
     ("train", "keep_checkpoints"),
+    ("train", "keep_flops"),
     ("train", "log_every_steps"),
     ("train", "show_every_seconds"),
     ("train", "tensorboard"),

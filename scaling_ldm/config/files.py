@@ -138,7 +138,8 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     return cls(**values)
 
 
-_MAY_BE_EMPTY = ("config.plan.budgets_flops",)
+# Tuples that may be empty, and what their elements are like.
+_MAY_BE_EMPTY = {"config.plan.budgets_flops": 1.0, "config.train.keep_flops": 1.0}
 
 
 def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:
@@ -148,7 +149,8 @@ def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:
         return float(value)
     if kind is tuple:
         if isinstance(value, (list, tuple)) and (value or where in _MAY_BE_EMPTY):
-            return tuple(_coerce(v, like[0], where, problems) for v in value)
+            element = like[0] if like else _MAY_BE_EMPTY[where]
+            return tuple(_coerce(v, element, where, problems) for v in value)
         problems.append(f"{where} must be a non-empty tuple like {like!r}: {value!r}")
         return like
     if type(value) is not kind:
