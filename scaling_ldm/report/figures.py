@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from scaling_ldm.laws import PublishedLaw
 from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
-from scaling_ldm.report import frontier_figures
+from scaling_ldm.report import frontier_figures, quality_figures, training_quality
 from scaling_ldm.report.drawing import (
     INK,
     LAW,
@@ -60,6 +60,10 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
             pictures.append(training(study))
         if study.frontier is not None:
             pictures += frontier_figures.draw(study.frontier)
+        pictures += [
+            quality_figures.quality(found, spoken(study.size))
+            for found in training_quality.comparisons(study)
+        ]
         if study.images is not None and study.samples is not None:
             pictures.append(samples(study))
     return pictures

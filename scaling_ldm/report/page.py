@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from scaling_ldm.records import HeldOut, PowerLaw, Refusal
-from scaling_ldm.report import drawing, frontier_section, law_tables, run_tables, style
+from scaling_ldm.report import (
+    drawing,
+    frontier_section,
+    law_tables,
+    run_tables,
+    style,
+    training_quality,
+)
 from scaling_ldm.report.drawing import Picture
 from scaling_ldm.report.numbers import (
     SYMBOLS,
@@ -48,7 +55,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
         _folded(f"Every run ({len(study.runs)})", _table(by_name["runs"])),
         *_frontier(study, figures, by_name),
         *_samples(study),
-        *_evaluations(study, by_name),
+        *_evaluations(study, figures, by_name),
         *_costs(study, by_name),
         "<h2>Configuration and environment</h2>",
         _config(study),
@@ -231,13 +238,23 @@ def _frontier(
     ]
 
 
-def _evaluations(study: Study, tables: Mapping[str, Table]) -> list[str]:
+def _evaluations(
+    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+) -> list[str]:
     if not study.evaluations:
         return []
+    drawn = []
+    for found in training_quality.comparisons(study):
+        drawn.append(_figure(figures.get(training_quality.name(found)), "plot"))
+        said = " ".join(training_quality.sentences(found))
+        drawn.append(f"<p>{escape(said)}</p>")
+    if drawn:
+        drawn.insert(0, "<h3>Quality against training compute</h3>")
     return [
         "<h2>Measured pictures</h2>",
         '<p class="soft">Numbers of one metric are comparable where the protocol is '
         "the same; evaluations.jsonl has every part of it.</p>",
+        *drawn,
         _table(tables.get("evaluations")),
     ]
 

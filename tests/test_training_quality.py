@@ -1,0 +1,187 @@
+"""Quality against training compute, of curves whose crossings are known."""
+
+import dataclasses
+import math
+import re
+import struct
+
+import numpy as np
+import pytest
+
+from scaling_ldm import records, report
+from scaling_ldm.report import study as reading
+from scaling_ldm.report import training_quality
+
+SIZES = {"a": 10_000, "b": 40_000, "c": 160_000}
+MARKS = (1e9, 4e9, 1.6e10, 6.4e10)
+
+
+def spec(run_id, params, width=16, depth=2):
+    """A planned run; what the report does not look at is 1."""
+    given = dict.fromkeys((f.name for f in dataclasses.fields(records.RunSpec)), 1)
+    named = {"study": "s", "accelerator": "cpu", "recipe_hash": "0", "run_id": run_id}
+    sizes = {"params": params, "params_without_embeddings": params}
+    shape = {"width": width, "depth": depth}
+    return records.RunSpec(**given | named | sizes | shape)
+
+
+def measured(run_id, flops, value, metric="fd_lite0", half=0.0, protocol="p" * 16):
+    return records.EvalRecord(
+        run_id=run_id,
+        step=int(flops / 1e8),
+        train_flops=flops,
+        metric=metric,
+        value=value,
+        low=value - half,
+        high=value + half,
+        level=0.9 if half else 1.0,
+        images=5000,
+        nfe=100,
+        flops=1e9,
+        protocol={"sampler": "ddim", "steps": 50, "guidance": 3.0},
+        protocol_hash=protocol,
+    )
+
+
+def curve(run_id, value, marks=MARKS, **how):
+    return [measured(run_id, flops, value(flops), **how) for flops in marks]
+
+
+def line(slope, at_1e10, scale=1.0):
+    """Linear in ln FLOPs."""
+    return lambda flops: scale * (at_1e10 + slope * math.log(flops / 1e10))
+
+
+def written(workdir, found, runs=SIZES):
+    specs = [spec(*run) if isinstance(run, tuple) else run for run in runs.items()]
+    records.write_jsonl(workdir / "runs.jsonl", specs)
+    records.write_jsonl(workdir / "evaluations.jsonl", found)
+    return reading.read(workdir)
+
+
+def said(workdir, found, **how):
+    (only,) = training_quality.comparisons(written(workdir, found, **how))
+    return " ".join(training_quality.sentences(only))
+
+
+@pytest.mark.parametrize(
+    ("metric", "scale"), [("kid_clip", 1.0), ("recall_lite0", -1.0), ("fd_clip", None)]
+)
+def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale):
+    """Linear where values span little; in ln value where they span much."""
+    if scale is None:
+        small, large = (
+            lambda flops, e=e: 900 * (flops / 2e10) ** -e for e in (0.5, 0.8)
+        )
+    else:
+        small, large = line(-1, 20, scale), line(-3, 20 + 2 * math.log(2), scale)
+    found = curve("a", small, metric=metric) + curve("b", large, metric=metric)
+    text = said(tmp_path, found)
+    assert (
+        "10.0\N{NO-BREAK SPACE}k and 40.0\N{NO-BREAK SPACE}k cross at 2.00×10¹⁰ FLOPs, "
+        "from where 40.0\N{NO-BREAK SPACE}k is better." in text
+    )
+    assert (
+        "from 1.00×10⁹, is 10.0\N{NO-BREAK SPACE}k to 2.00×10¹⁰, "
+        "then 40.0\N{NO-BREAK SPACE}k to 6.40×10¹⁰ FLOPs." in text
+    )
+
+
+def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
+    found = curve("a", line(-1, 20), half=0.9) + curve("b", line(-1, 18), half=0.9)
+    text = said(tmp_path, found)
+    assert "do not cross: 40.0\N{NO-BREAK SPACE}k is better from 1.00×10⁹ to" in text
+    assert "overlap" not in text
+    wide = said(tmp_path, curve("a", line(-1, 20), half=1.2) + found[len(MARKS) :])
+    assert "(intervals overlap throughout)" in wide
+
+
+def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path):
+    half = math.log(4)  # of each: both together are the distance at 1e10 / 4 and x 4
+    found = curve("a", line(-1, 20), half=half) + curve("b", line(-3, 20), half=half)
+    assert re.search(
+        r"cross at 1\.00×10¹⁰ FLOPs \(intervals overlap from 2\.5\d×10⁹ to "
+        r"(3\.99|4\.00)×10¹⁰\), from where",
+        said(tmp_path, found),
+    )
+
+
+def test_a_size_that_ends_is_not_said_to_be_overtaken(tmp_path):
+    found = curve("a", line(-1, 10), marks=MARKS[:3])
+    found += curve("b", line(-1, 15)) + curve("c", line(-1, 18))
+    text = said(tmp_path, found)
+    assert "10.0\N{NO-BREAK SPACE}k to 1.60×10¹⁰ (not measured beyond), then" in text
+    assert text.count("do not cross") == 2 and " cross at " not in text
+
+
+def test_several_crossings_are_counted(tmp_path):
+    values = iter((5.0, 3.0, 5.0, 3.0))
+    found = curve("a", lambda _: 4.0) + curve("b", lambda _: next(values))
+    assert "cross 3 times from 2.00×10⁹ to 3.20×10¹⁰ FLOPs" in said(tmp_path, found)
+
+
+def test_of_several_runs_of_a_size_the_best_counts(tmp_path):
+    found = curve("a", line(0, 9), marks=MARKS[:2]) + curve("a2", line(0, 5))
+    found += curve("b", line(0, 7))
+    text = said(tmp_path, found, runs={"a": 10_000, "a2": 10_000, "b": 40_000})
+    assert "do not cross: 10.0\N{NO-BREAK SPACE}k is better" in text
+
+
+def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path):
+    found = curve("a", line(-1, 20)) + curve("b", line(-1, 25), protocol="q" * 16)
+    found += curve("c", line(-1, 5), metric="kid_lite0")
+    several = training_quality.comparisons(written(tmp_path, found))
+    assert [(c.metric, c.protocol_hash[0], c.labels) for c in several] == [
+        ("fd_lite0", "p", ("10.0\N{NO-BREAK SPACE}k",)),
+        ("fd_lite0", "q", ("40.0\N{NO-BREAK SPACE}k",)),
+        ("kid_lite0", "p", ("160\N{NO-BREAK SPACE}k",)),
+    ]
+    assert len({training_quality.name(c) for c in several}) == 3
+    for c in several:
+        (line_,) = training_quality.sentences(c)
+        assert line_.startswith("Only ")
+
+
+def test_without_two_checkpoints_of_any_run_nothing_is_drawn(tmp_path):
+    found = [measured(name, 1e10, 5.0) for name in SIZES]
+    found += [measured("a", 2e10, 5.0, metric="fid"), measured("gone", 1e9, 1.0)]
+    found += [measured("gone", 2e9, 1.0), measured("a", 3e10, math.nan)]
+    assert training_quality.comparisons(written(tmp_path, found)) == []
+    text = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "Measured pictures" in text
+    assert "Quality against training compute" not in text
+
+
+def test_sizes_that_look_alike_are_told_apart(tmp_path):
+    specs = [spec("a", 10_001, 16, 2), spec("b", 10_002, 12, 4)]
+    records.write_jsonl(tmp_path / "runs.jsonl", specs)
+    found = curve("a", line(-1, 20)) + curve("b", line(-1, 21))
+    records.write_jsonl(tmp_path / "evaluations.jsonl", found)
+    (only,) = training_quality.comparisons(reading.read(tmp_path))
+    assert [label.split(" ", 1)[1] for label in only.labels] == ["(16 × 2)", "(12 × 4)"]
+
+
+def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(tmp_path):
+    found = []
+    for k, name in enumerate(SIZES):  # power laws: over more than a decade of values
+        value = lambda flops, k=k: (2 + k) * 1e3 * (flops / 1e9) ** -(0.5 + 0.1 * k)  # noqa: E731
+        found += curve(name, value, half=1.0) + curve(
+            name, line(1, 20 + k), metric="recall_<lite0>"
+        )
+    found.append(measured("a", 1e11, 30.0, metric="recall_<lite0>", half=1.0))
+    written(tmp_path, found)
+    text = report.write(tmp_path).read_text(encoding="utf-8")
+    assert text.count("Quality against training compute") == 1
+    assert text.count("<svg") == 2 and "recall <lite0>" not in text
+    names = [p.stem for p in sorted((tmp_path / "report/figures").glob("*.png"))]
+    assert names == [f"quality_{m}_{'p' * 16}" for m in ("fd_lite0", "recall__lite0_")]
+    for path in (tmp_path / "report" / "figures").glob("*.png"):
+        assert min(struct.unpack(">II", path.read_bytes()[16:24])) > 300
+    several = training_quality.comparisons(reading.read(tmp_path))
+    assert [c.logarithmic for c in several] == [True, False]
+    assert [c.level for c in several] == [0.9, 0.9]
+    for c in several:
+        words = " ".join(training_quality.sentences(c)).replace("<", "&lt;")
+        assert words.replace(">", "&gt;") in text
+    assert "5\N{NO-BREAK SPACE}000 pictures; ddim, 50 steps, guidance 3" in text
+    np.testing.assert_array_equal(several[0].curves[1].flops, MARKS)
