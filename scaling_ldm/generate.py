@@ -1,11 +1,13 @@
 """A trained model -> pictures of held-out captions, and what they cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
-    samples/images.npy, grid.png   the first of them; the grid without captions
+    samples/images.npy   the first of them
+    samples/grid.png     the same in one picture, without captions
     samples/images.tar   all of them as PNG with their captions (WebDataset)
     samples/record.json   the SampleRecord, written last
 
-Stopped anywhere, the stage goes on at the first shard that is missing.
+Grid and tar hold lossless WebP instead of PNG where generate.format says so. Stopped
+anywhere, the stage goes on at the first shard that is missing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from scaling_ldm import config, exported, finished, mesh, meters, records, sampl
 
 SHOWN = 256  # pictures in images.npy
 ACROSS = 16  # at most, in the grid
+LARGEST_WEBP = 16383  # pixels, of a side
 
 
 def run(
@@ -48,16 +51,30 @@ def run(
     if model is None:
         meters.say("no finished run to sample from")
         return None
-    folder = workdir / "samples"
-    if (folder / "record.json").exists():
-        known = records.loads((folder / "record.json").read_text())
-        wanted = sampling.settings(experiment, model)
-        if {name: getattr(known, name) for name in wanted} == wanted:
-            meters.say(f"samples of {model.run_id} are there already")
-            return known
+    known = _known(experiment, workdir, model)
+    if known is not None and _grid_path(workdir, experiment.generate.format).exists():
+        meters.say(f"samples of {model.run_id} are there already")
+        return known
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        return _sample(experiment, workdir, model, device_mesh)
+        return _sample(experiment, workdir, model, device_mesh, known)
+
+
+def _known(
+    experiment: config.Experiment, workdir: pathlib.Path, model: finished.Model
+) -> records.SampleRecord | None:
+    """The record of these very pictures, if they are there."""
+    path = workdir / "samples" / "record.json"
+    if not path.exists():
+        return None
+    known = records.loads(path.read_text())
+    wanted = sampling.settings(experiment, model)
+    same = {name: getattr(known, name) for name in wanted} == wanted
+    return known if same else None
+
+
+def _grid_path(workdir: pathlib.Path, form: str) -> pathlib.Path:
+    return workdir / "samples" / f"grid.{form}"
 
 
 def check(experiment: config.Experiment) -> None:
@@ -84,7 +101,13 @@ def _sample(
     workdir: pathlib.Path,
     model: finished.Model,
     device_mesh: jax.sharding.Mesh,
+    known: records.SampleRecord | None,
 ) -> records.SampleRecord:
+    """Draws what is missing, then writes every form.
+
+    Args:
+      known: the record of these pictures in the other format: nothing is drawn then.
+    """
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
     drawing = sampling.Sampling(experiment, workdir, model, device_mesh, each)
@@ -118,13 +141,13 @@ def _sample(
         **sampling.settings(experiment, model),
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
-        seconds=seconds,
+        seconds=seconds if known is None or missing else known.seconds,
         weights="ema" if model.ema else "unknown",
         captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",
     )
     if mesh.is_primary():
-        _finish(folder, paths, captions)
+        _finish(folder, paths, captions, cfg.format)
         records.write_text(folder / "record.json", records.dumps(record))
     mesh.barrier("samples-written")
     return record
@@ -142,8 +165,14 @@ def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _finish(
-    folder: pathlib.Path, paths: Sequence[pathlib.Path], captions: Sequence[str]
+    folder: pathlib.Path,
+    paths: Sequence[pathlib.Path],
+    captions: Sequence[str],
+    form: str,
 ) -> None:
+    """Writes tar, array and grid from the shards; the grid last: it vouches for all."""
+    for other in config.PICTURE_FORMATS:
+        _grid_path(folder.parent, other).unlink(missing_ok=True)
     first: list[np.ndarray] = []
 
     def archive(file: Any) -> None:
@@ -155,7 +184,7 @@ def _finish(
                     first.append(images[: SHOWN - index])
                 for image in images:
                     for suffix, data in (
-                        ("png", _png(image)),
+                        (form, encoded(image, form)),
                         ("txt", captions[index].encode()),
                     ):
                         member = tarfile.TarInfo(f"{index:06d}.{suffix}")
@@ -168,7 +197,10 @@ def _finish(
     _write(
         folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False)
     )
-    _write(folder / "grid.png", lambda file: file.write(_png(grid(images))))
+    if form == "webp":  # as many as the format has room for
+        images = images[: (LARGEST_WEBP // max(images.shape[1:3])) ** 2]
+    whole = encoded(grid(images), form)
+    _write(_grid_path(folder.parent, form), lambda file: file.write(whole))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -182,9 +214,11 @@ def grid(images: np.ndarray) -> np.ndarray:
     return whole.swapaxes(1, 2).reshape(down * height, across * width, channels)
 
 
-def _png(image: np.ndarray) -> bytes:
+def encoded(image: np.ndarray, form: str) -> bytes:
+    """uint8 [height, width, 3] -> the bytes of a file that gives the same pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
+    lossless = {"lossless": True} if form == "webp" else {}
+    Image.fromarray(image).save(buffer, format=form.upper(), **lossless)
     return buffer.getvalue()
 
 

@@ -65,6 +65,7 @@ GENERATE = {
     "steps": 3,
     "guidance": 1.5,
     "seed": 1,
+    "format": "webp",
 }
 
 

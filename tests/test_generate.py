@@ -30,9 +30,16 @@ def shards(workdir):
     return sorted((workdir / "samples" / "shards").iterdir())
 
 
-def test_every_form_holds_the_same_pictures_in_order(finished):
+def formatted(experiment, form):
+    return dataclasses.replace(
+        experiment, generate=dataclasses.replace(experiment.generate, format=form)
+    )
+
+
+@pytest.mark.parametrize("form", config.PICTURE_FORMATS)
+def test_every_form_holds_the_same_pictures_in_order(finished, form):
     experiment, workdir, specs = finished
-    record = generate.run(experiment, workdir, specs)
+    record = generate.run(formatted(experiment, form), workdir, specs)
     assert (record.images, len(record.captions)) == (20, 20)
     images = np.concatenate(list(sampling.saved(workdir)))
     assert images.shape == (20, 8, 8, 3) and images.dtype == np.uint8
@@ -40,13 +47,18 @@ def test_every_form_holds_the_same_pictures_in_order(finished):
     np.testing.assert_array_equal(np.load(workdir / record.images_file), images)
     with tarfile.open(workdir / "samples" / "images.tar") as tar:
         names = tar.getnames()
-        assert names[:2] == ["000000.png", "000000.txt"] and len(names) == 40
+        assert names[:2] == [f"000000.{form}", "000000.txt"] and len(names) == 40
         for i in (0, 7, 8, 19):
-            picture = Image.open(io.BytesIO(tar.extractfile(f"{i:06d}.png").read()))
+            data = tar.extractfile(f"{i:06d}.{form}").read()
+            picture = Image.open(io.BytesIO(data))
+            assert picture.format == form.upper()
             np.testing.assert_array_equal(np.asarray(picture), images[i])
             words = tar.extractfile(f"{i:06d}.txt").read().decode()
             assert words == record.captions[i]
-    grid = np.asarray(Image.open(workdir / "samples" / "grid.png"))
+    (path,) = (workdir / "samples").glob("grid.*")  # the other format's is gone
+    picture = Image.open(path)
+    assert (path.suffix, picture.format) == (f".{form}", form.upper())
+    grid = np.asarray(picture)
     assert grid.shape == (4 * 8, 5 * 8, 3)
     np.testing.assert_array_equal(grid[8:16, 16:24], images[7])
 
@@ -91,6 +103,44 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
     second = generate.run(fewer, workdir, specs)
     assert second.images == 5 and [len(np.load(p)) for p in shards(workdir)] == [5]
     assert records.loads((workdir / "samples" / "record.json").read_text()) == second
+
+
+def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    monkeypatch.setattr(sampling.Sampling, "images", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(generate, "LARGEST_WEBP", 21)  # two pictures of 8 x 8
+    assert generate.run(formatted(experiment, "webp"), workdir, specs) == first
+    grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
+    images = np.load(workdir / first.images_file)
+    assert len(images) == 20
+    np.testing.assert_array_equal(grid, generate.grid(images[:4]))
+    assert generate.run(experiment, workdir, specs) == first
+    assert (workdir / "samples" / "grid.png").exists()
+
+
+def test_a_write_cut_off_between_tar_and_grid_is_done_again(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "grid", lambda _: pytest.fail("killed here"))
+        with pytest.raises(BaseException, match="killed here"):
+            generate.run(formatted(experiment, "webp"), workdir, specs)
+    generate.run(experiment, workdir, specs)
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        assert tar.getnames()[0] == "000000.png"
+
+
+@pytest.mark.parametrize("form", config.PICTURE_FORMATS)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 33, 3)])
+def test_files_give_back_every_byte(form, shape):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, shape, np.uint8)
+    smooth = np.broadcast_to(np.arange(shape[1], dtype=np.uint8)[:, None], shape)
+    for image in (noise, np.ascontiguousarray(smooth)):
+        picture = Image.open(io.BytesIO(generate.encoded(image, form)))
+        assert (picture.format, picture.mode) == (form.upper(), "RGB")
+        assert np.asarray(picture).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("batch", [3, 16])

@@ -98,6 +98,7 @@ SPACINGS = (
     "karras",
     "flow_shifted",
 )
+PICTURE_FORMATS = ("png", "webp")
 # Networks whose features are compared; see evaluate/. "lite0" comes from a package.
 FEATURE_NETWORKS = (
     "none",
@@ -137,6 +138,7 @@ NAMES = {
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
+    "generate.format": PICTURE_FORMATS,
     "evaluate.network": FEATURE_NETWORKS,
     "evaluate.backend": FD_BACKENDS,
     "fit.metric": FIT_METRICS,
@@ -309,6 +311,7 @@ class Generate:
     steps: int = 50
     guidance: float = 3.0
     seed: int = 0
+    format: str = "png"  # of grid and tar, lossless: one of PICTURE_FORMATS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
