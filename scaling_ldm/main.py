@@ -20,7 +20,7 @@ _STAGES = flags.DEFINE_list(
     "stages",
     None,
     f"Some of {','.join((*config.STAGES, *config.STAGES_ON_REQUEST))}, run in that "
-    "order. Default: all but export; with --run, plan, encode and train.",
+    "order. Default: all but export, advise; with --run, plan, encode and train.",
 )
 _RUN = flags.DEFINE_integer("run", None, "Only this row of the plan (from 0).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")

@@ -170,6 +170,11 @@ class _Study:
             from scaling_ldm import evaluate
 
             evaluate.check_frontier(self.experiment)
+        if "advise" in self.stages:
+            from scaling_ldm import advise
+
+            made = "frontier" in self.stages
+            advise.check(self.experiment, self.workdir, made)
         self._claim_workdir()
         if self.stages == config.STAGES and self._complete():
             meters.say(
@@ -379,6 +384,14 @@ class _Study:
         from scaling_ldm import export
 
         export.run(self.experiment, self.workdir, self._specs())
+
+    def _advise(self) -> None:
+        if not self.primary:
+            return
+        from scaling_ldm import advise
+
+        for line in advise.lines(advise.run(self.experiment, self.workdir)):
+            print(line, flush=True)
 
     def _report(self) -> None:
         if not self.primary:

@@ -57,6 +57,7 @@ LAYERS = (
         "surface",
         "laws",
         "frontier",
+        "advise",
         "report",
     },
     {"study"},
@@ -70,6 +71,7 @@ STAGES = (
     "evaluate",
     "fit",
     "export",
+    "advise",
     "report",
 )
 
@@ -171,6 +173,7 @@ def test_packages_have_their_sole_importers():
         ("scaling_ldm.records", ("jax", "numpy")),
         ("scaling_ldm.fit", ("jax",)),
         ("scaling_ldm.frontier", ("jax",)),
+        ("scaling_ldm.advise", ("jax",)),
         ("scaling_ldm.report", ("jax",)),
         ("scaling_ldm.study", ("jax",)),
         ("scaling_ldm.meters", ("jax",)),

@@ -178,7 +178,11 @@ def test_every_field_has_another_value_here():
     sections = {f"objective.{n}" for n in OBJECTIVE} | {
         f"generate.{n}" for n in GENERATE
     }
-    for name, section in (("evaluate", config.Evaluate), ("frontier", config.Frontier)):
+    for name, section in (
+        ("evaluate", config.Evaluate),
+        ("frontier", config.Frontier),
+        ("advise", config.Advise),
+    ):
         sections |= {f"{name}.{f.name}" for f in dataclasses.fields(section)}
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections
 

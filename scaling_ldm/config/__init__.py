@@ -7,6 +7,7 @@ everything wrong with it: what was given, what is allowed, what to do.
 
 from scaling_ldm.config.fields import (
     ACTIVATIONS,
+    ADVICE_UNITS,
     ARCHITECTURES,
     CONVOLUTIONAL,
     DATA_SOURCES,
@@ -28,6 +29,7 @@ from scaling_ldm.config.fields import (
     TIME_LAWS,
     UNROLL,
     WEIGHTINGS,
+    Advise,
     ConfigError,
     Data,
     Encode,
@@ -56,6 +58,8 @@ from scaling_ldm.config.files import (
 
 __all__ = [
     "ACTIVATIONS",
+    "ADVICE_UNITS",
+    "Advise",
     "ARCHITECTURES",
     "ConfigError",
     "CONVOLUTIONAL",

@@ -316,6 +316,7 @@ _NOT_NEGATIVE = {
     "generate": ("guidance", "seed"),
     "evaluate": ("input_size", "bootstrap", "seed"),
     "frontier": ("images",),
+    "advise": ("budget",),
     "fit": ("bootstrap", "seed"),
 }
 _RANGES = (
@@ -330,5 +331,6 @@ _RANGES = (
     ("optimizer", "ema_decay", 0.0, 0.999999),
     ("plan", "utilisation", 0.001, 1.0),
     ("evaluate", "confidence", 0.5, 0.999),
+    ("advise", "utilisation", 0.001, 1.0),
     ("fit", "confidence", 0.5, 0.999),
 )

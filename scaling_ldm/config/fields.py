@@ -118,6 +118,7 @@ METRICS = {
     "clip_score": ("clip",),
 }
 FD_BACKENDS = ("numpy", "tfgan")
+ADVICE_UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
 # Every field that holds one of a table's names.
 NAMES = {
     "data.source": DATA_SOURCES,
@@ -141,6 +142,8 @@ NAMES = {
     "generate.format": PICTURE_FORMATS,
     "evaluate.network": FEATURE_NETWORKS,
     "evaluate.backend": FD_BACKENDS,
+    "advise.unit": ADVICE_UNITS,
+    "advise.dtype": DTYPES,
     "fit.metric": FIT_METRICS,
     "fit.size": FIT_SIZES,
 }
@@ -154,7 +157,7 @@ STAGES = (
     "frontier",
     "report",
 )
-STAGES_ON_REQUEST = ("export",)  # run last, and only when asked for
+STAGES_ON_REQUEST = ("export", "advise")  # run last, and only when asked for
 
 
 class ConfigError(ValueError):
@@ -352,6 +355,17 @@ class Frontier:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Advise:
+    """What the best way of sampling may cost; see frontier/advise.py."""
+
+    budget: float = 0.0  # of one image, in `unit`; 0: none given
+    unit: str = "seconds"  # one of ADVICE_UNITS
+    device: str = ""  # a name of peaks.PEAKS; "": where seconds were measured
+    dtype: str = "bfloat16"  # whose peak counts on another device; one of DTYPES
+    utilisation: float = 0.3  # assumed, of that peak
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
     metric: str = "validation_loss_ema"  # one of FIT_METRICS
     size: str = "params_without_embeddings"  # one of FIT_SIZES
@@ -376,6 +390,7 @@ class Experiment:
     generate: Generate = dataclasses.field(default_factory=Generate)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     frontier: Frontier = dataclasses.field(default_factory=Frontier)
+    advise: Advise = dataclasses.field(default_factory=Advise)
     fit: Fit = dataclasses.field(default_factory=Fit)
 
     @property
@@ -420,6 +435,7 @@ _NO_RECIPE = (
     "generate",
     "evaluate",
     "frontier",
+    "advise",
     "fit",
     "question",
     "record",

@@ -55,13 +55,15 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
     | {f"generate.{name}": DENOISERS for name in _names(fields.Generate)}
     | {f"evaluate.{name}": DENOISERS for name in _names(fields.Evaluate)}
-    | {f"frontier.{name}": DENOISERS for name in _names(fields.Frontier)},
+    | {f"frontier.{name}": DENOISERS for name in _names(fields.Frontier)}
+    | {f"advise.{name}": DENOISERS for name in _names(fields.Advise)},
     "evaluate.network": {
         f"evaluate.{name}": tuple(n for n in fields.FEATURE_NETWORKS if n != "none")
         for name in _names(fields.Evaluate)
         if name not in ("network", "input_size")
     }
     | {"evaluate.input_size": ("lite0",)},
+    "advise.unit": {"advise.dtype": ("seconds",), "advise.utilisation": ("seconds",)},
     "data.source": {
         "data.path": tuple(s for s in fields.DATA_SOURCES if s != "icons"),
         "data.split": ("tfds", "huggingface"),

@@ -1,0 +1,89 @@
+"""A work directory's frontier and a budget -> what to run there, in plain lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from scaling_ldm import config, frontier, records
+from scaling_ldm.records import Advice, Refusal
+
+
+def check(experiment: config.Experiment, workdir: pathlib.Path, made: bool) -> None:
+    """Refuses, before any stage runs, a question that cannot be answered.
+
+    Args:
+      made: whether the frontier is made before advice is asked for.
+
+    Raises:
+      config.ConfigError: no budget is given, or there is no frontier.
+    """
+    if not experiment.advise.budget > 0:
+        raise config.ConfigError(
+            "--stages advise needs a budget of one image: --config.advise.budget=0.5 "
+            f"in --config.advise.unit, one of {', '.join(config.ADVICE_UNITS)}"
+        )
+    if not made and not _path(workdir).exists():
+        raise _missing(workdir)
+
+
+def _path(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "frontier.json"
+
+
+def _missing(workdir: pathlib.Path) -> config.ConfigError:
+    return config.ConfigError(
+        f"no frontier in {workdir}: add frontier to --stages, with "
+        "--config.frontier.images and --config.evaluate.network"
+    )
+
+
+def run(experiment: config.Experiment, workdir: pathlib.Path) -> Advice | Refusal:
+    """The best within config.advise, by the frontier in `workdir`; see `lines`.
+
+    Raises:
+      config.ConfigError: there is no frontier, or it cannot be asked so.
+      records.Damaged: frontier.json is not one.
+    """
+    cfg, path = experiment.advise, _path(workdir)
+    if not path.exists():
+        raise _missing(workdir)
+    held = records.read_jsonl(path)
+    if len(held) != 1 or not isinstance(held[0], records.Frontier):
+        raise records.Damaged(f"{path} holds no frontier")
+    (found,) = held
+    try:
+        return frontier.advice(
+            found,
+            cfg.budget,
+            cfg.unit,
+            device=cfg.device or None,
+            dtype=cfg.dtype,
+            utilisation=cfg.utilisation,
+        )
+    except ValueError as e:
+        raise config.ConfigError(f"config.advise: {e}") from e
+
+
+def lines(found: Advice | Refusal) -> list[str]:
+    """Advice, or why there is none, for a reader's eyes."""
+    if isinstance(found, Refusal):
+        return [f"no {found.what}: {found.reason}; {found.detail}"]
+    choice = found.choice
+    quality = f"{found.metric} {choice.expected:.4g}"
+    if choice.interval is None:
+        quality += " (no interval is known)"
+    else:
+        low, high, level = dataclasses.astuple(choice.interval)
+        quality += f" [{low:.4g}, {high:.4g}] at {100 * level:.0f}%"
+    quality += ", less is better"
+    if choice.probability is not None:
+        quality += f"; probability of being the best {choice.probability:.2f}"
+    return [
+        f"within {found.budget:.4g} {found.unit} an image:",
+        f"  model    {choice.label}, {choice.params:,} parameters, run {choice.model}",
+        f"  sampler  {choice.sampler}, {choice.steps} steps, guidance "
+        f"{choice.guidance:g}",
+        f"  expected {quality}",
+        f"  cost     {choice.cost:.4g} {found.unit} ({found.basis})",
+    ]

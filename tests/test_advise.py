@@ -1,0 +1,162 @@
+"""Advice from the command line: what it reads, prints and refuses."""
+
+import dataclasses
+import math
+
+import pytest
+
+from scaling_ldm import advise, config, frontier, records, study
+
+CLUSTER = (None, None, None)
+
+
+def cells():
+    """Two sizes of cost 1 and 4; the larger wins from 16 evaluations of the smaller."""
+    for k, (start, slope) in enumerate(((40, 2), (40 + 2 * math.log(16), 4))):
+        for steps in (2, 4, 8, 16, 32):
+            for guidance in (1.5, 3.0):
+                value = start - slope * math.log(4**k * steps) + guidance
+                yield records.Cell(
+                    model=f"run{k}",
+                    label=f"{8 * (k + 1)} x 2",
+                    params=4**k * 10_000,
+                    relative_cost=4.0**k / 4,
+                    sampler="ddim",
+                    steps=steps,
+                    guidance=guidance,
+                    nfe=2 * steps,
+                    flops=1e9 * 4**k * steps,
+                    decoder_flops=0.0,
+                    seconds=1e-3 * 4**k * steps,
+                    metric="fd_lite0",
+                    value=value,
+                    replicates=tuple(value + 0.01 * i for i in range(-20, 21)),
+                    protocol="p0",
+                    images=500,
+                )
+
+
+@pytest.fixture(scope="module")
+def found():
+    return frontier.build(cells(), reference="16 x 2", device="cpu", bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, found, tmp_path_factory):
+    """A planned study that holds a frontier."""
+    workdir = tmp_path_factory.mktemp("advise") / "study"
+    given = dict(workdir=str(workdir), stages=["plan"], only=None, cluster=CLUSTER)
+    assert study.run(tiny, **given) == 0
+    records.write_text(workdir / "frontier.json", records.dumps(found) + "\n")
+    return workdir
+
+
+def ask(tiny, workdir, **how):
+    given = tiny.copy_and_resolve_references()
+    given.advise.update(how)
+    return study.run(
+        given, workdir=str(workdir), stages=["advise"], only=None, cluster=CLUSTER
+    )
+
+
+def test_the_answer_is_that_of_the_function(tiny, workdir, found, capsys):
+    assert ask(tiny, workdir, budget=0.04) == study.EXIT["done"]
+    out = capsys.readouterr().out
+    wanted = frontier.advice(found, 0.04, "seconds")
+    assert wanted.choice.steps == 8 and wanted.choice.model == "run1"
+    interval, probability = wanted.choice.interval, wanted.choice.probability
+    assert out.splitlines() == [
+        "within 0.04 seconds an image:",
+        "  model    16 x 2, 40,000 parameters, run run1",
+        "  sampler  ddim, 8 steps, guidance 1.5",
+        f"  expected fd_lite0 {wanted.choice.expected:.4g} [{interval.low:.4g}, "
+        f"{interval.high:.4g}] at 90%, less is better; probability of being the best "
+        f"{probability:.2f}",
+        "  cost     0.032 seconds (measured on cpu)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"budget": 8.1e9, "unit": "flops"}, "8e+09 flops (counted"),
+        ({"budget": 2.0, "unit": "relative_cost"}, "x steps"),
+        ({"budget": 1e5, "unit": "memory_bytes"}, "4e+04 memory_bytes (an estimate"),
+        (
+            {"budget": 1.0, "device": "l4", "utilisation": 0.5},
+            "(an estimate: FLOPs / (0.5 of the bfloat16 peak of l4",
+        ),
+        ({"budget": 1.0, "device": "l4", "dtype": "float32"}, "the float32 peak of l4"),
+    ],
+)
+def test_each_unit_and_device_says_how_the_cost_is_known(
+    tiny, workdir, capsys, how, said
+):
+    assert ask(tiny, workdir, **how) == study.EXIT["done"]
+    assert said in capsys.readouterr().out
+
+
+def test_a_refusal_has_its_reason(tiny, workdir, capsys):
+    assert ask(tiny, workdir, budget=1e-3) == study.EXIT["done"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("no advice within 0.001 seconds: nothing fits; the least is")
+    assert "0.002 seconds: 8 x 2, ddim, 2 steps" in line
+
+
+def test_without_replicates_no_interval_is_claimed(found):
+    bare = [dataclasses.replace(c, replicates=()) for c in found.cells]
+    bare = frontier.build(bare, reference="16 x 2", device="cpu")
+    text = "\n".join(advise.lines(frontier.advice(bare, 1.0)))
+    assert "(no interval is known), less is better" in text
+    assert "probability" not in text and "[" not in text
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "--stages advise needs a budget"),
+        ({"budget": -1.0}, "config.advise.budget = -1.0: must be >= 0"),
+        ({"budget": 1.0, "unit": "hours"}, "config.advise.unit = 'hours'; known: sec"),
+        ({"budget": 1.0, "device": "abacus"}, "unknown device 'abacus'; known: "),
+        (
+            {"budget": 1.0, "unit": "flops", "utilisation": 0.5},
+            "utilisation = 0.5 means nothing to config.advise.unit = 'flops'",
+        ),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_one_message(
+    tiny, workdir, capsys, how, said
+):
+    assert ask(tiny, workdir, **how) == study.EXIT["bad configuration"]
+    assert said in capsys.readouterr().err
+
+
+def test_no_frontier_is_said_and_leaves_nothing_behind(tiny, tmp_path, capsys):
+    where = tmp_path / "new"
+    assert ask(tiny, where, budget=1.0) == study.EXIT["bad configuration"]
+    assert (
+        f"no frontier in {where}: add frontier to --stages" in capsys.readouterr().err
+    )
+    assert not where.exists()
+    given = tiny.copy_and_resolve_references()
+    given.advise.budget = 1.0
+    advise.check(config.resolve(given), where, made=True)
+    with pytest.raises(config.ConfigError, match="no frontier in"):
+        advise.run(config.resolve(given), where)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"record": "Refusal", "what": "", '])
+def test_a_damaged_frontier_is_named(tiny, workdir, tmp_path, capsys, text):
+    (tmp_path / "frontier.json").write_text(text)
+    held = (workdir / "experiment.json").read_text()
+    (tmp_path / "experiment.json").write_text(held)
+    assert ask(tiny, tmp_path, budget=1.0) == study.EXIT["storage"]
+    assert str(tmp_path / "frontier.json") in capsys.readouterr().err
+
+
+def test_units_are_those_of_the_function_and_advice_is_on_request_alone():
+    assert config.ADVICE_UNITS == frontier.advise.UNITS
+    assert "advise" in config.STAGES_ON_REQUEST and "advise" not in config.STAGES
+    base = config.Experiment()
+    asked = dataclasses.replace(base, advise=config.Advise(budget=1.0, device="l4"))
+    assert asked.recipe_hash == base.recipe_hash
