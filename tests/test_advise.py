@@ -145,7 +145,10 @@ def test_no_frontier_is_said_and_leaves_nothing_behind(tiny, tmp_path, capsys):
         advise.run(config.resolve(given), where)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"record": "Refusal", "what": "", '])
+OTHER = records.dumps(records.Refusal(what="a", reason="b", detail="c"))
+
+
+@pytest.mark.parametrize("text", ["", "{", OTHER])
 def test_a_damaged_frontier_is_named(tiny, workdir, tmp_path, capsys, text):
     (tmp_path / "frontier.json").write_text(text)
     held = (workdir / "experiment.json").read_text()
