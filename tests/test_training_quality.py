@@ -93,7 +93,8 @@ def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
     assert "do not cross: 40.0\N{NO-BREAK SPACE}k is better from 1.00×10⁹ to" in text
     assert "overlap" not in text
     wide = said(tmp_path, curve("a", line(-1, 20), half=1.2) + found[len(MARKS) :])
-    assert "(intervals overlap throughout)" in wide
+    assert "told apart: their intervals overlap throughout, from 1.00×10⁹" in wide
+    assert "cross" not in wide
 
 
 def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path):

@@ -220,15 +220,18 @@ def _pair(small: str, large: str, x: np.ndarray, a: Band, b: Band) -> str:
     if not len(both):
         return f"{small} and {large} share no compute."
     overlap = (a[1] <= b[2]) & (b[1] <= a[2])
+    where = f"from {scientific(x[both[0]])} to {scientific(x[both[-1]])} FLOPs"
+    if overlap[both].all():
+        return (
+            f"{small} and {large} cannot be told apart: their intervals overlap "
+            f"throughout, {where}."
+        )
     signed = both[d[both] != 0]
     turns = [
         (i, j) for i, j in itertools.pairwise(signed) if np.sign(d[i]) != np.sign(d[j])
     ]
     if not turns:
-        better = large if len(signed) and d[signed[0]] < 0 else small
-        if not len(signed):
-            return f"{small} and {large} are equal wherever both were measured."
-        where = f"from {scientific(x[both[0]])} to {scientific(x[both[-1]])} FLOPs"
+        better = large if d[signed[0]] < 0 else small
         return (
             f"{small} and {large} do not cross: {better} is better {where}"
             f"{_doubt(overlap[both])}."
@@ -254,10 +257,7 @@ def _pair(small: str, large: str, x: np.ndarray, a: Band, b: Band) -> str:
 
 
 def _doubt(overlap: np.ndarray) -> str:
-    if not overlap.any():
-        return ""
-    where = "throughout" if overlap.all() else "in part"
-    return f" (intervals overlap {where})"
+    return " (intervals overlap in part)" if overlap.any() else ""
 
 
 def _around(true: np.ndarray, i: int) -> tuple[int, int]:
