@@ -135,6 +135,7 @@ def _card(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _model(
+    where: str,
     folder: pathlib.Path,
     card: Mapping[str, Any] | None,
     size: tuple[int, int],
@@ -159,7 +160,7 @@ def _model(
         try:
             return frozen.place(device_mesh, load())
         except files.WeightsError as e:
-            raise config.ConfigError(f"{folder}: {e}") from e
+            raise config.ConfigError(f"{where}: {e}") from e
 
     width, depth = size
     return finished.Model(
@@ -189,6 +190,7 @@ def _unet(
     held = {} if card is None else card["reads"]
     _refuse(where, held | _facts(shape), _facts(here) | reads(experiment))
     return _model(
+        where,
         folder,
         card,
         (width, depth),
@@ -228,4 +230,4 @@ def _native(
             tree = jax.eval_shape(denoiser.init, jax.random.key(0))
         return native.load(folder, tree)
 
-    return _model(folder, card, size, load)
+    return _model(where, folder, card, size, load)
