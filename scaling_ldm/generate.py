@@ -191,6 +191,7 @@ def _finish(
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     index += 1
+                tar.members.clear()  # else it keeps a header of every picture
 
     _write(folder / "images.tar", archive)
     images = np.concatenate(first)

@@ -1,7 +1,11 @@
 """Runs measured: protocols, references, records that are kept, cells of a frontier."""
 
 import dataclasses
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -188,6 +192,24 @@ def test_a_given_reference_is_used_and_another_networks_refused(
     )
     with pytest.raises(config.ConfigError, match="is of the network"):
         evaluate.run(changed(experiment, evaluate=given), workdir, specs)
+
+
+@pytest.mark.slow
+def test_ten_thousand_pictures_are_not_held_in_memory():
+    """Beyond their features, which are few here: see the benchmark."""
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, here / "benchmarks" / "memory.py"],
+        env=os.environ | {"PYTHONPATH": str(here.parent)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["features_bytes"] < 0.05 * found["pictures_bytes"]
+    assert found["growth_bytes"] < 0.5 * found["pictures_bytes"]
 
 
 # --- Protocols.

@@ -1,9 +1,11 @@
 """Two processes of four simulated devices each, on loopback, against one of eight."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +13,10 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from scaling_ldm import study
+from scaling_ldm import records, study
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 24
@@ -69,7 +72,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """start(workdir, processes): the processes of one job."""
+    """start(workdir, processes, *flags): the processes of one job."""
     env = dict(
         os.environ,
         XLA_FLAGS="--xla_backend_optimization_level=0 "
@@ -80,9 +83,9 @@ def start(tmp_path_factory):
     )
     started = []
 
-    def go(workdir, processes):
+    def go(workdir, processes, *more):
         if processes == 1:
-            job = [Process(workdir, env, "--config.mesh.cpu_devices=8")]
+            job = [Process(workdir, env, "--config.mesh.cpu_devices=8", *more)]
         else:
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
@@ -95,6 +98,7 @@ def start(tmp_path_factory):
                     f"--coordinator=127.0.0.1:{port}",
                     f"--num_processes={processes}",
                     f"--process_id={i}",
+                    *more,
                 )
                 for i in range(processes)
             ]
@@ -174,3 +178,58 @@ def test_the_coordinators_end_is_everybodys(start, tmp_path):
     job[0].wait_for("  step 3/")
     job[0].popen.kill()
     assert study.LOST in job[1].end(study.EXIT["lost a process"], timeout=60)
+
+
+def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
+    """To the last bit: ten pictures in batches of eight, CLIP's numbers, a frontier.
+
+    Each of the eight devices has the same rows, whichever process it belongs to.
+    """
+    weights = write_clip(tmp_path / "clip", 0)
+    flags = (
+        "--config.generate.images=10",
+        "--config.generate.batch_size=8",
+        "--config.generate.steps=2",
+        "--config.evaluate.network=clip",
+        f"--config.evaluate.weights={weights}",
+        "--config.evaluate.metrics=('fd', 'kid', 'precision_recall', 'clip_score')",
+        "--config.evaluate.reference_images=10",
+        "--config.evaluate.batch_size=8",
+        "--config.evaluate.bootstrap=4",
+        "--config.frontier.images=8",
+        "--config.frontier.samplers=('ddim',)",
+        "--config.frontier.steps=(2,)",
+        "--config.frontier.guidances=(2.0,)",
+        "--stages=generate,evaluate,frontier",
+    )
+    found = {}
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        shutil.copytree(one, workdir)
+        out = [job.end() for job in start(workdir, processes, *flags)]
+        assert "fd_clip" in out[0]
+        assert all("fd_clip" not in text for text in out[1:])  # told once
+        found[processes] = workdir
+
+    a, b = (
+        {path.name: path.read_bytes() for path in workdir.glob("samples/shards/*.npy")}
+        for workdir in found.values()
+    )
+    assert sorted(a) == ["00000.npy", "00001.npy"] and a == b
+    assert np.load(found[2] / "samples" / "shards" / "00000.npy").std() > 1
+    x, y = (records.read_jsonl(w / "evaluations.jsonl") for w in found.values())
+    assert [r.metric for r in x] == [
+        "fd_clip",
+        "kid_clip",
+        "precision_clip",
+        "recall_clip",
+        "clip_score",
+    ]
+    assert x == y
+    x, y = (records.loads((w / "frontier.json").read_text()) for w in found.values())
+    (x,), (y,) = x.cells, y.cells
+    assert dataclasses.replace(x, seconds=0.0) == dataclasses.replace(y, seconds=0.0)
+    for workdir in found.values():
+        assert not [p for p in workdir.rglob(".*") if p.is_file()]  # nothing half done
+        assert len(list((workdir / "frontier" / "cells").iterdir())) == 1
+        assert len(list((workdir / "evaluate").iterdir())) == 2

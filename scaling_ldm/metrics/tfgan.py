@@ -3,6 +3,10 @@
 tensorflow_gan 2.1.0, its last release, cannot be imported as a whole beside TensorFlow
 from 2.16 on, which has no tf.estimator any more. Its metrics need none of that, so they
 are imported alone, behind packages without contents.
+
+Its square root of a matrix takes no root of singular values below 1e-10, where products
+of variances lie if features scatter little: its distances are then too large, by 3e-4
+of 16 rows with 64 features of deviation 0.01, and exact from a deviation of 0.03 on.
 """
 
 from __future__ import annotations
