@@ -2,7 +2,7 @@
 
 python tests/benchmarks/memory.py [--pictures 1000 10000] [--features 16]
 
-Pictures of 64 x 64 by a small network; a stand-in gives the features, whose number
+Pictures of 32 x 32 by a small network; a stand-in gives the features, whose number
 decides what evaluate keeps: all of them, [pictures, features] in float32, from which
 intervals, KID and precision are drawn. Pictures are never kept. Peaks are of resident
 memory above what the process had before, compiled code and libraries left out.
@@ -25,7 +25,7 @@ from scaling_ldm import config, evaluate, generate, plan, sampling, train
 from scaling_ldm.encoders.features import Features
 from scaling_ldm.evaluate import networks
 
-SIDE = 64
+SIDE = 32
 WARM = 512  # pictures of the run that compiles
 
 
@@ -33,7 +33,7 @@ def experiment(pictures: int, metrics: tuple[str, ...]) -> config.Experiment:
     c = config.default()
     c.name = "memory"
     c.data.shape, c.data.text_tokens, c.data.vocab_size = (SIDE, SIDE, 3), 4, 256
-    c.model.patch_size, c.model.head_dim = 16, 8
+    c.model.patch_size, c.model.head_dim = 8, 8
     c.model.text_width = c.model.time_width = 8
     c.model.compute_dtype = "float32"
     c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 1),), 4, ()
@@ -53,7 +53,7 @@ def stand_in(features: int) -> networks.Judge:
     import jax
 
     rng = np.random.default_rng(0)
-    params = rng.normal(size=(SIDE * SIDE * 3, features)).astype(np.float32) / 30000
+    params = rng.normal(size=(SIDE * SIDE * 3, features)).astype(np.float32) / 8000
 
     def apply(params: jax.Array, x: jax.Array) -> Features:
         rows = x.reshape(x.shape[0], SIDE, SIDE * 3).reshape(x.shape[0], -1)
