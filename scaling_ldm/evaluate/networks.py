@@ -58,6 +58,7 @@ class Judge(NamedTuple):
 
 
 ORDER = "horizontal"  # of the passes of Pillow's resize: one of resize.ORDERS
+OFFSET = 0.1  # of DINOv2's positions: as in its published code, which FD-DINOv2 ran
 
 
 def _bicubic(side: int, images: np.ndarray) -> np.ndarray:
@@ -122,7 +123,7 @@ def _clip(cfg: config.Evaluate) -> Judge:
 
 def _dinov2(cfg: config.Evaluate) -> Judge:
     path = file(cfg)
-    shape, params = dinov2_weights.open_directory(path)
+    shape, params = dinov2_weights.open_directory(path, offset=OFFSET)
     pil = _pil(dinov2.SIZE)
     return Judge(
         apply=functools.partial(dinov2.apply, shape),
