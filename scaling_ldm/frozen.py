@@ -68,7 +68,7 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> Autoencoder:
       ConfigError: its files are not there, or are another network's.
     """
     where = f"config.encode.autoencoder = {name!r}"
-    folder = _folder(name, where)
+    folder = directory(name, where)
     try:
         shape, params = autoencoder_kl.load(folder)
         shape = dataclasses.replace(shape, dtype=DTYPES[compute_dtype])
@@ -88,7 +88,7 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> TextEncoder:
       ConfigError: its files are not there, or are another network's.
     """
     where = f"config.encode.text_encoder = {name!r}"
-    folder = _folder(name, where)
+    folder = directory(name, where)
     try:
         kind = files.config(folder).get("model_type")
         if kind not in _TEXT:
@@ -150,7 +150,7 @@ def _label(name: str) -> str:
     return path.resolve().name if name not in _SHIPPED and folder else name
 
 
-def _folder(name: str, where: str) -> pathlib.Path:
+def directory(name: str, where: str) -> pathlib.Path:
     """The files of a network; a hub id is downloaded to the hub's usual cache.
 
     Raises:

@@ -1,7 +1,6 @@
 """The stage with every network that config offers, from files as they are published."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import math
@@ -26,7 +25,7 @@ from scaling_ldm.evaluate import networks, protocol
 from scaling_ldm.metrics import resize
 from scaling_ldm.weights import clip as clip_weights
 from scaling_ldm.weights import dinov2 as dinov2_weights
-from scaling_ldm.weights import efficientnet_lite, files, inception, layout
+from scaling_ldm.weights import efficientnet_lite, files, hub, inception, layout
 
 DINOV2 = dinov2.Shape(
     width=64, depth=2, heads=2, hidden=128, image_size=70, patch_size=14
@@ -323,6 +322,32 @@ def test_weights_that_are_not_there_are_refused_before_anything_runs(
     experiment = judged(generated, network, tmp_path / "none")
     with pytest.raises(config.ConfigError, match=r"evaluate.weights = .*none"):
         evaluate.check(experiment)
+
+
+def test_weights_may_lie_on_the_hub(generated, dinov2_folder, monkeypatch):
+    asked = []
+
+    def download(wanted, seconds):
+        asked.append(wanted["repo_id"])
+        return str(dinov2_folder)
+
+    monkeypatch.setattr(hub, "_download", download)
+    monkeypatch.setattr(hub, "cached", lambda *_: None)
+    far = judged(generated, "dinov2", "owner/dinov2-tiny")
+    evaluate.check(far)
+    assert asked == ["owner/dinov2-tiny"]
+    near = judged(generated, "dinov2", dinov2_folder)
+    device_mesh = mesh.build(config.Mesh(), {})
+    with jax.set_mesh(device_mesh):
+        same = [networks.Extractor(e.evaluate, device_mesh) for e in (far, near)]
+    assert same[0].identity == same[1].identity
+
+    def offline(wanted, seconds):
+        raise layout.WeightsError("the hub does not answer")
+
+    monkeypatch.setattr(hub, "_download", offline)
+    with pytest.raises(config.ConfigError, match=r"owner/dinov2.*does not answer"):
+        evaluate.check(far)
 
 
 def test_another_networks_weights_are_refused(generated, tmp_path):

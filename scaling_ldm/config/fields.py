@@ -322,7 +322,7 @@ class Evaluate:
     """Generated pictures against real ones; see evaluate/."""
 
     network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
-    weights: str = ""  # its file or folder; "": lite0's package
+    weights: str = ""  # its file, folder or hub id; "": lite0's package
     input_size: int = 0  # side of lite0's input; 0: the network's own
     metrics: tuple[str, ...] = ("fd",)  # of METRICS
     backend: str = "numpy"  # of the Frechet distance: one of FD_BACKENDS

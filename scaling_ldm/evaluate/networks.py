@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from scaling_ldm.weights import dinov2 as dinov2_weights
 from scaling_ldm.weights import efficientnet_lite as lite_weights
 from scaling_ldm.weights import files
 from scaling_ldm.weights import inception as inception_weights
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)+")
 
 
 class Reader(NamedTuple):
@@ -146,8 +149,10 @@ _JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {
 def file(cfg: config.Evaluate) -> pathlib.Path:
     """The file or folder of the network's weights; they are not read.
 
+    A hub id is downloaded to the hub's usual cache.
+
     Raises:
-      ConfigError: it is not given, or not there.
+      ConfigError: it is not given, not there, or not to be had from the hub.
     """
     if cfg.network == "lite0" and not cfg.weights:
         path = lite_weights.find()
@@ -158,13 +163,16 @@ def file(cfg: config.Evaluate) -> pathlib.Path:
                 "config.evaluate.weights"
             )
         return path
+    where = f"config.evaluate.weights = {cfg.weights!r}"
     path = pathlib.Path(cfg.weights).expanduser()
-    if not cfg.weights or not path.exists():
-        raise config.ConfigError(
-            f"config.evaluate.weights = {cfg.weights!r}: give the file or folder of "
-            f"{cfg.network}'s weights; no package carries them"
-        )
-    return path
+    if cfg.weights and path.exists():
+        return path
+    if _HUB_ID.fullmatch(cfg.weights):
+        return frozen.directory(cfg.weights, where)
+    raise config.ConfigError(
+        f"{where}: give the file or folder of {cfg.network}'s weights, or a hub id "
+        f"(owner/name); no package carries them"
+    )
 
 
 def sha256(path: pathlib.Path) -> str:
