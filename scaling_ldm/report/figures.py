@@ -331,7 +331,8 @@ def samples(study: Study, most: int = 64) -> Picture:
         axes.set_axis_off()
     for axes, image, words in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest")
-        wrapped = "\n".join(textwrap.wrap(words, 18)[:3])
+        lines = textwrap.wrap(words, 18, max_lines=3, placeholder=" ...")
+        wrapped = "\n".join(lines)
         axes.text(
             0.5,
             -0.06,
