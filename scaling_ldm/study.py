@@ -345,6 +345,9 @@ class _Study:
             return
         from scaling_ldm import fit, meters
 
+        if not self.experiment.plan.budgets_flops:
+            meters.say("no laws to fit: plan.steps gives every size the same steps")
+            return
         cfg, found, missing = self.experiment.fit, [], []
         for spec in self._specs():
             path = self.workdir / "runs" / spec.run_id / "record.json"

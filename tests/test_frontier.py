@@ -419,6 +419,16 @@ def test_sentences_say_who_is_best_where_and_what_to_doubt(built):
     (said,) = frontier.sentences("fd", [], never)
     assert said.startswith("The smaller is the better one up to the largest cost")
     assert said.endswith(": 2M over 1M (all samplers).")
+    pairs = ("b over a", "c over b")
+    refused = [
+        records.Refusal(what=f"{pair} ({scope})", reason="always", detail="")
+        for scope in ("ddim", "ddpm")
+        for pair in pairs
+    ]
+    (said,) = frontier.sentences("fd", [], refused)
+    assert said.endswith("both can run: b over a, c over b (ddim, ddpm).")
+    (said,) = frontier.sentences("fd", [], refused[1:])
+    assert said.endswith("c over b (ddim, ddpm), b over a (ddpm).")
     seconds = frontier.crossings(make_table((line(20, 2), line(90, 4))), "seconds")
     assert seconds[0].what == "2M over 1M (all samplers, seconds)"
 

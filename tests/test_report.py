@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -637,6 +638,26 @@ def test_the_page_says_what_the_frontier_says(sampled):
     )
     assert "90% intervals of 200 bootstrap draws" in page.text
     assert "With <dpm> the larger wins" in page.text  # escaped, or it were a tag
+
+
+def test_sizes_of_the_same_steps_are_reported_by_their_frontier_first(
+    sampled, tmp_path
+):
+    workdir, found, _ = sampled
+    shutil.copytree(workdir, tmp_path / "copy")
+    path = tmp_path / "copy" / "experiment.json"
+    held = json.loads(path.read_text())
+    held["config"]["plan"] = {"steps": 900}
+    records.write_text(path, json.dumps(held))
+    page = Page(report.write(tmp_path / "copy").read_text(encoding="utf-8"))
+    first = page.text.index(found.sentences[0])
+    assert first < page.text.index("there are no laws to fit")
+    where = page.text.index("Quality against the cost of sampling")
+    assert first < where < page.text.index("Samples") < page.text.index("Every run (")
+    for absent in ("IsoFLOP", "No law", "laws.json", "budgets 1", "Held-out"):
+        assert absent not in page.text, absent
+    figures = {p.stem for p in (tmp_path / "copy" / "report" / "figures").glob("*.pdf")}
+    assert figures == FRONTIER_FIGURES
 
 
 def test_frontier_tables_are_those_of_the_record(sampled):

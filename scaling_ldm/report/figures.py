@@ -52,9 +52,9 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         pictures = []
-        if any(study.points(b) for b in study.budgets()):
+        if not study.by_steps and any(study.points(b) for b in study.budgets()):
             pictures.append(isoflop(study))
-        if study.fit is not None:
+        if not study.by_steps and study.fit is not None:
             pictures += [law(study, q, published.get(q)) for q in QUANTITIES]
         if study.curves:
             pictures.append(training(study))

@@ -49,13 +49,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
         _headline(study),
         _facts(study, by_name["ledger"].total),
         _troubles(study),
-        *_laws(study, figures, by_name),
-        "<h2>Training</h2>",
-        _figure(figures.get("training"), "wide"),
-        _folded(f"Every run ({len(study.runs)})", _table(by_name["runs"])),
-        *_frontier(study, figures, by_name),
-        *_samples(study),
-        *_evaluations(study, figures, by_name),
+        *_answers(study, figures, by_name),
         *_costs(study, by_name),
         "<h2>Configuration and environment</h2>",
         _config(study),
@@ -70,8 +64,36 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
     )
 
 
+def _answers(
+    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+) -> list[str]:
+    """The sections of results, that of the study's question first."""
+    training = [
+        "<h2>Training</h2>",
+        _figure(figures.get("training"), "wide"),
+        _folded(f"Every run ({len(study.runs)})", _table(tables["runs"])),
+    ]
+    frontier = _frontier(study, figures, tables)
+    samples = _samples(study)
+    evaluations = _evaluations(study, figures, tables)
+    if study.by_steps:
+        return [*frontier, *samples, *evaluations, *training]
+    laws = _laws(study, figures, tables)
+    return [*laws, *training, *frontier, *samples, *evaluations]
+
+
 def _headline(study: Study) -> str:
     """The answer in a sentence or two, or what was refused and why."""
+    if study.by_steps:
+        steps = ", ".join(sorted({f"{run.steps:,}" for run in study.runs}))
+        lines = [
+            f"{len(study.runs)} runs of {steps} steps each: sizes are compared at the "
+            "same number of steps, not along budgets, so there are no laws to fit."
+        ]
+        if study.frontier is not None:
+            lines = [escape(study.frontier.sentences[0]), *lines]
+        said = "".join(f"<p>{line}</p>" for line in lines)
+        return f'<div class="headline">{said}</div>'
     if study.fit is None:
         return (
             '<div class="headline"><p>No laws yet: laws.json is missing or unreadable. '
@@ -145,8 +167,9 @@ def _facts(study: Study, total: Row | None) -> str:
     done = sum(r.status == "finished" for r in study.records.values())
     facts = [
         ("runs finished", f"{done} of {len(study.runs)}"),
-        ("budgets", str(len(study.budgets()))),
     ]
+    if not study.by_steps:
+        facts.append(("budgets", str(len(study.budgets()))))
     if total:
         facts += [
             ("model FLOPs spent", scientific(total["model_flops"])),

@@ -47,6 +47,11 @@ class Study:
     notes: tuple[str, ...]
 
     @property
+    def by_steps(self) -> bool:
+        """Whether sizes were trained for the same steps: no budgets, so no laws."""
+        return bool(self.config.get("plan", {}).get("steps"))
+
+    @property
     def size(self) -> str:
         """The TrainRecord field that counts as N."""
         return self.fit.size if self.fit else "params_without_embeddings"
