@@ -437,6 +437,7 @@ def measured(identity, value):
     parts = dict.fromkeys(protocol.PARTS, 1) | identity
     return records.EvalRecord(
         run_id="a",
+        checksum="",
         step=1,
         train_flops=1.0,
         metric="fd_dinov2",

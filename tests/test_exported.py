@@ -50,6 +50,7 @@ def judge(cfg):
 def stand_in():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(networks._JUDGES, "lite0", judge)
+        patch.setattr(networks, "file", lambda cfg: pathlib.Path(__file__))
         yield
 
 
