@@ -1,7 +1,8 @@
 """Pictures of a trained model by their positions, whatever the sampler's settings.
 
 Picture i belongs to the i-th held-out caption and to a key of its own: it is the same
-in any batch, on any number of devices, and after any interruption.
+on any number of devices and after any interruption, and in a batch of another size but
+for rounding: another program may round a few values of 255 the other way.
 """
 
 from __future__ import annotations

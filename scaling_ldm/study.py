@@ -6,15 +6,18 @@ stack, and planning touches no accelerator.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -34,6 +37,31 @@ LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
 )
+
+
+class Preempted(Exception):
+    """SIGTERM arrived in a stage whose files are whole at any time."""
+
+
+@contextlib.contextmanager
+def _ending_at_sigterm(stage: str) -> Iterator[None]:
+    """Ends the stage at once: what it has finished is kept, the same command goes on.
+
+    Raises:
+      Preempted: SIGTERM arrived.
+    """
+
+    def stop(*_: Any) -> None:
+        raise Preempted(f"{stage} stops; what it has finished is kept")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: BaseException) -> str:
@@ -165,6 +193,11 @@ class _Study:
         if "generate" in self.stages:
             from scaling_ldm import generate
 
+            if self.experiment.generate.weights and "train" in self.stages:
+                raise config.ConfigError(
+                    "config.generate.weights are drawn from without training: add "
+                    "--stages generate,evaluate"
+                )
             generate.check(self.experiment)
         if "frontier" in self.stages:
             from scaling_ldm import evaluate
@@ -187,7 +220,9 @@ class _Study:
 
             evaluate.check(self.experiment)
         for stage in self.stages:
-            getattr(self, f"_{stage}")()
+            measuring = stage in ("generate", "evaluate", "frontier")
+            with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
+                getattr(self, f"_{stage}")()
         if self.stages == config.STAGES and self.primary:
             complete = json.dumps({"inputs": self._inputs()})
             records.write_text(self.workdir / "complete.json", complete + "\n")

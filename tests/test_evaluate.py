@@ -24,7 +24,8 @@ from scaling_ldm import (
     train,
 )
 from scaling_ldm.encoders.features import Features
-from scaling_ldm.evaluate import cells, networks, protocol, reference, stage
+from scaling_ldm.evaluate import cells, metrics, networks, protocol, reference, stage
+from scaling_ldm.metrics import moments
 
 WIDTH = 12  # of the stand-in's features
 
@@ -257,7 +258,77 @@ def test_a_part_that_is_none_or_missing_is_an_error():
             protocol.digest(wrong)
 
 
+@pytest.mark.parametrize(
+    "change", [{"confidence": 0.99}, {"bootstrap": 9}, {"seed": 7}], ids=str
+)
+def test_other_resampling_is_measured_again(trained, change):
+    experiment, workdir, specs = trained
+    generate.run(experiment, workdir, specs)
+    before = evaluate.run(experiment, workdir, specs)
+    after = evaluate.run(changed(experiment, evaluate=change), workdir, specs)
+    fd = [next(r for r in found if r.metric == "fd_lite0") for found in (before, after)]
+    assert fd[0].value == fd[1].value
+    assert (fd[0].low, fd[0].high) != (fd[1].low, fd[1].high)
+    with pytest.raises(evaluate.ProtocolError, match="resampling"):
+        evaluate.difference(*fd)
+    assert evaluate.difference(*fd, "resampling") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"generate": {"images": 3}}, "images = 3: fd needs at least 4"),
+        (
+            {"generate": {"images": 9}, "evaluate": {"metrics": ("fd_infinity",)}},
+            "images = 9: fd_infinity needs at least 16",
+        ),
+        (
+            {"evaluate": {"metrics": ("fd_infinity",), "bootstrap": 0}},
+            "bootstrap = 0: fd_infinity needs at least 2",
+        ),
+        ({"evaluate": {"reference": "none.npz"}}, "reference = 'none.npz': no such"),
+    ],
+    ids=str,
+)
+def test_what_could_not_be_measured_is_refused_first(trained, fields, said):
+    experiment, _, _ = trained
+    evaluate.check(experiment)
+    with pytest.raises(config.ConfigError, match=said):
+        evaluate.check(changed(experiment, **fields))
+
+
+@pytest.mark.parametrize("metric", list(metrics.LEAST))
+def test_the_fewest_pictures_are_enough(metric):
+    cfg = config.Evaluate(network="lite0", bootstrap=2, metrics=(metric,))
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(metrics.LEAST[metric], 8)).astype(np.float32)
+    real = moments.Moments.empty(8)
+    real.add(rng.normal(size=(50, 8)).astype(np.float32))
+    seen = metrics.Generated(features=rows, logits=rows, words=rows + 1)
+    given = reference.Real(
+        moments=real,
+        features=rng.normal(size=(50, 8)).astype(np.float32),
+        images=50,
+        digest="",
+    )
+    found = metrics.measure(cfg, metric, seen, given)
+    assert all(np.isfinite(e.value) for e in found.values())
+
+
 # --- The frontier.
+
+
+def test_of_each_size_the_best_run_is_in_the_frontier(monkeypatch, trained):
+    _, workdir, specs = trained
+    again = [dataclasses.replace(spec, run_id=f"{spec.run_id}-b") for spec in specs]
+    loss = {spec.run_id: i for i, spec in enumerate([specs[0], *again, specs[1]])}
+    monkeypatch.setattr(
+        cells.finished,
+        "best",
+        lambda _, group: min(group, key=lambda s: loss[s.run_id]),
+    )
+    found = cells._best_of_sizes(workdir, [*specs, *again])
+    assert [spec.run_id for spec in found] == [specs[0].run_id, again[1].run_id]
 
 
 def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypatch):

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -488,3 +490,25 @@ def test_several_files_of_weights_have_one_checksum(tmp_path):
 def test_without_a_plan_only_given_weights_are_sampled(native, tmp_path):
     for stage in ("generate", "evaluate"):
         assert ran(native.given, tmp_path / stage, stage) == 2
+
+
+def test_given_weights_are_not_drawn_from_after_a_training(native, tmp_path):
+    given = native.given.copy_and_resolve_references()
+    given.generate.weights = str(native.export)
+    assert ran(given, tmp_path / "w", "plan", "train", "generate") == 2
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate", "frontier"])
+def test_sigterm_ends_a_measuring_stage_with_the_status_of_a_preemption(
+    native, monkeypatch, capsys, stage
+):
+    def killed(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not stopped")
+
+    monkeypatch.setattr(study._Study, f"_{stage}", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    assert ran(native.given, native.workdir, stage) == 75
+    assert f"{stage} stops; what it has finished is kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -27,6 +27,7 @@ def spec(run_id, params, width=16, depth=2):
 
 def measured(run_id, flops, value, metric="fd_lite0", half=0.0, protocol="p" * 16):
     return records.EvalRecord(
+        checksum="",
         run_id=run_id,
         step=int(flops / 1e8),
         train_flops=flops,

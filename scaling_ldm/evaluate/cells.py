@@ -1,4 +1,4 @@
-"""Every finished run x sampler x steps x guidance -> cells, and their frontier.
+"""The best run of each size x sampler x steps x guidance -> cells, their frontier.
 
     frontier/cells/<id>.json   a records.Cell each: a cell that is there is not redone
     frontier.json   a records.Frontier: all of them and what they say
@@ -35,10 +35,15 @@ def run(
     """Measures the cells that are missing; None where config.frontier.images is 0."""
     if not experiment.frontier.images:
         return None
-    runs = [spec for spec in specs if finished.best(workdir, [spec]) is not None]
+    runs = _best_of_sizes(workdir, specs)
     if not runs:
         meters.say("no finished run for a frontier")
         return None
+    if 0 < experiment.evaluate.bootstrap < frontier.MIN_REPLICATES:
+        meters.say(
+            f"config.evaluate.bootstrap = {experiment.evaluate.bootstrap}: below "
+            f"{frontier.MIN_REPLICATES} there will be no intervals"
+        )
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
         cells = _Grid(experiment, workdir, runs, device_mesh).run()
@@ -57,6 +62,17 @@ def run(
         meters.say(sentence)
     mesh.barrier("frontier")
     return found
+
+
+def _best_of_sizes(
+    workdir: pathlib.Path, specs: Sequence[records.RunSpec]
+) -> list[records.RunSpec]:
+    """Of each size the finished run of the lowest validation loss."""
+    sizes: dict[tuple[int, int], list[records.RunSpec]] = {}
+    for spec in specs:
+        sizes.setdefault((spec.width, spec.depth), []).append(spec)
+    found = [finished.best(workdir, group) for group in sizes.values()]
+    return [spec for spec in found if spec is not None]
 
 
 def _device() -> str:

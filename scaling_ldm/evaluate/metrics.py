@@ -18,6 +18,16 @@ from scaling_ldm.metrics import Estimate, classes, frechet, kernel, manifold, mo
 FID = {"inception_pytorch_fid": "fid", "inception_torch_fidelity": "fid"}
 
 
+LEAST = {  # pictures
+    "fd": 4,  # of which halves are resampled
+    "fd_infinity": 16,
+    "kid": 4,
+    "precision_recall": 4,
+    "inception_score": 10,
+    "clip_score": 2,
+}
+
+
 def names(metric: str, network: str) -> tuple[str, ...]:
     """What the numbers of a metric are called when measured with a network."""
     match metric:
@@ -87,7 +97,7 @@ def _fd_infinity(
             features.features,
             frechet.Reference.of(real.moments),
             seed=cfg.seed,
-            replicates=max(cfg.bootstrap, 2),
+            replicates=cfg.bootstrap,
             level=cfg.confidence,
         )
     ]

@@ -169,9 +169,10 @@ def file(cfg: config.Evaluate) -> pathlib.Path:
         return path
     if _HUB_ID.fullmatch(cfg.weights):
         return frozen.directory(cfg.weights, where)
+    missing = "no such file or folder; " if cfg.weights else ""
     raise config.ConfigError(
-        f"{where}: give the file or folder of {cfg.network}'s weights, or a hub id "
-        f"(owner/name); no package carries them"
+        f"{where}: {missing}give the file or folder of {cfg.network}'s weights, or a "
+        "hub id (owner/name); no package carries them"
     )
 
 

@@ -15,6 +15,7 @@ PARTS = (
     "weights",  # SHA-256 of its file
     "resize",  # how pictures became the network's input
     "backend",  # of the distance
+    "resampling",  # seed, resamples and level of its interval
     "reference",  # digest of the real pictures' statistics
     "reference_images",
     "images",
@@ -54,7 +55,8 @@ def same_protocol(
       ProtocolError: another part differs; it says which and how.
       ValueError: `differing` names no part.
     """
-    if unknown := sorted(set(differing) - set(PARTS)):
+    differing = {differing} if isinstance(differing, str) else set(differing)
+    if unknown := sorted(differing - set(PARTS)):
         raise ValueError(f"no parts of a protocol: {', '.join(unknown)}; {PARTS}")
     lines = [
         f"\n  {part}: {a.protocol.get(part)!r} and {b.protocol.get(part)!r}"

@@ -63,12 +63,28 @@ def check(experiment: config.Experiment) -> None:
     """Refuses, before anything is trained, what could not be measured afterwards.
 
     Raises:
-      ConfigError: the network's weights are not there, or the backend's packages.
+      ConfigError: the network's weights, the reference or the backend's packages are
+        not there, or there are too few pictures for a metric.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":
         return
     networks.file(cfg)
+    if cfg.reference and not pathlib.Path(cfg.reference).expanduser().is_file():
+        raise config.ConfigError(
+            f"config.evaluate.reference = {cfg.reference!r}: no such file"
+        )
+    for metric in cfg.metrics:
+        least = metrics.LEAST[metric]
+        if experiment.generate.images < least:
+            raise config.ConfigError(
+                f"config.generate.images = {experiment.generate.images}: {metric} "
+                f"needs at least {least}"
+            )
+    if "fd_infinity" in cfg.metrics and cfg.bootstrap < 2:
+        raise config.ConfigError(
+            f"config.evaluate.bootstrap = {cfg.bootstrap}: fd_infinity needs at least 2"
+        )
     if "tfgan" in {metrics.backend(cfg, metric) for metric in cfg.metrics}:
         try:
             tfgan.find()
@@ -102,8 +118,12 @@ def measuring(
     experiment: config.Experiment, extract: Extractor, real: reference.Real
 ) -> dict[str, Any]:
     """The parts of a protocol that do not depend on a metric or a sampler."""
+    cfg = experiment.evaluate
     return {
         **extract.identity,
+        "resampling": (
+            f"seed {cfg.seed}, {cfg.bootstrap} resamples, {100 * cfg.confidence:g}%"
+        ),
         "reference": real.digest,
         "reference_images": real.images,
         "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
@@ -180,6 +200,8 @@ def _measure(
                 features=features.features, logits=features.logits, words=words
             )
             for metric in cfg.metrics:
+                if all(keys[n] in known for n in metrics.names(metric, cfg.network)):
+                    continue
                 for name, value in metrics.measure(cfg, metric, seen, real).items():
                     known[keys[name]] = records.EvalRecord(
                         run_id=model.run_id,
@@ -197,8 +219,8 @@ def _measure(
                         protocol=wanted[name],
                         protocol_hash=keys[name][-1],
                     )
-            if mesh.is_primary():
-                records.write_jsonl(path, known.values())
+                if mesh.is_primary():
+                    records.write_jsonl(path, known.values())
         for key in keys.values():
             found.append(known[key])
             meters.say(f"  {line(known[key])}")
@@ -208,9 +230,12 @@ def _measure(
 def line(record: records.EvalRecord) -> str:
     """A record for a reader's eyes."""
     r = record
+    interval = "(no interval)"
+    if r.low < r.high:
+        interval = f"({r.low:.4g} to {r.high:.4g} at {100 * r.level:g}%)"
     return (
-        f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} ({r.low:.4g} to "
-        f"{r.high:.4g})  {r.images:,} pictures  protocol {r.protocol_hash}"
+        f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} {interval}  "
+        f"{r.images:,} pictures  protocol {r.protocol_hash}"
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from scaling_ldm.frontier.advise import advice
-from scaling_ldm.frontier.cells import COSTS, compare, cost_of
+from scaling_ldm.frontier.cells import COSTS, MIN_REPLICATES, compare, cost_of
 from scaling_ldm.frontier.crossing import crossings, crossings_of
 from scaling_ldm.frontier.fronts import (
     BUDGETS,
@@ -35,6 +35,7 @@ from scaling_ldm.records import Cell, Frontier
 __all__ = [
     "COSTS",
     "GUIDANCE_GRID",
+    "MIN_REPLICATES",
     "REFERENCE",
     "STEP_GRID",
     "TABLE_1",

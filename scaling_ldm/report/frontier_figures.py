@@ -292,7 +292,8 @@ def _finish(
 
 
 def _legend(figure: Figure, entries: list) -> None:
-    lines = math.ceil(len(entries) / 6)
+    widest = max(len(entry.get_label()) for entry in entries) + 6
+    lines = math.ceil(len(entries) / max(1, min(6, 90 // widest)))
     figure.legend(
         handles=entries,
         loc="outside lower center",
