@@ -43,12 +43,12 @@ def run(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> None:
-    """Writes the averaged weights of the best finished run.
+    """Writes the averaged weights of config.generate.run, or the best finished run.
 
     Raises:
-      ConfigError: no run is finished.
+      ConfigError: no run is finished, or not the one that is named.
     """
-    spec = finished.best(workdir, specs)
+    spec = finished.chosen(experiment, workdir, specs)
     if spec is None:
         raise config.ConfigError(f"no run in {workdir} is finished: nothing to export")
     model = finished.model(experiment, workdir, spec)

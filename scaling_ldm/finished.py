@@ -47,6 +47,29 @@ def best(
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
+def chosen(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> records.RunSpec | None:
+    """config.generate.run, or the best finished run; None when none is finished.
+
+    Raises:
+      ConfigError: the run that is named is not in the plan, or not finished.
+    """
+    name = experiment.generate.run
+    if not name:
+        return best(workdir, specs)
+    found = best(workdir, [spec for spec in specs if spec.run_id == name])
+    if found is None:
+        finished = [s.run_id for s in specs if best(workdir, [s]) is not None]
+        raise config.ConfigError(
+            f"config.generate.run = {name!r}: not a finished run; finished are "
+            f"{', '.join(finished) or 'none'}"
+        )
+    return found
+
+
 def model(
     experiment: config.Experiment,
     workdir: pathlib.Path,

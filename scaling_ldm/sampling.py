@@ -48,17 +48,18 @@ def model(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> finished.Model | None:
-    """Whose pictures generate draws: of config.generate.weights, or of the best run.
+    """Whose pictures generate draws: of config.generate.weights, or of a finished run.
 
     Returns:
       None where neither is there.
 
     Raises:
-      ConfigError: the folder holds no weights that the experiment's network reads.
+      ConfigError: the folder holds no weights that the experiment's network reads, or
+        config.generate.run is not finished.
     """
     if experiment.generate.weights:
         return exported.read(experiment, experiment.generate.weights)
-    spec = finished.best(workdir, specs)
+    spec = finished.chosen(experiment, workdir, specs)
     return None if spec is None else finished.model(experiment, workdir, spec)
 
 

@@ -59,6 +59,10 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["plan"].update(budgets_flops=(2.0, 1.0)), "must increase"),
         (lambda c: c["train"].update(keep_flops=(2.0, 1.0)), "keep_flops = (2.0, 1.0)"),
         (
+            lambda c: c["generate"].update(run="a", weights="b"),
+            "one of them, not both",
+        ),
+        (
             lambda c: c["train"].update(keep_flops=(0.0, 1.0)),
             "be positive and increase",
         ),

@@ -58,6 +58,7 @@ OBJECTIVE = {
     "kl_weight": ({}, 0.5),
 }
 GENERATE = {
+    "run": "a run",
     "weights": "a/folder",
     "images": 2,
     "batch_size": 2,

@@ -274,6 +274,22 @@ def test_other_resampling_is_measured_again(trained, change):
     assert evaluate.difference(*fd, "resampling") == 0.0
 
 
+def test_any_finished_run_is_drawn_and_measured_by_its_name(trained):
+    experiment, workdir, specs = trained
+    values = set()
+    for spec in specs:
+        named = changed(experiment, generate={"run": spec.run_id})
+        assert generate.run(named, workdir, specs).run_id == spec.run_id
+        found = evaluate.run(named, workdir, specs)
+        assert {record.run_id for record in found} == {spec.run_id}
+        values.add(found[0].value)
+    assert len(values) == len(specs) == 2
+    other = changed(experiment, generate={"run": "another"})
+    with pytest.raises(config.ConfigError, match=f"'another': .*{specs[0].run_id}"):
+        generate.run(other, workdir, specs)
+    generate.run(experiment, workdir, specs)  # the next test's pictures
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

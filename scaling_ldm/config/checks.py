@@ -69,6 +69,10 @@ def problems_of(e: fields.Experiment) -> list[str]:
         list(e.plan.budgets_flops) == sorted(set(e.plan.budgets_flops)),
         f"config.plan.budgets_flops = {e.plan.budgets_flops}: must increase",
     )
+    require(
+        not (e.generate.run and e.generate.weights),
+        "config.generate.run and config.generate.weights: one of them, not both",
+    )
     marks = e.train.keep_flops
     require(
         all(f > 0 for f in marks) and list(marks) == sorted(set(marks)),

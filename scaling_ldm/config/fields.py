@@ -306,7 +306,8 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
-    weights: str = ""  # a folder of weights; "": those of the best finished run
+    run: str = ""  # run_id of the finished run to draw from; "": the best one
+    weights: str = ""  # a folder of weights to draw from instead; "": a run's
     images: int = 16
     batch_size: int = 256  # pictures in one call, and in one file: all devices together
     sampler: str = "euler"  # one of SAMPLERS
