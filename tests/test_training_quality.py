@@ -65,6 +65,16 @@ def said(workdir, found, **how):
     return " ".join(training_quality.sentences(only))
 
 
+@pytest.mark.parametrize("half", [0.0, 0.1])
+def test_an_order_without_intervals_is_said_to_be_doubtful(tmp_path, half):
+    found = [
+        *curve("a", line(0.0, 9.0), half=half),
+        *curve("b", line(0.0, 3.0), half=half),
+    ]
+    doubtful = "any of this may be chance" in said(tmp_path, found)
+    assert doubtful == (half == 0.0)
+
+
 @pytest.mark.parametrize(
     ("metric", "scale"), [("kid_clip", 1.0), ("recall_lite0", -1.0), ("fd_clip", None)]
 )

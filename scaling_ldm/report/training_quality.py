@@ -158,7 +158,10 @@ def sentences(found: Comparison) -> tuple[str, ...]:
         _pair(labels[i], labels[i + 1], x, sizes[i], sizes[i + 1])
         for i in range(len(labels) - 1)
     ]
-    return tuple(line for line in (_best(found, labels, x, values), *pairs) if line)
+    said = [line for line in (_best(found, labels, x, values), *pairs) if line]
+    if found.level is None:
+        said.append("No intervals are known: any of this may be chance.")
+    return tuple(said)
 
 
 def _grid(lines: Sequence[Curve]) -> np.ndarray:
