@@ -57,6 +57,42 @@ def overview(params: Any) -> str:
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
+class Progress:
+    """Lines on how many of a known number of things are done, and the time left.
+
+    Args:
+      what: how a line begins.
+      things: how they are called, in the plural.
+    """
+
+    def __init__(
+        self, what: str, total: int, things: str, every_seconds: float
+    ) -> None:
+        self._what, self._total, self._things = what, total, things
+        self._every = every_seconds
+        self.begin(0)
+
+    def begin(self, done: int) -> None:
+        """Work starts now; so many were done before."""
+        self._since = done, time.perf_counter()
+        self._shown: float | None = None
+
+    def show(self, done: int) -> None:
+        """A line at first and then now and again, given how many are done in all."""
+        now = time.perf_counter()
+        if self._shown is not None and now - self._shown < self._every:
+            return
+        before, begun = self._since
+        left = (now - begun) * (self._total - done) / (done - before)
+        if self._shown is None:
+            self._since = done, now  # what follows compiles no more
+        self._shown = now
+        say(
+            f"{self._what}  {done:,} of {self._total:,} {self._things}  "
+            f"left {duration(left)}"
+        )
+
+
 class Profile:
     """Traces a few steps into a folder, once compiled code is running."""
 

@@ -15,8 +15,8 @@ import math
 import os
 import pathlib
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
 
 
 class Damaged(ValueError):
@@ -494,15 +494,20 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file atomically: temporary file, fsync, rename."""
+    """Writes a whole file of UTF-8; see `write_file`."""
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None:
+    """Writes a whole file or none: a temporary one is filled, fsynced, renamed."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
+        with open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

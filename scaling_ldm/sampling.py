@@ -40,7 +40,7 @@ def shards(workdir: pathlib.Path) -> pathlib.Path:
 def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
     """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file."""
     for path in sorted(shards(workdir).glob("*.npy")):
-        yield np.load(path, allow_pickle=False)
+        yield np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def model(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -97,7 +98,8 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
         x = np.tanh(images.reshape(len(images), -1).astype("f") @ judge(None).params)
         return x.mean(0), np.cov(x.astype(np.float64), rowvar=False)
 
-    real = np.concatenate(list(reference.held_out(experiment, (8, 8), 40)))
+    real, _ = zip(*reference.held_out(experiment, (8, 8), 40), strict=True)
+    real = np.concatenate(real)
     assert real.shape == (40, 8, 8, 3)
     (m, a), (n, b) = (
         moments(np.concatenate(list(sampling.saved(workdir)))),
@@ -155,6 +157,7 @@ def test_pictures_of_another_run_are_refused(trained, monkeypatch):
     experiment, workdir, specs = trained
     best = finished.best(workdir, specs)
     (other,) = (spec for spec in specs if spec != best)
+    shutil.rmtree(workdir / "evaluate" / "features")  # of all that was measured before
     monkeypatch.setattr(finished, "best", lambda workdir, specs: other)
     with pytest.raises(config.ConfigError, match="run_id = .*add generate"):
         evaluate.run(experiment, workdir, specs)
@@ -191,7 +194,9 @@ def test_a_given_reference_is_used_and_another_networks_refused(
         "lite0",
         lambda cfg: judge(cfg)._replace(resize="another"),
     )
-    with pytest.raises(config.ConfigError, match="is of the network"):
+    with pytest.raises(
+        config.ConfigError, match="resize 'none' there, 'another' wanted"
+    ):
         evaluate.run(changed(experiment, evaluate=given), workdir, specs)
 
 
@@ -212,6 +217,123 @@ def test_twenty_thousand_pictures_are_not_held_in_memory():
     print(found)
     assert found["features_bytes"] < 0.05 * found["pictures_bytes"]
     assert found["growth_bytes"] < 0.5 * found["pictures_bytes"]
+
+
+# --- Stopped, and gone on with.
+
+
+class Stop(Exception):
+    """What stands for a process that ends."""
+
+
+def counting(monkeypatch, stop_after=None):
+    """Pictures per call of the network; the process ends after so many calls."""
+    calls, extract = [], networks.Extractor.__call__
+
+    def counted(self, images):
+        if len(calls) == stop_after:
+            raise Stop
+        calls.append(len(images))
+        return extract(self, images)
+
+    monkeypatch.setattr(networks.Extractor, "__call__", counted)
+    return calls
+
+
+def numbers(found):
+    return [(r.run_id, r.step, r.metric, r.value, r.low, r.high) for r in found]
+
+
+@pytest.fixture(scope="module")
+def measured(trained):
+    """The numbers of every checkpoint's pictures, from one go."""
+    experiment, workdir, specs = trained
+    wanted = changed(
+        experiment,
+        evaluate={"metrics": ("fd", "kid"), "through_training": True},
+        generate={"batch_size": 8},
+    )
+    generate.run(wanted, workdir, specs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks._JUDGES, "lite0", judge)
+        return wanted, numbers(evaluate.run(wanted, workdir, specs))
+
+
+@pytest.fixture
+def anew(trained, measured, tmp_path, monkeypatch):
+    """(what is measured, workdir, specs, its numbers): nothing of them is kept."""
+    _, workdir, specs = trained
+    wanted, found = measured
+    folder = tmp_path / "anew"
+    shutil.copytree(
+        workdir,
+        folder,
+        ignore=shutil.ignore_patterns("evaluate", "evaluations.jsonl", "frontier"),
+    )
+    monkeypatch.setattr(reference, "BATCH", 16)
+    return wanted, folder, specs, found
+
+
+@pytest.mark.parametrize("stop_after", (1, 4, 9))
+def test_stopped_anywhere_it_goes_on_with_the_next_batch(anew, monkeypatch, stop_after):
+    wanted, workdir, specs, found = anew
+    extract = networks.Extractor.__call__
+    first = counting(monkeypatch, stop_after)
+    with pytest.raises(Stop):
+        evaluate.run(wanted, workdir, specs)
+    monkeypatch.setattr(networks.Extractor, "__call__", extract)
+    second = counting(monkeypatch)
+    assert numbers(evaluate.run(wanted, workdir, specs)) == found
+    # 40 real pictures, 24 that are drawn, 24 of each of three other checkpoints.
+    assert first + second == [16, 16, 8] + [16, 8] + [8, 8, 8] * 3
+
+
+def test_another_metric_takes_the_features_that_are_there(anew, monkeypatch):
+    wanted, workdir, specs, found = anew
+    fd = changed(wanted, evaluate={"metrics": ("fd",)})
+    evaluate.run(fd, workdir, specs)
+    calls = counting(monkeypatch)
+    assert numbers(evaluate.run(wanted, workdir, specs)) == found
+    assert not calls
+
+
+def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
+    wanted, workdir, specs, found = anew
+    evaluate.run(wanted, workdir, specs)
+    (workdir / "evaluations.jsonl").unlink()
+    batches = sorted((workdir / "evaluate" / "features").glob("*/00001.npz"))
+    assert len(batches) == 5
+    for path in batches:
+        path.unlink()
+    calls = counting(monkeypatch)
+    assert numbers(evaluate.run(wanted, workdir, specs)) == found
+    assert calls == [16, 8] + [8] + [8, 8] * 3
+
+
+def test_a_damaged_batch_is_said_to_be_one(anew):
+    wanted, workdir, specs, _ = anew
+    evaluate.run(wanted, workdir, specs)
+    (workdir / "evaluations.jsonl").unlink()
+    for path in (workdir / "evaluate" / "features").glob("*/00001.npz"):
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(records.Damaged, match="00001.npz holds no features"):
+        evaluate.run(wanted, workdir, specs)
+
+
+def test_progress_is_said_of_real_pictures_and_of_every_checkpoint(anew, monkeypatch):
+    wanted, workdir, specs, _ = anew
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    evaluate.run(changed(wanted, train={"show_every_seconds": 0}), workdir, specs)
+    text = "\n".join(said)
+    assert "evaluate  16 of 40 real pictures at most  left 0:" in text
+    assert text.count("evaluate  8 of 24 pictures  left ") == 3
+    assert text.count("evaluate  24 of 24 pictures  left 0:00") == 4
+    heads = [line for line in said if line.startswith("evaluate  ") and "step" in line]
+    assert [line.split(":")[0] for line in heads] == [
+        f"evaluate  {n} of 4" for n in range(1, 5)
+    ]
+    assert [" left " in line for line in heads] == [False, False, True, True]
 
 
 # --- Protocols.
@@ -302,7 +424,10 @@ def test_any_finished_run_is_drawn_and_measured_by_its_name(trained):
             {"evaluate": {"metrics": ("fd_infinity",), "bootstrap": 0}},
             "bootstrap = 0: fd_infinity needs at least 2",
         ),
-        ({"evaluate": {"reference": "none.npz"}}, "reference = 'none.npz': no such"),
+        (
+            {"evaluate": {"metrics": ("fd",), "reference": "none.npz"}},
+            "reference = 'none.npz': no such",
+        ),
     ],
     ids=str,
 )
@@ -321,12 +446,8 @@ def test_the_fewest_pictures_are_enough(metric):
     real = moments.Moments.empty(8)
     real.add(rng.normal(size=(50, 8)).astype(np.float32))
     seen = metrics.Generated(features=rows, logits=rows, words=rows + 1)
-    given = reference.Real(
-        moments=real,
-        features=rng.normal(size=(50, 8)).astype(np.float32),
-        images=50,
-        digest="",
-    )
+    given = reference.Real(moments=real, kept=None, images=50, digest="")
+    vars(given)["features"] = rng.normal(size=(50, 8)).astype(np.float32)
     found = metrics.measure(cfg, metric, seen, given)
     assert all(np.isfinite(e.value) for e in found.values())
 

@@ -22,7 +22,7 @@ from scaling_ldm import (
 )
 from scaling_ldm.encoders import dinov2
 from scaling_ldm.evaluate import networks, protocol
-from scaling_ldm.metrics import resize
+from scaling_ldm.metrics import moments, resize
 from scaling_ldm.weights import clip as clip_weights
 from scaling_ldm.weights import dinov2 as dinov2_weights
 from scaling_ldm.weights import efficientnet_lite, files, hub, inception, layout
@@ -350,13 +350,84 @@ def test_weights_may_lie_on_the_hub(generated, dinov2_folder, monkeypatch):
         evaluate.check(far)
 
 
-def test_another_networks_weights_are_refused(generated, tmp_path):
-    _, workdir, specs = generated
-    experiment = judged(
-        generated, "inception_pytorch_fid", write_lite0(tmp_path / "a.safetensors", 0)
-    )
-    with pytest.raises(config.ConfigError, match="not the 2015 Inception's"):
-        evaluate.run(experiment, workdir, specs)
+@pytest.fixture(scope="module")
+def wrong(dinov2_folder, tmp_path_factory):
+    """What lies where weights should, by what it is."""
+    folder = tmp_path_factory.mktemp("wrong")
+    lite0 = write_lite0(folder / "lite0.safetensors", 0)
+    paths = {"another network's": lite0, "empty": folder / "empty"}
+    paths["empty"].mkdir()
+    for name in ("noise.safetensors", "noise.pth"):
+        paths[name] = folder / name
+        paths[name].write_bytes(b"noise" * 100)
+    paths["cut off"] = folder / "cut.safetensors"
+    paths["cut off"].write_bytes(lite0.read_bytes()[:100_000])
+    paths["without its config"] = folder / "bare"
+    stored = dinov2_folder / "model.safetensors"
+    for name, config_json, kept in (
+        ("without its config", None, None),
+        ("of a config that is cut off", '{"model_type"', None),
+        ("cut off in a folder", (dinov2_folder / "config.json").read_text(), 5000),
+    ):
+        paths[name] = folder / name
+        paths[name].mkdir()
+        (paths[name] / "model.safetensors").write_bytes(stored.read_bytes()[:kept])
+        if config_json:
+            (paths[name] / "config.json").write_text(config_json)
+    return paths
+
+
+WRONG = {
+    "another network's": "not the 2015 Inception's|no folder with a config.json",
+    "empty": "holds nothing|no folder with a config.json",
+    "noise.safetensors": "as safetensors|no folder with a config.json",
+    "noise.pth": "as a torch file|no folder with a config.json",
+    "cut off": "as safetensors|no folder with a config.json",
+    "without its config": "these tensors are not|no folder with a config.json",
+    "of a config that is cut off": "these tensors are not|as JSON",
+    "cut off in a folder": "as safetensors",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("network", CASES)
+def test_wrong_weights_are_refused_before_anything_runs(
+    generated, wrong, network, what
+):
+    if (network, what) == ("lite0", "another network's"):
+        what = "without its config"
+    experiment = judged(generated, network, wrong[what])
+    with pytest.raises(
+        config.ConfigError, match=rf"evaluate\.weights: .*{WRONG[what]}"
+    ):
+        evaluate.check(experiment)
+
+
+def test_statistics_of_another_network_are_refused_before_anything_runs(
+    generated, dinov2_folder, tmp_path
+):
+    """By what differs."""
+    total = moments.Moments.empty(DINOV2.width)
+    total.add(np.random.default_rng(0).normal(size=(9, DINOV2.width)).astype("f"))
+    path = tmp_path / "reference.npz"
+    fields = {"metrics": ("fd",), "reference": str(path)}
+    experiment = judged(generated, "dinov2", dinov2_folder, **fields)
+    identity = {
+        "network": "dinov2",
+        "weights": networks.sha256(dinov2_folder),
+        "resize": CASES["dinov2"][1],
+    }
+    for provenance in ({}, {"network": identity}):
+        total.save(path, provenance)
+        evaluate.check(experiment)
+    total.save(path, {"network": identity | {"weights": "0123"}})
+    with pytest.raises(
+        config.ConfigError, match=r"another way: weights '0123' there, '\w{64}' wanted$"
+    ):
+        evaluate.check(experiment)
+    path.write_text("no statistics")
+    with pytest.raises(config.ConfigError, match="holds no moments"):
+        evaluate.check(experiment)
 
 
 # --- The backend of the distance.

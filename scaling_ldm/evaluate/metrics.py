@@ -28,6 +28,10 @@ LEAST = {  # pictures
 }
 
 
+# Metrics that the statistics of real pictures are not enough for.
+OF_REAL_FEATURES = ("kid", "precision_recall")
+
+
 def names(metric: str, network: str) -> tuple[str, ...]:
     """What the numbers of a metric are called when measured with a network."""
     match metric:
@@ -65,9 +69,8 @@ def measure(
 ) -> dict[str, Estimate]:
     """The numbers of one metric by name.
 
-    Raises:
-      ConfigError: the metric needs the real pictures' features, and a file gave their
-        statistics alone.
+    Args:
+      real: with features for OF_REAL_FEATURES.
     """
     found = _MEASURES[metric](cfg, features, real)
     return dict(zip(names(metric, cfg.network), found, strict=True))
@@ -104,7 +107,7 @@ def _fd_infinity(
 
 
 def _kid(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]:
-    ours, theirs = features.features, _real_features(cfg, real)
+    ours, theirs = features.features, real.features
     return [
         kernel.kid(
             ours,
@@ -119,7 +122,7 @@ def _kid(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate
 def _precision_recall(
     cfg: config.Evaluate, features: Generated, real: Real
 ) -> list[Estimate]:
-    found = manifold.compare(_real_features(cfg, real), features.features)
+    found = manifold.compare(real.features, features.features)
     return [_exact(found.precision), _exact(found.recall)]
 
 
@@ -142,15 +145,6 @@ def _clip_score(
     return [
         Estimate(value=mean, low=mean - half, high=mean + half, level=cfg.confidence)
     ]
-
-
-def _real_features(cfg: config.Evaluate, real: Real) -> np.ndarray:
-    if real.features is None:
-        raise config.ConfigError(
-            f"config.evaluate.reference = {cfg.reference!r} holds statistics alone: "
-            "kid and precision_recall need real pictures' features; leave it empty"
-        )
-    return real.features
 
 
 def _exact(value: float) -> Estimate:

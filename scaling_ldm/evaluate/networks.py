@@ -185,32 +185,39 @@ def sha256(path: pathlib.Path) -> str:
     return every[0] if len(every) == 1 else records.digest(every)
 
 
-class Extractor:
-    """Pictures of any size -> features, batch by batch over all devices.
+def judge(cfg: config.Evaluate) -> Judge:
+    """The network with its weights.
 
-    identity: network, weights and resize, as a protocol names them.
+    Raises:
+      ConfigError: they are not there, not to be read, or another network's.
     """
+    try:
+        return _JUDGES[cfg.network](cfg)
+    except config.ConfigError:
+        raise
+    except ValueError as e:
+        raise config.ConfigError(f"config.evaluate.weights: {e}") from e
+
+
+def identity(cfg: config.Evaluate, of: Judge) -> dict[str, str]:
+    """Network, weights and resize, as a protocol names them."""
+    return {"network": cfg.network, "weights": sha256(of.file), "resize": of.resize}
+
+
+class Extractor:
+    """Pictures of any size -> features, batch by batch over all devices."""
 
     def __init__(self, cfg: config.Evaluate, device_mesh: jax.sharding.Mesh) -> None:
-        try:
-            judge = _JUDGES[cfg.network](cfg)
-        except ValueError as e:
-            if isinstance(e, config.ConfigError):
-                raise
-            raise config.ConfigError(f"config.evaluate.weights: {e}") from e
-        self._mesh, self._fit = device_mesh, judge.fit
+        of = judge(cfg)
+        self.identity = identity(cfg, of)
+        self._mesh, self._fit = device_mesh, of.fit
         self._batch = -(-cfg.batch_size // device_mesh.size) * device_mesh.size
-        self._params = frozen.place(device_mesh, judge.params)
+        self._params = frozen.place(device_mesh, of.params)
         whole = mesh.named(device_mesh, mesh.WHOLE)
-        self._apply = jax.jit(judge.apply, out_shardings=whole)
-        self._reader = judge.reader
-        if judge.reader:
-            self._read = jax.jit(judge.reader.apply, out_shardings=whole)
-        self.identity = {
-            "network": cfg.network,
-            "weights": sha256(judge.file),
-            "resize": judge.resize,
-        }
+        self._apply = jax.jit(of.apply, out_shardings=whole)
+        self._reader = of.reader
+        if of.reader:
+            self._read = jax.jit(of.reader.apply, out_shardings=whole)
 
     def __call__(self, images: np.ndarray) -> Features:
         """Of uint8 [n, height, width, 3]: float32 arrays of the host."""

@@ -1,57 +1,77 @@
 """Real pictures' features and statistics, computed once and kept with their origin.
 
 evaluate/reference-<digest>.npz   Moments and where they are from
-evaluate/reference-<digest>.npy   float32 features [n, D], for KID and precision
+evaluate/features/   float32 features, for KID and precision: see `kept`
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from scaling_ldm import config, mesh, meters, records
 from scaling_ldm.data import pictures
+from scaling_ldm.evaluate.kept import Kept
 from scaling_ldm.evaluate.networks import Extractor
 from scaling_ldm.metrics import moments
+
+BATCH = 256  # pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Real:
     """Statistics of real pictures.
 
-    features: None where a file gave the statistics alone.
+    kept: None where a file gave the statistics alone.
     digest: of the statistics themselves.
     """
 
     moments: moments.Moments
-    features: np.ndarray | None
+    kept: Kept | None
     digest: str
     images: int
 
+    @functools.cached_property
+    def features(self) -> np.ndarray | None:
+        """[images, D], in memory from the first use on."""
+        return None if self.kept is None else self.kept.all().features
+
 
 def held_out(
-    experiment: config.Experiment, side: tuple[int, int], most: int
-) -> Iterator[np.ndarray]:
-    """Up to `most` real pictures of the validation split, uint8 [n, height, width, 3].
+    experiment: config.Experiment, side: tuple[int, int], most: int, start: int = 0
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Real pictures of the validation split, in the order of their source.
 
     They are the pictures themselves, not what an autoencoder makes of them. Unreadable
     ones are left out: the encode stage has named and counted them.
+
+    Args:
+      most: pictures in all.
+      start: position in the source.
+
+    Yields:
+      uint8 [n, height, width, 3], and the position in the source behind them.
     """
     cfg = experiment.data
+    if most < 1:
+        return
     if cfg.source == "icons":
-        options: dict[str, Any] = {"count": most, "split": "validation"}
+        options: dict[str, Any] = {"count": start + most, "split": "validation"}
         options |= {"validation_fraction": cfg.validation_fraction, "seed": cfg.seed}
         found = pictures.open_pictures("icons", **options)
     else:
         found = pictures.of_experiment(experiment)
     batch, taken = [], 0
-    for _, picture in pictures.read_ahead(
-        found, range(len(found)), experiment.encode.workers, lambda picture: picture
+    for index, picture in pictures.read_ahead(
+        found,
+        range(start, len(found)),
+        experiment.encode.workers,
+        lambda picture: picture,
     ):
         if isinstance(picture, pictures.BadRecord):
             continue
@@ -61,13 +81,13 @@ def held_out(
             continue
         batch.append(pictures.fit(picture.image, *side))
         taken += 1
-        if len(batch) == 256 or taken == most:
-            yield np.stack(batch)
+        if len(batch) == BATCH or taken == most:
+            yield np.stack(batch), index + 1
             batch = []
         if taken == most:
             return
     if batch:
-        yield np.stack(batch)
+        yield np.stack(batch), len(found)
 
 
 def statistics(
@@ -76,15 +96,14 @@ def statistics(
     extract: Extractor,
     side: tuple[int, int],
 ) -> Real:
-    """The real pictures' statistics: from config.evaluate.reference, cache, or anew.
+    """The real pictures' statistics: from config.evaluate.reference, kept, or anew.
 
     Raises:
-      ConfigError: the file given holds none, or of another network; no picture is held
-        out.
+      ConfigError: as `given`; no picture is held out.
     """
     cfg = experiment.evaluate
     if cfg.reference:
-        return _given(cfg.reference, extract)
+        return given(cfg.reference, extract.identity)
     provenance = {
         "source": experiment.data.source,
         "split": "validation",
@@ -96,56 +115,62 @@ def statistics(
         "most": cfg.reference_images,
         "network": extract.identity,
     }
-    digest = records.digest(provenance)
-    path = folder / f"reference-{digest}.npz"
-    if not path.exists():
-        meters.say(
-            f"evaluate: features of up to {cfg.reference_images:,} real pictures"
-        )
-        parts = [
-            extract(images).features
-            for images in held_out(experiment, side, cfg.reference_images)
-        ]
-        if not parts:
-            raise config.ConfigError(
-                "config.evaluate: no picture is held out to compare with; raise "
-                "config.data.validation_fraction, or give config.evaluate.reference"
-            )
-        features = np.concatenate(parts)
-        if mesh.is_primary():
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(temporary, features, allow_pickle=False)
-            os.replace(temporary, path.with_suffix(".npy"))
-            total = moments.Moments.empty(features.shape[1])
-            total.add(features)
-            total.save(path, provenance | {"images": len(features)})
-    mesh.barrier("reference")
-    total, held = moments.Moments.load(path)
-    features = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-    return Real(
-        moments=total,
-        features=features,
-        digest=total.digest(),
-        images=int(held["images"]),
+    kept = Kept(folder, provenance)
+    kept.fill(
+        extract,
+        lambda start: held_out(
+            experiment, side, cfg.reference_images - kept.images, start
+        ),
+        meters.Progress(
+            "evaluate",
+            cfg.reference_images,
+            "real pictures at most",
+            experiment.train.show_every_seconds,
+        ),
     )
-
-
-def _given(name: str, extract: Extractor) -> Real:
-    path = pathlib.Path(name).expanduser()
-    try:
-        total, held = moments.Moments.load(path)
-    except (OSError, ValueError, KeyError) as e:
-        raise config.ConfigError(f"config.evaluate.reference = {name!r}: {e}") from e
-    network = held.get("network")
-    if network is not None and network != extract.identity:
+    if not kept.images:
         raise config.ConfigError(
-            f"config.evaluate.reference = {name!r} is of the network {network}, wanted "
-            f"{extract.identity}"
+            "config.evaluate: no picture is held out to compare with; raise "
+            "config.data.validation_fraction, or give config.evaluate.reference"
+        )
+    path = folder / f"reference-{records.digest(provenance)}.npz"
+    if mesh.is_primary() and not path.exists():
+        total: moments.Moments | None = None
+        for features, _ in kept.parts():
+            total = total or moments.Moments.empty(features.shape[1])
+            total.add(features)
+        total.save(path, provenance | {"images": kept.images})
+    mesh.barrier("reference")
+    total, _ = moments.Moments.load(path)
+    return Real(moments=total, kept=kept, digest=total.digest(), images=kept.images)
+
+
+def given(name: str, identity: Mapping[str, str]) -> Real:
+    """Of a file that an evaluation left behind, or that `Moments.save` wrote.
+
+    Args:
+      identity: of the network, as a protocol names it.
+
+    Raises:
+      ConfigError: it holds no statistics, or those of another network.
+    """
+    where, path = f"config.evaluate.reference = {name!r}", pathlib.Path(name)
+    try:
+        total, provenance = moments.Moments.load(path.expanduser())
+    except FileNotFoundError as e:
+        raise config.ConfigError(f"{where}: no such file") from e
+    except (OSError, ValueError, KeyError) as e:
+        raise config.ConfigError(f"{where}: {e}") from e
+    network = provenance.get("network", identity)
+    differing = [
+        f"{part} {network.get(part)!r} there, {identity[part]!r} wanted"
+        for part in identity
+        if network.get(part) != identity[part]
+    ]
+    if differing:
+        raise config.ConfigError(
+            f"{where} was measured another way: {'; '.join(differing)}"
         )
     return Real(
-        moments=total,
-        features=None,
-        digest=total.digest(),
-        images=int(total.count),
+        moments=total, kept=None, digest=total.digest(), images=int(total.count)
     )

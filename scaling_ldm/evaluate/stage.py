@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,8 +21,8 @@ from scaling_ldm import (
     records,
     sampling,
 )
-from scaling_ldm.encoders.features import Features
 from scaling_ldm.evaluate import metrics, networks, protocol, reference
+from scaling_ldm.evaluate.kept import Kept
 from scaling_ldm.evaluate.networks import Extractor
 from scaling_ldm.metrics import tfgan
 
@@ -43,20 +45,18 @@ def run(
     """Measures the pictures of the generate stage, and of other checkpoints if asked.
 
     Raises:
-      ConfigError: as `check`, no reference, or a metric that it cannot give.
+      ConfigError: as `check`.
     """
-    cfg = experiment.evaluate
-    if cfg.network == "none":
+    if experiment.evaluate.network == "none":
         return []
-    check(experiment)
+    _check_settings(experiment)
     subjects = list(_subjects(experiment, workdir, specs))
     if not subjects:
         meters.say("no finished run to evaluate")
         return []
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        extract = Extractor(cfg, device_mesh)
-        return _measure(experiment, workdir, subjects, extract, device_mesh)
+        return _Stage(experiment, workdir, device_mesh).run(subjects)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -64,22 +64,32 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       ConfigError: the network's weights, the reference or the backend's packages are
-        not there, or there are too few pictures for a metric.
+        not there or not what they should be, there are too few pictures for a metric,
+        or one needs more of the real pictures than the reference holds.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":
         return
-    networks.file(cfg)
-    if cfg.reference and not pathlib.Path(cfg.reference).expanduser().is_file():
-        raise config.ConfigError(
-            f"config.evaluate.reference = {cfg.reference!r}: no such file"
-        )
+    _check_settings(experiment)
+    identity = networks.identity(cfg, networks.judge(cfg))
+    if cfg.reference:
+        reference.given(cfg.reference, identity)
+
+
+def _check_settings(experiment: config.Experiment) -> None:
+    """What `check` refuses without reading weights."""
+    cfg = experiment.evaluate
     for metric in cfg.metrics:
         least = metrics.LEAST[metric]
         if experiment.generate.images < least:
             raise config.ConfigError(
                 f"config.generate.images = {experiment.generate.images}: {metric} "
                 f"needs at least {least}"
+            )
+        if cfg.reference and metric in metrics.OF_REAL_FEATURES:
+            raise config.ConfigError(
+                f"config.evaluate.reference = {cfg.reference!r} holds statistics "
+                f"alone: {metric} needs real pictures' features; leave it empty"
             )
     if "fd_infinity" in cfg.metrics and cfg.bootstrap < 2:
         raise config.ConfigError(
@@ -145,26 +155,60 @@ def side(experiment: config.Experiment) -> tuple[int, int]:
     return H * factor, W * factor
 
 
-def _measure(
-    experiment: config.Experiment,
-    workdir: pathlib.Path,
-    subjects: Sequence[Subject],
-    extract: Extractor,
-    device_mesh: jax.sharding.Mesh,
-) -> list[records.EvalRecord]:
-    cfg = experiment.evaluate
-    folder, path = workdir / "evaluate", workdir / FILE
-    real = reference.statistics(experiment, folder, extract, side(experiment))
-    parts = measuring(experiment, extract, real) | sampled(experiment.generate)
-    known = {
-        (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
-        for r in (records.read_jsonl(path) if path.exists() else [])
-    }
-    found: list[records.EvalRecord] = []
-    for number, subject in enumerate(subjects, 1):
-        model = subject.model
-        wanted = {
-            name: parts
+class _Stage:
+    """One call of the stage; numbers that are in its file already are kept."""
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        device_mesh: jax.sharding.Mesh,
+    ) -> None:
+        self._experiment, self._workdir = experiment, workdir
+        self._mesh, self._folder = device_mesh, workdir / "evaluate"
+        self._extract = Extractor(experiment.evaluate, device_mesh)
+        self._real = reference.statistics(
+            experiment, self._folder, self._extract, side(experiment)
+        )
+        self._parts = measuring(experiment, self._extract, self._real)
+        self._parts |= sampled(experiment.generate)
+        path = workdir / FILE
+        self._known = {
+            (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
+            for r in (records.read_jsonl(path) if path.exists() else [])
+        }
+
+    def run(self, subjects: Sequence[Subject]) -> list[records.EvalRecord]:
+        found: list[records.EvalRecord] = []
+        spent: list[float] = []  # seconds, of the subjects that were drawn here
+        for number, subject in enumerate(subjects, 1):
+            model, wanted = subject.model, self._wanted(subject.model)
+            keys = [self._key(model, name, of) for name, of in wanted.items()]
+            if not all(key in self._known for key in keys):
+                left = len(subjects) - number + 1
+                time_left = (
+                    f"  left {meters.duration(left * sum(spent) / len(spent))}"
+                    if spent
+                    else ""
+                )
+                meters.say(
+                    f"evaluate  {number} of {len(subjects)}: {model.run_id} at step "
+                    f"{model.step:,}{time_left}"
+                )
+                begin = time.perf_counter()
+                self._measure(subject, wanted)
+                if not subject.drawn:
+                    spent.append(time.perf_counter() - begin)
+            for key in keys:
+                found.append(self._known[key])
+                meters.say(f"  {line(self._known[key])}")
+        return found
+
+    def _wanted(self, model: finished.Model) -> dict[str, dict[str, Any]]:
+        """The numbers to find, each with its protocol."""
+        cfg = self._experiment.evaluate
+        return {
+            name: self._parts
             | {
                 "metric": name,
                 "backend": metrics.backend(cfg, metric),
@@ -173,58 +217,81 @@ def _measure(
             for metric in cfg.metrics
             for name in metrics.names(metric, cfg.network)
         }
-        keys = {
-            name: (*_identity(model), name, protocol.digest(of))
-            for name, of in wanted.items()
-        }
-        if not all(key in known for key in keys.values()):
-            meters.say(
-                f"evaluate  {number} of {len(subjects)}: {model.run_id} at step "
-                f"{model.step:,}"
-            )
-            drawing = sampling.Sampling(
-                experiment, workdir, model, device_mesh, experiment.generate.batch_size
-            )
-            cost = drawing.cost(experiment.generate)
-            if subject.drawn:
-                _check_pictures(experiment, workdir, model)
-                pictures = sampling.saved(workdir)
-            else:
-                pictures = _drawn(experiment, drawing)
-            features = _concatenated([extract(images) for images in pictures])
-            words = None
-            if "clip_score" in cfg.metrics:
-                asked = drawing.captions(np.arange(experiment.generate.images))
-                words = extract.captions(asked)
-            seen = metrics.Generated(
-                features=features.features, logits=features.logits, words=words
-            )
-            for metric in cfg.metrics:
-                if all(keys[n] in known for n in metrics.names(metric, cfg.network)):
-                    continue
-                for name, value in metrics.measure(cfg, metric, seen, real).items():
-                    known[keys[name]] = records.EvalRecord(
-                        run_id=model.run_id,
-                        checksum=model.checksum,
-                        step=model.step,
-                        train_flops=model.train_flops,
-                        metric=name,
-                        value=value.value,
-                        low=value.low,
-                        high=value.high,
-                        level=value.level,
-                        images=len(features.features),
-                        nfe=cost.nfe,
-                        flops=cost.flops + cost.decoder_flops,
-                        protocol=wanted[name],
-                        protocol_hash=keys[name][-1],
-                    )
-                if mesh.is_primary():
-                    records.write_jsonl(path, known.values())
-        for key in keys.values():
-            found.append(known[key])
-            meters.say(f"  {line(known[key])}")
-    return found
+
+    def _key(self, model: finished.Model, name: str, of: dict[str, Any]) -> Any:
+        return *_identity(model), name, protocol.digest(of)
+
+    def _measure(self, subject: Subject, wanted: dict[str, dict[str, Any]]) -> None:
+        """Finds what is missing; every metric is written when it is there."""
+        cfg, how = self._experiment.evaluate, self._experiment.generate
+        model = subject.model
+        drawing = sampling.Sampling(
+            self._experiment, self._workdir, model, self._mesh, how.batch_size
+        )
+        cost = drawing.cost(how)
+        features = self._features(subject, drawing).all()
+        words = None
+        if "clip_score" in cfg.metrics:
+            words = self._extract.captions(drawing.captions(np.arange(how.images)))
+        seen = metrics.Generated(
+            features=features.features, logits=features.logits, words=words
+        )
+        for metric in cfg.metrics:
+            keys = {
+                name: self._key(model, name, wanted[name])
+                for name in metrics.names(metric, cfg.network)
+            }
+            if all(key in self._known for key in keys.values()):
+                continue
+            for name, value in metrics.measure(cfg, metric, seen, self._real).items():
+                self._known[keys[name]] = records.EvalRecord(
+                    run_id=model.run_id,
+                    checksum=model.checksum,
+                    step=model.step,
+                    train_flops=model.train_flops,
+                    metric=name,
+                    value=value.value,
+                    low=value.low,
+                    high=value.high,
+                    level=value.level,
+                    images=len(seen.features),
+                    nfe=cost.nfe,
+                    flops=cost.flops + cost.decoder_flops,
+                    protocol=wanted[name],
+                    protocol_hash=protocol.digest(wanted[name]),
+                )
+            if mesh.is_primary():
+                records.write_jsonl(self._workdir / FILE, self._known.values())
+
+    def _features(self, subject: Subject, drawing: sampling.Sampling) -> Kept:
+        """Of the pictures that the subject's protocol asks for."""
+        how, model = self._experiment.generate, subject.model
+        kept = Kept(
+            self._folder,
+            {
+                **dict(
+                    zip(("run_id", "checksum", "step"), _identity(model), strict=True)
+                ),
+                "ema": model.ema,
+                "sampled": sampled(how),
+                "network": self._extract.identity,
+            },
+        )
+        if subject.drawn and not kept.complete:
+            _check_pictures(self._experiment, self._workdir, model)
+        kept.fill(
+            self._extract,
+            functools.partial(_saved, self._workdir)
+            if subject.drawn
+            else functools.partial(_drawn, drawing, how),
+            meters.Progress(
+                "evaluate",
+                how.images,
+                "pictures",
+                self._experiment.train.show_every_seconds,
+            ),
+        )
+        return kept
 
 
 def line(record: records.EvalRecord) -> str:
@@ -239,18 +306,22 @@ def line(record: records.EvalRecord) -> str:
     )
 
 
+def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Pictures of the generate stage from one on, and the position behind them."""
+    after = 0
+    for images in sampling.saved(workdir):
+        before, after = after, after + len(images)
+        if after > start:
+            yield images[max(start - before, 0) :], after
+
+
 def _drawn(
-    experiment: config.Experiment, drawing: sampling.Sampling
-) -> Iterator[np.ndarray]:
-    how = experiment.generate
-    for start in range(0, how.images, how.batch_size):
-        rows = np.arange(start, min(start + how.batch_size, how.images))
-        yield drawing.images(rows, how)
-
-
-def _concatenated(parts: Sequence[Features]) -> Features:
-    """Features of several batches, in order."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    drawing: sampling.Sampling, how: config.Generate, start: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The same, drawn now."""
+    for first in range(start, how.images, how.batch_size):
+        after = min(first + how.batch_size, how.images)
+        yield drawing.images(np.arange(first, after), how), after
 
 
 def _check_pictures(

@@ -113,6 +113,10 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise WeightsError(
+            f"{path.parent} is no folder with a {path.name} beside its weights"
+        ) from e
     except (OSError, ValueError) as e:
         raise WeightsError(f"{path} cannot be read as JSON: {e}") from e
     if not isinstance(value, dict):
