@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +144,7 @@ class Sampling:
         )
         self._warm: set[Any] = set()
         self._costs: dict[Any, Cost] = {}
+        self._memory: dict[int, int] = {}
         self._given = functools.lru_cache(maxsize=64)(self._conditions)
 
     def captions(self, positions: np.ndarray) -> list[str]:
@@ -209,6 +211,27 @@ class Sampling:
         each = float(counted.total) / self._batch
         return Cost(todo.nfe, each, self._decoder.flops)
 
+    def memory(self, how: config.Generate) -> int:
+        """Bytes on one device that drawing a single picture takes.
+
+        Parameters, and what the compiler plans beside them for an evaluation (both
+        sides of guidance at once) or for the decoder, whichever is more.
+        """
+        rows = 2 if how.guidance else 1
+        if rows not in self._memory:
+            self._memory[rows] = self._planned(rows)
+        return self._memory[rows]
+
+    def _planned(self, rows: int) -> int:
+        everything = self._given(tuple(range(self._batch)), 0)
+        cond = jax.tree.map(lambda a: _abstract(a, rows), everything[0])
+        params = jax.tree.map(_abstract, self._denoise.params)
+        x = jax.ShapeDtypeStruct((rows, *self._experiment.data.shape), np.float32)
+        t = jax.ShapeDtypeStruct((rows,), np.float32)
+        evaluation = _bytes_of_program(self._denoiser.apply, params, x, t, cond)
+        decoding = self._decoder.memory()
+        return max(evaluation + _bytes(self._decoder.params), decoding + _bytes(params))
+
     def _filled(
         self, rows: np.ndarray, how: config.Generate
     ) -> tuple[tuple[int, ...], int]:
@@ -241,6 +264,7 @@ class Decoder:
     """Samples -> uint8 pictures [n, height, width, 3]: through the autoencoder, if any.
 
     flops: of decoding one picture.
+    params: None where there is no autoencoder.
     """
 
     def __init__(
@@ -248,23 +272,30 @@ class Decoder:
     ) -> None:
         cfg = experiment.encode
         self._mesh, self._most = device_mesh, cfg.batch_size
-        self._params, self.flops = None, 0.0
+        self._one = jax.ShapeDtypeStruct((1, *experiment.data.shape), np.float32)
+        self.params, self.flops = None, 0.0
         if cfg.autoencoder == "none":
             return
         network, params, _ = frozen.autoencoder(cfg.autoencoder, cfg.compute_dtype)
-        self._params = frozen.place(device_mesh, params)
+        self.params = frozen.place(device_mesh, params)
 
         def decode(params: Any, x: jax.Array) -> jax.Array:
             return network.decode(params, network.from_latent(x))
 
         whole = mesh.named(device_mesh, mesh.WHOLE)
-        self._decode = jax.jit(decode, out_shardings=whole)
+        self._decode, self._plain = jax.jit(decode, out_shardings=whole), decode
         with jax.set_mesh(None):
-            one = jax.ShapeDtypeStruct((1, *experiment.data.shape), np.float32)
-            self.flops = float(flops.count(decode, params, one).total)
+            self.flops = float(flops.count(decode, params, self._one).total)
+
+    def memory(self) -> int:
+        """Bytes on one device that decoding one picture takes."""
+        if self.params is None:
+            return 0
+        params = jax.tree.map(_abstract, self.params)
+        return _bytes_of_program(self._plain, params, self._one)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self._params is None:
+        if self.params is None:
             return _pixels(x)
         devices = self._mesh.size
         rows = -(-min(self._most, len(x)) // devices) * devices
@@ -273,8 +304,30 @@ class Decoder:
         for start in range(0, len(x), rows):
             batch = x[(start + np.arange(rows)) % len(x)]
             placed = mesh.put(self._mesh, batch[mine])
-            images.append(_pixels(np.asarray(self._decode(self._params, placed))))
+            images.append(_pixels(np.asarray(self._decode(self.params, placed))))
         return np.concatenate(images)[: len(x)]
+
+
+def _abstract(a: Any, rows: int | None = None) -> jax.ShapeDtypeStruct:
+    """An array's shape, with as many rows as wanted."""
+    shape = a.shape if rows is None else (rows, *a.shape[1:])
+    return jax.ShapeDtypeStruct(shape, a.dtype)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
+    """What a function on one device holds at once, as the compiler plans it."""
+    with jax.set_mesh(None):
+        planned = jax.jit(function).lower(*abstract).compile().memory_analysis()
+    return (
+        planned.argument_size_in_bytes
+        + planned.output_size_in_bytes
+        + planned.temp_size_in_bytes
+        - planned.alias_size_in_bytes
+    )
 
 
 def _pixels(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from scaling_ldm import (
     evaluate,
     finished,
     generate,
+    mesh,
     meters,
     plan,
     records,
@@ -491,6 +492,9 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
     largest = max(found.cells, key=lambda cell: cell.params)
     assert largest.relative_cost == 1.0
     assert min(cell.relative_cost for cell in found.cells) < 0.7
+    small, large = sorted({(cell.params, cell.memory_bytes) for cell in found.cells})
+    assert small[1] - 4 * small[0] > 1000  # what a picture takes beside parameters
+    assert large[1] - small[1] > 4 * (large[0] - small[0])
     assert len({cell.protocol for cell in found.cells}) == 1
     assert all(cell.nfe == 2 * cell.steps and cell.seconds > 0 for cell in found.cells)
     assert records.loads((workdir / "frontier.json").read_text()) == found
@@ -499,6 +503,29 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
         networks.Extractor, "__call__", lambda *_: pytest.fail("measured again")
     )
     assert evaluate.run_frontier(experiment, workdir, specs).cells == found.cells
+
+
+def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
+    """All parameters stay on the device; what is computed with them comes and goes."""
+    experiment, workdir, specs = trained
+    model = finished.model(experiment, workdir, specs[0])
+    device_mesh = mesh.build(experiment.mesh, {})
+    of_latents = changed(experiment, encode={"autoencoder": "icons_f4"})
+    of_latents = changed(of_latents, data={"shape": (8, 8, 4)})
+    hows = [changed(experiment, generate={"guidance": g}).generate for g in (0.0, 3.0)]
+    with jax.set_mesh(device_mesh):
+        drawing = sampling.Sampling(experiment, workdir, model, device_mesh, 4)
+        own = sum(x.nbytes for x in jax.tree.leaves(model.load(device_mesh)))
+        alone, guided = map(drawing.memory, hows)
+        decoder = sampling.Decoder(of_latents, device_mesh)
+        held = sum(x.nbytes for x in jax.tree.leaves(decoder.params))
+        decoding = decoder.memory()
+        drawing = sampling.Sampling(experiment, workdir, model, device_mesh, 4)
+        drawing._decoder = decoder
+        both = drawing.memory(hows[1])
+    assert own < alone < guided < own + 2.5 * (alone - own)
+    assert held + 32 * 32 * 3 * 4 < decoding < held + 10e6
+    assert both == max(guided + held, decoding + own) == decoding + own
 
 
 def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch):

@@ -286,6 +286,7 @@ class _Grid:
                 self._shelf.protocol(how), without=protocol.SAMPLING
             ),
             images=how.images,
+            memory_bytes=drawing.memory(how),
         )
         self._shelf.write(spec, how, cell)
         return cell, features

@@ -95,7 +95,7 @@ def _costs(
     if unit == "flops":
         return table.cost("flops"), False, "counted, the decoder's too"
     if unit == "memory_bytes":
-        return _memory(table)
+        return _memory(table, frontier)
     if device is None or _same(device, frontier.device):
         basis = f"measured on {frontier.device}"
         return table.cost("seconds"), False, basis
@@ -114,10 +114,14 @@ def _costs(
     return seconds, True, basis
 
 
-def _memory(table: Table) -> tuple[np.ndarray, bool, str]:
+def _memory(table: Table, frontier: Frontier) -> tuple[np.ndarray, bool, str]:
     if all(cell.memory_bytes is not None for cell in table.cells):
         memory = np.array([float(c.memory_bytes) for c in table.cells])
-        return memory, False, "measured, one image at a time"
+        basis = (
+            "parameters, and what the compiler plans beside them for one image, "
+            f"on {frontier.device}"
+        )
+        return memory, False, basis
     memory = np.array([float(BYTES_PER_PARAMETER * c.params) for c in table.cells])
     basis = (
         f"an estimate: {BYTES_PER_PARAMETER} bytes a parameter of the denoiser; "
