@@ -103,3 +103,20 @@ def test_duration(seconds, text):
 def test_rate():
     assert meters.rate(12.34e9) == "12.3 GFLOP/s"
     assert meters.rate(0) == "0 FLOP/s"
+
+
+def test_time_left_counts_what_is_done_now_and_no_compilation(clock, monkeypatch):
+    """Of 400 things, 100 were there before; the first 10 took 50 s, others 1 s each."""
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    progress = meters.Progress("look", 400, "things", 20)
+    clock[0] += 77  # work begins later
+    progress.begin(100)
+    for seconds, done in ((50, 110), (10, 120), (10, 130), (270, 400)):
+        clock[0] += seconds
+        progress.show(done)
+    assert said == [
+        "look  110 of 400 things  left 24:10",  # 5 s each
+        "look  130 of 400 things  left 4:30",  # 20 s after the line before
+        "look  400 of 400 things  left 0:00",
+    ]
