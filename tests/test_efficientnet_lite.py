@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 import pytest
 from jax import lax
 from matplotlib import cbook
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, flops, mesh
+from scaling_ldm.data import pictures as sources
 from scaling_ldm.encoders import convolutions, efficientnet_lite
+from scaling_ldm.metrics import frechet, moments
 from scaling_ldm.weights import batch_norm, files, layout
 from scaling_ldm.weights import efficientnet_lite as weights
 
@@ -222,3 +225,58 @@ def test_the_packaged_weights():
     out = APPLY(params, np.asarray(photo, np.float32)[None])
     assert np.argmax(out.logits[0]) == 652  # ImageNet's "military uniform"
     assert_allclose(np.mean(out.features), 0.22319, rtol=1e-2)
+
+
+def worse(images, kind, level):
+    """Real pictures with noise of a deviation, or a blur of a radius, in pixels."""
+    if kind == "blur":
+        by = PIL.ImageFilter.GaussianBlur(level)
+        return np.stack([np.asarray(PIL.Image.fromarray(x).filter(by)) for x in images])
+    noise = np.random.default_rng(2).normal(scale=level, size=images.shape)
+    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Of each kind of real pictures two sets, uint8 [128, 64, 64, 3] each."""
+    sets = {}
+    icons = sources.open_pictures("icons", count=256, split="validation", seed=0)
+    sets["icons"] = np.stack(
+        [sources.fit(icons.read(i).image, 64, 64) for i in range(256)]
+    )
+    photo = PIL.Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    whole, rng = np.asarray(photo), np.random.default_rng(1)
+    corners = zip(
+        *(rng.integers(n - 64, size=256) for n in whole.shape[:2]), strict=True
+    )
+    sets["photo"] = np.stack([whole[y : y + 64, x : x + 64] for y, x in corners])
+    return {name: (images[::2], images[1::2]) for name, images in sets.items()}
+
+
+@installed
+@pytest.mark.parametrize("of", ["icons", "photo"])
+def test_the_distance_grows_with_noise_and_with_blur(real, of):
+    """As Heusel et al. 2017, figure 3; untouched pictures are nearest.
+
+    Noise of a deviation of 128 of 255 hides an icon, and comes nearer again.
+    """
+    params = weights.load(weights.find())
+
+    def features(images):
+        parts = images.astype(np.float32).reshape(4, 32, 64, 64, 3)
+        return np.concatenate([APPLY(params, part).features for part in parts])
+
+    held, others = real[of]
+    total = moments.Moments.empty(1280)
+    total.add(features(held))
+    reference = frechet.Reference.of(total)
+    for kind, levels in (
+        ("noise", (4, 8, 16, 32, 64)),
+        ("blur", (0.7, 1.2, 2, 4, 8)),
+    ):
+        found = [
+            frechet.distance_from_features(features(images), reference)
+            for images in (others, *(worse(others, kind, n) for n in levels))
+        ]
+        print(of, kind, [round(x, 1) for x in found])
+        assert all(np.diff(found) > 0) and found[-1] > 1.5 * found[0], found
