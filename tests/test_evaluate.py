@@ -311,6 +311,38 @@ def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
     assert calls == [16, 8] + [8] + [8, 8] * 3
 
 
+def test_it_goes_on_in_the_middle_of_a_file_of_pictures(trained):
+    """Whose size another generate.batch_size may have changed."""
+    _, workdir, _ = trained
+    whole = np.concatenate(list(sampling.saved(workdir)))
+    assert [len(images) for images in sampling.saved(workdir)] == [16, 8]
+    for start, batches in ((0, [16, 8]), (5, [11, 8]), (16, [8]), (20, [4]), (24, [])):
+        found = list(stage._saved(workdir, start))
+        assert [len(images) for images, _ in found] == batches
+        assert [after for _, after in found] == [16, 24][2 - len(batches) :]
+        rest = [images for images, _ in found]
+        assert np.array_equal(np.concatenate([whole[:start], *rest]), whole)
+
+
+def test_real_pictures_of_another_size_have_statistics_of_their_own(trained, tmp_path):
+    experiment, _, _ = trained
+    sides = []
+
+    class Extract:
+        identity = {"network": "first pixels", "weights": "", "resize": ""}
+
+        def __call__(self, images):
+            sides.append(images.shape[1])
+            return Features(images.reshape(len(images), -1)[:, :9].astype("f"), None)
+
+    def digest(side):
+        return reference.statistics(experiment, tmp_path, Extract(), side).digest
+
+    found = [digest(side) for side in ((8, 8), (16, 16), (8, 8))]
+    assert found[0] == found[2] != found[1]
+    assert sides == [8, 16]  # nothing twice
+
+
 def test_a_damaged_batch_is_said_to_be_one(anew):
     wanted, workdir, specs, _ = anew
     evaluate.run(wanted, workdir, specs)
