@@ -222,7 +222,7 @@ def _squared(x: np.ndarray) -> float:
 
 def _total(mean: float, traces: float, shared: float) -> float:
     """The distance from its three parts; rounding below zero is returned as zero."""
-    value = mean + traces - 2 * shared
+    value = float(mean + traces - 2 * shared)
     if not math.isfinite(value):
         raise ValueError(f"a Frechet distance of {value}: its features are too large")
     return max(value, 0.0)
