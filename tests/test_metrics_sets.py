@@ -171,15 +171,82 @@ def test_a_set_lies_in_its_own_manifold_also_with_duplicates():
         assert_array_equal(np.diag(squares[:, ::-1]), 0)
 
 
-def test_manifolds_need_bounded_memory():
-    code = """
+@pytest.mark.parametrize("block", [1, 2**23])
+@pytest.mark.parametrize(("k", "count"), [(1, 40), (3, 45), (3, 6), (5, 70)])
+def test_an_interval_of_recall_is_that_of_parts_with_balls_of_their_own(
+    monkeypatch, block, k, count
+):
+    """All distances at once; the parts are those that the seed draws."""
+    monkeypatch.setattr(manifold, "BLOCK", block)
+    real, generated = normal(0, 60, 5, 30.0), normal(1, count, 5, 30.6)
+    precision, recall = manifold.precision_recall(
+        real, generated, seed=7, k=k, replicates=6, level=0.8
+    )
+    whole = direct(real.astype(float), generated.astype(float), k)
+    assert_allclose((precision.value, recall.value), whole[:2], rtol=1e-12)
+    rng, kept = np.random.default_rng(7), 2 * count // 3
+    parts = [
+        direct(real.astype(float), generated[rng.permutation(count)[:kept]], k)[1]
+        for _ in range(6)
+    ]
+    variance = np.var(parts, ddof=1) * kept / (count - kept)
+    trials = np.mean(parts) * (1 - np.mean(parts)) / variance
+    for found, n in ((precision, count), (recall, trials)):
+        for q in (found.low, found.high):  # Wilson's: |p - q| = z sqrt(q (1 - q) / n)
+            width = 1.2815515655446004 * np.sqrt(q * (1 - q) / n)
+            assert_allclose(abs(found.value - q), width, rtol=1e-9, atol=1e-12)
+        assert found.low < found.high and found.low <= found.value <= found.high
+        assert found.level == 0.8
+    assert manifold.precision_recall(real, generated, seed=8, k=k)[1] != recall
+
+
+@pytest.mark.parametrize(
+    ("dim", "shift", "scale"), [(8, 0.0, 0.8), (32, 0.3, 1.0)], ids=["narrow", "moved"]
+)
+def test_precision_and_recall_of_other_images_scatter_as_their_intervals_say(
+    dim, shift, scale
+):
+    real = normal(0, 100, dim)
+    found = [
+        manifold.precision_recall(
+            real, shift + scale * normal(1 + s, 100, dim), seed=s, replicates=30
+        )
+        for s in range(200)
+    ]
+    for estimates in zip(*found, strict=True):
+        values = np.array([e.value for e in estimates])
+        width = np.mean([(e.high - e.low) / 2 for e in estimates])
+        assert 0.85 < width / (1.645 * values.std(ddof=1)) < 1.25
+        covered = sum(e.low <= values.mean() <= e.high for e in estimates)
+        assert 170 <= covered <= 192  # of 200 at level 0.9
+
+
+def test_shares_of_none_and_of_all_have_an_interval():
+    real = normal(0, 60, 3)
+    apart = manifold.precision_recall(real, real + 1000, seed=0)
+    for share in apart:
+        assert share.value == share.low == 0
+        assert_allclose(
+            share.high, 2.7055 / (60 + 2.7055), rtol=1e-4
+        )  # z^2 / (n + z^2)
+    for share in manifold.precision_recall(real, real, seed=0):
+        assert share.value == share.high == 1 and 0.8 < share.low < 1
+    # All are met, but not by every part: as many trials as its scatter says.
+    precision, recall = manifold.precision_recall(real, real * 0.9, seed=0, level=0.9)
+    assert precision.value == recall.value == 1
+    assert 0.5 < recall.low < precision.low < recall.high == 1
+
+
+@pytest.mark.parametrize("call", ["compare(x, x)", "precision_recall(x, x, seed=0)"])
+def test_manifolds_need_bounded_memory(call):
+    code = f"""
 import tracemalloc
 import numpy as np
 from scaling_ldm.metrics import manifold
 manifold.BLOCK = 2**18
 x = np.random.default_rng(0).random((4000, 8), np.float32)
 tracemalloc.start()
-manifold.compare(x, x)
+manifold.{call}
 print(tracemalloc.get_traced_memory()[1])
 """
     out = subprocess.run(
@@ -196,4 +263,10 @@ def test_manifolds_refuse():
         manifold.compare(a, normal(0, 10, 4))
     with pytest.raises(ValueError, match="not finite"):
         manifold.compare(a, a * np.nan)
+    with pytest.raises(ValueError, match="neighbour 6 of two thirds of 10"):
+        manifold.precision_recall(a, a, seed=0, k=6)
+    with pytest.raises(ValueError, match="1 replicates; at least 2"):
+        manifold.precision_recall(a, a, seed=0, replicates=1)
+    with pytest.raises(ValueError, match="level 90"):
+        manifold.precision_recall(a, a, seed=0, level=90)
     assert_array_equal(a, normal(0, 10, 3))

@@ -10,10 +10,13 @@ weigh less) and real balls that are met (coverage).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
+import scipy.stats
 
+from scaling_ldm.metrics import Estimate
 from scaling_ldm.metrics.moments import check_finite
 
 BLOCK = 2**23  # distances at a time
@@ -39,17 +42,7 @@ def compare(real_ND: np.ndarray, generated_MD: np.ndarray, *, k: int = 3) -> Man
     Raises:
       ValueError: k rows or fewer in a set, dimensions that differ, values not finite.
     """
-    real, generated = np.asarray(real_ND), np.asarray(generated_MD)
-    if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
-        raise ValueError(
-            f"features of {real.shape} and {generated.shape}, wanted [N, D], [M, D]"
-        )
-    if not 1 <= k < min(len(real), len(generated)):
-        raise ValueError(f"neighbour {k} of {len(real)} and {len(generated)} rows")
-    check_finite(real, "features")
-    check_finite(generated, "features")
-    centre = real.mean(axis=0, dtype=np.float64)  # for less cancellation
-    real, generated = real - centre, generated - centre
+    real, generated = _features(real_ND, generated_MD, k)
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     in_real, balls, covered, in_generated = np.zeros(len(generated), bool), 0, 0, 0
     for rows, squares in _distances(real, generated):
@@ -66,6 +59,89 @@ def compare(real_ND: np.ndarray, generated_MD: np.ndarray, *, k: int = 3) -> Man
     )
 
 
+def precision_recall(
+    real_ND: np.ndarray,
+    generated_MD: np.ndarray,
+    *,
+    seed: int,
+    k: int = 3,
+    replicates: int = 100,
+    level: float = 0.9,
+) -> tuple[Estimate, Estimate]:
+    """Both of `compare`, and how far those of other generated images would scatter.
+
+    The real images are fixed, as in `frechet.interval`, and so is their manifold: each
+    generated image lies in it or not, and precision has Wilson's interval of a share of
+    M trials. Recall has that of as many trials as give its variance: deviations of two
+    thirds of the rows, each with balls among them alone, have half of it (the delete-d
+    jackknife, Shao & Wu 1989; of Gaussians, halves cover less). Where no two such
+    recalls differ, of M. Both intervals stay in [0, 1], and those of 0 and 1 have a
+    width. The bias of finite N and M is in the values and not in the intervals.
+
+    Raises:
+      ValueError: as `compare`, or two thirds of the rows are k or fewer.
+    """
+    real, generated = _features(real_ND, generated_MD, k)
+    m = len(generated)
+    kept = 2 * m // 3
+    if kept <= k:
+        raise ValueError(f"neighbour {k} of two thirds of {m} rows")
+    if replicates < 2:
+        raise ValueError(f"{replicates} replicates; at least 2 are needed")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}; it lies between 0 and 1")
+    nearest = _nearest(generated, min(m - 1, 4 * k + 24))
+    radii_SM = np.empty((1 + replicates, m))  # of all rows, then of parts of them
+    radii_SM[0] = nearest[0][:, k - 1]
+    rng = np.random.default_rng(seed)
+    for radii in radii_SM[1:]:
+        part = np.zeros(m, bool)
+        part[rng.permutation(m)[:kept]] = True
+        radii[:] = _radii_among(part, *nearest, k)
+    real_radii, widest = _radii(real, k), radii_SM.max(axis=0)
+    in_real, met = np.zeros(m, bool), np.zeros(len(radii_SM), int)
+    for rows, squares in _distances(real, generated):
+        in_real |= (squares <= real_radii[rows, None]).any(axis=0)
+        row, ball = np.nonzero(squares <= widest)
+        squares = squares[row, ball]
+        for s, radii in enumerate(radii_SM):
+            met[s] += np.count_nonzero(np.bincount(row[squares <= radii[ball]]))
+    recall, *parts = (met / len(real)).tolist()
+    variance = float(np.var(parts, ddof=1)) * kept / (m - kept)
+    mean = float(np.mean(parts))
+    trials = mean * (1 - mean) / variance if variance else m
+    return _share(float(in_real.mean()), m, level), _share(recall, trials, level)
+
+
+def _share(value: float, trials: float, level: float) -> Estimate:
+    """A share of so many trials with Wilson's interval (1927, JASA 22, 158)."""
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    centre = (value + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    width = math.sqrt(value * (1 - value) / trials + (z / (2 * trials)) ** 2)
+    width *= z / (1 + z**2 / trials)
+    low, high = max(centre - width, 0.0), min(centre + width, 1.0)
+    return Estimate(
+        value=value, low=min(low, value), high=max(high, value), level=level
+    )
+
+
+def _features(
+    real: np.ndarray, generated: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """In float64, around the real ones' mean."""
+    real, generated = np.asarray(real), np.asarray(generated)
+    if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
+        raise ValueError(
+            f"features of {real.shape} and {generated.shape}, wanted [N, D], [M, D]"
+        )
+    if not 1 <= k < min(len(real), len(generated)):
+        raise ValueError(f"neighbour {k} of {len(real)} and {len(generated)} rows")
+    check_finite(real, "features")
+    check_finite(generated, "features")
+    centre = real.mean(axis=0, dtype=np.float64)  # for less cancellation
+    return real - centre, generated - centre
+
+
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each row to its k-th neighbour [N]."""
     out = np.empty(len(x))
@@ -74,6 +150,35 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
         squares[at - rows.start, at] = np.inf  # itself is no neighbour
         out[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return out
+
+
+def _nearest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's nearest others [N, count], by distance: squares and which they are."""
+    found = np.empty((len(x), count)), np.empty((len(x), count), np.intp)
+    for rows, squares in _distances(x, x):
+        at = np.arange(rows.start, rows.stop)
+        squares[at - rows.start, at] = np.inf
+        which = np.argpartition(squares, count - 1, axis=1)[:, :count]
+        squares = np.take_along_axis(squares, which, axis=1)
+        order = np.argsort(squares, axis=1)
+        found[0][rows] = np.take_along_axis(squares, order, axis=1)
+        found[1][rows] = np.take_along_axis(which, order, axis=1)
+    return found
+
+
+def _radii_among(
+    part: np.ndarray, squares_ML: np.ndarray, which_ML: np.ndarray, k: int
+) -> np.ndarray:
+    """Squared radii [M] of balls among two thirds of the rows; -1: of the others.
+
+    Fewer than k of a row's 4 k + 24 nearest are among them once in 1e13 rows; the
+    radius is then that of the farthest.
+    """
+    taken = np.cumsum(part[which_ML], axis=1)
+    taken[:, -1] = k
+    at = np.argmax(taken == k, axis=1)
+    radii = np.take_along_axis(squares_ML, at[:, None], axis=1)[:, 0]
+    return np.where(part, radii, -1.0)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
