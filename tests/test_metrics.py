@@ -304,6 +304,20 @@ def test_a_bootstrap_is_of_resampled_rows(count):
     assert_array_equal(more[:5], found)
 
 
+@pytest.mark.parametrize("count", [30, 150])
+def test_resamples_are_distances_of_their_rows(count):
+    """By products of all rows, fewer than twice the dimensions, or of dimensions."""
+    reference = of(features(0, 300, 40))
+    rows = features(1, count, 40, 100.0) * 3  # far from the reference
+    sample = frechet._Sample(rows, Reference.of(reference))
+    assert (sample._products is None) == (count > 80)
+    for seed in range(3):
+        part = np.random.default_rng(seed).permutation(count)[: count // 2]
+        wanted = frechet.distance_from_features(rows[part], Reference.of(reference))
+        assert_allclose(sample.distance(part), wanted, rtol=1e-12)
+        assert_allclose(sample.resampled(part), wanted, rtol=1e-9)
+
+
 def truth(dim):
     """A model and a reference whose distance is known: (draw, Reference, distance)."""
     scales = np.linspace(0.5, 2, dim)

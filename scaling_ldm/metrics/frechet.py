@@ -17,7 +17,9 @@ depends on the model: compare equal n, or use `infinity` (Chong & Forsyth 2020, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
@@ -83,7 +85,7 @@ def distance_from_features(features_ND: np.ndarray, reference: Reference) -> flo
       ValueError: fewer than two rows, another D, or values that are not finite.
     """
     sample = _Sample(features_ND, reference)
-    return sample.distance(np.ones(sample.count))
+    return sample.distance(np.arange(sample.count))
 
 
 def bootstrap(
@@ -97,10 +99,8 @@ def bootstrap(
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     n = sample.count
-    draws = (
-        np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(replicates)
-    )
-    return np.array([sample.distance(counts) for counts in draws])
+    draws = (rng.integers(n, size=n) for _ in range(replicates))
+    return np.array([sample.resampled(rows) for rows in draws])
 
 
 def interval(
@@ -119,11 +119,12 @@ def interval(
     that of the reference is in neither.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
+    rows = np.arange(sample.count)
     spread = [
-        sample.distance(_subset(rng, sample.count, sample.count // 2))
+        sample.resampled(rng.permutation(rows)[: sample.count // 2])
         for _ in range(replicates)
     ]
-    return _estimate(sample.distance(np.ones(sample.count)), spread, level)
+    return _estimate(sample.distance(rows), spread, level)
 
 
 def infinity(
@@ -148,11 +149,12 @@ def infinity(
       ValueError: fewer than three distinct sizes of at least two rows.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
-    value = _extrapolate(sample, np.arange(sample.count), points, smallest, rng)
+    rows = np.arange(sample.count)
+    value = _extrapolate(sample.distance, rows, points, smallest, rng)
     spread = []
     for _ in range(replicates):
-        half = rng.permutation(sample.count)[: sample.count // 2]
-        spread.append(_extrapolate(sample, half, points, smallest, rng))
+        half = rng.permutation(rows)[: sample.count // 2]
+        spread.append(_extrapolate(sample.resampled, half, points, smallest, rng))
     return _estimate(value, spread, level)
 
 
@@ -174,18 +176,50 @@ class _Sample:
         self._squares = np.einsum("nd,nd->n", self._x, self._x)
         self._y = self._x @ reference.factor
 
-    def distance(self, counts: np.ndarray) -> float:
-        """Of row i taken counts[i] times."""
-        (at,) = np.nonzero(counts)
-        w = counts[at].astype(np.float64)
-        n = w.sum()
-        mean = _squared(counts @ self._x / n)
-        trace = (w @ self._squares[at] - n * mean) / (n - 1)
-        y = self._y[at]
-        y = (y - w @ y / n) * np.sqrt(w / (n - 1))[:, None]
+    def distance(self, rows: np.ndarray) -> float:
+        """Of rows by number, which may be repeated."""
+        counts = np.bincount(rows, minlength=self.count)
         # Of y and not of y y^T, whose eigenvalues lose those below 1e-8 of the largest.
+        y = self._centred(counts)
         values = scipy.linalg.svdvals(y, overwrite_a=True, check_finite=False)
-        return _total(mean, self._reference.trace + trace, float(values.sum()))
+        return self._distance(counts, float(values.sum()))
+
+    def resampled(self, rows: np.ndarray) -> float:
+        """`distance` to about 1e-7 of its value, several times faster: for a spread."""
+        counts = np.bincount(rows, minlength=self.count)
+        if self._products is None:
+            y = self._centred(counts)
+            gram = y.T @ y
+        else:
+            (at,), n = np.nonzero(counts), counts.sum()
+            w, gram = counts[at], self._products[np.ix_(at, at)]
+            means = w @ gram / n
+            gram -= means
+            gram -= (means - w @ means / n)[:, None]
+            gram *= np.sqrt(np.outer(w, w)) / (n - 1)
+        values = scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
+        kept = values[values > len(values) * _EPS * values[-1]]
+        return self._distance(counts, float(np.sqrt(kept).sum()))
+
+    @functools.cached_property
+    def _products(self) -> np.ndarray | None:
+        """y y^T [N, N]; None where y^T y of a part of the rows is smaller."""
+        if self.count > 2 * self._y.shape[1]:
+            return None
+        y = self._y - self._y.mean(axis=0)  # for less cancellation
+        return y @ y.T
+
+    def _centred(self, counts: np.ndarray) -> np.ndarray:
+        """Y of the rows counted, of mean zero: Y^T Y is the covariance of y."""
+        (at,), n = np.nonzero(counts), counts.sum()
+        y, w = self._y[at], counts[at]
+        return (y - w @ y / n) * np.sqrt(w / (n - 1))[:, None]
+
+    def _distance(self, counts: np.ndarray, shared: float) -> float:
+        n = counts.sum()
+        mean = _squared(counts @ self._x / n)
+        trace = (counts @ self._squares - n * mean) / (n - 1)
+        return _total(mean, self._reference.trace + trace, shared)
 
 
 def _gaussian(gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
@@ -228,15 +262,8 @@ def _total(mean: float, traces: float, shared: float) -> float:
     return max(value, 0.0)
 
 
-def _subset(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """`size` of `count` rows once each, the others not."""
-    counts = np.zeros(count)
-    counts[rng.permutation(count)[:size]] = 1
-    return counts
-
-
 def _extrapolate(
-    sample: _Sample,
+    distance: Callable[[np.ndarray], float],
     rows: np.ndarray,
     points: int,
     smallest: float,
@@ -248,9 +275,7 @@ def _extrapolate(
         raise ValueError(f"{len(rows)} rows give {len(sizes)} sizes; 3 are needed")
     values = []
     for size in sizes:
-        counts = np.zeros(sample.count)
-        counts[rng.permutation(rows)[:size]] = 1
-        values.append(sample.distance(counts))
+        values.append(distance(rng.permutation(rows)[:size]))
     return float(np.polynomial.polynomial.polyfit(1 / sizes, values, 1)[0])
 
 
