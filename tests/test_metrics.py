@@ -345,6 +345,40 @@ def test_extrapolation_removes_the_bias_and_the_interval_covers():
     assert all(e.level == 0.9 and e.low < e.value < e.high for e in estimates)
 
 
+def test_extrapolation_from_too_few_rows_is_in_doubt():
+    """Where it leaves a third of the bias, or takes away a third too much."""
+    for dim, count, low, high in (
+        (40, 30, 0.3, 0.6),
+        (40, 90, -0.6, -0.3),
+        (16, 400, -0.1, 0.1),
+    ):
+        draw, ready, wanted = truth(dim)
+        rows = [draw(seed, count) for seed in range(40)]
+        found = [frechet.infinity(x, ready, seed=0, replicates=2) for x in rows]
+        bias = np.mean([frechet.distance_from_features(x, ready) for x in rows])
+        miss = np.mean([e.value for e in found]) - wanted
+        assert low < miss / (bias - wanted) < high
+        said = f"subsets of {round(0.3 * count)} rows and more, the smallest below "
+        said += f"twice the {dim} dimensions that hold 99%"
+        for estimate in found:
+            assert said in estimate.doubt if dim == 40 else estimate.doubt == ""
+    assert frechet.interval(draw(0, 20), ready, seed=0, replicates=2).doubt == ""
+    few, enough = (
+        frechet.infinity(draw(0, count), ready, seed=0, replicates=2)
+        for count in (104, 107)  # whose smallest subsets are of 31 and of 32 rows
+    )
+    assert few.doubt and not enough.doubt
+
+
+def test_dimensions_are_principal_directions_of_a_share_of_the_variance():
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    cov = axes * [60.0, 30.0, 8.0, 2.0, 0.0] @ axes.T
+    ready = Reference.of((np.zeros(5), cov))
+    shares = (0.5, 0.61, 0.89, 0.91, 0.97, 0.99, 1.0 - 1e-9)
+    assert [ready.dimensions(share) for share in shares] == [1, 2, 2, 3, 3, 4, 4]
+    assert Reference.of((np.zeros(5), 0 * cov)).dimensions(0.99) == 0
+
+
 def test_an_interval_has_the_spread_of_other_images():
     draw, ready, _ = truth(12)
     values = [frechet.distance_from_features(draw(s, 300), ready) for s in range(60)]
