@@ -1,6 +1,7 @@
 """CLIP's features and scores without torch; its numbers are in parity/."""
 
 import dataclasses
+import doctest
 import functools
 import json
 
@@ -171,3 +172,22 @@ def test_towers_that_do_not_belong_together_are_refused(network):
     small = dataclasses.replace(TEXT, vocab_size=20)
     with pytest.raises(ValueError, match="26 words for a network of 20"):
         replace(text=small)
+
+
+def test_the_modules_example_runs(network, place, tmp_path, monkeypatch):
+    """On random weights, in a folder as transformers saves it."""
+    (tmp_path / "clip-vit-large-patch14").symlink_to(place)
+    monkeypatch.chdir(tmp_path)
+    x = pictures()
+    names = {"x_BHWC": x, "references_RHWC": x[:3], "captions": CAPTIONS}
+    example = doctest.DocTestParser().get_doctest(clip_score.__doc__, names, "", "", 0)
+    found = doctest.DocTestRunner().run(example, clear_globs=False)
+    assert found.failed == 0 and found.attempted >= 5
+    images = np.asarray(network.pictures(x), np.float64)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts = np.asarray(network.captions(CAPTIONS), np.float64)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    wanted = np.mean(np.sum(images * texts, axis=1))
+    assert_allclose(example.globs["clip_t"], wanted, rtol=1e-4, atol=1e-6)
+    wanted = np.mean(images @ images[:3].T)
+    assert_allclose(example.globs["clip_i"], wanted, rtol=1e-4)

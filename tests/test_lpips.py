@@ -1,10 +1,12 @@
 """LPIPS without torch: what a distance is, sizes, files, devices."""
 
 import dataclasses
+import doctest
 import functools
 import importlib
 import math
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +190,53 @@ def test_heads_are_found_in_the_package_without_importing_it(tmp_path, monkeypat
     (package / "weights" / "v0.1" / "vgg.pth").write_bytes(b"")
     assert weights.find_heads(lpips.VGG16) == package / "weights/v0.1/vgg.pth"
     assert weights.find_heads(lpips.ALEXNET) is None
+
+
+def write_torch(path, tensors):
+    """A torch zip of a state dict, as both files are published; pickled by hand."""
+    # Protocol 2: an empty dict, a mark, name and tensor after name and tensor.
+    pickled = [b"\x80\x02}("]
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def whole(*values):
+        return b"".join(b"J" + value.to_bytes(4, "little") for value in values)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for key, (name, value) in enumerate(tensors.items()):
+            value = np.ascontiguousarray(value, "<f4")
+            strides = [n // value.itemsize for n in value.strides]
+            pickled += [
+                text(name),
+                b"ctorch._utils\n_rebuild_tensor_v2\n((",
+                text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)),
+                text("cpu") + whole(value.size) + b"tQ" + whole(0),
+                b"(" + whole(*value.shape) + b"t(" + whole(*strides) + b"t",
+                b"\x89ccollections\nOrderedDict\n)RtR",
+            ]
+            file.writestr(f"archive/data/{key}", value.tobytes())
+        file.writestr("archive/data.pkl", b"".join(pickled) + b"u.")
+
+
+def test_the_modules_example_runs(tmp_path, monkeypatch):
+    """On random weights in the files' published layout and places."""
+    params = drawn(lpips.ALEXNET)
+    tensors = layout.write(weights.pairs(lpips.ALEXNET), params)
+    heads = {name: value for name, value in tensors.items() if name.startswith("lin")}
+    rest = {name: value for name, value in tensors.items() if name not in heads}
+    rest["classifier.6.weight"] = np.zeros((10, 4), "f")
+    write_torch(tmp_path / "alexnet-owt-7be5be79.pth", rest)
+    write_torch(tmp_path / "lpips/weights/v0.1/alex.pth", heads)
+    (tmp_path / "lpips/__init__.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    x, y = np.random.default_rng(0).uniform(0, 255, (2, 2, 40, 40, 3)).astype("f")
+    names = {"x_BHWC": x, "y_BHWC": y}
+    example = doctest.DocTestParser().get_doctest(lpips.__doc__, names, "", "", 0)
+    found = doctest.DocTestRunner().run(example, clear_globs=False)
+    assert found.failed == 0 and found.attempted >= 5
+    got = example.globs["distances_B"]
+    assert_array_equal(got, lpips.distance(lpips.ALEXNET, params, x, y))
+    assert got.shape == (2,) and (got > 1e-3).all()

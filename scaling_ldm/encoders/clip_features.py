@@ -2,7 +2,9 @@
 
 The features are a picture's projected vector before it is scaled to length 1, as
 CLIP's `encode_image` gives it: of ViT-L/14, 768 numbers. A Frechet distance between
-them is no FID. Weights are read by weights/clip.py.
+them is no FID. `scaling_ldm.weights.clip.open_vision_directory` reads shape and
+parameters from a checkpoint's folder; for scores of pictures and captions see
+clip_score.
 """
 
 from __future__ import annotations

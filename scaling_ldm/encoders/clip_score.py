@@ -2,6 +2,19 @@
 
 Conventions differ by factors, so each has its name here. Scores differ between CLIPs
 too (ViT-B/32, L/14, OpenCLIP): always say which.
+
+All are functions of vectors. `scaling_ldm.weights.clip.open_both` reads towers, shapes
+and tokenizer from a checkpoint's folder as transformers saves it (model.safetensors,
+config.json, the tokenizer's files); `Clip` makes vectors of pictures (RGB from 0 to
+255, of the tower's size: `scaling_ldm.metrics.resize`) and of captions.
+
+Example:
+  >>> from scaling_ldm.encoders import clip_score
+  >>> from scaling_ldm.weights import clip as weights
+  >>> network = weights.open_both("clip-vit-large-patch14")
+  >>> images = network.pictures(x_BHWC)
+  >>> clip_t = clip_score.clip_t(images, network.captions(captions))
+  >>> clip_i = clip_score.clip_i(images, network.pictures(references_RHWC))
 """
 
 from __future__ import annotations

@@ -4,6 +4,18 @@ Zhang et al. 2018 (arXiv 1801.03924), eq. 1: features of five layers of a classi
 scaled to length 1 at each place, are subtracted and squared, the channels weighted by
 heads that were fitted to judgements, averaged over places and summed over layers.
 Lower is nearer. Distances differ between backbones: always say which.
+
+The shape is VGG16 or ALEXNET; `scaling_ldm.weights.lpips.load` reads the parameters of
+torchvision's file of the backbone and of the package's heads, `find_heads` finds these
+after `pip install --no-deps lpips==0.1.4`. Pictures are RGB from 0 to 255.
+
+Example:
+  >>> from scaling_ldm.encoders import lpips
+  >>> from scaling_ldm.weights import lpips as weights
+  >>> shape = lpips.ALEXNET
+  >>> heads = weights.find_heads(shape)
+  >>> params = weights.load("alexnet-owt-7be5be79.pth", heads, shape)
+  >>> distances_B = lpips.distance(shape, params, x_BHWC, y_BHWC)
 """
 
 from __future__ import annotations
