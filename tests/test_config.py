@@ -2,10 +2,12 @@
 
 import dataclasses
 import inspect
+import math
 
 import pytest
 
 from scaling_ldm import config, noise, prediction, samplers, tasks
+from scaling_ldm.encoders import efficientnet_lite
 from scaling_ldm.objectives import denoise
 
 
@@ -131,6 +133,33 @@ def test_one_bad_objective_has_one_message():
         "config.objective.schedule",
         "config.objective.prediction",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"network": "lite1"}, ["network"]),
+        ({"network": "lite1", "metrics": ("clip_score",)}, ["network"]),
+        ({"network": "lite0", "metrics": ("clip",)}, ["metrics"]),
+        ({"network": "lite0", "metrics": ("clip", "clip_score")}, ["metrics"] * 2),
+        ({"network": "lite0", "input_size": 63}, ["input_size"]),
+        ({"network": "lite0", "input_size": -1}, ["input_size"]),
+        ({"network": "clip", "weights": "a", "input_size": 32}, ["input_size"]),
+    ],
+)
+def test_one_bad_choice_of_an_evaluation_has_one_message(change, fields):
+    lines = refused(lambda c: c["evaluate"].update(change)).splitlines()
+    named = [line.split()[1].removeprefix("config.evaluate.") for line in lines[1:]]
+    assert named == fields
+
+
+@pytest.mark.parametrize("size", [0, 64, 65, 224])
+def test_lite0_has_no_map_of_one_pixel(size):
+    c = config.default()
+    c.evaluate.network, c.evaluate.input_size = "lite0", size
+    assert config.resolve(c).evaluate.input_size == size
+    strides = math.prod(block.stride for block in efficientnet_lite.BLOCKS)
+    assert 2 * 2 * strides == 64  # twice the stem's and the blocks'
 
 
 def test_the_known_names_are_those_of_the_tables():

@@ -130,7 +130,7 @@ _EVERY = ("fd", "fd_infinity", "kid", "precision_recall")
 CASES = {
     "lite0": (
         "lite0.safetensors",
-        "Pillow bicubic to 32 x 32, order horizontal",
+        "Pillow bicubic to 64 x 64, order horizontal",
         _EVERY,
         "fd_lite0 fd_lite0_infinity kid_lite0 precision_lite0 recall_lite0",
     ),
@@ -199,7 +199,7 @@ def judged(generated, network, weights, **fields):
     c.evaluate.reference_images, c.evaluate.batch_size = IMAGES, IMAGES
     c.evaluate.bootstrap = 4
     if network == "lite0":
-        c.evaluate.input_size = 32
+        c.evaluate.input_size = 64
     c.evaluate.update(fields)
     return config.resolve(c)
 

@@ -108,13 +108,21 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
             "config.frontier.images without config.evaluate.network: a frontier needs "
             f"one of {', '.join(fields.FEATURE_NETWORKS[1:])}"
         )
+    network, size = e.evaluate.network, e.evaluate.input_size
     for metric in e.evaluate.metrics:
+        # What is not known at all has a line of its own.
         networks = fields.METRICS.get(metric, fields.FEATURE_NETWORKS)
-        if e.evaluate.network not in (*networks, "none"):
+        if network in fields.FEATURE_NETWORKS and network not in (*networks, "none"):
             problems.append(
                 f"config.evaluate.metrics has {metric}, which needs config.evaluate."
-                f"network = {' or '.join(networks)}, not {e.evaluate.network!r}"
+                f"network = {' or '.join(networks)}, not {network!r}"
             )
+    if network == "lite0" and 0 < size < fields.LITE0_LEAST:
+        problems.append(
+            f"config.evaluate.input_size = {size}: at least {fields.LITE0_LEAST}, or 0 "
+            "for lite0's own; the map that its features are the mean of is 32 times "
+            "smaller"
+        )
     return problems
 
 

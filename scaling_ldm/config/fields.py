@@ -118,6 +118,7 @@ METRICS = {
     "clip_score": ("clip",),
 }
 FD_BACKENDS = ("numpy", "tfgan")
+LITE0_LEAST = 64  # side of its input: the last map, 32 times smaller, is 2 x 2
 ADVICE_UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
 # Every field that holds one of a table's names.
 NAMES = {
@@ -324,7 +325,7 @@ class Evaluate:
 
     network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
     weights: str = ""  # its file, folder or hub id; "": lite0's package
-    input_size: int = 0  # side of lite0's input; 0: the network's own
+    input_size: int = 0  # side of lite0's input, >= LITE0_LEAST; 0: the network's own
     metrics: tuple[str, ...] = ("fd",)  # of METRICS
     backend: str = "numpy"  # of the Frechet distance: one of FD_BACKENDS
     reference: str = ""  # .npz of real pictures' statistics; "": held-out pictures
