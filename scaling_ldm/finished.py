@@ -1,4 +1,7 @@
-"""Runs that are finished: the best of them, and its weights from the checkpoint."""
+"""Runs that are finished: the best of them, and its weights from the checkpoint.
+
+Which checkpoints there are can be read without loading an accelerator stack.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+from scaling_ldm import config, records
 
-from scaling_ldm import checkpoint, config, mesh, meters, records
-from scaling_ldm import step as step_lib
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,11 @@ def _averaged(
     Raises:
       CheckpointError: its checkpoint cannot be read.
     """
+    import jax
+
+    from scaling_ldm import checkpoint, mesh, meters
+    from scaling_ldm import step as step_lib
+
     functions = step_lib.build(experiment, spec.width, spec.depth, unroll=False)
     abstract = step_lib.abstract_state(functions)
     checkpoints = checkpoint.Checkpoints(

@@ -1,6 +1,7 @@
 """Quality against training compute, of curves whose crossings are known."""
 
 import dataclasses
+import json
 import math
 import re
 import struct
@@ -58,6 +59,18 @@ def written(workdir, found, runs=SIZES):
     records.write_jsonl(workdir / "runs.jsonl", specs)
     records.write_jsonl(workdir / "evaluations.jsonl", found)
     return reading.read(workdir)
+
+
+def train(workdir, run_id, steps, status="finished"):
+    """What training leaves: a record, and checkpoints of these steps."""
+    folder = workdir / "runs" / run_id
+    names = (f.name for f in dataclasses.fields(records.TrainRecord))
+    named = {"study": "s", "device": "cpu", "recipe_hash": "0", "run_id": run_id}
+    named |= {"status": status, "detail": "", "mfu": None, "mfu_reason": ""}
+    record = records.TrainRecord(**dict.fromkeys(names, 1) | named)
+    records.write_jsonl(folder / "record.json", [record])
+    for step in steps:
+        (folder / "checkpoints" / str(step)).mkdir(parents=True)
 
 
 def said(workdir, found, **how):
@@ -152,6 +165,79 @@ def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path):
     for c in several:
         (line_,) = training_quality.sentences(c)
         assert line_.startswith("Only ")
+
+
+def told(workdir):
+    """What is said of checkpoints without a number, line by line."""
+    study = reading.read(workdir)
+    return list(training_quality.unmeasured(study, training_quality.comparisons(study)))
+
+
+def test_kept_checkpoints_without_a_number_are_named(tmp_path):
+    """As the page is in the middle of measuring: every one of them, the last, none."""
+    found = [*curve("a", line(-1, 20)), *curve("b", line(-1, 21), marks=MARKS[:1])]
+    written(tmp_path, found)
+    steps = [round(flops / 1e8) for flops in MARKS]
+    for run_id in "ab":
+        train(tmp_path, run_id, steps)
+        # Neither is a checkpoint: of one set aside and one cut off.
+        for name in ("damaged-7", "9.orbax-checkpoint-tmp-1"):
+            (tmp_path / "runs" / run_id / "checkpoints" / name).mkdir()
+    train(tmp_path, "c", [3], status="non_finite_loss")  # nobody will measure it
+    line_ = "5 of 8 kept checkpoints are measured; missing: b at steps 40, 160, 640."
+    assert told(tmp_path) == [line_]
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert page.count(f'<p><span class="bad">Not complete:</span> {line_}</p>') == 1
+    written(tmp_path, [*found, *curve("b", line(-1, 21), marks=MARKS[1:3])])
+    assert told(tmp_path) == [
+        "7 of 8 kept checkpoints are measured; missing: b at step 640."
+    ]
+    written(tmp_path, [*found, *curve("b", line(-1, 21))])
+    assert told(tmp_path) == []  # and then nothing is said
+
+
+def test_many_checkpoints_without_a_number_are_counted(tmp_path):
+    written(tmp_path, curve("a", line(-1, 20)))
+    train(tmp_path, "a", [10, 40, *range(41, 47)])
+    assert told(tmp_path) == [
+        "2 of 8 kept checkpoints are measured; missing: "
+        "a at steps 41, 42, 43, 44, 45, 46."
+    ]
+    train(tmp_path, "b", [10])
+    (only,) = told(tmp_path)
+    assert only == "2 of 9 kept checkpoints are measured; missing: 7, of 2 runs."
+
+
+def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path):
+    everywhere = curve("a", line(-1, 20), metric="kid_lite0")
+    found = [*everywhere, *curve("a", line(-1, 20), marks=MARKS[:2])]
+    exported = [
+        dataclasses.replace(r, checksum="ab" * 32) for r in curve("a", line(0, 1))
+    ]
+    written(tmp_path, found + exported)
+    train(tmp_path, "a", [10, 40, 160, 640])
+    assert told(tmp_path) == [
+        f"By FD-Lite0 (protocol {'p' * 16}) 2 of 4 kept checkpoints are measured; "
+        "missing: a at steps 160, 640."
+    ]
+
+
+def test_before_any_curve_the_experiment_says_whether_there_will_be_one(tmp_path):
+    written(tmp_path, curve("a", line(-1, 20), marks=MARKS[:1]))
+    train(tmp_path, "a", [10, 40])
+    assert told(tmp_path) == []
+    config = {"name": "s", "config": {"evaluate": {"through_training": True}}}
+    (tmp_path / "experiment.json").write_text(json.dumps(config))
+    assert told(tmp_path) == [
+        "1 of 2 kept checkpoints are measured; missing: a at step 40."
+    ]
+
+
+def test_weights_from_a_folder_are_no_checkpoint_of_a_run(tmp_path):
+    """Their card may name a run of this study; their curve is not its curve."""
+    found = [measured("a", flops, 5.0) for flops in MARKS]
+    found[1:] = [dataclasses.replace(r, checksum="ab" * 32) for r in found[1:]]
+    assert training_quality.comparisons(written(tmp_path, found)) == []
 
 
 def test_without_two_checkpoints_of_any_run_nothing_is_drawn(tmp_path):

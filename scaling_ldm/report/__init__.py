@@ -3,10 +3,11 @@
     path = scaling_ldm.report.write("runs/quickstart")
 
 What it reads, all relative to the working directory: `runs.jsonl` (needed),
-`experiment.json`, `runs/<run_id>/record.json` and `metrics.jsonl`, `laws.json`,
-`samples/record.json` and the images it names, `evaluations.jsonl`, `frontier.json`,
-`environment.json`. What it writes: `report/index.html`, `report/figures/*.png` and
-`*.pdf`, `report/tables/*.csv`. The same inputs give the same bytes. No jax is imported.
+`experiment.json`, `runs/<run_id>/record.json` and `metrics.jsonl`, the names in
+`runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the images it names,
+`evaluations.jsonl`, `frontier.json`, `environment.json`. What it writes:
+`report/index.html`, `report/figures/*.png` and `*.pdf`, `report/tables/*.csv`. The same
+inputs give the same bytes. No jax is imported.
 """
 
 from __future__ import annotations

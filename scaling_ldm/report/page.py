@@ -266,8 +266,12 @@ def _evaluations(
 ) -> list[str]:
     if not study.evaluations:
         return []
-    drawn = []
-    for found in training_quality.comparisons(study):
+    compared = training_quality.comparisons(study)
+    drawn = [
+        f'<p><span class="bad">Not complete:</span> {escape(line)}</p>'
+        for line in training_quality.unmeasured(study, compared)
+    ]
+    for found in compared:
         drawn.append(_figure(figures.get(training_quality.name(found)), "plot"))
         said = " ".join(training_quality.sentences(found))
         drawn.append(f"<p>{escape(said)}</p>")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm import records
+from scaling_ldm import finished, records
 from scaling_ldm.records import (
     EvalRecord,
     FitResult,
@@ -41,6 +41,7 @@ class Study:
     fit: FitResult | None
     frontier: Frontier | None
     evaluations: tuple[EvalRecord, ...]
+    checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
     samples: SampleRecord | None
     images: np.ndarray | None  # uint8 [n, height, width, 3]
     environment: Mapping[str, Any]
@@ -116,12 +117,15 @@ def read(workdir: pathlib.Path) -> Study:
     notes: list[str] = []
     experiment = _json(workdir, "experiment.json", notes) or {}
     trained: dict[str, TrainRecord] = {}
+    kept: dict[str, tuple[int, ...]] = {}
     curves: dict[str, np.ndarray] = {}
     for run in runs:
         folder = f"runs/{run.run_id}"
         record = _record(workdir, f"{folder}/record.json", TrainRecord, notes)
         if record is not None:
             trained[run.run_id] = record
+            if record.status == "finished":
+                kept[run.run_id] = tuple(finished.steps(workdir, run))
         if (curve := _curve(workdir, f"{folder}/metrics.jsonl", notes)) is not None:
             curves[run.run_id] = curve
     samples = _record(workdir, "samples/record.json", SampleRecord, notes)
@@ -140,6 +144,7 @@ def read(workdir: pathlib.Path) -> Study:
         fit=_record(workdir, "laws.json", FitResult, notes),
         frontier=_record(workdir, "frontier.json", Frontier, notes),
         evaluations=_evaluations(workdir, notes),
+        checkpoints=kept,
         samples=samples,
         images=_images(workdir, samples, notes) if samples else None,
         environment=_json(workdir, "environment.json", notes) or {},

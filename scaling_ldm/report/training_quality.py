@@ -22,6 +22,7 @@ from scaling_ldm.report.study import Study
 _HIGHER = ("precision", "recall", "inception_score", "clip_score")
 _LOG_FROM = 4.0  # times the lowest value, from which values are logarithmic
 _GRID = 2001  # points on which curves are compared, besides the checkpoints
+_FEW = 6  # checkpoints that are named one by one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,11 @@ class Comparison:
 def comparisons(study: Study) -> list[Comparison]:
     """By metric and protocol; those in which some run has two checkpoints."""
     specs = {run.run_id: run for run in study.runs}
-    runs = {r.run_id for r in study.evaluations if r.run_id in specs}
-    labels = _labels(study, runs)
+    own = [r for r in _of_checkpoints(study) if r.run_id in specs]
+    labels = _labels(study, {r.run_id for r in own})
     groups: dict[tuple[str, str], dict[str, list[EvalRecord]]] = {}
-    for r in study.evaluations:
-        if r.run_id in runs and all(map(math.isfinite, (r.value, r.low, r.high))):
+    for r in own:
+        if all(map(math.isfinite, (r.value, r.low, r.high))):
             group = groups.setdefault((r.metric, r.protocol_hash), {})
             group.setdefault(r.run_id, []).append(r)
     found = []
@@ -103,6 +104,56 @@ def comparisons(study: Study) -> list[Comparison]:
             Comparison(metric=metric, protocol_hash=protocol_hash, curves=tuple(curves))
         )
     return found
+
+
+def _of_checkpoints(study: Study) -> list[EvalRecord]:
+    """Those of this study's runs; a folder's weights have a checksum, wherever from."""
+    return [r for r in study.evaluations if not r.checksum]
+
+
+def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:
+    """What kept checkpoints of finished runs have no number yet; nothing: all have.
+
+    Args:
+      found: what is compared. Where that is nothing yet, and the experiment wants every
+        checkpoint, each metric and protocol with a number is looked at.
+    """
+    kept = [
+        (run.run_id, step)
+        for run in study.runs
+        for step in study.checkpoints.get(run.run_id, ())
+    ]
+    measured: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    for r in _of_checkpoints(study):
+        measured.setdefault((r.metric, r.protocol_hash), set()).add((r.run_id, r.step))
+    groups = [(c.metric, c.protocol_hash) for c in found]
+    if not groups and study.config.get("evaluate", {}).get("through_training"):
+        groups = sorted(measured)
+    said: dict[str, list[str]] = {}
+    for metric, protocol in groups:
+        missing = [at for at in kept if at not in measured[metric, protocol]]
+        if missing:
+            text = f"{len(kept) - len(missing)} of {len(kept)} kept checkpoints are "
+            text += f"measured; missing: {_listed(missing)}."
+            said.setdefault(text, []).append(f"{spoken(metric)} (protocol {protocol})")
+    if len(said) == 1 and sum(map(len, said.values())) == len(groups):
+        return tuple(said)
+    return tuple(f"By {', '.join(of)} {text}" for text, of in said.items())
+
+
+def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
+    """The few by run and step, the many by their number."""
+    runs = {
+        run_id: [step for _, step in group]
+        for run_id, group in itertools.groupby(checkpoints, key=lambda at: at[0])
+    }
+    if len(checkpoints) > _FEW:
+        of = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+        return f"{len(checkpoints)}, of {of}"
+    return "; ".join(
+        f"{run_id} at step{'s' * (len(steps) > 1)} {', '.join(map(count, steps))}"
+        for run_id, steps in runs.items()
+    )
 
 
 def _labels(study: Study, runs: set[str]) -> dict[str, str]:
