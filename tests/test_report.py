@@ -3,7 +3,6 @@
 import base64
 import csv
 import dataclasses
-import html.parser
 import json
 import math
 import pathlib
@@ -12,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from html import parser
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
 )
-from scaling_ldm.report import frontier_figures, numbers
+from scaling_ldm.report import frontier_figures, numbers, style, table
+from scaling_ldm.report import page as html
 from scaling_ldm.report import study as reading
 
 BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
@@ -197,7 +198,7 @@ def _sample(workdir: pathlib.Path, run_id: str) -> None:
     records.write_jsonl(workdir / "samples" / "record.json", [record])
 
 
-class Page(html.parser.HTMLParser):
+class Page(parser.HTMLParser):
     """Checks that elements nest, and keeps what a test wants to ask about."""
 
     def __init__(self, text: str):
@@ -649,15 +650,69 @@ def test_sizes_of_the_same_steps_are_reported_by_their_frontier_first(
     held = json.loads(path.read_text())
     held["config"]["plan"] = {"steps": 900}
     records.write_text(path, json.dumps(held))
+    for spec in records.read_jsonl(tmp_path / "copy" / "runs.jsonl")[::9]:
+        lines = [
+            {"step": s, "loss": 2 / s, "flops": s * 1e7, "seconds": s / 50}
+            for s in (100, 500, 900)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        records.write_text(
+            tmp_path / "copy" / "runs" / spec.run_id / "metrics.jsonl", text
+        )
     page = Page(report.write(tmp_path / "copy").read_text(encoding="utf-8"))
     first = page.text.index(found.sentences[0])
     assert first < page.text.index("there are no laws to fit")
     where = page.text.index("Quality against the cost of sampling")
     assert first < where < page.text.index("Samples") < page.text.index("Every run (")
-    for absent in ("IsoFLOP", "No law", "laws.json", "budgets 1", "Held-out"):
-        assert absent not in page.text, absent
+    assert page.text.count(found.sentences[0]) == 1
+    assert page.text.count(found.sentences[1]) == 1
+    absent = ("IsoFLOP", "No law", "laws.json", "budgets 1", "Held-out", "laws are")
+    for words in (*absent, "the budget by", "of the budget", "C = "):
+        assert words not in page.text, words
+    assert "against the step." in page.text  # all sizes in one panel
+    assert "Finished runs spent exactly what was planned." in page.text
     figures = {p.stem for p in (tmp_path / "copy" / "report" / "figures").glob("*.pdf")}
-    assert figures == FRONTIER_FIGURES
+    assert figures == FRONTIER_FIGURES | {"training"}
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ("64 x 3 at 256 px", ["64 x 3", "256 px"]),
+        ("(2334 [2218, 2412])", ["[2218, 2412]"]),
+        ("on v100-sxm2-32gb, tpu-v4", ["v100-sxm2-32gb", "tpu-v4"]),
+        ("8.247e12-64x3 of 60M-2B.", ["8.247e12-64x3", "60M-2B"]),
+        ("a well-known text, 1 - 2 <b> [<i>, 2]", []),
+        ("a" * 17 + "1-2", []),  # too long for any line to keep
+    ],
+)
+def test_what_belongs_together_is_not_broken_between_lines(words, whole):
+    text = html._prose(words)
+    assert re.findall(r'<span class="whole">(.*?)</span>', text) == whole
+    assert "".join(Page(f"<p>{text}</p>").words) == words
+    assert ".whole { white-space: nowrap; }" in style.sheet("")
+
+
+def test_a_long_table_beside_a_figure_is_folded_away():
+    columns = (table.cell("n", "n", str),)
+    for rows in (1, 12, 13):
+        of = tuple({"n": n} for n in range(rows))
+        text = html._shown(
+            "Title", table.Table(name="a", caption="", rows=of, columns=columns)
+        )
+        folded = text.startswith(f"<details><summary>Title ({rows})</summary>")
+        assert folded == (rows == 13) and text.startswith("<h3>Title</h3>") != folded
+        assert text.count("<td>") == rows
+    assert html._shown("Title", None) == ""
+
+
+@pytest.mark.parametrize(("side", "width"), [(1, 100), (8, 96), (32, 96), (64, 128)])
+def test_a_small_picture_leaves_room_for_the_words_under_it(tmp_path, side, width):
+    make_workdir(tmp_path, "unfitted", lean=True)
+    _sample(tmp_path, records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id)
+    np.save(tmp_path / "samples/images.npy", np.zeros((3, side, side, 3), np.uint8))
+    text = "".join(html._samples(reading.read(tmp_path)))
+    assert f"repeat(auto-fill, {width}px)" in text
 
 
 def test_frontier_tables_are_those_of_the_record(sampled):

@@ -251,22 +251,22 @@ def _signed(exponent: float) -> str:
 
 
 def training(study: Study) -> Picture:
-    """Smoothed training loss against FLOPs, a panel per budget."""
-    budgets = [
-        b
-        for b in study.budgets()
-        if any(r.budget_flops == b and r.run_id in study.curves for r in study.runs)
-    ]
-    columns = min(3, len(budgets))
-    rows = math.ceil(len(budgets) / columns)
+    """Smoothed training loss: a panel per budget, or one where steps are the same."""
+    logged = [r for r in study.runs if r.run_id in study.curves]
+    panels = [logged]
+    if not study.by_steps:
+        budgets = sorted({r.budget_flops for r in logged})
+        panels = [[r for r in study.runs if r.budget_flops == b] for b in budgets]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    each = (5.0, 3.4) if study.by_steps else (3.1, 2.6)
     figure = Figure(
-        figsize=(3.1 * columns + 0.2, 2.6 * rows + 0.2), layout="constrained"
+        figsize=(each[0] * columns + 0.2, each[1] * rows + 0.2), layout="constrained"
     )
     figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     tops, bottoms = [], []
-    for axes, budget in zip(grid.flat, budgets, strict=False):
-        runs = [r for r in study.runs if r.budget_flops == budget]
+    for axes, runs in zip(grid.flat, panels, strict=False):
         for i, run in enumerate(runs):
             if (curve := study.curves.get(run.run_id)) is None:
                 continue
@@ -277,7 +277,7 @@ def training(study: Study) -> Picture:
             record = study.records.get(run.run_id)
             failed = record is not None and record.status != "finished"
             axes.plot(
-                curve[:, 2] / budget,
+                curve[:, 0] if study.by_steps else curve[:, 2] / run.budget_flops,
                 y,
                 ":" if failed else "-",
                 color=MUTED if failed else shade(i, len(runs)),
@@ -287,8 +287,11 @@ def training(study: Study) -> Picture:
             )
             bottoms.append(y.min())
             tops.append(y[len(y) // 50])
-        axes.set_title(f"C = {scientific(budget)} FLOPs")
-        axes.set_xlim(0, 1.02)
+        if study.by_steps:
+            axes.set_xlim(0, 1.02 * max(r.steps for r in runs))
+        else:
+            axes.set_title(f"C = {scientific(runs[0].budget_flops)} FLOPs")
+            axes.set_xlim(0, 1.02)
         axes.legend(
             loc="upper right",
             ncols=2,
@@ -299,10 +302,10 @@ def training(study: Study) -> Picture:
             title="N",
             title_fontsize=6.5,
         )
-    for axes in list(grid.flat)[len(budgets) :]:
+    for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    for axes in list(grid.flat)[max(0, len(budgets) - columns) : len(budgets)]:
-        axes.set_xlabel("share of the budget spent")
+    for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("step" if study.by_steps else "share of the budget spent")
         axes.xaxis.set_tick_params(labelbottom=True)
     if bottoms:
         low, high = min(bottoms), max(tops)
@@ -311,9 +314,10 @@ def training(study: Study) -> Picture:
         log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, tick, most=8)
     for row in grid:
         row[0].set_ylabel("training loss")
+    against = "the step" if study.by_steps else "the share of the budget"
     caption = (
         "Training loss, smoothed by an exponential moving average (0.9) over the "
-        "logged steps, against the share of the budget."
+        f"logged steps, against {against}."
     )
     return render(figure, "training", caption)
 

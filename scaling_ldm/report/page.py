@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
@@ -30,6 +31,13 @@ from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import Row, Table
 
 MOST_IMAGES = 64
+MOST_ROWS = 12  # of a table that is not folded away beside its figure
+# What a line may not be broken in: a size, a number with its unit, an interval, names
+# and ranges with a digit and a hyphen in them.
+_WHOLE = re.compile(
+    r"\b\d+ x \d+\b|\b\d+ px\b|\[[^\[\]&]{1,40}\]"
+    r"|(?<![\w.+-])(?=[\w.+-]*\d)[\w.+]{1,16}(?:-[\w.+]{1,16})+(?<=\w)(?![\w+-]|\.\w)"
+)
 _NAMES = {"N_opt": "best size N", "D_opt": "tokens D", "L_opt": "loss L"}
 
 
@@ -82,6 +90,11 @@ def _answers(
     return [*laws, *training, *frontier, *samples, *evaluations]
 
 
+def _prose(words: str) -> str:
+    """Words as HTML; what belongs together stays on one line."""
+    return _WHOLE.sub(r'<span class="whole">\g<0></span>', escape(words))
+
+
 def _headline(study: Study) -> str:
     """The answer in a sentence or two, or what was refused and why."""
     if study.by_steps:
@@ -91,7 +104,7 @@ def _headline(study: Study) -> str:
             "same number of steps, not along budgets, so there are no laws to fit."
         ]
         if study.frontier is not None:
-            lines = [escape(study.frontier.sentences[0]), *lines]
+            lines = [_prose(study.frontier.sentences[0]), *lines]
         said = "".join(f"<p>{line}</p>" for line in lines)
         return f'<div class="headline">{said}</div>'
     if study.fit is None:
@@ -128,7 +141,7 @@ def _headline(study: Study) -> str:
     for q, why in refused:
         lines.append(
             f'<span class="bad">No law for the {_NAMES[q]}:</span> '
-            f"{escape(sentence(why))}."
+            f"{_prose(sentence(why))}."
         )
     lines += _held_out_words(study)
     return f'<div class="headline">{"".join(f"<p>{line}</p>" for line in lines)}</div>'
@@ -157,7 +170,7 @@ def _held_out_words(study: Study) -> list[str]:
             reasons.setdefault(sentence(h), []).append(h.what)
     lines += [
         f'<span class="bad">Not predicted:</span> {escape(", ".join(what))}: '
-        f"{escape(why)}."
+        f"{_prose(why)}."
         for why, what in reasons.items()
     ]
     return lines
@@ -202,7 +215,7 @@ def _troubles(study: Study) -> str:
         lines += [f"Frontier: {note}" for note in study.frontier.notes]
     if not lines:
         return ""
-    items = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    items = "".join(f"<p>{_prose(line)}</p>" for line in lines)
     return f'<div class="alarm">{items}</div>'
 
 
@@ -234,7 +247,7 @@ def _laws(
 
 def _parametric(study: Study, tables: Mapping[str, Table]) -> str:
     if isinstance(study.fit.parametric, Refusal):
-        why = escape(sentence(study.fit.parametric))
+        why = _prose(sentence(study.fit.parametric))
         return f'<p><span class="bad">Refused:</span> {why}.</p>'
     return _table(tables.get("parametric"))
 
@@ -244,16 +257,17 @@ def _frontier(
 ) -> list[str]:
     if study.frontier is None:
         return []
-    said = "".join(f"<p>{escape(line)}</p>" for line in study.frontier.sentences)
+    lines = study.frontier.sentences[1 if study.by_steps else 0 :]  # see _headline
+    said = "".join(f"<p>{_prose(line)}</p>" for line in lines)
     return [
         "<h2>Quality against the cost of sampling</h2>",
-        f'<div class="headline">{said}</div>',
-        f'<p class="soft">{escape(frontier_section.basis(study.frontier))}</p>',
+        f'<div class="headline">{said}</div>' if said else "",
+        f'<p class="soft">{_prose(frontier_section.basis(study.frontier))}</p>',
         _figure(figures.get("frontier"), "wide"),
         _figure(figures.get("best_size"), "wide"),
-        _figure(figures.get("best_guidance"), "plot"),
-        "<h3>Where the larger wins</h3>",
-        _table(tables.get("crossings")) or "<p>There is one size only.</p>",
+        _figure(figures.get("best_guidance"), "wide"),
+        _shown("Where the larger wins", tables.get("crossings"))
+        or "<p>There is one size only: none larger to win.</p>",
         _folded("The Pareto sets", _table(tables.get("frontier"))),
         _folded("The best of each budget", _table(tables.get("best_at_budget"))),
         _folded("The best guidance", _table(tables.get("best_guidance"))),
@@ -268,13 +282,13 @@ def _evaluations(
         return []
     compared = training_quality.comparisons(study)
     drawn = [
-        f'<p><span class="bad">Not complete:</span> {escape(line)}</p>'
+        f'<p><span class="bad">Not complete:</span> {_prose(line)}</p>'
         for line in training_quality.unmeasured(study, compared)
     ]
     for found in compared:
         drawn.append(_figure(figures.get(training_quality.name(found)), "plot"))
         said = " ".join(training_quality.sentences(found))
-        drawn.append(f"<p>{escape(said)}</p>")
+        drawn.append(f"<p>{_prose(said)}</p>")
     if drawn:
         drawn.insert(0, "<h3>Quality against training compute</h3>")
     return [
@@ -282,7 +296,7 @@ def _evaluations(
         '<p class="soft">Numbers of one metric are comparable where the protocol is '
         "the same; evaluations.jsonl has every part of it.</p>",
         *drawn,
-        _table(tables.get("evaluations")),
+        _shown("Every number", tables.get("evaluations")),
     ]
 
 
@@ -293,7 +307,7 @@ def _samples(study: Study) -> list[str]:
     known_by = f" (SHA-256 {escape(s.checksum)})" if s.checksum else ""
     parts = [
         "<h2>Samples</h2>",
-        f"<p>Run {escape(s.run_id)}, {escape(s.weights)} weights{known_by}; sampler "
+        f"<p>Run {_prose(s.run_id)}, {escape(s.weights)} weights{known_by}; sampler "
         f"{escape(s.sampler)}, {s.steps} steps, guidance {plain(s.guidance)}: {s.nfe} "
         f"network evaluations an image, {scientific(s.flops)} FLOPs and "
         f"{plain(s.seconds)} s for all {s.images}; seed {s.seed}.</p>",
@@ -302,7 +316,8 @@ def _samples(study: Study) -> list[str]:
         return [*parts, "<p>The pictures themselves could not be read.</p>"]
     images = study.images[:MOST_IMAGES]
     captions = (*s.captions, *[""] * len(images))[: len(images)]
-    width = images.shape[2] * max(1, min(4, round(100 / images.shape[2])))
+    # Whole pixels, and room for the words of a caption.
+    width = images.shape[2] * max(1, round(100 / images.shape[2]))
     cells = []
     for image, words in zip(images, captions, strict=True):
         data = base64.b64encode(drawing.png(image)).decode()
@@ -331,7 +346,7 @@ def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
             if r.mfu is None and r.mfu_reason
         }
     )
-    parts += [f"<p>MFU is absent on {escape(reason)}.</p>" for reason in reasons]
+    parts += [f"<p>MFU is absent on {_prose(reason)}.</p>" for reason in reasons]
     rows = tables["plan"].rows
     planned = max(abs(row["planned_over_budget"]) for row in rows)
     spent = [
@@ -340,19 +355,23 @@ def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
         if row["run_id"] in study.records
         and study.records[row["run_id"]].status == "finished"
     ]
-    words = "Planned FLOPs differ from the budget by at most "
-    words += f"{100 * planned:.2g}%"
-    if spent and max(spent) < 1e-9:
-        words += "; finished runs spent exactly what was planned"
-    elif spent:
-        words += (
-            f"; finished runs spent what was planned within {100 * max(spent):.2g}%"
+    said = []
+    if not study.by_steps:
+        said.append(
+            f"planned FLOPs differ from the budget by at most {100 * planned:.2g}%"
         )
+    if spent and max(spent) < 1e-9:
+        said.append("finished runs spent exactly what was planned")
+    elif spent:
+        said.append(
+            f"finished runs spent what was planned within {100 * max(spent):.2g}%"
+        )
+    words = "; ".join(said)
     return [
         *parts,
         _folded("Cost of every run", _table(tables["ledger"])),
         "<h3>Planned and spent</h3>",
-        f"<p>{words}.</p>",
+        f"<p>{words[:1].upper()}{words[1:]}.</p>" if words else "",
         _folded("Plan of every run", _table(tables["plan"])),
     ]
 
@@ -370,12 +389,20 @@ def _folded(title: str, inside: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{inside}</details>"
 
 
+def _shown(title: str, table: Table | None) -> str:
+    """A table under its title; folded away where it is long: figures say the most."""
+    if table is None or len(table.rows) <= MOST_ROWS:
+        inside = _table(table)
+        return f"<h3>{escape(title)}</h3>{inside}" if inside else ""
+    return _folded(f"{title} ({len(table.rows)})", _table(table))
+
+
 def _figure(picture: Picture | None, kind: str = "") -> str:
     if picture is None:
         return ""
     return (
         f'<figure><div class="scroll {kind}">{picture.svg}</div>'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        f"<figcaption>{_prose(picture.caption)}</figcaption></figure>"
     )
 
 
@@ -389,14 +416,14 @@ def _table(table: Table | None) -> str:
         if any(c.show(r) != run_tables.NONE for r in table.rows)
     ]
     head = "".join(
-        f"<th{'' if c.number else ' class=words'}>{escape(c.title)}</th>"
+        f"<th{'' if c.number else ' class=words'}>{_prose(c.title)}</th>"
         for c in columns
     )
     body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in table.rows)
     foot = ""
     if table.total is not None:
         foot = f"<tfoot><tr>{_cells(columns, table.total)}</tr></tfoot>"
-    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
+    caption = f'<p class="caption">{_prose(table.caption)}</p>' if table.caption else ""
     return (
         f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody>{foot}</table></div>"
@@ -413,5 +440,6 @@ def _cells(columns: Iterable, row: Row) -> str:
         if c.badge and shown != "finished":
             names.append("bad")
         kind = f' class="{" ".join(names)}"' if names else ""
-        cells.append(f"<td{kind}>{escape(shown)}</td>")
+        long = "long" in names  # elsewhere a cell is one line
+        cells.append(f"<td{kind}>{_prose(shown) if long else escape(shown)}</td>")
     return "".join(cells)

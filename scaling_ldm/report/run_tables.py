@@ -85,10 +85,10 @@ def runs(study: Study) -> Table:
         cell("training loss, smoothed", "train_loss_smoothed", loss),
         Column("status", _status, False, True),
     )
-    caption = (
-        f"Every planned run. N counts {spoken(study.size)}; the laws are fitted to the "
-        f"{spoken(study.metric)}."
-    )
+    caption = f"Every planned run. N counts {spoken(study.size)}"
+    if not study.by_steps:
+        caption += f"; the laws are fitted to the {spoken(study.metric)}"
+    caption += "."
     return Table(name="runs", caption=caption, rows=tuple(rows), columns=columns)
 
 

@@ -23,7 +23,8 @@ p { max-width: 72ch; margin: .5rem 0; overflow-wrap: anywhere; }
 .headline { font-size: 1.12rem; padding: .8rem 1rem;
   background: var(--fill); border-left: 4px solid var(--soft); margin: 1rem 0; }
 .headline p { max-width: none; margin: .2rem 0; }
-.law { white-space: nowrap; font-weight: 600; }
+.law, .whole { white-space: nowrap; }
+.law { font-weight: 600; }
 .alarm { background: var(--tint); border-left: 4px solid var(--alarm);
   padding: .5rem 1rem; margin: .8rem 0; }
 .bad { color: var(--alarm); font-weight: 600; }
@@ -55,7 +56,7 @@ tfoot td { font-weight: 600; border-top: 2px solid var(--soft); }
 .grid figure { margin: 0; }
 .grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
 .grid figcaption { font-size: .7rem; line-height: 1.25; padding-top: .2rem;
-  overflow-wrap: break-word; hyphens: auto; }
+  overflow-wrap: break-word; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
@@ -65,7 +66,7 @@ pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
   details::details-content { content-visibility: visible; height: auto; }
   .scroll { overflow: visible; } .plot svg, .wide svg { min-width: 0; }
   table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; }
-  th { min-width: 0; } td.long { min-width: 0; }
+  th { min-width: 0; } td.long { min-width: 9rem; }
   figure, tr, .headline { break-inside: avoid; } h2, h3 { break-after: avoid; }
   pre { white-space: pre-wrap; font-size: 7pt; } }
 """
