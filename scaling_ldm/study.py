@@ -29,6 +29,7 @@ EXIT = {
     "bad configuration": 2,
     "storage": 3,
     "lost a process": 4,
+    "no answer": 5,  # advise: nothing can be recommended; 1 is Python's, of a defect
     "preempted, run the same command again": 75,
 }
 
@@ -89,7 +90,7 @@ def run(
         experiment = config.resolve(given)
         names = _stages(stages, only)
         folder = pathlib.Path(workdir or f"runs/{experiment.name}")
-        _Study(experiment, folder, names, only, cluster).run()
+        return _Study(experiment, folder, names, only, cluster).run()
     except config.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return EXIT["bad configuration"]
@@ -116,7 +117,6 @@ def run(
             sys.stderr.flush()
             os._exit(code or 1)  # the others will not come to the goodbye of the job
         return code
-    return EXIT["done"]
 
 
 def _lost(detail: str = "") -> None:
@@ -172,8 +172,10 @@ class _Study:
         self.experiment, self.workdir, self.stages = experiment, workdir, stages
         self.only, self.cluster = only, cluster
         self.primary, self.joined = True, False
+        self.status = EXIT["done"]
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Runs the stages; returns one of EXIT's values."""
         from scaling_ldm import meters
 
         runs_networks = {
@@ -214,7 +216,7 @@ class _Study:
                 f"nothing to do: {self.experiment.name} is finished; read "
                 f"{self.workdir / 'report' / 'index.html'}"
             )
-            return
+            return self.status
         if runs_networks["evaluate"] and {"evaluate", "frontier"} & set(self.stages):
             from scaling_ldm import evaluate
 
@@ -226,6 +228,7 @@ class _Study:
         if self.stages == config.STAGES and self.primary:
             complete = json.dumps({"inputs": self._inputs()})
             records.write_text(self.workdir / "complete.json", complete + "\n")
+        return self.status
 
     def _start_devices(self) -> None:
         from scaling_ldm import mesh, meters
@@ -428,8 +431,11 @@ class _Study:
             return
         from scaling_ldm import advise
 
-        for line in advise.lines(advise.run(self.experiment, self.workdir)):
+        found = advise.run(self.experiment, self.workdir)
+        for line in advise.lines(found):
             print(line, flush=True)
+        if isinstance(found, records.Refusal):
+            self.status = EXIT["no answer"]
 
     def _report(self) -> None:
         if not self.primary:

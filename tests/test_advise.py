@@ -96,9 +96,11 @@ def test_each_unit_and_device_says_how_the_cost_is_known(
     assert said in capsys.readouterr().out
 
 
-def test_a_refusal_has_its_reason(tiny, workdir, capsys):
-    assert ask(tiny, workdir, budget=1e-3) == study.EXIT["done"]
-    (line,) = capsys.readouterr().out.splitlines()
+def test_a_refusal_has_its_reason_and_a_status_of_its_own(tiny, workdir, capsys):
+    assert ask(tiny, workdir, budget=1e-3) == study.EXIT["no answer"] == 5
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    assert "error" not in said.err
     assert line.startswith("no advice within 0.001 seconds: nothing fits; the least is")
     assert "0.002 seconds: 8 x 2, ddim, 2 steps" in line
 
