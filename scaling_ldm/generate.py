@@ -154,14 +154,36 @@ def _sample(
 
 
 def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Removes what pictures of other settings left behind."""
+    """Removes what pictures of other settings left behind, and says so."""
     path = folder / "settings.json"
     text = records.dumps(settings) + "\n"
-    if path.exists() and path.read_text() == text:
+    held = path.read_text() if path.exists() else ""
+    if held == text:
         return
-    for old in (*folder.glob("shards/*.npy"), *folder.glob("*.json")):
+    shards = list(folder.glob("shards/*.npy"))
+    if shards:
+        meters.say(
+            f"generate  removes {len(shards)} finished "
+            f"{'shard' if len(shards) == 1 else 'shards'} of other pictures "
+            f"({'; '.join(_differing(held, settings))})"
+        )
+    for old in (*shards, *folder.glob("*.json")):
         old.unlink()
     records.write_text(path, text)
+
+
+def _differing(held: str, settings: dict[str, Any]) -> list[str]:
+    """What pictures are of other settings in, as a reader knows it."""
+    try:
+        before = dict(records.loads(held))
+    except (ValueError, TypeError):  # an empty or damaged file
+        return ["of unknown settings"]
+    names = {"run_id": "run", "checksum": "SHA-256 of weights", "each": "in a shard"}
+    return [
+        f"{names.get(name, name)}: {before.get(name)!r} there, {value!r} now"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
 
 
 def _finish(

@@ -100,9 +100,37 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
         experiment,
         generate=dataclasses.replace(experiment.generate, images=5, guidance=1.5),
     )
+    said.clear()
     second = generate.run(fewer, workdir, specs)
+    first_, *others = said
+    assert first_ == (
+        "generate  removes 3 finished shards of other pictures (images: 20 there, 5 "
+        "now; guidance: 3.0 there, 1.5 now; in a shard: 8 there, 5 now)"
+    )
+    assert not any("removes" in line for line in others)
     assert second.images == 5 and [len(np.load(p)) for p in shards(workdir)] == [5]
     assert records.loads((workdir / "samples" / "record.json").read_text()) == second
+
+
+@pytest.mark.parametrize("held", [None, "", "{", '"settings"', "[1]"])
+def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
+    folder, said = tmp_path / "samples", []
+    monkeypatch.setattr(meters, "say", said.append)
+    generate._claim(folder, {"images": 1, "each": 1})
+    assert said == []  # nothing is removed where nothing was
+    records.write_text(folder / "shards" / "00000.npy", "a picture")
+    generate._claim(folder, {"images": 1, "each": 1})
+    assert said == [] and shards(tmp_path) != []  # the same settings
+    if held is None:
+        (folder / "settings.json").unlink()
+    else:
+        (folder / "settings.json").write_text(held)
+    generate._claim(folder, {"images": 2, "each": 1})
+    (line,) = said
+    assert line == (
+        "generate  removes 1 finished shard of other pictures (of unknown settings)"
+    )
+    assert shards(tmp_path) == []
 
 
 def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):
