@@ -100,6 +100,13 @@ def read(experiment: config.Experiment, name: str) -> finished.Model:
     folder = pathlib.Path(name).expanduser()
     if not folder.is_dir():
         raise config.ConfigError(f"{where}: no such folder")
+    if (folder / "experiment.json").exists():
+        export = folder / "export"
+        first = "" if export.is_dir() else "run --stages export there first, then "
+        raise config.ConfigError(
+            f"{where}: the working directory of a study, whose weights are in its "
+            f"export folder: {first}give {str(export)!r}"
+        )
     try:
         card = _card(folder)
         layout = files.config(folder)

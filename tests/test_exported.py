@@ -465,6 +465,23 @@ def test_a_folder_of_something_else_is_refused_by_the_fields_name(
         sampling.model(experiment, tmp_path, [])
 
 
+def test_a_study_in_place_of_its_export_is_told_where_the_export_is(native, tmp_path):
+    experiment = config.resolve(native.given)
+    with pytest.raises(config.ConfigError) as caught:
+        exported.read(experiment, str(native.workdir))
+    assert str(caught.value) == (
+        f"config.generate.weights = {str(native.workdir)!r}: the working directory of "
+        f"a study, whose weights are in its export folder: give {str(native.export)!r}"
+    )
+    shutil.copy(native.workdir / "experiment.json", tmp_path)  # and no export
+    with pytest.raises(config.ConfigError) as caught:
+        exported.read(experiment, str(tmp_path))
+    assert str(caught.value).endswith(
+        "in its export folder: run --stages export there first, then give "
+        f"{str(tmp_path / 'export')!r}"
+    )
+
+
 def test_a_card_without_a_field_is_refused(native, tmp_path):
     folder = tmp_path / "export"
     shutil.copytree(native.export, folder)
