@@ -44,6 +44,60 @@ def tiny():
     return c
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Programs are compiled once for a file's tests and processes; jax's settings."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def use(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(wanted)
+    yield wanted
+    use(before)
+
+
+@pytest.fixture(scope="session")
+def evaluated():
+    """evaluated(field=...): an EvalRecord of a run, with an interval around its value.
+
+    Of a protocol that is given, its digest is the hash.
+    """
+    from scaling_ldm import records
+
+    def make(**given):
+        if "protocol" in given and "protocol_hash" not in given:
+            given["protocol_hash"] = records.digest(given["protocol"])
+        fields = {
+            "run_id": "a",
+            "checksum": "",
+            "step": 1,
+            "train_flops": 1.0,
+            "metric": "fd_lite0",
+            "value": 0.5,
+            "low": 0.0,
+            "high": 1.0,
+            "level": 0.9,
+            "images": 4,
+            "nfe": 2,
+            "flops": 1.0,
+            "protocol": {},
+            "protocol_hash": "0123456789abcdef",
+        }
+        return records.EvalRecord(**fields | given)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def write_clip():
     """write_clip(folder, seed): a random CLIP and its tokenizer, as published."""

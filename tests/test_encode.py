@@ -16,7 +16,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
@@ -37,6 +36,7 @@ from scaling_ldm.encoders import autoencoder_kl, bert
 from scaling_ldm.weights import autoencoder_kl as kl_files
 from scaling_ldm.weights import bert as bert_files
 
+pytestmark = pytest.mark.usefixtures("compiled")
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT, PER_SHARD = 44, 8
 SCALE, SHIFT = 0.7, 0.2
@@ -102,27 +102,6 @@ def painted():
 @pytest.fixture(scope="module", autouse=True)
 def in_memory(painted):
     pictures.memory(*painted, name="icons of test_encode")
-
-
-CACHE = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Programs are compiled once for all tests and processes; its folder."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in (CACHE | {"jax_compilation_cache_dir": folder}).items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -547,7 +526,7 @@ def image_folder(folder, painted):
 class Main:
     """The entry point in a process of its own."""
 
-    def __init__(self, networks, cache, workdir, tars, *more):
+    def __init__(self, networks, compiled, workdir, tars, *more):
         flags = {
             "data.source": "webdataset",
             "data.path": tars,
@@ -569,14 +548,13 @@ class Main:
             "generate.images": 5,
             "generate.steps": 2,
         }
-        settings = CACHE | {"jax_compilation_cache_dir": cache}
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "scaling_ldm.main", "--config=experiments/tiny.py"]
             + [f"--config.{name}={value}" for name, value in flags.items()]
             + [f"--workdir={workdir}", "--stages=plan,encode,train,generate"]
             + list(more),
             cwd=ROOT,
-            env=os.environ | {k.upper(): str(v) for k, v in settings.items()},
+            env=os.environ | {k.upper(): str(v) for k, v in compiled.items()},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -504,26 +504,6 @@ def extracted(network, weights, images):
         return extract.identity, extract(images).features
 
 
-def measured(identity, value):
-    parts = dict.fromkeys(protocol.PARTS, 1) | identity
-    return records.EvalRecord(
-        run_id="a",
-        checksum="",
-        step=1,
-        train_flops=1.0,
-        metric="fd_dinov2",
-        value=float(value),
-        low=0.0,
-        high=1.0,
-        level=0.9,
-        images=4,
-        nfe=2,
-        flops=1.0,
-        protocol=parts,
-        protocol_hash=protocol.digest(parts),
-    )
-
-
 def other_order(monkeypatch):
     monkeypatch.setattr(networks, "ORDER", "pillow13")
 
@@ -540,7 +520,7 @@ def other_offset(monkeypatch):
     ],
 )
 def test_numbers_of_another_resize_are_not_compared(
-    dinov2_folder, monkeypatch, change, before, after
+    dinov2_folder, evaluated, monkeypatch, change, before, after
 ):
     """Both choices change the features, so that neither may be left unsaid."""
     rng = np.random.default_rng(0)
@@ -551,7 +531,11 @@ def test_numbers_of_another_resize_are_not_compared(
     assert 1e-6 < np.abs(moved - features).max() / np.abs(features).max()
     assert before in identity["resize"] and after in other["resize"]
     assert {k for k in identity if identity[k] != other[k]} == {"resize"}
-    a, b = measured(identity, 1), measured(other, 2)
+    parts = dict.fromkeys(protocol.PARTS, 1)
+    a, b = (
+        evaluated(metric="fd_dinov2", value=value, protocol=parts | of)
+        for value, of in ((1.0, identity), (2.0, other))
+    )
     assert a.protocol_hash != b.protocol_hash
     with pytest.raises(evaluate.ProtocolError, match=f"{before}.*{after}"):
         evaluate.difference(a, b)

@@ -11,7 +11,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from scaling_ldm import (
     checkpoint,
@@ -34,6 +33,7 @@ from scaling_ldm.weights import bert as bert_files
 from scaling_ldm.weights import files, layout
 from scaling_ldm.weights import unet as unet_weights
 
+pytestmark = pytest.mark.usefixtures("compiled")
 NAMES = ("native", "unet")
 
 
@@ -54,27 +54,6 @@ def stand_in():
         patch.setitem(networks._JUDGES, "lite0", judge)
         patch.setattr(networks, "file", lambda cfg: pathlib.Path(__file__))
         yield
-
-
-CACHE = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """A program is compiled once for the run and what is exported of it."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in (CACHE | {"jax_compilation_cache_dir": folder}).items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def recipe(tiny):

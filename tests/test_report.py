@@ -781,25 +781,20 @@ def test_models_that_share_a_label_are_told_apart():
     assert frontier_figures.samplers(found) == ["ddim"]
 
 
-def test_measured_numbers_are_shown_with_their_interval_and_protocol(tmp_path):
+def test_measured_numbers_are_shown_with_their_interval_and_protocol(
+    tmp_path, evaluated
+):
     make_workdir(tmp_path, "unfitted", lean=True)
     run_id = records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id
     found = [
-        records.EvalRecord(
+        evaluated(
             run_id=run_id,
-            checksum="",
             step=step,
             train_flops=1e9 * step,
             metric="fd_<lite0>",
             value=value,
             low=value - 3,
             high=value + 4,
-            level=0.9,
-            images=5000,
-            nfe=100,
-            flops=1e9,
-            protocol={},
-            protocol_hash="0123456789abcdef",
         )
         for step, value in ((20, 51.0), (10, 77.0))
     ]

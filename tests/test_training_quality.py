@@ -26,27 +26,36 @@ def spec(run_id, params, width=16, depth=2):
     return records.RunSpec(**given | named | sizes | shape)
 
 
-def measured(run_id, flops, value, metric="fd_lite0", half=0.0, protocol="p" * 16):
-    return records.EvalRecord(
-        checksum="",
-        run_id=run_id,
-        step=int(flops / 1e8),
-        train_flops=flops,
-        metric=metric,
-        value=value,
-        low=value - half,
-        high=value + half,
-        level=0.9 if half else 1.0,
-        images=5000,
-        nfe=100,
-        flops=1e9,
-        protocol={"sampler": "ddim", "steps": 50, "guidance": 3.0},
-        protocol_hash=protocol,
-    )
+@pytest.fixture(scope="module")
+def measured(evaluated):
+    """measured(run_id, flops, value, ...): of the checkpoint after these FLOPs."""
+
+    def make(run_id, flops, value, metric="fd_lite0", half=0.0, protocol="p" * 16):
+        return evaluated(
+            run_id=run_id,
+            step=int(flops / 1e8),
+            train_flops=flops,
+            metric=metric,
+            value=value,
+            low=value - half,
+            high=value + half,
+            level=0.9 if half else 1.0,
+            images=5000,
+            protocol={"sampler": "ddim", "steps": 50, "guidance": 3.0},
+            protocol_hash=protocol,
+        )
+
+    return make
 
 
-def curve(run_id, value, marks=MARKS, **how):
-    return [measured(run_id, flops, value(flops), **how) for flops in marks]
+@pytest.fixture(scope="module")
+def curve(measured):
+    """curve(run_id, value, ...): a run whose value is a function of its FLOPs."""
+
+    def make(run_id, value, marks=MARKS, **how):
+        return [measured(run_id, flops, value(flops), **how) for flops in marks]
+
+    return make
 
 
 def line(slope, at_1e10, scale=1.0):
@@ -79,7 +88,7 @@ def said(workdir, found, **how):
 
 
 @pytest.mark.parametrize("half", [0.0, 0.1])
-def test_an_order_without_intervals_is_said_to_be_doubtful(tmp_path, half):
+def test_an_order_without_intervals_is_said_to_be_doubtful(tmp_path, half, curve):
     found = [
         *curve("a", line(0.0, 9.0), half=half),
         *curve("b", line(0.0, 3.0), half=half),
@@ -91,7 +100,7 @@ def test_an_order_without_intervals_is_said_to_be_doubtful(tmp_path, half):
 @pytest.mark.parametrize(
     ("metric", "scale"), [("kid_clip", 1.0), ("recall_lite0", -1.0), ("fd_clip", None)]
 )
-def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale):
+def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale, curve):
     """Linear where values span little; in ln value where they span much."""
     if scale is None:
         small, large = (
@@ -111,7 +120,7 @@ def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale):
     )
 
 
-def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
+def test_curves_that_do_not_cross_are_said_not_to(tmp_path, curve):
     found = curve("a", line(-1, 20), half=0.9) + curve("b", line(-1, 18), half=0.9)
     text = said(tmp_path, found)
     assert "do not cross: 40.0\N{NO-BREAK SPACE}k is better from 1.00×10⁹ to" in text
@@ -121,7 +130,7 @@ def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
     assert "cross" not in wide
 
 
-def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path):
+def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path, curve):
     half = math.log(4)  # of each: both together are the distance at 1e10 / 4 and x 4
     found = curve("a", line(-1, 20), half=half) + curve("b", line(-3, 20), half=half)
     assert re.search(
@@ -131,7 +140,7 @@ def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path):
     )
 
 
-def test_a_size_that_ends_is_not_said_to_be_overtaken(tmp_path):
+def test_a_size_that_ends_is_not_said_to_be_overtaken(tmp_path, curve):
     found = curve("a", line(-1, 10), marks=MARKS[:3])
     found += curve("b", line(-1, 15)) + curve("c", line(-1, 18))
     text = said(tmp_path, found)
@@ -139,20 +148,33 @@ def test_a_size_that_ends_is_not_said_to_be_overtaken(tmp_path):
     assert text.count("do not cross") == 2 and " cross at " not in text
 
 
-def test_several_crossings_are_counted(tmp_path):
+def test_what_is_said_does_not_depend_on_the_order_of_the_records(tmp_path, curve):
+    """Two runs may be measured at once, the best of all first, the smallest last."""
+    found = [*curve("a", line(-1, 20)), *curve("b", line(-3, 20))]
+    found += curve("c", line(-4, 19))
+    orders = (found, found[::-1], [*found[5:], *found[:5]])
+    assert len({said(tmp_path, order) for order in orders}) == 1
+    for order in orders:
+        (only,) = training_quality.comparisons(written(tmp_path, order))
+        assert [c.size for c in only.curves] == list(SIZES.values())
+        for c in only.curves:
+            np.testing.assert_array_equal(c.flops, MARKS)
+
+
+def test_several_crossings_are_counted(tmp_path, curve):
     values = iter((5.0, 3.0, 5.0, 3.0))
     found = curve("a", lambda _: 4.0) + curve("b", lambda _: next(values))
     assert "cross 3 times from 2.00×10⁹ to 3.20×10¹⁰ FLOPs" in said(tmp_path, found)
 
 
-def test_of_several_runs_of_a_size_the_best_counts(tmp_path):
+def test_of_several_runs_of_a_size_the_best_counts(tmp_path, curve):
     found = curve("a", line(0, 9), marks=MARKS[:2]) + curve("a2", line(0, 5))
     found += curve("b", line(0, 7))
     text = said(tmp_path, found, runs={"a": 10_000, "a2": 10_000, "b": 40_000})
     assert "do not cross: 10.0\N{NO-BREAK SPACE}k is better" in text
 
 
-def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path):
+def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path, curve):
     found = curve("a", line(-1, 20)) + curve("b", line(-1, 25), protocol="q" * 16)
     found += curve("c", line(-1, 5), metric="kid_lite0")
     several = training_quality.comparisons(written(tmp_path, found))
@@ -173,7 +195,7 @@ def told(workdir):
     return list(training_quality.unmeasured(study, training_quality.comparisons(study)))
 
 
-def test_kept_checkpoints_without_a_number_are_named(tmp_path):
+def test_kept_checkpoints_without_a_number_are_named(tmp_path, curve):
     """As the page is in the middle of measuring: every one of them, the last, none."""
     found = [*curve("a", line(-1, 20)), *curve("b", line(-1, 21), marks=MARKS[:1])]
     written(tmp_path, found)
@@ -196,7 +218,7 @@ def test_kept_checkpoints_without_a_number_are_named(tmp_path):
     assert told(tmp_path) == []  # and then nothing is said
 
 
-def test_many_checkpoints_without_a_number_are_counted(tmp_path):
+def test_many_checkpoints_without_a_number_are_counted(tmp_path, curve):
     written(tmp_path, curve("a", line(-1, 20)))
     train(tmp_path, "a", [10, 40, *range(41, 47)])
     assert told(tmp_path) == [
@@ -208,7 +230,7 @@ def test_many_checkpoints_without_a_number_are_counted(tmp_path):
     assert only == "2 of 9 kept checkpoints are measured; missing: 7, of 2 runs."
 
 
-def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path):
+def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path, curve):
     everywhere = curve("a", line(-1, 20), metric="kid_lite0")
     found = [*everywhere, *curve("a", line(-1, 20), marks=MARKS[:2])]
     exported = [
@@ -222,7 +244,9 @@ def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path):
     ]
 
 
-def test_before_any_curve_the_experiment_says_whether_there_will_be_one(tmp_path):
+def test_before_any_curve_the_experiment_says_whether_there_will_be_one(
+    tmp_path, curve
+):
     written(tmp_path, curve("a", line(-1, 20), marks=MARKS[:1]))
     train(tmp_path, "a", [10, 40])
     assert told(tmp_path) == []
@@ -233,14 +257,14 @@ def test_before_any_curve_the_experiment_says_whether_there_will_be_one(tmp_path
     ]
 
 
-def test_weights_from_a_folder_are_no_checkpoint_of_a_run(tmp_path):
+def test_weights_from_a_folder_are_no_checkpoint_of_a_run(tmp_path, measured):
     """Their card may name a run of this study; their curve is not its curve."""
     found = [measured("a", flops, 5.0) for flops in MARKS]
     found[1:] = [dataclasses.replace(r, checksum="ab" * 32) for r in found[1:]]
     assert training_quality.comparisons(written(tmp_path, found)) == []
 
 
-def test_without_two_checkpoints_of_any_run_nothing_is_drawn(tmp_path):
+def test_without_two_checkpoints_of_any_run_nothing_is_drawn(tmp_path, measured):
     found = [measured(name, 1e10, 5.0) for name in SIZES]
     found += [measured("a", 2e10, 5.0, metric="fid"), measured("gone", 1e9, 1.0)]
     found += [measured("gone", 2e9, 1.0), measured("a", 3e10, math.nan)]
@@ -250,7 +274,21 @@ def test_without_two_checkpoints_of_any_run_nothing_is_drawn(tmp_path):
     assert "Quality against training compute" not in text
 
 
-def test_sizes_that_look_alike_are_told_apart(tmp_path):
+def test_a_caption_says_how_it_was_measured(tmp_path, curve):
+    for half, words in (
+        (1.0, "Bands: 90% intervals."),
+        (0.0, "No intervals are known."),
+    ):
+        found = curve("a", line(-1, 20), half=half)
+        (only,) = training_quality.comparisons(written(tmp_path, found))
+        assert training_quality.caption(only) == (
+            "FD-Lite0 against training compute, a line per run, a colour per size, a "
+            f"point per checkpoint. {words} 5\N{NO-BREAK SPACE}000 pictures; ddim, 50 "
+            f"steps, guidance 3; protocol {'p' * 16}."
+        )
+
+
+def test_sizes_that_look_alike_are_told_apart(tmp_path, curve):
     specs = [spec("a", 10_001, 16, 2), spec("b", 10_002, 12, 4)]
     records.write_jsonl(tmp_path / "runs.jsonl", specs)
     found = curve("a", line(-1, 20)) + curve("b", line(-1, 21))
@@ -259,7 +297,9 @@ def test_sizes_that_look_alike_are_told_apart(tmp_path):
     assert [label.split(" ", 1)[1] for label in only.labels] == ["(16 × 2)", "(12 × 4)"]
 
 
-def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(tmp_path):
+def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(
+    tmp_path, curve, measured
+):
     found = []
     for k, name in enumerate(SIZES):  # power laws: over more than a decade of values
         value = lambda flops, k=k: (2 + k) * 1e3 * (flops / 1e9) ** -(0.5 + 0.1 * k)  # noqa: E731
@@ -278,8 +318,9 @@ def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(tmp_path):
     several = training_quality.comparisons(reading.read(tmp_path))
     assert [c.logarithmic for c in several] == [True, False]
     assert [c.level for c in several] == [0.9, 0.9]
+    plain = re.sub('<span class="whole">(.*?)</span>', r"\1", text)
     for c in several:
         words = " ".join(training_quality.sentences(c)).replace("<", "&lt;")
-        assert words.replace(">", "&gt;") in text
+        assert words.replace(">", "&gt;") in plain
     assert "5\N{NO-BREAK SPACE}000 pictures; ddim, 50 steps, guidance 3" in text
     np.testing.assert_array_equal(several[0].curves[1].flops, MARKS)
