@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import types
 
 import numpy as np
 import pytest
 
-from scaling_ldm import frontier, peaks, records
+from scaling_ldm import config, frontier, peaks, records
 from scaling_ldm.denoisers import presets
+from scaling_ldm.evaluate import cells as grid
+from scaling_ldm.evaluate import protocol, stage
 from scaling_ldm.records import Cell, Crossing, Refusal
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
@@ -513,3 +516,31 @@ def test_table_1_agrees_with_itself_and_with_the_networks():
     assert fids == sorted(fids, reverse=True)
     with pytest.raises(ValueError, match="unknown network '1B'; table 1 has 39M"):
         frontier.relative_cost("1B")
+
+
+def test_a_cells_protocol_is_that_of_the_same_pictures_measured_by_evaluate(
+    tiny, monkeypatch, tmp_path
+):
+    """Whatever evaluate.backend is: a frontier's distances are numpy's, and say so."""
+    extract = types.SimpleNamespace(
+        identity={"network": "lite0", "weights": "ab", "resize": "none"}
+    )
+    real = types.SimpleNamespace(digest="cd", images=40, moments=None)
+    monkeypatch.setattr(grid, "Extractor", lambda *_: extract)
+    monkeypatch.setattr(grid.reference, "statistics", lambda *_: real)
+    monkeypatch.setattr(grid.frechet.Reference, "of", lambda _: None)
+    found = {}
+    for backend in config.fields.FD_BACKENDS:
+        c = tiny.copy_and_resolve_references()
+        c.evaluate.network, c.evaluate.backend = "lite0", backend
+        c.generate.images = c.frontier.images = 8
+        experiment = config.resolve(c)
+        how = experiment.generate
+        shelf = grid._Grid(experiment, tmp_path, [], None)._shelf
+        found[backend] = shelf.protocol(how)
+        measured = stage.measuring(experiment, extract, real) | stage.sampled(how)
+        wanted = {"metric": "fd_lite0", "backend": "numpy"}
+        assert found[backend] == measured | wanted
+        assert set(found[backend]) == set(protocol.PARTS)
+    same = {protocol.digest(parts) for parts in found.values()}
+    assert len(same) == 1 == len({parts["backend"] for parts in found.values()})

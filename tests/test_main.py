@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from scaling_ldm import config, records, study
+from scaling_ldm.evaluate import networks
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -141,6 +142,48 @@ def test_run_plans_and_trains_one_row(tmp_path):
         records.read_jsonl(workdir / "runs.jsonl")[3].run_id
     ]
     assert not (workdir / "laws.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("measures", "refused"),
+    [
+        ("evaluate", True),
+        ("frontier", True),
+        ("generate", False),  # needs none of what is missing
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_done(
+    tiny, tmp_path, monkeypatch, capsys, measures, refused
+):
+    """Found by the stage itself, it would cost the whole training."""
+
+    class Reached(Exception):
+        pass
+
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(study._Study, "_plan", reached)
+    monkeypatch.setattr(networks, "file", lambda cfg: pathlib.Path(__file__))
+    given = tiny.copy_and_resolve_references()
+    given.mesh.cpu_devices = 8
+    given.evaluate.network, given.evaluate.reference = "lite0", "nowhere.npz"
+    given.frontier.images = 8
+    asked = {
+        "workdir": str(tmp_path / "w"),
+        "stages": ["plan", "train", measures],
+        "only": None,
+        "cluster": (None, None, None),
+    }
+    if refused:
+        assert study.run(given, **asked) == study.EXIT["bad configuration"]
+        said = capsys.readouterr().err
+        assert (
+            said == "error: config.evaluate.reference = 'nowhere.npz': no such file\n"
+        )
+    else:
+        with pytest.raises(Reached):
+            study.run(given, **asked)
 
 
 def test_exit_codes_are_distinct():
