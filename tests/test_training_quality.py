@@ -167,6 +167,43 @@ def test_several_crossings_are_counted(tmp_path, curve):
     assert "cross 3 times from 2.00×10⁹ to 3.20×10¹⁰ FLOPs" in said(tmp_path, found)
 
 
+def test_a_crossing_where_one_size_has_no_number_is_somewhere_between(tmp_path, curve):
+    """Of one size one run ended before the other began."""
+    found = curve("a", line(0, 5), marks=MARKS[:2])
+    found += curve("a2", line(0, 9), marks=MARKS[2:]) + curve("b", line(0, 7))
+    text = said(tmp_path, found, runs={"a": 10_000, "a2": 10_000, "b": 40_000})
+    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
+    assert (
+        f"{small} and {large} cross between 4.00×10⁹ and 1.60×10¹⁰ FLOPs, from where "
+        f"{large} is better." in text
+    )
+
+
+def test_an_order_that_intervals_leave_open_in_part_says_so(tmp_path, curve):
+    wide, narrow = 1.0, 0.1
+    found = curve("b", line(0, 5), half=narrow)
+    far = curve("a", line(0, 9), marks=MARKS[:2], half=narrow)
+    near = curve("a", line(0, 5.5), marks=MARKS[2:], half=wide)
+    text = said(tmp_path, [*found, *far, *near])
+    assert (
+        "better from 1.00×10⁹ to 6.40×10¹⁰ FLOPs (intervals overlap in part)." in text
+    )
+    values = iter((5.0, 3.0, 5.0, 3.0))
+    found = curve("a", lambda _: 4.0, half=0.5)
+    found += curve("b", lambda _: next(values), half=0.25)
+    assert "to 3.20×10¹⁰ FLOPs (intervals overlap in part)." in said(tmp_path, found)
+
+
+@pytest.mark.parametrize(("half", "logarithmic"), [(0.5, True), (1.5, False)])
+def test_an_interval_beyond_zero_has_no_place_on_a_logarithmic_axis(
+    tmp_path, curve, half, logarithmic
+):
+    found = curve("a", lambda flops: 1e11 / flops, half=half)  # 100 to 1.6
+    found[-1] = dataclasses.replace(found[-1], low=found[-1].value - 1.6 * half)
+    (only,) = training_quality.comparisons(written(tmp_path, found))
+    assert only.logarithmic == logarithmic
+
+
 def test_of_several_runs_of_a_size_the_best_counts(tmp_path, curve):
     found = curve("a", line(0, 9), marks=MARKS[:2]) + curve("a2", line(0, 5))
     found += curve("b", line(0, 7))
