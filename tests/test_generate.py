@@ -108,6 +108,7 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
         "now; guidance: 3.0 there, 1.5 now; in a shard: 8 there, 5 now)"
     )
     assert not any("removes" in line for line in others)
+    assert second.flops / 5 == pytest.approx(first.flops / 20) and second.flops > 0
     assert second.images == 5 and [len(np.load(p)) for p in shards(workdir)] == [5]
     assert records.loads((workdir / "samples" / "record.json").read_text()) == second
 
@@ -145,6 +146,46 @@ def test_another_format_is_written_without_drawing_anything(finished, monkeypatc
     np.testing.assert_array_equal(grid, generate.grid(images[:4]))
     assert generate.run(experiment, workdir, specs) == first
     assert (workdir / "samples" / "grid.png").exists()
+
+
+def test_the_first_alone_are_shown(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    whole = generate.run(experiment, workdir, specs)
+    monkeypatch.setattr(generate, "SHOWN", 11)
+    record = generate.run(formatted(experiment, "webp"), workdir, specs)
+    assert (record.images, record.captions) == (20, whole.captions[:11])
+    shown = np.load(workdir / record.images_file)
+    drawn = np.concatenate(list(sampling.saved(workdir)))
+    np.testing.assert_array_equal(shown, drawn[:11])
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        assert len(tar.getnames()) == 40
+    grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
+    np.testing.assert_array_equal(grid, generate.grid(shown))
+
+
+def test_nothing_to_draw_from_is_said(finished, tmp_path, monkeypatch):
+    experiment, workdir, specs = finished
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    assert generate.run(experiment, tmp_path, specs) is None
+    model = dataclasses.replace(experiment.model, architecture="autoencoder_kl")
+    pixels = dataclasses.replace(experiment, model=model)
+    assert generate.run(pixels, workdir, specs) is None
+    assert said == [
+        "no finished run to sample from",
+        "no samples: an autoencoder generates nothing by itself",
+    ]
+
+
+def test_a_sampler_that_cannot_be_used_is_refused_by_its_fields(tiny):
+    given = tiny.copy_and_resolve_references()
+    given.generate.sampler, given.generate.spacing = "ddim", "linspace"
+    with pytest.raises(config.ConfigError) as caught:
+        generate.check(config.resolve(given))
+    assert str(caught.value).startswith(
+        "config.generate cannot sample with sampler 'ddim', spacing 'linspace' and "
+        "steps = 50: "
+    )
 
 
 def test_a_write_cut_off_between_tar_and_grid_is_done_again(finished, monkeypatch):

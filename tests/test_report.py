@@ -673,6 +673,8 @@ def test_sizes_of_the_same_steps_are_reported_by_their_frontier_first(
     assert "Finished runs spent exactly what was planned." in page.text
     figures = {p.stem for p in (tmp_path / "copy" / "report" / "figures").glob("*.pdf")}
     assert figures == FRONTIER_FIGURES | {"training"}
+    png = (tmp_path / "copy" / "report" / "figures" / "training.png").read_bytes()
+    assert struct.unpack(">II", png[16:24]) == (1040, 720)  # of one panel, at 200 dpi
 
 
 @pytest.mark.parametrize(

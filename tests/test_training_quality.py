@@ -204,6 +204,17 @@ def test_an_interval_beyond_zero_has_no_place_on_a_logarithmic_axis(
     assert only.logarithmic == logarithmic
 
 
+def test_sizes_without_a_common_compute_are_not_compared(tmp_path, curve):
+    found = curve("a", line(0, 5), marks=MARKS[:2])
+    found += curve("b", line(0, 7), marks=MARKS[2:])
+    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
+    assert said(tmp_path, found) == (
+        "No two sizes were measured at the same compute. "
+        f"{small} and {large} share no compute. "
+        "No intervals are known: any of this may be chance."
+    )
+
+
 def test_of_several_runs_of_a_size_the_best_counts(tmp_path, curve):
     found = curve("a", line(0, 9), marks=MARKS[:2]) + curve("a2", line(0, 5))
     found += curve("b", line(0, 7))
@@ -292,6 +303,10 @@ def test_before_any_curve_the_experiment_says_whether_there_will_be_one(
     assert told(tmp_path) == [
         "1 of 2 kept checkpoints are measured; missing: a at step 40."
     ]
+    # Once there are curves they alone count, not what was measured of one checkpoint.
+    other = curve("a", line(-1, 20), marks=MARKS[:1], protocol="q" * 16)
+    written(tmp_path, [*other, *curve("a", line(-1, 20), marks=MARKS[:2])])
+    assert told(tmp_path) == []
 
 
 def test_weights_from_a_folder_are_no_checkpoint_of_a_run(tmp_path, measured):
