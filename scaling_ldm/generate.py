@@ -13,7 +13,6 @@ anywhere, the stage goes on at the first shard that is missing.
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 import tarfile
 import time
@@ -114,25 +113,25 @@ def _sample(
     if mesh.is_primary():
         _claim(folder, sampling.settings(experiment, model) | {"each": each})
     mesh.barrier("samples")
-    starts = range(0, cfg.images, each)
     shards = sampling.shards(workdir)
-    paths = [shards / f"{n:05d}.npy" for n in range(len(starts))]
+    paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
+    rows = [np.arange(cfg.images)[n * each :][:each] for n in range(len(paths))]
     missing = [n for n, path in enumerate(paths) if not path.exists()]
     mesh.barrier("samples-missing")  # nobody writes before everybody has looked
-    begin, shown = time.perf_counter(), time.perf_counter()
-    for done, number in enumerate(missing):
-        rows = np.arange(starts[number], min(starts[number] + each, cfg.images))
-        images = drawing.images(rows, cfg)
+    begin = time.perf_counter()
+    progress = meters.Progress(
+        "generate", cfg.images, "pictures", experiment.train.show_every_seconds
+    )
+    done = cfg.images - sum(len(rows[n]) for n in missing)
+    progress.begin(done)
+    for n in missing:
+        images = drawing.images(rows[n], cfg)
         if mesh.is_primary():
-            _write(paths[number], lambda f, x=images: np.save(f, x, allow_pickle=False))
-        now = time.perf_counter()
-        if now - shown > experiment.train.show_every_seconds or done == 0:
-            left = (now - begin) / (done + 1) * (len(missing) - done - 1)
-            meters.say(
-                f"generate  {rows[-1] + 1:,} of {cfg.images:,} pictures  "
-                f"left {meters.duration(left)}"
+            records.write_file(
+                paths[n], lambda f, x=images: np.save(f, x, allow_pickle=False)
             )
-            shown = now
+        done += len(images)
+        progress.show(done)
     seconds = time.perf_counter() - begin
     mesh.barrier("samples-drawn")
     captions = drawing.captions(np.arange(cfg.images))
@@ -215,15 +214,15 @@ def _finish(
                     index += 1
                 tar.members.clear()  # else it keeps a header of every picture
 
-    _write(folder / "images.tar", archive)
+    records.write_file(folder / "images.tar", archive)
     images = np.concatenate(first)
-    _write(
+    records.write_file(
         folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False)
     )
     if form == "webp":  # as many as the format has room for
         images = images[: (LARGEST_WEBP // max(images.shape[1:3])) ** 2]
     whole = encoded(grid(images), form)
-    _write(_grid_path(folder.parent, form), lambda file: file.write(whole))
+    records.write_file(_grid_path(folder.parent, form), lambda file: file.write(whole))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -243,15 +242,3 @@ def encoded(image: np.ndarray, form: str) -> bytes:
     lossless = {"lossless": True} if form == "webp" else {}
     Image.fromarray(image).save(buffer, format=form.upper(), **lossless)
     return buffer.getvalue()
-
-
-def _write(path: pathlib.Path, fill: Any) -> None:
-    """A whole file or none: temporary file, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            fill(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

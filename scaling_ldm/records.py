@@ -131,6 +131,7 @@ class EvalRecord:
     low: float  # the interval at `level`; the value itself where there is none
     high: float
     level: float
+    doubt: str  # why the value may be off by more than the interval says; "": nothing
     images: int
     nfe: int
     flops: float  # of one picture: network and decoder

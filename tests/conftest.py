@@ -87,6 +87,7 @@ def evaluated():
             "low": 0.0,
             "high": 1.0,
             "level": 0.9,
+            "doubt": "",
             "images": 4,
             "nfe": 2,
             "flops": 1.0,

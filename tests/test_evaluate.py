@@ -119,6 +119,20 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     assert records.read_jsonl(workdir / "evaluations.jsonl")
 
 
+def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypatch):
+    """24 pictures, the fewest of them 7, are no line in 1/n of 12 dimensions."""
+    experiment, workdir, specs = trained
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    for r in evaluate.run(experiment, workdir, specs):
+        (line,) = [line for line in said if f" {r.metric} " in line]
+        if r.metric.endswith("infinity"):
+            assert r.doubt.startswith("extrapolated from subsets of 7 rows")
+            assert line.endswith(f"\n    in doubt: {r.doubt}")
+        else:
+            assert r.doubt == "" and "doubt" not in line
+
+
 def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
     experiment, workdir, specs = trained
     first = evaluate.run(experiment, workdir, specs)
@@ -372,28 +386,25 @@ def test_progress_is_said_of_real_pictures_and_of_every_checkpoint(anew, monkeyp
 # --- Protocols.
 
 
-def record(**changes):
-    parts = dict.fromkeys(protocol.PARTS, 1) | changes
-    return records.EvalRecord(
-        run_id="a",
-        checksum="",
-        step=1,
-        train_flops=1.0,
-        metric="fd_lite0",
-        value=float(parts["guidance"]),
-        low=0.0,
-        high=1.0,
-        level=0.9,
-        images=4,
-        nfe=2,
-        flops=1.0,
-        protocol=parts,
-        protocol_hash=protocol.digest(parts),
-    )
+@pytest.fixture
+def record(evaluated):
+    """record(part=...): a number measured by a protocol that differs in it."""
+
+    def make(**changes):
+        parts = dict.fromkeys(protocol.PARTS, 1) | changes
+        return evaluated(
+            value=float(parts["guidance"]),
+            protocol=parts,
+            protocol_hash=protocol.digest(parts),
+        )
+
+    return make
 
 
 @pytest.mark.parametrize("part", protocol.PARTS)
-def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(part):
+def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(
+    record, part
+):
     a, b = record(), record(**{part: 3})
     assert a.protocol_hash != b.protocol_hash
     with pytest.raises(evaluate.ProtocolError, match=f"{part}: 1 and 3"):
@@ -404,7 +415,7 @@ def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(par
     assert len(without) == 1
 
 
-def test_a_part_that_is_none_or_missing_is_an_error():
+def test_a_part_that_is_none_or_missing_is_an_error(record):
     with pytest.raises(ValueError, match="no parts of a protocol: guidence"):
         evaluate.difference(record(), record(), differing=["guidence"])
     parts = dict.fromkeys(protocol.PARTS, 1)

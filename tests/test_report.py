@@ -797,6 +797,7 @@ def test_measured_numbers_are_shown_with_their_interval_and_protocol(
             value=value,
             low=value - 3,
             high=value + 4,
+            doubt="few < many",
         )
         for step, value in ((20, 51.0), (10, 77.0))
     ]
@@ -805,6 +806,7 @@ def test_measured_numbers_are_shown_with_their_interval_and_protocol(
     assert page.wrong == [] and page.open == []
     assert "Measured pictures" in page.text and "fd_<lite0>" in page.text
     assert "51.0 [48.0, 55.0]" in page.text and "0123456789abcdef" in page.text
+    assert page.text.count("In doubt: fd_<lite0>: few < many.") == 1
     rows = _rows(tmp_path, "evaluations")
     assert [row["step"] for row in rows] == ["10", "20"]
     (tmp_path / "evaluations.jsonl").write_text("{")

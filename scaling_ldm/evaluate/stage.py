@@ -254,6 +254,7 @@ class _Stage:
                     low=value.low,
                     high=value.high,
                     level=value.level,
+                    doubt=value.doubt,
                     images=len(seen.features),
                     nfe=cost.nfe,
                     flops=cost.flops + cost.decoder_flops,
@@ -300,9 +301,10 @@ def line(record: records.EvalRecord) -> str:
     interval = "(no interval)"
     if r.low < r.high:
         interval = f"({r.low:.4g} to {r.high:.4g} at {100 * r.level:g}%)"
+    doubt = f"\n    in doubt: {r.doubt}" if r.doubt else ""
     return (
         f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} {interval}  "
-        f"{r.images:,} pictures  protocol {r.protocol_hash}"
+        f"{r.images:,} pictures  protocol {r.protocol_hash}{doubt}"
     )
 
 

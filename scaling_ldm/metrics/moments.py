@@ -19,12 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from scaling_ldm import records
 
 BITS = 20
 DIGITS = 3
@@ -172,27 +173,17 @@ class Moments:
         Raises:
           TypeError, ValueError: a provenance that JSON does not hold.
         """
-        path = pathlib.Path(path)
         text = json.dumps(provenance, sort_keys=True, allow_nan=False)
         sums, products = self._totals()
         upper = np.triu_indices(self.dim)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as f:
-                np.savez(
-                    f,
-                    format=np.int64(FORMAT),
-                    count=np.int64(self.count),
-                    sums=sums,
-                    products=np.stack([total[upper] for total in products]),
-                    provenance=np.frombuffer(text.encode(), np.uint8),
-                )
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays = {
+            "format": np.int64(FORMAT),
+            "count": np.int64(self.count),
+            "sums": sums,
+            "products": np.stack([total[upper] for total in products]),
+            "provenance": np.frombuffer(text.encode(), np.uint8),
+        }
+        records.write_file(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> tuple[Moments, dict[str, Any]]:

@@ -291,11 +291,16 @@ def _evaluations(
         drawn.append(f"<p>{_prose(said)}</p>")
     if drawn:
         drawn.insert(0, "<h3>Quality against training compute</h3>")
+    doubts = sorted({(r.metric, r.doubt) for r in study.evaluations if r.doubt})
     return [
         "<h2>Measured pictures</h2>",
         '<p class="soft">Numbers of one metric are comparable where the protocol is '
         "the same; evaluations.jsonl has every part of it.</p>",
         *drawn,
+        *(
+            f'<p><span class="bad">In doubt:</span> {_prose(f"{metric}: {why}.")}</p>'
+            for metric, why in doubts
+        ),
         _shown("Every number", tables.get("evaluations")),
     ]
 

@@ -227,6 +227,7 @@ def evaluations(study: Study) -> Table | None:
             "value_low": r.low,
             "value_high": r.high,
             "level": r.level,
+            "doubt": r.doubt,
             "images": r.images,
             "nfe": r.nfe,
             "flops": r.flops,

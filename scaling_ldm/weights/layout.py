@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
+from scaling_ldm import records
 from scaling_ldm.weights import files
 
 Path = tuple[str, ...]
@@ -251,7 +251,4 @@ def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def save(tensors: Tensors, path: str | pathlib.Path) -> None:
     """Writes a .safetensors file, as readable as other new files; whole or not."""
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(safetensors.save(dict(tensors)))
-    os.replace(part, path)
+    records.write_file(path, lambda file: file.write(safetensors.save(dict(tensors))))
