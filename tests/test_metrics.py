@@ -390,6 +390,34 @@ def test_an_interval_has_the_spread_of_other_images():
     assert 0.7 < np.mean(widths) / np.std(values) < 1.4
 
 
+def test_intervals_are_of_halves_without_replacement():
+    """The spread of the halves that the seed draws, each extrapolated or as it is."""
+    draw, ready, _ = truth(6)
+    x, z = draw(0, 41), 1.2815515655446004  # of a level of 0.8
+
+    def distance(rows):
+        return frechet.distance_from_features(x[rows], ready)
+
+    rng = np.random.default_rng(5)
+    values = [distance(rng.permutation(41)[:20]) for _ in range(6)]
+    found = frechet.interval(x, ready, seed=5, replicates=6, level=0.8)
+    assert_allclose(found.high - found.value, z * np.std(values, ddof=1), rtol=1e-9)
+    assert_allclose(found.value - found.low, z * np.std(values, ddof=1), rtol=1e-9)
+
+    def extrapolated(rows, *sizes):
+        values = [distance(rng.permutation(rows)[:size]) for size in sizes]
+        return np.polyfit(1 / np.array(sizes), values, 1)[1]
+
+    rng = np.random.default_rng(5)
+    value = extrapolated(np.arange(41), 20, 31, 41)  # 30.75 between half and all
+    values = [extrapolated(rng.permutation(41)[:20], 10, 15, 20) for _ in range(6)]
+    found = frechet.infinity(
+        x, ready, seed=5, points=3, smallest=0.5, replicates=6, level=0.8
+    )
+    assert_allclose(found.value, value, rtol=1e-9)
+    assert_allclose(found.high - found.value, z * np.std(values, ddof=1), rtol=1e-9)
+
+
 def test_what_has_no_distance_is_refused():
     good = np.zeros(3), np.eye(3)
     with pytest.raises(ValueError, match="known: numpy, tfgan"):

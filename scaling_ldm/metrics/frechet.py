@@ -228,8 +228,7 @@ class _Sample:
         """y y^T [N, N]; None where y^T y of a part of the rows is smaller."""
         if self.count > 2 * self._y.shape[1]:
             return None
-        y = self._y - self._y.mean(axis=0)  # for less cancellation
-        return y @ y.T
+        return self._y @ self._y.T
 
     def _centred(self, counts: np.ndarray) -> np.ndarray:
         """Y of the rows counted, of mean zero: Y^T Y is the covariance of y."""
