@@ -265,7 +265,7 @@ def test_a_distance_is_zero_symmetric_and_moved_by_a_translation(seed, dim, step
         (rng.normal(size=dim), spd(-1 % 7, dim)),
     )
     scale = np.trace(a[1]) + np.trace(b[1])
-    assert frechet.distance(a, a) <= 1e-12 * scale
+    assert 0 <= frechet.distance(a, a) <= 1e-12 * scale
     there, back = frechet.distance(a, b), frechet.distance(b, a)
     assert abs(there - back) <= 1e-12 * (scale + there)
     moved = frechet.distance(a, (a[0] + step, a[1]))

@@ -221,6 +221,17 @@ def test_precision_and_recall_of_other_images_scatter_as_their_intervals_say(
         assert 170 <= covered <= 192  # of 200 at level 0.9
 
 
+def test_a_radius_beyond_the_known_neighbours_is_that_of_the_farthest():
+    part = np.array([True, False, True, True, True])
+    which = np.array([[1, 2, 3], [0, 2, 3], [1, 0, 4], [1, 0, 2], [1, 3, 0]])
+    squares = np.array([[1.0, 2.0, 3.0]] * 5)
+    found = manifold._radii_among(part, squares, which, 2)
+    assert_array_equal(found, [3, -1, 3, 3, 3])
+    assert_array_equal(manifold._radii_among(part, squares, which, 1)[[0, 2]], [2, 2])
+    part[3] = False  # the first row has one of its three neighbours left
+    assert manifold._radii_among(part, squares, which, 2)[0] == 3
+
+
 def test_shares_of_none_and_of_all_have_an_interval():
     real = normal(0, 60, 3)
     apart = manifold.precision_recall(real, real + 1000, seed=0)
