@@ -68,6 +68,21 @@ def test_kid_is_the_mean_over_subsets_with_an_interval():
     assert sum(e.low <= values.mean() <= e.high for e in far) >= 33  # of 40, level 0.9
 
 
+def test_the_interval_of_kid_is_for_as_many_images_as_the_smaller_set():
+    a, b = normal(0, 60, 4), normal(1, 200, 4, 0.3)
+    found = kernel.kid(a, b, seed=2, subsets=5, subset_size=20)
+    rng, values = np.random.default_rng(2), []
+    for _ in range(5):
+        part = a[rng.permutation(60)[:20]]
+        values.append(kernel.distance(part, b[rng.permutation(200)[:20]]))
+    share = 20 / 60
+    variance = np.var(values, ddof=1) * (share / (1 - share) + 1 / 5)
+    width = 1.6448536269514722 * np.sqrt(variance)
+    assert_allclose(found.value, np.mean(values), rtol=1e-10)
+    assert_allclose(found.high - found.value, width, rtol=1e-9)
+    assert_allclose(found.value - found.low, width, rtol=1e-9)
+
+
 def test_kid_refuses():
     a = normal(0, 10, 3)
     with pytest.raises(ValueError, match="wanted from 2 to 5"):
