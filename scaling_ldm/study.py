@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import signal
 import sys
 import threading
@@ -22,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm import config, records
+from scaling_ldm import claim, config, records
 
 EXIT = {
     "done": 0,
@@ -211,7 +208,9 @@ class _Study:
             made = "frontier" in self.stages
             advise.check(self.experiment, self.workdir, made)
         self._claim_workdir()
-        if self.stages == config.STAGES and self._complete():
+        if self.stages == config.STAGES and claim.complete(
+            self.experiment, self.workdir
+        ):
             meters.say(
                 f"nothing to do: {self.experiment.name} is finished; read "
                 f"{self.workdir / 'report' / 'index.html'}"
@@ -226,8 +225,7 @@ class _Study:
             with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
                 getattr(self, f"_{stage}")()
         if self.stages == config.STAGES and self.primary:
-            complete = json.dumps({"inputs": self._inputs()})
-            records.write_text(self.workdir / "complete.json", complete + "\n")
+            claim.finish(self.experiment, self.workdir)
         return self.status
 
     def _start_devices(self) -> None:
@@ -248,7 +246,7 @@ class _Study:
         refusal: Exception | None = None
         if self.primary:
             try:
-                self._claim()
+                claim.take(self.experiment, self.workdir)
             except (config.ConfigError, OSError) as e:
                 refusal = e
         if self.joined:
@@ -258,72 +256,6 @@ class _Study:
                 refusal = config.ConfigError("process 0 refused and says why")
         if refusal is not None:
             raise refusal
-
-    def _claim(self) -> None:
-        experiment, path = self.experiment, self.workdir / "experiment.json"
-        if path.exists():
-            try:
-                held = json.loads(path.read_text())
-            except ValueError as e:
-                raise config.ConfigError(
-                    f"{path} is damaged ({e}): put a copy back, or use another "
-                    "--workdir"
-                ) from e
-            if (held["name"], held["recipe_hash"]) != (
-                experiment.name,
-                experiment.recipe_hash,
-            ):
-                raise config.ConfigError(
-                    f"{self.workdir} holds another experiment: {held['name']!r} "
-                    f"(recipe {held['recipe_hash']}), wanted {experiment.name!r} "
-                    f"(recipe {experiment.recipe_hash}); use another --workdir"
-                    + _differences(
-                        config.identity(held["config"]),
-                        config.identity(records.to_json(experiment)),
-                    )
-                )
-        elif self.workdir.exists() and any(
-            not p.name.startswith(f".{path.name}.")  # a first write, cut off
-            for p in self.workdir.iterdir()
-        ):
-            raise config.ConfigError(
-                f"{self.workdir} is not empty and holds no experiment.json: use "
-                "another --workdir"
-            )
-        resolved = records.to_json(experiment)
-        held = {
-            "name": experiment.name,
-            "question": experiment.question,
-            "recipe_hash": experiment.recipe_hash,
-            "config": {k: v for k, v in resolved.items() if k != "record"},
-        }
-        text = json.dumps(held, indent=1) + "\n"
-        if not path.exists() or path.read_text() != text:
-            records.write_text(path, text)
-        environment = json.dumps(_environment(), indent=1) + "\n"
-        records.write_text(self.workdir / "environment.json", environment)
-
-    def _inputs(self) -> str:
-        """A digest of everything the report shows."""
-        texts = [p.read_text() for p in sorted(self.workdir.glob("runs/*/record.json"))]
-        names = (
-            "runs.jsonl",
-            "laws.json",
-            "samples/record.json",
-            "evaluations.jsonl",
-            "frontier.json",
-            "report/index.html",
-        )
-        for name in names:
-            path = self.workdir / name
-            texts.append(path.read_text() if path.exists() else "")
-        return records.digest([records.to_json(self.experiment), texts])
-
-    def _complete(self) -> bool:
-        path = self.workdir / "complete.json"
-        return (
-            path.exists() and json.loads(path.read_text())["inputs"] == self._inputs()
-        )
 
     def _plan(self) -> None:
         from scaling_ldm import plan
@@ -443,36 +375,3 @@ class _Study:
         from scaling_ldm import meters, report
 
         meters.say(f"report: {report.write(self.workdir)}")
-
-
-def _differences(held: Any, wanted: Any, where: str = "config") -> str:
-    """Up to five fields in which two configs differ, a line each."""
-    lines: list[str] = []
-
-    def walk(a: Any, b: Any, where: str) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted((a.keys() | b.keys()) - {"record"}):
-                walk(a.get(key), b.get(key), f"{where}.{key}")
-        elif a != b:
-            lines.append(f"\n  {where}: {a!r} there, {b!r} here")
-
-    walk(held, wanted, where)
-    more = f"\n  and {len(lines) - 5} more" if len(lines) > 5 else ""
-    return "".join(lines[:5]) + more
-
-
-def _environment() -> dict[str, Any]:
-    """Versions and host facts for the report; nothing that identifies the host."""
-    packages = ("scaling_ldm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    versions = {}
-    for package in (*packages, "grain", "numpy", "scipy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)),
-        "packages": versions,
-    }

@@ -31,6 +31,7 @@ LAYERS = (
         "weights",
     },
     {
+        "claim",
         "mesh",
         "optim",
         "checkpoint",
