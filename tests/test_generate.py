@@ -200,18 +200,6 @@ def test_a_write_cut_off_between_tar_and_grid_is_done_again(finished, monkeypatc
         assert tar.getnames()[0] == "000000.png"
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path):
-    def cut_off(file):
-        file.write(b"half")
-        raise OSError("no room")
-
-    path = tmp_path / "folder" / "file"
-    generate._write(path, lambda file: file.write(b"whole"))
-    with pytest.raises(OSError, match="no room"):
-        generate._write(path, cut_off)
-    assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("form", config.PICTURE_FORMATS)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 33, 3)])
 def test_files_give_back_every_byte(form, shape):

@@ -73,3 +73,15 @@ def test_digest_is_stable_and_order_free():
     assert records.digest({"a": 1, "b": (2.5, "x")}) == "d8d7111d14e08d03"
     assert records.digest({"b": [2.5, "x"], "a": 1}) == "d8d7111d14e08d03"
     assert records.digest({"a": 2, "b": (2.5, "x")}) != "d8d7111d14e08d03"
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    def cut_off(file):
+        file.write(b"half")
+        raise OSError("no room")
+
+    path = tmp_path / "folder" / "file"
+    records.write_file(path, lambda file: file.write(b"whole"))
+    with pytest.raises(OSError, match="no room"):
+        records.write_file(path, cut_off)
+    assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
