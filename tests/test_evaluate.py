@@ -624,6 +624,7 @@ def test_side_is_that_of_the_pictures(trained):
     [
         ({"evaluate.metrics": ("fid",)}, "each of fd, fd_infinity"),
         ({"frontier.samplers": ("ddim", "ddim")}, "each of ddim"),
+        ({"evaluate.bootstrap": 1}, "one resample shows no spread"),
         ({"frontier.steps": (8, 4)}, "must be positive and increase"),
         ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),
         ({"evaluate.metrics": ("inception_score",)}, "inception_score, which needs"),

@@ -103,6 +103,10 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         values = reads.value(e, where)
         if any(value <= 0 for value in values) or list(values) != sorted(set(values)):
             problems.append(f"config.{where} = {values}: must be positive and increase")
+    if e.evaluate.bootstrap == 1:
+        problems.append(
+            "config.evaluate.bootstrap = 1: one resample shows no spread; 0 or at least 2"
+        )
     if e.frontier.images and e.evaluate.network == "none":
         problems.append(
             "config.frontier.images without config.evaluate.network: a frontier needs "
