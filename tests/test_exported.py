@@ -461,6 +461,11 @@ def test_a_study_in_place_of_its_export_is_told_where_the_export_is(native, tmp_
     )
 
 
+def test_a_folder_may_be_given_from_home(native, monkeypatch):
+    monkeypatch.setenv("HOME", str(native.workdir))
+    assert exported.read(config.resolve(native.given), "~/export").step == 4
+
+
 def test_a_card_without_a_field_is_refused(native, tmp_path):
     folder = tmp_path / "export"
     shutil.copytree(native.export, folder)

@@ -247,3 +247,5 @@ def test_the_grid_fills_up_with_white():
     grid = generate.grid(images)
     assert grid.shape == (4, 9, 3)
     assert grid[2:, 6:].min() == 255 and grid[:2].max() == grid[2:, :6].max() == 0
+    many = generate.grid(np.zeros((257, 1, 1, 3), np.uint8))
+    assert many.shape == (17, 16, 3)  # no wider than ACROSS
