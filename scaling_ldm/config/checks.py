@@ -105,7 +105,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
             problems.append(f"config.{where} = {values}: must be positive and increase")
     if e.evaluate.bootstrap == 1:
         problems.append(
-            "config.evaluate.bootstrap = 1: one resample shows no spread; 0 or at least 2"
+            "config.evaluate.bootstrap = 1: one resample shows no spread; 0 or >= 2"
         )
     if e.frontier.images and e.evaluate.network == "none":
         problems.append(
