@@ -27,7 +27,7 @@ from scaling_ldm import (
 )
 from scaling_ldm.encoders.features import Features
 from scaling_ldm.evaluate import cells, metrics, networks, protocol, reference, stage
-from scaling_ldm.metrics import moments
+from scaling_ldm.metrics import moments as moments_lib
 
 WIDTH = 12  # of the stand-in's features
 
@@ -116,6 +116,8 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     assert fd.flops > 0
     assert fd.protocol["guidance"] == experiment.generate.guidance
     assert fd.protocol["reference_images"] == 40
+    (path,) = (workdir / "evaluate").glob("reference-*.npz")
+    assert fd.protocol["reference"] == moments_lib.Moments.load(path)[0].digest()
     assert records.read_jsonl(workdir / "evaluations.jsonl")
 
 
@@ -131,6 +133,17 @@ def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypat
             assert line.endswith(f"\n    in doubt: {r.doubt}")
         else:
             assert r.doubt == "" and "doubt" not in line
+
+
+def test_features_are_in_the_order_of_their_pictures(trained):
+    """In whole batches and in one that is filled up."""
+    experiment, _, _ = trained
+    device_mesh = mesh.build(experiment.mesh, {})
+    images = np.random.default_rng(0).integers(256, size=(21, 8, 8, 3), dtype=np.uint8)
+    wanted = np.tanh(images.reshape(21, -1).astype("f") @ judge(None).params)
+    with jax.set_mesh(device_mesh):
+        found = networks.Extractor(experiment.evaluate, device_mesh)(images)
+    np.testing.assert_allclose(found.features, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
@@ -487,7 +500,7 @@ def test_the_fewest_pictures_are_enough(metric):
     cfg = config.Evaluate(network="lite0", bootstrap=2, metrics=(metric,))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(metrics.LEAST[metric], 8)).astype(np.float32)
-    real = moments.Moments.empty(8)
+    real = moments_lib.Moments.empty(8)
     real.add(rng.normal(size=(50, 8)).astype(np.float32))
     seen = metrics.Generated(features=rows, logits=rows, words=rows + 1)
     given = reference.Real(moments=real, kept=None, images=50, digest="")
@@ -528,10 +541,14 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
                 np.divide(best.replicates, best.value),
             )
     stored = [
-        records.loads(path.read_text()).replicates
+        records.loads(path.read_text())
         for path in (workdir / "frontier" / "cells").iterdir()
     ]
-    assert sorted(map(len, stored)) == [0] * 8 + [8] * 8
+    assert len(stored) == 16
+    for cell in stored:
+        group = grouped[cell.model, cell.sampler, cell.steps]
+        best = cell.value == min(other.value for other in group)
+        assert len(cell.replicates) == (8 if best else 0)
     largest = max(found.cells, key=lambda cell: cell.params)
     assert largest.relative_cost == 1.0
     assert min(cell.relative_cost for cell in found.cells) < 0.7
