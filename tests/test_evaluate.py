@@ -481,10 +481,7 @@ def test_any_finished_run_is_drawn_and_measured_by_its_name(trained):
             {"evaluate": {"metrics": ("fd_infinity",), "bootstrap": 0}},
             "bootstrap = 0: fd_infinity needs at least 2",
         ),
-        (
-            {"evaluate": {"metrics": ("fd",), "reference": "none.npz"}},
-            "reference = 'none.npz': no such",
-        ),
+        ({"evaluate": {"reference": "none.npz"}}, "reference = 'none.npz': no such"),
     ],
     ids=str,
 )
@@ -503,8 +500,8 @@ def test_the_fewest_pictures_are_enough(metric):
     real = moments_lib.Moments.empty(8)
     real.add(rng.normal(size=(50, 8)).astype(np.float32))
     seen = metrics.Generated(features=rows, logits=rows, words=rows + 1)
-    given = reference.Real(moments=real, kept=None, images=50, digest="")
-    vars(given)["features"] = rng.normal(size=(50, 8)).astype(np.float32)
+    rows = rng.normal(size=(50, 8)).astype(np.float32)
+    given = reference.Real(moments=real, load=lambda: rows, images=50, digest="")
     found = metrics.measure(cfg, metric, seen, given)
     assert all(np.isfinite(e.value) for e in found.values())
 

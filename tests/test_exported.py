@@ -423,7 +423,7 @@ def test_runs_of_the_study_are_measured_beside_an_export(native, tmp_path):
     ("held", "said"),
     [
         (None, "no such folder"),
-        ({}, "no .safetensors|cannot be read as JSON"),
+        ({}, "no folder with a config.json beside its weights"),
         ({"config.json": "{}"}, "no known layout; pictures can be drawn with"),
         ({"config.json": '{"_class_name": "AutoencoderKL"}'}, "is of AutoencoderKL"),
         ({"config.json": '{"experiment": {}}'}, "no training.json in it: export once"),

@@ -30,7 +30,7 @@ EVALUATE = config.Evaluate(network="clip", bootstrap=20, confidence=0.8, seed=3)
 
 @pytest.fixture(scope="module")
 def real():
-    return reference.Real(moments=of(THEIRS), features=THEIRS, digest="", images=80)
+    return reference.Real(moments=of(THEIRS), load=lambda: THEIRS, digest="", images=80)
 
 
 def test_precision_and_recall_have_the_intervals_of_generated_pictures(real):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,19 @@ BATCH = 256  # pictures
 class Real:
     """Statistics of real pictures.
 
-    kept: None where a file gave the statistics alone.
+    load: their features [images, D]; None where a file gave the statistics alone.
     digest: of the statistics themselves.
     """
 
     moments: moments.Moments
-    kept: Kept | None
+    load: Callable[[], np.ndarray] | None
     digest: str
     images: int
 
     @functools.cached_property
     def features(self) -> np.ndarray | None:
-        """[images, D], in memory from the first use on."""
-        return None if self.kept is None else self.kept.all().features
+        """In memory from the first use on."""
+        return self.load and self.load()
 
 
 def held_out(
@@ -142,7 +142,12 @@ def statistics(
         total.save(path, provenance | {"images": kept.images})
     mesh.barrier("reference")
     total, _ = moments.Moments.load(path)
-    return Real(moments=total, kept=kept, digest=total.digest(), images=kept.images)
+    return Real(
+        moments=total,
+        load=lambda: kept.all().features,
+        digest=total.digest(),
+        images=kept.images,
+    )
 
 
 def given(name: str, identity: Mapping[str, str]) -> Real:
@@ -157,8 +162,6 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
     where, path = f"config.evaluate.reference = {name!r}", pathlib.Path(name)
     try:
         total, provenance = moments.Moments.load(path.expanduser())
-    except FileNotFoundError as e:
-        raise config.ConfigError(f"{where}: no such file") from e
     except (OSError, ValueError, KeyError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
     network = provenance.get("network", identity)
@@ -172,5 +175,5 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
             f"{where} was measured another way: {'; '.join(differing)}"
         )
     return Real(
-        moments=total, kept=None, digest=total.digest(), images=int(total.count)
+        moments=total, load=None, digest=total.digest(), images=int(total.count)
     )

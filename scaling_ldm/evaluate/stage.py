@@ -79,6 +79,10 @@ def check(experiment: config.Experiment) -> None:
 def _check_settings(experiment: config.Experiment) -> None:
     """What `check` refuses without reading weights."""
     cfg = experiment.evaluate
+    if cfg.reference and not pathlib.Path(cfg.reference).expanduser().is_file():
+        raise config.ConfigError(
+            f"config.evaluate.reference = {cfg.reference!r}: no such file"
+        )
     for metric in cfg.metrics:
         least = metrics.LEAST[metric]
         if experiment.generate.images < least:
