@@ -63,19 +63,25 @@ class Progress:
     Args:
       what: how a line begins.
       things: how they are called, in the plural.
+      at_once: whether the first of them is worth a line.
     """
 
     def __init__(
-        self, what: str, total: int, things: str, every_seconds: float
+        self,
+        what: str,
+        total: int,
+        things: str,
+        every_seconds: float,
+        at_once: bool = True,
     ) -> None:
         self._what, self._total, self._things = what, total, things
-        self._every = every_seconds
+        self._every, self._at_once = every_seconds, at_once
         self.begin(0)
 
     def begin(self, done: int) -> None:
         """Work starts now; so many were done before."""
         self._since = done, time.perf_counter()
-        self._shown: float | None = None
+        self._shown = None if self._at_once else self._since[1]
 
     def show(self, done: int) -> None:
         """A line at first and then now and again, given how many are done in all."""

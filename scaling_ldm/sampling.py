@@ -39,9 +39,17 @@ def shards(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
-    """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file."""
+    """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file.
+
+    Raises:
+      records.Damaged: a file that is cut off.
+    """
     for path in sorted(shards(workdir).glob("*.npy")):
-        yield np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as e:
+            raise records.Damaged(f"{path} holds no pictures: {e}") from e
+        yield images
 
 
 def model(

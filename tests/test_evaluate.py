@@ -117,7 +117,7 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     assert fd.protocol["guidance"] == experiment.generate.guidance
     assert fd.protocol["reference_images"] == 40
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
-    assert fd.protocol["reference"] == moments_lib.Moments.load(path)[0].digest()
+    assert fd.protocol["reference"] == moments_lib.Moments.load(path)[1]["digest"]
     assert records.read_jsonl(workdir / "evaluations.jsonl")
 
 
@@ -370,6 +370,62 @@ def test_real_pictures_of_another_size_have_statistics_of_their_own(trained, tmp
     assert sides == [8, 16]  # nothing twice
 
 
+def test_a_lost_file_of_pictures_is_no_evaluation_of_fewer(anew):
+    wanted, workdir, specs, _ = anew
+    (workdir / "samples" / "shards" / "00001.npy").unlink()
+    with pytest.raises(
+        config.ConfigError,
+        match=r"\(16 of 24 pictures in samples/shards\): add generate",
+    ):
+        evaluate.run(wanted, workdir, specs)
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
+def test_a_cut_off_file_of_pictures_is_said_to_be_one(anew):
+    wanted, workdir, specs, _ = anew
+    path = workdir / "samples" / "shards" / "00001.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(records.Damaged, match="00001.npy holds no pictures"):
+        evaluate.run(wanted, workdir, specs)
+
+
+def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(anew):
+    wanted, workdir, specs, found = anew
+    evaluate.run(wanted, workdir, specs)
+    (path,) = (workdir / "evaluate").glob("reference-*.npz")
+    whole = path.read_bytes()
+    other = moments_lib.Moments.empty(WIDTH)
+    other.add(np.zeros((3, WIDTH), np.float32))
+    for spoil in (
+        lambda: path.write_bytes(whole[:-100]),
+        lambda: other.save(path, {"digest": "of others"}),
+    ):
+        spoil()
+        (workdir / "evaluations.jsonl").unlink()
+        assert numbers(evaluate.run(wanted, workdir, specs)) == found
+        assert path.read_bytes() == whole
+
+
+def test_rounding_makes_no_other_reference(anew, monkeypatch):
+    """Batches of another size, or another device, round features differently."""
+    wanted, workdir, specs, _ = anew
+    once = changed(wanted, evaluate={"through_training": False, "metrics": ("fd",)})
+    (before,) = evaluate.run(once, workdir, specs)
+    shutil.rmtree(workdir / "evaluate")
+    (workdir / "evaluations.jsonl").unlink()
+    extract = networks.Extractor.__call__
+
+    def rounded(self, images):
+        found = extract(self, images)
+        return found._replace(features=found.features * np.float32(1 + 1e-6))
+
+    monkeypatch.setattr(networks.Extractor, "__call__", rounded)
+    (after,) = evaluate.run(once, workdir, specs)
+    assert after.value != before.value
+    assert evaluate.difference(after, before) == pytest.approx(0, abs=1e-4)
+    assert len(before.protocol["reference"]) == 16
+
+
 def test_a_damaged_batch_is_said_to_be_one(anew):
     wanted, workdir, specs, _ = anew
     evaluate.run(wanted, workdir, specs)
@@ -388,6 +444,7 @@ def test_progress_is_said_of_real_pictures_and_of_every_checkpoint(anew, monkeyp
     text = "\n".join(said)
     assert "evaluate  16 of 40 real pictures at most  left 0:" in text
     assert text.count("evaluate  8 of 24 pictures  left ") == 3
+    assert text.count("evaluate  fd  8 of 8 resamples  left 0:00") == 4
     assert text.count("evaluate  24 of 24 pictures  left 0:00") == 4
     heads = [line for line in said if line.startswith("evaluate  ") and "step" in line]
     assert [line.split(":")[0] for line in heads] == [

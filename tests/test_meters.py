@@ -120,3 +120,16 @@ def test_time_left_counts_what_is_done_now_and_no_compilation(clock, monkeypatch
         "look  130 of 400 things  left 4:30",  # 20 s after the line before
         "look  400 of 400 things  left 0:00",
     ]
+
+
+def test_the_first_of_many_small_things_is_not_worth_a_line(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    progress = meters.Progress("count", 100, "things", 20, at_once=False)
+    for done in range(1, 51):
+        clock[0] += 0.9
+        progress.show(done)
+    assert said == [
+        "count  23 of 100 things  left 1:09",
+        "count  46 of 100 things  left 0:49",
+    ]

@@ -450,3 +450,9 @@ def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
     good = np.zeros(3), np.eye(3)
     with pytest.raises(ImportError, match=r"pip install scaling_ldm\[tfgan\]"):
         frechet.distance(good, good, backend="tfgan")
+
+
+def test_an_array_is_no_moments(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"array.npy holds no moments as `Moments.save"):
+        Moments.load(tmp_path / "array.npy")

@@ -1,6 +1,7 @@
 """Features of pictures, kept batch by batch: what was stopped goes on where it was.
 
-    evaluate/features/<digest>/00000.npz   a batch: features, logits if any, positions
+    evaluate/features/<digest>/00000.npz   a batch: features, logits if any, positions,
+        SHA-256 of the pictures
     evaluate/features/<digest>/about.json   what they are of; written last
 
 The folder may be deleted at any time: its features are then extracted again.
@@ -8,6 +9,7 @@ The folder may be deleted at any time: its features are then extracted again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import zipfile
@@ -62,7 +64,7 @@ class Kept:
         mesh.barrier("features")  # nobody writes before everybody has looked
         progress.begin(self.images)
         for images, after in pictures(self.after):
-            self._add(extract(images), after)
+            self._add(images, extract(images), after)
             progress.show(self.images)
         if mesh.is_primary():
             about = {"of": self._of, "images": self.images}
@@ -70,6 +72,13 @@ class Kept:
             records.write_text(path, json.dumps(about, indent=1) + "\n")
         mesh.barrier("features-kept")
         self.complete = True
+
+    def pictures(self) -> str:
+        """SHA-256 of the pictures, by their bytes and batches."""
+        sha = hashlib.sha256()
+        for number in range(self._parts):
+            sha.update(self._read(number)["sha256"].tobytes())
+        return sha.hexdigest()
 
     def parts(self) -> Iterator[Features]:
         """Batch by batch, in order."""
@@ -98,11 +107,13 @@ class Kept:
         except (ValueError, EOFError, zipfile.BadZipFile) as e:
             raise records.Damaged(f"{path} holds no features: {e}") from e
 
-    def _add(self, features: Features, after: int) -> None:
+    def _add(self, pictures: np.ndarray, features: Features, after: int) -> None:
         self.images += len(features.features)
         self.after = after
         if mesh.is_primary():
+            sha = hashlib.sha256(np.ascontiguousarray(pictures)).digest()
             arrays = {"images": np.int64(self.images), "after": np.int64(after)}
+            arrays["sha256"] = np.frombuffer(sha, np.uint8)
             arrays |= {k: v for k, v in features._asdict().items() if v is not None}
             records.write_file(
                 self._path(self._parts), lambda file: np.savez(file, **arrays)

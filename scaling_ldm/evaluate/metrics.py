@@ -18,6 +18,7 @@ from scaling_ldm.metrics import Estimate, classes, frechet, kernel, manifold, mo
 FID = {"inception_pytorch_fid": "fid", "inception_torch_fidelity": "fid"}
 
 
+Show = Callable[[int], Any]  # of how many are done
 LEAST = {  # pictures
     "fd": 4,  # of which halves are resampled
     "fd_infinity": 16,
@@ -65,18 +66,25 @@ class Generated:
 
 
 def measure(
-    cfg: config.Evaluate, metric: str, features: Generated, real: Real
+    cfg: config.Evaluate,
+    metric: str,
+    features: Generated,
+    real: Real,
+    show: Show = lambda done: None,
 ) -> dict[str, Estimate]:
     """The numbers of one metric by name.
 
     Args:
       real: with features for OF_REAL_FEATURES.
+      show: told how many resamples are done, where they are what takes long.
     """
-    found = _MEASURES[metric](cfg, features, real)
+    found = _MEASURES[metric](cfg, features, real, show)
     return dict(zip(names(metric, cfg.network), found, strict=True))
 
 
-def _fd(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]:
+def _fd(
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+) -> list[Estimate]:
     ours = moments.Moments.empty(features.features.shape[1])
     ours.add(features.features)
     value = frechet.distance(ours, real.moments, backend=cfg.backend)
@@ -88,12 +96,13 @@ def _fd(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]
         seed=cfg.seed,
         replicates=cfg.bootstrap,
         level=cfg.confidence,
+        show=show,
     )
     return [dataclasses.replace(around, value=value)]
 
 
 def _fd_infinity(
-    cfg: config.Evaluate, features: Generated, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     return [
         frechet.infinity(
@@ -102,11 +111,15 @@ def _fd_infinity(
             seed=cfg.seed,
             replicates=cfg.bootstrap,
             level=cfg.confidence,
+            show=show,
         )
     ]
 
 
-def _kid(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate]:
+def _kid(
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+) -> list[Estimate]:
+    del show
     ours, theirs = features.features, real.features
     return [
         kernel.kid(
@@ -120,9 +133,10 @@ def _kid(cfg: config.Evaluate, features: Generated, real: Real) -> list[Estimate
 
 
 def _precision_recall(
-    cfg: config.Evaluate, features: Generated, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     """The interval is of other generated pictures; the real ones are fixed."""
+    del show
     theirs = real.features
     if not cfg.bootstrap:
         found = manifold.compare(theirs, features.features)
@@ -139,17 +153,17 @@ def _precision_recall(
 
 
 def _inception_score(
-    cfg: config.Evaluate, features: Generated, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
-    del real
+    del real, show
     return [classes.inception_score(features.logits, level=cfg.confidence)]
 
 
 def _clip_score(
-    cfg: config.Evaluate, features: Generated, real: Real
+    cfg: config.Evaluate, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     """Mean of 100 cosines; the interval is the normal one of a mean."""
-    del real
+    del real, show
     scores = np.asarray(clip_score.clip_score(features.features, features.words))
     mean = float(np.mean(scores, dtype=np.float64))
     half = statistics.NormalDist().inv_cdf((1 + cfg.confidence) / 2)
@@ -163,7 +177,7 @@ def _exact(value: float) -> Estimate:
     return Estimate(value=float(value), low=float(value), high=float(value), level=1.0)
 
 
-_MEASURES: dict[str, Callable[[config.Evaluate, Generated, Real], Any]] = {
+_MEASURES: dict[str, Callable[[config.Evaluate, Generated, Real, Show], Any]] = {
     "fd": _fd,
     "fd_infinity": _fd_infinity,
     "kid": _kid,

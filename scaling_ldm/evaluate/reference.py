@@ -27,8 +27,9 @@ BATCH = 256  # pictures
 class Real:
     """Statistics of real pictures.
 
+    digest: of the pictures and of how the network sees them, which rounding does not
+      change; of the statistics where a file does not say it.
     load: their features [images, D]; None where a file gave the statistics alone.
-    digest: of the statistics themselves.
     """
 
     moments: moments.Moments
@@ -134,20 +135,29 @@ def statistics(
             "config.data.validation_fraction, or give config.evaluate.reference"
         )
     path = folder / f"reference-{records.digest(provenance)}.npz"
-    if mesh.is_primary() and not path.exists():
+    digest = records.digest({"pictures": kept.pictures(), "network": extract.identity})
+    if mesh.is_primary() and _digest_of(path) != digest:
         total: moments.Moments | None = None
         for features, _ in kept.parts():
             total = total or moments.Moments.empty(features.shape[1])
             total.add(features)
-        total.save(path, provenance | {"images": kept.images})
+        total.save(path, provenance | {"images": kept.images, "digest": digest})
     mesh.barrier("reference")
     total, _ = moments.Moments.load(path)
     return Real(
         moments=total,
         load=lambda: kept.all().features,
-        digest=total.digest(),
+        digest=digest,
         images=kept.images,
     )
+
+
+def _digest_of(path: pathlib.Path) -> str | None:
+    """Of statistics that are kept; None where they are not, or are damaged."""
+    try:
+        return moments.Moments.load(path)[1].get("digest")
+    except (OSError, ValueError):
+        return None
 
 
 def given(name: str, identity: Mapping[str, str]) -> Real:
@@ -162,8 +172,10 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
     where, path = f"config.evaluate.reference = {name!r}", pathlib.Path(name)
     try:
         total, provenance = moments.Moments.load(path.expanduser())
-    except (OSError, ValueError, KeyError) as e:
-        raise config.ConfigError(f"{where}: {e}") from e
+    except (OSError, ValueError) as e:
+        raise config.ConfigError(
+            f"{where} is no evaluate/reference-*.npz as an evaluation leaves it: {e}"
+        ) from e
     network = provenance.get("network", identity)
     differing = [
         f"{part} {network.get(part)!r} there, {identity[part]!r} wanted"
@@ -175,5 +187,8 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
             f"{where} was measured another way: {'; '.join(differing)}"
         )
     return Real(
-        moments=total, load=None, digest=total.digest(), images=int(total.count)
+        moments=total,
+        load=None,
+        digest=provenance.get("digest", total.digest()),
+        images=int(total.count),
     )

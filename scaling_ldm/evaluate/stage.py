@@ -188,6 +188,9 @@ class _Stage:
         for number, subject in enumerate(subjects, 1):
             model, wanted = subject.model, self._wanted(subject.model)
             keys = [self._key(model, name, of) for name, of in wanted.items()]
+            for key in keys:
+                if key in self._known:
+                    meters.say(f"  {line(self._known[key])}")
             if not all(key in self._known for key in keys):
                 left = len(subjects) - number + 1
                 time_left = (
@@ -203,9 +206,7 @@ class _Stage:
                 self._measure(subject, wanted)
                 if not subject.drawn:
                     spent.append(time.perf_counter() - begin)
-            for key in keys:
-                found.append(self._known[key])
-                meters.say(f"  {line(self._known[key])}")
+            found += [self._known[key] for key in keys]
         return found
 
     def _wanted(self, model: finished.Model) -> dict[str, dict[str, Any]]:
@@ -247,7 +248,15 @@ class _Stage:
             }
             if all(key in self._known for key in keys.values()):
                 continue
-            for name, value in metrics.measure(cfg, metric, seen, self._real).items():
+            resamples = meters.Progress(
+                f"evaluate  {metric}",
+                cfg.bootstrap,
+                "resamples",
+                self._experiment.train.show_every_seconds,
+                at_once=False,
+            )
+            found = metrics.measure(cfg, metric, seen, self._real, resamples.show)
+            for name, value in found.items():
                 self._known[keys[name]] = records.EvalRecord(
                     run_id=model.run_id,
                     checksum=model.checksum,
@@ -265,6 +274,7 @@ class _Stage:
                     protocol=wanted[name],
                     protocol_hash=protocol.digest(wanted[name]),
                 )
+                meters.say(f"  {line(self._known[keys[name]])}")
             if mesh.is_primary():
                 records.write_jsonl(self._workdir / FILE, self._known.values())
 
@@ -296,6 +306,11 @@ class _Stage:
                 self._experiment.train.show_every_seconds,
             ),
         )
+        if kept.images != how.images:
+            raise records.Damaged(
+                f"{self._folder / 'features'} holds {kept.images:,} of {how.images:,} "
+                f"pictures of {model.run_id}"
+            )
         return kept
 
 
@@ -336,11 +351,14 @@ def _check_pictures(
     """Raises ConfigError unless the generate stage drew this model's pictures so."""
     path = workdir / "samples" / "record.json"
     held = records.loads(path.read_text()) if path.exists() else None
+    images = sum(len(part) for part in sampling.saved(workdir))
     differing = [
         f"{name} = {getattr(held, name)!r} there, {value!r} wanted"
         for name, value in sampling.settings(experiment, model).items()
         if held is not None and getattr(held, name) != value
     ]
+    if held is not None and not differing and images != held.images:
+        differing = [f"{images:,} of {held.images:,} pictures in samples/shards"]
     if held is None or differing:
         raise config.ConfigError(
             f"{path.parent} does not hold the pictures to evaluate "

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -116,6 +117,7 @@ def interval(
     seed: int,
     replicates: int = 100,
     level: float = 0.9,
+    show: Callable[[int], Any] = lambda done: None,
 ) -> Estimate:
     """The distance of these N rows, and how far other N rows would scatter.
 
@@ -123,13 +125,16 @@ def interval(
     mean have the variance of all rows (Shao & Wu 1989, the delete-half jackknife), and
     no row counts twice. The bias of finite N is in the value and not in the interval;
     that of the reference is in neither.
+
+    Args:
+      show: told after every replicate how many are done.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     rows = np.arange(sample.count)
-    spread = [
-        sample.resampled(rng.permutation(rows)[: sample.count // 2])
-        for _ in range(replicates)
-    ]
+    spread = []
+    for done in range(replicates):
+        spread.append(sample.resampled(rng.permutation(rows)[: sample.count // 2]))
+        show(done + 1)
     return _estimate(sample.distance(rows), spread, level)
 
 
@@ -142,6 +147,7 @@ def infinity(
     smallest: float = 0.3,
     replicates: int = 50,
     level: float = 0.9,
+    show: Callable[[int], Any] = lambda done: None,
 ) -> Estimate:
     """The distance extrapolated to infinitely many images (Chong & Forsyth 2020).
 
@@ -164,9 +170,10 @@ def infinity(
     rows = np.arange(sample.count)
     value = _extrapolate(sample.distance, rows, points, smallest, rng)
     spread = []
-    for _ in range(replicates):
+    for done in range(replicates):
         half = rng.permutation(rows)[: sample.count // 2]
         spread.append(_extrapolate(sample.resampled, half, points, smallest, rng))
+        show(done + 1)
     found, first = _estimate(value, spread, level), _sizes(rows, points, smallest)[0]
     dimensions = reference.dimensions(0.99)
     if first >= 2 * dimensions:

@@ -210,9 +210,16 @@ class Moments:
                 raise ValueError(f"totals of {sums.dtype} and {triangles.dtype}")
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as e:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            OSError,
+            EOFError,
+            zipfile.BadZipFile,
+        ) as e:
             raise ValueError(
-                f"{path} holds no moments as `Moments.save` writes them: {e}"
+                f"{path} holds no moments as `Moments.save` writes them"
             ) from e
         moments = cls.empty(dim)
         rows, columns = np.triu_indices(dim)
