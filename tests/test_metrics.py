@@ -454,5 +454,5 @@ def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
 
 def test_an_array_is_no_moments(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"array.npy holds no moments as `Moments.save"):
+    with pytest.raises(ValueError, match="array.npy holds no moments"):
         Moments.load(tmp_path / "array.npy")
