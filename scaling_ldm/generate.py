@@ -38,7 +38,7 @@ def run(
     """Samples config.generate.weights, or the run of the lowest validation loss.
 
     Of a run, its EMA weights. Captions are those of held-out names. Nothing happens
-    when the pictures are there already.
+    when all the pictures are there already.
 
     Returns:
       The record, or None when no weights are given and no run is finished.
@@ -52,8 +52,12 @@ def run(
         return None
     known = _known(experiment, workdir, model)
     if known is not None and _grid_path(workdir, experiment.generate.format).exists():
-        meters.say(f"samples of {model.run_id} are there already")
-        return known
+        if sum(map(len, sampling.saved(workdir))) == known.images:
+            meters.say(f"samples of {model.run_id} are there already")
+            return known
+        meters.say(
+            f"samples of {model.run_id} are not all there: what is missing is drawn"
+        )
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
         return _sample(experiment, workdir, model, device_mesh, known)
@@ -140,7 +144,7 @@ def _sample(
         **sampling.settings(experiment, model),
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
-        seconds=seconds if known is None or missing else known.seconds,
+        seconds=known.seconds if known and len(missing) < len(paths) else seconds,
         weights="ema" if model.ema else "unknown",
         captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",

@@ -87,6 +87,27 @@ def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
         assert (path.stat().st_mtime_ns == kept[path]) == (path != gone)
 
 
+def test_a_shard_lost_after_the_stage_is_drawn_again(finished, monkeypatch):
+    """With record and grid still there."""
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    samples = workdir / "samples"
+    forms = [samples / name for name in ("grid.png", "images.npy", "images.tar")]
+    before = {path: path.read_bytes() for path in [*shards(workdir), *forms]}
+    for path in (shards(workdir)[1], *forms[1:]):
+        path.unlink()
+    said = []
+    monkeypatch.setattr(meters, "say", said.append)
+    assert generate.run(experiment, workdir, specs) == first  # seconds are of all
+    assert said[0] == (
+        f"samples of {specs[0].run_id} are not all there: what is missing is drawn"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    said.clear()
+    generate.run(experiment, workdir, specs)
+    assert said == [f"samples of {specs[0].run_id} are there already"]
+
+
 def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
     finished, monkeypatch
 ):
