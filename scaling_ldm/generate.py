@@ -170,7 +170,8 @@ def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
             f"{'shard' if len(shards) == 1 else 'shards'} of other pictures "
             f"({'; '.join(_differing(held, settings))})"
         )
-    for old in (*shards, *folder.glob("*.json")):
+    forms = (*folder.glob("grid.*"), *folder.glob("images.*"))
+    for old in (*forms, *shards, *folder.glob("*.json")):
         old.unlink()
     records.write_text(path, text)
 

@@ -155,6 +155,19 @@ def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
     assert shards(tmp_path) == []
 
 
+def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
+    """Were the stage stopped now, they would be taken for those of the settings."""
+    folder = tmp_path / "samples"
+    generate._claim(folder, {"images": 1, "each": 1})
+    for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):
+        records.write_text(folder / name, "of other pictures")
+    records.write_text(folder / "shards" / "00000.npy", "of other pictures")
+    records.write_text(folder / "notes.txt", "the user's")
+    generate._claim(folder, {"images": 2, "each": 1})
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert left == {"settings.json", "notes.txt"}
+
+
 def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):
     experiment, workdir, specs = finished
     first = generate.run(experiment, workdir, specs)
