@@ -84,13 +84,20 @@ def _device() -> str:
 
 
 def check(experiment: config.Experiment) -> None:
-    """Refuses, before anything is trained, a cell that could not be sampled.
+    """Refuses, before anything is trained, a cell without pictures or a distance.
 
     Raises:
-      ConfigError: a sampler cannot use its grid with this schedule and prediction.
+      ConfigError: a sampler cannot use its grid with this schedule and prediction, or
+        there are too few pictures.
     """
-    if not experiment.frontier.images:
+    images, least = experiment.frontier.images, metrics.LEAST["fd"]
+    if not images:
         return
+    if images < least:
+        raise config.ConfigError(
+            f"config.frontier.images = {images}: fd needs at least {least}; 0 makes no "
+            "frontier"
+        )
     for how in _settings(experiment):
         try:
             sampling.plan(experiment, how)
