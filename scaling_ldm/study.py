@@ -87,7 +87,8 @@ def run(
         experiment = config.resolve(given)
         names = _stages(stages, only)
         folder = pathlib.Path(workdir or f"runs/{experiment.name}")
-        return _Study(experiment, folder, names, only, cluster).run()
+        asked = stages is not None
+        return _Study(experiment, folder, names, asked, only, cluster).run()
     except config.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return EXIT["bad configuration"]
@@ -156,18 +157,23 @@ def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
 
 
 class _Study:
-    """One call of the entry point."""
+    """One call of the entry point.
+
+    Args:
+      asked: the stages are those that the caller named, not all of them by default.
+    """
 
     def __init__(
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
         stages: tuple[str, ...],
+        asked: bool,
         only: int | None,
         cluster: tuple[str | None, int | None, int | None],
     ) -> None:
         self.experiment, self.workdir, self.stages = experiment, workdir, stages
-        self.only, self.cluster = only, cluster
+        self.asked, self.only, self.cluster = asked, only, cluster
         self.primary, self.joined = True, False
         self.status = EXIT["done"]
 
@@ -220,6 +226,8 @@ class _Study:
             from scaling_ldm import evaluate
 
             evaluate.check(self.experiment)
+        if runs_networks["evaluate"] and "evaluate" in self.stages:
+            self._check_through_training()
         for stage in self.stages:
             measuring = stage in ("generate", "evaluate", "frontier")
             with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
@@ -227,6 +235,24 @@ class _Study:
         if self.stages == config.STAGES and self.primary:
             claim.finish(self.experiment, self.workdir)
         return self.status
+
+    def _check_through_training(self) -> None:
+        """Refuses given weights alone where checkpoints of runs are asked for, too.
+
+        Raises:
+          ConfigError: no run of this workdir is finished.
+        """
+        from scaling_ldm import finished
+
+        cfg = self.experiment
+        if not (cfg.evaluate.through_training and cfg.generate.weights):
+            return
+        if finished.best(self.workdir, self._runs()) is None:
+            raise config.ConfigError(
+                "config.evaluate.through_training = True with config.generate.weights "
+                f"= {cfg.generate.weights!r}: a folder of weights has no checkpoints, "
+                f"and no run of {self.workdir} is finished; leave one of them out"
+            )
 
     def _start_devices(self) -> None:
         from scaling_ldm import mesh, meters
@@ -344,13 +370,26 @@ class _Study:
         generate.run(self.experiment, self.workdir, self._runs())
 
     def _evaluate(self) -> None:
-        from scaling_ldm import evaluate
+        from scaling_ldm import evaluate, meters
 
+        if self.asked and self.experiment.evaluate.network == "none":
+            known = ", ".join(config.FEATURE_NETWORKS[1:])
+            meters.say(
+                "evaluate measures nothing: config.evaluate.network = 'none'; set one "
+                f"of {known}"
+            )
+            return
         evaluate.run(self.experiment, self.workdir, self._runs())
 
     def _frontier(self) -> None:
-        from scaling_ldm import evaluate
+        from scaling_ldm import evaluate, meters
 
+        if self.asked and not self.experiment.frontier.images:
+            meters.say(
+                "frontier measures nothing: config.frontier.images = 0; set how many "
+                "pictures a cell has"
+            )
+            return
         evaluate.run_frontier(self.experiment, self.workdir, self._specs())
 
     def _export(self) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scaling_ldm import config, records, study
+from scaling_ldm import config, evaluate, finished, meters, records, study
 from scaling_ldm.evaluate import networks
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -184,6 +184,69 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_done(
     else:
         with pytest.raises(Reached):
             study.run(given, **asked)
+
+
+def calling(tmp_path, *stages):
+    """What study.run is given beside the experiment."""
+    workdir, cluster = str(tmp_path / "w"), (None, None, None)
+    return {
+        "workdir": workdir,
+        "stages": stages or None,
+        "only": None,
+        "cluster": cluster,
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ("evaluate", "frontier"),
+            [
+                "evaluate measures nothing: config.evaluate.network = 'none'; set one "
+                "of lite0, inception_pytorch_fid, inception_torch_fidelity, clip, "
+                "dinov2",
+                "frontier measures nothing: config.frontier.images = 0; set how many "
+                "pictures a cell has",
+            ],
+        ),
+        ((), []),  # all of them, by default
+    ],
+)
+def test_a_stage_asked_for_in_vain_says_what_to_set(
+    tiny, tmp_path, monkeypatch, asked, said
+):
+    lines = []
+    monkeypatch.setattr(meters, "say", lines.append)
+    monkeypatch.setattr(config, "STAGES", ("plan", "evaluate", "frontier"))
+    assert study.run(tiny, **calling(tmp_path, "plan")) == 0
+    assert study.run(tiny, **calling(tmp_path, *asked)) == 0
+    assert [line for line in lines if "measures nothing" in line] == said
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
+    tiny, tmp_path, monkeypatch, capsys, trained
+):
+    reached = []
+    monkeypatch.setattr(study._Study, "_evaluate", lambda _: reached.append(True))
+    monkeypatch.setattr(evaluate, "check", lambda _: None)
+    if trained:
+        monkeypatch.setattr(finished, "best", lambda *_: "a run")
+    given = tiny.copy_and_resolve_references()
+    given.mesh.cpu_devices = 8
+    given.evaluate.network, given.evaluate.through_training = "lite0", True
+    given.generate.weights = "weights"
+    status = study.run(given, **calling(tmp_path, "evaluate"))
+    if trained:
+        assert (status, reached) == (0, [True])
+        return
+    assert (status, reached) == (study.EXIT["bad configuration"], [])
+    assert capsys.readouterr().err == (
+        "error: config.evaluate.through_training = True with config.generate.weights "
+        "= 'weights': a folder of weights has no checkpoints, and no run of "
+        f"{tmp_path / 'w'} is finished; leave one of them out\n"
+    )
 
 
 def test_exit_codes_are_distinct():
