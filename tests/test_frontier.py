@@ -162,6 +162,33 @@ def test_pareto_set_is_that_of_a_hand_made_table():
         frontier.pareto(cells, sampler="heun")
 
 
+def test_the_pareto_set_never_climbs_and_is_of_the_settings_that_are_plotted():
+    """The dearer is the lowest of four equals, by luck of which no more is left."""
+    cells = [
+        make_cell(steps=4, guidance=2.0, value=10.0, replicates=replicates(10.0, 1.0))
+    ]
+    for k, g in enumerate(GUIDANCES):
+        value = 9.9 + 0.001 * k
+        how = {"guidance": g, "value": value, "replicates": replicates(value, 1.0)}
+        cells.append(make_cell(steps=8, **how))
+    cells.append(
+        make_cell(steps=16, guidance=2.0, value=5.0, replicates=replicates(5.0, 1.0))
+    )
+    plotted = [b.choice for b in frontier.best_guidance(cells)]
+    assert plotted[1].value < plotted[0].value  # which the correction turns around
+    for cost in frontier.COSTS:
+        front = frontier.pareto(cells, cost).pareto
+        assert [c.steps for c in front] == [4, 16], cost
+        assert [c.expected for c in front] == [plotted[0].expected, plotted[2].expected]
+    points = frontier.pareto(cells, budgets=[8.0]).points
+    assert points[0].choice.steps == 8  # of a budget the cell measured lowest
+    front = frontier.pareto(cells).pareto
+    assert front[0].probability == 1.0  # alone at its cost
+    # Of equal cost the lower alone, in any order.
+    twice = frontier.undercut_by_none([*plotted[::-1], plotted[0], plotted[1]])
+    assert twice == (plotted[0], plotted[2])
+
+
 def test_costs_are_the_papers_the_true_flops_and_the_seconds():
     cell = make_cell(relative_cost=0.13, steps=50, guidance=7.5)
     assert frontier.cost_of(cell, "relative_cost_steps") == 6.5

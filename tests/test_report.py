@@ -15,6 +15,7 @@ from html import parser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from scaling_ldm import fit, frontier, records, report
 from scaling_ldm.records import (
@@ -742,6 +743,28 @@ def test_frontier_tables_are_those_of_the_record(sampled):
     shown = page.cells("the larger over the smaller")
     first = found.crossings[0]
     assert shown[0][3].startswith(f"{first.at:.1f} [")
+
+
+def test_rings_are_where_the_plotted_lines_reach_a_new_low():
+    """Of noisy cells: rings are points of the lines, fall, and are the table's."""
+    rng = np.random.default_rng(0)
+    cells = []
+    for c in _cells(("ddim",)):
+        value = c.value + rng.normal()
+        noise = tuple(value + rng.normal(size=40))
+        cells.append(dataclasses.replace(c, value=value, replicates=noise))
+    found = frontier.build(cells, reference="1M", device="cpu", budgets=4)
+    front = next(f for f in found.fronts if f.cost == frontier_figures.COST)
+    axes = Figure().add_subplot()
+    frontier_figures._front(axes, [b.choice for b in found.best])
+    (drawn,) = axes.lines
+    rings = drawn.get_xydata().tolist()
+    assert rings == [[c.cost, c.expected] for c in front.pareto]
+    plotted = [[b.choice.cost, b.choice.expected] for b in found.best]
+    assert all(ring in plotted for ring in rings)
+    for cost, value in plotted:  # what has no ring is not below all rings to its left
+        assert min(y for x, y in rings if x <= cost) <= value
+    assert (np.diff([y for _, y in rings]) < 0).all() and len(rings) > 3
 
 
 def test_without_replicates_nothing_is_claimed_of_probability(sampled, tmp_path):

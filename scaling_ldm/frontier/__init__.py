@@ -21,6 +21,7 @@ from scaling_ldm.frontier.fronts import (
     front_of,
     guidance_of,
     pareto,
+    undercut_by_none,
 )
 from scaling_ldm.frontier.published import (
     GUIDANCE_GRID,
@@ -47,6 +48,7 @@ __all__ = [
     "pareto",
     "relative_cost",
     "sentences",
+    "undercut_by_none",
 ]
 
 

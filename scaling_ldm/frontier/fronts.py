@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from scaling_ldm.frontier.cells import Table, choose, compare, make_choice
-from scaling_ldm.records import BestGuidance, Cell, Front, FrontPoint
+from scaling_ldm.records import BestGuidance, Cell, Choice, Front, FrontPoint
 
 BUDGETS = 25  # of the logarithmic grid of budgets
 
@@ -67,6 +68,10 @@ def pareto(
     **options,
 ) -> Front:
     """What nothing cheaper reaches, and the best of each budget.
+
+    The Pareto set is of settings (model, sampler, steps, FLOPs), each at its best
+    guidance, by what that is expected to measure again: `Choice.expected`. The best of
+    a budget is the cell measured lowest.
 
     Args:
       cells: of one metric and protocol.
@@ -133,13 +138,40 @@ def front_of(
                 probabilities=shares,
             )
         )
-    places = sorted({buys(float(c))[0] for c in np.unique(at_cost)})
+    settings = []
+    for among in _settings(table, members, cost):
+        index, found = choose(table, among, costs)
+        if drawn is not None:
+            _, chosen = buys(found.cost)
+            at_that_cost = float(np.mean(order[chosen] == index))
+            found = dataclasses.replace(found, probability=at_that_cost)
+        settings.append(found)
     return Front(
         cost=cost,
         sampler=sampler,
-        pareto=tuple(choice(place, buys(at_cost[place])[1]) for place in places),
+        pareto=undercut_by_none(settings),
         points=tuple(points),
     )
+
+
+def _settings(table: Table, members: np.ndarray, cost: str) -> list[np.ndarray]:
+    """Cells that differ in guidance alone, and not in cost but for measured seconds."""
+    key = table.cost("flops" if cost == "seconds" else cost)
+    groups: dict[tuple, list[int]] = {}
+    for i in members:
+        cell = table.cells[i]
+        at = (cell.sampler, cell.model, cell.steps, key[i])
+        groups.setdefault(at, []).append(i)
+    return [np.array(group) for group in groups.values()]
+
+
+def undercut_by_none(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """Those expected below all that cost as much or less, by cost."""
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.cost, c.expected)):
+        if not kept or choice.expected < kept[-1].expected:
+            kept.append(choice)
+    return tuple(kept)
 
 
 def _running_best(values: np.ndarray) -> np.ndarray:

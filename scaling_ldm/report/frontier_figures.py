@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from scaling_ldm.records import BestGuidance, Front, Frontier
+from scaling_ldm.frontier import undercut_by_none
+from scaling_ldm.records import BestGuidance, Choice, Frontier
 from scaling_ldm.report.drawing import (
     INK,
     PAPER,
@@ -56,13 +57,8 @@ def _cost_words(frontier: Frontier) -> str:
 def values(frontier: Frontier) -> Picture:
     """Value against cost: a line per size, a panel per sampler, the Pareto set."""
     names = [s for s in samplers(frontier) if s] or [""]
-    fronts = {f.sampler: f for f in frontier.fronts if f.cost == COST}
     figure, grid, panels = _panels(len(names), sharey=True)
     models = sizes(frontier)
-    height = {
-        (b.choice.model, b.choice.sampler, b.choice.steps): b.choice.expected
-        for b in frontier.best
-    }
     heights: list[float] = []
     for axes, name in zip(panels, names, strict=True):
         for i, model in enumerate(models):
@@ -83,7 +79,9 @@ def values(frontier: Frontier) -> Picture:
                 low, high = np.array(ends).T
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 heights += [*low, *high]
-        _front(axes, fronts[name], height)
+        _front(
+            axes, [b.choice for b in frontier.best if name in ("", b.choice.sampler)]
+        )
         axes.set_title(name)
         axes.set_xscale("log")
     low, high = min(heights), max(heights)
@@ -127,10 +125,10 @@ def values(frontier: Frontier) -> Picture:
     return render(figure, "frontier", caption)
 
 
-def _front(axes: Axes, front: Front, height: Mapping[tuple, float]) -> None:
+def _front(axes: Axes, drawn: Sequence[Choice]) -> None:
     """Rings around the points of the lines that are in the Pareto set."""
-    found = [(c.cost, height[c.model, c.sampler, c.steps]) for c in front.pareto]
-    x, y = np.array(found).T
+    found = undercut_by_none(drawn)
+    x, y = np.array([(c.cost, c.expected) for c in found]).T
     axes.plot(
         x,
         y,

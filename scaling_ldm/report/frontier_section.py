@@ -103,8 +103,9 @@ def pareto(frontier: Frontier) -> Table:
         *_reached(frontier.metric),
     )
     caption = (
-        "The Pareto sets: settings that nothing cheaper reaches. The probability is "
-        "that of being the best at that cost."
+        "The Pareto sets: settings, each at its best guidance, that nothing cheaper "
+        "is expected to reach. The probability is that of being the best at that cost, "
+        "all guidances counted."
     )
     return Table(name="frontier", caption=caption, rows=tuple(rows), columns=columns)
 
@@ -132,7 +133,10 @@ def budgets(frontier: Frontier) -> Table:
             for model, label in names.items()
         ),
     )
-    caption = "The best within each budget, and the probability of each size to be it."
+    caption = (
+        "The lowest as measured within each budget, and the probability of each size "
+        "to be the best."
+    )
     return Table(
         name="best_at_budget", caption=caption, rows=tuple(rows), columns=columns
     )
