@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 
 from scaling_ldm import config, frontier, records
 from scaling_ldm.records import Advice, Refusal
+
+_IN_DOUBT = 0.5  # below it most draws choose another setting
 
 
 def check(experiment: config.Experiment, workdir: pathlib.Path, made: bool) -> None:
@@ -18,9 +21,10 @@ def check(experiment: config.Experiment, workdir: pathlib.Path, made: bool) -> N
     Raises:
       config.ConfigError: no budget is given, or there is no frontier.
     """
-    if not experiment.advise.budget > 0:
+    if not 0 < experiment.advise.budget < math.inf:
         raise config.ConfigError(
-            "--stages advise needs a budget of one image: --config.advise.budget=0.5 "
+            "--stages advise needs a finite budget of one image: "
+            "--config.advise.budget=0.5 "
             f"in --config.advise.unit, one of {', '.join(config.ADVICE_UNITS)}"
         )
     if not made and not _path(workdir).exists():
@@ -78,12 +82,17 @@ def lines(found: Advice | Refusal) -> list[str]:
         quality += f" [{low:.4g}, {high:.4g}] at {100 * level:.0f}%"
     quality += ", less is better"
     if choice.probability is not None:
-        quality += f"; probability of being the best {choice.probability:.2f}"
-    return [
-        f"within {found.budget:.4g} {found.unit} an image:",
+        quality += (
+            f"; probability that no other setting is better {choice.probability:.2f}"
+        )
+    said = [
+        f"within {frontier.amount(found.budget, found.unit)} an image:",
         f"  model    {choice.label}, {choice.params:,} parameters, run {choice.model}",
         f"  sampler  {choice.sampler}, {choice.steps} steps, guidance "
         f"{choice.guidance:g}",
         f"  expected {quality}",
-        f"  cost     {choice.cost:.4g} {found.unit} ({found.basis})",
+        f"  cost     {frontier.amount(choice.cost, found.unit)} ({found.basis})",
     ]
+    if choice.probability is not None and choice.probability < _IN_DOUBT:
+        said.append("  in doubt another setting is the best in most bootstrap draws")
+    return said

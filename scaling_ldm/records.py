@@ -284,7 +284,9 @@ class Choice:
     """The cell of the lowest value among several.
 
     The lowest of several noisy values is too low on average. `expected` and `interval`
-    are for what the chosen cell would measure again: see `scaling_ldm.frontier.cells`.
+    are for what the chosen cell would measure again: see `scaling_ldm.frontier.cells`;
+    `value` may lie outside `interval`. `probability` is of this exact cell, steps and
+    guidance counted, not of its size.
     """
 
     model: str

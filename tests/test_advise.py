@@ -66,22 +66,22 @@ def test_the_answer_is_that_of_the_function(tiny, workdir, found, capsys):
     assert wanted.choice.steps == 8 and wanted.choice.model == "run1"
     interval, probability = wanted.choice.interval, wanted.choice.probability
     assert out.splitlines() == [
-        "within 0.04 seconds an image:",
+        "within 0.04 s an image:",
         "  model    16 x 2, 40,000 parameters, run run1",
         "  sampler  ddim, 8 steps, guidance 1.5",
         f"  expected fd_lite0 {wanted.choice.expected:.4g} [{interval.low:.4g}, "
-        f"{interval.high:.4g}] at 90%, less is better; probability of being the best "
-        f"{probability:.2f}",
-        "  cost     0.032 seconds (measured on cpu)",
+        f"{interval.high:.4g}] at 90%, less is better; probability that no other "
+        f"setting is better {probability:.2f}",
+        "  cost     0.032 s (measured on cpu)",
     ]
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"budget": 8.1e9, "unit": "flops"}, "8e+09 flops (counted"),
-        ({"budget": 2.0, "unit": "relative_cost"}, "x steps"),
-        ({"budget": 1e5, "unit": "memory_bytes"}, "4e+04 memory_bytes (an estimate"),
+        ({"budget": 8.1e9, "unit": "flops"}, "8e+09 FLOPs (counted"),
+        ({"budget": 2.0, "unit": "relative_cost"}, "a relative cost of 2 (relative to"),
+        ({"budget": 1e5, "unit": "memory_bytes"}, "40 kB (an estimate"),
         (
             {"budget": 1.0, "device": "l4", "utilisation": 0.5},
             "(an estimate: FLOPs / (0.5 of the bfloat16 peak of l4",
@@ -101,8 +101,8 @@ def test_a_refusal_has_its_reason_and_a_status_of_its_own(tiny, workdir, capsys)
     said = capsys.readouterr()
     (line,) = said.out.splitlines()
     assert "error" not in said.err
-    assert line.startswith("no advice within 0.001 seconds: nothing fits; the least is")
-    assert "0.002 seconds: 8 x 2, ddim, 2 steps" in line
+    assert line.startswith("no advice within 0.001 s: nothing fits; the least is")
+    assert "0.002 s: 8 x 2, ddim, 2 steps" in line
 
 
 def test_without_replicates_no_interval_is_claimed(found):
@@ -113,11 +113,42 @@ def test_without_replicates_no_interval_is_claimed(found):
     assert "probability" not in text and "[" not in text
 
 
+@pytest.mark.parametrize(("probability", "doubtful"), [(0.49, True), (0.5, False)])
+def test_a_choice_that_most_draws_do_not_make_is_in_doubt(found, probability, doubtful):
+    given = frontier.advice(found, 0.04)
+    choice = dataclasses.replace(given.choice, probability=probability)
+    said = advise.lines(dataclasses.replace(given, choice=choice))
+    line = "  in doubt another setting is the best in most bootstrap draws"
+    assert (line in said) == doubtful
+
+
+def test_amounts_are_in_words():
+    for value, unit, words in (
+        (1.0, "seconds", "1 s"),
+        (2e5, "memory_bytes", "200 kB"),
+        (3.5e6, "memory_bytes", "3.5 MB"),
+        (4e9, "memory_bytes", "4 GB"),
+        (12.0, "memory_bytes", "12 bytes"),
+    ):
+        assert frontier.amount(value, unit) == words
+
+
+def test_planned_memory_is_not_of_a_device_that_was_not_measured(found):
+    cells_ = [dataclasses.replace(c, memory_bytes=9 * c.params) for c in found.cells]
+    planned = dataclasses.replace(found, cells=tuple(cells_))
+    here = frontier.advice(planned, 1e6, "memory_bytes", device="cpu")
+    there = frontier.advice(planned, 1e6, "memory_bytes", device="l4")
+    assert here.basis.endswith("for one image, on cpu") and not here.estimated
+    assert there.estimated and there.choice == here.choice
+    assert there.basis.endswith("on cpu; that plan is not of l4, where it may differ")
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({}, "--stages advise needs a budget"),
+        ({}, "--stages advise needs a finite budget"),
         ({"budget": -1.0}, "config.advise.budget = -1.0: must be >= 0"),
+        ({"budget": math.inf}, "needs a finite budget"),
         ({"budget": 1.0, "unit": "hours"}, "config.advise.unit = 'hours'; known: sec"),
         ({"budget": 1.0, "device": "abacus"}, "unknown device 'abacus'; known: "),
         (

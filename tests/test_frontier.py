@@ -477,7 +477,7 @@ def test_advice_takes_the_best_that_fits(built):
     assert records.loads(records.dumps(large)) == large
     found = frontier.advice(built, 0.5, "relative_cost")
     assert isinstance(found, Refusal) and found.reason == "nothing fits"
-    assert "the least is 1 relative_cost: 1M, ddim, 1 steps" in found.detail
+    assert "the least is a relative cost of 1: 1M, ddim, 1 steps" in found.detail
 
 
 def test_seconds_elsewhere_are_an_estimate_and_said_to_be(built):

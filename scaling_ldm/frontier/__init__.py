@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from scaling_ldm.frontier.advise import advice
+from scaling_ldm.frontier.advise import advice, amount
 from scaling_ldm.frontier.cells import COSTS, MIN_REPLICATES, compare, cost_of
 from scaling_ldm.frontier.crossing import crossings, crossings_of
 from scaling_ldm.frontier.fronts import (
@@ -41,6 +41,7 @@ __all__ = [
     "STEP_GRID",
     "TABLE_1",
     "advice",
+    "amount",
     "best_guidance",
     "build",
     "cost_of",

@@ -13,6 +13,12 @@ from scaling_ldm.records import Advice, Frontier, Refusal
 UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
 UTILISATION = 0.3  # of the peak, where no measurement says better
 BYTES_PER_PARAMETER = 4  # float32
+_WORDS = {
+    "seconds": "{:.4g} s",
+    "flops": "{:.4g} FLOPs",
+    "relative_cost": "a relative cost of {:.4g}",
+}
+_PREFIXES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def advice(
@@ -31,22 +37,25 @@ def advice(
       budget: of one image, in `unit`; of "memory_bytes" for the model to run at all.
       unit: "seconds", "flops" (decoder counted), "relative_cost" (x steps) or
         "memory_bytes".
-      device: a name of `peaks.PEAKS` or a device kind that it knows; None is the
+      device: a name of `peaks.PEAKS` or a device kind that it knows; planned memory is
+        the measuring device's nevertheless, and said to be. None is the
         device of the measurement. Seconds elsewhere are FLOPs / (peak x utilisation):
         an estimate, and said to be one.
       dtype: number format whose peak counts on that device.
       utilisation: assumed share of that peak.
 
     Returns:
-      The advice, or a refusal where nothing fits.
+      The advice, or a refusal where nothing fits. Where settings are alike the advice
+      is still the one measured lowest, and its `choice.probability` is low: that is
+      of one exact setting, guidance and steps counted, not of its size.
 
     Raises:
       ValueError: an unknown unit or device, or a budget or share out of range.
     """
     if unit not in UNITS:
         raise ValueError(f"unknown unit {unit!r}; known: {', '.join(UNITS)}")
-    if not budget > 0:
-        raise ValueError(f"budget must be positive, got {budget}")
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget must be positive and finite, got {budget}")
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation in (0, 1], got {utilisation}")
     table = compare(
@@ -62,9 +71,9 @@ def advice(
         least = int(costs.argmin())
         cell = table.cells[least]
         return Refusal(
-            what=f"advice within {budget:.4g} {unit}",
+            what=f"advice within {amount(budget, unit)}",
             reason="nothing fits",
-            detail=f"the least is {costs[least]:.4g} {unit}: {cell.label}, "
+            detail=f"the least is {amount(costs[least], unit)}: {cell.label}, "
             f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g} ({basis})",
         )
     _, choice = choose(table, fits, costs)
@@ -78,6 +87,16 @@ def advice(
     )
 
 
+def amount(value: float, unit: str) -> str:
+    """0.04 s, 8e+09 FLOPs, a relative cost of 2, 40 kB."""
+    if unit != "memory_bytes":
+        return _WORDS[unit].format(value)
+    for factor, prefix in _PREFIXES:
+        if value >= factor:
+            return f"{value / factor:.4g} {prefix}"
+    return f"{value:.4g} bytes"
+
+
 def _costs(
     table: Table,
     frontier: Frontier,
@@ -87,7 +106,7 @@ def _costs(
     utilisation: float,
 ) -> tuple[np.ndarray, bool, str]:
     """The cost of each cell, whether it is an estimate, and how it is known."""
-    if device is not None and unit != "seconds":
+    if device is not None and unit != "seconds" and device != frontier.device:
         _row(device)  # a wrong name is wrong in every unit
     if unit == "relative_cost":
         basis = f"relative to an evaluation of {frontier.reference}, x steps"
@@ -95,7 +114,7 @@ def _costs(
     if unit == "flops":
         return table.cost("flops"), False, "counted, the decoder's too"
     if unit == "memory_bytes":
-        return _memory(table, frontier)
+        return _memory(table, frontier, device)
     if device is None or _same(device, frontier.device):
         basis = f"measured on {frontier.device}"
         return table.cost("seconds"), False, basis
@@ -114,14 +133,19 @@ def _costs(
     return seconds, True, basis
 
 
-def _memory(table: Table, frontier: Frontier) -> tuple[np.ndarray, bool, str]:
+def _memory(
+    table: Table, frontier: Frontier, device: str | None
+) -> tuple[np.ndarray, bool, str]:
+    elsewhere = device is not None and not _same(device, frontier.device)
     if all(cell.memory_bytes is not None for cell in table.cells):
         memory = np.array([float(c.memory_bytes) for c in table.cells])
         basis = (
             "parameters, and what the compiler plans beside them for one image, "
             f"on {frontier.device}"
         )
-        return memory, False, basis
+        if elsewhere:
+            basis += f"; that plan is not of {device}, where it may differ"
+        return memory, elsewhere, basis
     memory = np.array([float(BYTES_PER_PARAMETER * c.params) for c in table.cells])
     basis = (
         f"an estimate: {BYTES_PER_PARAMETER} bytes a parameter of the denoiser; "
