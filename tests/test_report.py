@@ -806,6 +806,24 @@ def test_models_that_share_a_label_are_told_apart():
     assert frontier_figures.samplers(found) == ["ddim"]
 
 
+def test_every_number_says_how_its_pictures_were_sampled(tmp_path, evaluated):
+    make_workdir(tmp_path, "unfitted", lean=True)
+    run_id = records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id
+    how = {"sampler": "dpm++2m", "steps": 12, "guidance": 1.5, "seed": 0}
+    found = [
+        evaluated(run_id=run_id, step=1, protocol=how),
+        evaluated(run_id=run_id, step=2, protocol={"metric": "recon"}, train_flops=2.0),
+    ]
+    records.write_jsonl(tmp_path / "evaluations.jsonl", found)
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    rows = {row["step"]: row for row in _rows(tmp_path, "evaluations")}
+    assert [rows["1"][k] for k in how] == ["dpm++2m", "12", "1.5", "0"]
+    assert [rows["2"][k] for k in how] == [""] * 4
+    shown = page.cells("evaluations a picture")
+    ends = sorted(tuple(row[-5:-1]) for row in shown)
+    assert ends == sorted([("dpm++2m", "12", "1.5", "0"), (numbers.NONE,) * 4])
+
+
 def test_measured_numbers_are_shown_with_their_interval_and_protocol(
     tmp_path, evaluated
 ):

@@ -29,6 +29,7 @@ _ADDITIVE = (
     "seconds",
     "device_hours",
 )
+_HOW = ("sampler", "steps", "guidance", "seed")  # of a protocol, where it has them
 _COSTS = (
     cell("budget, FLOPs", "budget_flops", scientific),
     cell("model FLOPs", "model_flops", scientific),
@@ -231,6 +232,7 @@ def evaluations(study: Study) -> Table | None:
             "images": r.images,
             "nfe": r.nfe,
             "flops": r.flops,
+            **{k: r.protocol.get(k) for k in _HOW},
             "protocol": r.protocol_hash,
         }
         for r in found
@@ -244,9 +246,17 @@ def evaluations(study: Study) -> Table | None:
         ranged("value", "value", plain),
         cell("pictures", "images", count),
         cell("evaluations a picture", "nfe", count),
+        Column("sampler", lambda r: r["sampler"] or NONE, number=False),
+        cell("steps", "steps", _given),
+        cell("guidance", "guidance", _given),
+        cell("seed", "seed", _given),
         text("protocol", "protocol"),
     )
     return Table(name="evaluations", caption="", rows=rows, columns=columns)
+
+
+def _given(x: float | None) -> str:
+    return NONE if x is None else f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def pairs(name: str, caption: str, tree: Mapping[str, Any]) -> Table:
