@@ -115,7 +115,7 @@ def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale, curve):
         "from where 40.0\N{NO-BREAK SPACE}k is better." in text
     )
     assert (
-        "from 1.00×10⁹, is 10.0\N{NO-BREAK SPACE}k to 2.00×10¹⁰, "
+        "from 1.00×10⁹: 10.0\N{NO-BREAK SPACE}k to 2.00×10¹⁰, "
         "then 40.0\N{NO-BREAK SPACE}k to 6.40×10¹⁰ FLOPs." in text
     )
 
@@ -136,6 +136,29 @@ def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path, 
     assert re.search(
         r"cross at 1\.00×10¹⁰ FLOPs \(intervals overlap from 2\.5\d×10⁹ to "
         r"(3\.99|4\.00)×10¹⁰\), from where",
+        said(tmp_path, found),
+    )
+
+
+def test_no_size_is_named_where_intervals_overlap_or_nothing_else_is_measured(
+    tmp_path, curve
+):
+    half = math.log(4)
+    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
+    found = curve("a", line(-1, 20), half=half) + curve("b", line(-3, 20), half=half)
+    assert re.search(
+        rf"from 1\.00×10⁹: {small} to 2\.(49|50)×10⁹, then no size is told apart to "
+        rf"(3\.99|4\.00)×10¹⁰, then {large} to 6\.40×10¹⁰ FLOPs\.",
+        said(tmp_path, found),
+    )
+    found = curve("a", line(0, 20), half=1.0) + curve("b", line(0, 19), half=1.0)
+    text = said(tmp_path, found)
+    assert "from 1.00×10⁹: no size is told apart to 6.40×10¹⁰ FLOPs." in text
+    found = curve("a", line(0, 20), marks=MARKS[:3], half=0.1)
+    found += curve("b", line(0, 19), marks=MARKS[1:], half=0.1)
+    assert re.search(
+        rf"from 1\.00×10⁹: only {small} is measured to (3\.99|4\.00)×10⁹, then {large} "
+        rf"to 1\.60×10¹⁰, then only {large} is measured to 6\.40×10¹⁰ FLOPs\.",
         said(tmp_path, found),
     )
 

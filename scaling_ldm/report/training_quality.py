@@ -204,12 +204,11 @@ def sentences(found: Comparison) -> tuple[str, ...]:
         return (f"Only {labels[0]} was measured at more than one checkpoint.",)
     x = _grid(lines)
     sizes = [_of_size(found, [c for c in lines if c.label == n], x) for n in labels]
-    values = np.array([value for value, _, _ in sizes])  # [size, x], less is better
     pairs = [
         _pair(labels[i], labels[i + 1], x, sizes[i], sizes[i + 1])
         for i in range(len(labels) - 1)
     ]
-    said = [line for line in (_best(found, labels, x, values), *pairs) if line]
+    said = [line for line in (_best(found, labels, x, sizes), *pairs) if line]
     if found.level is None:
         said.append("No intervals are known: any of this may be chance.")
     return tuple(said)
@@ -241,29 +240,43 @@ def _of_size(found: Comparison, lines: Sequence[Curve], x: np.ndarray) -> Band:
 
 
 def _best(
-    found: Comparison, labels: Sequence[str], x: np.ndarray, values: np.ndarray
+    found: Comparison, labels: Sequence[str], x: np.ndarray, sizes: Sequence[Band]
 ) -> str:
-    """The stretches of compute and the best size in each."""
+    """The stretches of compute and the best size in each, if there is one."""
+    values, low, high = np.array(sizes).transpose(1, 0, 2)  # [size, x]: less is better
     known = np.isfinite(values)
-    at = np.flatnonzero(known.sum(0) > 1)
-    if not len(at):
+    if not (known.sum(0) > 1).any():
         return "No two sizes were measured at the same compute."
     best = np.where(known, values, np.inf).argmin(0)
+    of_best = np.arange(len(x))
+    overlap = known & (low <= high[best, of_best]) & (low[best, of_best] <= high)
+    told = (overlap.sum(0) == 1) | (found.level is None)  # its own interval alone
+    alone = known.sum(0) == 1
+    at = np.flatnonzero(known.any(0))
+    runs = [
+        (state, list(members))
+        for state, members in itertools.groupby(
+            at, key=lambda i: (best[i] if told[i] else -1, bool(alone[i]))
+        )
+    ]
     parts = []
-    for size, run in itertools.groupby(at, key=lambda i: best[i]):
-        members = list(run)
-        last, following = members[-1], at[at > members[-1]]
+    for n, ((size, single), members) in enumerate(runs):
+        last = members[-1]
         end, why = float(x[last]), ""
-        if len(following):
-            then = following[0]
+        if n + 1 < len(runs) and size >= 0 and not single:
+            (after, _), then = runs[n + 1][0], runs[n + 1][1][0]
             if not known[size, then]:
                 why = " (not measured beyond)"
-            elif then == last + 1 and known[best[then], last]:
-                end = _root(x, values[size] - values[best[then]], last, then)
-        parts.append(f"{labels[size]} to {scientific(end)}{why}")
+            elif after not in (-1, size) and then == last + 1 and known[after, last]:
+                end = _root(x, values[size] - values[after], last, then)
+        if size < 0:
+            what = "no size is told apart"
+        else:
+            what = f"only {labels[size]} is measured" if single else labels[size]
+        parts.append(f"{what} to {scientific(end)}{why}")
     return (
         f"By {spoken(found.metric)} the best size at the same compute, from "
-        f"{scientific(x[at[0]])}, is {', then '.join(parts)} FLOPs."
+        f"{scientific(x[at[0]])}: {', then '.join(parts)} FLOPs."
     )
 
 
