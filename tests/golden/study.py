@@ -1,0 +1,126 @@
+"""The numbers of experiments/tiny.py from end to end, held against stored ones.
+
+    python tests/golden/study.py WORKDIR            compares a finished study
+    python tests/golden/study.py WORKDIR --update   stores its numbers instead
+
+WORKDIR is what this command made:
+
+    python -m scaling_ldm.main --config experiments/tiny.py --workdir WORKDIR FLAGS
+
+with the FLAGS below. On the processor that the stored numbers come from, every number
+is the same to the bit. Another processor rounds differently: there, counts are the
+same, losses agree to 1e-3 and the other numbers are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+STORED = HERE / "tiny.json"
+FLAGS = (
+    "--config.generate.images=32",
+    "--config.evaluate.network=lite0",
+    "--config.evaluate.input_size=64",
+    "--config.evaluate.reference_images=64",
+    '--config.evaluate.metrics=("fd", "kid", "precision_recall")',
+    "--config.evaluate.bootstrap=4",
+)
+# Wall time, and what follows from it.
+TIMED = {"seconds", "flops_per_second", "mfu", "restarts"}
+LOSSES = {"validation_loss", "validation_loss_ema", "train_loss_smoothed"}
+LOSS_TOLERANCE = 1e-3  # relative, on another processor
+
+
+def processor() -> str:
+    """What decides how a compiled program rounds: the instructions and the cores."""
+    flags = ""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    cores = len(os.sched_getaffinity(0))
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:16]
+    return f"{platform.machine()} {digest} {cores} cores"
+
+
+def numbers(workdir: pathlib.Path) -> dict[str, Any]:
+    """Every number of a study that does not depend on the time of day."""
+
+    def records(path: pathlib.Path) -> list[Any]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    plan = records(workdir / "runs.jsonl")
+    shards = sorted((workdir / "samples" / "shards").glob("*.npy"))
+    images = np.concatenate([np.load(path) for path in shards])
+    return {
+        "plan": plan,
+        "training": [
+            records(workdir / "runs" / row["run_id"] / "record.json")[0] for row in plan
+        ],
+        "laws": json.loads((workdir / "laws.json").read_text()),
+        "samples": hashlib.sha256(images.tobytes()).hexdigest(),
+        "evaluations": records(workdir / "evaluations.jsonl"),
+    }
+
+
+def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
+    """Where two studies differ, a line each."""
+    lines: list[str] = []
+
+    def walk(a: Any, b: Any, where: str) -> None:
+        name = where.rsplit(".", 1)[-1]
+        if name in TIMED:
+            return
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                walk(a.get(key), b.get(key), f"{where}.{key}")
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for i, pair in enumerate(zip(a, b, strict=True)):
+                walk(*pair, f"{where}[{i}]")
+        elif to_the_bit or name not in LOSSES:
+            if a != b:
+                lines.append(f"{where}: {a!r} stored, {b!r} found")
+        elif not math.isclose(a, b, rel_tol=LOSS_TOLERANCE):
+            lines.append(f"{where}: {a!r} stored, {b!r} found")
+
+    parts = stored.keys() if to_the_bit else ("plan", "training")
+    for part in parts:
+        walk(stored[part], found[part], part)
+    return lines
+
+
+def compare(workdir: pathlib.Path) -> list[str]:
+    """The lines of `differences` between the stored study and the one in a workdir."""
+    stored = json.loads(STORED.read_text())
+    same = stored.pop("processor") == processor()
+    print("compared", "to the bit" if same else "to rounding: another processor")
+    return differences(stored, numbers(workdir), to_the_bit=same)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("--update", action="store_true")
+    flags = parser.parse_args()
+    if flags.update:
+        held = {"processor": processor(), **numbers(flags.workdir)}
+        STORED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        return 0
+    lines = compare(flags.workdir)
+    print("\n".join(lines) or "the same")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
