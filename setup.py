@@ -73,9 +73,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["scaling_ldm", "scaling_ldm.*"]),
     package_data={
-        "scaling_ldm": ["published_laws.json"],
         "scaling_ldm.data": ["icons/*", "icons/licenses/*"],
-        "scaling_ldm.encoders": ["icons_f4/*"],
+        "scaling_ldm.laws": ["published.json"],
+        "scaling_ldm.models.encoders": ["icons_f4/*"],
     },
     install_requires=INSTALL,
     extras_require={

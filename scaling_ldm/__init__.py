@@ -1,1 +1,62 @@
-"""Plans, runs and reads scaling studies of latent diffusion models."""
+"""Plans, runs and reads scaling studies of latent diffusion models.
+
+The public face: the names of `PUBLIC` are imported when they are asked for, so that
+`from scaling_ldm import noise, samplers` loads these two and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling_ldm import config as config
+    from scaling_ldm import flops as flops
+    from scaling_ldm import frontier as frontier
+    from scaling_ldm import metrics as metrics
+    from scaling_ldm import records as records
+    from scaling_ldm.diffusion import noise as noise
+    from scaling_ldm.diffusion import objectives as objectives
+    from scaling_ldm.diffusion import prediction as prediction
+    from scaling_ldm.diffusion import samplers as samplers
+    from scaling_ldm.laws import fit as fit
+    from scaling_ldm.models import denoisers as denoisers
+    from scaling_ldm.models import encoders as encoders
+    from scaling_ldm.models import pretrained as pretrained
+    from scaling_ldm.models import weights as weights
+
+# Public name -> where it lives. What is not here, and not handed on by one of
+# these, is private.
+PUBLIC = {
+    "config": "scaling_ldm.config",
+    "denoisers": "scaling_ldm.models.denoisers",
+    "encoders": "scaling_ldm.models.encoders",
+    "fit": "scaling_ldm.laws.fit",
+    "flops": "scaling_ldm.flops",
+    "frontier": "scaling_ldm.frontier",
+    "metrics": "scaling_ldm.metrics",
+    "noise": "scaling_ldm.diffusion.noise",
+    "objectives": "scaling_ldm.diffusion.objectives",
+    "prediction": "scaling_ldm.diffusion.prediction",
+    "pretrained": "scaling_ldm.models.pretrained",
+    "records": "scaling_ldm.records",
+    "samplers": "scaling_ldm.diffusion.samplers",
+    "weights": "scaling_ldm.models.weights",
+}
+
+__all__ = [*PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(
+            f"module 'scaling_ldm' has no attribute {name!r}; it has "
+            f"{', '.join(sorted(PUBLIC))}"
+        )
+    found = importlib.import_module(PUBLIC[name])
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])

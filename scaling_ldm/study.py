@@ -7,7 +7,6 @@ stack, and planning touches no accelerator.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import signal
@@ -19,7 +18,9 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm import claim, config, records
+from scaling_ldm import config, records
+from scaling_ldm.records.errors import Preempted
+from scaling_ldm.workdir import ownership
 
 EXIT = {
     "done": 0,
@@ -35,10 +36,6 @@ LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
 )
-
-
-class Preempted(Exception):
-    """SIGTERM arrived in a stage whose files are whole at any time."""
 
 
 @contextlib.contextmanager
@@ -81,7 +78,7 @@ def run(
     cluster: tuple[str | None, int | None, int | None],
 ) -> int:
     """Runs the stages and returns one of EXIT's values; errors end as one message."""
-    from scaling_ldm import meters
+    from scaling_ldm.training import progress
 
     try:
         experiment = config.resolve(given)
@@ -107,7 +104,7 @@ def run(
         elif code == EXIT["lost a process"]:
             _lost(f" ({one_line(e)[:300]})")
         else:
-            meters.say(f"stopped: {e}")
+            progress.say(f"stopped: {e}")
         if code == EXIT["storage"]:  # nothing after the message: orbax's threads die
             sys.unraisablehook = lambda _: None
         if code != EXIT["preempted, run the same command again"] and _in_a_job():
@@ -179,7 +176,7 @@ class _Study:
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
-        from scaling_ldm import meters
+        from scaling_ldm.training import progress
 
         runs_networks = {
             "train": True,
@@ -192,11 +189,11 @@ class _Study:
         if any(runs_networks.get(stage) for stage in self.stages):
             self._start_devices()
         if "train" in self.stages:
-            from scaling_ldm import train
+            from scaling_ldm.stages import train
 
             train.check(self.experiment)
         if "generate" in self.stages:
-            from scaling_ldm import generate
+            from scaling_ldm.stages import generate
 
             if self.experiment.generate.weights and "train" in self.stages:
                 raise config.ConfigError(
@@ -205,25 +202,25 @@ class _Study:
                 )
             generate.check(self.experiment)
         if "frontier" in self.stages:
-            from scaling_ldm import evaluate
+            from scaling_ldm.stages import frontier
 
-            evaluate.check_frontier(self.experiment)
+            frontier.check(self.experiment)
         if "advise" in self.stages:
-            from scaling_ldm import advise
+            from scaling_ldm.stages import advise
 
             made = "frontier" in self.stages
             advise.check(self.experiment, self.workdir, made)
         self._claim_workdir()
-        if self.stages == config.STAGES and claim.complete(
+        if self.stages == config.STAGES and ownership.complete(
             self.experiment, self.workdir
         ):
-            meters.say(
+            progress.say(
                 f"nothing to do: {self.experiment.name} is finished; read "
                 f"{self.workdir / 'report' / 'index.html'}"
             )
             return self.status
         if runs_networks["evaluate"] and {"evaluate", "frontier"} & set(self.stages):
-            from scaling_ldm import evaluate
+            from scaling_ldm.stages import evaluate
 
             evaluate.check(self.experiment)
         if runs_networks["evaluate"] and "evaluate" in self.stages:
@@ -233,7 +230,7 @@ class _Study:
             with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
                 getattr(self, f"_{stage}")()
         if self.stages == config.STAGES and self.primary:
-            claim.finish(self.experiment, self.workdir)
+            ownership.finish(self.experiment, self.workdir)
         return self.status
 
     def _check_through_training(self) -> None:
@@ -242,12 +239,12 @@ class _Study:
         Raises:
           ConfigError: no run of this workdir is finished.
         """
-        from scaling_ldm import finished
+        from scaling_ldm.workdir import runs as runs_lib
 
         cfg = self.experiment
         if not (cfg.evaluate.through_training and cfg.generate.weights):
             return
-        if finished.best(self.workdir, self._runs()) is None:
+        if runs_lib.best(self.workdir, self._runs()) is None:
             raise config.ConfigError(
                 "config.evaluate.through_training = True with config.generate.weights "
                 f"= {cfg.generate.weights!r}: a folder of weights has no checkpoints, "
@@ -255,13 +252,13 @@ class _Study:
             )
 
     def _start_devices(self) -> None:
-        from scaling_ldm import mesh, meters
+        from scaling_ldm.training import mesh, progress
 
         mesh.start(self.experiment.mesh)
         mesh.join(*self.cluster, lost=_lost)
         self.primary, self.joined = mesh.is_primary(), True
         if not self.primary:
-            meters.mute()
+            progress.mute()
 
     def _claim_workdir(self) -> None:
         """Makes the workdir this experiment's, or refuses; one process decides for all.
@@ -272,11 +269,11 @@ class _Study:
         refusal: Exception | None = None
         if self.primary:
             try:
-                claim.take(self.experiment, self.workdir)
+                ownership.take(self.experiment, self.workdir)
             except (config.ConfigError, OSError) as e:
                 refusal = e
         if self.joined:
-            from scaling_ldm import mesh
+            from scaling_ldm.training import mesh
 
             if mesh.any_process(refusal is not None) and refusal is None:
                 refusal = config.ConfigError("process 0 refused and says why")
@@ -284,7 +281,7 @@ class _Study:
             raise refusal
 
     def _plan(self) -> None:
-        from scaling_ldm import plan
+        from scaling_ldm.stages import plan
 
         rows = plan.plan(self.experiment)
         shown, first = rows, 0
@@ -295,7 +292,7 @@ class _Study:
             plan.write(rows, self.workdir)
             print(plan.table(self.experiment, shown, first), flush=True)
         if self.joined:
-            from scaling_ldm import mesh
+            from scaling_ldm.training import mesh
 
             mesh.barrier("plan")
 
@@ -318,12 +315,13 @@ class _Study:
 
     def _encode(self) -> None:
         if self.experiment.encoded:
-            from scaling_ldm import encode
+            from scaling_ldm.stages import encode
 
             encode.run(self.experiment, self.workdir)
 
     def _train(self) -> None:
-        from scaling_ldm import meters, train
+        from scaling_ldm.stages import train
+        from scaling_ldm.training import progress
 
         numbered = list(enumerate(self._specs()))
         runs = len(numbered)
@@ -332,49 +330,29 @@ class _Study:
             numbered = [numbered[self.only]]
         done = train.run(self.experiment, self.workdir, numbered, runs)
         failed = [r for r in done if r.status != "finished"]
-        meters.say(f"trained: {len(done) - len(failed)} of {runs} runs finished")
+        progress.say(f"trained: {len(done) - len(failed)} of {runs} runs finished")
         for r in failed:
-            meters.say(f"  {r.run_id}: {r.status} ({r.detail})")
+            progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
 
     def _fit(self) -> None:
         if not self.primary:
             return
-        from scaling_ldm import fit, meters
+        from scaling_ldm.stages import fit
 
-        if not self.experiment.plan.budgets_flops:
-            meters.say("no laws to fit: plan.steps gives every size the same steps")
-            return
-        cfg, found, missing = self.experiment.fit, [], []
-        for spec in self._specs():
-            path = self.workdir / "runs" / spec.run_id / "record.json"
-            if path.exists():
-                found.append(records.loads(path.read_text()))
-            else:
-                missing.append(f"{spec.run_id}: not trained yet")
-        result = fit.fit_records(
-            found,
-            metric=cfg.metric,
-            size=cfg.size,
-            confidence=cfg.confidence,
-            bootstrap=cfg.bootstrap,
-            seed=cfg.seed,
-        )
-        result = dataclasses.replace(result, excluded=(*missing, *result.excluded))
-        records.write_text(self.workdir / "laws.json", records.dumps(result) + "\n")
-        for line in fit.summary(result):
-            meters.say(line)
+        fit.run(self.experiment, self.workdir, self._specs())
 
     def _generate(self) -> None:
-        from scaling_ldm import generate
+        from scaling_ldm.stages import generate
 
         generate.run(self.experiment, self.workdir, self._runs())
 
     def _evaluate(self) -> None:
-        from scaling_ldm import evaluate, meters
+        from scaling_ldm.stages import evaluate
+        from scaling_ldm.training import progress
 
         if self.asked and self.experiment.evaluate.network == "none":
             known = ", ".join(config.FEATURE_NETWORKS[1:])
-            meters.say(
+            progress.say(
                 "evaluate measures nothing: config.evaluate.network = 'none'; set one "
                 f"of {known}"
             )
@@ -382,25 +360,26 @@ class _Study:
         evaluate.run(self.experiment, self.workdir, self._runs())
 
     def _frontier(self) -> None:
-        from scaling_ldm import evaluate, meters
+        from scaling_ldm.stages import frontier
+        from scaling_ldm.training import progress
 
         if self.asked and not self.experiment.frontier.images:
-            meters.say(
+            progress.say(
                 "frontier measures nothing: config.frontier.images = 0; set how many "
                 "pictures a cell has"
             )
             return
-        evaluate.run_frontier(self.experiment, self.workdir, self._specs())
+        frontier.run(self.experiment, self.workdir, self._specs())
 
     def _export(self) -> None:
-        from scaling_ldm import export
+        from scaling_ldm.stages import export
 
         export.run(self.experiment, self.workdir, self._specs())
 
     def _advise(self) -> None:
         if not self.primary:
             return
-        from scaling_ldm import advise
+        from scaling_ldm.stages import advise
 
         found = advise.run(self.experiment, self.workdir)
         for line in advise.lines(found):
@@ -411,6 +390,7 @@ class _Study:
     def _report(self) -> None:
         if not self.primary:
             return
-        from scaling_ldm import meters, report
+        from scaling_ldm import report
+        from scaling_ldm.training import progress
 
-        meters.say(f"report: {report.write(self.workdir)}")
+        progress.say(f"report: {report.write(self.workdir)}")

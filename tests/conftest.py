@@ -106,9 +106,9 @@ def write_clip():
 
     import numpy as np
 
-    from scaling_ldm.encoders import clip, clip_features
-    from scaling_ldm.weights import clip as weights
-    from scaling_ldm.weights import layout
+    from scaling_ldm.models.encoders import clip, clip_features
+    from scaling_ldm.models.weights import clip as weights
+    from scaling_ldm.models.weights import layout
 
     special = ("<|startoftext|>", "<|endoftext|>")
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,"

@@ -1,7 +1,9 @@
-"""The direction of imports: who may see whom, and who alone may see a package."""
+"""The direction of imports, as the tables of docs/architecture.md have it."""
 
 import ast
+import functools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,161 +12,113 @@ import pytest
 import scaling_ldm
 
 ROOT = pathlib.Path(scaling_ldm.__file__).parent
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "architecture.md"
 
-# Lower layers first; a module may import its own layer (acyclically) and those below.
-LAYERS = (
-    {"config", "records"},
-    {
-        "shapes",
-        "attention",
-        "layers",
-        "metrics",
-        "flops",
-        "jaxpr_ops",
-        "peaks",
-        "noise",
-        "prediction",
-        "denoisers",
-        "encoders",
-        "objectives",
-        "samplers",
-        "weights",
-    },
-    {
-        "claim",
-        "mesh",
-        "optim",
-        "checkpoint",
-        "meters",
-        "frozen",
-        "data",
-        "networks",
-        "tasks",
-        "step",
-        "programs",
-        "finished",
-        "exported",
-        "sampling",
-    },
-    {
-        "plan",
-        "encode",
-        "export",
-        "train",
-        "generate",
-        "evaluate",
-        "fit",
-        "minima",
-        "surface",
-        "laws",
-        "frontier",
-        "advise",
-        "report",
-    },
-    {"study"},
-    {"main"},
-)
-STAGES = (
-    "plan",
-    "encode",
-    "train",
-    "generate",
-    "evaluate",
-    "fit",
-    "export",
-    "advise",
-    "report",
-)
 
+def table(heading):
+    """The rows of the table below a heading, each a list of cells."""
+    text = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if "|" in line]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def names(cell):
+    return re.findall(r"`(\w+)`", cell)
+
+
+FOLDERS = {
+    names(folder)[0]: names(allowed)
+    for _, folder, _, allowed in table("The table of folders")
+}
 SOLE = {
-    "ml_collections": {"config", "main", "study"},
-    "absl": {"main"},
-    "flax": {"denoisers", "encoders", "layers"},
-    "optax": {"optim"},
-    "safetensors": {"weights"},
-    "huggingface_hub": {"weights"},
-    "transformers": {"encoders", "weights"},
-    "orbax": {"checkpoint"},
-    "grain": {"data"},
-    "array_record": {"data"},
-    "fsspec": {"data"},
-    "pyarrow": {"data"},
-    "clu": {"meters"},
-    "tensorboardX": {"meters"},
-    "matplotlib": {"report"},
-    "torch": set(),
-    "diffusers": set(),
-    "tensorflow": {"metrics"},
-    "tensorflow_gan": {"metrics"},
+    package: set(names(places))
+    for packages, places in table("Who alone imports a package")
+    for package in names(packages)
 }
 
 
 def modules():
+    """Every module of the library and its folder at the top."""
     return {
         path: path.relative_to(ROOT).parts[0].removesuffix(".py")
         for path in sorted(ROOT.rglob("*.py"))
-        if path.name != "__init__.py" or path.parent != ROOT
+        if path.parent != ROOT or path.name != "__init__.py"
     }
 
 
+@functools.cache
 def imports(path):
-    """(top-level package, our module or None) of every import in a file."""
+    """(package, our folder or None, our module or None) of every import in a file."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+        full = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            full = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in full:
             parts = name.split(".")
-            yield parts[0], parts[1] if parts[0] == "scaling_ldm" else None
+            ours = parts[0] == "scaling_ldm"
+            found.append(
+                (parts[0], parts[1], ".".join(parts[1:3]))
+                if ours
+                else (parts[0], "", "")
+            )
+    return found
 
 
-def layer(module):
-    found = [i for i, members in enumerate(LAYERS) if module in members]
-    assert found, f"scaling_ldm.{module} has no layer: give it one in LAYERS"
-    return found[0]
+def test_the_table_names_every_folder_and_no_other():
+    assert list(FOLDERS) and set(FOLDERS) == set(modules().values())
+    assert len(FOLDERS) <= 16
 
 
-def test_no_module_looks_up():
-    for path, module in modules().items():
-        for _, other in imports(path):
-            if other and other != module:
-                assert layer(other) <= layer(module), f"{path} imports {other}"
+def test_every_row_names_earlier_rows_alone():
+    before = []
+    for folder, allowed in FOLDERS.items():
+        assert set(allowed) <= set(before), f"{folder} may import a row below it"
+        before.append(folder)
 
 
-def test_imports_are_acyclic():
+def test_every_import_stands_in_the_table():
+    for path, folder in modules().items():
+        for _, other, _ in imports(path):
+            if other and other != folder:
+                assert other in FOLDERS[folder], f"{path} imports {other}"
+
+
+def test_no_two_modules_import_each_other():
     edges = {}
-    for path, module in modules().items():
-        edges.setdefault(module, set()).update(
-            other for _, other in imports(path) if other and other != module
-        )
-    done = set()
-
-    def visit(module, trail):
-        assert module not in trail, " -> ".join([*trail, module])
-        if module not in done:
-            for other in edges.get(module, ()):
-                visit(other, [*trail, module])
-            done.add(module)
-
-    for module in edges:
-        visit(module, [])
+    for path in modules():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        edges[name] = {
+            ".".join(target.split(".")) for _, _, target in imports(path) if target
+        }
+    for name, targets in edges.items():
+        for target in targets:
+            assert name not in edges.get(target, ()), f"{name} <-> {target}"
 
 
 def test_stages_do_not_import_one_another():
-    for path, module in modules().items():
-        if module in STAGES:
-            others = {other for _, other in imports(path)} & set(STAGES) - {module}
+    for path, folder in modules().items():
+        if folder == "stages" and path.name != "__init__.py":
+            others = [m for _, other, m in imports(path) if other == "stages"]
             assert not others, f"{path} imports {others}"
 
 
 def test_packages_have_their_sole_importers():
-    for path, module in modules().items():
-        for package, _ in imports(path):
+    for path, folder in modules().items():
+        for package, _, _ in imports(path):
             if package in SOLE:
-                assert module in SOLE[package], f"{path} imports {package}"
+                assert folder in SOLE[package], f"{path} imports {package}"
+
+
+def test_every_folder_says_what_it_may_import():
+    for folder in FOLDERS:
+        path = ROOT / folder / "__init__.py"
+        if path.exists():
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert "May import" in text, f"{path} does not say what it may import"
 
 
 @pytest.mark.parametrize(
@@ -172,15 +126,17 @@ def test_packages_have_their_sole_importers():
     [
         ("scaling_ldm.config", ("jax",)),
         ("scaling_ldm.records", ("jax", "numpy")),
-        ("scaling_ldm.fit", ("jax",)),
+        ("scaling_ldm.laws.fit", ("jax",)),
         ("scaling_ldm.frontier", ("jax",)),
-        ("scaling_ldm.advise", ("jax",)),
+        ("scaling_ldm.stages.advise", ("jax",)),
+        ("scaling_ldm.stages.fit", ("jax",)),
         ("scaling_ldm.report", ("jax",)),
         ("scaling_ldm.study", ("jax",)),
-        ("scaling_ldm.meters", ("jax",)),
+        ("scaling_ldm.training.progress", ("jax",)),
+        ("scaling_ldm.flops.peaks", ("jax",)),
         ("scaling_ldm.metrics.frechet", ("jax", "tensorflow")),
-        ("scaling_ldm.samplers", ("flax", "orbax", "grain", "tensorflow")),
-        ("scaling_ldm.train", ("tensorflow", "torch", "matplotlib")),
+        ("scaling_ldm.diffusion.samplers", ("flax", "orbax", "grain", "tensorflow")),
+        ("scaling_ldm.stages.train", ("tensorflow", "torch", "matplotlib")),
     ],
 )
 def test_importing_stays_light(module, absent):

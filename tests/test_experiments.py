@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from scaling_ldm import config, plan
+from scaling_ldm import config
+from scaling_ldm.stages import plan
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "base.py")
@@ -60,9 +61,9 @@ def test_paper_b_grid():
 
 
 def test_the_expected_loss_in_a_docstring_is_paper_bs_law():
-    from scaling_ldm import laws
+    from scaling_ldm.laws import forms
 
-    law = laws.published()["liang2024_in_context_loss"]
+    law = forms.published()["liang2024_in_context_loss"]
     for path in FILES:
         budget = re.fullmatch(r"dit_(\de\d\d)", path.stem)
         if budget:

@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
-from scaling_ldm import config, evaluate, finished, meters, records, study
-from scaling_ldm.evaluate import networks
+from scaling_ldm import config, records, study
+from scaling_ldm.evaluation import extractors
+from scaling_ldm.stages import evaluate
+from scaling_ldm.training import progress
+from scaling_ldm.workdir import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -164,7 +167,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_done(
         raise Reached
 
     monkeypatch.setattr(study._Study, "_plan", reached)
-    monkeypatch.setattr(networks, "file", lambda cfg: pathlib.Path(__file__))
+    monkeypatch.setattr(extractors, "file", lambda cfg: pathlib.Path(__file__))
     given = tiny.copy_and_resolve_references()
     given.mesh.cpu_devices = 8
     given.evaluate.network, given.evaluate.reference = "lite0", "nowhere.npz"
@@ -217,7 +220,7 @@ def test_a_stage_asked_for_in_vain_says_what_to_set(
     tiny, tmp_path, monkeypatch, asked, said
 ):
     lines = []
-    monkeypatch.setattr(meters, "say", lines.append)
+    monkeypatch.setattr(progress, "say", lines.append)
     monkeypatch.setattr(config, "STAGES", ("plan", "evaluate", "frontier"))
     assert study.run(tiny, **calling(tmp_path, "plan")) == 0
     assert study.run(tiny, **calling(tmp_path, *asked)) == 0
@@ -232,7 +235,7 @@ def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
     monkeypatch.setattr(study._Study, "_evaluate", lambda _: reached.append(True))
     monkeypatch.setattr(evaluate, "check", lambda _: None)
     if trained:
-        monkeypatch.setattr(finished, "best", lambda *_: "a run")
+        monkeypatch.setattr(runs, "best", lambda *_: "a run")
     given = tiny.copy_and_resolve_references()
     given.mesh.cpu_devices = 8
     given.evaluate.network, given.evaluate.through_training = "lite0", True

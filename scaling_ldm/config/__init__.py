@@ -1,8 +1,10 @@
-"""What an experiment is: its fields, its checks, its files; imports ml_collections.
+"""What an experiment is: its fields, their checks, and its files.
 
 An experiment file returns `default()` with a few fields changed. `resolve` turns that
 mutable ConfigDict into a frozen `Experiment`, or raises one `ConfigError` that lists
 everything wrong with it: what was given, what is allowed, what to do.
+
+May import: records.
 """
 
 from scaling_ldm.config.fields import (
@@ -31,7 +33,6 @@ from scaling_ldm.config.fields import (
     UNROLL,
     WEIGHTINGS,
     Advise,
-    ConfigError,
     Data,
     Encode,
     Evaluate,
@@ -56,6 +57,7 @@ from scaling_ldm.config.files import (
     resolve,
     to_config_dict,
 )
+from scaling_ldm.records.errors import ConfigError
 
 __all__ = [
     "ACTIVATIONS",

@@ -161,10 +161,6 @@ STAGES = (
 STAGES_ON_REQUEST = ("export", "advise")  # run last, and only when asked for
 
 
-class ConfigError(ValueError):
-    """An experiment that cannot run; the message lists every reason."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     source: str = "icons"  # one of DATA_SOURCES; all but icons go through encode

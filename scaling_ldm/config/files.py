@@ -14,7 +14,8 @@ from typing import Any
 import ml_collections
 
 from scaling_ldm.config import checks, fields
-from scaling_ldm.config.fields import ConfigError, Experiment
+from scaling_ldm.config.fields import Experiment
+from scaling_ldm.records.errors import ConfigError
 
 
 def default() -> ml_collections.ConfigDict:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm import config, frozen
+from scaling_ldm import config
 from scaling_ldm.data import icons, shards
 from scaling_ldm.data.pipeline import Rows
+from scaling_ldm.models import pretrained
 
 Manifest = dict[str, Any]
 
@@ -39,8 +40,8 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
         "pictures": cfg.pictures,
         "shape": list(experiment.data.shape),
         "validation_fraction": experiment.data.validation_fraction,
-        "autoencoder": frozen.autoencoder_identity(cfg.autoencoder),
-        "text_encoder": frozen.text_identity(cfg.text_encoder),
+        "autoencoder": pretrained.autoencoder_identity(cfg.autoencoder),
+        "text_encoder": pretrained.text_identity(cfg.text_encoder),
     }
     if source in ("tfds", "huggingface"):
         found["split"] = experiment.data.split

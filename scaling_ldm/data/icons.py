@@ -153,7 +153,7 @@ def _read(name: str) -> bytes:
             f"scaling_ldm/data/icons/{name} is missing. Reinstall the package, or build"
             " the file:\n  npm pack @iconify/json@2.2.535\n"
             "  pip install pillow resvg-py==0.5.0\n"
-            "  python -m scaling_ldm.data.build_icons --package"
+            "  python tools/build_icons.py --package"
             " iconify-json-2.2.535.tgz --out scaling_ldm/data/icons"
         ) from e
 

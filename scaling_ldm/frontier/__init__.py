@@ -6,6 +6,7 @@
 
 A cell is one model, sampler, step count and guidance with its cost and its value of a
 metric of which less is better. Everything is float64 numpy; no jax is imported.
+May import: records, flops (peaks of devices).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scaling_ldm.frontier.fronts import (
     pareto,
     undercut_by_none,
 )
+from scaling_ldm.frontier.narrate import sentences
 from scaling_ldm.frontier.published import (
     GUIDANCE_GRID,
     REFERENCE,
@@ -30,7 +32,6 @@ from scaling_ldm.frontier.published import (
     TABLE_1,
     relative_cost,
 )
-from scaling_ldm.frontier.words import sentences
 from scaling_ldm.records import Cell, Frontier
 
 __all__ = [

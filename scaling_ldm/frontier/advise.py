@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from scaling_ldm import peaks
+from scaling_ldm.flops import peaks
 from scaling_ldm.frontier.cells import Table, choose, compare, cost_of
 from scaling_ldm.records import Advice, Frontier, Refusal
 

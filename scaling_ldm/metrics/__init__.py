@@ -1,4 +1,7 @@
-"""Numbers of image quality from features and pixels; numpy and scipy only."""
+"""Numbers of image quality from features and pixels; numpy and scipy only.
+
+May import: records.
+"""
 
 import dataclasses
 

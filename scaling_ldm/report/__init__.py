@@ -8,6 +8,8 @@ What it reads, all relative to the working directory: `runs.jsonl` (needed),
 `evaluations.jsonl`, `frontier.json`, `environment.json`. What it writes:
 `report/index.html`, `report/figures/*.png` and `*.pdf`, `report/tables/*.csv`. The same
 inputs give the same bytes. No jax is imported.
+
+May import: records, laws, frontier, workdir.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import os
 import pathlib
 
-from scaling_ldm import laws, records
+from scaling_ldm import records
+from scaling_ldm.laws import forms
 from scaling_ldm.report import (
     figures,
     frontier_section,
@@ -44,7 +47,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     found = study.read(workdir)
-    published = laws.published()
+    published = forms.published()
     beside = {q: published[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)
     tables = _tables(found, list(published.values()), list(beside.values()))

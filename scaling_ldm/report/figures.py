@@ -11,10 +11,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling_ldm.laws import PublishedLaw
+from scaling_ldm.laws.forms import PublishedLaw
 from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
 from scaling_ldm.report import frontier_figures, quality_figures, training_quality
-from scaling_ldm.report.drawing import (
+from scaling_ldm.report.format import (
+    SYMBOLS,
+    flops_tick,
+    prefixed,
+    scientific,
+    spoken,
+    tick,
+    who,
+)
+from scaling_ldm.report.plotting import (
     INK,
     LAW,
     MUTED,
@@ -25,15 +34,6 @@ from scaling_ldm.report.drawing import (
     log_ticks,
     render,
     shade,
-)
-from scaling_ldm.report.numbers import (
-    SYMBOLS,
-    flops_tick,
-    prefixed,
-    scientific,
-    spoken,
-    tick,
-    who,
 )
 from scaling_ldm.report.study import QUANTITIES, Study, smooth
 

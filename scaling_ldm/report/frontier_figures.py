@@ -13,15 +13,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from scaling_ldm.frontier import undercut_by_none
 from scaling_ldm.records import BestGuidance, Choice, Frontier
-from scaling_ldm.report.drawing import (
-    INK,
-    PAPER,
-    Picture,
-    log_ticks,
-    render,
-    shade,
-)
-from scaling_ldm.report.numbers import spoken, tick
+from scaling_ldm.report.format import spoken, tick
+from scaling_ldm.report.plotting import INK, PAPER, Picture, log_ticks, render, shade
 
 COST = "relative_cost_steps"  # the paper's, of every figure here
 LOG_FROM = 4.0  # times the lowest value, from which the axis is logarithmic

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from scaling_ldm.records import Choice, Crossing, Frontier, Refusal
+from scaling_ldm.report.format import NONE, compact, count, plain, sentence
 from scaling_ldm.report.frontier_figures import sizes
-from scaling_ldm.report.numbers import NONE, compact, count, plain, sentence
 from scaling_ldm.report.table import Column, Row, Table, cell, ranged, spread, text
 
 _COSTS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scaling_ldm.laws import PublishedLaw
+from scaling_ldm.laws.forms import PublishedLaw
 from scaling_ldm.records import Parametric, PowerLaw, Refusal
-from scaling_ldm.report.numbers import (
+from scaling_ldm.report.format import (
     NONE,
     cited,
     compact,

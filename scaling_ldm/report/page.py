@@ -10,15 +10,14 @@ from html import escape
 
 from scaling_ldm.records import HeldOut, PowerLaw, Refusal
 from scaling_ldm.report import (
-    drawing,
     frontier_section,
     law_tables,
+    plotting,
     run_tables,
     style,
     training_quality,
 )
-from scaling_ldm.report.drawing import Picture
-from scaling_ldm.report.numbers import (
+from scaling_ldm.report.format import (
     SYMBOLS,
     bracket,
     percent,
@@ -27,6 +26,7 @@ from scaling_ldm.report.numbers import (
     scientific,
     sentence,
 )
+from scaling_ldm.report.plotting import Picture
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import Row, Table
 
@@ -325,7 +325,7 @@ def _samples(study: Study) -> list[str]:
     width = images.shape[2] * max(1, round(100 / images.shape[2]))
     cells = []
     for image, words in zip(images, captions, strict=True):
-        data = base64.b64encode(drawing.png(image)).decode()
+        data = base64.b64encode(plotting.png(image)).decode()
         cells.append(
             f'<figure><img alt="{escape(words)}" width="{image.shape[1]}" '
             f'height="{image.shape[0]}" src="data:image/png;base64,{data}">'

@@ -7,8 +7,8 @@ import math
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scaling_ldm.report.drawing import Picture, log_ticks, render, shade
-from scaling_ldm.report.numbers import flops_tick, spoken, tick
+from scaling_ldm.report.format import flops_tick, spoken, tick
+from scaling_ldm.report.plotting import Picture, log_ticks, render, shade
 from scaling_ldm.report.training_quality import Comparison, caption, name
 
 

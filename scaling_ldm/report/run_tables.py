@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.report.numbers import (
+from scaling_ldm.report.format import (
     NONE,
     count,
     loss,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm import finished, records
+from scaling_ldm import records
 from scaling_ldm.records import (
     EvalRecord,
     FitResult,
@@ -22,6 +22,7 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
 )
+from scaling_ldm.workdir import runs as runs_lib
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 CURVE_FIELDS = ("step", "loss", "flops", "seconds")
@@ -125,7 +126,7 @@ def read(workdir: pathlib.Path) -> Study:
         if record is not None:
             trained[run.run_id] = record
             if record.status == "finished":
-                kept[run.run_id] = tuple(finished.steps(workdir, run))
+                kept[run.run_id] = tuple(runs_lib.steps(workdir, run))
         if (curve := _curve(workdir, f"{folder}/metrics.jsonl", notes)) is not None:
             curves[run.run_id] = curve
     samples = _record(workdir, "samples/record.json", SampleRecord, notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scaling_ldm.report import drawing
+from scaling_ldm.report import plotting
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c2127; --paper: #fefefe; --soft: #5d6470;
@@ -74,7 +74,7 @@ pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto;
 
 def sheet(body: str) -> str:
     """The style sheet, with the colours that the page's figures use."""
-    used = [c for c in drawing.DARK if drawing.variable(c) in body]
-    light = " ".join(f"{drawing.variable(c)}: {c};" for c in used)
-    dark = " ".join(f"{drawing.variable(c)}: {drawing.DARK[c]};" for c in used)
+    used = [c for c in plotting.DARK if plotting.variable(c) in body]
+    light = " ".join(f"{plotting.variable(c)}: {c};" for c in used)
+    dark = " ".join(f"{plotting.variable(c)}: {plotting.DARK[c]};" for c in used)
     return _CSS.replace("LIGHT", light).replace("DARK", dark)

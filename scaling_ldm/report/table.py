@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scaling_ldm.records import Interval
-from scaling_ldm.report.numbers import NONE
+from scaling_ldm.report.format import NONE
 
 Row = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scaling_ldm.records import EvalRecord
-from scaling_ldm.report.numbers import count, prefixed, scientific, spoken
+from scaling_ldm.report.format import count, prefixed, scientific, spoken
 from scaling_ldm.report.study import Study
 
 _HIGHER = ("precision", "recall", "inception_score", "clip_score")

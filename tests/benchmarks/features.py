@@ -25,10 +25,11 @@ import numpy as np
 import torch
 import torch_features
 
-from scaling_ldm import config, flops, mesh
-from scaling_ldm.encoders import efficientnet_lite, inception
-from scaling_ldm.weights import efficientnet_lite as lite_weights
-from scaling_ldm.weights import inception as inception_weights
+from scaling_ldm import config, flops
+from scaling_ldm.models.encoders import efficientnet_lite, inception
+from scaling_ldm.models.weights import efficientnet_lite as lite_weights
+from scaling_ldm.models.weights import inception as inception_weights
+from scaling_ldm.training import mesh
 
 
 def against(

@@ -21,9 +21,11 @@ import tempfile
 
 import numpy as np
 
-from scaling_ldm import config, evaluate, generate, plan, sampling, train
-from scaling_ldm.encoders.features import Features
-from scaling_ldm.evaluate import networks
+from scaling_ldm import config
+from scaling_ldm.evaluation import extractors
+from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.stages import evaluate, generate, plan, train
+from scaling_ldm.workdir import samples
 
 SIDE = 32
 WARM = 512  # pictures of the run that compiles
@@ -49,7 +51,7 @@ def experiment(pictures: int, metrics: tuple[str, ...]) -> config.Experiment:
     return config.resolve(c)
 
 
-def stand_in(features: int) -> networks.Judge:
+def stand_in(features: int) -> extractors.Judge:
     import jax
 
     rng = np.random.default_rng(0)
@@ -60,7 +62,7 @@ def stand_in(features: int) -> networks.Judge:
         return Features(jax.numpy.tanh(rows @ params), None)
 
     here = pathlib.Path(__file__)
-    return networks.Judge(apply, params, lambda x: x, "none", here)
+    return extractors.Judge(apply, params, lambda x: x, "none", here)
 
 
 def _status(name: str) -> int:
@@ -84,7 +86,7 @@ def peak(workdir: pathlib.Path, e: config.Experiment) -> int:
     generate.run(e, workdir, specs)
     (found, *_) = evaluate.run(e, workdir, specs)
     most = _status("VmHWM") - before
-    held = sum(len(x) for x in sampling.saved(workdir))
+    held = sum(len(x) for x in samples.saved(workdir))
     assert found.images == held == e.generate.images
     return most
 
@@ -98,8 +100,8 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)
-    networks._JUDGES["lite0"] = lambda cfg: stand_in(args.features)
-    networks.file = lambda cfg: pathlib.Path(__file__)
+    extractors._JUDGES["lite0"] = lambda cfg: stand_in(args.features)
+    extractors.file = lambda cfg: pathlib.Path(__file__)
     with tempfile.TemporaryDirectory() as name:
         workdir = pathlib.Path(name)
         e = experiment(WARM, tuple(args.metrics))

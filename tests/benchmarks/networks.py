@@ -28,14 +28,16 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_ldm import config, denoisers, encoders, flops, optim
-from scaling_ldm.denoisers import presets
-from scaling_ldm.encoders import bert, blocks
-from scaling_ldm.encoders import presets as encoder_presets
-from scaling_ldm.weights import autoencoder_kl as autoencoder_weights
-from scaling_ldm.weights import bert as bert_weights
-from scaling_ldm.weights import layout
-from scaling_ldm.weights import unet as unet_weights
+from scaling_ldm import config, flops
+from scaling_ldm.models import denoisers, encoders
+from scaling_ldm.models.denoisers import presets
+from scaling_ldm.models.encoders import bert, blocks
+from scaling_ldm.models.encoders import presets as encoder_presets
+from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
+from scaling_ldm.models.weights import bert as bert_weights
+from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.training import optimizer as optimizer_lib
 
 SIDE = 32  # of the U-Net's latents
 RATE = 1e-4
@@ -89,7 +91,7 @@ def unet_train(batch: int) -> contest.Contest:
     net.train()
     noise = np.random.default_rng(1).normal(size=x.shape).astype("f")
     cfg = config.Optimizer(clip_norm=1e9)
-    adamw = optim.adamw(cfg)
+    adamw = optimizer_lib.adamw(cfg)
     given = jax.device_put((x, (t / 1000).astype("f"), {"text": text}))
 
     def loss(params: Any, x: Any, t: Any, cond: Any) -> jax.Array:
@@ -99,7 +101,7 @@ def unet_train(batch: int) -> contest.Contest:
     def step(params: Any, opt: Any) -> tuple[Any, Any, jax.Array]:
         value, gradient = jax.value_and_grad(loss)(params, *given)
         direction, opt = adamw.update(gradient, opt, params)
-        return optim.descend(params, direction, jnp.float32(RATE)), opt, value
+        return optimizer_lib.descend(params, direction, jnp.float32(RATE)), opt, value
 
     counted = flops.count(jax.value_and_grad(loss), params, *given).total
     state = [params, adamw.init(params)]

@@ -36,7 +36,7 @@ import numpy as np
 import timing
 import torch
 
-from scaling_ldm import noise, samplers
+from scaling_ldm.diffusion import noise, samplers
 
 COND = 16  # features of a condition
 TIMES = 32  # features of a time

@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from scaling_ldm import config, data, denoisers, mesh, networks, programs
-from scaling_ldm import step as step_lib
+from scaling_ldm import config, data
+from scaling_ldm.models import denoisers, from_config
+from scaling_ldm.training import mesh, train_step
 
 Row = dict[str, Any]
 
@@ -75,7 +76,7 @@ class Ours:
     ) -> None:
         self.mesh, self.most = device_mesh, recipe.train.steps_per_dispatch
         self.batches = {k: np.stack([v] * self.most) for k, v in batch.items()}
-        self.program = programs.compile_for(recipe, *size, device_mesh)
+        self.program = train_step.compile_for(recipe, *size, device_mesh)
         whole = mesh.named(device_mesh, mesh.WHOLE)
         key = jax.device_put(jax.random.key(0), whole)
         self.state = self.program.init(key)
@@ -120,7 +121,7 @@ def check_equal(
     exact = dataclasses.replace(
         recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32")
     )
-    denoiser = networks.denoiser(exact, *size, unroll=False)
+    denoiser = from_config.denoiser(exact, *size, unroll=False)
     rng = np.random.default_rng(0)
     params = jax.tree.map(  # away from zero, so that every parameter acts
         lambda a: np.asarray(a) + 0.05 * rng.normal(size=a.shape).astype(np.float32),
@@ -171,7 +172,7 @@ def time_size(
                 row["compile_failed"] = f"{type(e).__name__}: {e}".splitlines()[0]
     measured = timing.alternate(contenders, flags.seconds)
     times = measured.seconds
-    flops = step_lib.cost(recipe, ours.program.functions, len(batch["x"])).flops.total
+    flops = train_step.cost(recipe, ours.program.functions, len(batch["x"])).flops.total
     seconds = statistics.median(times["ours"])
     row |= {
         "flops_per_step": flops,

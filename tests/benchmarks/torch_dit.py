@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling_ldm import config, layers
+from scaling_ldm import config
+from scaling_ldm.models import layers
 
 # Where a parameter of ours lives in the PyTorch module: kernels are transposed, and
 # what has head axes is flattened to two.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling_ldm.encoders import convolutions, efficientnet_lite
+from scaling_ldm.models.encoders import convolutions, efficientnet_lite
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:

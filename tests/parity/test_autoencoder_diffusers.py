@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm import encoders, flops
-from scaling_ldm.encoders import presets
-from scaling_ldm.weights import autoencoder_kl as weights
-from scaling_ldm.weights import layout
+from scaling_ldm import flops
+from scaling_ldm.models import encoders
+from scaling_ldm.models.encoders import presets
+from scaling_ldm.models.weights import autoencoder_kl as weights
+from scaling_ldm.models.weights import layout
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from scaling_ldm.encoders import clip, clip_features, clip_score
-from scaling_ldm.weights import clip as weights
+from scaling_ldm.models.encoders import clip, clip_features, clip_score
+from scaling_ldm.models.weights import clip as weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import flops
-from scaling_ldm.encoders import dinov2, presets
-from scaling_ldm.weights import dinov2 as weights
+from scaling_ldm.models.encoders import dinov2, presets
+from scaling_ldm.models.weights import dinov2 as weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

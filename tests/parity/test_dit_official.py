@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm import layers
-from scaling_ldm.denoisers import dit
-from scaling_ldm.weights import dit as dit_weights
-from scaling_ldm.weights import layout, torch_file
+from scaling_ldm.models import layers
+from scaling_ldm.models.denoisers import dit
+from scaling_ldm.models.weights import dit as dit_weights
+from scaling_ldm.models.weights import layout, torch_file
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional

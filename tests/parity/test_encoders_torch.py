@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from scaling_ldm import flops
-from scaling_ldm.encoders import bert, clip, presets, t5
+from scaling_ldm.models.encoders import bert, clip, presets, t5
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

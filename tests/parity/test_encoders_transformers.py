@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm.encoders import bert, clip, t5
-from scaling_ldm.weights import bert as bert_weights
-from scaling_ldm.weights import clip as clip_weights
-from scaling_ldm.weights import files, hub, layout
-from scaling_ldm.weights import t5 as t5_weights
+from scaling_ldm.models.encoders import bert, clip, t5
+from scaling_ldm.models.weights import bert as bert_weights
+from scaling_ldm.models.weights import clip as clip_weights
+from scaling_ldm.models.weights import files, hub, layout
+from scaling_ldm.models.weights import t5 as t5_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

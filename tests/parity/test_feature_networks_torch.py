@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from scaling_ldm import flops
-from scaling_ldm.encoders import efficientnet_lite, inception
-from scaling_ldm.weights import efficientnet_lite as lite_weights
-from scaling_ldm.weights import inception as inception_weights
-from scaling_ldm.weights import torch_file
+from scaling_ldm.models.encoders import efficientnet_lite, inception
+from scaling_ldm.models.weights import efficientnet_lite as lite_weights
+from scaling_ldm.models.weights import inception as inception_weights
+from scaling_ldm.models.weights import torch_file
 
 torch = pytest.importorskip("torch")
 flop_counter = pytest.importorskip("torch.utils.flop_counter")

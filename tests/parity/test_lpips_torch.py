@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scaling_ldm import flops
-from scaling_ldm.encoders import lpips
-from scaling_ldm.weights import lpips as weights
+from scaling_ldm.models.encoders import lpips
+from scaling_ldm.models.weights import lpips as weights
 
 torch = pytest.importorskip("torch")
 flop_counter = pytest.importorskip("torch.utils.flop_counter")

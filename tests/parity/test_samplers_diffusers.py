@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_ldm import noise, samplers
-from scaling_ldm.samplers import diffusion, dpm, table
+from scaling_ldm.diffusion import noise, samplers
+from scaling_ldm.diffusion.samplers import diffusion, dpm, table
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm import denoisers, flops
-from scaling_ldm.denoisers import dit, mmdit, presets
-from scaling_ldm.weights import dit as dit_weights
-from scaling_ldm.weights import layout
-from scaling_ldm.weights import mmdit as mmdit_weights
-from scaling_ldm.weights import pixart as pixart_weights
+from scaling_ldm import flops
+from scaling_ldm.models import denoisers
+from scaling_ldm.models.denoisers import dit, mmdit, presets
+from scaling_ldm.models.weights import dit as dit_weights
+from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import mmdit as mmdit_weights
+from scaling_ldm.models.weights import pixart as pixart_weights
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from scaling_ldm import denoisers, flops
-from scaling_ldm.denoisers import presets, unet
-from scaling_ldm.weights import layout
-from scaling_ldm.weights import unet as unet_weights
+from scaling_ldm import flops
+from scaling_ldm.models import denoisers
+from scaling_ldm.models.denoisers import presets, unet
+from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import unet as unet_weights
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -17,13 +17,7 @@ from scaling_ldm.data.pictures.folder import ImageFolder
 from scaling_ldm.data.pictures.memory import memory, registered
 from scaling_ldm.data.pictures.painted import Painted
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.data.pictures.record import (
-    BadRecord,
-    Picture,
-    Pictures,
-    decode,
-    fit,
-)
+from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures, decode, fit
 from scaling_ldm.data.pictures.tables import Tables
 from scaling_ldm.data.pictures.tally import Tally
 from scaling_ldm.data.pictures.tar_shards import TarShards

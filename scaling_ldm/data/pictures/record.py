@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from scaling_ldm.records.errors import BadRecord
+
 # Formats decoded, by pillow's names; not EPS and the like, which run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -38,17 +40,6 @@ class Picture:
     name: str
     label: int | None = None
     held_out: bool | None = None
-
-
-class BadRecord(ValueError):
-    """A record that cannot be used, for a reason that lies in the record."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
-
-    def __reduce__(self):
-        return BadRecord, (self.name, self.reason)
 
 
 class Pictures(Protocol):

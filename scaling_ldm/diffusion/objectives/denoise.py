@@ -1,0 +1,253 @@
+"""The training loss: draw t, corrupt, predict, compare, weigh; functions of arrays.
+
+    x_t = alpha(t) x0 + sigma(t) eps,   loss = mean_t w(t) mean (prediction - target)^2
+
+Any schedule of `noise`, any kind of prediction of `prediction`. Everything is computed
+in float32 and stays finite at both ends of a schedule.
+
+**Weightings** are formulas of the signal-to-noise ratio SNR = alpha^2 / sigma^2, each
+stated for the squared error in which its paper states it:
+
+| name | of the error in | weight | source |
+|---|---|---|---|
+| `uniform` | the network's own space | 1 | Ho et al. 2020, eq. 14 |
+| `min_snr` | x0 | min(SNR, gamma) | Hang et al. 2023, section 3.4 |
+| `truncated_snr` | x0 | max(SNR, 1) | Salimans & Ho 2022, section 4 |
+| `p2` | epsilon | 1 / (k + SNR)^gamma | Choi et al. 2022 |
+| `sigmoid` | epsilon | sigmoid(bias - log SNR) | Kingma & Gao 2023 |
+
+An error of one kind of prediction is another's times a factor: x0 = c x + d p gives
+|x0' - x0|^2 = d^2 |p' - p|^2. So a weight w of the x0 error is d^2 w of p's, with d
+from `prediction.TABLE`: min_snr becomes min(SNR, gamma) / SNR for epsilon and
+min(SNR, gamma) / (SNR + 1) for v. `uniform` alone is another loss for every kind.
+
+Weights are not normalised. Kingma & Gao write their loss as an integral over log SNR;
+a weight here multiplies the density of log SNR that schedule and law of t imply. Their
+integral has the further factor -dlogsnr/dt, which is left out (as Hang et al. and Choi
+et al. do).
+
+**Laws of t** are increasing functions of a standard normal draw, onto a fraction of the
+schedule, 0 at the data and 1 at the noise. So the quantile q of a law is its value at
+the normal's quantile q, which is how validation takes its strata.
+
+| name | fraction of the schedule | source |
+|---|---|---|
+| `uniform` | Phi(normal) | Ho et al. 2020, algorithm 1 |
+| `logit_normal` | sigmoid(location + scale normal) | Esser et al. 2024, section 3.1 |
+| `cosmap` | 1 - 1 / (1 + tan(pi/2 Phi(normal))) | Esser et al. 2024, section 3.1 |
+
+Paper B trains flow on rectified flow under `logit_normal`. It does not state location
+and scale; 0 and 1 are this library's assumption.
+
+References: Ho 2006.11239, Salimans & Ho 2202.00512, Choi 2204.00227, Kingma & Gao
+2303.00848, Hang 2303.09556, Esser 2403.03206.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from scaling_ldm.diffusion import noise
+from scaling_ldm.diffusion import prediction as prediction_lib
+from scaling_ldm.models.shapes import LatentBHWC, TimeB
+
+Batch = dict[str, jax.Array]
+Values = TypeVar("Values", np.ndarray, jax.Array)
+
+LOGSNR_LIMIT = 20.0  # of weights: noise or picture beyond it is lost in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """A weight of the squared error of one kind of prediction.
+
+    of: a name of `prediction.TABLE`; "" for whatever kind the network predicts.
+    weight: float32 [B] of logsnr [B], which is finite.
+    """
+
+    of: str
+    weight: Callable[[jax.Array], jax.Array]
+
+
+def uniform_weight() -> Weighting:
+    """The plain mean squared error of what the network predicts."""
+    return Weighting("", jnp.ones_like)
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(SNR, gamma): no noise level pulls harder than SNR = gamma does."""
+    return Weighting("x0", lambda logsnr: jnp.minimum(jnp.exp(logsnr), gamma))
+
+
+def truncated_snr() -> Weighting:
+    """max(SNR, 1): the larger of the x0 and epsilon errors."""
+    return Weighting("x0", lambda logsnr: jnp.maximum(jnp.exp(logsnr), 1.0))
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """1 / (k + SNR)^gamma: less for the levels that only clean up."""
+    return Weighting("epsilon", lambda logsnr: (k + jnp.exp(logsnr)) ** -gamma)
+
+
+def sigmoid(bias: float = 0.0) -> Weighting:
+    """sigmoid(bias - logsnr); a larger bias asks for more detail.
+
+    Hoogeboom et al. 2024 (arXiv 2410.19324) call it the sigmoid loss.
+    """
+    return Weighting("epsilon", lambda logsnr: jax.nn.sigmoid(bias - logsnr))
+
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "uniform": uniform_weight,
+    "min_snr": min_snr,
+    "truncated_snr": truncated_snr,
+    "p2": p2,
+    "sigmoid": sigmoid,
+}
+
+TimeLaw = Callable[[Values], Values]
+
+
+def _special(value: Any) -> Any:
+    """float32 functions for jax arrays, float64 ones for numpy's."""
+    return jax.scipy.special if isinstance(value, jax.Array) else scipy.special
+
+
+def uniform_law() -> TimeLaw:
+    """Every fraction is as likely as any other."""
+    return lambda normal: _special(normal).ndtr(normal)
+
+
+def logit_normal(location: float = 0.0, scale: float = 1.0) -> TimeLaw:
+    """Most draws in the middle; a positive location moves them towards noise."""
+    return lambda normal: _special(normal).expit(location + scale * normal)
+
+
+def cosmap() -> TimeLaw:
+    """Those of a rectified flow whose log SNR is distributed as a cosine schedule's.
+
+    tan = sin / cos, and cos(pi/2 u) = sin(pi/2 (1 - u)): exact at both ends.
+    """
+
+    def law(normal: Values) -> Values:
+        xp = jnp if isinstance(normal, jax.Array) else np
+        rising = xp.sin(np.pi / 2 * _special(normal).ndtr(normal))
+        falling = xp.sin(np.pi / 2 * _special(normal).ndtr(-normal))
+        return rising / (rising + falling)
+
+    return law
+
+
+TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {
+    "uniform": uniform_law,
+    "logit_normal": logit_normal,
+    "cosmap": cosmap,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a network learns to predict, of which noise, and what counts how much."""
+
+    schedule: noise.Schedule
+    prediction: str  # a name of prediction.TABLE
+    weighting: Weighting
+    time_law: TimeLaw
+    time_shift: float = 1.0  # of noise.shift_time, applied to the fraction
+    caption_dropout: float
+
+    def times(self, normal: Values) -> Values:
+        """Times of the schedule from standard normal draws; float64 from numpy's."""
+        fraction = noise.shift_time(self.time_law(normal), self.time_shift)
+        return self.schedule.at_fraction(fraction)
+
+    def weight(self, t_B: TimeB) -> jax.Array:
+        """The weight of each sample's squared error in the prediction's own space.
+
+        Beyond +-LOGSNR_LIMIT it is the weight at the limit, which is finite for every
+        kind; without noise or without a picture its formula may be 0 times infinity.
+        """
+        logsnr = jnp.clip(self.schedule.logsnr(t_B), -LOGSNR_LIMIT, LOGSNR_LIMIT)
+        alpha, sigma = self.schedule.from_logsnr(logsnr)
+        stated_in = self.weighting.of or self.prediction
+        _, factor = prediction_lib.factors(self.prediction, stated_in, alpha, sigma)
+        return self.weighting.weight(logsnr) * factor**2
+
+
+def drop_captions(cond: Batch, null: Batch, drop_B: jax.Array) -> Batch:
+    """Replaces the condition of each sample with `drop` by the null condition.
+
+    `null` holds one unbatched array per array of `cond` that can be dropped; the others
+    stay.
+    """
+    dropped = dict(cond)
+    for name, nothing in null.items():
+        value = cond[name]
+        drop = drop_B.reshape(drop_B.shape + (1,) * (value.ndim - 1))
+        dropped[name] = jnp.where(drop, nothing[None], value)
+    return dropped
+
+
+def errors(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    x0_BHWC: LatentBHWC,
+    eps_BHWC: LatentBHWC,
+    t_B: TimeB,
+    cond: Batch,
+    objective: Objective,
+) -> jax.Array:
+    """Mean squared error of each sample's prediction, unweighted, [B], float32."""
+    schedule, kind = objective.schedule, objective.prediction
+    alpha, sigma = schedule.alpha(t_B), schedule.sigma(t_B)
+    x_t = prediction_lib.corrupt(x0_BHWC, eps_BHWC, alpha, sigma)
+    predicted = apply(params, x_t, schedule.unit_time(t_B), cond)
+    wanted = prediction_lib.target(kind, x0_BHWC, eps_BHWC, alpha, sigma)
+    return jnp.mean((predicted - wanted) ** 2, axis=(1, 2, 3))
+
+
+def loss(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    batch: Batch,
+    null: Batch,
+    key: jax.Array,
+    *,
+    objective: Objective,
+) -> jax.Array:
+    """The training loss of one batch, a float32 scalar.
+
+    Args:
+      apply: a denoiser's apply; it is given `schedule.unit_time(t)`.
+      batch: "x" [B, H, W, C] and the arrays of the denoiser's conditioning.
+      null: the null condition, unbatched arrays; a coarse "image" has none.
+      key: of this step; noise, t and dropout come from it alone.
+      objective: what is predicted and how it is weighed.
+    """
+    x0 = batch["x"].astype(jnp.float32)
+    cond = {name: value for name, value in batch.items() if name != "x"}
+    noise_key, time_key, drop_key = jax.random.split(key, 3)
+    per_sample = batch_sharding(x0, ndim=1)
+    eps = jax.random.normal(noise_key, x0.shape, out_sharding=batch_sharding(x0))
+    normal = jax.random.normal(time_key, x0.shape[:1], out_sharding=per_sample)
+    t = objective.times(normal)
+    uniform = jax.random.uniform(drop_key, x0.shape[:1], out_sharding=per_sample)
+    cond = drop_captions(cond, null, uniform < objective.caption_dropout)
+    error = errors(apply, params, x0, eps, t, cond, objective)
+    return jnp.mean(objective.weight(t) * error)
+
+
+def batch_sharding(x: jax.Array, ndim: int | None = None) -> Any:
+    """The sharding of x's batch axis for an array of `ndim` axes; None without mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    sharding = jax.typeof(x).sharding
+    rest = (None,) * ((x.ndim if ndim is None else ndim) - 1)
+    return sharding.update(spec=jax.sharding.PartitionSpec(sharding.spec[0], *rest))

@@ -1,0 +1,93 @@
+"""DDIM and DDPM: steps through the Gaussian posterior of the noising process.
+
+With x0 estimated at (alpha, sigma), a step to (alpha', sigma') is
+
+    x' = alpha' x0 + sqrt(sigma'^2 - std^2) (x - alpha x0) / sigma + std z.
+
+Song et al. 2020 (DDIM), eq. 12: std = eta times that of the posterior; eta = 0 is
+deterministic, eta = 1 is Ho et al. 2020 (DDPM) with the smaller variance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from scaling_ldm.diffusion.samplers.grids import Grid, Point
+from scaling_ldm.diffusion.samplers.table import Table
+
+VARIANCES = ("fixed_small", "fixed_large", "learned")
+
+
+def _posterior(a: Point, b: Point) -> tuple[float, float]:
+    """Variances of q(x_b | x_a, x0) and of q(x_a | x_b), the latter as x_b sees it.
+
+    The second is what Ho et al. 2020 call beta; both for any alpha and sigma.
+    """
+    kept = a.alpha / b.alpha
+    added = a.sigma**2 - (kept * b.sigma) ** 2
+    return added * b.sigma**2 / a.sigma**2, added
+
+
+def ddim(grid: Grid, *, eta: float = 0.0) -> Table:
+    """Song et al. 2020, eq. 12; and its inversion (appendix F) on a reversed grid.
+
+    Args:
+      eta: 0 deterministic ... 1 the DDPM posterior.
+
+    Raises:
+      ValueError: eta outside [0, 1], or above 0 for an inversion.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    if grid.inverts:
+        if eta:
+            raise ValueError("an inversion is deterministic: eta must be 0")
+        return _toward_noise(grid)
+    table = Table(stochastic=eta > 0)
+    for a, b in grid.pairs:
+        std = eta * math.sqrt(_posterior(a, b)[0])
+        keep = math.sqrt(b.sigma**2 - std**2) / a.sigma
+        table.add(a, b, x=keep, m=[b.alpha - a.alpha * keep], z=std)
+    return table
+
+
+def _toward_noise(grid: Grid) -> Table:
+    """The same step through epsilon, which needs no division by a vanishing sigma."""
+    table = Table(form="epsilon")
+    for a, b in grid.pairs:
+        keep = b.alpha / a.alpha
+        table.add(a, b, x=keep, m=[b.sigma - a.sigma * keep])
+    return table
+
+
+def ddpm(grid: Grid, *, variance: str = "fixed_small") -> Table:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), on any subset of the steps.
+
+    Args:
+      variance: "fixed_small", the posterior's; "fixed_large", beta's (both section
+        3.2); "learned": between them, as the network says (Nichol & Dhariwal 2021, eq.
+        15) in a second half of its output channels. No noise is added at the last step.
+
+    Raises:
+      ValueError: an unknown variance, or a grid towards noise.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance {variance!r} is none of {', '.join(VARIANCES)}")
+    if grid.inverts:
+        raise ValueError("ddpm cannot invert; ddim can")
+    table = Table(stochastic=True, learned_variance=variance == "learned")
+    for a, b in grid.pairs:
+        small, large = _posterior(a, b)
+        x = a.alpha / b.alpha * b.sigma**2 / a.sigma**2
+        m = [b.alpha * large / a.sigma**2]
+        if b.sigma == 0:
+            table.add(a, b, x=x, m=m)
+        elif variance == "learned":
+            bounds = (float(np.log(small)), float(np.log(large)))
+            table.add(a, b, x=x, m=m, z=1.0, log_variance=bounds)
+        else:
+            std = math.sqrt(small if variance == "fixed_small" else large)
+            table.add(a, b, x=x, m=m, z=std)
+    return table

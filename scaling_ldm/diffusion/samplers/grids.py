@@ -1,0 +1,280 @@
+"""Where a sampler evaluates: times, and the signal and noise there; numpy only.
+
+A grid has n points at which the network is evaluated, and one more where the last step
+ends. All is computed on the host in float64 and becomes data of one compiled loop.
+
+With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
+
+| spacing | evaluated at | source |
+|---|---|---|
+| uniform | f = 1 - i / n | |
+| linspace | f = 1 - i / (n - 1), whole steps on tables | Lin et al. 2023, table 2 |
+| leading | multiples of steps // n, from the data's side | Lin et al. 2023, table 2 |
+| trailing | multiples of steps / n, from the noise's side | Lin et al. 2023, table 2 |
+| quadratic | f = (1 - i / n)^2 | Song et al. 2020 (DDIM), appendix D.2 |
+| logsnr | logsnr evenly spaced | Lu et al. 2022, section 3.3 |
+| karras | (sigma / alpha)^(1/rho) evenly spaced | Karras et al. 2022, eq. 5 |
+| flow_shifted | f = 1 - i / n, moved towards noise | Esser et al. 2024, eq. 23 |
+
+linspace and leading evaluate at the very data's end (which a rectified flow cannot:
+there is no noise left), after one long leap in logsnr. First-order solvers bear it;
+solvers that extrapolate from earlier evaluations lose accuracy on it. Give those
+trailing, logsnr or karras. flow_shifted is for rectified flows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scaling_ldm.diffusion import noise
+
+# logsnr beyond which picture or noise is below float32's rounding of the other; stands
+# in for infinite ends when points are spaced by logsnr or sigma.
+LOGSNR_LIMIT = 16.0
+
+
+class Point(NamedTuple):
+    """One place on the way from noise to data; Python floats."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """log(alpha / sigma), half the logsnr, in which DPM-Solver is written."""
+        with np.errstate(divide="ignore"):
+            return float(np.log(self.alpha) - np.log(self.sigma))
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """n + 1 points; the network is evaluated at the first n.
+
+    Attributes:
+      schedule: what alpha and sigma follow.
+      points: in the order in which they are visited.
+    """
+
+    schedule: noise.Schedule
+    points: tuple[Point, ...] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        first, last = self.points[0], self.points[-1]
+        return f"Grid({self.steps} steps, t = {first.t:g} to {last.t:g})"
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise ValueError("a grid needs an evaluation and an end: 2 points at least")
+        levels = np.asarray([p.lam for p in self.points])
+        up, down = levels[1:] > levels[:-1], levels[1:] < levels[:-1]
+        if not (up.all() or down.all()):
+            i = int(np.argmin(up if up.sum() > down.sum() else down))
+            a, b = self.points[i : i + 2]
+            raise ValueError(
+                "noise must fall at every step (or rise at every step, to invert), but "
+                f"sigma goes from {a.sigma:g} at t = {a.t:g} to {b.sigma:g} at {b.t:g}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps from point to point, which is evaluations of a one-stage sampler."""
+        return len(self.points) - 1
+
+    @property
+    def inverts(self) -> bool:
+        """Whether it goes from data to noise."""
+        return self.points[-1].lam < self.points[0].lam
+
+    @property
+    def pairs(self) -> Iterator[tuple[Point, Point]]:
+        """Each step's start and end."""
+        return zip(self.points[:-1], self.points[1:], strict=True)
+
+    def last(self, steps: int) -> Grid:
+        """The grid of its last steps: where an image-to-image run begins."""
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must be 1 to {self.steps}, got {steps}")
+        return Grid(self.schedule, self.points[-steps - 1 :])
+
+    def reversed(self) -> Grid:
+        """The way back, from data to noise."""
+        return Grid(self.schedule, self.points[::-1])
+
+
+Spacing = Callable[..., np.ndarray]  # (schedule, n, low: time where f = 0) -> times
+
+
+def _fractions(
+    schedule: noise.Schedule, low: float, fractions: np.ndarray
+) -> np.ndarray:
+    return low + (schedule.t_noise - low) * fractions
+
+
+def _uniform(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    return _fractions(schedule, low, 1 - np.arange(n) / n)
+
+
+def _linspace(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    if not isinstance(schedule, noise.Discrete):
+        return _fractions(schedule, low, np.linspace(1, 0, n))
+    # From the data's side, where halves are exact and so round to the even step.
+    up = np.linspace(low, schedule.t_noise, n).round()
+    return up[::-1] if n > 1 else np.asarray([schedule.t_noise])
+
+
+def _leading(
+    schedule: noise.Schedule, n: int, low: float, offset: int = 0
+) -> np.ndarray:
+    if isinstance(schedule, noise.Discrete):
+        return np.arange(n)[::-1] * (schedule.steps // n) + float(offset)
+    return _fractions(schedule, low, 1 - np.arange(1, n + 1) / n)
+
+
+def _trailing(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    if isinstance(schedule, noise.Discrete):
+        return np.round(schedule.steps * (1 - np.arange(n) / n)) - 1
+    return _uniform(schedule, n, low)
+
+
+def _quadratic(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    return _fractions(schedule, low, (1 - np.arange(n) / n) ** 2)
+
+
+def _range(schedule: noise.Schedule, low: float) -> tuple[float, float]:
+    """logsnr at the noise and at the data, infinite ends cut off."""
+    ends = [float(schedule.logsnr(t)) for t in (schedule.t_noise, low)]
+    noisy, clean = np.clip(ends, -LOGSNR_LIMIT, LOGSNR_LIMIT)
+    return float(noisy), float(clean)
+
+
+def _from_logsnr(schedule: noise.Schedule, logsnr: np.ndarray) -> np.ndarray:
+    times = np.asarray(schedule.time(logsnr))
+    times[0] = schedule.t_noise
+    return times
+
+
+def _logsnr(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
+    ends = _range(schedule, low)
+    return _from_logsnr(schedule, np.linspace(*ends, n + 1)[:-1])
+
+
+def _karras(
+    schedule: noise.Schedule, n: int, low: float, rho: float = 7.0
+) -> np.ndarray:
+    ends = np.exp(-0.5 * np.asarray(_range(schedule, low)) / rho)
+    ratio = np.linspace(ends[0], ends[1], n) ** rho
+    return _from_logsnr(schedule, -2 * np.log(ratio))
+
+
+def _flow_shifted(
+    schedule: noise.Schedule, n: int, low: float, shift: float = 3.0
+) -> np.ndarray:
+    if not isinstance(schedule, noise.RectifiedFlow):
+        raise ValueError("spacing 'flow_shifted' is for noise.rectified_flow() only")
+    return np.asarray(noise.shift_time(_uniform(schedule, n, low), shift))
+
+
+SPACINGS: dict[str, Spacing] = {
+    "uniform": _uniform,
+    "linspace": _linspace,
+    "leading": _leading,
+    "trailing": _trailing,
+    "quadratic": _quadratic,
+    "logsnr": _logsnr,
+    "karras": _karras,
+    "flow_shifted": _flow_shifted,
+}
+
+
+OPTIONS = {"leading": ("offset",), "karras": ("rho",), "flow_shifted": ("shift",)}
+
+
+def default_spacing(schedule: noise.Schedule) -> str:
+    """trailing on tables (right at few steps), karras for edm, else uniform."""
+    if isinstance(schedule, noise.Discrete):
+        return "trailing"
+    return "karras" if isinstance(schedule, noise.Edm) else "uniform"
+
+
+def grid(
+    schedule: noise.Schedule,
+    steps: int,
+    spacing: str | None = None,
+    *,
+    end: str | float = "data",
+    **options: Any,
+) -> Grid:
+    """The points of a sampler.
+
+    Args:
+      schedule: of scaling_ldm.noise.
+      steps: n, at least 1.
+      spacing: "uniform" in t; "linspace", "leading", "trailing", whole steps of a table
+        (Lin et al. 2023); "quadratic", "logsnr", "karras", "flow_shifted". None is
+        `default_spacing`. Solvers of order 2 and 3 lose accuracy on linspace and
+        leading, which leap to the data's end.
+      end: where the last step ends. "data": no noise at all, alpha = 1; "schedule": at
+        the schedule's least noise; or a time, to which the points are then spaced.
+      options: of the spacing: offset (leading, 0; Stable Diffusion's is 1), rho
+        (karras, 7), shift (flow_shifted, 3).
+
+    Raises:
+      ValueError: an unknown spacing, too many steps for a table, options that the
+        spacing does not have, points whose noise does not fall.
+    """
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
+    if isinstance(schedule, noise.Discrete) and steps > schedule.steps:
+        raise ValueError(f"steps = {steps}, but the schedule has only {schedule.steps}")
+    spacing = default_spacing(schedule) if spacing is None else spacing
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
+    low = schedule.t_data if isinstance(end, str) else float(end)
+    unknown = set(options) - set(OPTIONS.get(spacing, ()))
+    if unknown:
+        raise ValueError(
+            f"spacing {spacing!r} has no option {', '.join(sorted(unknown))}; its "
+            f"options: {', '.join(OPTIONS.get(spacing, ())) or 'none'}"
+        )
+    times = SPACINGS[spacing](schedule, int(steps), low, **options)
+    return from_times(schedule, times, end=end)
+
+
+def from_times(
+    schedule: noise.Schedule, times: Any, *, end: str | float = "data"
+) -> Grid:
+    """The grid that evaluates at given times, most noise first.
+
+    Raises:
+      ValueError: times outside the schedule, or not falling.
+    """
+    times = np.atleast_1d(np.asarray(times, np.float64))
+    low, high = schedule.t_data, schedule.t_noise
+    if not times.size:
+        raise ValueError("a grid needs an evaluation and an end: 2 points at least")
+    if times.ndim != 1 or not np.all((times >= low) & (times <= high)):
+        raise ValueError(f"times must lie in [{low:g}, {high:g}], got {times}")
+    alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
+    points = [
+        Point(float(t), float(a), float(s))
+        for t, a, s in zip(times, alphas, sigmas, strict=True)
+    ]
+    if isinstance(end, str) and end not in ("data", "schedule"):
+        raise ValueError(f"end {end!r} is none of data, schedule, or a time")
+    if sigmas[-1] == 0 or times[-1] == (schedule.t_data if end == "schedule" else end):
+        raise ValueError(
+            f"the last evaluation, t = {times[-1]:g}, is where the grid ends: the end "
+            "is added by itself, so leave it out of the times; on a rectified flow use "
+            "uniform or trailing rather than linspace or leading"
+        )
+    if end == "data":
+        last = Point(schedule.t_data, 1.0, 0.0)
+    else:
+        t = schedule.t_data if end == "schedule" else float(end)
+        last = Point(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
+    return Grid(schedule, (*points, last))

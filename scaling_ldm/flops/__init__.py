@@ -1,0 +1,35 @@
+"""Floating-point operations: counted in a jaxpr, and the peaks of devices.
+
+`count` walks the jaxpr of any JAX function; one unit, 2 x multiply-adds. Peaks of
+devices are data, read without jax. May import: nothing of this library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling_ldm.flops.counter import Entry as Entry
+    from scaling_ldm.flops.counter import FlopCount as FlopCount
+    from scaling_ldm.flops.counter import UncountedPrimitive as UncountedPrimitive
+    from scaling_ldm.flops.counter import UnknownTripCount as UnknownTripCount
+    from scaling_ldm.flops.counter import count as count
+    from scaling_ldm.flops.counter import to_macs as to_macs
+
+__all__ = [
+    "Entry",
+    "FlopCount",
+    "UncountedPrimitive",
+    "UnknownTripCount",
+    "count",
+    "to_macs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports jax with the counter, not with the peaks."""
+    if name not in __all__:
+        raise AttributeError(f"module 'scaling_ldm.flops' has no attribute {name!r}")
+    from scaling_ldm.flops import counter
+
+    return getattr(counter, name)

@@ -1,0 +1,300 @@
+"""FLOPs of any JAX function, counted by walking its jaxpr.
+
+Nothing is compiled and no device is touched, so the count is the same on every
+backend, batch layout and sharding, and it is right under `lax.scan`, where the
+compiler's own cost analysis sees the body once.
+
+Convention (one unit, everywhere): one multiply-accumulate is 2 FLOPs. Matrix
+products, convolutions and attention kernels count. Elementwise operations,
+reductions, normalisation, gathers, random bits and FFTs count 0; so do collectives.
+
+*Model* FLOPs are forward + backward. *Hardware* FLOPs add what `jax.checkpoint`
+(`nn.remat`) computes a second time. JAX labels exactly that part of a gradient
+`rematted_computation` in the name stack; the rest is what the same function without
+remat costs.
+
+Convolutions count every tap of every output, on padding or not; forward + backward is
+exactly 3 x forward. `jaxpr_ops` derives the rule for strides, dilation and transposes.
+
+Control flow. `scan` multiplies by its length; `while` by its trip count where start,
+bound and step are constants, and raises `UnknownTripCount` where they are not and the
+body has FLOPs; `cond` and `switch` count their most expensive branch (and leave a
+note if the branches differ), `platform_dependent` its default, so that the count is
+the same wherever it is made; `shard_map` multiplies its per-shard body by the number
+of devices on its manual axes, so work replicated over such an axis counts on each.
+Attention kernels get no discount for causal masks, windows or padded sequences.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm.flops.operations import (
+    Place,
+    UncountedPrimitive,
+    constant,
+    fold,
+    inner_jaxprs,
+    leaf_flops,
+    open_jaxpr,
+    trip_count,
+)
+from scaling_ldm.records.errors import UnknownTripCount
+
+__all__ = [
+    "Entry",
+    "FlopCount",
+    "UncountedPrimitive",
+    "UnknownTripCount",
+    "count",
+    "to_macs",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """FLOPs of one kind of operation in one module.
+
+    Attributes:
+      scope: module path, outermost first; transformations (jvp, vmap, remat, ...) are
+        left out, so forward and backward of a module share its scope.
+      primitive: name of the JAX primitive.
+      recomputed: True for what remat computes a second time.
+      flops: 2 x MAC.
+    """
+
+    scope: tuple[str, ...]
+    primitive: str
+    recomputed: bool
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopCount:
+    """The result of `count`: totals and breakdowns in FLOPs (2 x MAC).
+
+    Attributes:
+      entries: one row per module scope, primitive and recompute flag.
+      notes: remarks on choices made while counting, such as a `cond` with branches of
+        different cost, each with its source line.
+    """
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hardware(self) -> int:
+        """Everything executed: forward, backward and recompute."""
+        return sum(entry.flops for entry in self.entries)
+
+    @property
+    def total(self) -> int:
+        """Same as `hardware`."""
+        return self.hardware
+
+    @property
+    def recomputed(self) -> int:
+        """What remat executes a second time."""
+        return sum(entry.flops for entry in self.entries if entry.recomputed)
+
+    @property
+    def model(self) -> int:
+        """Forward and backward without recompute: the function with remat removed."""
+        return self.hardware - self.recomputed
+
+    @property
+    def by_scope(self) -> dict[str, int]:
+        """Hardware FLOPs by full module path ("" where no module is named)."""
+        return self._sums(lambda entry: "/".join(entry.scope))
+
+    @property
+    def by_primitive(self) -> dict[str, int]:
+        """Hardware FLOPs by JAX primitive."""
+        return self._sums(lambda entry: entry.primitive)
+
+    def tree(self, depth: int = 2) -> dict[str, int]:
+        """Hardware FLOPs of every module down to `depth`, children included.
+
+        Keys are paths joined by "/", parents before children; "" is the whole.
+        """
+        sums: Counter[tuple[str, ...]] = Counter({(): 0})
+        for entry in self.entries:
+            for length in range(min(depth, len(entry.scope)) + 1):
+                sums[entry.scope[:length]] += entry.flops
+        return {"/".join(path): sums[path] for path in sorted(sums)}
+
+    def table(self, depth: int = 2) -> str:
+        """`tree(depth)` as aligned text, with shares of the total."""
+        rows = [(path or "total", flops) for path, flops in self.tree(depth).items()]
+        width = max(len(path) for path, _ in rows)
+        lines = [
+            f"{path:<{width}}  {flops:>12.4e}  {flops / max(self.total, 1):6.1%}"
+            for path, flops in rows
+        ]
+        return "\n".join([f"{'module':<{width}}  {'FLOPs':>12}   share", *lines])
+
+    def _sums(self, key: Callable[[Entry], str]) -> dict[str, int]:
+        sums: Counter[str] = Counter()
+        for entry in self.entries:
+            sums[key(entry)] += entry.flops
+        return dict(sums)
+
+
+def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
+    """Counts the FLOPs of `fn(*args, **kwargs)` without running or compiling it.
+
+    Args:
+      fn: any JAX function: a loss, a gradient, a train step, a whole sampler.
+      *args: pytrees of arrays, `jax.ShapeDtypeStruct`s or typed random keys. Python
+        numbers are traced too; bind static arguments with `functools.partial`.
+      **kwargs: likewise.
+
+    Returns:
+      A `FlopCount`.
+
+    Raises:
+      UnknownTripCount: a `while` with FLOPs in its body and no constant trip count.
+      UncountedPrimitive: an operation in `jaxpr_ops.UNCOUNTED`, or a `pallas_call`
+        without a `cost_estimate`.
+
+    Example:
+      >>> x = jax.ShapeDtypeStruct((8, 16), np.float32)
+      >>> w = jax.ShapeDtypeStruct((16, 4), np.float32)
+      >>> count(lambda x, w: x @ w, x, w).total
+      1024
+    """
+    closed = jax.make_jaxpr(fn)(*args, **kwargs)
+    walker = _Walker()
+    tally, _ = walker.walk(closed, (), Place())
+    rows = sorted(tally.items())
+    entries = (
+        Entry(scope=s, primitive=p, recomputed=r, flops=n) for (s, p, r), n in rows
+    )
+    return FlopCount(entries=tuple(entries), notes=tuple(dict.fromkeys(walker.notes)))
+
+
+def to_macs(flops: int) -> int:
+    """Multiply-accumulates of a FLOP count: half of it.
+
+    Many published "GFLOPs" of vision models are multiply-accumulates; compare those
+    with this. Raises ValueError for an odd count, which no sum of products gives.
+    """
+    if flops % 2:
+        raise ValueError(f"{flops} FLOPs is odd, so it is not a count of 2 x MAC")
+    return flops // 2
+
+
+_Tally = Counter[tuple[tuple[str, ...], str, bool]]
+
+
+class _Walker:
+    """Sums FLOPs over a jaxpr and all jaxprs inside it."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def walk(
+        self,
+        jaxpr: Any,
+        known_inputs: Sequence[int | None],
+        place: Place,
+    ) -> tuple[_Tally, list[int | None]]:
+        """Returns the tally and those outputs that are constant integers.
+
+        `known_inputs` may be shorter than the inputs; None is unknown.
+        """
+        jaxpr, known = open_jaxpr(jaxpr)
+        for var, value in zip(jaxpr.invars, known_inputs, strict=False):
+            if value is not None:
+                known[var] = value
+        makers: dict[Any, Any] = {}
+        tally: _Tally = Counter()
+        for eqn in jaxpr.eqns:
+            inputs = [constant(atom, known) for atom in eqn.invars]
+            added, outputs = self._equation(eqn, inputs, makers, place.of(eqn))
+            tally.update(added)
+            for var, value in zip(eqn.outvars, outputs, strict=False):
+                if value is not None:
+                    known[var] = value
+            for var in eqn.outvars:
+                makers[var] = eqn
+        return tally, [constant(atom, known) for atom in jaxpr.outvars]
+
+    def _equation(
+        self,
+        eqn: Any,
+        inputs: list[int | None],
+        makers: Mapping[Any, Any],
+        place: Place,
+    ) -> tuple[_Tally, list[int | None]]:
+        name, params = eqn.primitive.name, eqn.params
+
+        def inner(jaxpr: Any, known: Sequence[int | None] = ()) -> _Tally:
+            return self.walk(jaxpr, known, place)[0]
+
+        if name == "scan":
+            known = inputs[: params["num_consts"]]
+            return _scaled(inner(params["jaxpr"], known), params["length"]), []
+        if name == "while":
+            return self._while(eqn, inputs, place), []
+        if name == "cond":
+            platforms = params.get("branches_platforms") or ()
+            if None in platforms:  # what any platform without a way of its own does
+                default = params["branches"][platforms.index(None)]
+                return inner(default, inputs[1:]), []
+            branches = [inner(branch, inputs[1:]) for branch in params["branches"]]
+            costs = [branch.total() for branch in branches]
+            if len(set(costs)) > 1:
+                self.notes.append(
+                    f"branches at {place.line()} cost {costs} FLOPs; the largest counts"
+                )
+            return branches[int(np.argmax(costs))], []
+        if name == "shard_map":
+            axes = params.get("newly_manual_axes", params.get("manual_axes"))
+            shards = math.prod(params["mesh"].shape[axis] for axis in axes)
+            return _scaled(inner(params["jaxpr"]), shards), []
+        if name == "custom_linear_solve":
+            return inner(params["jaxprs"].solve), []
+        jaxprs = [] if name == "pallas_call" else list(inner_jaxprs(params))
+        if not jaxprs:
+            flops, repeated = leaf_flops(eqn, makers, place)
+            tally: _Tally = Counter()
+            tally[place.scope, name, place.recomputed] += flops
+            tally[place.scope, name, True] += repeated
+            return +tally, [fold(eqn, inputs)]  # + drops zeros
+        if len(jaxprs) == 1 and len(open_jaxpr(jaxprs[0])[0].invars) == len(inputs):
+            # jit, remat, custom derivatives, ...: a call, so constants pass through.
+            return self.walk(jaxprs[0], inputs, place)
+        tally = Counter()
+        for jaxpr in jaxprs:
+            tally.update(inner(jaxpr))
+        return tally, []
+
+    def _while(self, eqn: Any, inputs: list[int | None], place: Place) -> _Tally:
+        params = eqn.params
+        n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+        trips = trip_count(params, inputs)
+        known = inputs[n_cond : n_cond + n_body]
+        body, _ = self.walk(params["body_jaxpr"], known, place)
+        cond, _ = self.walk(params["cond_jaxpr"], inputs[:n_cond], place)
+        if not body and not cond:
+            return Counter()  # loops of random-bit generators and the like
+        if trips is None:
+            raise UnknownTripCount(
+                f"the while loop at {place.line()} costs {body.total()} FLOPs an "
+                "iteration and its number of iterations depends on data; use lax.scan "
+                "or lax.fori_loop with constant bounds, or count its body alone and "
+                "multiply by the iterations measured"
+            )
+        tally = _scaled(body, trips)
+        tally.update(_scaled(cond, trips + 1))
+        return tally
+
+
+def _scaled(tally: _Tally, factor: int) -> _Tally:
+    return +Counter({key: factor * flops for key, flops in tally.items()})

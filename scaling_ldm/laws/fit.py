@@ -1,0 +1,413 @@
+"""Fits an isoFLOP study: records or points in, laws or refusals out. No jax.
+
+`minima` fits a parabola per budget; power laws over budgets are straight lines in
+log-log through its vertices. Every bootstrap draw of the vertices goes through the
+laws, their bands and the prediction of the largest budget from the smaller ones. Where
+the vertices scatter about a law by more than the noise of the losses explains, the
+law's intervals are widened by the ratio (Birge) and a note says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling_ldm.laws import forms
+from scaling_ldm.laws.forms import PublishedLaw, power_law, published
+from scaling_ldm.laws.minima import (
+    Curve,
+    Minima,
+    Point,
+    find_minima,
+    fit_curves,
+    run_name,
+)
+from scaling_ldm.records import (
+    FitResult,
+    HeldOut,
+    Interval,
+    Parametric,
+    PowerLaw,
+    Refusal,
+    TrainRecord,
+)
+
+__all__ = [
+    "PublishedLaw",
+    "fit_records",
+    "isoflop",
+    "parametric",
+    "power_law",
+    "published",
+]
+
+QUANTITIES = ("N_opt", "D_opt", "L_opt")
+MIN_BUDGETS = 3  # a line has two
+
+
+def _field(point: Any, names: Sequence[str], number: int) -> float:
+    for name in names:
+        if isinstance(point, Mapping):
+            if name in point:
+                value = point[name]
+                break
+        elif hasattr(point, name):
+            value = getattr(point, name)
+            break
+    else:
+        have = point if isinstance(point, Mapping) else getattr(point, "__dict__", ())
+        raise ValueError(
+            f"point {number} ({type(point).__name__}) has no {' or '.join(names)!r}; "
+            f"it has: {', '.join(map(str, have)) or 'no fields'}. Give (budget_flops, "
+            "params, tokens, loss) or name the fields with metric= and size="
+        )
+    return math.nan if value is None else float(value)
+
+
+def _read(
+    points: Iterable[Any], metric: str, size: str
+) -> tuple[list[Point], list[str]]:
+    """Usable points in a fixed order, and a line for each that is not usable."""
+    kept, excluded = [], []
+    for number, point in enumerate(points):
+        if isinstance(point, (Mapping, str)) or not isinstance(
+            point, (Sequence, np.ndarray)
+        ):
+            values = tuple(
+                _field(point, names, number)
+                for names in (["budget_flops"], [size], ["tokens"], [metric])
+            )
+        elif len(point) == 4:
+            values = tuple(math.nan if v is None else float(v) for v in point)
+        else:
+            raise ValueError(
+                f"point {number} has {len(point)} values; 4 are needed: "
+                "(budget_flops, params, tokens, loss)"
+            )
+        bad = [
+            f"{name} is {value:.6g}"
+            for name, value in zip(
+                ("budget_flops", size, "tokens"), values[:3], strict=True
+            )
+            if not (math.isfinite(value) and value > 0)
+        ]
+        if not math.isfinite(values[3]):
+            bad.append(f"{metric} is {values[3]:.6g}")
+        if bad:
+            excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
+        else:
+            kept.append(Point(*values))
+    return sorted(kept), sorted(excluded)
+
+
+Predict = Callable[..., tuple[float, Interval]]
+
+
+def _exp_interval(middle: float, i: Interval) -> Interval:
+    """The interval of exp(middle + error); what overflows becomes infinite."""
+    with np.errstate(over="ignore"):
+        low, high = np.exp([middle + i.low, middle + i.high])
+    return Interval(low=float(low), high=float(high), level=i.level)
+
+
+def _law(
+    minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
+) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
+    """One law with bootstrap intervals, its prediction of a new minimum, and notes.
+
+    The prediction takes the noise of the new minimum's logarithm where it is known;
+    else it is drawn from the errors of the fitted minima.
+    """
+    name = QUANTITIES[index]
+    budgets, value = minima.budgets, minima.centre[:, index]
+    if len(budgets) < MIN_BUDGETS:
+        refusal = Refusal(
+            what=f"power law of {name} against budget_flops",
+            reason=f"fewer than {MIN_BUDGETS} budgets",
+            detail=f"{len(budgets)} budgets have a parabola",
+        )
+        return refusal, None, []
+    samples = minima.draws[:, :, index]
+    if name == "L_opt":
+        y = value
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value, samples = np.log(value), np.log(samples)
+    else:
+        y = np.exp(value)
+    law = power_law(
+        budgets, y, x_name="budget_flops", y_name=name, confidence=level, extend=extend
+    )
+    if isinstance(law, Refusal):
+        return law, None, []
+    usable = np.isfinite(samples).all(axis=1)
+    if usable.sum() < 20:
+        refusal = Refusal(
+            what=f"power law of {name} against budget_flops",
+            reason="minimum not identified",
+            detail=f"{usable.sum()} of {len(usable)} bootstrap draws have all minima",
+        )
+        return refusal, None, []
+    samples = samples[usable]
+    u = np.log(budgets)
+    design = np.stack([np.ones_like(u), u], axis=1)
+    solve = np.linalg.pinv(design)
+    noise = samples - value
+    lines = noise @ solve.T  # [draws, 2]: error of (ln coef, exponent)
+    scatter = np.sqrt(np.sum((noise - lines @ design.T) ** 2, 1) / (len(u) - 2))
+    notes, ratio = [], 1.0
+    if law.rmse_log > max(1e-9, np.quantile(scatter, 0.95)):
+        ratio = law.rmse_log / float(np.median(scatter))
+        notes.append(
+            f"{name}: minima scatter about the power law {ratio:.1f} times what the "
+            "noise of the losses explains; intervals widened by that (does it bend?)"
+        )
+    lines, noise = lines * ratio, noise * ratio
+    rng = np.random.default_rng(seed)
+    fresh = rng.permutation(noise)[
+        np.arange(len(noise)), rng.integers(len(u), size=len(noise))
+    ]
+
+    def predict(x: float, own_noise: np.ndarray | None = None):
+        middle = math.log(law(x))
+        extra = fresh if own_noise is None else ratio * own_noise[: len(lines)]
+        i = forms.percentiles(lines[: len(extra)] @ [1.0, math.log(x)] + extra, level)
+        return law(x), _exp_interval(middle, i)
+
+    coef = forms.percentiles(lines[:, 0], level)
+    exponent = forms.percentiles(lines[:, 1], level)
+    band = []
+    for x in forms.band_grid(budgets, extend):
+        i = predict(float(x))[1]
+        band.append((float(x), i.low, i.high))
+    law = dataclasses.replace(
+        law,
+        coef_interval=_exp_interval(math.log(law.coef), coef),
+        exponent_interval=Interval(
+            low=law.exponent + exponent.low,
+            high=law.exponent + exponent.high,
+            level=level,
+        ),
+        band=tuple(band),
+    )
+    return law, predict, notes
+
+
+def _held_out(
+    curves: Sequence[Curve | Refusal],
+    minima: Minima,
+    draws: int,
+    level: float,
+    extend: float,
+    seed: int,
+) -> list[HeldOut | Refusal]:
+    """The largest measured minimum, predicted by laws that never saw its budget."""
+    if not len(minima.budgets):
+        return []
+    largest = float(minima.budgets[-1])
+    rest = [c for c in curves if isinstance(c, Curve) and c.budget < largest]
+    smaller = find_minima(rest, draws, level, [seed, 3])
+    out: list[HeldOut | Refusal] = []
+    for index, name in enumerate(QUANTITIES):
+        law, predict, _ = _law(smaller, index, level, extend, [seed, 4, index])
+        value, noise = float(minima.centre[-1, index]), minima.draws[:, -1, index]
+        if name == "L_opt":
+            with np.errstate(invalid="ignore", divide="ignore"):
+                value, noise = float(np.log(value)), np.log(noise)
+        reason, detail = "loss not positive", "a power law cannot predict it"
+        if predict is None:
+            reason, detail = law.reason, f"{law.detail}, the largest left out"
+        if predict is None or not math.isfinite(value):
+            what = f"prediction of {name} at {largest:.6g} FLOPs"
+            out.append(Refusal(what=what, reason=reason, detail=detail))
+            continue
+        noise = noise[np.isfinite(noise)] - value
+        measured = math.exp(value)
+        predicted, interval = predict(largest, noise)
+        out.append(
+            HeldOut(
+                quantity=name,
+                budget_flops=largest,
+                predicted=predicted,
+                predicted_interval=interval,
+                measured=measured,
+                relative_error=predicted / measured - 1,
+            )
+        )
+    return out
+
+
+def isoflop(
+    points: Iterable[Any],
+    *,
+    metric: str = "loss",
+    size: str = "params",
+    confidence: float = 0.9,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    hold_out_largest: bool = True,
+    window: float | None = None,
+    extend: float = 4.0,
+) -> FitResult:
+    """Fits everything an isoFLOP study can say, or says why it cannot.
+
+    Args:
+      points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
+        with budget_flops, tokens and the fields `size` and `metric`. Budgets are
+        grouped by equality. Runs of equal budget and size are seeds: each is a point.
+        FLOPs are 2 x multiply-adds, tokens those the trunk processes.
+      metric: field with the loss; for tuples only a label.
+      size: field with the number of parameters; for tuples only a label.
+      confidence: level of all intervals and bands.
+      bootstrap: number of draws, at least 50.
+      seed: of the draws; the order of the points does not matter.
+      hold_out_largest: also predict the largest minimum from the other budgets.
+      window: None, or the largest factor in N around the size of smallest loss that a
+        parabola uses. A wide grid off its centre biases a parabola (isoFLOP curves are
+        steeper on one side); a note says when a cubic term would move the vertex.
+      extend: law bands reach this factor beyond the largest budget.
+
+    Returns:
+      A FitResult. A parabola, law, surface or prediction that the points do not
+      support is a Refusal; every point left out has a line in `excluded`.
+
+    Raises:
+      ValueError: options out of range, or points of another form.
+
+    Example:
+      >>> points = [(c, n, c / (6 * n), 1 + 0.1 * math.log(n / (c / 6) ** 0.5) ** 2)
+      ...           for c in (1e12, 1e13, 1e14) for n in (1e5, 5e5, 1e6, 5e6, 1e7)]
+      >>> round(isoflop(points, bootstrap=50).laws["N_opt"].exponent, 6)
+      0.5
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, given {confidence}")
+    if bootstrap < 50:
+        raise ValueError(f"bootstrap must be at least 50 draws, given {bootstrap}")
+    if window is not None and not window > 1:
+        raise ValueError(f"window must be a factor above 1 or None, given {window}")
+    if not extend >= 1:
+        raise ValueError(f"extend must be a factor of at least 1, given {extend}")
+    kept, excluded = _read(points, metric, size)
+    curves, outside = fit_curves(kept, window)
+    minima = find_minima(curves, bootstrap, confidence, [seed, 1])
+    notes = list(minima.notes)
+    by_quantity: dict[str, PowerLaw | Refusal] = {}
+    for index, name in enumerate(QUANTITIES):
+        by_quantity[name], _, more = _law(
+            minima, index, confidence, extend, [seed, 2, index]
+        )
+        notes += more
+    held_out: list[HeldOut | Refusal] = []
+    if hold_out_largest:
+        held_out = _held_out(curves, minima, bootstrap, confidence, extend, seed)
+    return FitResult(
+        metric=metric,
+        size=size,
+        parabolas=tuple(minima.parabolas),
+        laws=by_quantity,
+        parametric=_surface(kept, None, confidence, bootstrap, seed),
+        held_out=tuple(held_out),
+        excluded=tuple(excluded + outside),
+        bootstrap=bootstrap,
+        seed=seed,
+        notes=tuple(notes),
+    )
+
+
+def _surface(
+    points: Sequence[Point],
+    huber: float | None,
+    confidence: float,
+    bootstrap: int,
+    seed: int,
+) -> Parametric | Refusal:
+    n, d, loss = np.array([(p.n, p.d, p.loss) for p in points]).reshape(-1, 3).T
+    return forms.surface(
+        n, d, loss, huber=huber, confidence=confidence, bootstrap=bootstrap, seed=seed
+    )
+
+
+def parametric(
+    points: Iterable[Any],
+    *,
+    metric: str = "loss",
+    size: str = "params",
+    huber: float | None = None,
+    confidence: float = 0.9,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Parametric | Refusal:
+    """Fits L = E + A / N^alpha + B / D^beta to points as `isoflop` takes them.
+
+    Points that `isoflop` would exclude are refused here: this result has no place to
+    name them. See `laws.surface` for the method, the options and the refusals.
+    """
+    kept, excluded = _read(points, metric, size)
+    if excluded:
+        return Refusal(
+            what="parametric surface E + A/N^alpha + B/D^beta",
+            reason="unusable points",
+            detail="; ".join(excluded),
+        )
+    return _surface(kept, huber, confidence, bootstrap, seed)
+
+
+def fit_records(
+    records: Iterable[TrainRecord],
+    *,
+    metric: str = "validation_loss_ema",
+    size: str = "params_without_embeddings",
+    **options: Any,
+) -> FitResult:
+    """`isoflop` of training records; those not finished are excluded by name."""
+    finished, excluded = [], []
+    for record in records:
+        if record.status == "finished":
+            finished.append(record)
+        else:
+            detail = f" ({record.detail})" if record.detail else ""
+            excluded.append(f"{record.run_id}: {record.status}{detail}")
+    result = isoflop(finished, metric=metric, size=size, **options)
+    return dataclasses.replace(
+        result, excluded=tuple(sorted(excluded)) + result.excluded
+    )
+
+
+def summary(result: FitResult) -> list[str]:
+    """The laws, the held-out check and every refusal, a line each."""
+    lines = []
+    for parabola in result.parabolas:
+        if isinstance(parabola, Refusal):
+            lines.append(_refused(parabola))
+    for name, law in result.laws.items():
+        if isinstance(law, Refusal):
+            lines.append(_refused(law))
+        else:
+            i = law.exponent_interval
+            lines.append(
+                f"{name} = {law.coef:.3g} C^{law.exponent:.3f}  "
+                f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
+                f"{law.points} budgets)"
+            )
+    for check in result.held_out:
+        if isinstance(check, Refusal):
+            lines.append(_refused(check))
+        else:
+            lines.append(
+                f"held out {check.quantity} at {check.budget_flops:.3g} FLOPs: "
+                f"predicted {check.predicted:.4g}, measured {check.measured:.4g} "
+                f"({check.relative_error:+.1%})"
+            )
+    if isinstance(result.parametric, Refusal):
+        lines.append(_refused(result.parametric))
+    lines += [f"note: {note}" for note in result.notes]
+    lines += [f"left out: {line}" for line in result.excluded]
+    return lines
+
+
+def _refused(refusal: Refusal) -> str:
+    return f"refused: {refusal.what}: {refusal.reason} ({refusal.detail})"

@@ -1,0 +1,286 @@
+"""IsoFLOP minima: one parabola per budget, and the bootstrap of their vertices.
+
+Per budget the loss is fitted by a parabola in ln N (Chinchilla approach 2; Liang et al.
+2024, arXiv 2410.08184). Its vertex is N_opt and L_opt; D_opt is ln D interpolated
+linearly in ln N between the budget's runs, because C = 6 N D does not hold exactly.
+
+Uncertainty is a residual bootstrap: a parabola has 6 to 8 points, so resampling its
+points (case bootstrap) would often lose an arm or leave three sizes. Residuals are
+pooled over budgets unless Bartlett's test finds their noise to differ (p < 1%), and
+corrected for few degrees of freedom (see `laws`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+from scaling_ldm.laws import forms
+from scaling_ldm.records import Interval, Parabola, Refusal
+
+MIN_SIZES = 4  # a parabola has three coefficients
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Point:
+    budget: float
+    n: float
+    d: float
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The parabola of one budget; x is ln N minus its mean."""
+
+    budget: float
+    centre: float
+    x: np.ndarray  # [n]
+    ln_d: np.ndarray  # [n]
+    y: np.ndarray  # [n]
+    design: np.ndarray  # [n, 3]: 1, x, x^2
+    solve: np.ndarray  # [3, n], its pseudo-inverse
+    coefs: np.ndarray  # [3]
+    residuals: np.ndarray  # [n]
+    leverage: np.ndarray  # [n]
+
+    @property
+    def dof(self) -> int:
+        return len(self.x) - 3
+
+    def vertex(self, coefs: np.ndarray) -> np.ndarray:
+        """(ln N, ln D, loss) at the minimum, [..., 3]; NaN where there is none."""
+        c0, c1, c2 = np.moveaxis(coefs, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = np.where(c2 > 0, -c1 / (2 * c2), np.nan)
+        loss = c0 - c2 * at**2
+        sizes = np.unique(self.x)
+        ln_d = np.array([self.ln_d[self.x == s].mean() for s in sizes])
+        k = np.clip(np.searchsorted(sizes, at), 1, len(sizes) - 1)
+        slope = (ln_d[k] - ln_d[k - 1]) / (sizes[k] - sizes[k - 1])
+        return np.stack(
+            [at + self.centre, ln_d[k - 1] + slope * (at - sizes[k - 1]), loss], -1
+        )
+
+
+def run_name(budget: float, n: float) -> str:
+    return f"run of {n:.6g} parameters at {budget:.6g} FLOPs"
+
+
+def fit_curve(points: Sequence[Point]) -> Curve | Refusal:
+    """The parabola of one budget, or the first reason why it has no minimum."""
+    budget = points[0].budget
+    n, d, y = np.array([(p.n, p.d, p.loss) for p in points]).T
+    what = f"isoFLOP minimum at {budget:.6g} FLOPs"
+    sizes = np.unique(n)
+    if len(sizes) < MIN_SIZES:
+        return Refusal(
+            what=what,
+            reason=f"fewer than {MIN_SIZES} sizes",
+            detail=f"{len(sizes)} distinct sizes in {len(points)} usable runs",
+        )
+    centre = float(np.mean(np.log(n)))
+    x = np.log(n) - centre
+    design = np.stack([np.ones_like(x), x, x**2], axis=1)
+    solve = np.linalg.pinv(design)
+    coefs = solve @ y
+    curve = Curve(
+        budget=budget,
+        centre=centre,
+        x=x,
+        ln_d=np.log(d),
+        y=y,
+        design=design,
+        solve=solve,
+        coefs=coefs,
+        residuals=y - design @ coefs,
+        leverage=np.sum(design * solve.T, axis=1),
+    )
+    grid = f"the grid of {sizes[0]:.4g} to {sizes[-1]:.4g} parameters"
+    if coefs[2] <= 1e-12 * max(1e-300, np.abs(y).max()):
+        return Refusal(
+            what=what,
+            reason="no upward-opening parabola",
+            detail=f"curvature {coefs[2]:.4g} per (ln N)^2 over {grid}",
+        )
+    n_opt = math.exp(min(700.0, curve.vertex(coefs)[0]))
+    if not sizes[0] < n_opt < sizes[-1]:
+        return Refusal(
+            what=what,
+            reason="vertex outside the grid",
+            detail=f"vertex at {n_opt:.4g} parameters, outside {grid}",
+        )
+    means = np.array([y[n == s].mean() for s in sizes])
+    if means.argmin() in (0, len(sizes) - 1):
+        return Refusal(
+            what=what,
+            reason="smallest loss at the edge of the grid",
+            detail=f"loss {means.min():.6g} at {sizes[means.argmin()]:.4g} parameters, "
+            f"an end of {grid}",
+        )
+    return curve
+
+
+def fit_curves(
+    points: Sequence[Point], window: float | None
+) -> tuple[list[Curve | Refusal], list[str]]:
+    """A curve or refusal per budget, and a line per point outside the window."""
+    curves, excluded = [], []
+    for budget in sorted({p.budget for p in points}):
+        group = [p for p in points if p.budget == budget]
+        if window is not None:
+            losses = {
+                n: np.mean([p.loss for p in group if p.n == n])
+                for n in {p.n for p in group}
+            }
+            best = min(losses, key=lambda n: (losses[n], n))
+            far = [p for p in group if abs(math.log(p.n / best)) > math.log(window)]
+            excluded += [
+                f"{run_name(p.budget, p.n)}: outside the window, a factor {window:g} "
+                f"around the smallest loss at {best:.6g} (parabola only)"
+                for p in far
+            ]
+            group = [p for p in group if p not in far]
+        curves.append(fit_curve(group))
+    return curves, excluded
+
+
+def _draw(
+    curves: Sequence[Curve], draws: int, rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[str]]:
+    """Bootstrap coefficients per curve, [draws, 3] each, and notes."""
+    rss = np.array([np.sum(c.residuals**2) for c in curves])
+    dof = np.array([c.dof for c in curves])
+    notes: list[str] = []
+    together = len(curves) > 1
+    exact = max(np.abs(c.y).max() for c in curves) * 1e-12
+    if together and rss.sum() / dof.sum() > exact**2:
+        # Bartlett's statistic from the residual variances of the parabolas.
+        with np.errstate(divide="ignore"):
+            log_ratio = np.log(rss.sum() / dof.sum()) - np.log(rss / dof)
+        c = 1 + (np.sum(1 / dof) - 1 / dof.sum()) / (3 * (len(curves) - 1))
+        p = scipy.stats.chi2.sf(np.sum(dof * log_ratio) / c, len(curves) - 1)
+        if p < 0.01:
+            together = False
+            notes.append(
+                f"loss noise differs between budgets (Bartlett p = {p:.2g}): each "
+                "parabola's intervals use its own residuals only"
+            )
+    parts = [forms.exchangeable(c.residuals, c.leverage, c.dof) for c in curves]
+    if together:
+        pool = np.concatenate(parts)
+        mean_square = float(np.mean(pool**2))
+        if mean_square > 0:
+            pool = pool * math.sqrt(rss.sum() / dof.sum() / mean_square)
+        scale = np.sqrt(dof.sum() / rng.chisquare(dof.sum(), (draws, 1)))
+    out = []
+    for c, part in zip(curves, parts, strict=True):
+        if not together:
+            pool, scale = part, np.sqrt(c.dof / rng.chisquare(c.dof, (draws, 1)))
+        noise = rng.choice(pool, (draws, len(c.x))) * scale
+        out.append(c.coefs + noise @ c.solve.T)
+    return out, notes
+
+
+def _cubic_note(fitted: Sequence[tuple[Curve, Interval]]) -> list[str]:
+    """A line when one cubic term, common to all budgets, moves minima off their place.
+
+    F-test of the common coefficient against the pooled residuals; then the minimum of
+    each curve with that term, beside the interval of its parabola.
+    """
+    dof = sum(c.dof for c, _ in fitted) - 1
+    if dof < 1:
+        return []
+    bent = [c.x**3 - c.design @ (c.solve @ c.x**3) for c, _ in fitted]
+    power = sum(float(q @ q) for q in bent)
+    g = sum(float(q @ c.residuals) for q, (c, _) in zip(bent, fitted, strict=True))
+    g /= power
+    rss = sum(float(np.sum(c.residuals**2)) for c, _ in fitted) - g * g * power
+    p = scipy.stats.f.sf(g * g * power / max(rss / dof, 1e-300), 1, dof)
+    shifts, out = [], 0
+    for c, interval in fitted:
+        _, c1, c2 = c.solve @ (c.y - g * c.x**3)
+        root = c2 * c2 - 3 * g * c1
+        at = -c1 / (c2 + math.sqrt(root)) if root > 0 and c2 > 0 else math.nan
+        n = math.exp(at + c.centre) if abs(at) < 100 else math.nan
+        shifts.append(n / math.exp(c.vertex(c.coefs)[0]) - 1)
+        out += not interval.low <= n <= interval.high and not abs(shifts[-1]) < 0.01
+    if p > 0.01 or not out:
+        return []
+    return [
+        f"a cubic term common to all budgets (p = {p:.2g}) would move N_opt by "
+        f"{min(shifts):+.1%} to {max(shifts):+.1%}, outside its interval at {out} of "
+        f"{len(fitted)} budgets: the curves are lopsided; narrow the grid or set window"
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Minima:
+    parabolas: list[Parabola | Refusal]
+    budgets: np.ndarray  # [k], budgets with a parabola
+    centre: np.ndarray  # [k, 3], (ln N, ln D, loss)
+    draws: np.ndarray  # [draws, k, 3]
+    notes: list[str]
+
+
+def find_minima(
+    curves: Sequence[Curve | Refusal], draws: int, level: float, seed: Sequence[int]
+) -> Minima:
+    good = [c for c in curves if isinstance(c, Curve)]
+    rng = np.random.default_rng(seed)
+    drawn, notes = _draw(good, draws, rng) if good else ([], [])
+    results: dict[float, tuple[Parabola | Refusal, np.ndarray]] = {}
+    fitted: list[tuple[Curve, Interval]] = []
+    for c, coefs in zip(good, drawn, strict=True):
+        vertices = c.vertex(coefs)
+        at = vertices[:, 0] - c.centre
+        inside = np.mean((at > c.x.min()) & (at < c.x.max()))  # False where NaN
+        if 1 - inside > forms.MAX_FAILED_DRAWS:
+            refusal = Refusal(
+                what=f"isoFLOP minimum at {c.budget:.6g} FLOPs",
+                reason="minimum not identified",
+                detail=f"{1 - inside:.0%} of {draws} bootstrap draws have no minimum "
+                "inside the grid",
+            )
+            results[c.budget] = (refusal, vertices)
+            continue
+        lost = int(np.isnan(at).sum())
+        if lost:
+            notes.append(
+                f"at {c.budget:.6g} FLOPs {lost} of {draws} bootstrap draws have no "
+                "minimum; intervals and laws leave them out"
+            )
+        x, d, loss = c.vertex(c.coefs)
+        n_interval = forms.percentiles(np.exp(np.minimum(vertices[:, 0], 700)), level)
+        fitted.append((c, n_interval))
+        parabola = Parabola(
+            budget_flops=c.budget,
+            points=len(c.x),
+            curvature=float(c.coefs[2]),
+            n_opt=math.exp(x),
+            d_opt=math.exp(d),
+            l_opt=float(loss),
+            n_opt_interval=n_interval,
+            d_opt_interval=forms.percentiles(
+                np.exp(np.minimum(vertices[:, 1], 700)), level
+            ),
+            l_opt_interval=forms.percentiles(vertices[:, 2], level),
+            rmse=math.sqrt(float(np.sum(c.residuals**2)) / c.dof),
+        )
+        results[c.budget] = (parabola, vertices)
+    kept = [c for c in good if isinstance(results[c.budget][0], Parabola)]
+    return Minima(
+        parabolas=[
+            c if isinstance(c, Refusal) else results[c.budget][0] for c in curves
+        ],
+        budgets=np.array([c.budget for c in kept]),
+        centre=np.array([c.vertex(c.coefs) for c in kept]).reshape(-1, 3),
+        draws=np.stack([results[c.budget][1] for c in kept], 1)
+        if kept
+        else np.empty((draws, 0, 3)),
+        notes=notes + _cubic_note(fitted),
+    )

@@ -1,0 +1,170 @@
+"""Denoisers behind one seam, `Denoiser(init, apply)`, and the table that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.denoisers import dit, mmdit
+from scaling_ldm.models.denoisers import unet as unet_lib
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """A network as two pure functions.
+
+    init(key) -> params: float32 pytree of dicts.
+    apply(params, x_BHWC, t_B, cond) -> prediction_BHWC, float32. `cond` is a dict of
+      the arrays named in `conditioning`: "text" (int ids [B, S], or float features
+      [B, S, E]), "mask" (bool [B, S], true where there is text), "label" (int [B]),
+      "pooled" (float [B, P]), "guidance" (float [B]), "image" (float [B, H, W, C]).
+    embeddings: paths of parameter leaves that only look words or labels up.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., jax.Array]
+    conditioning: tuple[str, ...]
+    image_tokens: int
+    other_tokens: int  # text and time positions that the trunk processes
+    embeddings: tuple[str, ...]
+
+
+# What each reads at the least; `Denoiser.conditioning` is what a network does read.
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "in_context": ("text", "mask"),
+    "cross_attention": ("text", "mask"),
+    "adaln_zero": ("label",),
+    "mmdit": ("text", "mask"),
+    "flux": ("text", "mask"),
+    "unet": ("text", "mask"),
+}
+
+# Text enters the trunk's sequence in context and in both streams of an MMDiT or FLUX; a
+# cross-attention network reads its text tokens all the same, so they count as data too.
+_OTHER_TOKENS: dict[str, Callable[[int], int]] = {
+    "in_context": lambda text_tokens: text_tokens + 1,
+    "cross_attention": lambda text_tokens: text_tokens,
+    "adaln_zero": lambda text_tokens: 0,
+}
+
+
+def transformer(shape: dit.Shape) -> Denoiser:
+    """A diffusion transformer of the given shape.
+
+    Raises:
+      ValueError: an unknown architecture or switch, or a width that the heads do not
+        divide, or divide into heads too narrow for rotary positions.
+    """
+    if shape.architecture not in _OTHER_TOKENS:
+        raise ValueError(
+            f"architecture {shape.architecture!r}; known: {', '.join(_OTHER_TOKENS)}"
+        )
+    _check_heads(shape)
+    if shape.positions == "rope":
+        layers.rope_axes(shape.width // shape.heads, 2)
+    H, W, _ = shape.image_shape
+    return Denoiser(
+        init=functools.partial(dit.init, shape),
+        apply=functools.partial(dit.apply, shape),
+        conditioning=ARCHITECTURES[shape.architecture],
+        image_tokens=H * W // shape.patch_size**2,
+        other_tokens=_OTHER_TOKENS[shape.architecture](shape.text_tokens),
+        embeddings=("entry/word_embedding", "entry/label_embedding"),
+    )
+
+
+def mm_dit(shape: mmdit.Shape) -> Denoiser:
+    """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
+
+    For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
+    `mmdit.split(depth)` = (depth, single_depth), rotary positions and an RMSNorm of
+    queries and keys.
+
+    Raises:
+      ValueError: an unknown switch, heads that do not divide the width or do not fit
+        the rotary axes, or an MMDiT of fewer than two blocks.
+    """
+    _check_heads(shape)
+    if shape.positions == "rope":
+        head = shape.width // shape.heads
+        axes = shape.rope_axes or layers.rope_axes(head, 3)
+        if len(axes) != 3 or sum(axes) != head or any(size % 2 for size in axes):
+            raise ValueError(
+                f"rope_axes {axes} must be 3 even sizes that sum to a head's {head}"
+            )
+    if not shape.single_depth and shape.depth < 2:
+        raise ValueError(f"an MMDiT has 2 blocks or more, not {shape.depth}")
+    pooled = ("pooled",) if shape.pooled_width else ()
+    guidance = ("guidance",) if shape.guidance else ()
+    return Denoiser(
+        init=functools.partial(mmdit.init, shape),
+        apply=functools.partial(mmdit.apply, shape),
+        conditioning=("text", "mask", *pooled, *guidance),
+        image_tokens=math.prod(shape.patches),
+        other_tokens=shape.text_tokens,
+        embeddings=("entry/word_embedding",),
+    )
+
+
+def _check_heads(shape: dit.Shape | mmdit.Shape) -> None:
+    layers.check_switches(shape.norm, shape.qk_norm, shape.positions)
+    if shape.width % shape.heads:
+        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
+
+
+def u_net(shape: unet_lib.Shape) -> Denoiser:
+    """Paper A's U-Net of the given shape.
+
+    A U-Net has no tokens. So that data is counted alike for every network, its image
+    tokens are those that a transformer with patches of 2 would have.
+
+    Raises:
+      ValueError: a width that 32 groups or the heads do not divide, or latents that
+        cannot be halved often enough.
+    """
+    H, W, _ = shape.image_shape
+    if shape.base % unet_lib.GROUPS or shape.base % shape.heads:
+        raise ValueError(
+            f"base width {shape.base} must be divisible by {unet_lib.GROUPS} groups "
+            f"and {shape.heads} heads"
+        )
+    halvings = len(shape.multiples) - 1
+    if H % 2**halvings or W % 2**halvings:
+        raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")
+    extra = ("image",) if shape.extra_channels else ()
+    return Denoiser(
+        init=functools.partial(unet_lib.init, shape),
+        apply=functools.partial(unet_lib.apply, shape),
+        conditioning=("text", "mask", *extra),
+        image_tokens=H * W // 4,
+        other_tokens=shape.text_tokens,
+        embeddings=("entry/word_embedding",),
+    )
+
+
+def count_params(denoiser: Any) -> tuple[int, int]:
+    """(all parameters, parameters without embedding tables); allocates nothing.
+
+    Args:
+      denoiser: anything with `init` and `embeddings`.
+    """
+    shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
+    total = lookup = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        size = math.prod(leaf.shape)
+        total += size
+        if "/".join(str(k.key) for k in path) in denoiser.embeddings:
+            lookup += size
+    return total, total - lookup
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -1,0 +1,257 @@
+"""The latent U-Net of paper A, one parameterisation from 39M to 5B; jax and flax only.
+
+Paper A ("Bigger is not Always Better", Mei et al. 2024, arXiv 2404.01367, table 1)
+scales Stable Diffusion's network (Rombach et al. 2022, arXiv 2112.10752) by its base
+width c alone: four resolutions of widths c, 2c, 4c, 4c, two residual blocks each on the
+way down and three on the way up, a transformer after every block of the first three and
+in the middle, eight heads at every width, text 1024 wide by cross-attention. The
+table's parameter counts are those of this layout, to the last one.
+
+Not stated there and taken from Stable Diffusion: 32 groups in every GroupNorm, SiLU,
+GEGLU perceptrons four times as wide, query, key and value without bias, a time
+embedding 4c wide. weights/unet.py reads and writes its published weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling_ldm.models import attention, layers
+from scaling_ldm.models.shapes import LatentBHWC, TextBSE, TimeB, TokensBTD
+
+Params = dict[str, Any]
+
+MULTIPLES = (1, 2, 4, 4)  # widths of the resolutions, in c
+BLOCKS = 2  # residual blocks at each on the way down; one more on the way up
+GROUPS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides a U-Net's parameters and arithmetic.
+
+    Attributes:
+      base: c, a multiple of 32.
+      image_shape: H, W, C of the latents; H and W are halved at every resolution but
+        the last.
+      extra_channels: of an input concatenated to x, as for super-resolution.
+      text_tokens, text_width: of the caption.
+      vocab_size: 0: text arrives as features, not ids.
+      multiples, blocks: fewer make a network for tests; paper A's are the defaults.
+    """
+
+    base: int
+    heads: int
+    image_shape: tuple[int, int, int]
+    extra_channels: int
+    text_tokens: int
+    text_width: int
+    vocab_size: int
+    dtype: Any
+    remat: bool
+    multiples: tuple[int, ...] = MULTIPLES
+    blocks: int = BLOCKS
+
+
+def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
+    """3 x 3 with a border of zeros all around, whatever the stride."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _norm(dtype: Any, name: str, epsilon: float = 1e-5) -> nn.Module:
+    return layers.GroupNorm(GROUPS, epsilon, dtype, name=name)
+
+
+class Residual(nn.Module):
+    """Two convolutions around a residual; time is added between them."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC, time_BD: jax.Array) -> LatentBHWC:
+        h = nn.silu(_norm(self.dtype, "norm1")(x_BHWC))
+        h = _conv(self.width, self.dtype, "conv1")(h)
+        time = nn.Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
+        h = h + time[:, None, None, :]
+        h = nn.silu(_norm(self.dtype, "norm2")(h))
+        h = _conv(self.width, self.dtype, "conv2")(h)
+        if x_BHWC.shape[-1] != self.width:
+            x_BHWC = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
+        return x_BHWC + h
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x over `source`; only the output has a bias."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTD: TokensBTD, source: Any, mask: Any) -> TokensBTD:
+        width = x_BTD.shape[-1]
+        head = (self.heads, width // self.heads)
+
+        def project(name: str, tokens: jax.Array) -> jax.Array:
+            return nn.DenseGeneral(head, use_bias=False, dtype=self.dtype, name=name)(
+                tokens
+            )
+
+        q, k, v = project("q", x_BTD), project("k", source), project("v", source)
+        out = attention.attend(q, k, v, mask)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(out)
+
+
+class Transformer(nn.Module):
+    """Self-attention, attention to the text, a gated perceptron, over all pixels."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC, text_BSE: TextBSE, mask: Any) -> LatentBHWC:
+        B, H, W, C = x_BHWC.shape
+        h = _norm(self.dtype, "norm", 1e-6)(x_BHWC).reshape(B, H * W, C)
+        h = nn.Dense(C, dtype=self.dtype, name="enter")(h)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+
+        n = norm("norm1")(h)
+        h = h + Attention(self.heads, self.dtype, name="self_attention")(n, n, None)
+        n = norm("norm2")(h)
+        h = h + Attention(self.heads, self.dtype, name="cross_attention")(
+            n, text_BSE, mask
+        )
+        n = nn.Dense(8 * C, dtype=self.dtype, name="up")(norm("norm3")(h))
+        value, gate = jnp.split(n, 2, axis=-1)
+        h = h + nn.Dense(C, dtype=self.dtype, name="down")(
+            value * nn.gelu(gate, approximate=False)
+        )
+        h = nn.Dense(C, dtype=self.dtype, name="leave")(h)
+        return x_BHWC + h.reshape(B, H, W, C)
+
+
+class UNet(nn.Module):
+    """Latents, time and text features to a prediction; no text embedding of its own."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(
+        self, x_BHWC: LatentBHWC, t_B: TimeB, text_BSE: TextBSE, mask: Any
+    ) -> LatentBHWC:
+        s = self.shape
+        widths = [s.base * multiple for multiple in s.multiples]
+        residual, transformer = layers.gathered(Residual), layers.gathered(Transformer)
+        if s.remat:
+            residual, transformer = nn.remat(residual), nn.remat(transformer)
+        time = layers.TimeEmbedding(4 * s.base, s.base, s.dtype, name="time")(t_B)
+        text = text_BSE.astype(s.dtype)
+
+        def stage(x: jax.Array, level: int, name: str) -> jax.Array:
+            x = residual(widths[level], s.dtype, name=f"{name}_residual")(x, time)
+            if level < len(widths) - 1:
+                x = transformer(s.heads, s.dtype, name=f"{name}_transformer")(
+                    x, text, mask
+                )
+            return x
+
+        x = _conv(s.base, s.dtype, "enter")(x_BHWC.astype(s.dtype))
+        kept = [x]
+        for level in range(len(widths)):
+            for i in range(s.blocks):
+                x = stage(x, level, f"down{level}_{i}")
+                kept.append(x)
+            if level < len(widths) - 1:
+                x = _conv(widths[level], s.dtype, f"down{level}_halve", stride=2)(x)
+                kept.append(x)
+        middle = widths[-1]
+        x = residual(middle, s.dtype, name="middle_residual0")(x, time)
+        x = transformer(s.heads, s.dtype, name="middle_transformer")(x, text, mask)
+        x = residual(middle, s.dtype, name="middle_residual1")(x, time)
+        for level in reversed(range(len(widths))):
+            for i in range(s.blocks + 1):
+                x = jnp.concatenate([x, kept.pop()], axis=-1)
+                x = stage(x, level, f"up{level}_{i}")
+            if level:
+                x = layers.double(x)
+                x = _conv(widths[level], s.dtype, f"up{level}_double")(x)
+        x = nn.silu(_norm(s.dtype, "exit_norm")(x))
+        return _conv(s.image_shape[-1], s.dtype, "exit")(x).astype(jnp.float32)
+
+
+def _by_itself(name: str) -> bool:
+    """Whether a module gathers its own parameters, under remat once more."""
+    return "_residual" in name or "_transformer" in name
+
+
+def _inputs(path: str, shape: tuple[int, ...]) -> int:
+    """Inputs of one output of a kernel; 0 where it begins at zero.
+
+    The last convolution, and the last one of every residual block, begin at zero: an
+    untrained network predicts nothing, and its blocks pass on what they are given.
+    """
+    name = path.split("/")[-2]
+    if name in ("exit", "conv2"):
+        return 0
+    return shape[0] if name in ("q", "k", "v") else math.prod(shape[:-1])
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Float32 parameters, named as the modules of `UNet`, and the caption's words."""
+    word_key, key = jax.random.split(key)
+    H, W, C = shape.image_shape
+
+    def modules(key: jax.Array) -> Params:
+        return UNet(shape).init(
+            key,
+            jnp.zeros((1, H, W, C + shape.extra_channels)),
+            jnp.zeros((1,)),
+            jnp.zeros((1, shape.text_tokens, shape.text_width)),
+            None,
+        )["params"]
+
+    params = layers.initialise(jax.eval_shape(modules, key), key, _inputs)
+    if shape.vocab_size:
+        table = jax.random.normal(word_key, (shape.vocab_size, shape.text_width))
+        params["entry"] = {"word_embedding": table}
+    return params
+
+
+def apply(
+    shape: Shape,
+    params: Params,
+    x_BHWC: LatentBHWC,
+    t_B: TimeB,
+    cond: dict[str, jax.Array],
+) -> LatentBHWC:
+    """The prediction [B, H, W, C] in float32 for x at times t in [0, 1].
+
+    With extra channels, cond holds "image" [B, H, W, extra_channels].
+    """
+    params = {
+        name: leaves if _by_itself(name) else layers.gather(leaves)
+        for name, leaves in params.items()
+    }
+    text = cond["text"]
+    if shape.vocab_size:
+        text = layers.embed(params["entry"]["word_embedding"], text)
+        params = {name: leaf for name, leaf in params.items() if name != "entry"}
+    if shape.extra_channels:
+        x_BHWC = jnp.concatenate([x_BHWC, cond["image"]], axis=-1)
+    mask = cond["mask"][:, None, None, :] if "mask" in cond else None
+    return UNet(shape).apply({"params": params}, x_BHWC, t_B, text, mask)

@@ -1,0 +1,100 @@
+"""Frozen networks around a denoiser, each behind a seam of pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from scaling_ldm.models.encoders import autoencoder_kl, bert, blocks, clip, t5
+from scaling_ldm.models.shapes import LatentBHWC
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencoder:
+    """Pictures in [-1, 1] <-> latents, as pure functions.
+
+    init(key) -> params: float32 pytree of dicts.
+    encode(params, x_BHWC) -> moments, float32: means and log-variances along channels,
+      from which `autoencoder_kl.sample` draws.
+    decode(params, z_BHWC) -> x_BHWC, float32.
+    factor: pixels of a picture along one side of a latent pixel.
+    scale, shift: from what encode and decode speak to what a denoiser reads.
+    """
+
+    init: Callable[[jax.Array], Params]
+    encode: Callable[[Params, LatentBHWC], LatentBHWC]
+    decode: Callable[[Params, LatentBHWC], LatentBHWC]
+    factor: int
+    latent_channels: int
+    scale: float
+    shift: float
+
+    def to_latent(self, z_BHWC: LatentBHWC) -> LatentBHWC:
+        """What a denoiser reads."""
+        return (z_BHWC - self.shift) * self.scale
+
+    def from_latent(self, z_BHWC: LatentBHWC) -> LatentBHWC:
+        """What `decode` reads, from what a denoiser made."""
+        return z_BHWC / self.scale + self.shift
+
+
+def autoencoder(shape: autoencoder_kl.Shape) -> Autoencoder:
+    """The autoencoder of the given shape.
+
+    Raises:
+      ValueError: no resolutions, widths that the groups do not divide, or a scale of 0.
+    """
+    if not shape.channels or any(width % shape.groups for width in shape.channels):
+        raise ValueError(
+            f"channels {shape.channels}: one or more widths are needed, each divisible "
+            f"by {shape.groups} groups"
+        )
+    if shape.scale == 0:
+        raise ValueError("latents cannot be scaled by 0")
+    return Autoencoder(
+        init=functools.partial(autoencoder_kl.init, shape),
+        encode=functools.partial(autoencoder_kl.encode, shape),
+        decode=functools.partial(autoencoder_kl.decode, shape),
+        factor=shape.factor,
+        latent_channels=shape.latent_channels,
+        scale=shape.scale,
+        shift=shape.shift,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A text encoder as two pure functions.
+
+    init(key) -> params: random, float32; weights/ reads trained ones.
+    apply(params, ids_BS, mask_BS) -> features [B, S, width], float32; mask_BS is true
+      where there is text, or None where padding is read like text.
+    max_tokens: S is at most this.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., jax.Array]
+    width: int
+    max_tokens: int
+
+
+def text_encoder(shape: t5.Shape | clip.Shape | bert.Shape) -> TextEncoder:
+    """The text encoder of a shape.
+
+    Raises:
+      ValueError: no network can be made of it; see `blocks.check`.
+    """
+    module = {t5.Shape: t5, clip.Shape: clip, bert.Shape: bert}[type(shape)]
+    blocks.check(shape)
+    return TextEncoder(
+        init=functools.partial(module.init, shape),
+        apply=functools.partial(module.apply, shape),
+        width=shape.width,
+        max_tokens=shape.max_tokens,
+    )

@@ -1,0 +1,219 @@
+"""The autoencoder of latent diffusion models, pictures <-> latents; jax and flax only.
+
+Rombach et al. 2022 (arXiv 2112.10752, appendix G): residual blocks and one attention in
+the middle on both sides of a Gaussian bottleneck. Stable Diffusion 1-3, SDXL and FLUX
+publish this layout with other weights, bottlenecks and scales (presets.py);
+weights/autoencoder_kl.py reads and writes them. Pictures are in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling_ldm.models import attention, layers
+from scaling_ldm.models.shapes import LatentBHWC
+
+Params = dict[str, Any]
+
+EPSILON = 1e-6  # of every norm
+LOG_VARIANCES = (-30.0, 20.0)  # what the encoder says is clipped to these
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides an autoencoder's parameters and arithmetic.
+
+    Attributes:
+      channels: widths of the resolutions; each but the last halves height and width.
+      blocks: residual blocks at each on the way down; one more on the way up.
+      latent_channels: Z; the encoder says a mean and a log-variance of each.
+      groups: of every norm.
+      middle_attention: whether the lowest resolution attends over all its pixels.
+      quant_conv: whether 1 x 1 convolutions surround the bottleneck.
+      scale, shift: a denoiser's latents are (z - shift) scale, of about unit variance.
+      dtype: of the arithmetic; norms' statistics and the softmax are float32.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    blocks: int = 2
+    latent_channels: int = 4
+    image_channels: int = 3
+    groups: int = 32
+    middle_attention: bool = True
+    quant_conv: bool = True
+    scale: float = 1.0
+    shift: float = 0.0
+    dtype: Any = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture along one side of a latent pixel."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def _conv(features: int, dtype: Any, name: str) -> nn.Conv:
+    """3 x 3 with a border of zeros all around."""
+    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
+
+
+def _halve(features: int, dtype: Any, name: str) -> nn.Conv:
+    """3 x 3 at every second pixel, with zeros below and to the right alone."""
+    padding = ((0, 1), (0, 1))
+    return nn.Conv(features, (3, 3), strides=2, padding=padding, dtype=dtype, name=name)
+
+
+class Residual(nn.Module):
+    """Two convolutions around a residual."""
+
+    width: int
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+        h = x_BHWC
+        for i in (1, 2):
+            norm = layers.GroupNorm(self.groups, EPSILON, self.dtype, name=f"norm{i}")
+            h = _conv(self.width, self.dtype, f"conv{i}")(nn.silu(norm(h)))
+        if x_BHWC.shape[-1] != self.width:
+            x_BHWC = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
+        return x_BHWC + h
+
+
+class Attention(nn.Module):
+    """One head over all pixels."""
+
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+        B, H, W, C = x_BHWC.shape
+        h = layers.GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x_BHWC)
+        h_BTC = h.reshape(B, H * W, C)
+        q, k, v = (
+            nn.Dense(C, dtype=self.dtype, name=name)(h_BTC)[:, :, None]
+            for name in ("q", "k", "v")
+        )
+        out = attention.attend(q, k, v, None)[:, :, 0]
+        out = nn.Dense(C, dtype=self.dtype, name="out")(out)
+        return x_BHWC + out.reshape(B, H, W, C)
+
+
+def _residual(s: Shape, level: int, name: str) -> nn.Module:
+    module = layers.gathered(Residual)
+    return module(s.channels[level], s.groups, s.dtype, name=name)
+
+
+def _middle(s: Shape, x_BHWC: LatentBHWC) -> LatentBHWC:
+    x = _residual(s, -1, "middle_residual0")(x_BHWC)
+    if s.middle_attention:
+        attention = layers.gathered(Attention)
+        x = attention(s.groups, s.dtype, name="middle_attention")(x)
+    return _residual(s, -1, "middle_residual1")(x)
+
+
+def _exit(s: Shape, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
+    norm = layers.GroupNorm(s.groups, EPSILON, s.dtype, name="exit_norm")
+    return _conv(features, s.dtype, "exit")(nn.silu(norm(x_BHWC)))
+
+
+class Encoder(nn.Module):
+    """Pictures to means and log-variances, the latter not yet clipped."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+        s = self.shape
+        x = _conv(s.channels[0], s.dtype, "enter")(x_BHWC.astype(s.dtype))
+        for level, width in enumerate(s.channels):
+            for i in range(s.blocks):
+                x = _residual(s, level, f"down{level}_{i}_residual")(x)
+            if level < len(s.channels) - 1:
+                x = _halve(width, s.dtype, f"down{level}_halve")(x)
+        x = _exit(s, _middle(s, x), 2 * s.latent_channels)
+        if s.quant_conv:
+            x = nn.Dense(2 * s.latent_channels, dtype=s.dtype, name="quant")(x)
+        return x.astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """Latents to pictures."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, z_BHWC: LatentBHWC) -> LatentBHWC:
+        s = self.shape
+        x = z_BHWC.astype(s.dtype)
+        if s.quant_conv:
+            x = nn.Dense(s.latent_channels, dtype=s.dtype, name="quant")(x)
+        x = _conv(s.channels[-1], s.dtype, "enter")(x)
+        x = _middle(s, x)
+        for level in reversed(range(len(s.channels))):
+            for i in range(s.blocks + 1):
+                x = _residual(s, level, f"up{level}_{i}_residual")(x)
+            if level:
+                x = layers.double(x)
+                x = _conv(s.channels[level], s.dtype, f"up{level}_double")(x)
+        return _exit(s, x, s.image_channels).astype(jnp.float32)
+
+
+def _gather(params: Params) -> Params:
+    """Whole copies of what no module gathers by itself."""
+    own = ("_residual", "_attention")
+    return {
+        name: leaves if any(part in name for part in own) else layers.gather(leaves)
+        for name, leaves in params.items()
+    }
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Float32 parameters {"encoder", "decoder"}, named as the modules of these."""
+    side = shape.factor
+
+    def modules(key: jax.Array) -> Params:
+        image = jnp.zeros((1, side, side, shape.image_channels))
+        latent = jnp.zeros((1, 1, 1, shape.latent_channels))
+        return {
+            "encoder": Encoder(shape).init(key, image)["params"],
+            "decoder": Decoder(shape).init(key, latent)["params"],
+        }
+
+    return layers.initialise(jax.eval_shape(modules, key), key)
+
+
+def encode(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+    """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
+
+    Raises:
+      ValueError: a height or width that the factor does not divide.
+    """
+    H, W = x_BHWC.shape[1:3]
+    if H % shape.factor or W % shape.factor:
+        raise ValueError(
+            f"pictures of {H} x {W} pixels: both must be multiples of {shape.factor}"
+        )
+    params = _gather(params["encoder"])
+    moments = Encoder(shape).apply({"params": params}, x_BHWC)
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    log_variance = jnp.clip(log_variance, *LOG_VARIANCES)
+    return jnp.concatenate([mean, log_variance], axis=-1)
+
+
+def decode(shape: Shape, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
+    """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
+    params = _gather(params["decoder"])
+    return Decoder(shape).apply({"params": params}, z_BHWC)
+
+
+def sample(moments: LatentBHWC, noise: LatentBHWC) -> LatentBHWC:
+    """The Gaussian's draw for standard normal noise; zeros give its mean."""
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean + jnp.exp(0.5 * log_variance) * noise

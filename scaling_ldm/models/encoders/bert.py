@@ -1,0 +1,130 @@
+"""BERT and its small relatives such as MiniLM; jax and flax only.
+
+Devlin et al. 2018 (arXiv 1810.04805): word, position and type embeddings, normalised;
+blocks that normalise after each residual. all-MiniLM-L6-v2 (Wang et al. 2020, arXiv
+2002.10957, tuned by sentence-transformers) makes a sentence of the mean of its tokens,
+scaled to length one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.encoders import blocks
+from scaling_ldm.models.shapes import MaskBS, TextBS, TextBSE, TokensBTD
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides a BERT's parameters and arithmetic.
+
+    Attributes:
+      hidden: width of the perceptrons.
+      types: of segments; a caption is all of type 0.
+      pooler: whether there are parameters for `first_token`.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    vocab_size: int
+    max_tokens: int
+    types: int = 2
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    pooler: bool = True
+    dtype: Any = jnp.float32
+    unroll: bool = False
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron, each normalised after its residual."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
+        s = self.shape
+        h = blocks.Attention(s.heads, s.dtype, name="attention")(x_BTD, mask)
+        x = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD + h)
+        h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(x)
+        h = blocks.ACTIVATIONS[s.activation](h)
+        h = nn.Dense(s.width, dtype=s.dtype, name="mlp_down")(h)
+        return blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x + h)
+
+
+class Entry(nn.Module):
+    """Words, positions and the type of a single sentence, summed and normalised."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, ids_BS: TextBS) -> TokensBTD:
+        s = self.shape
+        small = nn.initializers.normal(0.02)
+        words = self.param("word_embedding", small, (s.vocab_size, s.width))
+        places = self.param("position_embedding", small, (s.max_tokens, s.width))
+        types = self.param("type_embedding", small, (s.types, s.width))
+        rest = places[: ids_BS.shape[1]] + types[:1]
+        x = layers.embed(words, ids_BS) + rest[None]
+        return blocks.norm(s.epsilon, s.dtype, "norm")(x)
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
+    entry_key, block_key, exit_key = jax.random.split(key, 3)
+    x = jnp.zeros((1, 1, shape.width))
+    params = {
+        "entry": Entry(shape).init(entry_key, jnp.zeros((1, 1), jnp.int32))["params"],
+        "blocks": blocks.init(Block(shape), shape.depth, block_key, x, None),
+    }
+    if shape.pooler:
+        params["pooler"] = nn.Dense(shape.width).init(exit_key, x)["params"]
+    return params
+
+
+def apply(
+    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+) -> TextBSE:
+    """Features [B, S, width] in float32 of every token; padding is not attended to.
+
+    Raises:
+      ValueError: more tokens than positions.
+    """
+    blocks.check_length(ids_BS.shape[1], shape.max_tokens)
+    mask = blocks.key_mask(mask_BS)
+    with jax.named_scope("entry"):
+        entry = layers.gather(params["entry"])
+        x = Entry(shape).apply({"params": entry}, ids_BS)
+
+    def layer(x: TokensBTD, block: Params) -> TokensBTD:
+        return Block(shape).apply({"params": layers.gather(block)}, x, mask)
+
+    with jax.named_scope("blocks"):
+        x = blocks.run(layer, x, params["blocks"], shape.unroll)
+    return x.astype(jnp.float32)
+
+
+def first_token(shape: Shape, params: Params, features_BSE: TextBSE) -> jax.Array:
+    """BERT's own summary of a text, [B, width]: a layer on the first token."""
+    dense = nn.Dense(shape.width, dtype=shape.dtype)
+    pooler = layers.gather(params["pooler"])
+    return jnp.tanh(dense.apply({"params": pooler}, features_BSE[:, 0]))
+
+
+def sentence(features_BSE: TextBSE, mask_BS: MaskBS) -> jax.Array:
+    """A unit vector [B, E] for a text: the mean over its tokens, padding left out."""
+    weight_BS1 = mask_BS.astype(features_BSE.dtype)[:, :, None]
+    total = jnp.sum(features_BSE * weight_BS1, axis=1)
+    mean = total / jnp.maximum(jnp.sum(weight_BS1, axis=1), 1e-9)
+    length = jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    return mean / jnp.maximum(length, 1e-12)

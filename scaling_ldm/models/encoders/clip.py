@@ -1,0 +1,267 @@
+"""CLIP's text and image towers (OpenAI's and OpenCLIP's); jax and flax only.
+
+Radford et al. 2021 (arXiv 2103.00020): two pre-norm transformers whose projected
+summaries of a text and of its picture point the same way. The text tower is causal; its
+summary is the feature of the end-of-text token. Stable Diffusion reads the features of
+all 77 tokens, padding too, so it passes no mask: 1 the last layer's, 2 (OpenCLIP-H) and
+SDXL the last but one's, SDXL without the final norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.encoders import blocks
+from scaling_ldm.models.shapes import LatentBHWC, MaskBS, TextBS, TextBSE, TokensBTD
+
+Params = dict[str, Any]
+
+# Of the pictures in [0, 1] that CLIP was trained on: it reads (x - MEAN) / STD.
+MEAN = np.asarray([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.asarray([0.26862954, 0.26130258, 0.27577711], np.float32)
+LEGACY_END = 2  # in old configurations; the end of text is the largest id there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides a text tower's parameters and arithmetic.
+
+    Attributes:
+      hidden: width of the perceptrons.
+      projection: width of the space shared with pictures; 0: no parameters for it.
+      end_token: id of the end of text; LEGACY_END stands for the largest id of each.
+      skip: `apply` leaves out so many of the last blocks (1: the last but one's).
+      final_norm: whether `apply` normalises what it returns.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    vocab_size: int
+    max_tokens: int
+    projection: int
+    end_token: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    skip: int = 0
+    final_norm: bool = True
+    dtype: Any = jnp.float32
+    unroll: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionShape:
+    """What decides an image tower's parameters and arithmetic: see `Shape`."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    image_size: int
+    patch_size: int
+    projection: int
+    channels: int = 3
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    unroll: bool = False
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each normalised before and around a residual."""
+
+    shape: Shape | VisionShape
+
+    @nn.compact
+    def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
+        s = self.shape
+        h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
+        x = x_BTD + blocks.Attention(s.heads, s.dtype, name="attention")(h, mask)
+        h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
+        h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(h)
+        h = blocks.ACTIVATIONS[s.activation](h)
+        return x + nn.Dense(s.width, dtype=s.dtype, name="mlp_down")(h)
+
+
+class Projection(nn.Module):
+    """To the shared space, without a bias; nothing where there is none."""
+
+    shape: Shape | VisionShape
+
+    @nn.compact
+    def __call__(self, x_BD: jax.Array) -> jax.Array:
+        s = self.shape
+        if not s.projection:
+            return x_BD
+        return nn.Dense(s.projection, use_bias=False, dtype=s.dtype, name="projection")(
+            x_BD
+        )
+
+
+class Exit(nn.Module):
+    """The norm at the end."""
+
+    shape: Shape | VisionShape
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
+
+
+class VisionEntry(nn.Module):
+    """Patches after a class token, with positions, normalised."""
+
+    shape: VisionShape
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
+        s = self.shape
+        small = nn.initializers.normal(0.02)
+        count = 1 + (s.image_size // s.patch_size) ** 2
+        patches = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
+        x = nn.Dense(s.width, use_bias=False, dtype=s.dtype, name="patch")(patches)
+        first = self.param("class_embedding", small, (s.width,))
+        places = self.param("position_embedding", small, (count, s.width))
+        places = jnp.concatenate([places[:1] + first[None], places[1:]])
+        x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + places.astype(s.dtype)[None]
+        return blocks.norm(s.epsilon, s.dtype, "norm")(x)
+
+
+def _run(
+    shape: Shape | VisionShape, params: Params, x: TokensBTD, mask: jax.Array | None
+) -> TokensBTD:
+    def layer(x: TokensBTD, block: Params) -> TokensBTD:
+        return Block(shape).apply({"params": layers.gather(block)}, x, mask)
+
+    with jax.named_scope("blocks"):
+        return blocks.run(layer, x, params["blocks"], shape.unroll)
+
+
+def _normed(shape: Shape | VisionShape, params: Params, x: jax.Array) -> jax.Array:
+    return Exit(shape).apply({"params": layers.gather(params["exit"])}, x)
+
+
+def _projected(
+    shape: Shape | VisionShape, params: Params, x_BD: jax.Array
+) -> jax.Array:
+    projection = layers.gather(params.get("pooled", {}))
+    return Projection(shape).apply({"params": projection}, x_BD).astype(jnp.float32)
+
+
+def _init_common(shape: Shape | VisionShape, key: jax.Array) -> Params:
+    block_key, exit_key, projection_key = jax.random.split(key, 3)
+    x = jnp.zeros((1, 1, shape.width))
+    params = {
+        "blocks": blocks.init(Block(shape), shape.depth, block_key, x, None),
+        "exit": Exit(shape).init(exit_key, x)["params"],
+    }
+    if shape.projection:
+        pooled = Projection(shape).init(projection_key, x[0])
+        params["pooled"] = pooled["params"]
+    return params
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
+    word_key, place_key, key = jax.random.split(key, 3)
+    words, places = (shape.vocab_size, shape.width), (shape.max_tokens, shape.width)
+    return {
+        "entry": {
+            "word_embedding": 0.02 * jax.random.normal(word_key, words),
+            "position_embedding": 0.01 * jax.random.normal(place_key, places),
+        },
+        **_init_common(shape, key),
+    }
+
+
+def apply(
+    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+) -> TextBSE:
+    """Features [B, S, width] in float32 of every token, which saw those before it.
+
+    With a mask, padding is not attended to either. Where padding comes last, that
+    changes the features of padding only.
+
+    Raises:
+      ValueError: more tokens than positions.
+    """
+    if shape.skip:
+        kept = blocks.first(params["blocks"], shape.depth - shape.skip)
+        x = _text(shape, {**params, "blocks": kept}, ids_BS, mask_BS)
+    else:
+        x = _text(shape, params, ids_BS, mask_BS)
+    return (_normed(shape, params, x) if shape.final_norm else x).astype(jnp.float32)
+
+
+def _text(
+    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+) -> TokensBTD:
+    """Through all blocks in `params`."""
+    tokens = ids_BS.shape[1]
+    blocks.check_length(tokens, shape.max_tokens)
+    with jax.named_scope("entry"):
+        entry = layers.gather(params["entry"])
+        x = layers.embed(entry["word_embedding"], ids_BS)
+        x = (x + entry["position_embedding"][None, :tokens]).astype(shape.dtype)
+        mask = jnp.tri(tokens, dtype=bool)[None, None]
+        if mask_BS is not None:
+            mask = mask & blocks.key_mask(mask_BS)
+    return _run(shape, params, x, mask)
+
+
+def embed_text(
+    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+) -> jax.Array:
+    """A text's vector [B, projection] (or [B, width]): that of its end-of-text token.
+
+    It has gone through all blocks and the final norm, whatever `apply` leaves out.
+    """
+    x = _normed(shape, params, _text(shape, params, ids_BS, mask_BS))
+    if shape.end_token == LEGACY_END:
+        end_B = jnp.argmax(ids_BS, axis=1)
+    else:
+        end_B = jnp.argmax(ids_BS == shape.end_token, axis=1)
+    chosen = jax.nn.one_hot(end_B, ids_BS.shape[1], dtype=bool)[:, :, None]
+    last = jnp.sum(jnp.where(chosen, x, 0), axis=1, dtype=x.dtype)
+    return _projected(shape, params, last)
+
+
+def init_vision(shape: VisionShape, key: jax.Array) -> Params:
+    """Random float32 parameters, as `init`."""
+    entry_key, key = jax.random.split(key)
+    side = shape.image_size
+    x = jnp.zeros((1, side, side, shape.channels))
+    entry = VisionEntry(shape).init(entry_key, x)["params"]
+    return {"entry": entry, **_init_common(shape, key)}
+
+
+def apply_vision(shape: VisionShape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+    """Features [B, 1 + patches, width] in float32: class token, patches row by row.
+
+    Args:
+      x_BHWC: pictures of the network's size, (those in [0, 1] - MEAN) / STD.
+
+    Raises:
+      ValueError: pictures of another size.
+    """
+    wanted = (shape.image_size, shape.image_size, shape.channels)
+    if x_BHWC.shape[1:] != wanted:
+        raise ValueError(f"pictures of {x_BHWC.shape[1:]}; this tower reads {wanted}")
+    with jax.named_scope("entry"):
+        entry = layers.gather(params["entry"])
+        x = VisionEntry(shape).apply({"params": entry}, x_BHWC)
+    return _run(shape, params, x, None).astype(jnp.float32)
+
+
+def embed_image(shape: VisionShape, params: Params, x_BHWC: LatentBHWC) -> jax.Array:
+    """A picture's vector [B, projection] (or [B, width]): of its class token."""
+    x = apply_vision(shape, params, x_BHWC)[:, 0].astype(shape.dtype)
+    return _projected(shape, params, _normed(shape, params, x))

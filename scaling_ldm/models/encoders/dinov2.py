@@ -1,0 +1,234 @@
+"""DINOv2's vision transformers without registers; jax and flax only.
+
+Oquab et al. 2023 (arXiv 2304.07193): a pre-norm transformer with a learned scale on
+each residual (LayerScale, Touvron et al. 2021, arXiv 2103.17239), trained without
+labels. Stein et al. 2023 (arXiv 2306.04675) find Frechet distances on its class token
+closest to what people see; theirs are ViT-L/14's on pictures of 224 x 224.
+
+The table of positions is one of 518 x 518 pixels. Other sizes read it interpolated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.encoders import blocks
+from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.models.shapes import LatentBHWC, TokensBTD
+
+Params = dict[str, Any]
+
+SIZE = 224  # pixels along a side of what distances are measured on
+
+# Of ImageNet's pictures in [0, 1]: the network reads (x - MEAN) / STD.
+MEAN = np.asarray([0.485, 0.456, 0.406], np.float32)
+STD = np.asarray([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides the parameters and the arithmetic.
+
+    Attributes:
+      hidden: width of the perceptrons; of each half where they are gated.
+      gated: silu(gate) * up, as the giant has it, instead of `activation`.
+      image_size: pixels along a side of the table of positions.
+      offset: patches added to a picture's sides when the table is interpolated: 0 as in
+        transformers, 0.1 as in the code the weights were published with.
+      mask_token: whether there are parameters for masked patches, which only training
+        reads; published weights have them.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    gated: bool = False
+    image_size: int = 518
+    patch_size: int = 14
+    channels: int = 3
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    offset: float = 0.0
+    mask_token: bool = True
+    dtype: Any = jnp.float32
+    unroll: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the table of positions."""
+        return self.image_size // self.patch_size
+
+
+class Mlp(nn.Module):
+    """A perceptron, gated or not."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
+        s = self.shape
+        if s.gated:
+            pair = nn.DenseGeneral((2, s.hidden), dtype=s.dtype, name="up")(x_BTD)
+            gate, up = (jnp.squeeze(part, 2) for part in jnp.split(pair, 2, axis=2))
+            h = jax.nn.silu(gate) * up
+        else:
+            h = nn.Dense(s.hidden, dtype=s.dtype, name="up")(x_BTD)
+            h = blocks.ACTIVATIONS[s.activation](h)
+        return nn.Dense(s.width, dtype=s.dtype, name="down")(h)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each normalised before and scaled after."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
+        s = self.shape
+
+        def scaled(x_BTD: TokensBTD, name: str) -> TokensBTD:
+            scale = self.param(name, nn.initializers.ones, (s.width,))
+            return x_BTD * scale.astype(s.dtype)[None, None]
+
+        h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
+        h = blocks.Attention(s.heads, s.dtype, name="attention")(h, None)
+        x = x_BTD + scaled(h, "attention_scale")
+        h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
+        return x + scaled(Mlp(s, name="mlp")(h), "mlp_scale")
+
+
+class Entry(nn.Module):
+    """Patches after a class token, with positions."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
+        s = self.shape
+        small = nn.initializers.normal(0.02)
+        height, width = (side // s.patch_size for side in x_BHWC.shape[1:3])
+        patches = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
+        x = nn.Dense(s.width, dtype=s.dtype, name="patch")(patches)
+        first = self.param("class_embedding", small, (s.width,))
+        table = self.param("position_embedding", small, (1 + s.grid**2, s.width))
+        if s.mask_token:
+            self.param("mask_embedding", nn.initializers.zeros, (s.width,))
+        places = positions(s, table, height, width)
+        places = jnp.concatenate([places[:1] + first[None], places[1:]])
+        x = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
+        return x + places.astype(s.dtype)[None]
+
+
+class Exit(nn.Module):
+    """The norm at the end."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
+
+
+def positions(shape: Shape, table_ND: jax.Array, height: int, width: int) -> jax.Array:
+    """Those of a class token and of height x width patches, [1 + patches, D].
+
+    Bicubic interpolation as torch's, which reads four rows and columns wherever it is
+    (Keys 1981 with a = -0.75) and repeats the table's edge.
+    """
+    if (height, width) == (shape.grid, shape.grid):
+        return table_ND
+    features = table_ND.shape[-1]
+    x_HWD = table_ND[1:].reshape(shape.grid, shape.grid, features)
+    for axis, count in enumerate((height, width)):
+        index, weight = _cubic(shape.grid, count, shape.offset)
+        side = [1, 1, 1]
+        side[axis] = count
+        x_HWD = sum(
+            jnp.take(x_HWD, i, axis=axis) * w.reshape(side)
+            for i, w in zip(index, weight, strict=True)
+        )
+    return jnp.concatenate([table_ND[:1], x_HWD.reshape(height * width, features)])
+
+
+def _cubic(table: int, count: int, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which entries of a table `count` places read, and their weights: both [4, count].
+
+    Places share the table's extent equally; with an offset, they end before it does.
+    """
+    place = (np.arange(count) + 0.5) * table / (count + offset) - 0.5
+    tap = np.floor(place) + np.arange(-1, 3)[:, None]
+    far, a = np.abs(place - tap), -0.75
+    near = ((a + 2) * far - (a + 3)) * far**2 + 1
+    outer = a * (((far - 5) * far + 8) * far - 4)
+    weight = np.where(far <= 1, near, outer).astype(np.float32)
+    return np.clip(tap, 0, table - 1).astype(np.int32), weight
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`.
+
+    Raises:
+      ValueError: no network can be made of the shape; see `blocks.check`.
+    """
+    blocks.check(shape)
+    if shape.image_size % shape.patch_size:
+        raise ValueError(
+            f"image_size {shape.image_size} is not divisible by patch_size "
+            f"{shape.patch_size}"
+        )
+    entry_key, block_key, exit_key = jax.random.split(key, 3)
+    side = shape.image_size
+    x = jnp.zeros((1, 1, shape.width))
+    pictures = jnp.zeros((1, side, side, shape.channels))
+    return {
+        "entry": Entry(shape).init(entry_key, pictures)["params"],
+        "blocks": blocks.init(Block(shape), shape.depth, block_key, x),
+        "exit": Exit(shape).init(exit_key, x)["params"],
+    }
+
+
+def tokens(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+    """Features [B, 1 + patches, width] in float32: class token, patches row by row.
+
+    Args:
+      x_BHWC: RGB in 0..255, already of the wanted size.
+
+    Raises:
+      ValueError: sides that the patches do not divide, or other channels.
+    """
+    *sides, channels = x_BHWC.shape[1:]
+    if channels != shape.channels or any(side % shape.patch_size for side in sides):
+        raise ValueError(
+            f"pictures of {x_BHWC.shape[1:]}; this network reads {shape.channels} "
+            f"channels and sides that {shape.patch_size} divides, such as {SIZE}"
+        )
+
+    with jax.default_matmul_precision("highest"):  # of float32, on every device
+        return _tokens(shape, params, x_BHWC)
+
+
+def _tokens(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+    def layer(x: TokensBTD, block: Params) -> TokensBTD:
+        return Block(shape).apply({"params": layers.gather(block)}, x)
+
+    with jax.named_scope("entry"):
+        mean, std = (v[None, None, None] for v in (MEAN, STD))
+        x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
+        x = Entry(shape).apply({"params": layers.gather(params["entry"])}, x)
+    with jax.named_scope("blocks"):
+        x = blocks.run(layer, x, params["blocks"], shape.unroll)
+    x = Exit(shape).apply({"params": layers.gather(params["exit"])}, x)
+    return x.astype(jnp.float32)
+
+
+def apply(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> Features:
+    """The class token's features [B, width] after the last norm; see `tokens`."""
+    return Features(tokens(shape, params, x_BHWC)[:, 0], None)

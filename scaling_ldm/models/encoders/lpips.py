@@ -1,0 +1,200 @@
+"""LPIPS 0.1, a distance between two pictures that follows people's; jax only.
+
+Zhang et al. 2018 (arXiv 1801.03924), eq. 1: features of five layers of a classifier,
+scaled to length 1 at each place, are subtracted and squared, the channels weighted by
+heads that were fitted to judgements, averaged over places and summed over layers.
+Lower is nearer. Distances differ between backbones: always say which.
+
+The shape is VGG16 or ALEXNET; `scaling_ldm.models.weights.lpips.load` reads the parameters of
+torchvision's file of the backbone and of the package's heads, `find_heads` finds these
+after `pip install --no-deps lpips==0.1.4`. Pictures are RGB from 0 to 255.
+
+Example:
+  >>> from scaling_ldm.models.encoders import lpips
+  >>> from scaling_ldm.models.weights import lpips as weights
+  >>> shape = lpips.ALEXNET
+  >>> heads = weights.find_heads(shape)
+  >>> params = weights.load("alexnet-owt-7be5be79.pth", heads, shape)
+  >>> distances_B = lpips.distance(shape, params, x_BHWC, y_BHWC)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.encoders import convolutions
+from scaling_ldm.models.shapes import LatentBHWC
+
+Params = dict[str, Any]
+
+# Of pictures in [-1, 1]: the backbones read (x - SHIFT) / SCALE.
+SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
+_LEAST = 1e-10  # added to lengths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A convolution and its ReLU.
+
+    Attributes:
+      index: of the convolution among torchvision's `features`.
+      pool: side of a maximum of stride 2 before it; 0: none.
+      compared: whether the distance reads its output.
+    """
+
+    index: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool: int = 0
+    compared: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A backbone: "vgg" and "alex" are their heads' files' names."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def compared(self) -> tuple[Layer, ...]:
+        """Layers that have a head."""
+        return tuple(layer for layer in self.layers if layer.compared)
+
+    @property
+    def smallest(self) -> int:
+        """Pixels along a side that leave one place in the last layer."""
+        side = 1
+        for layer in reversed(self.layers):
+            side = (side - 1) * layer.stride + layer.kernel - 2 * layer.padding
+            side = (side - 1) * 2 + layer.pool if layer.pool else side
+        return side
+
+
+def _vgg16() -> Shape:
+    """Simonyan and Zisserman 2015 (arXiv 1409.1556), configuration D."""
+    found, index = [], 0
+    for stage, (outputs, count) in enumerate(
+        ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+    ):
+        for i in range(count):
+            found.append(
+                Layer(
+                    index=index,
+                    outputs=outputs,
+                    pool=2 if stage and i == 0 else 0,
+                    compared=i == count - 1,
+                )
+            )
+            index += 2  # its ReLU
+        index += 1  # the maximum after a stage
+    return Shape(name="vgg", layers=tuple(found))
+
+
+VGG16 = _vgg16()
+ALEXNET = Shape(  # of Krizhevsky 2014, arXiv 1404.5997
+    name="alex",
+    layers=(
+        Layer(index=0, outputs=64, kernel=11, stride=4, padding=2, compared=True),
+        Layer(index=3, outputs=192, kernel=5, padding=2, pool=3, compared=True),
+        Layer(index=6, outputs=384, pool=3, compared=True),
+        Layer(index=8, outputs=256, compared=True),
+        Layer(index=10, outputs=256, compared=True),
+    ),
+)
+BACKBONES = {shape.name: shape for shape in (VGG16, ALEXNET)}
+
+
+def shapes(shape: Shape) -> Params:
+    """The parameters' tree of float32 shapes, with keys "0", "1", ... by index."""
+    tree: Params = {"backbone": {}, "heads": {}}
+    inputs = 3
+
+    def leaf(*size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, jnp.float32)
+
+    for layer in shape.layers:
+        kernel = leaf(layer.kernel, layer.kernel, inputs, layer.outputs)
+        tree["backbone"][str(layer.index)] = {
+            "kernel": kernel,
+            "bias": leaf(layer.outputs),
+        }
+        inputs = layer.outputs
+    for i, layer in enumerate(shape.compared):
+        tree["heads"][str(i)] = {"kernel": leaf(layer.outputs, 1)}
+    return tree
+
+
+def init(shape: Shape, key: jax.Array) -> Params:
+    """Random float32 parameters; the heads', as fitted ones, not below zero."""
+    params = layers.initialise(shapes(shape), key, convolutions.rectified)
+    return {**params, "heads": jax.tree.map(jnp.abs, params["heads"])}
+
+
+def _compared(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> list[jax.Array]:
+    """Outputs of the layers that have a head, each place of length 1."""
+    x = x_BHWC.astype(jnp.float32) / 127.5 - 1
+    x = (x - SHIFT[None, None, None]) / SCALE[None, None, None]
+    found = []
+    for layer in shape.layers:
+        if layer.pool:
+            x = _largest(x, layer.pool)
+        padding = [(layer.padding, layer.padding)] * 2
+        kernel = layers.gather(params["backbone"][str(layer.index)])
+        x = jax.nn.relu(convolutions.convolution(kernel, x, layer.stride, padding))
+        if layer.compared:
+            found.append(_unit(x))
+    return found
+
+
+def _largest(x_BHWC: LatentBHWC, side: int) -> LatentBHWC:
+    window, stride = (1, side, side, 1), (1, 2, 2, 1)
+    return lax.reduce_window(x_BHWC, -jnp.inf, lax.max, window, stride, "VALID")
+
+
+def _unit(x_BHWC: LatentBHWC) -> LatentBHWC:
+    """Of length 1 along channels; zeros stay.
+
+    The gradient of a length is not finite at zeros, but the ReLU before them stops it.
+    """
+    length = jnp.sqrt(jnp.sum(x_BHWC**2, axis=-1, keepdims=True))
+    return x_BHWC / (length + _LEAST)
+
+
+def distance(
+    shape: Shape, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
+) -> jax.Array:
+    """LPIPS [B] in float32 of each picture of x from that of y; 0 where they are equal.
+
+    Args:
+      x_BHWC, y_BHWC: RGB from 0 to 255, of any size: distances depend on it.
+
+    Raises:
+      ValueError: pictures of two sizes, too small, or not of three channels.
+    """
+    if x_BHWC.shape != y_BHWC.shape:
+        raise ValueError(f"pictures of {x_BHWC.shape} and of {y_BHWC.shape}")
+    if x_BHWC.shape[-1] != 3 or min(x_BHWC.shape[1:3]) < shape.smallest:
+        raise ValueError(
+            f"pictures of {x_BHWC.shape[1:]}; {shape.name} compares those of 3 "
+            f"channels and at least {shape.smallest} x {shape.smallest} pixels"
+        )
+    heads = (layers.gather(params["heads"][str(i)]) for i in range(len(shape.compared)))
+    with jax.named_scope("lpips"):
+        both = (_compared(shape, params, pictures) for pictures in (x_BHWC, y_BHWC))
+        return sum(_difference(*three) for three in zip(heads, *both, strict=True))
+
+
+def _difference(head: Params, x_BHWC: jax.Array, y_BHWC: jax.Array) -> jax.Array:
+    mean_BC = jnp.mean((x_BHWC - y_BHWC) ** 2, axis=(1, 2))
+    return jnp.sum(mean_BC * head["kernel"][None, :, 0], axis=-1)

@@ -1,0 +1,179 @@
+"""Published frozen networks by name, each with what it should measure; jax and flax.
+
+Parameters are exact. The four autoencoders share channels, blocks and groups; their
+forward FLOPs are of one 256 x 256 picture, 2 x MAC, every tap counted; scale and shift
+are those of the weights' published configurations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from scaling_ldm.models.encoders import autoencoder_kl, bert, clip, dinov2, t5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderPreset:
+    """An autoencoder and what counting it should give."""
+
+    shape: autoencoder_kl.Shape
+    params: int
+    encode_gflops: float
+    decode_gflops: float
+    source: str
+
+
+def _four(scale: float, source: str) -> AutoencoderPreset:
+    return AutoencoderPreset(
+        shape=autoencoder_kl.Shape(latent_channels=4, scale=scale),
+        params=83_653_863,
+        encode_gflops=272.72,
+        decode_gflops=622.19,
+        source=source,
+    )
+
+
+def _sixteen(scale: float, shift: float, source: str) -> AutoencoderPreset:
+    return AutoencoderPreset(
+        shape=autoencoder_kl.Shape(
+            latent_channels=16, quant_conv=False, scale=scale, shift=shift
+        ),
+        params=83_819_683,
+        encode_gflops=272.95,
+        decode_gflops=622.30,
+        source=source,
+    )
+
+
+AUTOENCODERS = {
+    "sd": _four(0.18215, "arXiv 2112.10752; Stable Diffusion 1 and 2"),
+    "sdxl": _four(0.13025, "arXiv 2307.01952, section 2.4"),
+    "sd3": _sixteen(1.5305, 0.0609, "arXiv 2403.03206; Stable Diffusion 3"),
+    "flux": _sixteen(0.3611, 0.1159, "FLUX.1, Black Forest Labs 2024"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """An encoder, how many parameters counting it should give, and where it is."""
+
+    shape: t5.Shape | clip.Shape | clip.VisionShape | bert.Shape | dinov2.Shape
+    params: int
+    source: str  # id on the Hugging Face hub
+
+
+def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.Shape:
+    """Of version 1.1."""
+    return t5.Shape(
+        width=width,
+        depth=depth,
+        heads=heads,
+        head_width=64,
+        hidden=hidden,
+        vocab_size=32128,
+        gated=True,
+        activation="gelu_new",
+    )
+
+
+PRESETS = {
+    "minilm_l6": Preset(
+        shape=bert.Shape(
+            width=384,
+            depth=6,
+            heads=12,
+            hidden=1536,
+            vocab_size=30522,
+            max_tokens=512,
+        ),
+        params=22_713_216,
+        source="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "bert_base": Preset(
+        shape=bert.Shape(
+            width=768,
+            depth=12,
+            heads=12,
+            hidden=3072,
+            vocab_size=30522,
+            max_tokens=512,
+        ),
+        params=109_482_240,
+        source="google-bert/bert-base-uncased",
+    ),
+    "clip_l14_text": Preset(
+        shape=clip.Shape(
+            width=768,
+            depth=12,
+            heads=12,
+            hidden=3072,
+            vocab_size=49408,
+            max_tokens=77,
+            projection=768,
+            end_token=49407,
+        ),
+        params=123_650_304,
+        source="openai/clip-vit-large-patch14",
+    ),
+    "clip_l14_vision": Preset(
+        shape=clip.VisionShape(
+            width=1024,
+            depth=24,
+            heads=16,
+            hidden=4096,
+            image_size=224,
+            patch_size=14,
+            projection=768,
+        ),
+        params=303_966_208,
+        source="openai/clip-vit-large-patch14",
+    ),
+    "openclip_h_text": Preset(  # its last layer is left out: Stable Diffusion 2
+        shape=clip.Shape(
+            width=1024,
+            depth=23,
+            heads=16,
+            hidden=4096,
+            vocab_size=49408,
+            max_tokens=77,
+            projection=0,
+            end_token=clip.LEGACY_END,
+            activation="gelu",
+        ),
+        params=340_387_840,
+        source="stabilityai/stable-diffusion-2-1, text_encoder",
+    ),
+    "t5_v1_1_small": Preset(
+        shape=_t5(512, 8, 6, 1024),
+        params=35_332_800,
+        source="google/t5-v1_1-small",
+    ),
+    "t5_v1_1_xxl": Preset(
+        shape=_t5(4096, 24, 64, 10240),
+        params=4_762_310_656,
+        source="google/t5-v1_1-xxl",
+    ),
+}
+
+
+def _dinov2(name: str, width: int, depth: int, heads: int, params: int) -> Preset:
+    giant = name == "giant"
+    return Preset(
+        shape=dinov2.Shape(
+            width=width,
+            depth=depth,
+            heads=heads,
+            hidden=4096 if giant else 4 * width,
+            gated=giant,
+        ),
+        params=params,
+        source=f"facebook/dinov2-{name}",
+    )
+
+
+DINOV2 = {  # the mask token's parameters included
+    "dinov2_s14": _dinov2("small", 384, 12, 6, 22_056_576),
+    "dinov2_b14": _dinov2("base", 768, 12, 12, 86_580_480),
+    "dinov2_l14": _dinov2("large", 1024, 24, 16, 304_368_640),
+    "dinov2_g14": _dinov2("giant", 1536, 40, 24, 1_136_480_768),
+}

@@ -1,0 +1,144 @@
+"""From an experiment and a size to its network: the one reader of config.Model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scaling_ldm import config
+from scaling_ldm.models import denoisers, encoders
+from scaling_ldm.models.denoisers import dit, mmdit, unet
+from scaling_ldm.models.encoders import autoencoder_kl
+
+# Widths of an autoencoder's resolutions, in its base width.
+AUTOENCODER_MULTIPLES = (1, 2, 2, 4)
+
+
+def denoiser(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    """The network that two numbers of `config.plan.sizes` make of an experiment.
+
+    Raises:
+      ConfigError: no network can be made of them.
+    """
+    name = experiment.model.architecture
+    try:
+        return _BUILDERS[name](experiment, width, depth, unroll)
+    except ValueError as e:
+        raise config.ConfigError(
+            f"config.plan.sizes: {width} x {depth} is no {name} that config.model "
+            f"allows: {e}"
+        ) from e
+
+
+def _text(experiment: config.Experiment) -> dict[str, Any]:
+    """What a network is to know of captions: words to look up, or frozen features."""
+    words = experiment.reads_words
+    return {
+        "text_tokens": experiment.data.text_tokens,
+        "text_width": experiment.model.text_width,
+        "vocab_size": experiment.data.vocab_size if words else 0,
+    }
+
+
+def _transformer(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    model = experiment.model
+    return denoisers.transformer(
+        dit.Shape(
+            architecture=model.architecture,
+            depth=depth,
+            classes=model.classes,
+            **_tokens(experiment, width, unroll),
+        )
+    )
+
+
+def _two_streams(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    double, single = depth, 0
+    if experiment.model.architecture == "flux":
+        double, single = mmdit.split(depth)
+    return denoisers.mm_dit(
+        mmdit.Shape(
+            depth=double, single_depth=single, **_tokens(experiment, width, unroll)
+        )
+    )
+
+
+def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str, Any]:
+    """What every transformer's shape says."""
+    model = experiment.model
+    return _text(experiment) | {
+        "width": width,
+        "heads": model.heads_at(width),
+        "image_shape": experiment.data.shape,
+        "patch_size": model.patch_size,
+        "mlp_ratio": model.mlp_ratio,
+        "activation": model.activation,
+        "norm": model.norm,
+        "qk_norm": model.qk_norm,
+        "positions": model.positions,
+        "time_width": model.time_width,
+        "dtype": denoisers.DTYPES[model.compute_dtype],
+        "remat": model.remat,
+        "unroll": unroll,
+    }
+
+
+def _unet(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> denoisers.Denoiser:
+    del unroll  # no two of its blocks in a row have the same shape
+    return denoisers.u_net(unet_shape(experiment, width, depth))
+
+
+def unet_shape(experiment: config.Experiment, width: int, depth: int) -> unet.Shape:
+    """The U-Net of `depth` resolutions that an experiment trains."""
+    model = experiment.model
+    return unet.Shape(
+        base=width,
+        heads=model.heads,
+        image_shape=experiment.data.shape,
+        extra_channels=experiment.data.shape[-1] if experiment.data.coarse else 0,
+        dtype=denoisers.DTYPES[model.compute_dtype],
+        remat=model.remat,
+        multiples=unet.MULTIPLES[:depth],
+        **_text(experiment),
+    )
+
+
+def autoencoder_shape(
+    experiment: config.Experiment, width: int, depth: int
+) -> autoencoder_kl.Shape:
+    """The autoencoder of `depth` resolutions that an experiment trains."""
+    model = experiment.model
+    return autoencoder_kl.Shape(
+        channels=tuple(width * multiple for multiple in AUTOENCODER_MULTIPLES[:depth]),
+        blocks=1,
+        latent_channels=model.latent_channels,
+        image_channels=experiment.data.shape[-1],
+        groups=model.groups,
+        middle_attention=False,
+        dtype=denoisers.DTYPES[model.compute_dtype],
+    )
+
+
+def autoencoder(
+    experiment: config.Experiment, width: int, depth: int
+) -> encoders.Autoencoder:
+    """The network that an autoencoder's experiment trains."""
+    return encoders.autoencoder(autoencoder_shape(experiment, width, depth))
+
+
+_BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {
+    "in_context": _transformer,
+    "cross_attention": _transformer,
+    "adaln_zero": _transformer,
+    "mmdit": _two_streams,
+    "flux": _two_streams,
+    "unet": _unet,
+}

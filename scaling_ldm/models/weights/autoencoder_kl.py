@@ -1,0 +1,232 @@
+"""Autoencoders in the layout of diffusers' `AutoencoderKL`; jax for shapes only.
+
+A directory holds config.json and diffusion_pytorch_model.safetensors. Stable Diffusion
+1 and 2 were first stored with other names in the attention and with its matrices as
+1 x 1 convolutions: both are read, today's are written.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm.models.encoders import autoencoder_kl
+from scaling_ldm.models.weights import layout
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+
+_RESIDUAL = {"shortcut": "conv_shortcut"}  # other parts have the same name there
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v"}
+_ATTENTION["out"] = "to_out.0"
+_ENDS = {"enter": "conv_in", "exit_norm": "conv_norm_out", "exit": "conv_out"}
+_QUANT = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# What their configurations leave out means this there.
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+# How a pipeline runs the network, not what it is.
+_NOT_READ = {"sample_size", "force_upcast"}
+
+
+def from_config(config: Mapping[str, Any]) -> autoencoder_kl.Shape:
+    """The shape that a config.json describes; arithmetic in float32.
+
+    Raises:
+      layout.WeightsError: another kind of network; every reason is listed.
+    """
+    c = _DEFAULTS | {k: v for k, v in config.items() if not k.startswith("_")}
+    levels = len(c["block_out_channels"])
+    wanted = {
+        "_class_name": "AutoencoderKL",
+        "out_channels": c["in_channels"],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "act_fn": "silu",
+        "latents_mean": None,
+        "latents_std": None,
+        "use_post_quant_conv": c["use_quant_conv"],
+    }
+    given = c | {"_class_name": config.get("_class_name", "AutoencoderKL")}
+    problems = [
+        f"{name} is {given[name]!r}, wanted {value!r}"
+        for name, value in wanted.items()
+        if _plain(given[name]) != value
+    ]
+    problems += [f"{name}: not known" for name in sorted(c.keys() - _known())]
+    if problems:
+        raise layout.WeightsError(
+            "this is not the configuration of an autoencoder that can be built here:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+    return autoencoder_kl.Shape(
+        channels=tuple(c["block_out_channels"]),
+        blocks=c["layers_per_block"],
+        latent_channels=c["latent_channels"],
+        image_channels=c["in_channels"],
+        groups=c["norm_num_groups"],
+        middle_attention=c["mid_block_add_attention"],
+        quant_conv=c["use_quant_conv"],
+        scale=c["scaling_factor"],
+        shift=c["shift_factor"] or 0.0,
+    )
+
+
+def _known() -> set[str]:
+    return _DEFAULTS.keys() | _NOT_READ
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def to_config(shape: autoencoder_kl.Shape, sample_size: int = 512) -> dict[str, Any]:
+    """What config.json says of a shape.
+
+    Args:
+      sample_size: the side in pixels from which diffusers cuts pictures into tiles,
+        where it is asked to.
+    """
+    levels = len(shape.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": shape.image_channels,
+        "out_channels": shape.image_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(shape.channels),
+        "layers_per_block": shape.blocks,
+        "act_fn": "silu",
+        "latent_channels": shape.latent_channels,
+        "norm_num_groups": shape.groups,
+        "sample_size": sample_size,
+        "scaling_factor": shape.scale,
+        "shift_factor": shape.shift or None,
+        "use_quant_conv": shape.quant_conv,
+        "use_post_quant_conv": shape.quant_conv,
+        "mid_block_add_attention": shape.middle_attention,
+    }
+
+
+def _name(path: layout.Path, last: int) -> str:
+    side, first, *rest, leaf = path
+    if first == "quant":
+        return f"{_QUANT[side]}.{_LEAVES[leaf]}"
+    theirs = [side]
+    if found := re.fullmatch(r"down(\d+)_(\d+)_residual", first):
+        theirs.append(f"down_blocks.{found[1]}.resnets.{found[2]}")
+    elif found := re.fullmatch(r"up(\d+)_(\d+)_residual", first):
+        # Theirs counts the way up from the middle.
+        theirs.append(f"up_blocks.{last - int(found[1])}.resnets.{found[2]}")
+    elif found := re.fullmatch(r"down(\d+)_halve", first):
+        theirs.append(f"down_blocks.{found[1]}.downsamplers.0.conv")
+    elif found := re.fullmatch(r"up(\d+)_double", first):
+        theirs.append(f"up_blocks.{last - int(found[1])}.upsamplers.0.conv")
+    elif found := re.fullmatch(r"middle_residual(\d)", first):
+        theirs.append(f"mid_block.resnets.{found[1]}")
+    elif first == "middle_attention":
+        theirs.append("mid_block.attentions.0")
+    else:
+        theirs.append(_ENDS[first])
+    names = _ATTENTION if first == "middle_attention" else _RESIDUAL
+    theirs += [names.get(part, part) for part in rest]
+    return ".".join([*theirs, _LEAVES[leaf]])
+
+
+def pairs(shape: autoencoder_kl.Shape) -> list[layout.Pair]:
+    """Every leaf of an autoencoder and its tensor."""
+    tree = jax.eval_shape(lambda: autoencoder_kl.init(shape, jax.random.key(0)))
+    found = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = tuple(key.key for key in keys)
+        name = _name(path, len(shape.channels) - 1)
+        if path[-1] != "kernel":
+            found.append(layout.vector(path, name, leaf.shape))
+        elif leaf.ndim == 4:
+            found.append(layout.convolution(path, name, leaf.shape))
+        else:
+            pointwise = path[-2] in ("shortcut", "quant")
+            found.append(layout.dense(path, name, leaf.shape, as_convolution=pointwise))
+    return found
+
+
+def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
+    """The same tensors under today's names, attention matrices as matrices.
+
+    A tensor whose new name is taken keeps its old one, so that reading will list it.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        head, found, tail = name.partition(".mid_block.attentions.0.")
+        part, _, leaf = tail.rpartition(".")
+        if found and f"{head}{found}{_OLD.get(part)}.{leaf}" not in tensors:
+            name = f"{head}{found}{_OLD.get(part, part)}.{leaf}"
+        if found and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]
+        renamed[name] = tensor
+    return renamed
+
+
+def read(tensors: layout.Tensors, shape: autoencoder_kl.Shape) -> dict[str, Any]:
+    """Float32 parameters; half precision is widened, which is exact.
+
+    Raises:
+      layout.WeightsError: tensors of another network; all differences are listed.
+    """
+    tree = layout.read(pairs(shape), modern(tensors), "this autoencoder's")
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
+
+
+def load(
+    directory: str | pathlib.Path,
+) -> tuple[autoencoder_kl.Shape, dict[str, Any]]:
+    """Shape and parameters from a directory as diffusers writes it.
+
+    Raises:
+      layout.WeightsError: a file is missing, or describes another network.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise layout.WeightsError(f"{directory / CONFIG} cannot be read: {e}") from e
+    shape = from_config(config)
+    return shape, read(layout.load(directory / WEIGHTS), shape)
+
+
+def save(
+    params: Mapping[str, Any],
+    directory: str | pathlib.Path,
+    shape: autoencoder_kl.Shape,
+    sample_size: int = 512,
+) -> None:
+    """Writes a directory as diffusers reads it; `sample_size` as in `to_config`."""
+    directory = pathlib.Path(directory)
+    tensors = layout.write(pairs(shape), params)
+    directory.mkdir(parents=True, exist_ok=True)
+    layout.save(tensors, directory / WEIGHTS)
+    config = json.dumps(to_config(shape, sample_size), indent=2)
+    (directory / CONFIG).write_text(config + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""The weights of the 2015 Inception as torch-fidelity and pytorch-fid give them.
+
+weights-inception-2015-12-05-6726825d.pth and pt_inception-2015-12-05-6726825d.pth: both
+name the layers alike and are read as they are, or once saved as .safetensors.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from scaling_ldm.models.encoders import inception as network
+from scaling_ldm.models.weights import batch_norm, layout, torch_file
+
+
+def pairs() -> list[layout.Pair]:
+    """Every tensor, norms not yet folded."""
+    found: list[layout.Pair] = []
+
+    def walk(path: layout.Path, tree: dict[str, Any]) -> None:
+        if "kernel" not in tree:
+            for key, node in tree.items():
+                walk((*path, key), node)
+            return
+        name, shape = ".".join(path), tree["kernel"].shape
+        found.extend(batch_norm.pairs(path, f"{name}.conv", f"{name}.bn", shape))
+
+    tree = network.shapes()
+    last = tree.pop("fc")["kernel"].shape
+    walk((), tree)
+    found.append(layout.dense(("fc", "kernel"), "fc.weight", last))
+    found.append(layout.vector(("fc", "bias"), "fc.bias", last[1:]))
+    return found
+
+
+def read(tensors: layout.Tensors) -> dict[str, Any]:
+    """Parameters, of a state dict's tensors.
+
+    Raises:
+      layout.WeightsError: another network's; all differences are listed.
+    """
+    tree = layout.read(
+        pairs(), batch_norm.known(tensors), "the 2015 Inception's", np.float32
+    )
+    return batch_norm.fold(tree, network.EPSILON)
+
+
+def load(path: str | pathlib.Path) -> dict[str, Any]:
+    """Parameters from a torch file or a .safetensors file, or a directory with one.
+
+    Raises:
+      layout.WeightsError: no such file, or another network's, such as torchvision's.
+    """
+    return read(torch_file.tensors(path))

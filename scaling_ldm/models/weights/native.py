@@ -1,0 +1,60 @@
+"""Parameters under this library's own names, for networks nobody else publishes.
+
+A folder holds model.safetensors, whose tensors are named by their paths ("entry/patch/
+kernel"), and config.json, which says what to build.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from scaling_ldm.models.weights import layout
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def pairs(tree: Mapping[str, Any]) -> list[layout.Pair]:
+    """Every leaf, under its own path.
+
+    Args:
+      tree: nested dicts of arrays, or of shapes (`jax.eval_shape`).
+    """
+    found: list[layout.Pair] = []
+
+    def walk(node: Mapping[str, Any], path: layout.Path) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, (*path, key))
+            else:
+                name = "/".join((*path, key))
+                found.append(layout.vector((*path, key), name, tuple(value.shape)))
+
+    walk(tree, ())
+    return found
+
+
+def save(
+    params: Mapping[str, Any], folder: str | pathlib.Path, config: Mapping[str, Any]
+) -> None:
+    """Writes the folder; `config` is what the network is built from."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = layout.write(pairs(params), params)
+    layout.save({k: np.asarray(v) for k, v in tensors.items()}, folder / WEIGHTS)
+    text = json.dumps(config, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load(folder: str | pathlib.Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the given tree of shapes.
+
+    Raises:
+      layout.WeightsError: no such file, or one of another network.
+    """
+    tensors = layout.load(pathlib.Path(folder) / WEIGHTS)
+    return layout.read(pairs(tree), tensors, "this network's")

@@ -1,0 +1,200 @@
+"""PixArt-alpha (Chen et al. 2023, arXiv 2310.00426) in the layout of diffusers.
+
+diffusers' `PixArtTransformer2DModel` without the extra conditions (resolution and
+aspect ratio) of the 1024-pixel weights: what denoisers/dit.py is with
+"cross_attention". Ours take t = their timestep / 1000.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm.models import layers
+from scaling_ldm.models.denoisers import dit
+from scaling_ldm.models.weights import blocks, layout
+
+_DEFAULTS = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+    "dropout": 0.0,
+    "norm_num_groups": 32,  # of a norm that this network does not have
+    "cross_attention_dim": 1152,
+    "attention_bias": True,
+    "sample_size": 128,
+    "patch_size": 2,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,  # a table that this network does not have
+    "upcast_attention": False,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "interpolation_scale": None,
+    "use_additional_conditions": None,
+    "caption_channels": None,
+    "attention_type": "default",
+}
+_ONLY = {
+    "attention_bias": (True,),
+    "activation_fn": ("gelu-approximate",),
+    "norm_type": ("ada_norm_single",),
+    "norm_elementwise_affine": (False,),
+    "norm_eps": (1e-6,),
+    "attention_type": ("default",),
+}
+
+
+def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.Shape:
+    """The float32 shape of a diffusers config.
+
+    Args:
+      text_tokens: of a caption; PixArt-alpha's are 120.
+
+    Raises:
+      layout.WeightsError: a setting that denoisers/dit.py has not.
+    """
+    c = blocks.settings(config, _DEFAULTS, _ONLY, "a PixArt-alpha's")
+    width = c["num_attention_heads"] * c["attention_head_dim"]
+    side = c["sample_size"]
+    extra = c["use_additional_conditions"]
+    problems = []
+    if side == 128 if extra is None else extra:
+        problems.append("resolution and aspect ratio as conditions (1024 pixels)")
+    if not c["caption_channels"]:
+        problems.append("no projection of captions (caption_channels)")
+    if c["cross_attention_dim"] != width:
+        problems.append(f"cross_attention_dim other than the width {width}")
+    if problems:
+        raise layout.WeightsError(f"not supported: {'; '.join(problems)}")
+    return dit.Shape(
+        architecture="cross_attention",
+        width=width,
+        depth=c["num_layers"],
+        heads=c["num_attention_heads"],
+        image_shape=(side, side, c["in_channels"]),
+        patch_size=c["patch_size"],
+        mlp_ratio=4,
+        activation="gelu",
+        text_tokens=text_tokens,
+        text_width=c["caption_channels"],
+        time_width=256,
+        vocab_size=0,
+        classes=0,
+        dtype=jnp.float32,
+        remat=False,
+        unroll=False,
+        grid=layers.Grid(
+            columns_first=True,
+            step=1 / (c["interpolation_scale"] or max(side // 64, 1)),
+        ),
+        out_channels=c["out_channels"] or c["in_channels"],
+    )
+
+
+def to_config(shape: dit.Shape) -> dict[str, Any]:
+    """The diffusers config of a shape.
+
+    Raises:
+      ValueError: a network that diffusers' PixArt cannot be.
+    """
+    _check(shape)
+    H, W, C = shape.image_shape
+    if H != W:
+        raise ValueError(f"diffusers' PixArt is square, this one {H} x {W}")
+    scale = 1 / shape.grid.step
+    return {
+        "_class_name": "PixArtTransformer2DModel",
+        **_DEFAULTS,
+        "num_attention_heads": shape.heads,
+        "attention_head_dim": shape.width // shape.heads,
+        "in_channels": C,
+        "out_channels": shape.out_shape[-1],
+        "num_layers": shape.depth,
+        "cross_attention_dim": shape.width,
+        "sample_size": H,
+        "patch_size": shape.patch_size,
+        "interpolation_scale": int(scale) if scale == int(scale) else scale,
+        "use_additional_conditions": False,
+        "caption_channels": shape.text_width,
+    }
+
+
+def _check(shape: dit.Shape) -> None:
+    wanted = {
+        "architecture": "cross_attention",
+        "norm": "layer",
+        "qk_norm": "none",
+        "positions": "sinusoidal",
+        "grid": layers.Grid(columns_first=True, step=shape.grid.step),
+        "mlp_ratio": 4,
+        "activation": "gelu",
+        "time_width": 256,
+        "time_ends": 0,
+        "mlp_epsilon": 1e-6,
+        "vocab_size": 0,
+    }
+    have = {name: getattr(shape, name) for name in wanted}
+    wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
+    if wrong:
+        raise ValueError(f"PixArt-alpha computes otherwise: {'; '.join(wrong)}")
+
+
+def pairs(shape: dit.Shape) -> list[layout.Pair]:
+    """Every leaf of a PixArt-alpha and its tensors.
+
+    Raises:
+      ValueError: a shape that gives other numbers than the published network.
+    """
+    _check(shape)
+    found = blocks.Pairs(jax.eval_shape(lambda: dit.init(shape, jax.random.key(0))))
+    found.patches_in("entry/patch", "pos_embed.proj", shape.patch_size)
+    found.linear("entry/time/up", "adaln_single.emb.timestep_embedder.linear_1")
+    found.linear("entry/time/out", "adaln_single.emb.timestep_embedder.linear_2")
+    found.linear("entry/modulation", "adaln_single.linear")
+    found.linear("entry/text_up", "caption_projection.linear_1")
+    found.linear("entry/text_out", "caption_projection.linear_2")
+    for i in range(shape.depth):
+        block = f"transformer_blocks.{i}"
+        found.vector(
+            "blocks/modulation_table",
+            f"{block}.scale_shift_table",
+            i,
+            theirs=(6, shape.width),
+        )
+        own, cross = f"{block}.attn1", f"{block}.attn2"
+        found.fused("blocks/attention/qkv", [f"{own}.to_{name}" for name in "qkv"], i)
+        found.linear("blocks/attention/out", f"{own}.to_out.0", i, inputs=2)
+        found.linear("blocks/cross_attention/q", f"{cross}.to_q", i)
+        found.fused(
+            "blocks/cross_attention/kv", [f"{cross}.to_{name}" for name in "kv"], i
+        )
+        found.linear("blocks/cross_attention/out", f"{cross}.to_out.0", i, inputs=2)
+        found.linear("blocks/mlp_up", f"{block}.ff.net.0.proj", i)
+        found.linear("blocks/mlp_down", f"{block}.ff.net.2", i)
+    found.vector("exit/modulation_table", "scale_shift_table", theirs=(2, shape.width))
+    found.linear("exit/patch", "proj_out")
+    return found.done()
+
+
+def load(path: str | pathlib.Path, shape: dit.Shape) -> dict[str, Any]:
+    """Parameters from a diffusers safetensors file.
+
+    Raises:
+      layout.WeightsError: the file is another network's; all differences are listed.
+    """
+    return layout.read(
+        pairs(shape), layout.load(path), "this PixArt-alpha's", np.float32
+    )
+
+
+def save(params: dict[str, Any], path: str | pathlib.Path, shape: dit.Shape) -> None:
+    """Writes parameters as diffusers reads them."""
+    layout.save(layout.write(pairs(shape), params), path)

@@ -1,0 +1,124 @@
+"""T5's encoder in the layout of transformers' `T5EncoderModel`; jax for shapes only.
+
+Whole T5s are read as well: their decoder is left out, by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm.models.encoders import t5
+from scaling_ldm.models.weights import files, layout, stacks
+
+_ATTENTION, _MLP = "layer.0", "layer.1"
+_BLOCK = {
+    "attention_norm": (f"{_ATTENTION}.layer_norm",),
+    "qkv": tuple(f"{_ATTENTION}.SelfAttention.{n}" for n in "qkv"),
+    "out": (f"{_ATTENTION}.SelfAttention.o",),
+    "mlp_norm": (f"{_MLP}.layer_norm",),
+    "mlp_down": (f"{_MLP}.DenseReluDense.wo",),
+}
+_UP = {
+    True: tuple(f"{_MLP}.DenseReluDense.{n}" for n in ("wi_0", "wi_1")),
+    False: (f"{_MLP}.DenseReluDense.wi",),
+}
+_WORDS = "shared.weight"
+_BIAS = f"block.0.{_ATTENTION}.SelfAttention.relative_attention_bias.weight"
+_OUT = "final_layer_norm.weight"
+
+
+def from_config(config: Mapping[str, Any], **changes: Any) -> t5.Shape:
+    """The shape that a config.json of a T5 states, defaults as in transformers.
+
+    Raises:
+      layout.WeightsError: perceptrons that this network does not have.
+    """
+    *gated, activation = config.get("feed_forward_proj", "relu").split("-")
+    if gated not in ([], ["gated"]):
+        raise layout.WeightsError(
+            f"feed_forward_proj is {config['feed_forward_proj']!r}; known are an "
+            "activation, and gated-<activation>"
+        )
+    # Version 1.1 writes gelu and means its tanh form.
+    known = {"gelu": "gelu_new"} if gated else {}
+    found = t5.Shape(
+        width=config.get("d_model", 512),
+        depth=config.get("num_layers", 6),
+        heads=config.get("num_heads", 8),
+        head_width=config.get("d_kv", 64),
+        hidden=config.get("d_ff", 2048),
+        vocab_size=config.get("vocab_size", 32128),
+        gated=bool(gated),
+        activation=known.get(activation, activation),
+        max_tokens=config.get("n_positions", 512),
+        buckets=config.get("relative_attention_num_buckets", 32),
+        max_distance=config.get("relative_attention_max_distance", 128),
+        epsilon=config.get("layer_norm_epsilon", 1e-6),
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def pairs(shape: t5.Shape) -> list[layout.Pair]:
+    """Every leaf and its tensor, without the prefix "encoder."."""
+    tree = jax.eval_shape(lambda: t5.init(shape, jax.random.key(0)))
+    entry, names = tree["entry"], {**_BLOCK, "mlp_up": _UP[shape.gated]}
+    words = entry["word_embedding"].shape
+    return [
+        layout.vector(("entry", "word_embedding"), _WORDS, words),
+        layout.vector(("entry", "relative_bias"), _BIAS, entry["relative_bias"].shape),
+        *stacks.pairs(tree["blocks"], names, "block.{}"),
+        layout.vector(("exit", "scale"), _OUT, (shape.width,)),
+    ]
+
+
+def _rename(name: str) -> str | None:
+    if name.startswith(("decoder.", "lm_head.")):
+        return None
+    name = name.removeprefix("transformer.").removeprefix("encoder.")
+    return _WORDS if name == "embed_tokens.weight" else name
+
+
+def load(
+    path: str | pathlib.Path, shape: t5.Shape, dtype: Any = np.float32
+) -> dict[str, Any]:
+    """Parameters from a checkpoint's file or directory, of an encoder or a whole T5.
+
+    Args:
+      dtype: of the parameters; None: as stored.
+
+    Raises:
+      layout.WeightsError: the file is another network's; all differences are listed.
+    """
+    tensors = layout.named(files.stored(path), _rename, str(path))
+    return layout.read(pairs(shape), tensors, "this T5 encoder's", dtype)
+
+
+def open_directory(
+    directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
+) -> tuple[t5.Shape, dict[str, Any]]:
+    """The shape and parameters of a checkpoint's directory.
+
+    Args:
+      changes: to fields of the shape, such as dtype or unroll.
+    """
+    shape = from_config(files.config(directory))
+    params = load(directory, shape, dtype)
+    return dataclasses.replace(shape, **changes), params
+
+
+def save(params: dict[str, Any], path: str | pathlib.Path, shape: t5.Shape) -> None:
+    """Writes parameters as transformers' `T5EncoderModel` reads them."""
+    tensors = layout.write(pairs(shape), params)
+    layout.save(
+        {
+            name if name == _WORDS else f"encoder.{name}": value
+            for name, value in tensors.items()
+        },
+        path,
+    )

@@ -1,0 +1,251 @@
+"""Tensors of a torch .pt or .pth file without torch, and without running its pickle.
+
+A .pt file is a pickle beside raw storages: in a zip (torch 1.6 and later), or one after
+the other in a plain file (before). The pickle may name functions, which is how such a
+file runs code; here it may name those that rebuild tensors and nothing else, and these
+are stand-ins that only note what to cut from which storage. All else is refused by
+name: optimizer states with classes of their own, argparse's Namespace, os.system.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import math
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from scaling_ldm.models.weights import files, layout
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_MAGIC = 0x1950A86A20F9469CFC6C  # of the plain format, and its version
+_VERSION = 1001
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    kind: str  # one of _STORAGES
+    key: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """What to cut from a storage: first element, sizes and strides in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, numbers, strings and `_Tensor`s; refuses all else.
+
+    A pickle can also set fields of what it has built, so `_cut` checks them at the end.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return name
+        if module == "torch._utils" and name == "_rebuild_tensor_v2":
+            return lambda storage, offset, shape, strides, *_: _Tensor(
+                storage, offset, shape, strides
+            )
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return lambda tensor, *_: tensor
+        raise layout.WeightsError(
+            f"it names {module}.{name}; only tensors in dicts and lists are read"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        word, kind, key, _, count, *view = pid
+        if word != "storage" or kind not in _STORAGES or (view and view[0] is not None):
+            raise layout.WeightsError(f"it refers to {pid!r}, which is no storage")
+        return _Storage(kind, str(key), count)
+
+
+def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
+    """The tensor, if it lies within its storage: numpy would read on behind it."""
+    shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
+    sizes = (*shape, *strides, offset)
+    if not all(isinstance(n, int) and n >= 0 for n in sizes):
+        raise layout.WeightsError(f"{sizes} are not a tensor's sizes")
+    reach = offset + sum(
+        (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
+    )
+    if not math.prod(shape):
+        return np.zeros(shape, values.dtype)
+    if reach >= values.size:
+        raise layout.WeightsError(
+            f"a tensor {shape} with strides {strides} at {offset} exceeds its storage "
+            f"of {values.size}"
+        )
+    view = np.lib.stride_tricks.as_strided(
+        values[offset:],
+        shape,
+        [stride * values.itemsize for stride in strides],
+        writeable=False,
+    )
+    return np.array(view, order="C")
+
+
+def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
+    """The tree with arrays for `_Tensor`s and plain dicts for OrderedDicts."""
+    if isinstance(tree, _Tensor):
+        return _cut(tree, values(tree.storage))
+    if isinstance(tree, Mapping):
+        return {key: _resolve(value, values) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_resolve(value, values) for value in tree)
+    return tree
+
+
+def _values(data: bytes, storage: _Storage) -> np.ndarray:
+    dtype = np.dtype(_STORAGES[storage.kind])
+    if len(data) != storage.count * dtype.itemsize:
+        raise layout.WeightsError(
+            f"storage {storage.key} has {len(data)} bytes, not {storage.count} x "
+            f"{dtype.itemsize}"
+        )
+    return np.frombuffer(data, dtype)
+
+
+def _read_zip(file: zipfile.ZipFile) -> Any:
+    names = set(file.namelist())
+    found = [name for name in names if name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise layout.WeightsError("a zip that is not torch's: it has no data.pkl")
+    root = found[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in names and file.read(f"{root}byteorder") != b"little":
+        raise layout.WeightsError("its byte order is not little-endian")
+    cache: dict[_Storage, np.ndarray] = {}
+
+    def values(storage: _Storage) -> np.ndarray:
+        if storage not in cache:
+            member = f"{root}data/{storage.key}"
+            if member not in names:
+                raise layout.WeightsError(f"storage {storage.key} is missing")
+            if file.getinfo(member).compress_type != zipfile.ZIP_STORED:
+                raise layout.WeightsError(f"storage {storage.key} is compressed")
+            cache[storage] = _values(file.read(member), storage)
+        return cache[storage]
+
+    return _resolve(_Unpickler(io.BytesIO(file.read(found[0]))).load(), values)
+
+
+def _read_plain(file: BinaryIO) -> Any:
+    if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
+        raise layout.WeightsError("neither torch's zip nor its older format")
+    if not _Unpickler(file).load().get("little_endian", False):
+        raise layout.WeightsError("its byte order is not little-endian")
+    tree = _Unpickler(file).load()
+    storages: dict[str, _Storage] = {}
+    _collect(tree, storages)
+    found = {}
+    for key in _Unpickler(file).load():
+        if key not in storages:
+            raise layout.WeightsError(f"storage {key} belongs to no tensor")
+        storage = storages[key]
+        if int.from_bytes(file.read(8), "little") != storage.count:
+            raise layout.WeightsError(f"storage {key} is not of {storage.count}")
+        size = storage.count * np.dtype(_STORAGES[storage.kind]).itemsize
+        found[key] = _values(file.read(size), storage)
+    missing = storages.keys() - found.keys()
+    if missing:
+        raise layout.WeightsError(f"storages {sorted(missing)} are missing")
+    return _resolve(tree, lambda storage: found[storage.key])
+
+
+def _collect(tree: Any, storages: dict[str, _Storage]) -> None:
+    if isinstance(tree, _Tensor):
+        storages[tree.storage.key] = tree.storage
+    children = tree.values() if isinstance(tree, Mapping) else tree
+    if isinstance(tree, Mapping | list | tuple):
+        for child in children:
+            _collect(child, storages)
+
+
+def read(path: str | pathlib.Path) -> Any:
+    """What was saved: dicts, lists and values, with numpy arrays for tensors.
+
+    Raises:
+      layout.WeightsError: no such file, a damaged one, or one that names anything but
+        tensors; nothing of it has run.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise layout.WeightsError(f"{path}: no file there")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                return _read_zip(file)
+        with path.open("rb") as file:
+            return _read_plain(file)
+    except layout.WeightsError as e:
+        raise layout.WeightsError(f"{path} is refused: {e}") from e
+    except Exception as e:  # a damaged pickle raises anything
+        raise layout.WeightsError(f"{path} cannot be read as a torch file: {e}") from e
+
+
+def load(path: str | pathlib.Path, key: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a state dict by name.
+
+    Args:
+      key: of the state dict in a checkpoint that holds several; "": the only one, or
+        "ema", which DiT's own loader takes as well.
+
+    Raises:
+      layout.WeightsError: as `read`, or no state dict there.
+    """
+    tree = read(path)
+    if not isinstance(tree, dict):
+        raise layout.WeightsError(f"{path} holds a {type(tree).__name__}, not tensors")
+    nested = {name: value for name, value in tree.items() if isinstance(value, dict)}
+    if not key and nested:
+        key = "ema" if "ema" in nested else ""
+        key = next(iter(nested)) if len(nested) == 1 else key
+    if key not in nested and (key or nested):
+        raise layout.WeightsError(
+            f"{path} has no state dict {key!r}; it has {sorted(nested)}"
+        )
+    tree = nested[key] if key else tree
+    other = [name for name, value in tree.items() if not isinstance(value, np.ndarray)]
+    if other:
+        raise layout.WeightsError(f"{path}: {other} are no tensors")
+    return tree
+
+
+def tensors(path: str | pathlib.Path) -> layout.Tensors:
+    """The tensors of a checkpoint by name, whichever way it was written.
+
+    Args:
+      path: a directory or .safetensors file as `files.stored` takes it; else torch's.
+
+    Raises:
+      layout.WeightsError: as either reader.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        return files.stored(path)
+    return load(path)

@@ -1,0 +1,57 @@
+"""Every exception that one part of the library raises for another to catch.
+
+Each class is one thing that a caller can act on; `study` gives each its exit status.
+"""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot run; the message lists every reason."""
+
+
+class Damaged(ValueError):
+    """A file of records that is cut off, foreign, or of another version."""
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used, for a reason that lies in the record."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self):
+        return BadRecord, (self.name, self.reason)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or does not belong to this run."""
+
+
+class NonFiniteLoss(Exception):
+    """Training left the finite numbers at `step`; nothing was saved since."""
+
+    def __init__(self, step: int, text: str) -> None:
+        super().__init__(f"{text} at step {step}; lower the learning rate or clip more")
+        self.step = step
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; what is finished is kept and the same command goes on."""
+
+
+class ProtocolError(ValueError):
+    """Two numbers that were not measured the same way."""
+
+
+class UncountedPrimitive(ValueError):
+    """An operation that does matrix work which cannot be read from the jaxpr."""
+
+
+class UnknownTripCount(ValueError):
+    """A `while` loop with FLOPs in it whose number of iterations is not constant."""
+
+
+class WeightsError(ValueError):
+    """Tensors that do not fit a network; the message lists all of them."""

@@ -1,0 +1,132 @@
+"""Quality against the cost of sampling: cells, fronts, crossings, advice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from scaling_ldm.records.laws import Interval, Refusal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One way of sampling one model, measured: what it costs and what it reaches.
+
+    `protocol` says how the metric was measured (feature network, resize, reference,
+    count of images): cells may be compared only where it is the same. What is being
+    compared, the model, sampler, steps and guidance, is no part of it.
+    """
+
+    model: str  # the run's id
+    label: str  # e.g. "83M"
+    params: int
+    relative_cost: float  # of one evaluation; that of a stated model is 1
+    sampler: str
+    steps: int
+    guidance: float
+    nfe: float  # evaluations an image, guidance counted
+    flops: float  # an image: the denoiser's, guidance counted
+    decoder_flops: float  # an image; 0 without a decoder
+    seconds: float  # an image, as measured
+    metric: str  # e.g. "fd_lite0"; lower is better
+    value: float
+    replicates: tuple[float, ...]  # bootstrap values of the metric; may be empty
+    protocol: str
+    images: int
+    memory_bytes: int | None = None  # to sample one image; None: not measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The cell of the lowest value among several.
+
+    The lowest of several noisy values is too low on average. `expected` and `interval`
+    are for what the chosen cell would measure again: see `scaling_ldm.frontier.cells`;
+    `value` may lie outside `interval`. `probability` is of this exact cell, steps and
+    guidance counted, not of its size.
+    """
+
+    model: str
+    label: str
+    params: int
+    sampler: str
+    steps: int
+    guidance: float
+    cost: float  # in the unit of the question
+    value: float  # as measured
+    expected: float  # without the luck of the chosen; `value` without replicates
+    interval: Interval | None  # None without replicates
+    probability: float | None  # share of the bootstrap draws that choose this cell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestGuidance:
+    """The guidance of the lowest value at one model, sampler and step count."""
+
+    choice: Choice  # its cost is relative cost x steps
+    tried: tuple[float, ...]  # ascending
+    ties: tuple[float, ...]  # others that cannot be told from the best at the level
+    edge: str  # "", or a doubt: the best is the "low" | "high" end, or the "only" one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """The best that one budget buys."""
+
+    budget: float
+    choice: Choice
+    probabilities: Mapping[str, float]  # by model, of being the best; empty: unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Front:
+    """Value against cost: what nothing cheaper reaches, and the best of each budget."""
+
+    cost: str  # "relative_cost_steps" | "flops" | "seconds"
+    sampler: str  # "": all of them together
+    pareto: tuple[Choice, ...]  # by cost
+    points: tuple[FrontPoint, ...]  # by budget, on a logarithmic grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """The cost from which the larger of two neighbouring sizes is the better one."""
+
+    smaller: str  # label
+    larger: str
+    cost: str  # as in `Front`
+    sampler: str
+    at: float
+    interval: Interval | None  # None without replicates
+    doubt: str  # empty, or why to be careful
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to run within a budget, and what to expect of it."""
+
+    choice: Choice  # its cost is in `unit`
+    metric: str
+    unit: str
+    budget: float
+    estimated: bool  # the cost was not measured where it will be spent
+    basis: str  # how the cost is known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Quality against the cost of sampling, over models, samplers, steps, guidance."""
+
+    metric: str
+    protocols: tuple[str, ...]  # one, unless more were allowed by name
+    reference: str  # the model whose evaluation costs 1
+    device: str  # where seconds were measured
+    cells: tuple[Cell, ...]
+    best: tuple[BestGuidance, ...]
+    fronts: tuple[Front, ...]
+    crossings: tuple[Crossing | Refusal, ...]
+    sentences: tuple[str, ...]
+    level: float
+    bootstrap: int
+    seed: int
+    notes: tuple[str, ...]

@@ -1,0 +1,118 @@
+"""What a fit says: intervals, minima, laws, and refusals with their reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided interval at `level`, e.g. 0.9."""
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A question the data cannot answer, and why: the result of an honest fit."""
+
+    what: str  # e.g. "isoFLOP minimum at 1e+11 FLOPs"
+    reason: str  # e.g. "vertex outside the grid"
+    detail: str  # the numbers behind the reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parabola:
+    """loss = a (ln N - ln n_opt)^2 + l_opt at one budget, and its minimum."""
+
+    budget_flops: float
+    points: int
+    curvature: float  # a > 0
+    n_opt: float
+    d_opt: float  # tokens at the minimum
+    l_opt: float
+    n_opt_interval: Interval
+    d_opt_interval: Interval
+    l_opt_interval: Interval
+    rmse: float  # of loss around the parabola: sqrt(RSS / (points - 3))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PowerLaw:
+    """y = coef * x^exponent, fitted in log-log over `points` points.
+
+    `band` rows are (x, low, high): the pointwise prediction band for a newly measured y
+    at `exponent_interval.level`, drawn a little beyond the fitted range.
+    """
+
+    x_name: str
+    y_name: str
+    coef: float
+    exponent: float
+    coef_interval: Interval
+    exponent_interval: Interval
+    points: int
+    x_min: float
+    x_max: float
+    rmse_log: float  # of ln y around the law: sqrt(RSS / (points - 2))
+    band: tuple[tuple[float, float, float], ...]
+
+    def __call__(self, x: float) -> float:
+        return self.coef * x**self.exponent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parametric:
+    """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    intervals: Mapping[str, Interval]  # of the constants and n_opt_exponent
+    points: int
+    rmse: float  # of loss around the surface: sqrt(RSS / (points - 5))
+    n_opt_exponent: float  # beta / (alpha + beta)
+    huber_delta: float | None = None  # None: least squares; else log-Huber width
+
+    def __call__(self, n: float, d: float) -> float:
+        return self.E + self.A / n**self.alpha + self.B / d**self.beta
+
+    def n_opt(self, budget_flops: float) -> float:
+        """The size of least loss under C = 6 N D (Hoffmann et al. 2022, Eq. 4)."""
+        scale = (self.alpha * self.A / (self.beta * self.B)) ** (
+            1 / (self.alpha + self.beta)
+        )
+        return scale * (budget_flops / 6) ** self.n_opt_exponent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The largest budget, predicted from the smaller ones, beside its measurement."""
+
+    quantity: str  # "N_opt" | "D_opt" | "L_opt"
+    budget_flops: float
+    predicted: float
+    predicted_interval: Interval
+    measured: float
+    relative_error: float  # predicted / measured - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """Everything one fit says: laws, or the reasons why there is none."""
+
+    metric: str  # which loss was fitted, e.g. "validation_loss_ema"
+    size: str  # which N, e.g. "params_without_embeddings"
+    parabolas: tuple[Parabola | Refusal, ...]
+    laws: Mapping[str, PowerLaw | Refusal]  # "N_opt", "D_opt", "L_opt" against budget
+    parametric: Parametric | Refusal
+    held_out: tuple[HeldOut | Refusal, ...]
+    excluded: tuple[str, ...]  # one line per point left out, with the reason
+    bootstrap: int
+    seed: int
+    notes: tuple[str, ...] = ()  # doubts that are no refusals, a line each

@@ -1,0 +1,120 @@
+"""What plan, train, generate and evaluate say of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One planned training run: everything that decides its numbers.
+
+    FLOPs are 2 x multiply-adds, forward + backward, of the whole batch. `tokens`
+    counts image, text and time positions that the trunk processes, over the run.
+    """
+
+    run_id: str  # a file-system name; identity is in the fields, never parsed from it
+    study: str
+    budget_flops: float
+    planned_flops: float  # steps x flops_per_step, within 1% of the budget
+    flops_per_step: int  # model FLOPs, no recomputation
+    hardware_flops_per_step: int  # with recomputation (rematerialisation)
+    width: int
+    depth: int
+    heads: int
+    params: int
+    params_without_embeddings: int  # without the caption vocabulary's embedding table
+    batch_size: int
+    steps: int
+    images: int
+    image_tokens: int  # patches, over the run
+    text_tokens: int  # text and time positions, over the run
+    tokens: int  # image_tokens + text_tokens
+    learning_rate: float
+    warmup_steps: int
+    seed: int
+    state_bytes: int  # parameters, EMA, optimizer, gradients; all devices together
+    activation_bytes: int  # saved for the backward pass; the whole batch
+    memory_bytes_per_device: int  # at `plan.devices` devices
+    accelerator: str
+    hours: float  # on `plan.devices` x accelerator at `utilisation`
+    utilisation: float
+    recipe_hash: str  # Experiment.recipe_hash
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """What one training run produced. `status` is finished | non_finite_loss."""
+
+    run_id: str
+    study: str
+    status: str
+    detail: str  # empty, or what ended the run
+    budget_flops: float
+    flops: float  # model FLOPs spent
+    hardware_flops: float
+    six_nd: float  # 6 x params_without_embeddings x tokens
+    params: int
+    params_without_embeddings: int
+    width: int
+    depth: int
+    steps: int
+    steps_planned: int
+    images: int
+    tokens: int
+    validation_loss: float  # raw weights, fixed noise, stratified t
+    validation_loss_ema: float  # EMA weights, the same samples, noise and t
+    train_loss_smoothed: float  # EMA(0.9) over logged training loss (paper B)
+    seconds: float  # wall time inside the train loop, summed over restarts
+    device: str
+    devices: int
+    flops_per_second: float
+    mfu: float | None  # None when the device's peak is unknown
+    mfu_reason: str
+    restarts: int
+    seed: int
+    learning_rate: float
+    recipe_hash: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One batch of generated images: what it cost and how it was made."""
+
+    run_id: str
+    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
+    sampler: str
+    spacing: str  # of the time grid; "auto" is the sampler's own
+    steps: int
+    guidance: float
+    nfe: int  # network evaluations per image, guidance counted
+    flops: float  # for all images: the sampler's, and the decoder's of latents
+    seconds: float
+    weights: str  # "ema", "raw" or, of a folder from elsewhere, "unknown"
+    seed: int
+    images: int
+    captions: tuple[str, ...]  # of the pictures in images_file
+    images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRecord:
+    """One number about pictures, and the protocol without which it means nothing."""
+
+    run_id: str
+    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
+    step: int  # of the checkpoint; 0 of a folder from elsewhere
+    train_flops: float | None  # spent when it was written; None: unknown
+    metric: str  # e.g. "fd_lite0"
+    value: float
+    low: float  # the interval at `level`; the value itself where there is none
+    high: float
+    level: float
+    doubt: str  # why the value may be off by more than the interval says; "": nothing
+    images: int
+    nfe: int
+    flops: float  # of one picture: network and decoder
+    protocol: Mapping[str, Any]  # names of evaluate.protocol.PARTS -> values
+    protocol_hash: str  # of the protocol

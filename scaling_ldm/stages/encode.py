@@ -1,0 +1,372 @@
+"""Pictures and captions -> records of latents and text features, once per data set.
+
+Each process encodes shards of its own, shard s by process s modulo their number, with
+the devices of its own host: nothing is exchanged but votes. A shard is complete or not
+there, so a stage that was stopped goes on with the first one that is missing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, records
+from scaling_ldm import data as data_lib
+from scaling_ldm.data import encoded, pictures, shards
+from scaling_ldm.data.pictures import BadRecord, Picture, Tally
+from scaling_ldm.data.pictures.read import read_ahead
+from scaling_ldm.records.errors import Preempted
+from scaling_ldm.training import encoding, mesh
+from scaling_ldm.training import progress as progress_lib
+
+_FRACTION = "What is accepted is config.encode.largest_bad_fraction."
+
+
+class _Stopped(Exception):
+    """A stop was asked for in the middle of a shard."""
+
+
+def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    """Encodes the data set of an experiment; nothing happens when that is done.
+
+    Raises:
+      ConfigError: pictures or networks that are not there or do not fit, too many bad
+        records, or a folder that holds other records.
+      Preempted: SIGTERM arrived; the same command continues.
+    """
+    folder = data_lib.records_folder(experiment, workdir)
+    stage = _together(lambda: _Encoding(experiment, folder))
+    if stage.manifest is not None:
+        progress_lib.say(
+            f"encoded already: {stage.manifest['records']:,} pictures in {folder}"
+        )
+        return
+    with mesh.Stop() as stop:
+        stage.encode(stop)
+    _together(lambda: stage.finish() if mesh.is_primary() else None)
+
+
+def _together(action: Callable[[], Any]) -> Any:
+    """The action's result; what one process refuses, all of them refuse."""
+    result, refusal = None, None
+    try:
+        result = action()
+    except (config.ConfigError, records.Damaged, OSError) as e:
+        refusal = e
+    if mesh.any_process(refusal is not None) and refusal is None:
+        refusal = config.ConfigError("another process refused and says why")
+    if refusal is not None:
+        raise refusal
+    return result
+
+
+class _Encoding:
+    """One call of the stage.
+
+    manifest: of records that are complete already; None where there is work.
+    """
+
+    def __init__(self, experiment: config.Experiment, folder: str) -> None:
+        self._experiment, self._folder = experiment, folder
+        self._store, self._begun = shards.Store(folder), time.perf_counter()
+        self.manifest = self._store.read_json(shards.MANIFEST)
+        wanted = encoded.identity(experiment)
+        if self.manifest is not None:
+            held = self.manifest["identity"]
+            encoded.refuse(folder, encoded.differences(held, wanted))
+            try:
+                found = pictures.of_experiment(experiment)
+            except config.ConfigError as e:
+                reason = str(e).splitlines()[0]
+                progress_lib.say(f"the pictures themselves are not looked at: {reason}")
+            else:
+                wanted = {"set": found.identity}
+                encoded.refuse(folder, encoded.differences(held, wanted))
+            return
+        cfg = experiment.encode
+        self._pictures = pictures.of_experiment(experiment)
+        self._total = min(len(self._pictures), cfg.pictures or len(self._pictures))
+        self._per_shard = cfg.records_per_shard
+        self._shards = -(-self._total // self._per_shard)
+        wanted |= {
+            "set": self._pictures.identity,
+            "found": self._total,
+            "records_per_shard": self._per_shard,
+        }
+        held = self._store.read_json(shards.IDENTITY)
+        if held is not None:
+            encoded.refuse(folder, encoded.differences(held, wanted))
+        self._identity = wanted
+        progress_lib.say(
+            f"encode: {self._total:,} pictures of {experiment.data.source} into "
+            f"{self._shards:,} shards in {folder}"
+        )
+        self._networks = encoding.Networks(experiment)
+        took = progress_lib.duration(time.perf_counter() - self._begun)
+        progress_lib.say(
+            f"networks are ready after {took}: {self._networks.describe()}"
+        )
+        if held is None and mesh.is_primary():
+            self._store.write_json(shards.IDENTITY, wanted)
+        self._tally = Tally(allowed=cfg.largest_bad_fraction)
+
+    def encode(self, stop: mesh.Stop) -> None:
+        """Writes every missing shard.
+
+        Processes go from one of their shards to the next together, so that all of them
+        learn of a stop or of a refusal.
+        """
+        names = self._store.names()
+        complete = {
+            n
+            for n in range(self._shards)
+            if {shards.shard_name(n), shards.summary_name(n)} <= names
+        }
+        if complete:
+            progress_lib.say(f"{len(complete):,} of {self._shards:,} shards are there")
+        processes = jax.process_count()
+        progress = _Progress(
+            self._total,
+            sum(len(self._indices(n)) for n in complete),
+            processes,
+            self._experiment.train.show_every_seconds,
+        )
+        for first in range(0, self._shards, processes):
+            number = first + jax.process_index()
+            if number in complete:
+                self._recall(number)
+            missing = [n for n in range(first, first + processes) if n not in complete]
+            mine = number in missing and number < self._shards
+            work = functools.partial(self._shard, number, stop, progress)
+            _together(work if mine else lambda: None)
+            if mesh.any_process(stop.asked):
+                raise Preempted("encoding stops; the shards that are there are kept")
+            progress.level(
+                sum(len(self._indices(n)) for n in missing if n < self._shards)
+            )
+
+    def _indices(self, number: int) -> range:
+        first = number * self._per_shard
+        return range(first, min(first + self._per_shard, self._total))
+
+    def _recall(self, number: int) -> None:
+        """Counts what an earlier call found in a shard."""
+        summary = self._store.read_json(shards.summary_name(number))
+        self._tally.good += summary["records"]
+        for name, reason in summary["bad"]:
+            self._count(BadRecord(name, reason))
+
+    def _count(self, found: Any) -> bool:
+        """Whether it is a picture; refuses where too many are none."""
+        try:
+            return self._tally.add(found)
+        except config.ConfigError as e:
+            raise config.ConfigError(f"{e}\n{_FRACTION}") from e
+
+    def _shard(self, number: int, stop: mesh.Stop, progress: _Progress) -> None:
+        """Writes one shard, or nothing of it where a stop is asked for."""
+        bad: list[tuple[str, str]] = []
+        try:
+            with self._store.replace(shards.shard_name(number)) as path:
+                words = self._networks.layout.text_width == 0
+                with contextlib.closing(shards.Writer(path, words)) as writer:
+                    self._fill(writer, number, bad, stop, progress)
+                    summary = writer.finish(bad)
+        except _Stopped:
+            return
+        self._store.write_json(shards.summary_name(number), summary)
+
+    def _fill(
+        self,
+        writer: shards.Writer,
+        number: int,
+        bad: list[tuple[str, str]],
+        stop: mesh.Stop,
+        progress: _Progress,
+    ) -> None:
+        """Writes the pictures of a shard; one batch is computed as the next is read."""
+        under_way: collections.deque[Any] = collections.deque()
+        for batch in self._batches(number, bad):
+            started = self._networks.start(
+                [picture.image for picture in batch],
+                [picture.caption for picture in batch],
+            )
+            under_way.append((batch, started))
+            if len(under_way) > 1:
+                self._write(writer, *under_way.popleft())
+            progress.show(len(batch), writer.bytes, self._tally.bad)
+            if stop.asked:
+                raise _Stopped
+        while under_way:
+            self._write(writer, *under_way.popleft())
+        progress.written(writer.bytes)
+
+    def _batches(
+        self, number: int, bad: list[tuple[str, str]]
+    ) -> Iterator[list[Picture]]:
+        """The good pictures of a shard in order; the others go to `bad`."""
+        cfg, (height, width) = self._experiment.encode, self._networks.side
+
+        def prepare(picture: Picture) -> Picture:
+            image = pictures.fit(picture.image, height, width)
+            return dataclasses.replace(picture, image=image)
+
+        batch: list[Picture] = []
+        indices = self._indices(number)
+        for _, found in read_ahead(self._pictures, indices, cfg.workers, prepare):
+            if not self._count(found):
+                bad.append((found.name, found.reason))
+                continue
+            batch.append(found)
+            if len(batch) == cfg.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _write(
+        self, writer: shards.Writer, batch: Sequence[Picture], started: Any
+    ) -> None:
+        fraction = self._experiment.data.validation_fraction
+        x, features = self._networks.read(started)
+        means, variances = self._networks.scaled(x)
+        for i, picture in enumerate(batch):
+            given = None if features is None else features[i]
+            self._check_range(picture, x[i], given)
+            held_out = picture.held_out
+            if held_out is None:
+                held_out = pictures.held_out(picture.caption, fraction)
+            record = shards.Record(
+                x=x[i],
+                features=given,
+                caption=picture.caption,
+                name=picture.name,
+                label=picture.label,
+                held_out=held_out,
+            )
+            writer.add(record, means[i], variances[i])
+
+    def _check_range(
+        self, picture: Picture, x: np.ndarray, features: np.ndarray | None
+    ) -> None:
+        for what, values in (("latents", x), ("text features", features)):
+            if values is not None and values.dtype != np.uint8:
+                if not np.isfinite(values.astype(np.float32)).all():
+                    raise config.ConfigError(
+                        f"{picture.name}: its {what} are beyond the range of "
+                        f"{values.dtype}, or no numbers; try "
+                        "--config.encode.dtype=bfloat16, or "
+                        "--config.encode.compute_dtype=float32"
+                    )
+
+    def finish(self) -> None:
+        """Writes the manifest, once every process has written its shards.
+
+        Raises:
+          ConfigError: shards of another host are not seen here, or too many records
+            are bad.
+        """
+        names = [shards.summary_name(n) for n in range(self._shards)]
+        summaries = [self._store.read_json(name) for name in names]
+        if lost := [n for n, s in zip(names, summaries, strict=True) if s is None]:
+            raise config.ConfigError(
+                f"{len(lost):,} shards, {lost[0]} among them, are not in "
+                f"{self._folder}: is it a folder that all hosts share?"
+            )
+        tally = self._tally = Tally(allowed=self._tally.allowed)
+        tally.good = sum(summary["records"] for summary in summaries)
+        for summary in summaries:
+            for name, reason in summary["bad"]:
+                self._count(BadRecord(name, reason))
+        try:
+            tally.finish()
+        except config.ConfigError as e:
+            raise config.ConfigError(f"{e}\n{_FRACTION}") from e
+        manifest = encoded.manifest_of(
+            self._identity,
+            self._networks.layout,
+            summaries,
+            self._networks.null,
+            tally.first,
+        )
+        self._store.write_json(shards.MANIFEST, manifest)
+        written = sum(summary["bytes"] for summary in summaries)
+        took = progress_lib.duration(time.perf_counter() - self._begun)
+        progress_lib.say(
+            f"encoded after {took}: {tally.summary()}\n"
+            f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
+            "validate with\n"
+            f"  {size(written)} in {self._folder}\n"
+            f"  a network sees {_by_channel(manifest)}"
+        )
+
+
+def _by_channel(manifest: encoded.Manifest) -> str:
+    means, stds = (
+        " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")
+    )
+    return f"channels of mean {means} and standard deviation {stds}"
+
+
+def size(count: float) -> str:
+    """12345678 -> "12.3 MB"."""
+    for suffix in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {suffix}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+class _Progress:
+    """Lines while the stage runs: how far, how fast, how long yet.
+
+    Processes are taken to be about as fast as this one, until they meet at the end of
+    a shard.
+    """
+
+    def __init__(
+        self, total: int, done: int, processes: int, every_seconds: float
+    ) -> None:
+        self._total, self._done, self._processes = total, done, processes
+        self._every = every_seconds
+        self._mine = 0  # of the shard under way
+        self._bytes = 0  # of the shards that this process has written
+        self._first: tuple[float, int] | None = None  # compiling is over: time, count
+        self._shown = time.perf_counter()
+
+    def show(self, count: int, written: int, bad: int) -> None:
+        """So many more pictures, so many bytes of this shard, so many bad records.
+
+        The line tells the bytes that this process has written.
+        """
+        now = time.perf_counter()
+        self._mine += count
+        done = min(self._done + self._mine * self._processes, self._total)
+        if self._first is None:
+            self._first = (now, done)
+        if now - self._shown < self._every or done == self._first[1]:
+            return
+        self._shown = now
+        speed = (done - self._first[1]) / (now - self._first[0])
+        left = progress_lib.duration((self._total - done) / speed)
+        progress_lib.say(
+            f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
+            f"{size(self._bytes + written)}  {bad:,} bad  left {left}"
+        )
+
+    def written(self, count: int) -> None:
+        """A shard of this process is whole: so many bytes."""
+        self._bytes += count
+
+    def level(self, count: int) -> None:
+        """Every process is done with its shard: so many pictures in all of them."""
+        self._done, self._mine = self._done + count, 0

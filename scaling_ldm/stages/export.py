@@ -1,0 +1,165 @@
+"""A finished run -> weights in the layout that others read, in the folder export/.
+
+Beside them lies their card (exported.CARD), whatever the layout; it is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling_ldm import config, records
+from scaling_ldm import data as data_lib
+from scaling_ldm.models import encoders, from_config
+from scaling_ldm.models.encoders import autoencoder_kl
+from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
+from scaling_ldm.models.weights import native
+from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.training import mesh, progress
+from scaling_ldm.training.trained_model import TrainedModel
+from scaling_ldm.workdir import exports, runs
+
+PICTURES = 2048  # whose latents say how an autoencoder's are scaled
+BATCH = 64
+
+Params = dict[str, Any]
+
+
+def run(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> None:
+    """Writes the averaged weights of config.generate.run, or the best finished run.
+
+    Raises:
+      ConfigError: no run is finished, or not the one that is named.
+    """
+    spec = runs.chosen(experiment, workdir, specs)
+    if spec is None:
+        raise config.ConfigError(f"no run in {workdir} is finished: nothing to export")
+    model = runs.model(experiment, workdir, spec)
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        sharded = model.load(device_mesh)
+        whole = mesh.named(device_mesh, mesh.WHOLE)
+        params = jax.device_get(
+            jax.jit(lambda tree: tree, out_shardings=whole)(sharded)
+        )
+    if not mesh.is_primary():
+        return
+    folder = workdir / "export"
+    folder.mkdir(exist_ok=True)
+    write = _WRITERS.get(experiment.model.architecture, _native)
+    written = write(experiment, workdir, model, params)
+    path = workdir / "runs" / spec.run_id / "record.json"
+    record = records.loads(path.read_text(encoding="utf-8"))
+    more = {}
+    if experiment.model.architecture == "autoencoder_kl":
+        more = _held_out(experiment, record)
+        written += f", {more['held_out_psnr_db']} dB on held-out pictures"
+    exports.write_card(folder, experiment, model, record, more)
+    progress.say(f"exported {spec.run_id}: {folder} ({written})")
+
+
+def _held_out(
+    experiment: config.Experiment, record: records.TrainRecord
+) -> dict[str, Any]:
+    """An autoencoder's validation loss in other words."""
+    error = record.validation_loss_ema
+    return {
+        "held_out_pictures": experiment.validation.samples,
+        "held_out_mean_squared_error": error,
+        "held_out_psnr_db": round(10 * math.log10(4 / error), 2),
+    }
+
+
+def _autoencoder(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    model: TrainedModel,
+    params: Params,
+) -> str:
+    """diffusers' AutoencoderKL, its latents scaled to unit variance."""
+    shape = from_config.autoencoder_shape(experiment, model.width, model.depth)
+    source, _ = data_lib.sources(experiment, workdir)
+    mean, deviation = _latents(encoders.autoencoder(shape), params, source)
+    shape = dataclasses.replace(shape, scale=1 / deviation, shift=mean)
+    autoencoder_weights.save(
+        params, workdir / "export", shape, experiment.data.shape[0]
+    )
+    return "diffusers' AutoencoderKL"
+
+
+def _latents(
+    network: encoders.Autoencoder, params: Params, source: data_lib.Source
+) -> tuple[float, float]:
+    """Mean and standard deviation of the latents of the first training pictures."""
+
+    @jax.jit
+    def draw(x: jax.Array, key: jax.Array) -> jax.Array:
+        moments = network.encode(params, x)
+        noise = jax.random.normal(key, (*moments.shape[:-1], network.latent_channels))
+        z = autoencoder_kl.sample(moments, noise)
+        return jnp.stack([jnp.mean(z), jnp.mean(z**2)])
+
+    sums = np.zeros(2)
+    for start in range(0, PICTURES, BATCH):
+        rows = source.rows(np.arange(start, start + BATCH))
+        sums += np.asarray(draw(rows["x"], jax.random.key(start)), np.float64)
+    mean, square = sums / (PICTURES // BATCH)
+    return float(mean), float(math.sqrt(square - mean**2))
+
+
+def _unet(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    model: TrainedModel,
+    params: Params,
+) -> str:
+    """diffusers' UNet2DConditionModel, where captions are features of an encoder."""
+    if experiment.reads_words:
+        return _native(experiment, workdir, model, params)
+    folder = workdir / "export"
+    shape = from_config.unet_shape(experiment, model.width, model.depth)
+    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
+    text = json.dumps(unet_weights.to_config(shape), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return "diffusers' UNet2DConditionModel"
+
+
+def _native(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    model: TrainedModel,
+    params: Params,
+) -> str:
+    """This library's own names: no one else has published a layout of the network."""
+    native.save(
+        params,
+        workdir / "export",
+        {
+            "experiment": {
+                name: value
+                for name, value in records.to_json(experiment).items()
+                if name != "record"
+            },
+            "width": model.width,
+            "depth": model.depth,
+        },
+    )
+    return "this library's own layout"
+
+
+_WRITERS: dict[str, Callable[..., str]] = {
+    "autoencoder_kl": _autoencoder,
+    "unet": _unet,
+}

@@ -1,0 +1,285 @@
+"""Pictures of a trained model by their positions, whatever the sampler's settings.
+
+Picture i belongs to the i-th held-out caption and to a key of its own: it is the same
+on any number of devices and after any interruption, and in a batch of another size but
+for rounding: another program may round a few values of 255 the other way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, flops
+from scaling_ldm import data as data_lib
+from scaling_ldm.diffusion import samplers
+from scaling_ldm.models import from_config, pretrained
+from scaling_ldm.training import mesh
+from scaling_ldm.training import objective as objective_lib
+from scaling_ldm.training.trained_model import TrainedModel
+
+
+class Cost(NamedTuple):
+    """Of one picture."""
+
+    nfe: int  # evaluations of the network, guidance counted
+    flops: float  # of these evaluations
+    decoder_flops: float  # of the autoencoder, where there is one
+
+
+def plan(experiment: config.Experiment, how: config.Generate) -> samplers.Plan:
+    """The sampler's steps.
+
+    Raises:
+      ValueError: the sampler cannot use this grid with this schedule and prediction.
+    """
+    return samplers.plan(_denoise(experiment), **_settings(how))
+
+
+def _denoise(
+    experiment: config.Experiment, network: Any = None, params: Any = None
+) -> samplers.Denoise:
+    learnt = objective_lib.objective(experiment.objective)
+    return samplers.denoiser(
+        network,
+        learnt.schedule,
+        prediction=learnt.prediction,
+        params=params,
+        time=learnt.schedule.unit_time,
+    )
+
+
+def _settings(how: config.Generate) -> dict[str, Any]:
+    return {
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "grid": None if how.spacing == "auto" else how.spacing,
+        "guidance": how.guidance,
+    }
+
+
+class Sampling:
+    """Draws pictures with a model's weights.
+
+    Args:
+      batch_size: pictures in one call, all devices together; rounded up to fill them.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        of: TrainedModel,
+        device_mesh: jax.sharding.Mesh,
+        batch_size: int,
+    ) -> None:
+        self._experiment, self._mesh = experiment, device_mesh
+        self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
+        self._denoiser = from_config.denoiser(
+            experiment, of.width, of.depth, unroll=False
+        )
+        self._denoise = _denoise(experiment, self._denoiser.apply, of.load(device_mesh))
+        _, self._source = data_lib.sources(experiment, workdir)
+        self._decoder = Decoder(experiment, device_mesh)
+        self._whole = jax.jit(
+            lambda x: x, out_shardings=mesh.named(device_mesh, mesh.WHOLE)
+        )
+        self._warm: set[Any] = set()
+        self._costs: dict[Any, Cost] = {}
+        self._memory: dict[int, int] = {}
+        self._given = functools.lru_cache(maxsize=64)(self._conditions)
+
+    def captions(self, positions: np.ndarray) -> list[str]:
+        """What the pictures at these positions are asked to show."""
+        return self._source.captions(positions)
+
+    def images(self, positions: np.ndarray, how: config.Generate) -> np.ndarray:
+        """uint8 [n, height, width, 3] at these positions, on every process."""
+        parts = []
+        for start in range(0, len(positions), self._batch):
+            rows = positions[start : start + self._batch]
+            cond, null, keys = self._given(*self._filled(rows, how))
+            x = samplers.sample(
+                self._denoise,
+                keys,
+                shape=(self._batch, *self._experiment.data.shape),
+                cond=cond,
+                uncond=null,
+                sharding=mesh.named(self._mesh, mesh.BATCH),
+                **_settings(how),
+            )
+            parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])
+        return np.concatenate(parts)
+
+    def timed(
+        self, positions: np.ndarray, how: config.Generate
+    ) -> tuple[np.ndarray, float]:
+        """`images`, and the seconds that each took, compilation and data left out."""
+        build = (how.sampler, how.steps > 2)
+        if build not in self._warm:
+            short = dataclasses.replace(how, steps=min(how.steps, 4))
+            self.images(positions[: self._batch], short)
+            self._warm.add(build)
+        for start in range(0, len(positions), self._batch):
+            self._given(*self._filled(positions[start : start + self._batch], how))
+        begin = time.perf_counter()
+        images = self.images(positions, how)
+        return images, (time.perf_counter() - begin) / len(positions)
+
+    def cost(self, how: config.Generate) -> Cost:
+        """What one picture costs; nothing is computed."""
+        build = (how.sampler, how.spacing, how.steps)  # of guidance, the number is free
+        if build not in self._costs:
+            self._costs[build] = self._counted(how)
+        return self._costs[build]
+
+    def _counted(self, how: config.Generate) -> Cost:
+        todo = plan(self._experiment, how)
+        cond, null, _ = self._given(tuple(range(self._batch)), how.seed)
+        with jax.set_mesh(None):
+            abstract = functools.partial(
+                jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+            )
+            denoise = _denoise(
+                self._experiment, self._denoiser.apply, abstract(self._denoise.params)
+            )
+            counted = samplers.cost(
+                denoise,
+                (self._batch, *self._experiment.data.shape),
+                cond=abstract(cond),
+                uncond=abstract(null),
+                **_settings(how),
+            )
+        each = float(counted.total) / self._batch
+        return Cost(todo.nfe, each, self._decoder.flops)
+
+    def memory(self, how: config.Generate) -> int:
+        """Bytes on one device that drawing a single picture takes.
+
+        Parameters, and what the compiler plans beside them for an evaluation (both
+        sides of guidance at once) or for the decoder, whichever is more.
+        """
+        rows = 2 if how.guidance else 1
+        if rows not in self._memory:
+            self._memory[rows] = self._planned(rows)
+        return self._memory[rows]
+
+    def _planned(self, rows: int) -> int:
+        everything = self._given(tuple(range(self._batch)), 0)
+        cond = jax.tree.map(lambda a: _abstract(a, rows), everything[0])
+        params = jax.tree.map(_abstract, self._denoise.params)
+        x = jax.ShapeDtypeStruct((rows, *self._experiment.data.shape), np.float32)
+        t = jax.ShapeDtypeStruct((rows,), np.float32)
+        evaluation = _bytes_of_program(self._denoiser.apply, params, x, t, cond)
+        decoding = self._decoder.memory()
+        return max(evaluation + _bytes(self._decoder.params), decoding + _bytes(params))
+
+    def _filled(
+        self, rows: np.ndarray, how: config.Generate
+    ) -> tuple[tuple[int, ...], int]:
+        return tuple(int(i) for i in np.resize(rows, self._batch)), how.seed
+
+    def _conditions(self, positions: tuple[int, ...], seed: int) -> tuple[Any, ...]:
+        every = np.asarray(positions)
+        mine = every[mesh.rows_of_process(self._mesh, len(every))]
+        rows = self._source.rows(mine)
+        names = self._denoiser.conditioning
+        cond = mesh.put(self._mesh, {name: rows[name] for name in names})
+        # A coarse picture is a part of the task: only the caption is ever null.
+        empty = {
+            name: np.broadcast_to(self._source.null[name], rows[name].shape)
+            if name in self._source.null
+            else rows[name]
+            for name in names
+        }
+        index = mesh.put(self._mesh, mine.astype(np.int32))
+        keys = _keys(jax.random.key(seed), index)
+        return cond, mesh.put(self._mesh, empty), keys
+
+
+@jax.jit
+def _keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+class Decoder:
+    """Samples -> uint8 pictures [n, height, width, 3]: through the autoencoder, if any.
+
+    flops: of decoding one picture.
+    params: None where there is no autoencoder.
+    """
+
+    def __init__(
+        self, experiment: config.Experiment, device_mesh: jax.sharding.Mesh
+    ) -> None:
+        cfg = experiment.encode
+        self._mesh, self._most = device_mesh, cfg.batch_size
+        self._one = jax.ShapeDtypeStruct((1, *experiment.data.shape), np.float32)
+        self.params, self.flops = None, 0.0
+        if cfg.autoencoder == "none":
+            return
+        network, params, _ = pretrained.autoencoder(cfg.autoencoder, cfg.compute_dtype)
+        self.params = mesh.place(device_mesh, params)
+
+        def decode(params: Any, x: jax.Array) -> jax.Array:
+            return network.decode(params, network.from_latent(x))
+
+        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self._decode, self._plain = jax.jit(decode, out_shardings=whole), decode
+        with jax.set_mesh(None):
+            self.flops = float(flops.count(decode, params, self._one).total)
+
+    def memory(self) -> int:
+        """Bytes on one device that decoding one picture takes."""
+        if self.params is None:
+            return 0
+        params = jax.tree.map(_abstract, self.params)
+        return _bytes_of_program(self._plain, params, self._one)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.params is None:
+            return _pixels(x)
+        devices = self._mesh.size
+        rows = -(-min(self._most, len(x)) // devices) * devices
+        mine = mesh.rows_of_process(self._mesh, rows)
+        images = []
+        for start in range(0, len(x), rows):
+            batch = x[(start + np.arange(rows)) % len(x)]
+            placed = mesh.put(self._mesh, batch[mine])
+            images.append(_pixels(np.asarray(self._decode(self.params, placed))))
+        return np.concatenate(images)[: len(x)]
+
+
+def _abstract(a: Any, rows: int | None = None) -> jax.ShapeDtypeStruct:
+    """An array's shape, with as many rows as wanted."""
+    shape = a.shape if rows is None else (rows, *a.shape[1:])
+    return jax.ShapeDtypeStruct(shape, a.dtype)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
+    """What a function on one device holds at once, as the compiler plans it."""
+    with jax.set_mesh(None):
+        planned = jax.jit(function).lower(*abstract).compile().memory_analysis()
+    return (
+        planned.argument_size_in_bytes
+        + planned.output_size_in_bytes
+        + planned.temp_size_in_bytes
+        - planned.alias_size_in_bytes
+    )
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> uint8."""
+    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,0 +1,261 @@
+"""Devices: joining hosts, the explicit mesh, and where each array lives.
+
+Axes are ("replica", "fsdp"): parameters are copied over the first and sharded over the
+second; the batch is split over both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from scaling_ldm import config
+
+AXES = ("replica", "fsdp")
+BATCH = PartitionSpec(AXES)  # rows over all devices
+BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
+WHOLE = PartitionSpec()  # a copy on every device
+
+# First match wins: path pattern -> the axis to shard over "fsdp" (counted after the
+# layer axis of stacked blocks). Leaves smaller than SMALL values stay whole.
+RULES: tuple[tuple[str, int | None], ...] = (
+    (r"(word|label)_embedding$", 0),
+    (r"kernel$", 0),
+    (r".*", None),
+)
+SMALL = 2**12
+
+
+def start(cfg: config.Mesh) -> None:
+    """Sets up this process's devices; call before anything touches a device.
+
+    On a CPU host each simulated device is a thread of its own, which runs the
+    elementwise parts of a step on every core.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        count = cfg.cpu_devices or len(os.sched_getaffinity(0))
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def join(
+    coordinator: str | None,
+    processes: int | None,
+    process_id: int | None,
+    lost: Callable[[], None] = lambda: None,
+) -> None:
+    """Joins the job's processes; a single process joins nothing.
+
+    Flags win; otherwise TPU pods and the tasks of a Slurm `srun` are recognised.
+
+    Args:
+      lost: called when jax aborts this process, as it does once another one of the job
+        has not been heard of for 20 seconds; should say so and end the process.
+
+    Raises:
+      ConfigError: some but not all of the three flags.
+    """
+    given = [coordinator is not None, processes is not None, process_id is not None]
+    if any(given) and not all(given):
+        raise config.ConfigError(
+            "--coordinator, --num_processes and --process_id belong together; got "
+            f"{coordinator!r}, {processes!r}, {process_id!r}"
+        )
+    timeouts = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
+    if all(given):
+        jax.distributed.initialize(coordinator, processes, process_id, **timeouts)
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _on_a_tpu_pod():
+        jax.distributed.initialize(**timeouts)
+    else:
+        return
+    _on_abort(lost)
+
+
+def _on_abort(action: Callable[[], None]) -> None:
+    """Runs `action` on SIGABRT, in the thread that aborts.
+
+    jax's coordination client aborts from a thread of its own, which Python's signal
+    handlers never see, and its callback for a lost process cannot be written in Python
+    (std::bad_cast, jaxlib 0.10): hence a handler of the C library.
+    """
+    global _abort_handler
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+_abort_handler: Any = None  # kept, or the C library calls freed memory
+
+
+def _on_a_tpu_pod() -> bool:
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def build(
+    cfg: config.Mesh,
+    batch_sizes: dict[str, int],
+    use: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The mesh over all devices of the job.
+
+    Args:
+      batch_sizes: config key -> a batch size that the devices must divide.
+      use: the devices; all of them by default.
+
+    Raises:
+      ConfigError: the device count and the mesh or a batch size do not fit.
+    """
+    devices = jax.device_count() if use is None else len(use)
+    if cfg.replica == -1 and devices % cfg.fsdp:
+        raise config.ConfigError(
+            f"config.mesh.fsdp = {cfg.fsdp} does not divide the {devices} devices; "
+            f"it may be one of {_divisors(devices)}"
+        )
+    replica = devices // cfg.fsdp if cfg.replica == -1 else cfg.replica
+    if replica * cfg.fsdp != devices:
+        raise config.ConfigError(
+            f"config.mesh asks for {replica} x {cfg.fsdp} devices, this job has "
+            f"{devices}; set mesh.replica = -1 to use what is left"
+        )
+    for key, size in batch_sizes.items():
+        if size % devices:
+            below, above = size // devices * devices, -(-size // devices) * devices
+            raise config.ConfigError(
+                f"{key} = {size} is not divisible by the {devices} devices; nearest: "
+                f"{' or '.join(str(n) for n in (below, above) if n)}"
+            )
+    return jax.make_mesh((replica, cfg.fsdp), AXES, devices=use)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def specs(tree: Any, fsdp: int) -> Any:
+    """A PartitionSpec for each leaf of a tree of shapes, by RULES over its path.
+
+    Works for parameters and for optimizer and EMA trees around them. An axis that
+    `fsdp` does not divide is replaced by the largest one that it divides, if any.
+    """
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axis = next(axis for pattern, axis in RULES if re.search(pattern, name))
+        if fsdp == 1 or axis is None or math.prod(leaf.shape) < SMALL:
+            return PartitionSpec()
+        first = 1 if "blocks/" in name else 0
+        order = [first + axis]
+        order += sorted(range(first, len(leaf.shape)), key=lambda i: -leaf.shape[i])
+        for i in order:
+            if leaf.shape[i] % fsdp == 0:
+                return PartitionSpec(
+                    *("fsdp" if j == i else None for j in range(i + 1))
+                )
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """NamedShardings by RULES for each leaf of a tree of shapes."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs(tree, mesh.shape["fsdp"]),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def rows_of_process(mesh: Mesh, rows: int) -> slice:
+    """The rows of a global batch that this process feeds to its devices."""
+    sharding = NamedSharding(mesh, BATCH)
+    mine = sharding.addressable_devices_indices_map((rows,)).values()
+    return slice(
+        min(index[0].start or 0 for index in mine),
+        max(rows if index[0].stop is None else index[0].stop for index in mine),
+    )
+
+
+def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
+    """Global arrays from this process's rows (numpy), sharded by `spec`."""
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:  # all rows are here: one call for the whole tree
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
+        tree,
+    )
+
+
+def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+    """The sharding of one array."""
+    return NamedSharding(mesh, spec)
+
+
+class Stop:
+    """Whether this process was asked to stop; handles SIGTERM and Ctrl-C in a `with`.
+
+    A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Stop:
+        self._before = {
+            number: signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def flag(mesh: Mesh, value: int) -> jax.Array:
+    """One number per device, [devices]: this process's word in a vote of all."""
+    mine = np.full(len(mesh.local_devices), value, np.int32)
+    return put(mesh, mine)
+
+
+def is_primary() -> bool:
+    """Whether this process writes the shared files."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; a single process goes on at once."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def place(mesh: Mesh, params: Any) -> Any:
+    """The same parameters of every process as arrays on a mesh, by RULES."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]
+        ),
+        params,
+        shardings(mesh, params),
+    )

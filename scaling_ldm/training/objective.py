@@ -1,0 +1,130 @@
+"""What an experiment's network is to learn: its loss on a batch, its held-out error.
+
+To the plan, the step and the loop, every task looks alike: a diffusion model and an
+autoencoder are trained by the same code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from scaling_ldm import config
+from scaling_ldm.diffusion import noise
+from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
+from scaling_ldm.models import from_config
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A network and what it is to learn, as pure functions.
+
+    init(key) -> params
+    loss(params, batch, null, key) -> float32 scalar.
+    errors(params, batch, t_B, index_B, key) -> [B] validation errors.
+    conditioning: what a batch holds beside "x".
+    image_tokens, other_tokens: that the network processes of each picture.
+    embeddings: paths of parameters that only look words or labels up.
+    """
+
+    init: Callable[[jax.Array], Any]
+    loss: Callable[..., jax.Array]
+    errors: Callable[..., jax.Array]
+    conditioning: tuple[str, ...]
+    image_tokens: int
+    other_tokens: int
+    embeddings: tuple[str, ...]
+
+
+def task(experiment: config.Experiment, width: int, depth: int, unroll: bool) -> Task:
+    """The task of the network that two numbers of `config.plan.sizes` name."""
+    if experiment.model.architecture == "autoencoder_kl":
+        return _reconstruction(experiment, width, depth)
+    return _denoising(experiment, width, depth, unroll)
+
+
+def _denoising(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> Task:
+    denoiser = from_config.denoiser(experiment, width, depth, unroll)
+    learnt = objective(experiment.objective)
+
+    def errors(
+        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        cond = {name: batch[name] for name in denoiser.conditioning}
+        return validation.errors(
+            denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
+        )
+
+    return Task(
+        init=denoiser.init,
+        loss=functools.partial(denoise.loss, denoiser.apply, objective=learnt),
+        errors=errors,
+        conditioning=denoiser.conditioning,
+        image_tokens=denoiser.image_tokens,
+        other_tokens=denoiser.other_tokens,
+        embeddings=denoiser.embeddings,
+    )
+
+
+def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Task:
+    network = from_config.autoencoder(experiment, width, depth)
+    cfg, (H, W, _) = experiment.objective, experiment.data.shape
+
+    def errors(
+        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        del t, index, key
+        return reconstruct.errors(network, params, batch["x"])
+
+    return Task(
+        init=network.init,
+        loss=functools.partial(
+            reconstruct.loss,
+            network,
+            reconstruction=cfg.reconstruction,
+            kl_weight=cfg.kl_weight,
+        ),
+        errors=errors,
+        conditioning=(),
+        image_tokens=H * W // network.factor**2,
+        other_tokens=0,
+        embeddings=(),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def objective(cfg: config.Objective) -> denoise.Objective:
+    """What the network is to learn; its schedule and prediction are the sampler's too.
+
+    Args:
+      cfg: a section that `config.resolve` let pass.
+    """
+    if cfg.schedule in config.DISCRETE_SCHEDULES:
+        schedule = noise.SCHEDULES[cfg.schedule](steps=cfg.schedule_steps)
+        if cfg.zero_terminal_snr:
+            schedule = noise.zero_terminal_snr(schedule)
+    else:
+        schedule = noise.SCHEDULES[cfg.schedule]()
+
+    def chosen(table: Any, name: str, fields: tuple[str, ...], prefix: str) -> Any:
+        return table[name](**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
+
+    name, law = cfg.weighting, cfg.time_law
+    return denoise.Objective(
+        schedule=schedule,
+        prediction=cfg.prediction,
+        weighting=chosen(
+            denoise.WEIGHTINGS, name, config.WEIGHTINGS[name], prefix=f"{name}_"
+        ),
+        time_law=chosen(denoise.TIME_LAWS, law, config.TIME_LAWS[law], prefix="time_"),
+        time_shift=cfg.time_shift,
+        caption_dropout=cfg.caption_dropout,
+    )

@@ -1,0 +1,244 @@
+"""Weights in a folder, and the card that says what they are.
+
+    training.json   beside weights that the export stage wrote: what was trained and how
+                    far, what the network reads, the SHA-256 of the weights
+
+A U-Net in diffusers' layout may come from elsewhere, without a card: it is known by its
+folder's name and its weights' SHA-256, and how far it was trained is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from scaling_ldm import config, records
+from scaling_ldm.data import encoded
+from scaling_ldm.models import from_config as from_config_lib
+from scaling_ldm.models import pretrained
+from scaling_ldm.models.denoisers import unet
+from scaling_ldm.models.weights import files, native
+from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.training import mesh
+from scaling_ldm.training.trained_model import TrainedModel
+
+CARD = "training.json"
+DIFFUSERS_UNET = "UNet2DConditionModel"
+
+# Of config.model, what does not change what weights say.
+_HOW_IT_RUNS = ("compute_dtype", "remat", "unroll")
+_DATA = ("shape", "text_tokens", "vocab_size", "coarse")
+# Of config.objective, what a sampler has to know.
+_LEARNT = ("schedule", "schedule_steps", "zero_terminal_snr", "prediction")
+
+
+def reads(experiment: config.Experiment) -> dict[str, Any]:
+    """What weights mean nothing without: the network, its input and what it learnt."""
+    model = [field.name for field in dataclasses.fields(config.Model)]
+    named = {
+        "model": [name for name in model if name not in _HOW_IT_RUNS],
+        "data": _DATA,
+        "objective": _LEARNT,
+    }
+    found = {
+        f"{section}.{name}": getattr(getattr(experiment, section), name)
+        for section, names in named.items()
+        for name in names
+    }
+    return found | {
+        "data.shape": list(experiment.data.shape),
+        "encode.autoencoder": pretrained.autoencoder_identity(
+            experiment.encode.autoencoder
+        ),
+        "encode.text_encoder": pretrained.text_identity(experiment.encode.text_encoder),
+    }
+
+
+def write_card(
+    folder: pathlib.Path,
+    experiment: config.Experiment,
+    model: TrainedModel,
+    record: records.TrainRecord,
+    more: Mapping[str, Any],
+) -> None:
+    """Writes the card of weights that are in the folder already.
+
+    Args:
+      more: what only a network of this kind has to say.
+    """
+    card = {
+        "experiment": experiment.name,
+        "run_id": model.run_id,
+        "step": model.step,
+        "recipe_hash": experiment.recipe_hash,
+        "width": model.width,
+        "depth": model.depth,
+        "parameters": record.params,
+        "pictures": record.images,
+        "training_flops": model.train_flops,
+        "validation_loss": record.validation_loss_ema,
+        **more,
+        "weights_sha256": files.checksum(folder),
+        "reads": reads(experiment),
+    }
+    text = json.dumps(records.to_json(card), indent=2)
+    records.write_text(folder / CARD, text + "\n")
+
+
+def read(experiment: config.Experiment, name: str) -> TrainedModel:
+    """The model of a folder, once its files are what its card says.
+
+    Args:
+      name: config.generate.weights.
+
+    Raises:
+      ConfigError: no such folder, weights that are not its card's, or weights of a
+        network that the experiment does not describe; every difference is listed.
+    """
+    where = f"config.generate.weights = {name!r}"
+    folder = pathlib.Path(name).expanduser()
+    if not folder.is_dir():
+        raise config.ConfigError(f"{where}: no such folder")
+    if (folder / "experiment.json").exists():
+        export = folder / "export"
+        first = "" if export.is_dir() else "run --stages export there first, then "
+        raise config.ConfigError(
+            f"{where}: the working directory of a study, whose weights are in its "
+            f"export folder: {first}give {str(export)!r}"
+        )
+    try:
+        card = _card(folder)
+        layout = files.config(folder)
+        if layout.get("_class_name") == DIFFUSERS_UNET:
+            return _unet(experiment, where, folder, card, layout)
+        if "experiment" in layout:
+            return _native(experiment, where, folder, card)
+    except (files.WeightsError, KeyError) as e:
+        said = f"{CARD} does not say {e}" if isinstance(e, KeyError) else e
+        raise config.ConfigError(f"{where}: {said}") from e
+    raise config.ConfigError(
+        f"{where}: its config.json is of {layout.get('_class_name', 'no known layout')}"
+        f"; pictures can be drawn with what the export stage wrote of a denoiser, and "
+        f"with a {DIFFUSERS_UNET} of diffusers"
+    )
+
+
+def _card(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The card of a folder; None where there is none.
+
+    Raises:
+      WeightsError: the weights are others.
+    """
+    if not (folder / CARD).exists():
+        return None
+    card, found = files.read_json(folder / CARD), files.checksum(folder)
+    if card["weights_sha256"] != found:
+        raise files.WeightsError(
+            f"the weights are not those that {CARD} is of: SHA-256 "
+            f"{card['weights_sha256']} there, {found} of the file; export once more"
+        )
+    return card
+
+
+def _model(
+    where: str,
+    folder: pathlib.Path,
+    card: Mapping[str, Any] | None,
+    size: tuple[int, int],
+    load: Callable[[], Any],
+) -> TrainedModel:
+    checksum = files.checksum(folder) if card is None else card["weights_sha256"]
+    known: dict[str, Any] = {
+        "run_id": f"{folder.resolve().name}-{checksum[:8]}",
+        "step": 0,
+        "train_flops": None,
+        "ema": None,
+    }
+    if card is not None:
+        known = {
+            "run_id": card["run_id"],
+            "step": card["step"],
+            "train_flops": card["training_flops"],
+            "ema": True,
+        }
+
+    def placed(device_mesh: jax.sharding.Mesh) -> Any:
+        try:
+            return mesh.place(device_mesh, load())
+        except files.WeightsError as e:
+            raise config.ConfigError(f"{where}: {e}") from e
+
+    width, depth = size
+    return TrainedModel(
+        **known, width=width, depth=depth, checksum=checksum, load=placed
+    )
+
+
+def _refuse(where: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises the ConfigError of what is known of both and differs."""
+    common = {key: value for key, value in wanted.items() if key in held}
+    if found := encoded.differences(held, common):
+        listed = "".join(f"\n  {line}" for line in found)
+        raise config.ConfigError(f"{where} is not what this experiment reads:{listed}")
+
+
+def _unet(
+    experiment: config.Experiment,
+    where: str,
+    folder: pathlib.Path,
+    card: Mapping[str, Any] | None,
+    layout: Mapping[str, Any],
+) -> TrainedModel:
+    """diffusers' UNet2DConditionModel, of any size."""
+    shape, linear = unet_weights.from_config(layout, experiment.data.text_tokens)
+    width, depth = shape.base, len(shape.multiples)
+    here = from_config_lib.unet_shape(experiment, width, depth)
+    held = {} if card is None else card["reads"]
+    _refuse(where, held | _facts(shape), _facts(here) | reads(experiment))
+    return _model(
+        where,
+        folder,
+        card,
+        (width, depth),
+        lambda: unet_weights.load(folder, shape, linear),
+    )
+
+
+def _facts(shape: unet.Shape) -> dict[str, Any]:
+    """What a configuration of diffusers says; a U-Net runs at any height and width."""
+    return {
+        "model.architecture": "unet",
+        "model.heads": shape.heads,
+        "model.text_width": shape.text_width,
+        "words in its vocabulary": shape.vocab_size,
+        "channels": shape.image_shape[-1],
+        "channels beside them": shape.extra_channels,
+        "widths": [shape.base * multiple for multiple in shape.multiples],
+        "blocks at each": shape.blocks,
+    }
+
+
+def _native(
+    experiment: config.Experiment,
+    where: str,
+    folder: pathlib.Path,
+    card: Mapping[str, Any] | None,
+) -> TrainedModel:
+    """This library's own layout, which its export stage alone writes."""
+    if card is None:
+        raise files.WeightsError(f"there is no {CARD} in it: export once more")
+    _refuse(where, card["reads"], reads(experiment))
+    size = card["width"], card["depth"]
+    denoiser = from_config_lib.denoiser(experiment, *size, unroll=False)
+
+    def load() -> Any:
+        with jax.set_mesh(None):
+            tree = jax.eval_shape(denoiser.init, jax.random.key(0))
+        return native.load(folder, tree)
+
+    return _model(where, folder, card, size, load)

@@ -1,0 +1,194 @@
+"""Paper A's U-Net: its counts, and what every denoiser promises."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from scaling_ldm import config, flops
+from scaling_ldm.models import denoisers
+from scaling_ldm.models import from_config as from_config_lib
+from scaling_ldm.models.denoisers import presets, unet
+from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.stages import export
+from scaling_ldm.training import mesh
+
+SMALL = unet.Shape(
+    base=32,
+    heads=4,
+    image_shape=(8, 8, 3),
+    extra_channels=0,
+    text_tokens=5,
+    text_width=6,
+    vocab_size=20,
+    dtype=jnp.float32,
+    remat=False,
+    multiples=(1, 2),
+    blocks=1,
+)
+BATCH = 8
+
+
+QUICK = ("unet_39m", "unet_866m", "unet_5b")
+NAMES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in presets.UNETS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_of_the_family(name):
+    preset = presets.UNETS[name]
+    assert denoisers.count_params(denoisers.u_net(preset.shape))[0] == preset.params
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("unet_39m"), pytest.param("unet_5b", marks=pytest.mark.slow)],
+)
+def test_flops_of_the_family(name):
+    preset = presets.UNETS[name]
+    net = denoisers.u_net(preset.shape)
+    counted = flops.count(
+        net.apply,
+        jax.eval_shape(lambda: net.init(jax.random.key(0))),
+        jax.ShapeDtypeStruct((1, *preset.shape.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+        {"text": jax.ShapeDtypeStruct((1, 77, 1024), jnp.float32)},
+    )
+    assert_allclose(counted.total / 1e9, preset.forward_gflops, atol=0.05)
+
+
+def test_the_printed_costs_are_those_of_the_layout():
+    """But for rounding: their FLOPs leave out padding and add elementwise ones."""
+    largest = presets.UNETS["unet_866m"].forward_gflops
+    for preset in presets.UNETS.values():
+        assert_allclose(
+            preset.forward_gflops / largest, preset.relative_cost, atol=0.05
+        )
+
+
+def drawn(spec):
+    """Random parameters without compiling an initialiser."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: unet.init(spec, jax.random.key(0)))
+    return jax.tree.map(
+        lambda s: rng.normal(scale=0.1, size=s.shape).astype("f"), shapes
+    )
+
+
+def inputs():
+    rng = np.random.default_rng(1)
+    cond = {
+        "text": rng.integers(3, 20, (BATCH, 5)).astype(np.int32),
+        "mask": np.arange(5)[None] < 1 + np.arange(BATCH)[:, None] % 4,
+    }
+    x = rng.normal(size=(BATCH, 8, 8, 3)).astype("f")
+    return x, np.linspace(0.05, 0.95, BATCH, dtype="f"), cond
+
+
+def sines(spec):
+    apply = denoisers.u_net(spec).apply
+    return jax.jit(
+        jax.value_and_grad(lambda p, x, t, c: jnp.mean(jnp.sin(apply(p, x, t, c))))
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    params = drawn(SMALL)
+    return params, sines(SMALL)(params, *inputs())
+
+
+def test_every_parameter_gets_a_gradient(reference):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(reference[1][1]):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        assert np.abs(leaf).max() > 0, name  # a leaf that is not used has exactly 0
+
+
+def test_remat_changes_nothing(reference):
+    params, (value, gradient) = reference
+    again = sines(dataclasses.replace(SMALL, remat=True))(params, *inputs())
+    assert_allclose(again[0], value, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-7), again[1], gradient
+    )
+
+
+def test_a_mesh_changes_nothing(reference):
+    params, (value, gradient) = reference
+    axes = (jax.sharding.AxisType.Explicit,) * 2
+    device_mesh = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    with jax.set_mesh(device_mesh):
+        placed = jax.device_put(params, mesh.shardings(device_mesh, params))
+        rows = jax.NamedSharding(device_mesh, jax.P(("replica", "fsdp")))
+        got, slopes = sines(SMALL)(placed, *jax.device_put(inputs(), rows))
+        kernel = slopes["middle_residual0"]["conv1"]["kernel"]
+    assert "fsdp" in jax.typeof(kernel).sharding.spec
+    assert_allclose(got, value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-7), slopes, gradient
+    )
+
+
+def test_padding_of_captions_is_not_read(reference):
+    params, _ = reference
+    x, t, cond = inputs()
+    other = {**cond, "text": np.where(cond["mask"], cond["text"], 19)}
+    apply = jax.jit(denoisers.u_net(SMALL).apply)
+    assert_allclose(apply(params, x, t, other), apply(params, x, t, cond), atol=1e-6)
+    words = {**cond, "text": cond["text"] + 0 * x[:, 0, 0, :1].astype(int)}
+    words["text"] = np.where(cond["text"] == cond["text"][0, 0], 4, cond["text"])
+    assert not np.allclose(apply(params, x, t, words), apply(params, x, t, cond))
+
+
+def test_a_picture_beside_x_is_read():
+    spec = dataclasses.replace(SMALL, extra_channels=2)
+    net = denoisers.u_net(spec)
+    assert net.conditioning == ("text", "mask", "image")
+    params, (x, t, cond) = drawn(spec), inputs()
+    apply = jax.jit(net.apply)
+    image = np.ones((BATCH, 8, 8, 2), "f")
+    out = apply(params, x, t, {**cond, "image": image})
+    assert out.shape == x.shape and out.dtype == jnp.float32
+    assert not np.allclose(out, apply(params, x, t, {**cond, "image": 0 * image}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": 48}, "divisible by 32 groups"),
+        ({"heads": 3}, "and 3 heads"),
+        ({"image_shape": (9, 8, 3)}, "9 x 8 input cannot be halved 1 times"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        denoisers.u_net(dataclasses.replace(SMALL, **change))
+
+
+def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
+    c = config.default()
+    c.data.source, c.data.shape, c.data.text_tokens = "memory", (8, 8, 3), 5
+    c.encode.text_encoder, c.model.text_width = "a/folder", 6
+    c.model.architecture, c.model.heads, c.model.head_dim = "unet", 4, 0
+    c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((32, 2),), 10, ()
+    c.model.compute_dtype = "float32"
+    experiment = config.resolve(c)
+    net = from_config_lib.denoiser(experiment, 32, 2, unroll=False)
+    params = jax.device_get(net.init(jax.random.key(0)))
+    (tmp_path / "export").mkdir()
+    model = types.SimpleNamespace(width=32, depth=2)
+    said = export._unet(experiment, tmp_path, model, params)
+    assert "UNet2DConditionModel" in said
+    settings = json.loads((tmp_path / "export" / "config.json").read_text())
+    shape, linear = unet_weights.from_config(settings, text_tokens=5)
+    assert shape == from_config_lib.unet_shape(experiment, 32, 2) and linear
+    file = tmp_path / "export" / "diffusion_pytorch_model.safetensors"
+    jax.tree.map(np.testing.assert_array_equal, unet_weights.load(file, shape), params)

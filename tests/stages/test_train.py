@@ -1,0 +1,456 @@
+"""The training loop on eight devices: what it computes, what interrupts it."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from scaling_ldm import config, records
+from scaling_ldm.stages import plan, train
+from scaling_ldm.training import checkpoint, held_out, mesh, train_step
+from scaling_ldm.training import progress as progress_lib
+from scaling_ldm.workdir import runs as runs_lib
+
+STEPS = (24, 36)  # of the two runs, which have one size
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny):
+    """Two runs of one size, at 24 and 36 steps, saved every 6 or 9."""
+    c = tiny.copy_and_resolve_references()
+    (row,) = plan.plan(config.resolve(c))
+    c.plan.budgets_flops = tuple(float(n * row.flops_per_step) for n in STEPS)
+    c.train.checkpoints_per_run = 4
+    c.train.log_every_steps = 1
+    c.validation.samples = 48
+    return config.resolve(c)
+
+
+planned = functools.cache(plan.plan)
+
+
+def run(experiment, workdir, runs=STEPS):
+    rows = [(i, r) for i, r in enumerate(planned(experiment)) if r.steps in runs]
+    return train.run(experiment, workdir, rows, len(STEPS))
+
+
+def row_of(experiment, steps=STEPS[0]):
+    return next(r for r in planned(experiment) if r.steps == steps)
+
+
+def final(experiment, workdir, steps=STEPS[0]):
+    """The last checkpoint's arrays and data position."""
+    row = row_of(experiment, steps)
+    device_mesh = mesh.build(experiment.mesh, {})
+    with jax.set_mesh(device_mesh):
+        state = train_step.compile_for(
+            experiment, row.width, row.depth, device_mesh
+        ).state
+        folder = train.folder_of(workdir, row) / "checkpoints"
+        saved = checkpoint.Checkpoints(folder, row, 2)
+        restored = saved.restore(state)
+        saved.close()
+    assert restored.step == steps
+    return jax.tree.map(np.asarray, restored.state), restored.progress.data
+
+
+def rows_of(workdir, experiment, steps=STEPS[0]):
+    path = train.folder_of(workdir, row_of(experiment, steps)) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_identical(experiment, workdir, reference):
+    ours, theirs = final(experiment, workdir), final(experiment, reference)
+    jax.tree.map(np.testing.assert_array_equal, ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+    a, b = rows_of(workdir, experiment), rows_of(reference, experiment)
+    assert [(r["step"], r["loss"]) for r in a] == [(r["step"], r["loss"]) for r in b]
+
+
+class StopAt:
+    """Like `mesh.Stop`, asked to stop at the n-th dispatch of the process."""
+
+    def __init__(self, dispatch):
+        self.left = dispatch
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda self, *_: None  # noqa: E731
+
+    @property
+    def asked(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    said = []
+    monkeypatch.setattr(progress_lib, "say", said.append)
+    return said
+
+
+@pytest.fixture(scope="module")
+def reference(experiment, tmp_path_factory):
+    """(workdir, records, compilations in the second run) of both runs, undisturbed."""
+    workdir = tmp_path_factory.mktemp("reference")
+    counts = []
+    compilations = []
+    begin = progress_lib.Sweep.begin
+
+    def counted(event, *_, **__):
+        if event == COMPILED:
+            compilations.append(event)
+
+    def noted(self, *args):
+        counts.append(len(compilations))
+        begin(self, *args)
+
+    train_step.compile_for.cache_clear()  # this process may have run the module before
+    jax.monitoring.register_event_duration_secs_listener(counted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress_lib.Sweep, "begin", noted)
+        done = run(experiment, workdir)
+    jax.monitoring.unregister_event_duration_listener(counted)
+    assert counts[1] > counts[0], "the listener hears nothing"
+    return workdir, done, len(compilations) - counts[1]
+
+
+def test_another_budget_of_a_size_compiles_nothing(reference):
+    assert reference[2] == 0
+
+
+def test_metrics_hold_every_cost(experiment, reference):
+    workdir, done, _ = reference
+    row, record = row_of(experiment), done[0]
+    for r in rows_of(workdir, experiment):
+        assert r["flops"] == r["step"] * row.flops_per_step
+        assert r["hardware_flops"] == r["step"] * row.hardware_flops_per_step
+        assert r["images"] == r["step"] * row.batch_size
+        assert r["tokens"] == r["step"] * row.tokens // row.steps
+        assert r["six_nd"] == 6 * row.params_without_embeddings * r["tokens"]
+        assert r["flops_per_second"] > 0 or r["step"] == 1
+        assert r["mfu"] is None
+    assert (record.steps, record.flops) == (row.steps, row.planned_flops)
+    assert record.mfu is None
+    assert "no published peak" in record.mfu_reason
+
+
+def test_smoothed_loss_is_the_average_of_logged_losses(experiment, reference):
+    rows = rows_of(reference[0], experiment)
+    assert [r["step"] for r in rows] == list(range(1, STEPS[0] + 1))
+    smoothed = rows[0]["loss"]
+    for r in rows[1:]:
+        smoothed = 0.9 * smoothed + 0.1 * r["loss"]
+        assert r["loss_smoothed"] == pytest.approx(smoothed, rel=1e-5)
+    assert reference[1][0].train_loss_smoothed == pytest.approx(smoothed, rel=1e-5)
+
+
+def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
+    device_mesh = mesh.build(experiment.mesh, {})
+    row = row_of(experiment)
+    with jax.set_mesh(device_mesh):
+        job = train._Job(
+            experiment,
+            pathlib.Path(),
+            row,
+            device_mesh,
+            progress_lib.Sweep(1, [], 1.0),
+            None,
+        )
+        source, _ = train.data_lib.sources(experiment, pathlib.Path())
+        data = train.data_lib.batches(
+            source, batch_size=row.batch_size, rows=slice(0, row.batch_size), prefetch=0
+        )
+        hyper = mesh.put(
+            device_mesh,
+            {"peak": np.float32(1e-2), "warmup": np.float32(3)},
+            mesh.WHOLE,
+        ) | {"key": job._key("steps")}
+        null = {name: source.null[name] for name in job.names if name != "x"}
+        null = mesh.put(device_mesh, null, mesh.WHOLE)
+        flags = mesh.flag(device_mesh, 0), mesh.flag(device_mesh, 1)
+        state = job.program.init(job._key("init"))
+        ema = jax.tree.map(np.asarray, state.ema)
+        for done in range(5):
+            state, metrics = job.program.step(
+                state, job._batch(data, 1), null, hyper, flags[done == 4]
+            )
+            for leaf, like in zip(
+                jax.tree.leaves(state), jax.tree.leaves(job.program.state), strict=True
+            ):
+                assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
+                assert leaf.sharding == like.sharding
+            decay = min(experiment.optimizer.ema_decay, (2 + done) / (11 + done))
+            ema = jax.tree.map(
+                lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p),
+                ema,
+                state.params,
+            )
+            for a, b in zip(
+                jax.tree.leaves(ema), jax.tree.leaves(state.ema), strict=True
+            ):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+            rate = 1e-2 * min(1, (done + 1) / 3)
+            assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-6)
+            assert int(metrics["stop"]) == (8 if done == 4 else 0)
+        assert job.program.step._cache_size() == 1
+
+
+def test_metrics_are_read_after_the_next_dispatch(experiment, tmp_path, monkeypatch):
+    events = []
+    batch, look = train._Job._batch, train._Job._look
+
+    def dispatched(self, *args):
+        events.append("dispatch")
+        return batch(self, *args)
+
+    def looked(self, step, *args):
+        events.append(step)
+        return look(self, step, *args)
+
+    monkeypatch.setattr(train._Job, "_batch", dispatched)
+    monkeypatch.setattr(train._Job, "_look", looked)
+    run(experiment, tmp_path, STEPS[:1])
+    # Step n is looked at when n + 1 is under way; at a save (every 6), n as well.
+    expected = []
+    for step in range(1, STEPS[0] + 1):
+        expected.append("dispatch")
+        if step % 6 != 1:
+            expected.append(step - 1)
+        if step % 6 == 0:
+            expected.append(step)
+    assert events == expected
+
+
+def test_a_stop_is_saved_and_continues_to_the_same_bits(
+    experiment, reference, tmp_path, monkeypatch, lines
+):
+    for dispatch in (4, 7):
+        monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, dispatch))
+        with pytest.raises(train.Preempted, match="is saved at step"):
+            run(experiment, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    (record,) = run(experiment, tmp_path, STEPS[:1])
+    assert record.restarts == 2
+    assert record.validation_loss == reference[1][0].validation_loss
+    assert_identical(experiment, tmp_path, reference[0])
+
+
+def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
+    experiment, reference, tmp_path, monkeypatch, lines
+):
+    row = row_of(experiment)
+    flops = tuple(row.flops_per_step * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
+    marked = dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(
+            experiment.train, keep_checkpoints=1, keep_flops=flops
+        ),
+    )
+    assert train.kept_steps(marked, row) == {2, 9, 16}  # it begins at 1, ends at 24
+    monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, 11))
+    with pytest.raises(train.Preempted, match="is saved at step 12"):
+        run(marked, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    assert runs_lib.steps(tmp_path, row) == [2, 9, 12]
+    run(marked, tmp_path, STEPS[:1])
+    assert runs_lib.steps(tmp_path, row) == [2, 9, 16, 24]
+    assert_identical(experiment, tmp_path, reference[0])
+    assert runs_lib.steps(tmp_path, row) == [2, 9, 16, 24]  # which opened the folder
+
+
+def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
+    experiment, tmp_path, monkeypatch
+):
+    several = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, steps_per_dispatch=4)
+    )
+    run(several, tmp_path / "whole", STEPS[:1])
+    look = train._Job._look
+
+    def dies(at, self, step, *args):
+        if step >= at:
+            raise KeyboardInterrupt
+        return look(self, step, *args)
+
+    for at in (9, 15, 23):
+        with monkeypatch.context() as patch:
+            patch.setattr(train._Job, "_look", dies_at(dies, at))
+            with contextlib.suppress(KeyboardInterrupt):
+                run(several, tmp_path / "cut", STEPS[:1])
+                raise AssertionError("it was to die")
+    run(several, tmp_path / "cut", STEPS[:1])
+    assert_identical(several, tmp_path / "cut", tmp_path / "whole")
+
+
+def dies_at(dies, at):
+    return lambda self, step, *args: dies(at, self, step, *args)
+
+
+@pytest.mark.parametrize("path", [((8, 1), (4, 1), (2, 1)), ((4, 1), (4, 2))])
+def test_resume_on_other_devices(experiment, reference, tmp_path, monkeypatch, path):
+    for i, (devices, fsdp) in enumerate(path):
+        build = functools.partial(mesh.build, use=jax.devices()[:devices])
+        monkeypatch.setattr(train.mesh, "build", build)
+        if i + 1 < len(path):
+            monkeypatch.setattr(mesh, "Stop", lambda: StopAt(7))
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(train.mesh, "build", build)
+        cfg = dataclasses.replace(experiment.mesh, fsdp=fsdp)
+        moved = dataclasses.replace(experiment, mesh=cfg)
+        if i + 1 < len(path):
+            with pytest.raises(train.Preempted):
+                run(moved, tmp_path, STEPS[:1])
+    (record,) = run(moved, tmp_path, STEPS[:1])
+    undisturbed = reference[1][0]
+    assert (record.restarts, record.devices) == (len(path) - 1, path[-1][0])
+    for name in ("train_loss_smoothed", "validation_loss", "validation_loss_ema"):
+        ours, theirs = getattr(record, name), getattr(undisturbed, name)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
+    """48 samples, and 40 with a filled last batch; 1, 2 and 8 devices."""
+    row = row_of(experiment)
+    weights, _ = final(experiment, reference[0])
+    _, source = train.data_lib.sources(experiment, pathlib.Path())
+    for samples, cases in (
+        (48, ((8, 16), (2, 24), (1, 8))),
+        (40, ((8, 8), (8, 16))),
+    ):
+        losses = []
+        for devices, batch_size in cases:
+            cfg = dataclasses.replace(
+                experiment.validation, samples=samples, batch_size=batch_size
+            )
+            other = dataclasses.replace(experiment, validation=cfg)
+            one = mesh.build(other.mesh, {}, use=jax.devices()[:devices])
+            with jax.set_mesh(one):
+                program = train_step.compile_for(other, row.width, row.depth, one)
+                names = ("x", *program.functions.task.conditioning)
+                batches = held_out.held_out_batches(other, one, source, names)
+                params = mesh.put(one, weights.params, mesh.WHOLE)
+                losses.append(held_out.validation_loss(program, params, batches))
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
+        if samples == 48:
+            recorded = reference[1][0].validation_loss
+            assert losses[0] == pytest.approx(recorded, rel=1e-6)
+
+
+def poison(monkeypatch, experiment, steps, at):
+    """NaN pictures in batch `at` of the run of `steps` steps."""
+    batch = train._Job._batch
+    counts = {}
+
+    def poisoned(self, batches, chunk):
+        given = batch(self, batches, chunk)
+        count = counts[self.spec.steps] = counts.get(self.spec.steps, 0) + 1
+        if (self.spec.steps, count) == (steps, at):
+            given["x"] = given["x"] * np.float32(math.nan)
+        return given
+
+    monkeypatch.setattr(train._Job, "_batch", poisoned)
+
+
+def test_a_non_finite_loss_ends_its_run_alone(
+    experiment, reference, tmp_path, monkeypatch, lines
+):
+    poison(monkeypatch, experiment, STEPS[0], at=12)  # 12 is a step that is saved
+    first, second = run(experiment, tmp_path)
+    assert first.status == "non_finite_loss"
+    assert first.steps == 12
+    assert "at step 12" in first.detail
+    assert math.isnan(first.validation_loss)
+    assert second.status == "finished"
+    assert second.validation_loss == reference[1][1].validation_loss
+    folder = train.folder_of(tmp_path, row_of(experiment)) / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["6"]
+    assert any("stopped" in line and "step 12" in line for line in lines)
+    written = records.loads((folder.parent / "record.json").read_text())
+    assert written.status == first.status
+    lines.clear()
+    again, _ = run(experiment, tmp_path)
+    assert again.status == "non_finite_loss"
+    assert any("is skipped: non_finite_loss" in line for line in lines)
+
+
+def data_files(folder):
+    """Files of array data; orbax leaves parts of some unused, so all are damaged."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
+
+
+def truncate(folder):
+    for path in data_files(folder):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(folder):
+    for path in data_files(folder):
+        content = bytearray(path.read_bytes())
+        for i in range(0, len(content), 97):
+            content[i] ^= 0x10
+        path.write_bytes(content)
+
+
+def forge(folder):
+    """Another data position: valid JSON that orbax cannot tell from the true one."""
+    path = folder / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+
+    def bump(value):
+        if isinstance(value, dict):
+            return {k: bump(v) for k, v in value.items()}
+        return value + 1 if type(value) is int else value
+
+    meta["progress"]["data"] = bump(meta["progress"]["data"])
+    path.write_text(json.dumps(meta))
+
+
+def unfinish(folder):
+    folder.rename(folder.with_name(f"{folder.name}.orbax-checkpoint-tmp"))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, forge, unfinish])
+def test_a_damaged_checkpoint_is_passed_over(
+    experiment, reference, tmp_path, monkeypatch, lines, damage
+):
+    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(15))
+    with pytest.raises(train.Preempted):
+        run(experiment, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    monkeypatch.setattr(progress_lib, "say", lines.append)
+    folder = train.folder_of(tmp_path, row_of(experiment)) / "checkpoints"
+    steps = sorted(int(p.name) for p in folder.iterdir())
+    damage(folder / str(steps[-1]))
+    # The same steps are saved again, over the place of the damaged one.
+    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(steps[-1] - steps[-2] - 1))
+    with pytest.raises(train.Preempted):
+        run(experiment, tmp_path, STEPS[:1])
+    word = "unfinished" if damage is unfinish else "damaged"
+    assert any(f"checkpoint {steps[-1]} " in x and word in x for x in lines), lines
+    assert any(f"continues from step {steps[-2]} of" in x for x in lines), lines
+    assert str(steps[-1]) in {p.name for p in folder.iterdir()}
+    monkeypatch.undo()
+    run(experiment, tmp_path, STEPS[:1])
+    assert_identical(experiment, tmp_path, reference[0])
+
+
+def test_a_workdir_is_tied_to_the_records_it_read(tmp_path):
+    class Source:
+        identity = {"source": "memory", "set": "a"}
+
+    train._same_data(tmp_path, Source())
+    train._same_data(tmp_path, Source())
+    train._same_data(tmp_path, object())  # painted icons are told by the recipe
+    Source.identity = {"source": "memory", "set": "b"}
+    with pytest.raises(config.ConfigError, match="read other records than these"):
+        train._same_data(tmp_path, Source())

@@ -1,0 +1,76 @@
+"""A checkpoint vouches for all it holds, and belongs to one run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling_ldm import config
+from scaling_ldm.stages import plan
+from scaling_ldm.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def spec(tiny):
+    return plan.plan(config.resolve(tiny))[0]
+
+
+STATE = {"w": jnp.arange(24.0).reshape(4, 6), "n": jnp.int32(3)}
+ABSTRACT = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), STATE
+)
+
+
+def progress(step):
+    return checkpoint.Progress(data={"next_index": step}, seconds=1.5, restarts=2)
+
+
+def test_what_is_saved_is_restored_with_its_position(spec, tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    assert saved.restore(ABSTRACT) is None
+    for step in (1, 2, 3):
+        state = jax.tree.map(lambda a, s=step: a + jnp.asarray(s, a.dtype), STATE)
+        saved.save(step, state, progress(step))
+    saved.wait()
+    restored = saved.restore(ABSTRACT)
+    saved.close()
+    assert (restored.step, restored.progress) == (3, progress(3))
+    np.testing.assert_array_equal(restored.state["w"], STATE["w"] + 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_another_runs_checkpoint_is_refused_and_kept(spec, tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, STATE, progress(1))
+    saved.close()
+    other = dataclasses.replace(spec, seed=spec.seed + 1)
+    saved = checkpoint.Checkpoints(tmp_path, other, keep=2)
+    with pytest.raises(checkpoint.CheckpointError, match="belongs to another run"):
+        saved.restore(ABSTRACT)
+    saved.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_save_that_orbax_skips_is_an_error(spec, tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(5, STATE, progress(5))
+    saved.wait()
+    with pytest.raises(checkpoint.CheckpointError, match="could not write checkpoint"):
+        saved.save(5, STATE, progress(5))
+    saved.close()
+
+
+def test_checksum_sees_any_bit_and_any_swap():
+    a, b = jnp.arange(4.0), jnp.arange(4.0) + 1
+    same = checkpoint.checksum({"a": a, "b": b})
+    assert same == checkpoint.checksum({"a": a + 0, "b": b + 0})
+    assert same != checkpoint.checksum({"a": b, "b": a})
+    assert same != checkpoint.checksum({"a": -a, "b": b})
+    assert same != checkpoint.checksum({"a": a.at[2].add(2e-7), "b": b})
+    assert same != checkpoint.checksum({"a": a[::-1], "b": b})
+    mesh = jax.make_mesh((4, 2), ("replica", "fsdp"))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(a, jax.P("fsdp")), jax.device_put(b, jax.P())
+        assert same == checkpoint.checksum(dict(zip("ab", split, strict=True)))

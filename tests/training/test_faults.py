@@ -1,0 +1,208 @@
+"""A run of the real entry point that is killed, stopped, and denied its disk."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from scaling_ldm import study
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 60
+SMALL = (
+    "--config=experiments/tiny.py",
+    "--config.data.shape=(8, 8, 3)",
+    "--config.data.text_tokens=4",
+    "--config.plan.sizes=((16, 1),)",
+    "--config.plan.budgets_flops=(2.189e8,)",
+    "--config.plan.sizes_per_budget=1",
+    "--config.train.checkpoints_per_run=6",
+    "--config.train.log_every_steps=1",
+    "--config.train.steps_per_dispatch=1",
+    "--config.train.show_every_seconds=0.0",
+    "--stages=plan,train",
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts the entry point on a workdir; processes share compiled code."""
+    env = dict(
+        os.environ,
+        XLA_FLAGS="--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true",
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("compiled")),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
+
+    def go(workdir, *more, first=""):
+        command = [sys.executable, "-m", "scaling_ldm.main", *SMALL, *more]
+        return subprocess.Popen(
+            ["bash", "-c", f'{first} exec "$@"', "bash", *command]
+            + [f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return go
+
+
+def end(process, expect=0):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, out[-3000:]
+    assert "Traceback" not in out, out
+    return out
+
+
+def wait_for(process, text):
+    """Reads until a line holds the text; returns what was read."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            break
+    else:
+        raise AssertionError("".join(lines))
+    return "".join(lines)
+
+
+def folder(workdir):
+    (found,) = (workdir / "runs").iterdir()
+    return found
+
+
+def final(workdir):
+    """The last checkpoint as orbax reads it, without our code: arrays and data."""
+    path = folder(workdir) / "checkpoints" / str(STEPS)
+    reader = ocp.PyTreeCheckpointer()
+    meta = json.loads((path / "meta" / "metadata").read_text())
+    return reader.restore(path / "state"), meta["progress"]["data"]
+
+
+def losses(workdir):
+    lines = (folder(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+def flat(tree, path=()):
+    if not isinstance(tree, dict | list | tuple):
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {k: v for key, t in items for k, v in flat(t, (*path, key)).items()}
+
+
+def assert_identical(workdir, reference):
+    (ours, data), (theirs, their_data) = final(workdir), final(reference)
+    ours, theirs = flat(ours), flat(theirs)
+    assert ours.keys() == theirs.keys()
+    assert {str(path[0]) for path in ours} >= {"params", "ema", "opt", "step"}
+    for path in ours:
+        if ours[path] is not None:
+            np.testing.assert_array_equal(ours[path], theirs[path], err_msg=str(path))
+    assert data == their_data
+    assert losses(workdir) == losses(reference)
+    assert [step for step, _ in losses(workdir)] == list(range(1, STEPS + 1))
+    records = [
+        json.loads((folder(w) / "record.json").read_text())
+        for w in (workdir, reference)
+    ]
+    for name in (
+        "validation_loss",
+        "validation_loss_ema",
+        "train_loss_smoothed",
+        "steps",
+    ):
+        assert records[0][name] == records[1][name]
+
+
+@pytest.fixture(scope="module")
+def reference(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference") / "w"
+    end(start(workdir))
+    return workdir
+
+
+def test_kill_at_random_moments(start, reference, tmp_path):
+    chance = random.Random(0)
+    continued = 0
+    for _ in range(3):
+        process = start(tmp_path / "w", "--config.train.checkpoints_per_run=30")
+        # A random step of those that are left, and a moment within it or a save.
+        text = wait_for(process, f"  step {chance.randrange(8, 58)}/")
+        continued += "continues from step" in text
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder(tmp_path / "w") / "record.json").exists()
+    out = end(start(tmp_path / "w", "--config.train.checkpoints_per_run=30"))
+    assert "continues from step" in out
+    assert_identical(tmp_path / "w", reference)
+
+
+def test_sigterm_saves_and_the_same_command_continues(start, reference, tmp_path):
+    process = start(tmp_path / "w")
+    wait_for(process, "  step 13/")
+    process.terminate()
+    out = end(process, study.EXIT["preempted, run the same command again"])
+    assert "is saved at step" in out
+    step = int(out.split("is saved at step ")[1].split()[0])
+    assert 13 < step < STEPS
+    assert f"continues from step {step} of {STEPS}" in end(start(tmp_path / "w"))
+    assert_identical(tmp_path / "w", reference)
+
+
+def test_no_room_on_disk_loses_nothing(start, reference, tmp_path):
+    """First room for a few checkpoints' files, none for a larger one; then all."""
+    workdir = tmp_path / "w"
+    process = start(workdir)
+    wait_for(process, "  step 25/")
+    process.kill()
+    process.communicate()
+    saved = {p for p in (folder(workdir) / "checkpoints").iterdir() if p.name.isdigit()}
+    assert saved
+
+    no_large_files = "ulimit -f 20; trap '' XFSZ;"  # KiB; EFBIG, not a signal
+    out = end(start(workdir, first=no_large_files), study.EXIT["storage"])
+    assert "MiB free there" in out or "File too large" in out
+    assert "run the same command" in out
+    for path in saved:
+        assert (path / "commit_success.txt").exists()
+    end(start(workdir))
+    assert_identical(workdir, reference)
+
+
+def test_refusals_come_as_one_message(start, reference, tmp_path):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").write_text("all I have")
+    (tmp_path / "file").write_text("a file in the place of a folder")
+    other = tmp_path / "other"
+    shutil.copytree(reference, other)
+    seed = "--config.train.seed=1"
+    bad = study.EXIT["bad configuration"]
+    cases = [
+        (start(occupied), bad, "is not empty and holds no experiment.json"),
+        (start(tmp_path / "file"), study.EXIT["storage"], "Not a directory"),
+        (start(other, seed), bad, "holds another experiment"),
+    ]
+    for process, code, text in cases:
+        out = end(process, code)
+        assert text in out
+        assert out.count("error:") == 1
+    assert (occupied / "thesis.tex").read_text() == "all I have"
+    assert [p.name for p in occupied.iterdir()] == ["thesis.tex"]
+    assert_identical(other, reference)

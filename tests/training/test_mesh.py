@@ -1,0 +1,112 @@
+"""Where arrays live, and what is said about devices that do not fit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from scaling_ldm import config
+from scaling_ldm.training import mesh, train_step
+
+
+@pytest.fixture(scope="module")
+def wide(tiny):
+    """The abstract state of a network with leaves above mesh.SMALL."""
+    return train_step.abstract_state(
+        train_step.build(config.resolve(tiny), 64, 2, unroll=False)
+    )
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves
+    }
+
+
+def test_a_weight_its_average_and_its_moments_lie_together(wide):
+    specs = flat(mesh.specs(wide, fsdp=2))
+    shapes = flat(wide)
+    names = [n.removeprefix("params/") for n in specs if n.startswith("params/")]
+    sharded = 0
+    for name in names:
+        same = [s for n, s in specs.items() if n.endswith("/" + name)]
+        assert len(same) == 4, name  # params, ema, mu, nu
+        assert len(set(same)) == 1, name
+        size = np.prod(shapes[f"params/{name}"].shape)
+        if size < 4096:
+            assert same[0] == PartitionSpec(), name
+        if "blocks/" in name and len(same[0]):
+            assert same[0][0] is None, f"{name}: layers are not split"
+        sharded += "fsdp" in same[0]
+    assert sharded >= 5
+    assert specs["step"] == specs["smoothed_loss"] == PartitionSpec()
+    assert set(flat(mesh.specs(wide, fsdp=1)).values()) == {PartitionSpec()}
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_fsdp_divides_the_bytes_of_a_device(wide, fsdp):
+    device_mesh = mesh.build(config.Mesh(fsdp=fsdp), {})
+    assert device_mesh.shape == {"replica": 8 // fsdp, "fsdp": fsdp}
+    placed = mesh.shardings(device_mesh, wide)
+    here = whole = 0
+    for leaf, sharding in zip(
+        jax.tree.leaves(wide), jax.tree.leaves(placed), strict=True
+    ):
+        value = jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
+        here += value.addressable_shards[3].data.nbytes
+        whole += value.nbytes
+    assert here <= whole * (1 / fsdp + 0.1)
+    assert here >= whole / fsdp
+
+
+@pytest.mark.parametrize(
+    ("cfg", "sizes", "words"),
+    [
+        (config.Mesh(fsdp=3), {}, ("fsdp = 3", "8 devices", "[1, 2, 4, 8]")),
+        (config.Mesh(replica=2, fsdp=2), {}, ("2 x 2", "8", "mesh.replica = -1")),
+        (config.Mesh(), {"config.train.batch_size": 20}, ("= 20", "16 or 24")),
+        (config.Mesh(), {"config.train.batch_size": 4}, ("= 4", "nearest: 8")),
+    ],
+)
+def test_devices_that_do_not_fit_are_named_with_a_way_out(cfg, sizes, words):
+    with pytest.raises(config.ConfigError) as refused:
+        mesh.build(cfg, sizes)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_batches_are_checked_before_anything_compiles(tiny, tmp_path, monkeypatch):
+    from scaling_ldm.stages import plan, train
+
+    experiment = config.resolve(tiny)
+    rows = plan.plan(experiment)
+    uneven = dataclasses.replace(
+        experiment, validation=config.Validation(samples=16, batch_size=12)
+    )
+
+    def compiled(*_, **__):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(jax, "jit", compiled)
+    with pytest.raises(config.ConfigError, match="validation.batch_size = 12"):
+        train.run(uneven, tmp_path, list(enumerate(rows)), 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_a_process_and_votes():
+    device_mesh = mesh.build(config.Mesh(fsdp=2), {})
+    assert mesh.rows_of_process(device_mesh, 16) == slice(0, 16)
+    votes = mesh.flag(device_mesh, 1)
+    assert votes.shape == (8,)
+    assert votes.sharding.spec == mesh.BATCH
+    assert mesh.any_process(True) and not mesh.any_process(False)
+
+
+def test_flags_of_a_job_belong_together():
+    with pytest.raises(config.ConfigError, match="belong together"):
+        mesh.join("127.0.0.1:1", None, 0)

@@ -1,0 +1,235 @@
+"""Two processes of four simulated devices each, on loopback, against one of eight."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from scaling_ldm import records, study
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 24
+SMALL = (
+    "--config=experiments/tiny.py",
+    "--config.data.shape=(8, 8, 3)",
+    "--config.data.text_tokens=4",
+    "--config.plan.sizes=((16, 1),)",
+    f"--config.plan.budgets_flops=({STEPS * 3648512.0},)",
+    "--config.plan.sizes_per_budget=1",
+    "--config.plan.minimum_steps=10",
+    "--config.train.checkpoints_per_run=4",
+    "--config.train.log_every_steps=1",
+    "--config.train.steps_per_dispatch=1",
+    "--config.train.show_every_seconds=0.0",
+    "--stages=plan,train",
+)
+
+
+class Process:
+    """The entry point, its output collected line by line."""
+
+    def __init__(self, workdir, env, *more):
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "scaling_ldm.main", *SMALL, *more]
+            + [f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines = []
+        self.thread = threading.Thread(target=self._collect, daemon=True)
+        self.thread.start()
+
+    def _collect(self):
+        for line in self.popen.stdout:
+            self.lines.append(line)
+
+    def wait_for(self, text):
+        while not any(text in line for line in list(self.lines)):
+            assert self.popen.poll() is None, "".join(self.lines[-40:])
+            time.sleep(0.02)
+
+    def end(self, expect=0, timeout=300):
+        code = self.popen.wait(timeout)
+        self.thread.join(5)
+        out = "".join(self.lines)
+        assert code == expect, f"exit {code}\n{out[-4000:]}"
+        return out
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(workdir, processes, *flags): the processes of one job."""
+    env = dict(
+        os.environ,
+        XLA_FLAGS="--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true",
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("compiled")),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
+    started = []
+
+    def go(workdir, processes, *more):
+        if processes == 1:
+            job = [Process(workdir, env, "--config.mesh.cpu_devices=8", *more)]
+        else:
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                port = s.getsockname()[1]
+            job = [
+                Process(
+                    workdir,
+                    env,
+                    "--config.mesh.cpu_devices=4",
+                    f"--coordinator=127.0.0.1:{port}",
+                    f"--num_processes={processes}",
+                    f"--process_id={i}",
+                    *more,
+                )
+                for i in range(processes)
+            ]
+        started.extend(job)
+        return job
+
+    yield go
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            process.popen.kill()
+
+
+@pytest.fixture(scope="module")
+def one(start, tmp_path_factory):
+    """The workdir of one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("one") / "w"
+    start(workdir, 1)[0].end()
+    return workdir
+
+
+def results(workdir):
+    """The losses of every step and the record."""
+    (folder,) = (workdir / "runs").iterdir()
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows, json.loads((folder / "record.json").read_text())
+
+
+def assert_same(workdir, one, restarts):
+    rows, record = results(workdir)
+    expected_rows, expected = results(one)
+    assert [r["step"] for r in rows] == list(range(1, STEPS + 1))  # one writer
+    for a, b in zip(rows, expected_rows, strict=True):
+        assert a["loss"] == pytest.approx(
+            b["loss"], rel=1e-6 if a["step"] < 9 else 1e-5
+        )
+    for name in ("validation_loss", "validation_loss_ema", "train_loss_smoothed"):
+        assert record[name] == pytest.approx(expected[name], rel=1e-5)
+    assert (record["devices"], record["restarts"]) == (8, restarts)
+    assert len(list(workdir.glob("*.jsonl"))) == 1
+
+
+def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
+    """SIGTERM to one process stops both; a killed one ends the other; then the end."""
+    workdir = tmp_path / "w"
+    job = start(workdir, 2)
+    job[0].wait_for("  step 3/")
+    job[1].popen.send_signal(signal.SIGTERM)  # to the one that writes nothing
+    code = study.EXIT["preempted, run the same command again"]
+    out = [process.end(code) for process in job]
+    stopped = int(out[0].split("is saved at step ")[1].split()[0])
+    (folder,) = (workdir / "runs").iterdir()
+    saved = [int(p.name) for p in (folder / "checkpoints").iterdir()]
+    assert max(saved) == stopped < STEPS
+    assert "is saved" not in out[1]  # told once
+
+    job = start(workdir, 2)
+    job[0].wait_for(f"continues from step {stopped} of {STEPS}")
+    job[0].wait_for(f"  step {max(stopped + 2, 13)}/")
+    job[1].popen.kill()
+    began = time.monotonic()
+    out = job[0].end(study.EXIT["lost a process"], timeout=60)
+    assert time.monotonic() - began < 60
+    assert study.LOST in out
+    assert "Traceback" not in out
+
+    job = start(workdir, 2)
+    out = [process.end() for process in job]
+    assert "continues from step" in out[0]
+    assert "trained: 1 of 1 runs finished" in out[0]
+    assert "run 1 of 1" not in out[1]
+    assert_same(workdir, one, restarts=2)
+
+
+@pytest.mark.slow
+def test_the_coordinators_end_is_everybodys(start, tmp_path):
+    job = start(tmp_path / "w", 2)
+    job[0].wait_for("  step 3/")
+    job[0].popen.kill()
+    assert study.LOST in job[1].end(study.EXIT["lost a process"], timeout=60)
+
+
+def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
+    """To the last bit: ten pictures in batches of eight, CLIP's numbers, a frontier.
+
+    Each of the eight devices has the same rows, whichever process it belongs to.
+    """
+    weights = write_clip(tmp_path / "clip", 0)
+    flags = (
+        "--config.generate.images=10",
+        "--config.generate.batch_size=8",
+        "--config.generate.steps=2",
+        "--config.evaluate.network=clip",
+        f"--config.evaluate.weights={weights}",
+        "--config.evaluate.metrics=('fd', 'kid', 'precision_recall', 'clip_score')",
+        "--config.evaluate.reference_images=10",
+        "--config.evaluate.batch_size=8",
+        "--config.evaluate.bootstrap=4",
+        "--config.frontier.images=8",
+        "--config.frontier.samplers=('ddim',)",
+        "--config.frontier.steps=(2,)",
+        "--config.frontier.guidances=(2.0,)",
+        "--stages=generate,evaluate,frontier",
+    )
+    found = {}
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        shutil.copytree(one, workdir)
+        out = [job.end() for job in start(workdir, processes, *flags)]
+        assert "fd_clip" in out[0]
+        assert all("fd_clip" not in text for text in out[1:])  # told once
+        found[processes] = workdir
+
+    a, b = (
+        {path.name: path.read_bytes() for path in workdir.glob("samples/shards/*.npy")}
+        for workdir in found.values()
+    )
+    assert sorted(a) == ["00000.npy", "00001.npy"] and a == b
+    assert np.load(found[2] / "samples" / "shards" / "00000.npy").std() > 1
+    x, y = (records.read_jsonl(w / "evaluations.jsonl") for w in found.values())
+    assert [r.metric for r in x] == [
+        "fd_clip",
+        "kid_clip",
+        "precision_clip",
+        "recall_clip",
+        "clip_score",
+    ]
+    assert x == y
+    x, y = (records.loads((w / "frontier.json").read_text()) for w in found.values())
+    (x,), (y,) = x.cells, y.cells
+    assert dataclasses.replace(x, seconds=0.0) == dataclasses.replace(y, seconds=0.0)
+    for workdir in found.values():
+        assert not [p for p in workdir.rglob(".*") if p.is_file()]  # nothing half done
+        assert len(list((workdir / "frontier" / "cells").iterdir())) == 1
+        assert len(list((workdir / "evaluate").iterdir())) == 2

@@ -1,0 +1,513 @@
+"""Weights in a folder: the card beside them, pictures and numbers from them."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from scaling_ldm import config, records, study
+from scaling_ldm.data import pictures
+from scaling_ldm.evaluation import extractors
+from scaling_ldm.models.encoders import bert
+from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.models.weights import bert as bert_files
+from scaling_ldm.models.weights import files, layout
+from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.stages import evaluate, generate
+from scaling_ldm.training import (
+    checkpoint,
+    mesh,
+    train_step,
+)
+from scaling_ldm.training import (
+    progress as progress_lib,
+)
+from scaling_ldm.workdir import exports, samples
+
+pytestmark = pytest.mark.usefixtures("compiled")
+NAMES = ("native", "unet")
+
+
+def judge(cfg):
+    """A stand-in for a feature network: fixed random features of 8 x 8 pictures."""
+    params = np.random.default_rng(0).normal(size=(192, 6)).astype("f") / 800
+
+    def apply(params, x):
+        x = x.reshape(x.shape[0], 8, 24).reshape(x.shape[0], 192)
+        return Features(jax.numpy.tanh(x @ params), None)
+
+    return extractors.Judge(apply, params, lambda x: x, "none", pathlib.Path(__file__))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(extractors._JUDGES, "lite0", judge)
+        patch.setattr(extractors, "file", lambda cfg: pathlib.Path(__file__))
+        yield
+
+
+def recipe(tiny):
+    c = tiny.copy_and_resolve_references()
+    c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 1),), 4, ()
+    c.plan.minimum_steps = 2
+    c.mesh.cpu_devices = 8
+    c.train.optimize_code = False
+    c.generate.images, c.generate.batch_size, c.generate.steps = 24, 16, 2
+    c.evaluate.network, c.evaluate.reference_images = "lite0", 16
+    c.evaluate.metrics, c.evaluate.bootstrap = ("fd", "kid"), 4
+    return c
+
+
+def with_a_unet(c, folder):
+    """The recipe of a U-Net on pictures in memory, its captions read by a BERT."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
+    captions = [f"{a} {b}" for a in "abcde" for b in "abcdefghijkl"]
+    pictures.memory(images, captions, [0] * 60, name="test_exported")
+    shape = bert.Shape(width=8, depth=1, heads=2, hidden=8, vocab_size=40, max_tokens=8)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype("f"),
+        jax.eval_shape(lambda: bert.init(shape, jax.random.key(0))),
+    )
+    folder.mkdir()
+    bert_files.save(params, folder / "model.safetensors", shape)
+    described = {
+        "model_type": "bert",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 40,
+        "max_position_embeddings": 8,
+    }
+    (folder / "config.json").write_text(json.dumps(described))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    c.data.source, c.data.path = "memory", "test_exported"
+    c.data.validation_fraction = 0.4
+    c.encode.text_encoder = str(folder)
+    c.model = config.default().model
+    c.model.architecture, c.model.heads, c.model.head_dim = "unet", 4, 0
+    c.model.text_width, c.model.compute_dtype = 8, "float32"
+    c.plan.sizes = ((32, 1),)
+    return c
+
+
+def finish(given, workdir):
+    """Leaves what training a plan's one run would: compiling a U-Net's takes longer."""
+    experiment = config.resolve(given)
+    (spec,) = records.read_jsonl(workdir / "runs.jsonl")
+    functions = train_step.build(experiment, spec.width, spec.depth, unroll=False)
+    abstract = train_step.abstract_state(functions)
+    device_mesh, rng = mesh.build(experiment.mesh, {}), np.random.default_rng(1)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.device_put(
+            rng.normal(scale=0.1, size=leaf.shape).astype(leaf.dtype), sharding
+        ),
+        abstract,
+        mesh.shardings(device_mesh, abstract),
+    )
+    folder = workdir / "runs" / spec.run_id
+    saved = checkpoint.Checkpoints(folder / "checkpoints", spec, keep=1)
+    progress = checkpoint.Progress(data={}, seconds=0.0, restarts=0)
+    saved.save(spec.steps, state, progress)
+    saved.wait()
+    saved.close()
+    planned = dataclasses.asdict(spec) | {
+        "status": "finished",
+        "flops": spec.planned_flops,
+        "validation_loss_ema": 0.5,
+    }
+    names = [field.name for field in dataclasses.fields(records.TrainRecord)]
+    record = records.TrainRecord(**{name: planned.get(name, 0) for name in names})
+    records.write_text(folder / "record.json", records.dumps(record))
+
+
+def ran(given, workdir, *stages):
+    cluster = (None, None, None)
+    return study.run(
+        given, workdir=str(workdir), stages=stages, only=None, cluster=cluster
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished study with its export, pictures and numbers."""
+
+    given: object  # the ConfigDict
+    workdir: pathlib.Path
+
+    @property
+    def export(self):
+        return self.workdir / "export"
+
+    @property
+    def card(self):
+        return json.loads((self.export / exports.CARD).read_text())
+
+    def wanted(self, weights, **changes):
+        """The ConfigDict that samples a folder of weights."""
+        c = self.given.copy_and_resolve_references()
+        c.generate.weights = str(weights)
+        if c.data.source == "memory":
+            c.encode.path = str(self.workdir / "encoded")
+        c.update_from_flattened_dict(changes)
+        return c
+
+
+@pytest.fixture(scope="module")
+def every(tiny, tmp_path_factory):
+    """every(name) -> Trained, of a transformer ("native") or of a "unet"."""
+
+    @functools.cache
+    def trained(name):
+        c, folder = recipe(tiny), tmp_path_factory.mktemp(name)
+        workdir = folder / "study"
+        if name == "native":
+            assert ran(c, workdir, "plan", "train") == 0
+        else:
+            c = with_a_unet(c, folder / "bert")
+            assert ran(c, workdir, "plan", "encode") == 0
+            finish(c, workdir)
+        assert ran(c, workdir, "generate", "evaluate", "export") == 0
+        return Trained(c, workdir)
+
+    return trained
+
+
+@pytest.fixture
+def native(every):
+    return every("native")
+
+
+@pytest.fixture
+def unet(every):
+    return every("unet")
+
+
+def drawn(workdir):
+    folder = workdir / "samples" / "shards"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def evaluations(workdir):
+    return records.read_jsonl(workdir / "evaluations.jsonl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_and_numbers_of_an_export_are_those_of_its_run(every, name, tmp_path):
+    trained = every(name)
+    new = tmp_path / "new"
+    assert ran(trained.wanted(trained.export), new, "generate", "evaluate") == 0
+    assert not (new / "runs.jsonl").exists() and not (new / "runs").exists()
+    assert drawn(new) == drawn(trained.workdir) and len(drawn(new)) == 2
+    (spec,) = records.read_jsonl(trained.workdir / "runs.jsonl")
+    checksum = files.checksum(trained.export)
+    run, own = evaluations(new), evaluations(trained.workdir)
+    assert [r.metric for r in own] == ["fd_lite0", "kid_lite0"]
+    assert run == [dataclasses.replace(r, checksum=checksum) for r in own]
+    assert {(r.run_id, r.step, r.train_flops) for r in run} == {
+        (spec.run_id, 4, spec.planned_flops)
+    }
+    record = records.loads((new / "samples" / "record.json").read_text())
+    assert (record.run_id, record.checksum) == (spec.run_id, checksum)
+    assert record.weights == "ema"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_what_was_trained_and_how_far(every, name):
+    trained = every(name)
+    experiment, card = config.resolve(trained.given), trained.card
+    (spec,) = records.read_jsonl(trained.workdir / "runs.jsonl")
+    path = trained.workdir / "runs" / spec.run_id / "record.json"
+    record = records.loads(path.read_text())
+    wanted = {
+        "experiment": "tiny",
+        "run_id": spec.run_id,
+        "step": 4,
+        "recipe_hash": experiment.recipe_hash,
+        "width": spec.width,
+        "depth": spec.depth,
+        "parameters": spec.params,
+        "pictures": 4 * 8,
+        "training_flops": record.flops,
+        "validation_loss": record.validation_loss_ema,
+        "weights_sha256": files.checksum(trained.export),
+    }
+    assert {key: card[key] for key in wanted} == wanted
+    assert str(trained.workdir.parent) not in json.dumps(card)  # no path of a machine
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_not_the_cards_are_refused(every, name, tmp_path):
+    trained = every(name)
+    folder = tmp_path / "changed"
+    shutil.copytree(trained.export, folder)
+    experiment = config.resolve(trained.wanted(folder))
+    assert exports.read(experiment, str(folder)).checksum
+    (path,) = folder.glob("*.safetensors")
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(config.ConfigError, match=f"not those that {exports.CARD}"):
+        exports.read(experiment, str(folder))
+    # Before anything runs, and before the working directory is taken.
+    assert ran(trained.wanted(folder), tmp_path / "new", "generate") == 2
+    assert not (tmp_path / "new").exists()
+
+
+def other(trained, folder):
+    """A copy of a U-Net's export with other weights and no card."""
+    experiment = config.resolve(trained.given)
+    folder.mkdir()
+    (folder / "config.json").write_text((trained.export / "config.json").read_text())
+    settings = json.loads((folder / "config.json").read_text())
+    shape, _ = unet_weights.from_config(settings, experiment.data.text_tokens)
+    params = unet_weights.load(trained.export, shape)
+    params["exit"]["bias"] += 0.5
+    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
+    return folder
+
+
+def test_a_unet_from_elsewhere_needs_no_card(unet, tmp_path):
+    folder, new = other(unet, tmp_path / "downloaded"), tmp_path / "new"
+    given = unet.wanted(folder)
+    assert ran(given, new, "plan", "generate", "evaluate", "report") == 0
+    checksum = files.sha256(folder / "diffusion_pytorch_model.safetensors")
+    name = f"downloaded-{checksum[:8]}"
+    for record in (
+        records.loads((new / "samples" / "record.json").read_text()),
+        *evaluations(new),
+    ):
+        assert (record.run_id, record.checksum) == (name, checksum)
+    found = evaluations(new)
+    assert {(r.step, r.train_flops, r.protocol["ema"]) for r in found} == {
+        (0, None, None)
+    }
+    own = {r.metric: r.value for r in evaluations(unet.workdir)}
+    assert all(r.value != own[r.metric] for r in found)
+    text = (new / "report" / "index.html").read_text()
+    assert name in text and f"unknown weights (SHA-256 {checksum})" in text
+
+
+def test_a_network_from_elsewhere_of_another_shape_is_refused_in_full(unet, tmp_path):
+    folder = other(unet, tmp_path / "downloaded")
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"attention_head_dim": 8, "cross_attention_dim": 24, "in_channels": 6}
+    settings |= {"out_channels": 4, "layers_per_block": 1}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(config.ConfigError) as caught:
+        exports.read(config.resolve(unet.wanted(folder)), str(folder))
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"config.generate.weights = {str(folder)!r} is not")
+    assert [line.strip() for line in lines[1:]] == [
+        "model.heads: 8 there, 4 here",
+        "model.text_width: 24 there, 8 here",
+        "channels: 4 there, 3 here",
+        "channels beside them: 2 there, 0 here",
+        "blocks at each: 1 there, 2 here",
+    ]
+
+
+def test_tensors_that_do_not_fit_their_configuration_are_all_named(unet, tmp_path):
+    folder = other(unet, tmp_path / "downloaded")
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = layout.load(path)
+    del tensors["conv_in.bias"], tensors["conv_out.bias"]
+    layout.save(tensors, path)
+    experiment = config.resolve(unet.wanted(folder))
+    with pytest.raises(
+        config.ConfigError, match=r"weights = [^$]*conv_in.bias\n.*conv_out"
+    ):
+        generate.run(experiment, tmp_path / "new", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("native", {"model.positions": "rope"}, ["model.positions: 'sinusoidal' th"]),
+        (
+            "native",
+            {"objective.prediction": "v", "objective.schedule": "cosine"},
+            ["objective.prediction: 'flow'", "objective.schedule: 'rectified_flow'"],
+        ),
+        ("native", {"model.patch_size": 2}, ["model.patch_size: 4 there, 2 here"]),
+        ("unet", {"objective.prediction": "v"}, ["objective.prediction: 'flow'"]),
+        ("unet", {"encode.text_encoder": "another/bert"}, ["text_encoder: 'bert' ("]),
+    ],
+)
+def test_an_export_is_not_read_as_what_it_is_not(every, name, changes, said):
+    """None of this can be seen in the tensors, or not before they are read."""
+    trained = every(name)
+    experiment = config.resolve(trained.wanted(trained.export, **changes))
+    with pytest.raises(config.ConfigError) as caught:
+        generate.check(experiment)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_how_a_network_runs_and_was_trained_may_differ(native):
+    changes = {"model.compute_dtype": "bfloat16", "train.batch_size": 16}
+    experiment = config.resolve(native.wanted(native.export, **changes))
+    assert experiment.recipe_hash != native.card["recipe_hash"]
+    assert exports.read(experiment, str(native.export)).step == 4
+
+
+def test_two_exports_are_different_pictures(native, tmp_path, monkeypatch):
+    """Also where their cards tell the same run and step."""
+    again = tmp_path / "again"
+    shutil.copytree(native.export, again)
+    path = again / "model.safetensors"
+    layout.save({k: v * 1.5 for k, v in layout.load(path).items()}, path)
+    card = native.card | {"weights_sha256": files.checksum(again)}
+    (again / exports.CARD).write_text(json.dumps(card))
+    first, second = (
+        config.resolve(native.wanted(folder)) for folder in (native.export, again)
+    )
+    workdir = tmp_path / "new"
+    of_first = generate.run(first, workdir, [])
+    before = drawn(workdir)
+    measured = evaluate.run(first, workdir, [])
+    with pytest.raises(config.ConfigError, match="checksum = .*add generate"):
+        evaluate.run(second, workdir, [])
+    said = []
+    monkeypatch.setattr(progress_lib, "say", said.append)
+    assert generate.run(first, workdir, []) == of_first
+    assert said == [f"samples of {of_first.run_id} are there already"]
+    of_second = generate.run(second, workdir, [])
+    assert of_second.run_id == of_first.run_id and drawn(workdir) != before
+    values = {r.metric: r.value for r in evaluate.run(second, workdir, [])}
+    assert all(values[r.metric] != r.value for r in measured)
+    assert len(evaluations(workdir)) == 2 * len(measured)
+
+
+def test_a_shard_left_by_another_export_is_not_used(native, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(native.export, again)
+    path = again / "model.safetensors"
+    layout.save({k: v * 1.5 for k, v in layout.load(path).items()}, path)
+    card = native.card | {"weights_sha256": files.checksum(again)}
+    (again / exports.CARD).write_text(json.dumps(card))
+    cut, straight = tmp_path / "cut", tmp_path / "straight"
+    generate.run(config.resolve(native.wanted(native.export)), cut, [])
+    (cut / "samples" / "record.json").unlink()
+    (cut / "samples" / "shards" / "00001.npy").unlink()
+    for workdir in (cut, straight):
+        generate.run(config.resolve(native.wanted(again)), workdir, [])
+    assert drawn(cut) == drawn(straight)
+
+
+def test_runs_of_the_study_are_measured_beside_an_export(native, tmp_path):
+    """Its own best run is then one of the checkpoints on the way."""
+    workdir = tmp_path / "study"
+    shutil.copytree(native.workdir, workdir)
+    c = native.wanted(native.export, **{"evaluate.through_training": True})
+    c.evaluate.metrics = ("fd",)
+    assert ran(c, workdir, "generate", "evaluate") == 0
+    found = {(r.checksum, r.step) for r in evaluations(workdir) if r.metric[:2] == "fd"}
+    assert found == {(native.card["weights_sha256"], 4), ("", 4), ("", 2)}
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (None, "no such folder"),
+        ({}, "no folder with a config.json beside its weights"),
+        ({"config.json": "{}"}, "no known layout; pictures can be drawn with"),
+        ({"config.json": '{"_class_name": "AutoencoderKL"}'}, "is of AutoencoderKL"),
+        ({"config.json": '{"experiment": {}}'}, "no training.json in it: export once"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_by_the_fields_name(
+    tiny, tmp_path, held, said
+):
+    folder = tmp_path / "weights"
+    if held is not None:
+        folder.mkdir()
+    for name, text in (held or {}).items():
+        (folder / name).write_text(text)
+    c = recipe(tiny)
+    c.generate.weights = str(folder)
+    experiment = config.resolve(c)
+    with pytest.raises(config.ConfigError, match=f"config.generate.weights.*({said})"):
+        samples.model(experiment, tmp_path, [])
+
+
+def test_a_study_in_place_of_its_export_is_told_where_the_export_is(native, tmp_path):
+    experiment = config.resolve(native.given)
+    with pytest.raises(config.ConfigError) as caught:
+        exports.read(experiment, str(native.workdir))
+    assert str(caught.value) == (
+        f"config.generate.weights = {str(native.workdir)!r}: the working directory of "
+        f"a study, whose weights are in its export folder: give {str(native.export)!r}"
+    )
+    shutil.copy(native.workdir / "experiment.json", tmp_path)  # and no export
+    with pytest.raises(config.ConfigError) as caught:
+        exports.read(experiment, str(tmp_path))
+    assert str(caught.value).endswith(
+        "in its export folder: run --stages export there first, then give "
+        f"{str(tmp_path / 'export')!r}"
+    )
+
+
+def test_a_folder_may_be_given_from_home(native, monkeypatch):
+    monkeypatch.setenv("HOME", str(native.workdir))
+    assert exports.read(config.resolve(native.given), "~/export").step == 4
+
+
+def test_a_card_without_a_field_is_refused(native, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(native.export, folder)
+    card = {key: value for key, value in native.card.items() if key != "step"}
+    (folder / exports.CARD).write_text(json.dumps(card))
+    with pytest.raises(config.ConfigError, match="does not say 'step'"):
+        exports.read(config.resolve(native.wanted(folder)), str(folder))
+
+
+def test_several_files_of_weights_have_one_checksum(tmp_path):
+    tensors = {"a": np.zeros(2, "f"), "b": np.ones(2, "f")}
+    for name in tensors:
+        layout.save({name: tensors[name]}, tmp_path / f"{name}.safetensors")
+    index = {"weight_map": {name: f"{name}.safetensors" for name in tensors}}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    before = files.checksum(tmp_path)
+    assert before == files.checksum(path) and len(before) == 64
+    layout.save({"b": np.zeros(2, "f")}, tmp_path / "b.safetensors")
+    assert files.checksum(tmp_path) != before
+
+
+def test_without_a_plan_only_given_weights_are_sampled(native, tmp_path):
+    for stage in ("generate", "evaluate"):
+        assert ran(native.given, tmp_path / stage, stage) == 2
+
+
+def test_given_weights_are_not_drawn_from_after_a_training(native, tmp_path):
+    given = native.given.copy_and_resolve_references()
+    given.generate.weights = str(native.export)
+    assert ran(given, tmp_path / "w", "plan", "train", "generate") == 2
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate", "frontier"])
+def test_sigterm_ends_a_measuring_stage_with_the_status_of_a_preemption(
+    native, monkeypatch, capsys, stage
+):
+    def killed(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not stopped")
+
+    monkeypatch.setattr(study._Study, f"_{stage}", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    assert ran(native.given, native.workdir, stage) == 75
+    assert f"{stage} stops; what it has finished is kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
