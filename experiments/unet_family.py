@@ -39,7 +39,7 @@ def paper_a(name: str, *widths: int) -> ml_collections.ConfigDict:
     c.model.text_width = 1024
     c.model.remat = True
     c.objective.schedule, c.objective.prediction = "scaled_linear", "epsilon"
-    c.objective.time_law = "uniform"
+    c.objective.timestep_sampling = "uniform"
     c.plan.sizes = tuple((width, 4) for width in widths)
     c.plan.steps, c.plan.budgets_flops = 500_000, ()
     c.plan.accelerator, c.plan.devices = "tpu-v5p", 256

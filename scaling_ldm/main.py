@@ -31,7 +31,9 @@ _BAD = (ValueError, LookupError, AttributeError, ImportError, OSError, flags.Err
 
 def main(_: Sequence[str]) -> int:
     """Runs the study; returns the process's exit status (see `study.EXIT`)."""
-    logging.set_verbosity(logging.FATAL)  # ours: meters.say; libraries' errors: raised
+    logging.set_verbosity(
+        logging.FATAL
+    )  # ours: progress.say; libraries' errors: raised
     return study.run(
         _CONFIG.value,
         workdir=_WORKDIR.value,
@@ -45,7 +47,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
     """Parses flags; a bad one is one line, not a traceback."""
     try:
         config.check_flag(arguments)
-        left = flags.FLAGS(arguments)
+        left = flags.FLAGS(config.today_flags(arguments))
         if len(left) > 1:
             raise flags.Error(f"what is {' '.join(left[1:])!r}?")
         if _CONFIG.value is None:

@@ -115,8 +115,8 @@ def write_clip():
     merges = ["r e", "re d</w>"]
     vocabulary = [*letters, *(f"{c}</w>" for c in letters), "re", "red</w>", *special]
     tower = {"width": 64, "depth": 2, "heads": 2, "hidden": 64, "projection": 16}
-    image = clip.VisionShape(**tower, image_size=16, patch_size=8)
-    text = clip.Shape(
+    image = clip.ClipVisionConfig(**tower, image_size=16, patch_size=8)
+    text = clip.ClipTextConfig(
         **tower,
         vocab_size=len(vocabulary),
         max_tokens=24,

@@ -73,10 +73,10 @@ def problems_of(e: fields.Experiment) -> list[str]:
         not (e.generate.run and e.generate.weights),
         "config.generate.run and config.generate.weights: one of them, not both",
     )
-    marks = e.train.keep_flops
+    marks = e.train.checkpoint_flops
     require(
         all(f > 0 for f in marks) and list(marks) == sorted(set(marks)),
-        f"config.train.keep_flops = {marks}: must be positive and increase",
+        f"config.train.checkpoint_flops = {marks}: must be positive and increase",
     )
     require(
         e.mesh.replica == -1 or e.mesh.replica > 0,
@@ -264,7 +264,7 @@ def _check_encode(e: fields.Experiment) -> list[str]:
     return problems
 
 
-def _check_objective(o: fields.Objective) -> list[str]:
+def _check_objective(o: fields.ObjectiveConfig) -> list[str]:
     """Every combination of known choices that a network cannot learn."""
     problems = []
     ends_in_noise = o.schedule == "rectified_flow" or o.zero_terminal_snr

@@ -37,7 +37,7 @@ WEIGHTINGS = {
     "p2": ("p2_gamma", "p2_k"),
     "sigmoid": ("sigmoid_bias",),
 }
-TIME_LAWS = {
+TIMESTEP_SAMPLING = {
     "uniform": (),
     "logit_normal": ("time_location", "time_scale"),
     "cosmap": (),
@@ -135,7 +135,7 @@ NAMES = {
     "objective.schedule": SCHEDULES,
     "objective.prediction": PREDICTIONS,
     "objective.weighting": WEIGHTINGS,
-    "objective.time_law": TIME_LAWS,
+    "objective.timestep_sampling": TIMESTEP_SAMPLING,
     "objective.reconstruction": RECONSTRUCTION,
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
     "generate.sampler": SAMPLERS,
@@ -162,7 +162,7 @@ STAGES_ON_REQUEST = ("export", "advise")  # run last, and only when asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class DataConfig:
     source: str = "icons"  # one of DATA_SOURCES; all but icons go through encode
     path: str = ""  # folder, shards or table of the source; a URL is one too
     split: str = "train"  # of the tfds and huggingface sources
@@ -176,7 +176,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encode:
+class EncodeConfig:
     """Frozen networks that run over a data set once; see data/encoded.py."""
 
     autoencoder: str = "none"  # one of AUTOENCODERS, a folder or a hub id
@@ -194,7 +194,7 @@ class Encode:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelConfig:
     architecture: str = "in_context"  # one of ARCHITECTURES
     patch_size: int = 2
     head_dim: int = 64  # heads = width / head_dim; 0: see heads
@@ -219,7 +219,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
+class ObjectiveConfig:
     schedule: str = "rectified_flow"  # one of SCHEDULES; see noise.py
     schedule_steps: int = 1000  # of linear, scaled_linear and cosine
     zero_terminal_snr: bool = False  # of the same: the last step is noise alone
@@ -229,7 +229,9 @@ class Objective:
     p2_gamma: float = 1.0  # 1 / (k + SNR)^gamma on the epsilon error
     p2_k: float = 1.0
     sigmoid_bias: float = 0.0  # sigmoid(bias - log SNR) on the epsilon error
-    time_law: str = "logit_normal"  # one of TIME_LAWS; see objectives/denoise.py
+    timestep_sampling: str = (
+        "logit_normal"  # one of TIMESTEP_SAMPLING; see objectives/denoise.py
+    )
     time_location: float = 0.0  # logit-normal t: sigmoid(location + scale * normal)
     time_scale: float = 1.0
     time_shift: float = 1.0  # above 1 moves t towards noise; t in [0, 1] alone
@@ -239,7 +241,7 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class OptimizerConfig:
     learning_rate: float = 1e-4  # peak
     learning_rate_policy: str = "fixed"  # or "by_width": x policy_width / width
     policy_width: int = 64  # the width at which "by_width" leaves the rate alone
@@ -253,7 +255,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class PlanConfig:
     # Either budgets, or one number of steps for every size and budgets_flops = ().
     budgets_flops: tuple[float, ...] = (1e18,)  # forward + backward, 2 x MAC
     steps: int = 0  # as in paper A; 0: what the budgets allow
@@ -272,7 +274,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainConfig:
     batch_size: int = 1024  # pictures per optimizer step, all devices together
     seed: int = 0  # of initialisation, noise, t and caption dropout
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
@@ -280,7 +282,7 @@ class Train:
     checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
     keep_checkpoints: int = 2  # the latest; older ones are removed
     # Training FLOPs at which a run's checkpoint is kept for good, as its last is.
-    keep_flops: tuple[float, ...] = ()
+    checkpoint_flops: tuple[float, ...] = ()
     log_every_steps: int = 1  # lines of metrics.jsonl; one a dispatch at most
     show_every_seconds: float = 5.0
     tensorboard: bool = False
@@ -288,21 +290,21 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Validation:
+class ValidationConfig:
     samples: int = 4096  # pictures, each with its own noise and stratum of t
     batch_size: int = 1024
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mesh:
+class MeshConfig:
     replica: int = -1  # copies of the parameters; -1: all devices that are left
     fsdp: int = 1  # devices that share one copy of the parameters
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate:
+class GenerateConfig:
     run: str = ""  # run_id of the finished run to draw from; "": the best one
     weights: str = ""  # a folder of weights to draw from instead; "": a run's
     images: int = 16
@@ -316,7 +318,7 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class EvaluateConfig:
     """Generated pictures against real ones; see evaluate/."""
 
     network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
@@ -334,7 +336,7 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frontier:
+class FrontierConfig:
     """Quality against sampling cost, over every finished run; see evaluate/cells.py."""
 
     images: int = 0  # of each cell of the grid; 0: no frontier
@@ -353,7 +355,7 @@ class Frontier:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Advise:
+class AdviseConfig:
     """What the best way of sampling may cost; see frontier/advise.py."""
 
     budget: float = 0.0  # of one image, in `unit`; 0: none given
@@ -364,7 +366,7 @@ class Advise:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
+class FitConfig:
     metric: str = "validation_loss_ema"  # one of FIT_METRICS
     size: str = "params_without_embeddings"  # one of FIT_SIZES
     confidence: float = 0.9
@@ -376,20 +378,20 @@ class Fit:
 class Experiment:
     name: str = "experiment"
     question: str = ""
-    data: Data = dataclasses.field(default_factory=Data)
-    encode: Encode = dataclasses.field(default_factory=Encode)
-    model: Model = dataclasses.field(default_factory=Model)
-    objective: Objective = dataclasses.field(default_factory=Objective)
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    plan: Plan = dataclasses.field(default_factory=Plan)
-    train: Train = dataclasses.field(default_factory=Train)
-    validation: Validation = dataclasses.field(default_factory=Validation)
-    mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    generate: Generate = dataclasses.field(default_factory=Generate)
-    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
-    frontier: Frontier = dataclasses.field(default_factory=Frontier)
-    advise: Advise = dataclasses.field(default_factory=Advise)
-    fit: Fit = dataclasses.field(default_factory=Fit)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    encode: EncodeConfig = dataclasses.field(default_factory=EncodeConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    frontier: FrontierConfig = dataclasses.field(default_factory=FrontierConfig)
+    advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
 
     @property
     def encoded(self) -> bool:
@@ -424,9 +426,18 @@ def identity(experiment: Mapping[str, Any]) -> dict[str, Any]:
     }
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
+    for (section, field), first in FIRST_NAMES.items():
+        if field in kept.get(section, {}):
+            kept[section][first] = kept[section].pop(field)
     return kept
 
 
+# Renamed fields: the name of today -> the first one. The recipe hash keeps the first
+# name, so that a rename orphans no working directory.
+FIRST_NAMES = {
+    ("objective", "timestep_sampling"): "time_law",
+    ("train", "checkpoint_flops"): "keep_flops",
+}
 _NO_RECIPE = (
     "plan",
     "mesh",
@@ -452,7 +463,7 @@ _NOT_IDENTITY = (
     ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),
     ("train", "keep_checkpoints"),
-    ("train", "keep_flops"),
+    ("train", "checkpoint_flops"),
     ("train", "log_every_steps"),
     ("train", "show_every_seconds"),
     ("train", "tensorboard"),

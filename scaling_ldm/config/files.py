@@ -107,7 +107,7 @@ def _choose_text_encoder(experiment: Experiment) -> Experiment:
         and any(importlib.util.find_spec(name) for name in fields.MINILM_PACKAGES)
     )
     chosen = "minilm" if features else "vocabulary"
-    if features and model.text_width == fields.Model().text_width:
+    if features and model.text_width == fields.ModelConfig().text_width:
         model = dataclasses.replace(model, text_width=fields.MINILM_WIDTH)
     return dataclasses.replace(
         experiment,
@@ -120,7 +120,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     defaults = cls()
     known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(cls)}
     values = {}
-    for key, value in given.items():
+    for key, value in _today(given, where).items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {where}.{close[0]}? " if close else ""
@@ -139,8 +139,30 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     return cls(**values)
 
 
+def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given fields under today's names; says which names are old."""
+    found = dict(given)
+    for (section, field), old in fields.FIRST_NAMES.items():
+        if where == f"config.{section}" and old in found:
+            print(f"config.{section}.{old} is now config.{section}.{field}")
+            found[field] = found.pop(old)
+    return found
+
+
+def today_flags(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with old names of fields replaced; says which they are."""
+    found = list(arguments)
+    for (section, field), old in fields.FIRST_NAMES.items():
+        before, after = f"--config.{section}.{old}", f"--config.{section}.{field}"
+        for i, argument in enumerate(found):
+            if argument == before or argument.startswith(f"{before}="):
+                print(f"{before} is now {after}")
+                found[i] = after + argument[len(before) :]
+    return found
+
+
 # Tuples that may be empty, and what their elements are like.
-_MAY_BE_EMPTY = {"config.plan.budgets_flops": 1.0, "config.train.keep_flops": 1.0}
+_MAY_BE_EMPTY = {"config.plan.budgets_flops": 1.0, "config.train.checkpoint_flops": 1.0}
 
 
 def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:

@@ -51,15 +51,15 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.remat": DENOISERS,
         "model.unroll": TRANSFORMERS,
     }
-    | {f"objective.{name}": DENOISERS for name in _names(fields.Objective)}
+    | {f"objective.{name}": DENOISERS for name in _names(fields.ObjectiveConfig)}
     | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
-    | {f"generate.{name}": DENOISERS for name in _names(fields.Generate)}
-    | {f"evaluate.{name}": DENOISERS for name in _names(fields.Evaluate)}
-    | {f"frontier.{name}": DENOISERS for name in _names(fields.Frontier)}
-    | {f"advise.{name}": DENOISERS for name in _names(fields.Advise)},
+    | {f"generate.{name}": DENOISERS for name in _names(fields.GenerateConfig)}
+    | {f"evaluate.{name}": DENOISERS for name in _names(fields.EvaluateConfig)}
+    | {f"frontier.{name}": DENOISERS for name in _names(fields.FrontierConfig)}
+    | {f"advise.{name}": DENOISERS for name in _names(fields.AdviseConfig)},
     "evaluate.network": {
         f"evaluate.{name}": tuple(n for n in fields.FEATURE_NETWORKS if n != "none")
-        for name in _names(fields.Evaluate)
+        for name in _names(fields.EvaluateConfig)
         if name not in ("network", "input_size")
     }
     | {"evaluate.input_size": ("lite0",)},
@@ -70,7 +70,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "objective.schedule": _by_field("objective", fields.SCHEDULES),
     "objective.weighting": _by_field("objective", fields.WEIGHTINGS),
-    "objective.time_law": _by_field("objective", fields.TIME_LAWS),
+    "objective.timestep_sampling": _by_field("objective", fields.TIMESTEP_SAMPLING),
     "optimizer.learning_rate_policy": _by_field(
         "optimizer", fields.LEARNING_RATE_POLICIES
     ),
@@ -80,7 +80,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
 FROZEN = ("encode.dtype", "encode.compute_dtype")
 RECORDS = tuple(
     f"encode.{name}"
-    for name in _names(fields.Encode)
+    for name in _names(fields.EncodeConfig)
     if name not in ("autoencoder", "text_encoder")
 )
 _DEFAULTS = fields.Experiment()

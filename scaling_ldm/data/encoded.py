@@ -124,7 +124,7 @@ class Encoded:
         self._vocabulary = icons.Vocabulary(vocabulary[: experiment.data.vocab_size])
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
-        self.null = self._null()
+        self.uncond = self._null()
 
     def __len__(self) -> int:
         """Pictures in the split, and positions in an epoch."""
@@ -207,9 +207,9 @@ class Encoded:
                     found[place] = record
         return found
 
-    def _open(self, number: int) -> shards.Reader:
+    def _open(self, number: int) -> shards.ShardReader:
         path = self._paths[shards.shard_name(number)]
-        return shards.Reader(path, self._manifest["shards"][number], self._layout)
+        return shards.ShardReader(path, self._manifest["shards"][number], self._layout)
 
     @functools.cached_property
     def _paths(self) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Encoded:
     def _null(self) -> Rows:
         label = np.int32(self.classes)
         if not self._layout.text_width:
-            text = self._vocabulary.null(self._length)
+            text = self._vocabulary.uncond(self._length)
             return {"text": text, "mask": text != icons.PADDING, "label": label}
         data = base64.b64decode(self._manifest["null"])
         features = np.frombuffer(data, np.dtype(self._layout.text_dtype))
@@ -280,7 +280,7 @@ def manifest_of(
     identity: Mapping[str, Any],
     layout: shards.Layout,
     summaries: list[dict[str, Any]],
-    null: np.ndarray | None,
+    uncond: np.ndarray | None,
     first_bad: list[tuple[str, str]],
 ) -> Manifest:
     """The whole of a folder of records, for JSON, from the summaries of its shards.
@@ -316,7 +316,7 @@ def manifest_of(
         # Of what a denoiser reads, by channel, over the training split.
         "mean": np.atleast_1d(mean).tolist(),
         "std": np.atleast_1d(np.sqrt(variance)).tolist(),
-        "null": None if null is None else base64.b64encode(null.tobytes()).decode(),
+        "null": None if uncond is None else base64.b64encode(uncond.tobytes()).decode(),
         "vocabulary": ranked[: config.LARGEST_VOCABULARY],
         "shards": [
             {k: s[k] for k in ("records", "bytes", "checksum", "held_out")}

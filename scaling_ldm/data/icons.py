@@ -347,7 +347,7 @@ class Vocabulary:
         ids[: len(known)] = known
         return ids
 
-    def null(self, length: int) -> np.ndarray:
+    def uncond(self, length: int) -> np.ndarray:
         """int32 [length]: the caption of no caption, for guidance."""
         ids = np.full(length, PADDING, np.int32)
         ids[0] = NULL

@@ -32,7 +32,7 @@ class Source(Protocol):
 
     shape: tuple[int, int, int]
     classes: int
-    null: Rows
+    uncond: Rows
 
     def rows(self, positions: np.ndarray) -> Rows: ...
 

@@ -324,7 +324,7 @@ def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
     return np.unpackbits(bits, count=summary["records"]).astype(bool)
 
 
-class Reader:
+class ShardReader:
     """Random access to the records of one shard.
 
     Raises:

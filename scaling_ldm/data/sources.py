@@ -16,7 +16,7 @@ class Icons:
 
     classes = len(icons.PALETTE)
 
-    def __init__(self, cfg: config.Data, split: str) -> None:
+    def __init__(self, cfg: config.DataConfig, split: str) -> None:
         self.shape = cfg.shape
         side, fits = cfg.shape[0], icons.SIDE
         if cfg.shape != (side, side, 3) or fits % side:
@@ -25,7 +25,7 @@ class Icons:
                 f"config.data.shape = {cfg.shape}: the icons source has one of {sizes}"
             )
         self._length = cfg.text_tokens
-        self.null = null_words(cfg.text_tokens, self.classes)
+        self.uncond = null_words(cfg.text_tokens, self.classes)
         self._painted = icons.PaintedIcons(
             split,
             seed=cfg.seed,
@@ -57,7 +57,11 @@ class Coarse:
 
     def __init__(self, source: Source, factor: int) -> None:
         self._source, self._factor = source, factor
-        self.shape, self.classes, self.null = source.shape, source.classes, source.null
+        self.shape, self.classes, self.uncond = (
+            source.shape,
+            source.classes,
+            source.uncond,
+        )
 
     def rows(self, positions: np.ndarray) -> Rows:
         rows = self._source.rows(positions)

@@ -82,7 +82,7 @@ def _pil(side: int) -> dict[str, Any]:
     }
 
 
-def _lite0(cfg: config.Evaluate) -> Judge:
+def _lite0(cfg: config.EvaluateConfig) -> Judge:
     path = file(cfg)
     return Judge(
         apply=efficientnet_lite.apply,
@@ -92,7 +92,7 @@ def _lite0(cfg: config.Evaluate) -> Judge:
     )
 
 
-def _inception(protocol: str, cfg: config.Evaluate) -> Judge:
+def _inception(protocol: str, cfg: config.EvaluateConfig) -> Judge:
     path, how = file(cfg), inception.PROTOCOLS[protocol]
 
     def apply(params: Any, x: jax.Array) -> Features:
@@ -107,7 +107,7 @@ def _inception(protocol: str, cfg: config.Evaluate) -> Judge:
     )
 
 
-def _clip(cfg: config.Evaluate) -> Judge:
+def _clip(cfg: config.EvaluateConfig) -> Judge:
     path = file(cfg)
     both = clip_weights.open_both(path)
 
@@ -126,7 +126,7 @@ def _clip(cfg: config.Evaluate) -> Judge:
     )
 
 
-def _dinov2(cfg: config.Evaluate) -> Judge:
+def _dinov2(cfg: config.EvaluateConfig) -> Judge:
     path = file(cfg)
     shape, params = dinov2_weights.open_directory(path, offset=OFFSET)
     pil = _pil(dinov2.SIZE)
@@ -139,7 +139,7 @@ def _dinov2(cfg: config.Evaluate) -> Judge:
     )
 
 
-_JUDGES: dict[str, Callable[[config.Evaluate], Judge]] = {
+_JUDGES: dict[str, Callable[[config.EvaluateConfig], Judge]] = {
     "lite0": _lite0,
     "inception_pytorch_fid": functools.partial(_inception, "pytorch_fid"),
     "inception_torch_fidelity": functools.partial(_inception, "torch_fidelity"),
@@ -166,7 +166,7 @@ _WANTED = {
 }
 
 
-def file(cfg: config.Evaluate) -> pathlib.Path:
+def file(cfg: config.EvaluateConfig) -> pathlib.Path:
     """The file or folder of the network's weights; they are not read.
 
     A hub id is downloaded to the hub's usual cache.
@@ -204,7 +204,7 @@ def sha256(path: pathlib.Path) -> str:
     return every[0] if len(every) == 1 else records.digest(every)
 
 
-def judge(cfg: config.Evaluate) -> Judge:
+def judge(cfg: config.EvaluateConfig) -> Judge:
     """The network with its weights.
 
     Raises:
@@ -218,7 +218,7 @@ def judge(cfg: config.Evaluate) -> Judge:
         raise config.ConfigError(f"config.evaluate.weights: {e}") from e
 
 
-def identity(cfg: config.Evaluate, of: Judge) -> dict[str, str]:
+def identity(cfg: config.EvaluateConfig, of: Judge) -> dict[str, str]:
     """Network, weights and resize, as a protocol names them."""
     return {"network": cfg.network, "weights": sha256(of.file), "resize": of.resize}
 
@@ -226,7 +226,9 @@ def identity(cfg: config.Evaluate, of: Judge) -> dict[str, str]:
 class Extractor:
     """Pictures of any size -> features, batch by batch over all devices."""
 
-    def __init__(self, cfg: config.Evaluate, device_mesh: jax.sharding.Mesh) -> None:
+    def __init__(
+        self, cfg: config.EvaluateConfig, device_mesh: jax.sharding.Mesh
+    ) -> None:
         of = judge(cfg)
         self.identity = identity(cfg, of)
         self._mesh, self._fit = device_mesh, of.fit

@@ -48,7 +48,7 @@ def names(metric: str, network: str) -> tuple[str, ...]:
             return (f"{metric}_{network}",)
 
 
-def backend(cfg: config.Evaluate, metric: str) -> str:
+def backend(cfg: config.EvaluateConfig, metric: str) -> str:
     """What computes a metric: the choice is the plain Frechet distance's alone."""
     return cfg.backend if metric == "fd" else "numpy"
 
@@ -66,7 +66,7 @@ class Generated:
 
 
 def measure(
-    cfg: config.Evaluate,
+    cfg: config.EvaluateConfig,
     metric: str,
     features: Generated,
     real: Real,
@@ -83,7 +83,7 @@ def measure(
 
 
 def _fd(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     ours = moments.Moments.empty(features.features.shape[1])
     ours.add(features.features)
@@ -102,7 +102,7 @@ def _fd(
 
 
 def _fd_infinity(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     return [
         frechet.infinity(
@@ -117,7 +117,7 @@ def _fd_infinity(
 
 
 def _kid(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     del show
     ours, theirs = features.features, real.features
@@ -133,7 +133,7 @@ def _kid(
 
 
 def _precision_recall(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     """The interval is of other generated pictures; the real ones are fixed."""
     del show
@@ -153,14 +153,14 @@ def _precision_recall(
 
 
 def _inception_score(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     del real, show
     return [classes.inception_score(features.logits, level=cfg.confidence)]
 
 
 def _clip_score(
-    cfg: config.Evaluate, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     """Mean of 100 cosines; the interval is the normal one of a mean."""
     del real, show
@@ -177,7 +177,7 @@ def _exact(value: float) -> Estimate:
     return Estimate(value=float(value), low=float(value), high=float(value), level=1.0)
 
 
-_MEASURES: dict[str, Callable[[config.Evaluate, Generated, Real, Show], Any]] = {
+_MEASURES: dict[str, Callable[[config.EvaluateConfig, Generated, Real, Show], Any]] = {
     "fd": _fd,
     "fd_infinity": _fd_infinity,
     "kid": _kid,

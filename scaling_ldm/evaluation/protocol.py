@@ -97,7 +97,7 @@ def measuring(
     }
 
 
-def sampled(how: config.Generate) -> dict[str, Any]:
+def sampled(how: config.GenerateConfig) -> dict[str, Any]:
     """The parts of a protocol that a sampler decides."""
     named = {name: getattr(how, name) for name in SAMPLING}
     return {**named, "seed": how.seed, "images": how.images}

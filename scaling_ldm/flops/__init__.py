@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scaling_ldm.flops.counter import Entry as Entry
     from scaling_ldm.flops.counter import FlopCount as FlopCount
+    from scaling_ldm.flops.counter import FlopRow as FlopRow
     from scaling_ldm.flops.counter import UncountedPrimitive as UncountedPrimitive
     from scaling_ldm.flops.counter import UnknownTripCount as UnknownTripCount
     from scaling_ldm.flops.counter import count as count
     from scaling_ldm.flops.counter import to_macs as to_macs
 
 __all__ = [
-    "Entry",
+    "FlopRow",
     "FlopCount",
     "UncountedPrimitive",
     "UnknownTripCount",

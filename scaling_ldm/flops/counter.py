@@ -47,7 +47,7 @@ from scaling_ldm.flops.operations import (
 from scaling_ldm.records.errors import UnknownTripCount
 
 __all__ = [
-    "Entry",
+    "FlopRow",
     "FlopCount",
     "UncountedPrimitive",
     "UnknownTripCount",
@@ -57,7 +57,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class FlopRow:
     """FLOPs of one kind of operation in one module.
 
     Attributes:
@@ -84,7 +84,7 @@ class FlopCount:
         different cost, each with its source line.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[FlopRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,7 +138,7 @@ class FlopCount:
         ]
         return "\n".join([f"{'module':<{width}}  {'FLOPs':>12}   share", *lines])
 
-    def _sums(self, key: Callable[[Entry], str]) -> dict[str, int]:
+    def _sums(self, key: Callable[[FlopRow], str]) -> dict[str, int]:
         sums: Counter[str] = Counter()
         for entry in self.entries:
             sums[key(entry)] += entry.flops
@@ -173,7 +173,7 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
     tally, _ = walker.walk(closed, (), Place())
     rows = sorted(tally.items())
     entries = (
-        Entry(scope=s, primitive=p, recomputed=r, flops=n) for (s, p, r), n in rows
+        FlopRow(scope=s, primitive=p, recomputed=r, flops=n) for (s, p, r), n in rows
     )
     return FlopCount(entries=tuple(entries), notes=tuple(dict.fromkeys(walker.notes)))
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from scaling_ldm.flops import peaks
-from scaling_ldm.frontier.cells import Table, choose, compare, cost_of
+from scaling_ldm.frontier.cells import CellTable, choose, compare, cost_of
 from scaling_ldm.records import Advice, Frontier, Refusal
 
 UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
@@ -98,7 +98,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def _costs(
-    table: Table,
+    table: CellTable,
     frontier: Frontier,
     unit: str,
     device: str | None,
@@ -134,7 +134,7 @@ def _costs(
 
 
 def _memory(
-    table: Table, frontier: Frontier, device: str | None
+    table: CellTable, frontier: Frontier, device: str | None
 ) -> tuple[np.ndarray, bool, str]:
     elsewhere = device is not None and not _same(device, frontier.device)
     if all(cell.memory_bytes is not None for cell in table.cells):

@@ -39,7 +39,7 @@ HIGHER_IS_BETTER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class CellTable:
     """Cells that may be compared, with draws of their values."""
 
     cells: tuple[Cell, ...]
@@ -104,7 +104,7 @@ def compare(
     level: float = 0.9,
     seed: int = 0,
     allow_protocols: Collection[str] = (),
-) -> Table:
+) -> CellTable:
     """The cells as a table, or an error where they must not be compared.
 
     Args:
@@ -147,7 +147,7 @@ def compare(
             f"no intervals: {len(bare)} of {len(kept)} cells have fewer than "
             f"{MIN_REPLICATES} replicates, first {name_of(bare[0])}"
         )
-    return Table(
+    return CellTable(
         cells=tuple(kept),
         value=np.array([c.value for c in kept], dtype=np.float64),
         draws=None if bare else _draw(kept, bootstrap, seed),
@@ -212,7 +212,7 @@ def _draw(cells: Sequence[Cell], draws: int, seed: int) -> np.ndarray:
     return out
 
 
-def choose(table: Table, among: np.ndarray, cost: np.ndarray) -> tuple[int, Choice]:
+def choose(table: CellTable, among: np.ndarray, cost: np.ndarray) -> tuple[int, Choice]:
     """The lowest value among some cells; of equals the cheapest.
 
     Args:
@@ -235,7 +235,7 @@ def choose(table: Table, among: np.ndarray, cost: np.ndarray) -> tuple[int, Choi
 
 
 def make_choice(
-    table: Table,
+    table: CellTable,
     best: int,
     cost: np.ndarray,
     drawn: tuple[np.ndarray, np.ndarray] | None,

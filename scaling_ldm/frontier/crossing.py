@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from scaling_ldm.frontier.cells import COSTS, Table, compare
+from scaling_ldm.frontier.cells import COSTS, CellTable, compare
 from scaling_ldm.records import Cell, Crossing, Interval, Refusal
 
 
@@ -41,7 +41,7 @@ def crossings(
 
 
 def crossings_of(
-    table: Table, cost: str, sampler: str = ""
+    table: CellTable, cost: str, sampler: str = ""
 ) -> tuple[Crossing | Refusal, ...]:
     scope = {"sampler": sampler} if sampler else {}
     models = [m for m in table.models() if len(table.where(model=m, **scope))]
@@ -52,7 +52,7 @@ def crossings_of(
 
 
 def _curve(
-    table: Table, model: str, cost: str, sampler: str
+    table: CellTable, model: str, cost: str, sampler: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln cost [k], and the lowest value reached by there, [1 + draws, k].
 
@@ -87,7 +87,7 @@ def _at(x: np.ndarray, curve: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 def _crossing(
-    table: Table, smaller: str, larger: str, cost: str, sampler: str
+    table: CellTable, smaller: str, larger: str, cost: str, sampler: str
 ) -> Crossing | Refusal:
     small, large = (
         table.cells[table.where(model=model)[0]] for model in (smaller, larger)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from scaling_ldm.frontier.cells import Table, choose, compare, make_choice
+from scaling_ldm.frontier.cells import CellTable, choose, compare, make_choice
 from scaling_ldm.records import BestGuidance, Cell, Choice, Front, FrontPoint
 
 BUDGETS = 25  # of the logarithmic grid of budgets
@@ -27,7 +27,7 @@ def best_guidance(cells: Iterable[Cell], **options) -> tuple[BestGuidance, ...]:
     return guidance_of(compare(cells, **options))
 
 
-def guidance_of(table: Table) -> tuple[BestGuidance, ...]:
+def guidance_of(table: CellTable) -> tuple[BestGuidance, ...]:
     groups: dict[tuple, list[int]] = {}
     for i, cell in enumerate(table.cells):
         groups.setdefault((cell.sampler, cell.model, cell.steps), []).append(i)
@@ -35,7 +35,7 @@ def guidance_of(table: Table) -> tuple[BestGuidance, ...]:
     return tuple(_best(table, np.array(g), cost) for g in groups.values())
 
 
-def _best(table: Table, among: np.ndarray, cost: np.ndarray) -> BestGuidance:
+def _best(table: CellTable, among: np.ndarray, cost: np.ndarray) -> BestGuidance:
     best, choice = choose(table, among, cost)
     tried = sorted(table.cells[i].guidance for i in among)
     ties = []
@@ -87,7 +87,7 @@ def pareto(
 
 
 def front_of(
-    table: Table,
+    table: CellTable,
     cost: str,
     sampler: str = "",
     budgets: int | Sequence[float] = BUDGETS,
@@ -154,7 +154,7 @@ def front_of(
     )
 
 
-def _settings(table: Table, members: np.ndarray, cost: str) -> list[np.ndarray]:
+def _settings(table: CellTable, members: np.ndarray, cost: str) -> list[np.ndarray]:
     """Cells that differ in guidance alone, and not in cost but for measured seconds."""
     key = table.cost("flops" if cost == "seconds" else cost)
     groups: dict[tuple, list[int]] = {}

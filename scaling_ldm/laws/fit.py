@@ -19,9 +19,9 @@ import numpy as np
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.forms import PublishedLaw, power_law, published
 from scaling_ldm.laws.minima import (
-    Curve,
+    IsoflopCurve,
+    IsoflopPoint,
     Minima,
-    Point,
     find_minima,
     fit_curves,
     run_name,
@@ -70,7 +70,7 @@ def _field(point: Any, names: Sequence[str], number: int) -> float:
 
 def _read(
     points: Iterable[Any], metric: str, size: str
-) -> tuple[list[Point], list[str]]:
+) -> tuple[list[IsoflopPoint], list[str]]:
     """Usable points in a fixed order, and a line for each that is not usable."""
     kept, excluded = [], []
     for number, point in enumerate(points):
@@ -100,7 +100,7 @@ def _read(
         if bad:
             excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
         else:
-            kept.append(Point(*values))
+            kept.append(IsoflopPoint(*values))
     return sorted(kept), sorted(excluded)
 
 
@@ -197,7 +197,7 @@ def _law(
 
 
 def _held_out(
-    curves: Sequence[Curve | Refusal],
+    curves: Sequence[IsoflopCurve | Refusal],
     minima: Minima,
     draws: int,
     level: float,
@@ -208,7 +208,7 @@ def _held_out(
     if not len(minima.budgets):
         return []
     largest = float(minima.budgets[-1])
-    rest = [c for c in curves if isinstance(c, Curve) and c.budget < largest]
+    rest = [c for c in curves if isinstance(c, IsoflopCurve) and c.budget < largest]
     smaller = find_minima(rest, draws, level, [seed, 3])
     out: list[HeldOut | Refusal] = []
     for index, name in enumerate(QUANTITIES):
@@ -319,7 +319,7 @@ def isoflop(
 
 
 def _surface(
-    points: Sequence[Point],
+    points: Sequence[IsoflopPoint],
     huber: float | None,
     confidence: float,
     bootstrap: int,

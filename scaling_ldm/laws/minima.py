@@ -26,7 +26,7 @@ MIN_SIZES = 4  # a parabola has three coefficients
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Point:
+class IsoflopPoint:
     budget: float
     n: float
     d: float
@@ -34,7 +34,7 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class IsoflopCurve:
     """The parabola of one budget; x is ln N minus its mean."""
 
     budget: float
@@ -71,7 +71,7 @@ def run_name(budget: float, n: float) -> str:
     return f"run of {n:.6g} parameters at {budget:.6g} FLOPs"
 
 
-def fit_curve(points: Sequence[Point]) -> Curve | Refusal:
+def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
     """The parabola of one budget, or the first reason why it has no minimum."""
     budget = points[0].budget
     n, d, y = np.array([(p.n, p.d, p.loss) for p in points]).T
@@ -88,7 +88,7 @@ def fit_curve(points: Sequence[Point]) -> Curve | Refusal:
     design = np.stack([np.ones_like(x), x, x**2], axis=1)
     solve = np.linalg.pinv(design)
     coefs = solve @ y
-    curve = Curve(
+    curve = IsoflopCurve(
         budget=budget,
         centre=centre,
         x=x,
@@ -126,8 +126,8 @@ def fit_curve(points: Sequence[Point]) -> Curve | Refusal:
 
 
 def fit_curves(
-    points: Sequence[Point], window: float | None
-) -> tuple[list[Curve | Refusal], list[str]]:
+    points: Sequence[IsoflopPoint], window: float | None
+) -> tuple[list[IsoflopCurve | Refusal], list[str]]:
     """A curve or refusal per budget, and a line per point outside the window."""
     curves, excluded = [], []
     for budget in sorted({p.budget for p in points}):
@@ -150,7 +150,7 @@ def fit_curves(
 
 
 def _draw(
-    curves: Sequence[Curve], draws: int, rng: np.random.Generator
+    curves: Sequence[IsoflopCurve], draws: int, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[str]]:
     """Bootstrap coefficients per curve, [draws, 3] each, and notes."""
     rss = np.array([np.sum(c.residuals**2) for c in curves])
@@ -186,7 +186,7 @@ def _draw(
     return out, notes
 
 
-def _cubic_note(fitted: Sequence[tuple[Curve, Interval]]) -> list[str]:
+def _cubic_note(fitted: Sequence[tuple[IsoflopCurve, Interval]]) -> list[str]:
     """A line when one cubic term, common to all budgets, moves minima off their place.
 
     F-test of the common coefficient against the pooled residuals; then the minimum of
@@ -228,13 +228,16 @@ class Minima:
 
 
 def find_minima(
-    curves: Sequence[Curve | Refusal], draws: int, level: float, seed: Sequence[int]
+    curves: Sequence[IsoflopCurve | Refusal],
+    draws: int,
+    level: float,
+    seed: Sequence[int],
 ) -> Minima:
-    good = [c for c in curves if isinstance(c, Curve)]
+    good = [c for c in curves if isinstance(c, IsoflopCurve)]
     rng = np.random.default_rng(seed)
     drawn, notes = _draw(good, draws, rng) if good else ([], [])
     results: dict[float, tuple[Parabola | Refusal, np.ndarray]] = {}
-    fitted: list[tuple[Curve, Interval]] = []
+    fitted: list[tuple[IsoflopCurve, Interval]] = []
     for c, coefs in zip(good, drawn, strict=True):
         vertices = c.vertex(coefs)
         at = vertices[:, 0] - c.centre

@@ -47,7 +47,7 @@ def _transformer(
 ) -> denoisers.Denoiser:
     model = experiment.model
     return denoisers.transformer(
-        dit.Shape(
+        dit.DiTConfig(
             architecture=model.architecture,
             depth=depth,
             classes=model.classes,
@@ -63,7 +63,7 @@ def _two_streams(
     if experiment.model.architecture == "flux":
         double, single = mmdit.split(depth)
     return denoisers.mm_dit(
-        mmdit.Shape(
+        mmdit.MMDiTConfig(
             depth=double, single_depth=single, **_tokens(experiment, width, unroll)
         )
     )
@@ -96,10 +96,12 @@ def _unet(
     return denoisers.u_net(unet_shape(experiment, width, depth))
 
 
-def unet_shape(experiment: config.Experiment, width: int, depth: int) -> unet.Shape:
+def unet_shape(
+    experiment: config.Experiment, width: int, depth: int
+) -> unet.UNetConfig:
     """The U-Net of `depth` resolutions that an experiment trains."""
     model = experiment.model
-    return unet.Shape(
+    return unet.UNetConfig(
         base=width,
         heads=model.heads,
         image_shape=experiment.data.shape,
@@ -113,10 +115,10 @@ def unet_shape(experiment: config.Experiment, width: int, depth: int) -> unet.Sh
 
 def autoencoder_shape(
     experiment: config.Experiment, width: int, depth: int
-) -> autoencoder_kl.Shape:
+) -> autoencoder_kl.AutoencoderConfig:
     """The autoencoder of `depth` resolutions that an experiment trains."""
     model = experiment.model
-    return autoencoder_kl.Shape(
+    return autoencoder_kl.AutoencoderConfig(
         channels=tuple(width * multiple for multiple in AUTOENCODER_MULTIPLES[:depth]),
         blocks=1,
         latent_channels=model.latent_channels,

@@ -199,7 +199,7 @@ class GroupNorm(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
+class PositionGrid:
     """How a fixed table of image positions is laid out.
 
     Attributes:
@@ -214,13 +214,15 @@ class Grid:
     table: int = 0
 
 
-def grid_positions(grid: Grid, height: int, width: int, features: int) -> jax.Array:
+def grid_positions(
+    grid: PositionGrid, height: int, width: int, features: int
+) -> jax.Array:
     """Fixed 2-D positions [height * width, features] in float32.
 
     Raises:
       ValueError: a picture larger than the table, or features that 4 does not divide.
     """
-    if grid == Grid():
+    if grid == PositionGrid():
         return image_positions(height, width, features)
     if grid.table and max(height, width) > grid.table:
         raise ValueError(
@@ -338,7 +340,7 @@ def check_switches(norm: str, qk_norm: str, positions: str) -> None:
             raise ValueError(f"{name} {value!r}; known: {', '.join(known)}")
 
 
-def through(
+def scan_blocks(
     layer: Callable[..., Any],
     x: Any,
     blocks: Any,

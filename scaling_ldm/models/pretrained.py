@@ -39,7 +39,7 @@ _DECIDING = (
 )
 
 
-class Autoencoder(NamedTuple):
+class PretrainedAutoencoder(NamedTuple):
     """An autoencoder that is not trained any more."""
 
     network: encoders.Autoencoder
@@ -47,7 +47,7 @@ class Autoencoder(NamedTuple):
     identity: Identity
 
 
-class TextEncoder(NamedTuple):
+class PretrainedTextEncoder(NamedTuple):
     """A text encoder that is not trained any more.
 
     tokenizer.encode(captions, length) -> (ids int32, mask bool), [n, length] each.
@@ -59,7 +59,7 @@ class TextEncoder(NamedTuple):
     identity: Identity
 
 
-def autoencoder(name: str, compute_dtype: str = "float32") -> Autoencoder:
+def autoencoder(name: str, compute_dtype: str = "float32") -> PretrainedAutoencoder:
     """Loads an autoencoder.
 
     Args:
@@ -76,10 +76,10 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> Autoencoder:
         network = encoders.autoencoder(shape)
     except ValueError as e:
         raise config.ConfigError(f"{where}: {e}") from e
-    return Autoencoder(network, params, _autoencoder_identity(name, folder))
+    return PretrainedAutoencoder(network, params, _autoencoder_identity(name, folder))
 
 
-def text_encoder(name: str, compute_dtype: str = "float32") -> TextEncoder:
+def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEncoder:
     """Loads a T5, CLIP or BERT, as its config.json says, with its tokenizer.
 
     Args:
@@ -103,7 +103,9 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> TextEncoder:
         tokenizer = tokenizers.Tokenizer.load(folder)
     except (ValueError, OSError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
-    return TextEncoder(network, params, tokenizer, _text_identity(name, folder))
+    return PretrainedTextEncoder(
+        network, params, tokenizer, _text_identity(name, folder)
+    )
 
 
 def autoencoder_identity(name: str) -> Identity:

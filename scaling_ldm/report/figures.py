@@ -30,7 +30,7 @@ from scaling_ldm.report.plotting import (
     OTHER,
     PAPER,
     STYLE,
-    Picture,
+    Plot,
     log_ticks,
     render,
     shade,
@@ -41,7 +41,7 @@ from scaling_ldm.report.study import QUANTITIES, Study, smooth
 _ORDER = ("fit:", "minimum", "held-out", "predicted", "slope")
 
 
-def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
+def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
     """Every figure the study has the data for, in the order of the page.
 
     Args:
@@ -69,7 +69,7 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Picture]:
     return pictures
 
 
-def isoflop(study: Study) -> Picture:
+def isoflop(study: Study) -> Plot:
     """Loss against size, a curve and a vertex per budget."""
     figure = Figure(figsize=(6.6, 4.9), layout="constrained")
     axes = figure.add_subplot()
@@ -141,7 +141,7 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
     return np.maximum(np.nan_to_num(ends), 0.0)
 
 
-def law(study: Study, quantity: str, other: PublishedLaw | None) -> Picture:
+def law(study: Study, quantity: str, other: PublishedLaw | None) -> Plot:
     """One quantity's minima against budget, its law, band, and the held-out budget."""
     symbol, fitted = SYMBOLS[quantity], study.fit.laws.get(quantity)
     figure = Figure(figsize=(3.7, 4.1), layout="constrained")
@@ -250,7 +250,7 @@ def _signed(exponent: float) -> str:
     return f"{exponent:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def training(study: Study) -> Picture:
+def training(study: Study) -> Plot:
     """Smoothed training loss: a panel per budget, or one where steps are the same."""
     logged = [r for r in study.runs if r.run_id in study.curves]
     panels = [logged]
@@ -322,7 +322,7 @@ def training(study: Study) -> Picture:
     return render(figure, "training", caption)
 
 
-def samples(study: Study, most: int = 64) -> Picture:
+def samples(study: Study, most: int = 64) -> Plot:
     """The sampled images with their captions."""
     images = study.images[:most]
     captions = (*study.samples.captions, *[""] * len(images))[: len(images)]

@@ -14,13 +14,13 @@ from matplotlib.patches import Patch, Rectangle
 from scaling_ldm.frontier import undercut_by_none
 from scaling_ldm.records import BestGuidance, Choice, Frontier
 from scaling_ldm.report.format import spoken, tick
-from scaling_ldm.report.plotting import INK, PAPER, Picture, log_ticks, render, shade
+from scaling_ldm.report.plotting import INK, PAPER, Plot, log_ticks, render, shade
 
 COST = "relative_cost_steps"  # the paper's, of every figure here
 LOG_FROM = 4.0  # times the lowest value, from which the axis is logarithmic
 
 
-def draw(frontier: Frontier) -> list[Picture]:
+def draw(frontier: Frontier) -> list[Plot]:
     """The three figures, in the order of the page; needs the style to be set."""
     return [values(frontier), best_size(frontier), best_guidance(frontier)]
 
@@ -47,7 +47,7 @@ def _cost_words(frontier: Frontier) -> str:
     )
 
 
-def values(frontier: Frontier) -> Picture:
+def values(frontier: Frontier) -> Plot:
     """Value against cost: a line per size, a panel per sampler, the Pareto set."""
     names = [s for s in samplers(frontier) if s] or [""]
     figure, grid, panels = _panels(len(names), sharey=True)
@@ -135,7 +135,7 @@ def _front(axes: Axes, drawn: Sequence[Choice]) -> None:
     )
 
 
-def best_size(frontier: Frontier) -> Picture:
+def best_size(frontier: Frontier) -> Plot:
     """The probability of each size to be the best, against the budget."""
     fronts = [f for f in frontier.fronts if f.cost == COST]
     figure, grid, panels = _panels(len(fronts), sharey=True)
@@ -188,7 +188,7 @@ def best_size(frontier: Frontier) -> Picture:
     return render(figure, "best_size", caption + _cost_words(frontier))
 
 
-def best_guidance(frontier: Frontier) -> Picture:
+def best_guidance(frontier: Frontier) -> Plot:
     """The best guidance of each size and step count, a panel per sampler."""
     names = [s for s in samplers(frontier) if s] or [""]
     models = sizes(frontier)

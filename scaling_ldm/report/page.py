@@ -26,7 +26,7 @@ from scaling_ldm.report.format import (
     scientific,
     sentence,
 )
-from scaling_ldm.report.plotting import Picture
+from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import Row, Table
 
@@ -41,7 +41,7 @@ _WHOLE = re.compile(
 _NAMES = {"N_opt": "best size N", "D_opt": "tokens D", "L_opt": "loss L"}
 
 
-def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -> str:
+def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> str:
     """The whole page.
 
     Args:
@@ -73,7 +73,7 @@ def render(study: Study, pictures: Iterable[Picture], tables: Iterable[Table]) -
 
 
 def _answers(
-    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
 ) -> list[str]:
     """The sections of results, that of the study's question first."""
     training = [
@@ -220,7 +220,7 @@ def _troubles(study: Study) -> str:
 
 
 def _laws(
-    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
 ) -> list[str]:
     parts = ["<h2>IsoFLOP curves</h2>", _figure(figures.get("isoflop"), "plot")]
     parts.append(_table(tables.get("minima")))
@@ -253,7 +253,7 @@ def _parametric(study: Study, tables: Mapping[str, Table]) -> str:
 
 
 def _frontier(
-    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
 ) -> list[str]:
     if study.frontier is None:
         return []
@@ -276,7 +276,7 @@ def _frontier(
 
 
 def _evaluations(
-    study: Study, figures: Mapping[str, Picture], tables: Mapping[str, Table]
+    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
 ) -> list[str]:
     if not study.evaluations:
         return []
@@ -402,7 +402,7 @@ def _shown(title: str, table: Table | None) -> str:
     return _folded(f"{title} ({len(table.rows)})", _table(table))
 
 
-def _figure(picture: Picture | None, kind: str = "") -> str:
+def _figure(picture: Plot | None, kind: str = "") -> str:
     if picture is None:
         return ""
     return (

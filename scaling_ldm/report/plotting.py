@@ -60,7 +60,7 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Plot:
     """One figure in its three forms."""
 
     name: str
@@ -110,7 +110,7 @@ def log_ticks(
     axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 
 
-def render(figure: Figure, name: str, caption: str) -> Picture:
+def render(figure: Figure, name: str, caption: str) -> Plot:
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # one layout for all three forms
@@ -121,7 +121,7 @@ def render(figure: Figure, name: str, caption: str) -> Picture:
             pdf_out, format="pdf", facecolor="white", metadata={"CreationDate": None}
         )
     svg = _inline(svg_out.getvalue(), name, caption)
-    return Picture(name, caption, svg, png_out.getvalue(), pdf_out.getvalue())
+    return Plot(name, caption, svg, png_out.getvalue(), pdf_out.getvalue())
 
 
 def _inline(svg: str, name: str, caption: str) -> str:

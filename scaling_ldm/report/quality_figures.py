@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from scaling_ldm.report.format import flops_tick, spoken, tick
-from scaling_ldm.report.plotting import Picture, log_ticks, render, shade
+from scaling_ldm.report.plotting import Plot, log_ticks, render, shade
 from scaling_ldm.report.training_quality import Comparison, caption, name
 
 
-def quality(found: Comparison, size: str) -> Picture:
+def quality(found: Comparison, size: str) -> Plot:
     """Value against training FLOPs: a line per run, a colour per size.
 
     Args:

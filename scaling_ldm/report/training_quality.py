@@ -26,7 +26,7 @@ _FEW = 6  # checkpoints that are named one by one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Curve:
+class QualityCurve:
     """One run: its records by training FLOPs, all finite."""
 
     label: str  # of its size; runs of one size share it
@@ -48,7 +48,7 @@ class Comparison:
 
     metric: str
     protocol_hash: str
-    curves: tuple[Curve, ...]
+    curves: tuple[QualityCurve, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def comparisons(study: Study) -> list[Comparison]:
         if max(len(points) for points in group.values()) < 2:
             continue
         curves = [
-            Curve(
+            QualityCurve(
                 label=labels[run_id],
                 size=float(getattr(specs[run_id], study.size)),
                 points=tuple(sorted(points, key=lambda r: r.train_flops)),
@@ -214,7 +214,7 @@ def sentences(found: Comparison) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _grid(lines: Sequence[Curve]) -> np.ndarray:
+def _grid(lines: Sequence[QualityCurve]) -> np.ndarray:
     every = np.concatenate([c.flops for c in lines])
     return np.union1d(np.geomspace(every.min(), every.max(), _GRID), every)
 
@@ -222,7 +222,7 @@ def _grid(lines: Sequence[Curve]) -> np.ndarray:
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # value, low, high: [x]
 
 
-def _of_size(found: Comparison, lines: Sequence[Curve], x: np.ndarray) -> Band:
+def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: np.ndarray) -> Band:
     """The best run of a size at each x, so that less is better; nan: not measured."""
     bands = []
     for c in lines:

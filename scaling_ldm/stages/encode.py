@@ -295,7 +295,7 @@ class _Encoding:
             self._identity,
             self._networks.layout,
             summaries,
-            self._networks.null,
+            self._networks.uncond,
             tally.first,
         )
         self._store.write_json(shards.MANIFEST, manifest)

@@ -301,7 +301,7 @@ def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]
 
 
 def _drawn(
-    drawing: inference.Sampling, how: config.Generate, start: int
+    drawing: inference.Sampling, how: config.GenerateConfig, start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """The same, drawn now."""
     for first in range(start, how.images, how.batch_size):

@@ -110,7 +110,7 @@ def check(experiment: config.Experiment) -> None:
             ) from e
 
 
-def _settings(experiment: config.Experiment) -> list[config.Generate]:
+def _settings(experiment: config.Experiment) -> list[config.GenerateConfig]:
     """One for each cell of a run."""
     cfg = experiment.frontier
     return [
@@ -149,20 +149,22 @@ class _Shelf:
     def __init__(self, folder: pathlib.Path, parts: dict[str, Any]) -> None:
         self._folder, self._parts = folder, parts
 
-    def protocol(self, how: config.Generate) -> dict[str, Any]:
+    def protocol(self, how: config.GenerateConfig) -> dict[str, Any]:
         return self._parts | protocol.sampled(how)
 
-    def read(self, spec: records.RunSpec, how: config.Generate) -> records.Cell | None:
+    def read(
+        self, spec: records.RunSpec, how: config.GenerateConfig
+    ) -> records.Cell | None:
         path = self._path(spec, how)
         return records.loads(path.read_text()) if path.exists() else None
 
     def write(
-        self, spec: records.RunSpec, how: config.Generate, cell: records.Cell
+        self, spec: records.RunSpec, how: config.GenerateConfig, cell: records.Cell
     ) -> None:
         if mesh.is_primary():
             records.write_text(self._path(spec, how), records.dumps(cell))
 
-    def _path(self, spec: records.RunSpec, how: config.Generate) -> pathlib.Path:
+    def _path(self, spec: records.RunSpec, how: config.GenerateConfig) -> pathlib.Path:
         of = [spec.run_id, spec.recipe_hash, self.protocol(how)]
         return self._folder / f"{records.digest(of)}.json"
 
@@ -223,7 +225,7 @@ class _Grid:
     def _group(
         self,
         spec: records.RunSpec,
-        settings: Sequence[config.Generate],
+        settings: Sequence[config.GenerateConfig],
         drawing: inference.Sampling,
     ) -> tuple[list[records.Cell], int]:
         """The cells of one sampler and number of steps; how many were drawn now."""
@@ -264,14 +266,17 @@ class _Grid:
         return cost.flops / cost.nfe
 
     def _features(
-        self, how: config.Generate, drawing: inference.Sampling
+        self, how: config.GenerateConfig, drawing: inference.Sampling
     ) -> tuple[np.ndarray, float]:
         """Features of the cell's pictures, and seconds a picture took to draw."""
         images, seconds = drawing.timed(np.arange(how.images), how)
         return self._extract(images).features, seconds
 
     def _cell(
-        self, spec: records.RunSpec, how: config.Generate, drawing: inference.Sampling
+        self,
+        spec: records.RunSpec,
+        how: config.GenerateConfig,
+        drawing: inference.Sampling,
     ) -> tuple[records.Cell, np.ndarray]:
         features, seconds = self._features(how, drawing)
         cost = drawing.cost(how)

@@ -77,7 +77,7 @@ def _size(experiment: config.Experiment, width: int, depth: int) -> dict:
     }
 
 
-def _around(ladder: list[dict], budget: float, cfg: config.Plan) -> list[dict]:
+def _around(ladder: list[dict], budget: float, cfg: config.PlanConfig) -> list[dict]:
     """The window of rungs whose middle is nearest to the expected optimum, in log N."""
     count = min(cfg.sizes_per_budget or len(ladder), len(ladder))
     expected = math.log(cfg.expected_coef) + cfg.expected_exponent * math.log(budget)

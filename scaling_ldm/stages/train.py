@@ -133,8 +133,8 @@ def _same_data(workdir: pathlib.Path, source: data_lib.Source) -> None:
 
 
 def kept_steps(experiment: config.Experiment, spec: records.RunSpec) -> set[int]:
-    """The steps nearest to the marks of train.keep_flops that a run reaches."""
-    steps = {round(f / spec.flops_per_step) for f in experiment.train.keep_flops}
+    """The steps nearest to the marks of train.checkpoint_flops that a run reaches."""
+    steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
     return {step for step in steps if 1 <= step <= spec.steps}
 
 
@@ -183,7 +183,7 @@ class _Job:
             experiment, spec.width, spec.depth, device_mesh
         )
         self.names = ("x", *self.program.functions.task.conditioning)
-        self.null: dict[str, np.ndarray] = {}
+        self.uncond: dict[str, np.ndarray] = {}
         per_run = experiment.train.checkpoints_per_run
         spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
         self.kept = kept_steps(experiment, spec)
@@ -194,8 +194,10 @@ class _Job:
     ) -> records.TrainRecord:
         """Continues from the last good checkpoint, or starts; returns the record."""
         spec = self.spec
-        self.null = {
-            name: value for name, value in train_data.null.items() if name in self.names
+        self.uncond = {
+            name: value
+            for name, value in train_data.uncond.items()
+            if name in self.names
         }
         checkpoints = checkpoint.Checkpoints(
             self.folder / "checkpoints",
@@ -270,7 +272,7 @@ class _Job:
         last step have been looked at.
         """
         spec, cfg = self.spec, self.experiment.train
-        null = mesh.put(self.mesh, self.null, mesh.WHOLE)
+        uncond = mesh.put(self.mesh, self.uncond, mesh.WHOLE)
         hyper = mesh.put(
             self.mesh,
             {
@@ -290,10 +292,10 @@ class _Job:
             chunk = min(cfg.steps_per_dispatch, mark - step)
             batch, stop = self._batch(batches, chunk), flags[self.stop.asked]
             if cfg.steps_per_dispatch == 1:
-                state, metrics = self.program.step(state, batch, null, hyper, stop)
+                state, metrics = self.program.step(state, batch, uncond, hyper, stop)
             else:
                 state, metrics = self.program.steps(
-                    state, batch, counts[chunk - 1], null, hyper, stop
+                    state, batch, counts[chunk - 1], uncond, hyper, stop
                 )
             step += chunk
             stopping = unseen is not None and self._look(*unseen, clock, log)
@@ -303,7 +305,7 @@ class _Job:
                 stopping |= self._look(*unseen, clock, log)
                 unseen = None
                 log.flush()
-                progress = checkpoint.Progress(
+                progress = checkpoint.ResumeState(
                     data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
                 )
                 checkpoints.save(step, state, progress)

@@ -29,7 +29,7 @@ from scaling_ldm.training import mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
+class ResumeState:
     """What a run needs besides arrays to go on exactly where it was."""
 
     data: dict[str, Any]  # the grain iterator's state
@@ -41,7 +41,7 @@ class Progress:
 class Restored:
     step: int
     state: Any
-    progress: Progress
+    progress: ResumeState
 
 
 def checksum(tree: Any) -> int:
@@ -143,7 +143,7 @@ class Checkpoints:
                 "unfinished: passed over for the one before"
             )
 
-    def save(self, step: int, state: Any, progress: Progress) -> None:
+    def save(self, step: int, state: Any, progress: ResumeState) -> None:
         """Starts writing the state after `step` steps; returns before it is on disk.
 
         Raises:
@@ -219,7 +219,7 @@ class Checkpoints:
                     f"{saved_spec}\nwanted: {self._spec}\nUse another --workdir."
                 )
             return Restored(
-                step=step, state=state, progress=Progress(**meta["progress"])
+                step=step, state=state, progress=ResumeState(**meta["progress"])
             )
         return None
 

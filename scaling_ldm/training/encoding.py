@@ -29,14 +29,16 @@ class Networks:
         cfg, shape = experiment.encode, experiment.data.shape
         local = jax.local_devices()
         self._mesh = mesh.build(
-            config.Mesh(fsdp=math.gcd(experiment.mesh.fsdp, len(local))), {}, local
+            config.MeshConfig(fsdp=math.gcd(experiment.mesh.fsdp, len(local))),
+            {},
+            local,
         )
         # As many rows in every call, so that nothing compiles twice.
         self.rows = -(-cfg.batch_size // len(local)) * len(local)
         self._dtype = np.dtype(cfg.dtype)
         self._length = experiment.data.text_tokens
-        self._image: pretrained.Autoencoder | None = None
-        self._text: pretrained.TextEncoder | None = None
+        self._image: pretrained.PretrainedAutoencoder | None = None
+        self._text: pretrained.PretrainedTextEncoder | None = None
         params: dict[str, Any] = {}
         factor, stored, kind, width = 1, shape, "uint8", 0
         if cfg.autoencoder != "none":
@@ -59,11 +61,11 @@ class Networks:
         self._params = mesh.place(self._mesh, params)
         batch = mesh.named(self._mesh, mesh.BATCH)
         self._apply = jax.jit(self._forward, out_shardings=batch)
-        self.null = None
+        self.uncond = None
         if self._text is not None:
             blank = np.zeros((*self.side, 3), np.uint8)
             _, features = self.read(self.start([blank], [""]))
-            self.null = features[0]
+            self.uncond = features[0]
 
     def describe(self) -> str:
         """Names and shapes, for people."""

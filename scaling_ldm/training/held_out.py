@@ -62,10 +62,11 @@ def validation_loss(
     program: Program, params: Any, held_out: Sequence[HeldOutBatch]
 ) -> float:
     """The mean error over the validation samples, in float64."""
-    errors = [
+    losses = [
         np.asarray(
-            program.errors(params, b.batch, b.times, b.indices, b.key), np.float64
+            program.per_example_loss(params, b.batch, b.times, b.indices, b.key),
+            np.float64,
         )[: b.samples]
         for b in held_out
     ]
-    return float(np.mean(np.concatenate(errors)))
+    return float(np.mean(np.concatenate(losses)))

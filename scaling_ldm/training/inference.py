@@ -27,7 +27,7 @@ from scaling_ldm.training import objective as objective_lib
 from scaling_ldm.training.trained_model import TrainedModel
 
 
-class Cost(NamedTuple):
+class SamplingCost(NamedTuple):
     """Of one picture."""
 
     nfe: int  # evaluations of the network, guidance counted
@@ -35,7 +35,9 @@ class Cost(NamedTuple):
     decoder_flops: float  # of the autoencoder, where there is one
 
 
-def plan(experiment: config.Experiment, how: config.Generate) -> samplers.Plan:
+def plan(
+    experiment: config.Experiment, how: config.GenerateConfig
+) -> samplers.SamplingPlan:
     """The sampler's steps.
 
     Raises:
@@ -57,7 +59,7 @@ def _denoise(
     )
 
 
-def _settings(how: config.Generate) -> dict[str, Any]:
+def _settings(how: config.GenerateConfig) -> dict[str, Any]:
     return {
         "sampler": how.sampler,
         "steps": how.steps,
@@ -88,12 +90,12 @@ class Sampling:
         )
         self._denoise = _denoise(experiment, self._denoiser.apply, of.load(device_mesh))
         _, self._source = data_lib.sources(experiment, workdir)
-        self._decoder = Decoder(experiment, device_mesh)
+        self._decoder = PictureDecoder(experiment, device_mesh)
         self._whole = jax.jit(
             lambda x: x, out_shardings=mesh.named(device_mesh, mesh.WHOLE)
         )
         self._warm: set[Any] = set()
-        self._costs: dict[Any, Cost] = {}
+        self._costs: dict[Any, SamplingCost] = {}
         self._memory: dict[int, int] = {}
         self._given = functools.lru_cache(maxsize=64)(self._conditions)
 
@@ -101,18 +103,18 @@ class Sampling:
         """What the pictures at these positions are asked to show."""
         return self._source.captions(positions)
 
-    def images(self, positions: np.ndarray, how: config.Generate) -> np.ndarray:
+    def images(self, positions: np.ndarray, how: config.GenerateConfig) -> np.ndarray:
         """uint8 [n, height, width, 3] at these positions, on every process."""
         parts = []
         for start in range(0, len(positions), self._batch):
             rows = positions[start : start + self._batch]
-            cond, null, keys = self._given(*self._filled(rows, how))
+            cond, uncond, keys = self._given(*self._filled(rows, how))
             x = samplers.sample(
                 self._denoise,
                 keys,
                 shape=(self._batch, *self._experiment.data.shape),
                 cond=cond,
-                uncond=null,
+                uncond=uncond,
                 sharding=mesh.named(self._mesh, mesh.BATCH),
                 **_settings(how),
             )
@@ -120,7 +122,7 @@ class Sampling:
         return np.concatenate(parts)
 
     def timed(
-        self, positions: np.ndarray, how: config.Generate
+        self, positions: np.ndarray, how: config.GenerateConfig
     ) -> tuple[np.ndarray, float]:
         """`images`, and the seconds that each took, compilation and data left out."""
         build = (how.sampler, how.steps > 2)
@@ -134,16 +136,16 @@ class Sampling:
         images = self.images(positions, how)
         return images, (time.perf_counter() - begin) / len(positions)
 
-    def cost(self, how: config.Generate) -> Cost:
+    def cost(self, how: config.GenerateConfig) -> SamplingCost:
         """What one picture costs; nothing is computed."""
         build = (how.sampler, how.spacing, how.steps)  # of guidance, the number is free
         if build not in self._costs:
             self._costs[build] = self._counted(how)
         return self._costs[build]
 
-    def _counted(self, how: config.Generate) -> Cost:
+    def _counted(self, how: config.GenerateConfig) -> SamplingCost:
         todo = plan(self._experiment, how)
-        cond, null, _ = self._given(tuple(range(self._batch)), how.seed)
+        cond, uncond, _ = self._given(tuple(range(self._batch)), how.seed)
         with jax.set_mesh(None):
             abstract = functools.partial(
                 jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
@@ -155,13 +157,13 @@ class Sampling:
                 denoise,
                 (self._batch, *self._experiment.data.shape),
                 cond=abstract(cond),
-                uncond=abstract(null),
+                uncond=abstract(uncond),
                 **_settings(how),
             )
         each = float(counted.total) / self._batch
-        return Cost(todo.nfe, each, self._decoder.flops)
+        return SamplingCost(todo.nfe, each, self._decoder.flops)
 
-    def memory(self, how: config.Generate) -> int:
+    def memory(self, how: config.GenerateConfig) -> int:
         """Bytes on one device that drawing a single picture takes.
 
         Parameters, and what the compiler plans beside them for an evaluation (both
@@ -183,7 +185,7 @@ class Sampling:
         return max(evaluation + _bytes(self._decoder.params), decoding + _bytes(params))
 
     def _filled(
-        self, rows: np.ndarray, how: config.Generate
+        self, rows: np.ndarray, how: config.GenerateConfig
     ) -> tuple[tuple[int, ...], int]:
         return tuple(int(i) for i in np.resize(rows, self._batch)), how.seed
 
@@ -195,8 +197,8 @@ class Sampling:
         cond = mesh.put(self._mesh, {name: rows[name] for name in names})
         # A coarse picture is a part of the task: only the caption is ever null.
         empty = {
-            name: np.broadcast_to(self._source.null[name], rows[name].shape)
-            if name in self._source.null
+            name: np.broadcast_to(self._source.uncond[name], rows[name].shape)
+            if name in self._source.uncond
             else rows[name]
             for name in names
         }
@@ -210,7 +212,7 @@ def _keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-class Decoder:
+class PictureDecoder:
     """Samples -> uint8 pictures [n, height, width, 3]: through the autoencoder, if any.
 
     flops: of decoding one picture.

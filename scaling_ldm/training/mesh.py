@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
 SMALL = 2**12
 
 
-def start(cfg: config.Mesh) -> None:
+def start(cfg: config.MeshConfig) -> None:
     """Sets up this process's devices; call before anything touches a device.
 
     On a CPU host each simulated device is a thread of its own, which runs the
@@ -101,7 +101,7 @@ def _on_a_tpu_pod() -> bool:
 
 
 def build(
-    cfg: config.Mesh,
+    cfg: config.MeshConfig,
     batch_sizes: dict[str, int],
     use: Sequence[jax.Device] | None = None,
 ) -> Mesh:

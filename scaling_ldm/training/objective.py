@@ -27,7 +27,7 @@ class Task:
 
     init(key) -> params
     loss(params, batch, null, key) -> float32 scalar.
-    errors(params, batch, t_B, index_B, key) -> [B] validation errors.
+    per_example_loss(params, batch, t_B, index_B, key) -> [B] held-out losses.
     conditioning: what a batch holds beside "x".
     image_tokens, other_tokens: that the network processes of each picture.
     embeddings: paths of parameters that only look words or labels up.
@@ -35,7 +35,7 @@ class Task:
 
     init: Callable[[jax.Array], Any]
     loss: Callable[..., jax.Array]
-    errors: Callable[..., jax.Array]
+    per_example_loss: Callable[..., jax.Array]
     conditioning: tuple[str, ...]
     image_tokens: int
     other_tokens: int
@@ -55,18 +55,18 @@ def _denoising(
     denoiser = from_config.denoiser(experiment, width, depth, unroll)
     learnt = objective(experiment.objective)
 
-    def errors(
+    def per_example_loss(
         params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
     ) -> jax.Array:
         cond = {name: batch[name] for name in denoiser.conditioning}
-        return validation.errors(
+        return validation.per_example_loss(
             denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
         )
 
     return Task(
         init=denoiser.init,
         loss=functools.partial(denoise.loss, denoiser.apply, objective=learnt),
-        errors=errors,
+        per_example_loss=per_example_loss,
         conditioning=denoiser.conditioning,
         image_tokens=denoiser.image_tokens,
         other_tokens=denoiser.other_tokens,
@@ -78,11 +78,11 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ta
     network = from_config.autoencoder(experiment, width, depth)
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
-    def errors(
+    def per_example_loss(
         params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
     ) -> jax.Array:
         del t, index, key
-        return reconstruct.errors(network, params, batch["x"])
+        return reconstruct.per_example_loss(network, params, batch["x"])
 
     return Task(
         init=network.init,
@@ -92,7 +92,7 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ta
             reconstruction=cfg.reconstruction,
             kl_weight=cfg.kl_weight,
         ),
-        errors=errors,
+        per_example_loss=per_example_loss,
         conditioning=(),
         image_tokens=H * W // network.factor**2,
         other_tokens=0,
@@ -101,7 +101,7 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ta
 
 
 @functools.lru_cache(maxsize=64)
-def objective(cfg: config.Objective) -> denoise.Objective:
+def objective(cfg: config.ObjectiveConfig) -> denoise.DiffusionObjective:
     """What the network is to learn; its schedule and prediction are the sampler's too.
 
     Args:
@@ -117,14 +117,19 @@ def objective(cfg: config.Objective) -> denoise.Objective:
     def chosen(table: Any, name: str, fields: tuple[str, ...], prefix: str) -> Any:
         return table[name](**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
 
-    name, law = cfg.weighting, cfg.time_law
-    return denoise.Objective(
+    name, law = cfg.weighting, cfg.timestep_sampling
+    return denoise.DiffusionObjective(
         schedule=schedule,
         prediction=cfg.prediction,
         weighting=chosen(
             denoise.WEIGHTINGS, name, config.WEIGHTINGS[name], prefix=f"{name}_"
         ),
-        time_law=chosen(denoise.TIME_LAWS, law, config.TIME_LAWS[law], prefix="time_"),
+        timestep_sampling=chosen(
+            denoise.TIMESTEP_SAMPLING,
+            law,
+            config.TIMESTEP_SAMPLING[law],
+            prefix="time_",
+        ),
         time_shift=cfg.time_shift,
         caption_dropout=cfg.caption_dropout,
     )

@@ -11,7 +11,7 @@ import optax
 from scaling_ldm import config
 
 
-def adamw(cfg: config.Optimizer) -> optax.GradientTransformation:
+def adamw(cfg: config.OptimizerConfig) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay; the rate is applied apart.
 
     The update is a direction: `descend` scales it, so that a learning rate is data and
@@ -24,7 +24,7 @@ def adamw(cfg: config.Optimizer) -> optax.GradientTransformation:
     )
 
 
-def peak_learning_rate(cfg: config.Optimizer, width: int) -> float:
+def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
     """The rate of a network of this width, by the named policy.
 
     "fixed" is paper B's: one rate for all sizes. "by_width" is the hidden-matrix rule

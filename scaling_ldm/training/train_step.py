@@ -76,10 +76,12 @@ def build(
         )
 
     def step(
-        state: TrainState, batch: Batch, null: Batch, hyper: dict[str, jax.Array]
+        state: TrainState, batch: Batch, uncond: Batch, hyper: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(hyper["key"], state.step)
-        value, gradient = jax.value_and_grad(task.loss)(state.params, batch, null, key)
+        value, gradient = jax.value_and_grad(task.loss)(
+            state.params, batch, uncond, key
+        )
         with jax.named_scope("optimizer"):
             direction, opt = optimizer.update(gradient, state.opt, state.params)
             rate = optimizer_lib.learning_rate(
@@ -126,7 +128,7 @@ def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cost:
+class StepCost:
     """What one optimizer step takes, counted on abstract values."""
 
     flops: flops.FlopCount
@@ -134,26 +136,28 @@ class Cost:
     activation_bytes: int  # kept from forward to backward, whole batch
 
 
-def cost(experiment: config.Experiment, functions: Functions, batch_size: int) -> Cost:
+def cost(
+    experiment: config.Experiment, functions: Functions, batch_size: int
+) -> StepCost:
     """Counts one step at `batch_size`; compiles nothing, touches no device."""
     state = abstract_state(functions)
     batch = abstract_batch(experiment, batch_size)
     batch = {name: batch[name] for name in ("x", *functions.task.conditioning)}
-    null = {
+    uncond = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
         for name in functions.task.conditioning
         if name != "image"
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def residuals(params: Any, batch: Batch, null: Batch, key: jax.Array) -> Any:
-        return jax.vjp(lambda p: functions.task.loss(p, batch, null, key), params)[1]
+    def residuals(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
+        return jax.vjp(lambda p: functions.task.loss(p, batch, uncond, key), params)[1]
 
-    kept = jax.eval_shape(residuals, state.params, batch, null, key)
+    kept = jax.eval_shape(residuals, state.params, batch, uncond, key)
     params_bytes = _nbytes(state.params)
-    return Cost(
+    return StepCost(
         flops=flops.count(
-            jax.value_and_grad(functions.task.loss), state.params, batch, null, key
+            jax.value_and_grad(functions.task.loss), state.params, batch, uncond, key
         ),
         state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(_nbytes(kept) - params_bytes, 0),
@@ -175,7 +179,7 @@ class Program:
     init: Any
     step: Any  # one optimizer step; metrics are scalars
     steps: Any  # the first `count` of stacked batches; metrics are [batches]
-    errors: Any
+    per_example_loss: Any
 
 
 @functools.lru_cache(maxsize=64)
@@ -199,16 +203,16 @@ def compile_for(
     whole = mesh.named(device_mesh, mesh.WHOLE)
 
     def step(
-        state: TrainState, batch: Any, null: Any, hyper: Any, stop: jax.Array
+        state: TrainState, batch: Any, uncond: Any, hyper: Any, stop: jax.Array
     ) -> tuple[TrainState, Any]:
-        state, metrics = functions.step(state, batch, null, hyper)
+        state, metrics = functions.step(state, batch, uncond, hyper)
         return state, metrics | {"stop": stop.sum()}
 
     def steps(
         state: TrainState,
         batches: Any,
         count: jax.Array,
-        null: Any,
+        uncond: Any,
         hyper: Any,
         stop: jax.Array,
     ) -> tuple[TrainState, Any]:
@@ -217,7 +221,7 @@ def compile_for(
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches
             )
-            state, new = functions.step(state, batch, null, hyper)
+            state, new = functions.step(state, batch, uncond, hyper)
             return state, jax.tree.map(lambda m, n: m.at[i].set(n), metrics, new)
 
         rows = batches["x"].shape[0]
@@ -241,7 +245,7 @@ def compile_for(
         ),
         step=compiled(step, donate_argnums=0, out_shardings=(placed, whole)),
         steps=compiled(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        errors=compiled(functions.task.errors, out_shardings=whole),
+        per_example_loss=compiled(functions.task.per_example_loss, out_shardings=whole),
     )
 
 

@@ -39,7 +39,7 @@ _LEARNT = ("schedule", "schedule_steps", "zero_terminal_snr", "prediction")
 
 def reads(experiment: config.Experiment) -> dict[str, Any]:
     """What weights mean nothing without: the network, its input and what it learnt."""
-    model = [field.name for field in dataclasses.fields(config.Model)]
+    model = [field.name for field in dataclasses.fields(config.ModelConfig)]
     named = {
         "model": [name for name in model if name not in _HOW_IT_RUNS],
         "data": _DATA,
@@ -209,7 +209,7 @@ def _unet(
     )
 
 
-def _facts(shape: unet.Shape) -> dict[str, Any]:
+def _facts(shape: unet.UNetConfig) -> dict[str, Any]:
     """What a configuration of diffusers says; a U-Net runs at any height and width."""
     return {
         "model.architecture": "unet",

@@ -44,7 +44,7 @@ def against(
     """The features of `batch` pictures; `middle` is what both subtract first."""
     form = torch.channels_last if channels_last else torch.contiguous_format
     net = torch_features.randomise(net).to(memory_format=form)
-    devices = mesh.build(config.Mesh(), {"--batch": batch})
+    devices = mesh.build(config.MeshConfig(), {"--batch": batch})
     params = jax.device_put(
         weights.read(contest.tensors_of(net)),
         jax.sharding.NamedSharding(devices, mesh.WHOLE),
@@ -119,7 +119,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.one_core:
         contest.one_core(torch)
-    mesh.start(config.Mesh(cpu_devices=flags.devices))
+    mesh.start(config.MeshConfig(cpu_devices=flags.devices))
     facts = contest.machine(jax, torch)
     facts |= {"torch_threads": torch.get_num_threads(), "devices": jax.device_count()}
     contests = {

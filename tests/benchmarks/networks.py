@@ -90,7 +90,7 @@ def unet_train(batch: int) -> contest.Contest:
     net, ours, params, (x, t, text) = unet_parts(batch)
     net.train()
     noise = np.random.default_rng(1).normal(size=x.shape).astype("f")
-    cfg = config.Optimizer(clip_norm=1e9)
+    cfg = config.OptimizerConfig(clip_norm=1e9)
     adamw = optimizer_lib.adamw(cfg)
     given = jax.device_put((x, (t / 1000).astype("f"), {"text": text}))
 

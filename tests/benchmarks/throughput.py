@@ -72,7 +72,7 @@ class Ours:
         size: tuple[int, int],
         device_mesh: jax.sharding.Mesh,
         batch: Mapping[str, np.ndarray],
-        null: Mapping[str, np.ndarray],
+        uncond: Mapping[str, np.ndarray],
     ) -> None:
         self.mesh, self.most = device_mesh, recipe.train.steps_per_dispatch
         self.batches = {k: np.stack([v] * self.most) for k, v in batch.items()}
@@ -80,7 +80,7 @@ class Ours:
         whole = mesh.named(device_mesh, mesh.WHOLE)
         key = jax.device_put(jax.random.key(0), whole)
         self.state = self.program.init(key)
-        self.null = mesh.put(device_mesh, dict(null), mesh.WHOLE)
+        self.uncond = mesh.put(device_mesh, dict(uncond), mesh.WHOLE)
         rates = {"peak": np.float32(1e-4), "warmup": np.float32(100)}
         self.hyper = mesh.put(device_mesh, rates, mesh.WHOLE) | {"key": key}
         self.flag = mesh.flag(device_mesh, 0)
@@ -94,7 +94,7 @@ class Ours:
             batches = mesh.put(self.mesh, self.batches, mesh.BATCHES)
             number = mesh.put(self.mesh, np.int32(count), mesh.WHOLE)
             self.state, metrics = self.program.steps(
-                self.state, batches, number, self.null, self.hyper, self.flag
+                self.state, batches, number, self.uncond, self.hyper, self.flag
             )
             if unseen is not None:
                 jax.device_get(unseen)
@@ -147,11 +147,11 @@ def time_size(
     flags: argparse.Namespace,
 ) -> Row:
     """One row of the table."""
-    null = data.sources(recipe, pathlib.Path())[0].null
+    uncond = data.sources(recipe, pathlib.Path())[0].uncond
     names = denoisers.ARCHITECTURES[recipe.model.architecture]
-    null = {name: null[name] for name in names}
+    uncond = {name: uncond[name] for name in names}
     batch = {name: batch[name] for name in ("x", *names)}
-    ours = Ours(recipe, size, device_mesh, batch, null)
+    ours = Ours(recipe, size, device_mesh, batch, uncond)
     contenders: dict[str, Callable[[int], None]] = {"ours": ours.advance}
     row: Row = {"width": size[0], "depth": size[1], "batch": recipe.train.batch_size}
     if flags.torch:
@@ -160,11 +160,11 @@ def time_size(
 
         network = torch_dit.Transformer(recipe, *size)
         row["relative_error"] = check_equal(recipe, size, network, batch)
-        eager = torch_dit.Trainer(recipe, network, batch, null, compiled=False)
+        eager = torch_dit.Trainer(recipe, network, batch, uncond, compiled=False)
         contenders["torch"] = eager.advance
         if flags.compile or torch.cuda.is_available():
             network = torch_dit.Transformer(recipe, *size)
-            other = torch_dit.Trainer(recipe, network, batch, null, compiled=True)
+            other = torch_dit.Trainer(recipe, network, batch, uncond, compiled=True)
             try:
                 other.advance(1)
                 contenders["torch.compile"] = other.advance
@@ -310,7 +310,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Times every size at every batch size, then the input pipeline."""
     flags = parse()
-    mesh.start(config.Mesh(cpu_devices=flags.cpu_devices))
+    mesh.start(config.MeshConfig(cpu_devices=flags.cpu_devices))
     facts = machine(flags)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     matmul = matmul_rate(flags.dtype)

@@ -174,7 +174,7 @@ class Trainer:
         experiment: config.Experiment,
         network: Transformer,
         batch: Mapping[str, np.ndarray],
-        null: Mapping[str, np.ndarray],
+        uncond: Mapping[str, np.ndarray],
         *,
         compiled: bool,
     ) -> None:
@@ -182,7 +182,7 @@ class Trainer:
         self.experiment = experiment
         self.network = network.to(self.device)
         self.host = {name: torch.tensor(value) for name, value in batch.items()}
-        self.null = {n: torch.tensor(v).to(self.device) for n, v in null.items()}
+        self.uncond = {n: torch.tensor(v).to(self.device) for n, v in uncond.items()}
         self.params = list(self.network.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         cfg = experiment.optimizer
@@ -204,8 +204,8 @@ class Trainer:
         normal = torch.randn(rows, device=x0.device)
         t = torch.sigmoid(objective.time_location + objective.time_scale * normal)
         drop = torch.rand(rows, 1, device=x0.device) < objective.caption_dropout
-        text = torch.where(drop, self.null["text"], text)
-        mask = torch.where(drop, self.null["mask"], mask)
+        text = torch.where(drop, self.uncond["text"], text)
+        mask = torch.where(drop, self.uncond["mask"], mask)
         s = t[:, None, None, None]
         half = self.experiment.model.compute_dtype == "bfloat16"
         with torch.autocast(self.device, torch.bfloat16, enabled=half):

@@ -55,7 +55,7 @@ def _norm(width: int) -> nn.BatchNorm2d:
 class InvertedResidual(nn.Module):
     """Widens, mixes pixels channel by channel, narrows."""
 
-    def __init__(self, block: efficientnet_lite.Block) -> None:
+    def __init__(self, block: efficientnet_lite.InvertedResidual) -> None:
         super().__init__()
         self.block, middle = block, block.middle
         if block.expansion > 1:

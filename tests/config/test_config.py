@@ -23,7 +23,7 @@ def refused(change):
 
 def test_default_resolves_and_round_trips():
     experiment = config.resolve(config.default())
-    words = dataclasses.replace(config.Encode(), text_encoder="vocabulary")
+    words = dataclasses.replace(config.EncodeConfig(), text_encoder="vocabulary")
     assert experiment == dataclasses.replace(config.Experiment(), encode=words)
     assert config.resolve(config.to_config_dict(experiment)) == experiment
 
@@ -61,16 +61,22 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["plan"].update(steps=9), "exactly one of them is given"),
         (lambda c: c["plan"].update(sizes=()), "must be a non-empty tuple"),
         (lambda c: c["plan"].update(budgets_flops=(2.0, 1.0)), "must increase"),
-        (lambda c: c["train"].update(keep_flops=(2.0, 1.0)), "keep_flops = (2.0, 1.0)"),
+        (
+            lambda c: c["train"].update(checkpoint_flops=(2.0, 1.0)),
+            "checkpoint_flops = (2.0, 1.0)",
+        ),
         (
             lambda c: c["generate"].update(run="a", weights="b"),
             "one of them, not both",
         ),
         (
-            lambda c: c["train"].update(keep_flops=(0.0, 1.0)),
+            lambda c: c["train"].update(checkpoint_flops=(0.0, 1.0)),
             "be positive and increase",
         ),
-        (lambda c: c["train"].update(keep_flops=("all",)), "keep_flops must be float"),
+        (
+            lambda c: c["train"].update(checkpoint_flops=("all",)),
+            "checkpoint_flops must be float",
+        ),
         (lambda c: c["plan"].update(sizes=((64,),)), "is not (width, depth)"),
         (lambda c: c["optimizer"].update(b1=1.5), "must lie in [0.0, 0.99999]"),
         (lambda c: c["train"].update(batch_size=0), "must be positive"),
@@ -82,7 +88,10 @@ def test_default_resolves_and_round_trips():
         ),
         (lambda c: c["objective"].update(prediction="eps"), "known: epsilon, x0, v"),
         (lambda c: c["objective"].update(weighting="snr"), "known: uniform, min_snr"),
-        (lambda c: c["objective"].update(time_law="mode"), "known: uniform, logit"),
+        (
+            lambda c: c["objective"].update(timestep_sampling="mode"),
+            "known: uniform, logit",
+        ),
         (
             lambda c: c["objective"].update(name="rectified_flow"),
             "unknown key config.objective.name",
@@ -112,8 +121,10 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["objective"].update(schedule_steps=50), "'rectified_flow'; it is"),
         (lambda c: c["objective"].update(min_snr_gamma=1.0), "it is for: min_snr"),
         (
-            lambda c: c["objective"].update(time_law="uniform", time_scale=2.0),
-            "config.objective.time_law = 'uniform'; it is for: logit_normal",
+            lambda c: c["objective"].update(
+                timestep_sampling="uniform", time_scale=2.0
+            ),
+            "config.objective.timestep_sampling = 'uniform'; it is for: logit_normal",
         ),
         (
             lambda c: c["objective"].update(schedule="scaled_linear", schedule_steps=8),
@@ -170,7 +181,7 @@ def test_the_known_names_are_those_of_the_tables():
     assert config.SAMPLERS == tuple(samplers.SAMPLERS)
     assert config.SPACINGS == tuple(samplers.SPACINGS)
     assert set(config.WEIGHTINGS) == set(denoise.WEIGHTINGS)
-    assert set(config.TIME_LAWS) == set(denoise.TIME_LAWS)
+    assert set(config.TIMESTEP_SAMPLING) == set(denoise.TIMESTEP_SAMPLING)
     for name, make in noise.SCHEDULES.items():
         discrete = isinstance(make(), noise.Discrete)
         assert discrete == (name in config.DISCRETE_SCHEDULES)
@@ -182,9 +193,9 @@ def test_the_known_names_are_those_of_the_tables():
     ("fields", "table", "prefix"),
     [
         (config.WEIGHTINGS, denoise.WEIGHTINGS, "{}_"),
-        (config.TIME_LAWS, denoise.TIME_LAWS, "time_"),
+        (config.TIMESTEP_SAMPLING, denoise.TIMESTEP_SAMPLING, "time_"),
     ],
-    ids=["weighting", "time_law"],
+    ids=["weighting", "timestep_sampling"],
 )
 def test_a_field_and_the_parameter_it_sets_have_one_default(fields, table, prefix):
     for name, make in table.items():
@@ -192,18 +203,20 @@ def test_a_field_and_the_parameter_it_sets_have_one_default(fields, table, prefi
         expected = {prefix.format(name) + p.name: p.default for p in parameters}
         assert set(fields[name]) == set(expected)
         for field, default in expected.items():
-            assert getattr(config.Objective(), field) == default
+            assert getattr(config.ObjectiveConfig(), field) == default
 
 
 @pytest.mark.parametrize("schedule", config.SCHEDULES)
 def test_every_named_objective_is_built(schedule):
     def build(**values):
-        return objective_lib.objective(config.Objective(schedule=schedule, **values))
+        return objective_lib.objective(
+            config.ObjectiveConfig(schedule=schedule, **values)
+        )
 
     for weighting in config.WEIGHTINGS:
-        for law in config.TIME_LAWS:
+        for law in config.TIMESTEP_SAMPLING:
             for kind in config.PREDICTIONS:
-                got = build(weighting=weighting, time_law=law, prediction=kind)
+                got = build(weighting=weighting, timestep_sampling=law, prediction=kind)
                 assert got.schedule == noise.SCHEDULES[schedule]()
                 assert got.prediction == kind
     if schedule in config.DISCRETE_SCHEDULES:
@@ -213,7 +226,7 @@ def test_every_named_objective_is_built(schedule):
 
 
 def test_an_objectives_parameters_arrive():
-    fields = config.Objective(
+    fields = config.ObjectiveConfig(
         weighting="p2", p2_gamma=0.5, p2_k=2.0, time_location=0.7, time_scale=0.1
     )
     got = objective_lib.objective(dataclasses.replace(fields, time_shift=3.0))
@@ -236,7 +249,7 @@ def test_every_problem_is_listed_at_once():
 def test_every_numeric_field_has_a_check_of_its_range():
     """A nonsense value is refused before anything runs, or it is listed here."""
     free = {"data.shape", "objective.time_location", "mesh.replica", "plan.sizes"}
-    free |= {"plan.budgets_flops", "train.keep_flops"}
+    free |= {"plan.budgets_flops", "train.checkpoint_flops"}
     free |= {"evaluate.metrics", "frontier.samplers"}  # in test_evaluate
     free |= {"frontier.steps", "frontier.guidances"}
     for section in dataclasses.fields(config.Experiment):
@@ -274,7 +287,7 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
         {"optimize_code": False},
         {"checkpoints_per_run": 3},
         {"keep_checkpoints": 5},
-        {"keep_flops": (1e9, 2e9)},
+        {"checkpoint_flops": (1e9, 2e9)},
         {"log_every_steps": 7},
         {"show_every_seconds": 1.0},
         {"tensorboard": True},

@@ -60,7 +60,7 @@ OBJECTIVE = {
     "p2_gamma": ({"objective.weighting": "p2"}, 2.0),
     "p2_k": ({"objective.weighting": "p2"}, 2.0),
     "sigmoid_bias": ({"objective.weighting": "sigmoid"}, 2.0),
-    "time_law": ({}, "uniform"),
+    "timestep_sampling": ({}, "uniform"),
     "time_location": ({}, 0.5),
     "time_scale": ({}, 0.5),
     "time_shift": ({}, 2.0),
@@ -134,18 +134,18 @@ def arguments(experiment, conditioning):
     """What a loss takes after its parameters, abstract."""
     batch = train_step.abstract_batch(experiment, 2)
     batch = {name: batch[name] for name in ("x", *conditioning)}
-    null = {
+    uncond = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
         for name in conditioning
         if name != "image"
     }
-    return batch, null, jax.eval_shape(lambda: jax.random.key(0))
+    return batch, uncond, jax.eval_shape(lambda: jax.random.key(0))
 
 
 @functools.lru_cache(maxsize=16)
 def network(experiment):
     """What a network is: its parameters, and its loss traced when it is asked for."""
-    device_mesh = mesh.build(config.Mesh(), {}, jax.local_devices()[:1])
+    device_mesh = mesh.build(config.MeshConfig(), {}, jax.local_devices()[:1])
     program = train_step.compile_for(experiment, *experiment.plan.sizes[0], device_mesh)
     task, params = program.functions.task, program.state.params
     shapes = [
@@ -185,17 +185,19 @@ def check(experiment, field, changes, architecture, same):
 
 
 def test_every_field_has_another_value_here():
-    names = {f"model.{f.name}" for f in dataclasses.fields(config.Model)}
+    names = {f"model.{f.name}" for f in dataclasses.fields(config.ModelConfig)}
     assert set(NETWORK) == names - {"model.architecture"} | {"data.coarse"}
-    assert set(OBJECTIVE) == {f.name for f in dataclasses.fields(config.Objective)}
-    assert set(GENERATE) == {f.name for f in dataclasses.fields(config.Generate)}
+    assert set(OBJECTIVE) == {
+        f.name for f in dataclasses.fields(config.ObjectiveConfig)
+    }
+    assert set(GENERATE) == {f.name for f in dataclasses.fields(config.GenerateConfig)}
     sections = {f"objective.{n}" for n in OBJECTIVE} | {
         f"generate.{n}" for n in GENERATE
     }
     for name, section in (
-        ("evaluate", config.Evaluate),
-        ("frontier", config.Frontier),
-        ("advise", config.Advise),
+        ("evaluate", config.EvaluateConfig),
+        ("frontier", config.FrontierConfig),
+        ("advise", config.AdviseConfig),
     ):
         sections |= {f"{name}.{f.name}" for f in dataclasses.fields(section)}
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections

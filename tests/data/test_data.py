@@ -99,10 +99,10 @@ def test_labels_are_the_foreground_colours(source):
 
 
 def test_null_condition_differs_from_every_caption(experiment):
-    null = data.sources(resolved(experiment, text_tokens=5), NOWHERE)[0].null
-    assert_array_equal(null["text"], [icons.NULL, 0, 0, 0, 0])
-    assert_array_equal(null["mask"], [True, False, False, False, False])
-    assert null["label"] == len(icons.PALETTE)
+    uncond = data.sources(resolved(experiment, text_tokens=5), NOWHERE)[0].uncond
+    assert_array_equal(uncond["text"], [icons.NULL, 0, 0, 0, 0])
+    assert_array_equal(uncond["mask"], [True, False, False, False, False])
+    assert uncond["label"] == len(icons.PALETTE)
 
 
 def test_a_coarse_picture_is_the_mean_of_squares(experiment):
@@ -116,7 +116,7 @@ def test_a_coarse_picture_is_the_mean_of_squares(experiment):
         for row, column in ((4, 8), (7, 11)):
             assert_allclose(got["image"][1, row, column], square, rtol=1e-5, atol=1e-6)
         assert given.captions(np.arange(3)) == plain.captions(np.arange(3))
-        assert "image" not in given.null
+        assert "image" not in given.uncond
 
 
 @pytest.mark.parametrize(

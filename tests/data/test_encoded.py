@@ -159,7 +159,7 @@ def test_text_is_ids_by_rank_in_the_training_split(source):
         known = [len(icons.RESERVED) + words.index(w) for w in shards.words(caption)]
         assert_array_equal(ids, [*known, icons.PADDING])
     assert_array_equal(rows["mask"], rows["text"] != icons.PADDING)
-    assert source.null["label"] == source.classes == 3
+    assert source.uncond["label"] == source.classes == 3
 
 
 def test_words_are_lower_case_without_punctuation():
@@ -186,8 +186,8 @@ def test_features_are_padded_with_zeros(tmp_path):
         assert rows["mask"][i].tolist() == [True] * len(want) + [False] * (
             5 - len(want)
         )
-    assert_array_equal(source.null["text"][:1], features[COUNT])
-    assert source.null["mask"].tolist() == [True] + [False] * 4
+    assert_array_equal(source.uncond["text"][:1], features[COUNT])
+    assert source.uncond["mask"].tolist() == [True] + [False] * 4
     with pytest.raises(config.ConfigError, match="text_width=6"):
         other = experiment(
             model={"text_width": 7}, encode={"text_encoder": "owner/encoder"}

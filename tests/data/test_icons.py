@@ -354,7 +354,7 @@ def test_encode_decode():
     assert ids.dtype == np.int32
     assert vocabulary.decode(ids) == "a red <unknown>"
     np.testing.assert_array_equal(vocabulary.encode("a red bicycle", 2), [3, 4])
-    assert vocabulary.decode(vocabulary.null(4)) == "<null>"
+    assert vocabulary.decode(vocabulary.uncond(4)) == "<null>"
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 24])

@@ -18,11 +18,11 @@ SIGMA = 0.5  # of Gaussian data, per pixel
 SCHEDULES = {name: make() for name, make in noise.SCHEDULES.items()} | {
     "zero_terminal": noise.zero_terminal_snr(noise.scaled_linear())
 }
-FLOW = denoise.Objective(
+FLOW = denoise.DiffusionObjective(
     schedule=noise.rectified_flow(),
     prediction="flow",
     weighting=denoise.uniform_weight(),
-    time_law=denoise.logit_normal(),
+    timestep_sampling=denoise.logit_normal(),
     caption_dropout=0.1,
 )
 
@@ -94,7 +94,7 @@ def test_the_network_sees_data_and_noise_at_the_ends():
         return x
 
     for t in (jnp.zeros(2), jnp.ones(2)):
-        denoise.errors(spy, None, x, eps, t, {}, FLOW)
+        denoise.per_example_loss(spy, None, x, eps, t, {}, FLOW)
     assert_allclose(seen[0], x)
     assert_allclose(seen[1], eps)
 
@@ -116,7 +116,7 @@ def test_the_default_is_rectified_flow_as_paper_b_trains_it():
     def ours(params, x0, key):
         law = denoise.logit_normal(0.2, 0.7)
         return denoise.loss(
-            net, params, {"x": x0}, {}, key, objective=objective(time_law=law)
+            net, params, {"x": x0}, {}, key, objective=objective(timestep_sampling=law)
         )
 
     arguments = {"a": jnp.float32(0.3), "b": jnp.float32(-0.1)}, data(16)
@@ -131,11 +131,13 @@ def test_no_error_is_below_the_conditional_variance(schedule, kind):
     """The optimal denoiser's error at each time, over its closed form."""
     n = 256
     goal = objective(
-        schedule=SCHEDULES[schedule], prediction=kind, time_law=denoise.uniform_law()
+        schedule=SCHEDULES[schedule],
+        prediction=kind,
+        timestep_sampling=denoise.uniform_law(),
     )
     t = validation.stratified_times(n, goal, seed=0)
     arguments = optimal(goal), None, data(n), {}, jnp.asarray(t), jnp.arange(n)
-    got = validation.errors(*arguments, jax.random.key(0), objective=goal)
+    got = validation.per_example_loss(*arguments, jax.random.key(0), objective=goal)
     a, s = goal.schedule.alpha(t), goal.schedule.sigma(t)
     noisy = a > 0  # pure noise tells nothing of x0: epsilon is known exactly there
     ratio = np.asarray(got)[noisy] / least_error(kind, a, s)[noisy]
@@ -146,13 +148,13 @@ def test_no_error_is_below_the_conditional_variance(schedule, kind):
 @pytest.mark.parametrize(
     ("changes", "weight"),
     [
-        ({"time_law": denoise.logit_normal(0.3, 0.7)}, lambda snr: 1.0),
+        ({"timestep_sampling": denoise.logit_normal(0.3, 0.7)}, lambda snr: 1.0),
         (
             {
                 "schedule": SCHEDULES["scaled_linear"],
                 "prediction": "v",
                 "weighting": denoise.min_snr(2.0),
-                "time_law": denoise.uniform_law(),
+                "timestep_sampling": denoise.uniform_law(),
             },
             lambda snr: np.minimum(snr, 2.0) / (snr + 1),
         ),
@@ -161,7 +163,7 @@ def test_no_error_is_below_the_conditional_variance(schedule, kind):
                 "schedule": SCHEDULES["vp_cosine"],
                 "prediction": "epsilon",
                 "weighting": denoise.sigmoid(-1.0),
-                "time_law": denoise.cosmap(),
+                "timestep_sampling": denoise.cosmap(),
             },
             lambda snr: 1 / (1 + np.e * snr),
         ),
@@ -240,7 +242,7 @@ def test_one_estimate_has_one_loss_and_gradient_in_every_space(weighting):
             schedule=schedule,
             prediction=kind,
             weighting=denoise.WEIGHTINGS[weighting](),
-            time_law=denoise.uniform_law(),
+            timestep_sampling=denoise.uniform_law(),
         )
 
         def net(params, x, t, cond):
@@ -271,8 +273,8 @@ def test_all_is_finite_at_both_ends(schedule):
     def net(params, x, t, cond):
         return params * x + t[:, None, None, None]
 
-    for law in denoise.TIME_LAWS.values():
-        t = objective(schedule=schedule, time_law=law()).times(normal)
+    for law in denoise.TIMESTEP_SAMPLING.values():
+        t = objective(schedule=schedule, timestep_sampling=law()).times(normal)
         assert t.dtype == jnp.float32
         low, high = sorted((schedule.t_data, schedule.t_noise))
         assert t.min() >= np.float32(low)
@@ -287,7 +289,7 @@ def test_all_is_finite_at_both_ends(schedule):
             goal = objective(schedule=schedule, prediction=kind, weighting=weighting())
 
             def per_sample(params, goal=goal):
-                error = denoise.errors(net, params, x, eps, t, {}, goal)
+                error = denoise.per_example_loss(net, params, x, eps, t, {}, goal)
                 return goal.weight(t) * error
 
             assert np.isfinite(goal.weight(t)).all(), (kind, goal.weight(t))
@@ -313,7 +315,7 @@ LAWS = {
 
 
 def test_every_law_is_tested():
-    assert set(LAWS) == set(denoise.TIME_LAWS)
+    assert set(LAWS) == set(denoise.TIMESTEP_SAMPLING)
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -334,7 +336,7 @@ def test_training_draws_from_the_law():
         seen.append(t)
         return x
 
-    goal = objective(time_law=denoise.logit_normal(-0.5, 1.5))
+    goal = objective(timestep_sampling=denoise.logit_normal(-0.5, 1.5))
     batch = {"x": jnp.zeros((20_000, 1, 1, 1))}
     denoise.loss(spy, None, batch, {}, jax.random.key(0), objective=goal)
     t = np.asarray(seen[0], np.float64)
@@ -350,7 +352,9 @@ def test_a_shift_lowers_logsnr_alike_everywhere():
 
 @pytest.mark.parametrize("steps", [4, 1000])
 def test_a_table_of_steps_is_drawn_whole_and_evenly(steps):
-    goal = objective(schedule=noise.cosine(steps), time_law=denoise.uniform_law())
+    goal = objective(
+        schedule=noise.cosine(steps), timestep_sampling=denoise.uniform_law()
+    )
     t = np.asarray(goal.times(jax.random.normal(jax.random.key(0), (40_000,))))
     assert (t == np.floor(t)).all()
     counts = np.bincount(t.astype(int), minlength=steps)
@@ -364,7 +368,7 @@ def test_the_loss_of_a_sharded_batch_is_the_same():
         schedule=SCHEDULES["zero_terminal"],
         prediction="v",
         weighting=denoise.min_snr(),
-        time_law=denoise.uniform_law(),
+        timestep_sampling=denoise.uniform_law(),
     )
     batch = {"x": data(16)}
 
@@ -373,7 +377,7 @@ def test_the_loss_of_a_sharded_batch_is_the_same():
         return denoise.loss(optimal(goal), None, batch, {}, key, objective=goal)
 
     whole = jax.jit(loss)(batch)
-    device_mesh = mesh.build(config.Mesh(fsdp=2), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=2), {})
     with jax.set_mesh(device_mesh):
         sharded = jax.jit(loss)(mesh.put(device_mesh, batch))
     assert_allclose(sharded, whole, rtol=1e-5)
@@ -392,9 +396,9 @@ def test_captions_are_dropped_at_the_stated_rate():
         "text": jnp.full((n, 3), 7),
         "mask": jnp.ones((n, 3), bool),
     }
-    null = {"text": jnp.array([2, 0, 0]), "mask": jnp.array([True, False, False])}
+    uncond = {"text": jnp.array([2, 0, 0]), "mask": jnp.array([True, False, False])}
     goal = objective(caption_dropout=0.25)
-    denoise.loss(spy, None, batch, null, jax.random.key(0), objective=goal)
+    denoise.loss(spy, None, batch, uncond, jax.random.key(0), objective=goal)
     dropped = np.asarray(seen[0]["text"][:, 0] == 2)
     assert abs(dropped.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n)
     assert (np.asarray(seen[0]["text"])[dropped] == [2, 0, 0]).all()
@@ -403,7 +407,7 @@ def test_captions_are_dropped_at_the_stated_rate():
 
 
 def test_strata_are_covered_once_in_a_fixed_order():
-    goal = objective(time_law=denoise.logit_normal(0.2, 0.8))
+    goal = objective(timestep_sampling=denoise.logit_normal(0.2, 0.8))
     t = validation.stratified_times(64, goal, seed=3)
     assert t.dtype == np.float32
     quantile = special.ndtr((special.logit(t.astype(np.float64)) - 0.2) / 0.8)
@@ -413,7 +417,7 @@ def test_strata_are_covered_once_in_a_fixed_order():
 
 
 def test_strata_of_a_table_are_whole_steps():
-    goal = objective(schedule=noise.linear(), time_law=denoise.uniform_law())
+    goal = objective(schedule=noise.linear(), timestep_sampling=denoise.uniform_law())
     t = validation.stratified_times(500, goal, seed=0)
     assert_allclose(np.sort(t), 1 + 2 * np.arange(500))
 
@@ -423,7 +427,9 @@ def test_validation_does_not_depend_on_the_weighting():
         goal = objective(weighting=weighting)
         t = jnp.asarray(validation.stratified_times(4, goal, seed=0))
         arguments = optimal(goal), None, data(4), {}, t, jnp.arange(4)
-        return validation.errors(*arguments, jax.random.key(5), objective=goal)
+        return validation.per_example_loss(
+            *arguments, jax.random.key(5), objective=goal
+        )
 
     assert_allclose(errors(denoise.min_snr()), errors(denoise.uniform_weight()))
 
@@ -433,7 +439,7 @@ def test_validation_errors_do_not_depend_on_the_batch():
     t = validation.stratified_times(12, FLOW, seed=0)
     index = np.arange(12)
     jitted = jax.jit(
-        lambda x, t, index: validation.errors(
+        lambda x, t, index: validation.per_example_loss(
             optimal(FLOW), None, x, {}, t, index, key, objective=FLOW
         )
     )
@@ -451,9 +457,9 @@ def test_validation_errors_do_not_depend_on_the_batch():
 def test_stratification_takes_the_variance_over_t_away():
     """The validation loss of the optimal denoiser, against its closed form."""
     n = 2048
-    goal = objective(time_law=denoise.logit_normal(-1.0, 2.0))
+    goal = objective(timestep_sampling=denoise.logit_normal(-1.0, 2.0))
     t = validation.stratified_times(n, goal, seed=0)
     arguments = optimal(goal), None, data(n), {}, jnp.asarray(t), jnp.arange(n)
-    got = validation.errors(*arguments, jax.random.key(0), objective=goal)
+    got = validation.per_example_loss(*arguments, jax.random.key(0), objective=goal)
     law = special.expit(2 * stats.norm.ppf(midpoints(20_000)) - 1)
     assert_allclose(np.mean(got), least_error("flow", 1 - law, law).mean(), rtol=5e-3)

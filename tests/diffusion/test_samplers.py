@@ -273,7 +273,7 @@ def test_a_sample_depends_on_its_own_key_alone(name):
 
 def meshes():
     return {
-        "build": (mesh.build(config.Mesh(fsdp=2), {}), mesh.BATCH),
+        "build": (mesh.build(config.MeshConfig(fsdp=2), {}), mesh.BATCH),
         "explicit": (jax.make_mesh((8,), ("rows",)), PartitionSpec("rows")),
         "automatic": (
             jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,)),
@@ -821,7 +821,7 @@ def test_grids_are_the_published_ones():
             assert grid.points[-1][1:] == (1.0, 0.0)
     for end, t in (("schedule", 0.002), (0.5, 0.5)):
         last = samplers.from_times(edm, [80, 10], end=end).points[-1]
-        assert last == samplers.Point(t, 1.0, t)
+        assert last == samplers.GridPoint(t, 1.0, t)
 
 
 def test_grids_turn_and_end_early():
@@ -1020,11 +1020,17 @@ REFUSED = {
     "no times": (lambda: samplers.from_times(FLOW, []), "2 points at least"),
     "last": (lambda: samplers.grid(TABLE, 5).last(6), "must be 1 to 5, got 6"),
     "row": (
-        lambda: samplers.Table().add(None, None, m=[1.0, 2.0]),
+        lambda: samplers.SolverTable().add(None, None, m=[1.0, 2.0]),
         "2 predictions, but 1 are kept",
     ),
-    "saved": (lambda: samplers.Table().add(None, None, s=1.0), "its table says is not"),
-    "drawn": (lambda: samplers.Table().add(None, None, z=1.0), "its table says is not"),
+    "saved": (
+        lambda: samplers.SolverTable().add(None, None, s=1.0),
+        "its table says is not",
+    ),
+    "drawn": (
+        lambda: samplers.SolverTable().add(None, None, z=1.0),
+        "its table says is not",
+    ),
 }
 
 
@@ -1048,7 +1054,7 @@ def test_only_first_order_samplers_invert(sampler):
 def test_a_sampler_may_be_a_function():
     def halfway(grid, *, share=0.5):
         """DDIM that goes a share of each step's way to x0."""
-        table = samplers.Table()
+        table = samplers.SolverTable()
         for a, b in grid.pairs:
             table.add(a, b, x=1 - share, m=[share])
         return table

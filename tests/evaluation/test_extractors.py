@@ -22,7 +22,7 @@ from scaling_ldm.stages import frontier as frontier_lib
 from scaling_ldm.training import mesh
 from scaling_ldm.workdir import samples
 
-DINOV2 = dinov2.Shape(
+DINOV2 = dinov2.DinoConfig(
     width=64, depth=2, heads=2, hidden=128, image_size=70, patch_size=14
 )
 
@@ -336,7 +336,7 @@ TAKES = {
 
 @pytest.mark.parametrize("network", CASES)
 def test_a_network_without_its_weights_says_which_it_takes(network):
-    cfg = config.Evaluate(network=network, weights="/nope")
+    cfg = config.EvaluateConfig(network=network, weights="/nope")
     with pytest.raises(config.ConfigError) as caught:
         extractors.file(cfg)
     start = "config.evaluate.weights = '/nope': no such file or folder; "
@@ -371,7 +371,7 @@ def test_weights_may_lie_on_the_hub(generated, dinov2_folder, monkeypatch):
     evaluate.check(far)
     assert asked == ["owner/dinov2-tiny"]
     near = judged(generated, "dinov2", dinov2_folder)
-    device_mesh = mesh.build(config.Mesh(), {})
+    device_mesh = mesh.build(config.MeshConfig(), {})
     with jax.set_mesh(device_mesh):
         same = [extractors.Extractor(e.evaluate, device_mesh) for e in (far, near)]
     assert same[0].identity == same[1].identity
@@ -531,8 +531,8 @@ def test_the_stage_by_tfgan(generated, tmp_path):
 
 def extracted(network, weights, images):
     """The identity and the features of some pictures."""
-    cfg = config.Evaluate(network=network, weights=str(weights), batch_size=8)
-    device_mesh = mesh.build(config.Mesh(), {})
+    cfg = config.EvaluateConfig(network=network, weights=str(weights), batch_size=8)
+    device_mesh = mesh.build(config.MeshConfig(), {})
     with jax.set_mesh(device_mesh):
         extract = extractors.Extractor(cfg, device_mesh)
         return extract.identity, extract(images).features
@@ -578,7 +578,7 @@ def test_numbers_of_another_resize_are_not_compared(
 @pytest.mark.parametrize("order", resize.ORDERS)
 def test_the_order_that_is_named_is_the_one_used(dinov2_folder, monkeypatch, order):
     monkeypatch.setattr(extractors, "ORDER", order)
-    cfg = config.Evaluate(network="dinov2", weights=str(dinov2_folder))
+    cfg = config.EvaluateConfig(network="dinov2", weights=str(dinov2_folder))
     judge = extractors._JUDGES["dinov2"](cfg)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(2, 600, 230, 3), dtype=np.uint8)

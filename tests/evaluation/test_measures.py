@@ -25,7 +25,7 @@ OURS, THEIRS = features(0, 64, 0.8), features(1, 80)
 GENERATED = measures.Generated(
     features=OURS, logits=10 * OURS, words=features(2, 64) + OURS
 )
-EVALUATE = config.Evaluate(network="clip", bootstrap=20, confidence=0.8, seed=3)
+EVALUATE = config.EvaluateConfig(network="clip", bootstrap=20, confidence=0.8, seed=3)
 
 
 @pytest.fixture(scope="module")

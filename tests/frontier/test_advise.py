@@ -195,5 +195,7 @@ def test_units_are_those_of_the_function_and_advice_is_on_request_alone():
     assert config.ADVICE_UNITS == frontier.advise.UNITS
     assert "advise" in config.STAGES_ON_REQUEST and "advise" not in config.STAGES
     base = config.Experiment()
-    asked = dataclasses.replace(base, advise=config.Advise(budget=1.0, device="l4"))
+    asked = dataclasses.replace(
+        base, advise=config.AdviseConfig(budget=1.0, device="l4")
+    )
     assert asked.recipe_hash == base.recipe_hash

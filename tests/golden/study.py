@@ -36,8 +36,8 @@ FLAGS = (
     '--config.evaluate.metrics=("fd", "kid", "precision_recall")',
     "--config.evaluate.bootstrap=4",
 )
-# Wall time, and what follows from it.
-TIMED = {"seconds", "flops_per_second", "mfu", "restarts"}
+# Wall time, what follows from it, and sentences.
+TIMED = {"seconds", "flops_per_second", "mfu", "restarts", "mfu_reason"}
 LOSSES = {"validation_loss", "validation_loss_ema", "train_loss_smoothed"}
 LOSS_TOLERANCE = 1e-3  # relative, on another processor
 

@@ -605,7 +605,7 @@ def test_the_result_survives_json():
 
 def test_fitting_needs_no_jax_and_the_example_runs():
     code = (
-        "import sys, scaling_ldm.fit as f; f.published(); "
+        "import sys; from scaling_ldm import fit as f; f.published(); "
         "bad = {'jax', 'flax', 'ml_collections', 'matplotlib'} & set(sys.modules); "
         "assert not bad, bad"
     )

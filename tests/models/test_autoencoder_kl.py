@@ -17,7 +17,7 @@ from scaling_ldm.models.weights import autoencoder_kl as weights
 from scaling_ldm.models.weights import layout
 from scaling_ldm.training import mesh
 
-SMALL = autoencoder_kl.Shape(
+SMALL = autoencoder_kl.AutoencoderConfig(
     channels=(8, 16), blocks=1, latent_channels=3, groups=4, scale=0.5, shift=0.25
 )
 BATCH = 8
@@ -87,7 +87,7 @@ def test_every_parameter_gets_a_gradient(reference):
 def test_a_mesh_changes_nothing(reference, monkeypatch):
     monkeypatch.setattr(mesh, "SMALL", 1)
     params, (value, gradient) = reference
-    device_mesh = mesh.build(config.Mesh(fsdp=4), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=4), {})
     with jax.set_mesh(device_mesh):
         placed = jax.device_put(params, mesh.shardings(device_mesh, params))
         got, slopes = loss(SMALL)(placed, mesh.put(device_mesh, pictures()))

@@ -24,10 +24,10 @@ MERGES = ["c a", "ca t</w>", "r e", "re d</w>", "d o", "do g</w>"]
 VOCABULARY = [*LETTERS, "ca", "cat</w>", "re", "red</w>", "do", "dog</w>", *SPECIAL]
 END = len(VOCABULARY) - 1
 
-IMAGE = clip.VisionShape(
+IMAGE = clip.ClipVisionConfig(
     width=64, depth=2, heads=2, hidden=64, image_size=SIDE, patch_size=4, projection=16
 )
-TEXT = clip.Shape(
+TEXT = clip.ClipTextConfig(
     width=64,
     depth=2,
     heads=2,

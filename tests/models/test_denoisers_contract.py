@@ -18,7 +18,7 @@ BATCH = 8
 
 def shape(architecture, **changes):
     return dataclasses.replace(
-        dit.Shape(
+        dit.DiTConfig(
             architecture=architecture,
             width=16,
             depth=2,
@@ -43,7 +43,7 @@ def shape(architecture, **changes):
 def two_streams(architecture, **changes):
     depth, single = (2, 0) if architecture == "mmdit" else (1, 2)
     return dataclasses.replace(
-        mmdit.Shape(
+        mmdit.MMDiTConfig(
             width=16,
             depth=depth,
             single_depth=single,
@@ -84,7 +84,7 @@ AT_NIGHT = {
 
 
 def build(spec):
-    if isinstance(spec, mmdit.Shape):
+    if isinstance(spec, mmdit.MMDiTConfig):
         return denoisers.mm_dit(spec)
     return denoisers.transformer(spec)
 
@@ -224,12 +224,12 @@ def test_in_context_without_text_is_a_plain_transformer():
     hidden = cond | {"mask": jnp.zeros_like(cond["mask"])}
     got = net.apply(params, x, t, hidden)
 
-    entry = dit.Entry(spec)
+    entry = dit.DiTEmbed(spec)
     tokens, _ = entry.apply({"params": params["entry"]}, x, t, hidden)
     tokens = jnp.concatenate([tokens[:, :1], tokens[:, 6:]], axis=1)
     block = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
-    tokens = dit.Block(spec).apply({"params": block}, tokens, {})
-    want = dit.Exit(spec).apply({"params": params["exit"]}, tokens, {})
+    tokens = dit.DiTBlock(spec).apply({"params": block}, tokens, {})
+    want = dit.DiTHead(spec).apply({"params": params["exit"]}, tokens, {})
     assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -237,7 +237,7 @@ def test_in_context_without_text_is_a_plain_transformer():
 def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
     monkeypatch.setattr(mesh, "SMALL", 1)
     _, net, params, *arguments = case
-    device_mesh = mesh.build(config.Mesh(fsdp=fsdp), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=fsdp), {})
     with jax.set_mesh(device_mesh):
         placed = mesh.shardings(device_mesh, params)
         sharded = jax.device_put(params, placed)

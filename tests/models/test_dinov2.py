@@ -17,7 +17,9 @@ from scaling_ldm.models.weights import layout
 from scaling_ldm.training import mesh
 
 BATCH, SIDE = 8, 12
-PLAIN = dinov2.Shape(width=64, depth=2, heads=2, hidden=96, image_size=20, patch_size=4)
+PLAIN = dinov2.DinoConfig(
+    width=64, depth=2, heads=2, hidden=96, image_size=20, patch_size=4
+)
 SHAPES = {
     "plain": PLAIN,
     "gated": dataclasses.replace(PLAIN, gated=True, mask_token=False, unroll=True),
@@ -58,7 +60,7 @@ def test_features(case):
 
 
 def test_scales_begin_at_one_and_layers_differ():
-    block, x = dinov2.Block(PLAIN), jnp.zeros((1, 1, PLAIN.width))
+    block, x = dinov2.DinoBlock(PLAIN), jnp.zeros((1, 1, PLAIN.width))
     params = jax.jit(lambda key: blocks.init(block, 2, key, x))(jax.random.key(0))
     assert (params["mlp_scale"] == 1).all()
     kernel = params["mlp"]["up"]["kernel"]

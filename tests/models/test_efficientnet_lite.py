@@ -128,7 +128,7 @@ def test_any_size_and_rows_do_not_mix(params):
 def test_a_mesh_changes_nothing(params):
     x = pictures()
     want = APPLY(params, x)
-    device_mesh = mesh.build(config.Mesh(fsdp=4), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=4), {})
     with jax.set_mesh(device_mesh):
         placed = jax.device_put(params, mesh.shardings(device_mesh, params))
         assert "fsdp" in jax.typeof(placed["head"]["kernel"]).sharding.spec

@@ -23,7 +23,7 @@ from scaling_ldm.models.weights import clip as clip_weights
 from scaling_ldm.models.weights import files, hub, layout
 from scaling_ldm.models.weights import t5 as t5_weights
 
-SMALL_T5 = t5.Shape(
+SMALL_T5 = t5.T5Config(
     width=8,
     depth=2,
     heads=2,
@@ -34,10 +34,10 @@ SMALL_T5 = t5.Shape(
     activation="gelu_new",
     buckets=4,
 )
-SMALL_BERT = bert.Shape(
+SMALL_BERT = bert.BertConfig(
     width=8, depth=2, heads=2, hidden=10, vocab_size=12, max_tokens=5
 )
-SMALL_CLIP = clip.Shape(
+SMALL_CLIP = clip.ClipTextConfig(
     width=8,
     depth=2,
     heads=2,
@@ -47,7 +47,7 @@ SMALL_CLIP = clip.Shape(
     projection=6,
     end_token=11,
 )
-SMALL_VISION = clip.VisionShape(
+SMALL_VISION = clip.ClipVisionConfig(
     width=8,
     depth=2,
     heads=2,

@@ -18,7 +18,7 @@ from scaling_ldm.training import mesh
 BATCH, TOKENS, VOCABULARY = 8, 6, 64
 
 SHAPES = {
-    "t5": t5.Shape(
+    "t5": t5.T5Config(
         width=64,
         depth=2,
         heads=2,
@@ -30,7 +30,7 @@ SHAPES = {
         buckets=8,
         max_distance=20,
     ),
-    "clip": clip.Shape(
+    "clip": clip.ClipTextConfig(
         width=64,
         depth=2,
         heads=2,
@@ -40,7 +40,7 @@ SHAPES = {
         projection=16,
         end_token=VOCABULARY - 1,
     ),
-    "bert": bert.Shape(
+    "bert": bert.BertConfig(
         width=64,
         depth=2,
         heads=2,
@@ -49,7 +49,7 @@ SHAPES = {
         max_tokens=8,
     ),
 }
-VISION = clip.VisionShape(
+VISION = clip.ClipVisionConfig(
     width=64,
     depth=2,
     heads=2,
@@ -101,7 +101,7 @@ def test_features(case):
 
 def test_random_parameters_differ_between_layers():
     x = jnp.zeros((1, 1, 64))
-    block = bert.Block(SHAPES["bert"])
+    block = bert.BertBlock(SHAPES["bert"])
     params = jax.jit(lambda key: blocks.init(block, 2, key, x, None))(jax.random.key(0))
     kernel = params["mlp_up"]["kernel"]
     assert kernel.std() > 0.05 and not np.allclose(kernel[0], kernel[1])
@@ -133,7 +133,9 @@ def test_without_a_mask_everything_is_read(case):
     far = np.abs(every - features).max(axis=(1, 2))
     assert (far[: TOKENS - 2] > 1e-3).all()  # these captions have padding
     before = np.abs(np.where(mask[..., None], every - features, 0)).max()
-    assert (before < 1e-5) == isinstance(shape, clip.Shape)  # which looks back only
+    assert (before < 1e-5) == isinstance(
+        shape, clip.ClipTextConfig
+    )  # which looks back only
 
 
 def test_half_precision_is_near(case):
@@ -252,8 +254,8 @@ def test_the_class_token_sees_every_patch():
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_parameters_of_published_encoders(name):
     preset = presets.PRESETS[name]
-    vision = isinstance(preset.shape, clip.VisionShape)
-    module = {t5.Shape: t5, bert.Shape: bert}.get(type(preset.shape), clip)
+    vision = isinstance(preset.shape, clip.ClipVisionConfig)
+    module = {t5.T5Config: t5, bert.BertConfig: bert}.get(type(preset.shape), clip)
     init = clip.init_vision if vision else module.init
     shapes = jax.eval_shape(lambda: init(preset.shape, jax.random.key(0)))
     assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == preset.params

@@ -100,7 +100,7 @@ def test_rows_do_not_mix_and_a_mesh_changes_nothing(small):
     other = apply(params, np.where(np.arange(8)[:, None, None, None] == 2, x, 255 - x))
     assert_allclose(other.features[2], want.features[2], rtol=1e-4, atol=1e-5)
     assert np.abs(other.features[3] - want.features[3]).max() > 0.05
-    device_mesh = mesh.build(config.Mesh(fsdp=4), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=4), {})
     with jax.set_mesh(device_mesh):
         placed = jax.device_put(params, mesh.shardings(device_mesh, params))
         assert "fsdp" in jax.typeof(placed["fc"]["kernel"]).sharding.spec
@@ -112,7 +112,7 @@ def test_rows_do_not_mix_and_a_mesh_changes_nothing(small):
 
 def test_resizes_on_a_mesh():
     x = np.random.default_rng(0).uniform(0, 255, (8, 6, 5, 3)).astype("f")
-    device_mesh = mesh.build(config.Mesh(fsdp=4), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=4), {})
     for protocol in inception.PROTOCOLS.values():
         resize = jax.jit(functools.partial(protocol.resize, size=9))
         with jax.set_mesh(device_mesh):

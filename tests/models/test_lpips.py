@@ -21,7 +21,7 @@ from scaling_ldm.models.weights import lpips as weights
 from scaling_ldm.training import mesh
 
 BATCH, SIDE = 8, 16
-TINY = lpips.Shape(
+TINY = lpips.LpipsConfig(
     name="alex",
     layers=(
         lpips.Layer(index=0, outputs=8, kernel=5, stride=2, padding=2, compared=True),

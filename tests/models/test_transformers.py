@@ -19,7 +19,7 @@ from scaling_ldm.models.weights import mmdit as mmdit_weights
 from scaling_ldm.models.weights import pixart as pixart_weights
 
 BATCH = 2
-SD3 = mmdit.Shape(
+SD3 = mmdit.MMDiTConfig(
     width=16,
     depth=2,
     heads=2,
@@ -35,7 +35,7 @@ SD3 = mmdit.Shape(
     remat=False,
     unroll=False,
     pooled_width=5,
-    grid=layers.Grid(columns_first=True, step=0.5, table=8),
+    grid=layers.PositionGrid(columns_first=True, step=0.5, table=8),
 )
 FLUX = dataclasses.replace(
     SD3,
@@ -44,9 +44,9 @@ FLUX = dataclasses.replace(
     guidance=True,
     qk_norm="rms",
     positions="rope",
-    grid=layers.Grid(),
+    grid=layers.PositionGrid(),
 )
-DIT = dit.Shape(
+DIT = dit.DiTConfig(
     architecture="adaln_zero",
     width=16,
     depth=2,
@@ -63,7 +63,7 @@ DIT = dit.Shape(
     dtype=jnp.float32,
     remat=False,
     unroll=False,
-    grid=layers.Grid(columns_first=True),
+    grid=layers.PositionGrid(columns_first=True),
     out_channels=6,
 )
 PIXART = dataclasses.replace(
@@ -73,7 +73,7 @@ PIXART = dataclasses.replace(
 
 def drawn(spec, scale=0.3):
     """Random parameters without compiling an initialiser."""
-    init = dit.init if isinstance(spec, dit.Shape) else mmdit.init
+    init = dit.init if isinstance(spec, dit.DiTConfig) else mmdit.init
     shapes = jax.eval_shape(lambda: init(spec, jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -134,20 +134,20 @@ def test_rotary_positions_of_text_and_image():
 
 
 def test_orders_of_the_fixed_table_are_the_same_features():
-    rows = layers.grid_positions(layers.Grid(), 3, 4, 16)
-    columns = layers.grid_positions(layers.Grid(columns_first=True), 3, 4, 16)
+    rows = layers.grid_positions(layers.PositionGrid(), 3, 4, 16)
+    columns = layers.grid_positions(layers.PositionGrid(columns_first=True), 3, 4, 16)
     quarter = np.split(np.asarray(rows), 4, axis=-1)
     want = np.concatenate([quarter[i] for i in (3, 2, 1, 0)], axis=-1)
     assert_allclose(columns, want, atol=1e-6)
     whole = layers.grid_positions(
-        layers.Grid(columns_first=True, step=0.5, table=8), 8, 8, 16
+        layers.PositionGrid(columns_first=True, step=0.5, table=8), 8, 8, 16
     ).reshape(8, 8, 16)
     middle = layers.grid_positions(
-        layers.Grid(columns_first=True, step=0.5, table=8), 2, 4, 16
+        layers.PositionGrid(columns_first=True, step=0.5, table=8), 2, 4, 16
     )
     assert_allclose(middle.reshape(2, 4, 16), whole[3:5, 2:6])
     with pytest.raises(ValueError, match="9 x 2 patches exceed a table of 8 x 8"):
-        layers.grid_positions(layers.Grid(table=8), 9, 2, 16)
+        layers.grid_positions(layers.PositionGrid(table=8), 9, 2, 16)
 
 
 @pytest.mark.parametrize("spec", [DIT, SD3], ids=["dit", "sd3"])
@@ -157,10 +157,12 @@ def test_positions_matter_as_chosen(spec):
     p = spec.patch_size
     mixed = np.concatenate([x[:, :, p:], x[:, :, :p]], axis=2)  # columns of patches
     shared = {
-        positions: dataclasses.replace(spec, positions=positions, grid=layers.Grid())
+        positions: dataclasses.replace(
+            spec, positions=positions, grid=layers.PositionGrid()
+        )
         for positions in layers.POSITIONS
     }
-    apply = dit.apply if isinstance(spec, dit.Shape) else mmdit.apply
+    apply = dit.apply if isinstance(spec, dit.DiTConfig) else mmdit.apply
     seen = []
     for positions, other in shared.items():
         params = drawn(other, scale=0.4)
@@ -218,7 +220,7 @@ def test_normalised_queries_and_keys_bound_the_scores(
 
     monkeypatch.setattr(attention, "attend", watched)
     x, t, cond = inputs(spec)
-    apply = dit.apply if isinstance(spec, dit.Shape) else mmdit.apply
+    apply = dit.apply if isinstance(spec, dit.DiTConfig) else mmdit.apply
     found = jax.jit(lambda p: (apply(spec, p, x, t, cond), jnp.stack(largest))[1])(
         params
     )
@@ -302,7 +304,9 @@ def test_a_variance_doubles_the_output_alone():
     ],
 )
 def test_impossible_shapes_are_refused(spec, change, message):
-    build = denoisers.transformer if isinstance(spec, dit.Shape) else denoisers.mm_dit
+    build = (
+        denoisers.transformer if isinstance(spec, dit.DiTConfig) else denoisers.mm_dit
+    )
     with pytest.raises(ValueError, match=message):
         build(dataclasses.replace(spec, **change))
 
@@ -321,7 +325,9 @@ NIGHTLY = [name for name in PRESETS if name.endswith(("_4", "_8"))]
 )
 def test_parameters_of_the_presets(name):
     spec = PRESETS[name].shape
-    build = denoisers.transformer if isinstance(spec, dit.Shape) else denoisers.mm_dit
+    build = (
+        denoisers.transformer if isinstance(spec, dit.DiTConfig) else denoisers.mm_dit
+    )
     assert denoisers.count_params(build(spec))[0] == PRESETS[name].params
 
 
@@ -345,7 +351,9 @@ def test_the_printed_numbers_of_dit(name, millions, gmacs):
 @pytest.mark.parametrize("name", ["dit_xl_2", "flux_1_dev"])
 def test_flops_of_the_presets(name):
     spec = PRESETS[name].shape
-    build = denoisers.transformer if isinstance(spec, dit.Shape) else denoisers.mm_dit
+    build = (
+        denoisers.transformer if isinstance(spec, dit.DiTConfig) else denoisers.mm_dit
+    )
     net = build(spec)
     arrays = {
         "text": (1, spec.text_tokens, spec.text_width),
@@ -511,7 +519,7 @@ def test_other_configs_are_refused(read, config, message):
         (lambda: dit_weights.pairs(DIT, "diffusers"), "time_ends = 0, not 1"),
         (
             lambda: dit_weights.pairs(
-                dataclasses.replace(DIT, grid=layers.Grid()), "official"
+                dataclasses.replace(DIT, grid=layers.PositionGrid()), "official"
             ),
             "official DiT computes otherwise: grid",
         ),
@@ -520,7 +528,9 @@ def test_other_configs_are_refused(read, config, message):
             "vocab_size = 9, not 0",
         ),
         (
-            lambda: mmdit_weights.pairs(dataclasses.replace(SD3, grid=layers.Grid())),
+            lambda: mmdit_weights.pairs(
+                dataclasses.replace(SD3, grid=layers.PositionGrid())
+            ),
             "SD3 computes otherwise: grid",
         ),
         (

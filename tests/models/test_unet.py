@@ -18,7 +18,7 @@ from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.stages import export
 from scaling_ldm.training import mesh
 
-SMALL = unet.Shape(
+SMALL = unet.UNetConfig(
     base=32,
     heads=4,
     image_shape=(8, 8, 3),

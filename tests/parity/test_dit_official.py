@@ -18,7 +18,7 @@ nn, F = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.parity
 WIDTH, DEPTH, HEADS, CLASSES, SIDE, PATCH = 32, 2, 2, 5, 8, 2
 
-SHAPE = dit.Shape(
+SHAPE = dit.DiTConfig(
     architecture="adaln_zero",
     width=WIDTH,
     depth=DEPTH,
@@ -35,7 +35,7 @@ SHAPE = dit.Shape(
     dtype=jnp.float32,
     remat=False,
     unroll=False,
-    grid=layers.Grid(columns_first=True),
+    grid=layers.PositionGrid(columns_first=True),
     out_channels=8,
 )
 

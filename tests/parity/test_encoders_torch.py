@@ -20,7 +20,7 @@ BATCH = 2
 
 def theirs(shape):
     """The same network of transformers'."""
-    if isinstance(shape, t5.Shape):
+    if isinstance(shape, t5.T5Config):
         return transformers.T5EncoderModel(
             transformers.T5Config(
                 vocab_size=shape.vocab_size,
@@ -40,7 +40,7 @@ def theirs(shape):
         "hidden_act": shape.activation,
         "attn_implementation": "eager",
     }
-    if isinstance(shape, clip.VisionShape):
+    if isinstance(shape, clip.ClipVisionConfig):
         return transformers.CLIPVisionModelWithProjection(
             transformers.CLIPVisionConfig(
                 **common,
@@ -51,7 +51,7 @@ def theirs(shape):
         )
     common["vocab_size"] = shape.vocab_size
     common["max_position_embeddings"] = shape.max_tokens
-    if isinstance(shape, bert.Shape):
+    if isinstance(shape, bert.BertConfig):
         return transformers.BertModel(transformers.BertConfig(**common))
     if not shape.projection:
         return transformers.CLIPTextModel(transformers.CLIPTextConfig(**common))
@@ -62,11 +62,11 @@ def theirs(shape):
 
 def ours(shape):
     """(init, what torch's forward pass does) of a shape."""
-    if isinstance(shape, t5.Shape):
+    if isinstance(shape, t5.T5Config):
         return t5.init, lambda p, ids: t5.apply(shape, p, ids, None)
-    if isinstance(shape, clip.VisionShape):
+    if isinstance(shape, clip.ClipVisionConfig):
         return clip.init_vision, lambda p, x: clip.embed_image(shape, p, x)
-    if isinstance(shape, clip.Shape):
+    if isinstance(shape, clip.ClipTextConfig):
         return clip.init, lambda p, ids: clip.embed_text(shape, p, ids, None)
 
     def whole(p, ids):
@@ -82,7 +82,7 @@ def test_counts(name, unroll):
     shape = dataclasses.replace(preset.shape, unroll=unroll)
     with torch.device("meta"):
         net = theirs(shape).eval()
-    if isinstance(shape, clip.VisionShape):
+    if isinstance(shape, clip.ClipVisionConfig):
         side = shape.image_size
         size, kind = (BATCH, side, side, 3), jnp.float32
         given = {"pixel_values": torch.empty((BATCH, 3, side, side), device="meta")}

@@ -167,10 +167,10 @@ def points_of(scheduler, schedule=SCHEDULE):
         flow = isinstance(schedule, noise.RectifiedFlow)
         alpha = 1 - sigma if flow else 1 / np.sqrt(1 + sigma**2)
         scaled = sigma if flow else sigma * alpha
-        points.append(samplers.Point(float(t), float(alpha), float(scaled)))
+        points.append(samplers.GridPoint(float(t), float(alpha), float(scaled)))
     if points[-1][1:] == points[-2][1:]:  # sigma_min twice: a step of no length
         points.pop()
-    return samplers.Grid(schedule, tuple(points))
+    return samplers.TimeGrid(schedule, tuple(points))
 
 
 def times_of(scheduler, *, end="data"):
@@ -259,16 +259,16 @@ def test_named_schedules(name, zero_terminal):
 
 def step_as_ddim(grid, *, gap, eta=0.0):
     """Their DDIM steps to t - 1000 // n, whatever time is evaluated next."""
-    rows = table.Table(stochastic=eta > 0)
+    rows = table.SolverTable(stochastic=eta > 0)
     for a in grid.points[:-1]:
         b = grid.points[-1]
         if a.t >= gap:
             t = a.t - gap
-            b = samplers.Point(
+            b = samplers.GridPoint(
                 t, float(grid.schedule.alpha(t)), float(grid.schedule.sigma(t))
             )
         if b.t < a.t or b.sigma < a.sigma:
-            pair = samplers.Grid(grid.schedule, (a, b))
+            pair = samplers.TimeGrid(grid.schedule, (a, b))
             rows.rows += diffusion.ddim(pair, eta=eta).rows
     return rows
 
@@ -433,12 +433,12 @@ def inversion_grid(scheduler, n, *, shifted):
     levels = [t for t in times - 1000 // n if t >= 0] + [times[-1]]
     told = [*times[-len(levels) + 1 :], 0] if shifted else levels
     points = tuple(
-        samplers.Point(
+        samplers.GridPoint(
             float(now), float(SCHEDULE.alpha(level)), float(SCHEDULE.sigma(level))
         )
         for now, level in zip(told, map(float, levels), strict=True)
     )
-    return samplers.Grid(SCHEDULE, points)
+    return samplers.TimeGrid(SCHEDULE, points)
 
 
 def inverted(grid):

@@ -367,7 +367,7 @@ def their_flops(net, *inputs, **named):
 
 def our_counts(preset):
     s = preset.shape
-    build = denoisers.transformer if isinstance(s, dit.Shape) else denoisers.mm_dit
+    build = denoisers.transformer if isinstance(s, dit.DiTConfig) else denoisers.mm_dit
     net = build(s)
     sizes = {
         "text": (1, s.text_tokens, s.text_width),

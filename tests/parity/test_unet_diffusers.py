@@ -36,7 +36,7 @@ def theirs(base, text_width, linear_projection, heads=8):
 
 
 def shape(base, text_width, heads=8):
-    return unet.Shape(
+    return unet.UNetConfig(
         base=base,
         heads=heads,
         image_shape=(SIDE, SIDE, 4),

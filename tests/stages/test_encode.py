@@ -49,7 +49,7 @@ def drawn(init):
 def networks(tmp_path_factory):
     """Folders of a tiny autoencoder and a tiny BERT, as they would be published."""
     folder = tmp_path_factory.mktemp("networks")
-    shape = autoencoder_kl.Shape(
+    shape = autoencoder_kl.AutoencoderConfig(
         channels=(8, 8),
         blocks=1,
         groups=4,
@@ -59,7 +59,7 @@ def networks(tmp_path_factory):
     )
     params = drawn(functools.partial(autoencoder_kl.init, shape))
     kl_files.save(params, folder / "ae", shape)
-    text = bert.Shape(
+    text = bert.BertConfig(
         width=12, depth=1, heads=2, hidden=24, vocab_size=400, max_tokens=16
     )
     (folder / "bert").mkdir()
@@ -149,7 +149,7 @@ def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
     for index in (0, 11, COUNT - 1):  # the last one is of a batch that is filled up
         shard, place = divmod(index, PER_SHARD)
         path = whole / "encoded" / shards.shard_name(shard)
-        reader = shards.Reader(path, described["shards"][shard], layout)
+        reader = shards.ShardReader(path, described["shards"][shard], layout)
         (found,) = reader.read([place])
         assert (found.caption, found.label) == (captions[index], labels[index])
         assert found.name == f"icons of test_encode:{index}"
@@ -183,12 +183,12 @@ def test_the_source_gives_latents_features_and_the_empty_caption(whole, wanted):
     assert not rows["text"][~rows["mask"]].any()
     text = pretrained.text_encoder(experiment.encode.text_encoder)
     ids, mask = text.tokenizer.encode([""], 8)
-    null = (
+    uncond = (
         np.asarray(jax.jit(text.network.apply)(text.params, ids, mask))[0]
         * mask[0, :, None]
     )
-    assert_allclose(train.null["text"], null, rtol=2e-3, atol=2e-3)
-    assert_array_equal(train.null["mask"], mask[0])
+    assert_allclose(train.uncond["text"], uncond, rtol=2e-3, atol=2e-3)
+    assert_array_equal(train.uncond["mask"], mask[0])
 
 
 def test_interrupted_and_continued_gives_the_same_bytes(
@@ -423,7 +423,7 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
             assert rows["label"][i] == labels[index[caption]]
     words = manifest(tmp_path)["vocabulary"]
     assert words[0] in ("on", "in", "a", "background")
-    assert_array_equal(train.null["text"][:2], [icons.NULL, icons.PADDING])
+    assert_array_equal(train.uncond["text"][:2], [icons.NULL, icons.PADDING])
 
 
 def test_icons_are_pictures_without_an_end(wanted, tmp_path):
@@ -451,7 +451,7 @@ def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypa
     for number, summary in enumerate(manifest(whole)["shards"]):
         indices = list(range(summary["records"]))
         got, want = (
-            shards.Reader(
+            shards.ShardReader(
                 workdir / "encoded" / shards.shard_name(number),
                 manifest(workdir)["shards"][number],
                 layout,
@@ -471,7 +471,7 @@ def test_samples_are_decoded_and_it_is_counted(wanted):
     image = pretrained.autoencoder(experiment.encode.autoencoder)
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        decoder = inference.Decoder(experiment, device_mesh)
+        decoder = inference.PictureDecoder(experiment, device_mesh)
         got = decoder(latents)
     decode = jax.jit(image.network.decode)
     want = np.asarray(decode(image.params, latents / SCALE + SHIFT))

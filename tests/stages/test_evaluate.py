@@ -545,7 +545,7 @@ def test_what_could_not_be_measured_is_refused_first(trained, fields, said):
 
 @pytest.mark.parametrize("metric", list(measures.LEAST))
 def test_the_fewest_pictures_are_enough(metric):
-    cfg = config.Evaluate(network="lite0", bootstrap=2, metrics=(metric,))
+    cfg = config.EvaluateConfig(network="lite0", bootstrap=2, metrics=(metric,))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(measures.LEAST[metric], 8)).astype(np.float32)
     real = moments_lib.Moments.empty(8)
@@ -625,7 +625,7 @@ def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
         drawing = inference.Sampling(experiment, workdir, model, device_mesh, 4)
         own = sum(x.nbytes for x in jax.tree.leaves(model.load(device_mesh)))
         alone, guided = map(drawing.memory, hows)
-        decoder = inference.Decoder(of_latents, device_mesh)
+        decoder = inference.PictureDecoder(of_latents, device_mesh)
         held = sum(x.nbytes for x in jax.tree.leaves(decoder.params))
         decoding = decoder.memory()
         drawing = inference.Sampling(experiment, workdir, model, device_mesh, 4)

@@ -174,14 +174,14 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.WHOLE,
         ) | {"key": job._key("steps")}
-        null = {name: source.null[name] for name in job.names if name != "x"}
-        null = mesh.put(device_mesh, null, mesh.WHOLE)
+        uncond = {name: source.uncond[name] for name in job.names if name != "x"}
+        uncond = mesh.put(device_mesh, uncond, mesh.WHOLE)
         flags = mesh.flag(device_mesh, 0), mesh.flag(device_mesh, 1)
         state = job.program.init(job._key("init"))
         ema = jax.tree.map(np.asarray, state.ema)
         for done in range(5):
             state, metrics = job.program.step(
-                state, job._batch(data, 1), null, hyper, flags[done == 4]
+                state, job._batch(data, 1), uncond, hyper, flags[done == 4]
             )
             for leaf, like in zip(
                 jax.tree.leaves(state), jax.tree.leaves(job.program.state), strict=True
@@ -252,7 +252,7 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
     marked = dataclasses.replace(
         experiment,
         train=dataclasses.replace(
-            experiment.train, keep_checkpoints=1, keep_flops=flops
+            experiment.train, keep_checkpoints=1, checkpoint_flops=flops
         ),
     )
     assert train.kept_steps(marked, row) == {2, 9, 16}  # it begins at 1, ends at 24

@@ -98,9 +98,9 @@ def test_training_lowers_the_held_out_error(trained):
     network = from_config.autoencoder(experiment, spec.width, spec.depth)
     _, held_out = sources(experiment, workdir)
     x = held_out.rows(np.arange(experiment.validation.samples))["x"]
-    after = float(np.mean(reconstruct.errors(network, params, x)))
+    after = float(np.mean(reconstruct.per_example_loss(network, params, x)))
     first = network.init(jax.random.key(0))
-    before = float(np.mean(reconstruct.errors(network, first, x)))
+    before = float(np.mean(reconstruct.per_example_loss(network, first, x)))
     assert after < 0.8 * before
     record = records.loads((workdir / "runs" / spec.run_id / "record.json").read_text())
     assert_allclose(record.validation_loss_ema, after, rtol=1e-4)

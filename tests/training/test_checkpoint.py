@@ -24,7 +24,7 @@ ABSTRACT = jax.tree.map(
 
 
 def progress(step):
-    return checkpoint.Progress(data={"next_index": step}, seconds=1.5, restarts=2)
+    return checkpoint.ResumeState(data={"next_index": step}, seconds=1.5, restarts=2)
 
 
 def test_what_is_saved_is_restored_with_its_position(spec, tmp_path):

@@ -50,7 +50,7 @@ def test_a_weight_its_average_and_its_moments_lie_together(wide):
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_fsdp_divides_the_bytes_of_a_device(wide, fsdp):
-    device_mesh = mesh.build(config.Mesh(fsdp=fsdp), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=fsdp), {})
     assert device_mesh.shape == {"replica": 8 // fsdp, "fsdp": fsdp}
     placed = mesh.shardings(device_mesh, wide)
     here = whole = 0
@@ -67,10 +67,10 @@ def test_fsdp_divides_the_bytes_of_a_device(wide, fsdp):
 @pytest.mark.parametrize(
     ("cfg", "sizes", "words"),
     [
-        (config.Mesh(fsdp=3), {}, ("fsdp = 3", "8 devices", "[1, 2, 4, 8]")),
-        (config.Mesh(replica=2, fsdp=2), {}, ("2 x 2", "8", "mesh.replica = -1")),
-        (config.Mesh(), {"config.train.batch_size": 20}, ("= 20", "16 or 24")),
-        (config.Mesh(), {"config.train.batch_size": 4}, ("= 4", "nearest: 8")),
+        (config.MeshConfig(fsdp=3), {}, ("fsdp = 3", "8 devices", "[1, 2, 4, 8]")),
+        (config.MeshConfig(replica=2, fsdp=2), {}, ("2 x 2", "8", "mesh.replica = -1")),
+        (config.MeshConfig(), {"config.train.batch_size": 20}, ("= 20", "16 or 24")),
+        (config.MeshConfig(), {"config.train.batch_size": 4}, ("= 4", "nearest: 8")),
     ],
 )
 def test_devices_that_do_not_fit_are_named_with_a_way_out(cfg, sizes, words):
@@ -86,7 +86,7 @@ def test_batches_are_checked_before_anything_compiles(tiny, tmp_path, monkeypatc
     experiment = config.resolve(tiny)
     rows = plan.plan(experiment)
     uneven = dataclasses.replace(
-        experiment, validation=config.Validation(samples=16, batch_size=12)
+        experiment, validation=config.ValidationConfig(samples=16, batch_size=12)
     )
 
     def compiled(*_, **__):
@@ -99,7 +99,7 @@ def test_batches_are_checked_before_anything_compiles(tiny, tmp_path, monkeypatc
 
 
 def test_rows_of_a_process_and_votes():
-    device_mesh = mesh.build(config.Mesh(fsdp=2), {})
+    device_mesh = mesh.build(config.MeshConfig(fsdp=2), {})
     assert mesh.rows_of_process(device_mesh, 16) == slice(0, 16)
     votes = mesh.flag(device_mesh, 1)
     assert votes.shape == (8,)

@@ -20,7 +20,7 @@ OBJECTIVES = {
         "weighting": "min_snr",
     },
     "x0": {"schedule": "cosine", "prediction": "x0", "weighting": "truncated_snr"},
-    "flow": {"time_law": "logit_normal", "time_shift": 2.0},
+    "flow": {"timestep_sampling": "logit_normal", "time_shift": 2.0},
     "v": {"schedule": "vp_cosine", "prediction": "v", "weighting": "sigmoid"},
 }
 DENOISERS = [name for name in config.ARCHITECTURES if name != "autoencoder_kl"]
@@ -45,14 +45,14 @@ def build(tiny, architecture, name):
     size = (16, 1)
     if architecture in ("mmdit", "flux"):
         size = (16, 2)
-    plain = config.Model()  # what a network does not read stays as it is there
+    plain = config.ModelConfig()  # what a network does not read stays as it is there
     if architecture == "adaln_zero":
         c.model.text_width = plain.text_width
     if architecture == "unet":
         c.model.heads, c.model.head_dim, size = 4, 0, (32, 2)
         c.model.patch_size, c.model.time_width = plain.patch_size, plain.time_width
         c.plan.sizes = (size,)
-    c.objective.update({"time_law": "uniform"} | OBJECTIVES[name])
+    c.objective.update({"timestep_sampling": "uniform"} | OBJECTIVES[name])
     experiment = config.resolve(c)
     return experiment, train_step.build(experiment, *size, unroll=False)
 
@@ -69,12 +69,12 @@ def flat_colours(names):
         "mask": text > 0,
         "label": label,
     }
-    null = {
+    uncond = {
         "text": np.array([2, 0, 0, 0], np.int32),
         "mask": np.arange(4) < 1,
         "label": np.int32(7),
     }
-    return {n: batch[n] for n in ("x", *names)}, {n: null[n] for n in names}
+    return {n: batch[n] for n in ("x", *names)}, {n: uncond[n] for n in names}
 
 
 def second_moment(objective, t, x0):
@@ -89,10 +89,10 @@ def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
     experiment, functions = build(tiny, architecture, name)
     learnt = objective_lib.objective(experiment.objective)
     assert learnt.prediction == OBJECTIVES[name].get("prediction", "flow")
-    batch, null = flat_colours(functions.task.conditioning)
+    batch, uncond = flat_colours(functions.task.conditioning)
     t = validation.stratified_times(ROWS, learnt, seed=0)
     errors = jax.jit(
-        lambda params: functions.task.errors(
+        lambda params: functions.task.per_example_loss(
             params, batch, t, np.arange(ROWS), jax.random.key(1)
         )
     )
@@ -105,7 +105,7 @@ def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
     before = np.mean(errors(state.params))
     assert_allclose(before, second_moment(learnt, t, batch["x"]), rtol=0.1)
     for _ in range(30):
-        state, metrics = step(state, batch, null, hyper)
+        state, metrics = step(state, batch, uncond, hyper)
         assert np.isfinite(metrics["loss"])
     assert np.mean(errors(state.params)) < 0.87 * before
 

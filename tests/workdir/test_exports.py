@@ -72,7 +72,9 @@ def with_a_unet(c, folder):
     images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
     captions = [f"{a} {b}" for a in "abcde" for b in "abcdefghijkl"]
     pictures.memory(images, captions, [0] * 60, name="test_exported")
-    shape = bert.Shape(width=8, depth=1, heads=2, hidden=8, vocab_size=40, max_tokens=8)
+    shape = bert.BertConfig(
+        width=8, depth=1, heads=2, hidden=8, vocab_size=40, max_tokens=8
+    )
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype("f"),
         jax.eval_shape(lambda: bert.init(shape, jax.random.key(0))),
@@ -117,7 +119,7 @@ def finish(given, workdir):
     )
     folder = workdir / "runs" / spec.run_id
     saved = checkpoint.Checkpoints(folder / "checkpoints", spec, keep=1)
-    progress = checkpoint.Progress(data={}, seconds=0.0, restarts=0)
+    progress = checkpoint.ResumeState(data={}, seconds=0.0, restarts=0)
     saved.save(spec.steps, state, progress)
     saved.wait()
     saved.close()

@@ -145,7 +145,7 @@ def cosmap() -> TimeLaw:
     return law
 
 
-TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {
+TIMESTEP_SAMPLING: dict[str, Callable[..., TimeLaw]] = {
     "uniform": uniform_law,
     "logit_normal": logit_normal,
     "cosmap": cosmap,
@@ -153,19 +153,19 @@ TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
+class DiffusionObjective:
     """What a network learns to predict, of which noise, and what counts how much."""
 
     schedule: noise.Schedule
     prediction: str  # a name of prediction.TABLE
     weighting: Weighting
-    time_law: TimeLaw
+    timestep_sampling: TimeLaw
     time_shift: float = 1.0  # of noise.shift_time, applied to the fraction
     caption_dropout: float
 
     def times(self, normal: Values) -> Values:
         """Times of the schedule from standard normal draws; float64 from numpy's."""
-        fraction = noise.shift_time(self.time_law(normal), self.time_shift)
+        fraction = noise.shift_time(self.timestep_sampling(normal), self.time_shift)
         return self.schedule.at_fraction(fraction)
 
     def weight(self, t_B: TimeB) -> jax.Array:
@@ -181,28 +181,28 @@ class Objective:
         return self.weighting.weight(logsnr) * factor**2
 
 
-def drop_captions(cond: Batch, null: Batch, drop_B: jax.Array) -> Batch:
+def drop_captions(cond: Batch, uncond: Batch, drop_B: jax.Array) -> Batch:
     """Replaces the condition of each sample with `drop` by the null condition.
 
     `null` holds one unbatched array per array of `cond` that can be dropped; the others
     stay.
     """
     dropped = dict(cond)
-    for name, nothing in null.items():
+    for name, nothing in uncond.items():
         value = cond[name]
         drop = drop_B.reshape(drop_B.shape + (1,) * (value.ndim - 1))
         dropped[name] = jnp.where(drop, nothing[None], value)
     return dropped
 
 
-def errors(
+def per_example_loss(
     apply: Callable[..., jax.Array],
     params: Any,
     x0_BHWC: LatentBHWC,
     eps_BHWC: LatentBHWC,
     t_B: TimeB,
     cond: Batch,
-    objective: Objective,
+    objective: DiffusionObjective,
 ) -> jax.Array:
     """Mean squared error of each sample's prediction, unweighted, [B], float32."""
     schedule, kind = objective.schedule, objective.prediction
@@ -217,10 +217,10 @@ def loss(
     apply: Callable[..., jax.Array],
     params: Any,
     batch: Batch,
-    null: Batch,
+    uncond: Batch,
     key: jax.Array,
     *,
-    objective: Objective,
+    objective: DiffusionObjective,
 ) -> jax.Array:
     """The training loss of one batch, a float32 scalar.
 
@@ -239,8 +239,8 @@ def loss(
     normal = jax.random.normal(time_key, x0.shape[:1], out_sharding=per_sample)
     t = objective.times(normal)
     uniform = jax.random.uniform(drop_key, x0.shape[:1], out_sharding=per_sample)
-    cond = drop_captions(cond, null, uniform < objective.caption_dropout)
-    error = errors(apply, params, x0, eps, t, cond, objective)
+    cond = drop_captions(cond, uncond, uniform < objective.caption_dropout)
+    error = per_example_loss(apply, params, x0, eps, t, cond, objective)
     return jnp.mean(objective.weight(t) * error)
 
 

@@ -33,7 +33,7 @@ def loss(
     network: encoders.Autoencoder,
     params: Any,
     batch: Batch,
-    null: Batch,
+    uncond: Batch,
     key: jax.Array,
     *,
     reconstruction: str,
@@ -58,7 +58,9 @@ def loss(
     )
 
 
-def errors(network: encoders.Autoencoder, params: Any, x_BHWC: LatentBHWC) -> jax.Array:
+def per_example_loss(
+    network: encoders.Autoencoder, params: Any, x_BHWC: LatentBHWC
+) -> jax.Array:
     """Mean squared error of each picture decoded from its mean latents, [B].
 
     The peak signal-to-noise ratio of pictures in [-1, 1] is 10 log10(4 / error) dB.

@@ -27,14 +27,14 @@ from scaling_ldm.models.shapes import LatentBHWC, TimeB
 
 
 def stratified_times(
-    samples: int, objective: denoise.Objective, *, seed: int
+    samples: int, objective: denoise.DiffusionObjective, *, seed: int
 ) -> np.ndarray:
     """Times of all samples, float32 [samples]: one per stratum, in a fixed order."""
     quantile = (np.random.default_rng(seed).permutation(samples) + 0.5) / samples
     return objective.times(special.ndtri(quantile)).astype(np.float32)
 
 
-def errors(
+def per_example_loss(
     apply: Callable[..., jax.Array],
     params: Any,
     x0_BHWC: LatentBHWC,
@@ -43,7 +43,7 @@ def errors(
     index_B: jax.Array,
     key: jax.Array,
     *,
-    objective: denoise.Objective,
+    objective: denoise.DiffusionObjective,
 ) -> jax.Array:
     """Unweighted squared error of each sample, [B]; `index` selects its noise."""
 
@@ -52,4 +52,4 @@ def errors(
 
     eps = jax.vmap(noise)(index_B)
     x0 = x0_BHWC.astype(jnp.float32)
-    return denoise.errors(apply, params, x0, eps, t_B, cond, objective)
+    return denoise.per_example_loss(apply, params, x0, eps, t_B, cond, objective)

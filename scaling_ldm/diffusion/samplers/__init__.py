@@ -11,29 +11,35 @@ x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
 """
 
 from scaling_ldm.diffusion.samplers.denoise import Denoise, denoiser
-from scaling_ldm.diffusion.samplers.grids import SPACINGS, Grid, Point, from_times, grid
+from scaling_ldm.diffusion.samplers.grids import (
+    SPACINGS,
+    GridPoint,
+    TimeGrid,
+    from_times,
+    grid,
+)
 from scaling_ldm.diffusion.samplers.guidance import Guidance
-from scaling_ldm.diffusion.samplers.plans import SAMPLERS, Plan, plan
+from scaling_ldm.diffusion.samplers.plans import SAMPLERS, SamplingPlan, plan
 from scaling_ldm.diffusion.samplers.sample import (
-    Progress,
+    SamplingProgress,
     Trajectory,
     clip,
     cost,
     dynamic_threshold,
     sample,
 )
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
     "Denoise",
-    "Grid",
+    "TimeGrid",
     "Guidance",
-    "Plan",
-    "Point",
-    "Progress",
-    "Table",
+    "SamplingPlan",
+    "GridPoint",
+    "SamplingProgress",
+    "SolverTable",
     "Trajectory",
     "clip",
     "cost",

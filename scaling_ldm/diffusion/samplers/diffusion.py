@@ -14,13 +14,13 @@ import math
 
 import numpy as np
 
-from scaling_ldm.diffusion.samplers.grids import Grid, Point
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.grids import GridPoint, TimeGrid
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
-def _posterior(a: Point, b: Point) -> tuple[float, float]:
+def _posterior(a: GridPoint, b: GridPoint) -> tuple[float, float]:
     """Variances of q(x_b | x_a, x0) and of q(x_a | x_b), the latter as x_b sees it.
 
     The second is what Ho et al. 2020 call beta; both for any alpha and sigma.
@@ -30,7 +30,7 @@ def _posterior(a: Point, b: Point) -> tuple[float, float]:
     return added * b.sigma**2 / a.sigma**2, added
 
 
-def ddim(grid: Grid, *, eta: float = 0.0) -> Table:
+def ddim(grid: TimeGrid, *, eta: float = 0.0) -> SolverTable:
     """Song et al. 2020, eq. 12; and its inversion (appendix F) on a reversed grid.
 
     Args:
@@ -45,7 +45,7 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> Table:
         if eta:
             raise ValueError("an inversion is deterministic: eta must be 0")
         return _toward_noise(grid)
-    table = Table(stochastic=eta > 0)
+    table = SolverTable(stochastic=eta > 0)
     for a, b in grid.pairs:
         std = eta * math.sqrt(_posterior(a, b)[0])
         keep = math.sqrt(b.sigma**2 - std**2) / a.sigma
@@ -53,16 +53,16 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> Table:
     return table
 
 
-def _toward_noise(grid: Grid) -> Table:
+def _toward_noise(grid: TimeGrid) -> SolverTable:
     """The same step through epsilon, which needs no division by a vanishing sigma."""
-    table = Table(form="epsilon")
+    table = SolverTable(form="epsilon")
     for a, b in grid.pairs:
         keep = b.alpha / a.alpha
         table.add(a, b, x=keep, m=[b.sigma - a.sigma * keep])
     return table
 
 
-def ddpm(grid: Grid, *, variance: str = "fixed_small") -> Table:
+def ddpm(grid: TimeGrid, *, variance: str = "fixed_small") -> SolverTable:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), on any subset of the steps.
 
     Args:
@@ -77,7 +77,7 @@ def ddpm(grid: Grid, *, variance: str = "fixed_small") -> Table:
         raise ValueError(f"variance {variance!r} is none of {', '.join(VARIANCES)}")
     if grid.inverts:
         raise ValueError("ddpm cannot invert; ddim can")
-    table = Table(stochastic=True, learned_variance=variance == "learned")
+    table = SolverTable(stochastic=True, learned_variance=variance == "learned")
     for a, b in grid.pairs:
         small, large = _posterior(a, b)
         x = a.alpha / b.alpha * b.sigma**2 / a.sigma**2

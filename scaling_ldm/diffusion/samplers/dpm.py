@@ -27,8 +27,8 @@ import functools
 import math
 from collections.abc import Sequence
 
-from scaling_ldm.diffusion.samplers.grids import Grid, Point
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.grids import GridPoint, TimeGrid
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
 SOLVERS = ("midpoint", "heun")
 FEW_STEPS = 15  # below, orders fall towards the end (Lu et al.'s published settings)
@@ -65,7 +65,7 @@ def _differences(
     return [w[0] + of_d0 / r0, -of_d0 / r0 + of_d1 / r1, -of_d1 / r1]
 
 
-def _check(grid: Grid, order: int, solver: str) -> None:
+def _check(grid: TimeGrid, order: int, solver: str) -> None:
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is none of {', '.join(SOLVERS)}")
     if order not in (1, 2, 3):
@@ -75,14 +75,14 @@ def _check(grid: Grid, order: int, solver: str) -> None:
 
 
 def multistep(
-    grid: Grid,
+    grid: TimeGrid,
     *,
     order: int,
     stochastic: bool = False,
     solver: str = "midpoint",
     lower_order_final: bool = True,
     curvature: float = 1.0,
-) -> Table:
+) -> SolverTable:
     """One evaluation a step, earlier ones reused (Lu et al. 2022, algorithm 2).
 
     Args:
@@ -94,7 +94,7 @@ def multistep(
     """
     _check(grid, order, solver)
     k = 2 if stochastic else 1
-    table = Table(history=order, stochastic=stochastic)
+    table = SolverTable(history=order, stochastic=stochastic)
     for i, (a, b) in enumerate(grid.pairs):
         now = min(order, i + 1)
         if b.sigma == 0:
@@ -118,7 +118,7 @@ def multistep(
     return table
 
 
-def _orders(grid: Grid, order: int, lower_order_final: bool) -> list[int]:
+def _orders(grid: TimeGrid, order: int, lower_order_final: bool) -> list[int]:
     """Evaluations of each step; together they are the grid's.
 
     As many full steps as fit, then one for the rest (Lu et al. 2022, "DPM-Solver",
@@ -134,14 +134,14 @@ def _orders(grid: Grid, order: int, lower_order_final: bool) -> list[int]:
 
 
 def singlestep(
-    grid: Grid,
+    grid: TimeGrid,
     *,
     order: int,
     stochastic: bool = False,
     solver: str | None = None,
     lower_order_final: bool = True,
     shared_noise: bool = True,
-) -> Table:
+) -> SolverTable:
     """Steps of `order` evaluations each, at successive points of the grid.
 
     Lu et al. 2022 ("DPM-Solver", algorithms 1-2, in the ++ form): a step begins at a
@@ -159,7 +159,7 @@ def singlestep(
     """
     solver = ("midpoint" if order < 3 else "heun") if solver is None else solver
     _check(grid, order, solver)
-    table = Table(history=order, saves=order > 1, stochastic=stochastic)
+    table = SolverTable(history=order, saves=order > 1, stochastic=stochastic)
     start = 0
     for size in _orders(grid, order, lower_order_final):
         group = grid.points[start : start + size + 1]
@@ -176,7 +176,11 @@ def singlestep(
 
 
 def _stage(
-    table: Table, points: Sequence[Point], stochastic: bool, solver: str, last: bool
+    table: SolverTable,
+    points: Sequence[GridPoint],
+    stochastic: bool,
+    solver: str,
+    last: bool,
 ) -> None:
     """From the start of a step, points[0], over its evaluations to points[-1]."""
     k = 2 if stochastic else 1
@@ -213,7 +217,7 @@ def _stage(
     )
 
 
-def _share(table: Table, points: Sequence[Point]) -> None:
+def _share(table: SolverTable, points: Sequence[GridPoint]) -> None:
     """Rewrites the last step so that each stage's noise goes on from the stage before.
 
     From b to c the path scales by keep = c.sigma / b.sigma e^-(b to c) and gains fresh

@@ -37,7 +37,7 @@ from scaling_ldm.diffusion import noise
 LOGSNR_LIMIT = 16.0
 
 
-class Point(NamedTuple):
+class GridPoint(NamedTuple):
     """One place on the way from noise to data; Python floats."""
 
     t: float
@@ -52,7 +52,7 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class TimeGrid:
     """n + 1 points; the network is evaluated at the first n.
 
     Attributes:
@@ -61,7 +61,7 @@ class Grid:
     """
 
     schedule: noise.Schedule
-    points: tuple[Point, ...] = dataclasses.field(repr=False)
+    points: tuple[GridPoint, ...] = dataclasses.field(repr=False)
 
     def __repr__(self) -> str:
         first, last = self.points[0], self.points[-1]
@@ -91,19 +91,19 @@ class Grid:
         return self.points[-1].lam < self.points[0].lam
 
     @property
-    def pairs(self) -> Iterator[tuple[Point, Point]]:
+    def pairs(self) -> Iterator[tuple[GridPoint, GridPoint]]:
         """Each step's start and end."""
         return zip(self.points[:-1], self.points[1:], strict=True)
 
-    def last(self, steps: int) -> Grid:
+    def last(self, steps: int) -> TimeGrid:
         """The grid of its last steps: where an image-to-image run begins."""
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps must be 1 to {self.steps}, got {steps}")
-        return Grid(self.schedule, self.points[-steps - 1 :])
+        return TimeGrid(self.schedule, self.points[-steps - 1 :])
 
-    def reversed(self) -> Grid:
+    def reversed(self) -> TimeGrid:
         """The way back, from data to noise."""
-        return Grid(self.schedule, self.points[::-1])
+        return TimeGrid(self.schedule, self.points[::-1])
 
 
 Spacing = Callable[..., np.ndarray]  # (schedule, n, low: time where f = 0) -> times
@@ -208,7 +208,7 @@ def grid(
     *,
     end: str | float = "data",
     **options: Any,
-) -> Grid:
+) -> TimeGrid:
     """The points of a sampler.
 
     Args:
@@ -247,7 +247,7 @@ def grid(
 
 def from_times(
     schedule: noise.Schedule, times: Any, *, end: str | float = "data"
-) -> Grid:
+) -> TimeGrid:
     """The grid that evaluates at given times, most noise first.
 
     Raises:
@@ -261,7 +261,7 @@ def from_times(
         raise ValueError(f"times must lie in [{low:g}, {high:g}], got {times}")
     alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
     points = [
-        Point(float(t), float(a), float(s))
+        GridPoint(float(t), float(a), float(s))
         for t, a, s in zip(times, alphas, sigmas, strict=True)
     ]
     if isinstance(end, str) and end not in ("data", "schedule"):
@@ -273,8 +273,8 @@ def from_times(
             "uniform or trailing rather than linspace or leading"
         )
     if end == "data":
-        last = Point(schedule.t_data, 1.0, 0.0)
+        last = GridPoint(schedule.t_data, 1.0, 0.0)
     else:
         t = schedule.t_data if end == "schedule" else float(end)
-        last = Point(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
-    return Grid(schedule, (*points, last))
+        last = GridPoint(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
+    return TimeGrid(schedule, (*points, last))

@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling_ldm.diffusion import prediction
 from scaling_ldm.diffusion.samplers import guidance as guidance_lib
-from scaling_ldm.diffusion.samplers.table import HISTORY, Table
+from scaling_ldm.diffusion.samplers.table import HISTORY, SolverTable
 
 # Rows of a packed table: one program for every sampler of up to so many evaluations.
 # A longer one doubles it, and compiles once more.
@@ -84,7 +84,7 @@ class Inputs(NamedTuple):
 
 
 def pack(
-    table: Table,
+    table: SolverTable,
     *,
     kind: str,
     time: Callable[[float], float],

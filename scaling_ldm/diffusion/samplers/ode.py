@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.samplers import diffusion
-from scaling_ldm.diffusion.samplers.grids import Grid
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.grids import TimeGrid
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
 
-def euler(grid: Grid) -> Table:
+def euler(grid: TimeGrid) -> SolverTable:
     """First order: Euler in either coordinate is DDIM without noise, and inverts alike.
 
     (In x / alpha: alpha' (x0 + sigma' / alpha' (x / alpha - x0) alpha / sigma).)
@@ -20,7 +20,7 @@ def euler(grid: Grid) -> Table:
     return diffusion.ddim(grid)
 
 
-def heun(grid: Grid) -> Table:
+def heun(grid: TimeGrid) -> SolverTable:
     """Second order, two evaluations a step but for the last, which ends without noise.
 
     Karras et al. 2022, algorithm 1 without churn. Where alpha = 0, x / alpha does not
@@ -32,7 +32,7 @@ def heun(grid: Grid) -> Table:
     if grid.inverts:
         raise ValueError("heun cannot invert; euler and ddim can")
     straight = isinstance(grid.schedule, noise.RectifiedFlow)
-    table = Table(history=2, saves=True)
+    table = SolverTable(history=2, saves=True)
     for a, b in grid.pairs:
         if straight:
             scale_a, scale_b, sigma_a, sigma_b = 1.0, 1.0, a.sigma, b.sigma

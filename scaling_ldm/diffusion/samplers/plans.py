@@ -19,11 +19,11 @@ import numpy as np
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.samplers import diffusion, dpm, grids, loop, ode, unipc
 from scaling_ldm.diffusion.samplers.denoise import Denoise
-from scaling_ldm.diffusion.samplers.grids import Grid
+from scaling_ldm.diffusion.samplers.grids import TimeGrid
 from scaling_ldm.diffusion.samplers.guidance import Guidance
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
-Rule = Callable[..., Table]
+Rule = Callable[..., SolverTable]
 
 SAMPLERS: dict[str, Rule] = {
     "ddim": diffusion.ddim,
@@ -51,7 +51,7 @@ SPACING_OF = {"heun": "karras"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class SamplingPlan:
     """What `plan` makes.
 
     Attributes:
@@ -60,8 +60,8 @@ class Plan:
       evaluations: of the network for each sample and row: 2 where guided, else 1.
     """
 
-    grid: Grid
-    table: Table = dataclasses.field(repr=False)
+    grid: TimeGrid
+    table: SolverTable = dataclasses.field(repr=False)
     evaluations: tuple[int, ...] = dataclasses.field(repr=False)
     _packed: np.ndarray = dataclasses.field(repr=False)
 
@@ -101,12 +101,12 @@ def plan(
     *,
     sampler: str | Rule = "dpm++2m",
     steps: int = 20,
-    grid: Grid | str | Sequence[float] | None = None,
+    grid: TimeGrid | str | Sequence[float] | None = None,
     guidance: Any = None,
     strength: float = 1.0,
     invert: bool = False,
     **options: Any,
-) -> Plan:
+) -> SamplingPlan:
     """The plan that `sample` follows when it is given the same arguments.
 
     Raises:
@@ -114,9 +114,9 @@ def plan(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
-    if grid is not None and not isinstance(grid, Grid | str):
+    if grid is not None and not isinstance(grid, TimeGrid | str):
         grid = grids.from_times(denoise.schedule, grid)
-    if isinstance(grid, Grid):
+    if isinstance(grid, TimeGrid):
         if grid.schedule != denoise.schedule:
             raise ValueError("the grid is of another schedule than the network's")
         grid = _cut(grid, strength, invert)
@@ -135,7 +135,7 @@ def plan(
     )
 
 
-def _cut(grid: Grid, strength: float, invert: bool) -> Grid:
+def _cut(grid: TimeGrid, strength: float, invert: bool) -> TimeGrid:
     if strength < 1:
         grid = grid.last(max(1, round(grid.steps * strength)))
     return grid.reversed() if invert and not grid.inverts else grid
@@ -148,25 +148,25 @@ def _named(
     spacing: str | None,
     strength: float,
     invert: bool,
-) -> Grid:
+) -> TimeGrid:
     return _cut(grids.grid(schedule, steps, spacing), strength, invert)
 
 
 @functools.lru_cache(maxsize=256)
 def _build(
     rule: Rule,
-    grid: Grid,
+    grid: TimeGrid,
     options: tuple[tuple[str, Any], ...],
     kind: str,
     time: Callable[[Any], Any] | None,
     guided: bool,
     interval: tuple[float, float] | None,
-) -> Plan:
+) -> SamplingPlan:
     table = rule(grid, **dict(options))
     covers = Guidance(scale=1.0, interval=interval).covers
     packed = loop.pack(table, kind=kind, time=time or float, covers=covers)
     each = tuple(2 if guided and covers(row.at.t) else 1 for row in table.rows)
-    return Plan(grid, table, each, packed)
+    return SamplingPlan(grid, table, each, packed)
 
 
 @functools.lru_cache(maxsize=256)

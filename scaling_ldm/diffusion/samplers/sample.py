@@ -18,9 +18,9 @@ from scaling_ldm import flops
 from scaling_ldm.diffusion.samplers import guidance as guidance_lib
 from scaling_ldm.diffusion.samplers import loop
 from scaling_ldm.diffusion.samplers.denoise import Denoise
-from scaling_ldm.diffusion.samplers.grids import Grid
+from scaling_ldm.diffusion.samplers.grids import TimeGrid
 from scaling_ldm.diffusion.samplers.guidance import Guidance
-from scaling_ldm.diffusion.samplers.plans import Plan, Rule, plan
+from scaling_ldm.diffusion.samplers.plans import Rule, SamplingPlan, plan
 
 Transform = Callable[[jax.Array], jax.Array]
 
@@ -35,7 +35,7 @@ class Trajectory(NamedTuple):
     nfe: np.ndarray  # [steps + 1] evaluations of each sample so far
 
 
-class Progress(NamedTuple):
+class SamplingProgress(NamedTuple):
     """What a callback is told."""
 
     step: int  # steps done
@@ -54,7 +54,7 @@ def sample(
     uncond: Any = None,
     sampler: str | Rule = "dpm++2m",
     steps: int = 20,
-    grid: Grid | str | Sequence[float] | None = None,
+    grid: TimeGrid | str | Sequence[float] | None = None,
     guidance: Guidance | float | jax.Array | None = None,
     image: jax.Array | None = None,
     strength: float = 1.0,
@@ -64,7 +64,7 @@ def sample(
     step_noise: jax.Array | None = None,
     sharding: jax.sharding.NamedSharding | None = None,
     return_trajectory: bool = False,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callable[[SamplingProgress], None] | None = None,
     callback_every: int = 1,
     **options: Any,
 ) -> Any:
@@ -210,7 +210,7 @@ def sample(
         path.append(state.x)
         nfe.append(_counted(state, todo, done))
         if told:
-            callback(Progress(step, len(ends), nfe[-1], state.x))
+            callback(SamplingProgress(step, len(ends), nfe[-1], state.x))
     x = state.x / todo.start_std if invert else state.x
     if not return_trajectory:
         return x
@@ -335,7 +335,11 @@ def _like(uncond: Any, cond: Any) -> Any:
 
 
 def _runner(
-    denoise: Denoise, static: loop.Static, todo: Plan, x: jax.Array, inputs: loop.Inputs
+    denoise: Denoise,
+    static: loop.Static,
+    todo: SamplingPlan,
+    x: jax.Array,
+    inputs: loop.Inputs,
 ) -> Callable[[loop.State, int, int], loop.State]:
     """(state, first row, row to stop before) -> state."""
     packed = todo.packed(x.dtype)
@@ -351,7 +355,7 @@ def _runner(
     return go
 
 
-def _counted(state: loop.State, todo: Plan, rows: int) -> int:
+def _counted(state: loop.State, todo: SamplingPlan, rows: int) -> int:
     """Evaluations as the loop counted them; they must be the plan's."""
     planned = sum(todo.evaluations[:rows])
     if isinstance(state.nfe, jax.core.Tracer):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling_ldm.diffusion.samplers.grids import Point
+from scaling_ldm.diffusion.samplers.grids import GridPoint
 
 HISTORY = 4  # most evaluations that a solver may combine
 
@@ -33,8 +33,8 @@ HISTORY = 4  # most evaluations that a solver may combine
 class Row(NamedTuple):
     """One evaluation, and the update after it."""
 
-    at: Point  # where the network is evaluated
-    to: Point  # where x is after the update
+    at: GridPoint  # where the network is evaluated
+    to: GridPoint  # where x is after the update
     x_x: float
     x_s: float
     x_m: tuple[float, ...]  # newest first
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Table:
+class SolverTable:
     """Rows in order, and what they need.
 
     Attributes:
@@ -68,8 +68,8 @@ class Table:
 
     def add(
         self,
-        at: Point,
-        to: Point,
+        at: GridPoint,
+        to: GridPoint,
         *,
         x: float = 0.0,
         s: float = 0.0,

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from scaling_ldm.diffusion.samplers import dpm
-from scaling_ldm.diffusion.samplers.grids import Grid
-from scaling_ldm.diffusion.samplers.table import Table
+from scaling_ldm.diffusion.samplers.grids import TimeGrid
+from scaling_ldm.diffusion.samplers.table import SolverTable
 
 FORMS = ("bh1", "bh2")
 
@@ -41,13 +41,13 @@ def _coefficients(h: float, places: Sequence[float], form: str) -> list[float]:
 
 
 def unipc(
-    grid: Grid,
+    grid: TimeGrid,
     *,
     order: int = 2,
     form: str = "bh2",
     corrector: bool = True,
     lower_order_final: bool = True,
-) -> Table:
+) -> SolverTable:
     """One evaluation a step, used twice.
 
     Args:
@@ -65,7 +65,7 @@ def unipc(
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     if grid.inverts:
         raise ValueError("unipc cannot invert; ddim can")
-    table = Table(history=order + 1, saves=corrector)
+    table = SolverTable(history=order + 1, saves=corrector)
     before = 0  # order of the step that led here
     for i, (a, b) in enumerate(grid.pairs):
         past = [grid.points[i - j] for j in range(i + 1)]  # a, and those before it

@@ -57,7 +57,7 @@ _OTHER_TOKENS: dict[str, Callable[[int], int]] = {
 }
 
 
-def transformer(shape: dit.Shape) -> Denoiser:
+def transformer(shape: dit.DiTConfig) -> Denoiser:
     """A diffusion transformer of the given shape.
 
     Raises:
@@ -82,7 +82,7 @@ def transformer(shape: dit.Shape) -> Denoiser:
     )
 
 
-def mm_dit(shape: mmdit.Shape) -> Denoiser:
+def mm_dit(shape: mmdit.MMDiTConfig) -> Denoiser:
     """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
 
     For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
@@ -115,13 +115,13 @@ def mm_dit(shape: mmdit.Shape) -> Denoiser:
     )
 
 
-def _check_heads(shape: dit.Shape | mmdit.Shape) -> None:
+def _check_heads(shape: dit.DiTConfig | mmdit.MMDiTConfig) -> None:
     layers.check_switches(shape.norm, shape.qk_norm, shape.positions)
     if shape.width % shape.heads:
         raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
 
 
-def u_net(shape: unet_lib.Shape) -> Denoiser:
+def u_net(shape: unet_lib.UNetConfig) -> Denoiser:
     """Paper A's U-Net of the given shape.
 
     A U-Net has no tokens. So that data is counted alike for every network, its image

@@ -11,9 +11,9 @@ Paper B does not state heads, text tokens, positions or normalisation; here: fix
 sinusoidal positions, LayerNorm before each branch, and the caption's words after the
 time token. These are this library's assumptions.
 
-The fields of `Shape` that have defaults are switches. Rotary positions turn queries and
-keys of image tokens by their row and column (half of each head's features each); time
-and text tokens are not turned, and words keep the sinusoids that tell their order.
+The fields of `DiTConfig` that have defaults are switches. Rotary positions turn queries
+and keys of image tokens by their row and column (half of each head's features each).
+Time and text tokens are not turned; words keep the sinusoids that tell their order.
 
 adaln_zero is DiT as published but for the order of features in its table of positions
 and their initialisation; `layers.Grid(columns_first=True)` has DiT's order.
@@ -38,7 +38,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class DiTConfig:
     """What decides a transformer's parameters and arithmetic."""
 
     architecture: str
@@ -60,7 +60,7 @@ class Shape:
     norm: str = "layer"  # one of layers.NORMS
     qk_norm: str = "none"  # one of layers.QK_NORMS
     positions: str = "sinusoidal"  # one of layers.POSITIONS
-    grid: layers.Grid = layers.Grid()  # of sinusoidal positions
+    grid: layers.PositionGrid = layers.PositionGrid()  # of sinusoidal positions
     out_channels: int = 0  # 0: as many as come in; DiT's 2 C also predict a variance
     mlp_epsilon: float = 1e-6  # of the norm before the perceptron
     time_ends: int = 0  # 1: the time sinusoids of diffusers' DiT
@@ -82,7 +82,7 @@ def _modulate(x_BTD: TokensBTD, shift_BD: jax.Array, scale_BD: jax.Array) -> Tok
     return x_BTD * (1 + scale_BD[:, None, :]) + shift_BD[:, None, :]
 
 
-def _rope(shape: Shape) -> Any:
+def _rope(shape: DiTConfig) -> Any:
     """The turns of a block's tokens, image tokens last; None without."""
     if shape.positions != "rope":
         return None
@@ -91,7 +91,7 @@ def _rope(shape: Shape) -> Any:
     return layers.image_rope(*shape.patches, axes, before)
 
 
-class Attention(nn.Module):
+class DiTAttention(nn.Module):
     """Multi-head attention of x over `source` (x itself when None).
 
     Rotary positions, where given, are those of x, and of self-attention only.
@@ -127,10 +127,10 @@ class Attention(nn.Module):
         )
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """One layer: attention, (cross-attention,) perceptron, each around a residual."""
 
-    shape: Shape
+    shape: DiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
@@ -160,11 +160,11 @@ class Block(nn.Module):
         h = layers.norm(s.norm, s.dtype, "attention_norm", plain)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[0], modulation[1])
-        attention = Attention(s.width, s.heads, s.dtype, s.qk_norm, name="attention")
+        attention = DiTAttention(s.width, s.heads, s.dtype, s.qk_norm, name="attention")
         h = attention(h, side.get("mask"), rope=_rope(s))
         x_BTD = x_BTD + (h if modulation is None else modulation[2][:, None, :] * h)
         if s.architecture == "cross_attention":
-            cross = Attention(
+            cross = DiTAttention(
                 s.width, s.heads, s.dtype, s.qk_norm, name="cross_attention"
             )
             x_BTD = x_BTD + cross(x_BTD, side["text_mask"], side["text"])
@@ -177,10 +177,10 @@ class Block(nn.Module):
         return x_BTD + (h if modulation is None else modulation[5][:, None, :] * h)
 
 
-class Entry(nn.Module):
+class DiTEmbed(nn.Module):
     """Inputs -> the trunk's tokens, and the side inputs every block sees."""
 
-    shape: Shape
+    shape: DiTConfig
 
     @nn.compact
     def __call__(
@@ -244,10 +244,10 @@ class Entry(nn.Module):
         return tokens, {"mask": mask[:, None, None, :]}
 
 
-class Exit(nn.Module):
+class DiTHead(nn.Module):
     """The trunk's image tokens -> the prediction, float32, zero at initialisation."""
 
-    shape: Shape
+    shape: DiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
@@ -286,7 +286,7 @@ class Exit(nn.Module):
         return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.out_shape)
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: DiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     entry_key, block_key, exit_key = jax.random.split(key, 3)
     x = jnp.zeros((1, *shape.image_shape))
@@ -300,22 +300,22 @@ def init(shape: Shape, key: jax.Array) -> Params:
         "mask": jnp.ones((1, shape.text_tokens), bool),
         "label": jnp.zeros((1,), jnp.int32),
     }
-    entry = Entry(shape)
+    entry = DiTEmbed(shape)
     entry_params = entry.init(entry_key, x, t, cond)
     tokens, side = entry.apply(entry_params, x, t, cond)
 
     def init_block(key: jax.Array) -> Params:
-        return Block(shape).init(key, tokens, side)["params"]
+        return DiTBlock(shape).init(key, tokens, side)["params"]
 
     return {
         "entry": entry_params["params"],
         "blocks": jax.vmap(init_block)(jax.random.split(block_key, shape.depth)),
-        "exit": Exit(shape).init(exit_key, tokens, side)["params"],
+        "exit": DiTHead(shape).init(exit_key, tokens, side)["params"],
     }
 
 
 def apply(
-    shape: Shape,
+    shape: DiTConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
@@ -324,14 +324,14 @@ def apply(
     """The prediction [B, H, W, C] in float32 for x at times t in [0, 1]."""
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = Entry(shape).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = DiTEmbed(shape).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def layer(x: TokensBTD, block: Params, side: dict[str, jax.Array]) -> TokensBTD:
-        return Block(shape).apply({"params": block}, x, side)
+        return DiTBlock(shape).apply({"params": block}, x, side)
 
     with jax.named_scope("blocks"):
-        x = layers.through(
+        x = layers.scan_blocks(
             layer, x, params["blocks"], side, remat=shape.remat, unroll=shape.unroll
         )
     with jax.named_scope("exit"):
-        return Exit(shape).apply({"params": layers.gather(params["exit"])}, x, side)
+        return DiTHead(shape).apply({"params": layers.gather(params["exit"])}, x, side)

@@ -41,7 +41,7 @@ Streams = tuple[TokensBTD, TokensBTD]  # image, text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class MMDiTConfig:
     """What decides a two-stream transformer's parameters and arithmetic.
 
     Attributes:
@@ -75,7 +75,7 @@ class Shape:
     qk_norm: str = "none"
     positions: str = "sinusoidal"
     rope_axes: tuple[int, ...] = ()
-    grid: layers.Grid = layers.Grid()
+    grid: layers.PositionGrid = layers.PositionGrid()
     out_channels: int = 0
 
     @property
@@ -103,7 +103,7 @@ def split(depth: int) -> tuple[int, int]:
     return double, depth - double
 
 
-def _rope(s: Shape) -> Any:
+def _rope(s: MMDiTConfig) -> Any:
     """The turns of all tokens, text (which does not turn) first; None without."""
     if s.positions != "rope":
         return None
@@ -111,7 +111,7 @@ def _rope(s: Shape) -> Any:
     return layers.image_rope(*s.patches, axes, s.text_tokens)
 
 
-def _modulation(s: Shape, parts: int, condition_BD: jax.Array, name: str) -> Any:
+def _modulation(s: MMDiTConfig, parts: int, condition_BD: jax.Array, name: str) -> Any:
     """`parts` vectors [B, 1, D] from the condition, zero at initialisation."""
     dense = nn.Dense(
         parts * s.width, dtype=s.dtype, kernel_init=nn.initializers.zeros, name=name
@@ -119,7 +119,7 @@ def _modulation(s: Shape, parts: int, condition_BD: jax.Array, name: str) -> Any
     return jnp.split(dense(condition_BD)[:, None, :], parts, axis=-1)
 
 
-def _qkv(s: Shape, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
+def _qkv(s: MMDiTConfig, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
     """Queries, keys and values [B, T, K, H], the first two normalised."""
     head = (s.heads, s.width // s.heads)
     qkv = nn.DenseGeneral((3, *head), dtype=s.dtype, name=f"{name}qkv")(x_BTD)
@@ -132,7 +132,7 @@ def _qkv(s: Shape, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
 class Double(nn.Module):
     """One block over two streams; without `keeps_text` the text ends here."""
 
-    shape: Shape
+    shape: MMDiTConfig
     keeps_text: bool = True
 
     @nn.compact
@@ -184,7 +184,7 @@ class Double(nn.Module):
 class Single(nn.Module):
     """One block over text and image tokens alike, attention beside perceptron."""
 
-    shape: Shape
+    shape: MMDiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
@@ -202,10 +202,10 @@ class Single(nn.Module):
         return x_BTD + gate * nn.Dense(D, dtype=s.dtype, name="out")(h)
 
 
-class Entry(nn.Module):
+class MMDiTEmbed(nn.Module):
     """Inputs -> both streams, and the side inputs every block sees."""
 
-    shape: Shape
+    shape: MMDiTConfig
 
     @nn.compact
     def __call__(
@@ -268,10 +268,10 @@ def _mean(text_BSE: jax.Array, mask_BS: jax.Array | None) -> jax.Array:
     return (total / count).astype(text_BSE.dtype)
 
 
-class Exit(nn.Module):
+class MMDiTHead(nn.Module):
     """Image tokens -> the prediction, float32, zero at initialisation."""
 
-    shape: Shape
+    shape: MMDiTConfig
 
     @nn.compact
     def __call__(self, x_BND: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
@@ -287,7 +287,7 @@ class Exit(nn.Module):
         return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.out_shape)
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: MMDiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of the "blocks" have a leading axis of layers."""
     keys = jax.random.split(key, 5)
     x, t = jnp.zeros((1, *shape.image_shape)), jnp.zeros((1,))
@@ -299,7 +299,7 @@ def init(shape: Shape, key: jax.Array) -> Params:
         "pooled": jnp.zeros((1, shape.pooled_width)),
         "guidance": jnp.zeros((1,)),
     }
-    entry = Entry(shape)
+    entry = MMDiTEmbed(shape)
     params = {"entry": entry.init(keys[0], x, t, cond)["params"]}
     (image, text), side = entry.apply({"params": params["entry"]}, x, t, cond)
 
@@ -318,12 +318,12 @@ def init(shape: Shape, key: jax.Array) -> Params:
         params["blocks"] = stack(Double(shape), (image, text), keys[1], shape.depth - 1)
         last = Double(shape, keeps_text=False)
         params["last"] = last.init(keys[3], (image, text), side)["params"]
-    params["exit"] = Exit(shape).init(keys[4], image, side)["params"]
+    params["exit"] = MMDiTHead(shape).init(keys[4], image, side)["params"]
     return params
 
 
 def apply(
-    shape: Shape,
+    shape: MMDiTConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
@@ -338,7 +338,7 @@ def apply(
     """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = Entry(shape).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = MMDiTEmbed(shape).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def double(x: Streams, block: Params, side: Any) -> Streams:
         return Double(shape).apply({"params": block}, x, side)
@@ -352,12 +352,14 @@ def apply(
 
     how = {"remat": shape.remat, "unroll": shape.unroll}
     with jax.named_scope("blocks"):
-        x = layers.through(double, x, params["blocks"], side, **how)
+        x = layers.scan_blocks(double, x, params["blocks"], side, **how)
     if shape.single_depth:
         with jax.named_scope("single_blocks"):
             image, text = x
             x_BTD = jnp.concatenate([text, image], axis=1)
-            x_BTD = layers.through(single, x_BTD, params["single_blocks"], side, **how)
+            x_BTD = layers.scan_blocks(
+                single, x_BTD, params["single_blocks"], side, **how
+            )
             image = x_BTD[:, text.shape[1] :]
     else:
         with jax.named_scope("last"):
@@ -366,4 +368,4 @@ def apply(
             )
     with jax.named_scope("exit"):
         exit_params = layers.gather(params["exit"])
-        return Exit(shape).apply({"params": exit_params}, image, side)
+        return MMDiTHead(shape).apply({"params": exit_params}, image, side)

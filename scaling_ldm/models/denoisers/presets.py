@@ -23,26 +23,26 @@ from scaling_ldm.models.denoisers import dit, mmdit, unet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class DenoiserPreset:
     """A network and what counting it should give."""
 
-    shape: unet.Shape | dit.Shape | mmdit.Shape
+    shape: unet.UNetConfig | dit.DiTConfig | mmdit.MMDiTConfig
     params: int
     forward_gflops: float
     source: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetPreset(Preset):
+class UNetPreset(DenoiserPreset):
     """One of paper A's family."""
 
-    shape: unet.Shape
+    shape: unet.UNetConfig
     relative_cost: float  # as printed: of one evaluation, the 866M network's being 1
 
 
 def _unet(base: int, params: int, gflops: float, relative_cost: float) -> UNetPreset:
     return UNetPreset(
-        shape=unet.Shape(
+        shape=unet.UNetConfig(
             base=base,
             heads=8,
             image_shape=(64, 64, 4),
@@ -75,10 +75,10 @@ UNETS = {
 }
 
 
-def _dit(size: str, patch: int, params: int, gflops: float) -> Preset:
+def _dit(size: str, patch: int, params: int, gflops: float) -> DenoiserPreset:
     width, depth, heads = _DIT_SIZES[size]
-    return Preset(
-        shape=dit.Shape(
+    return DenoiserPreset(
+        shape=dit.DiTConfig(
             architecture="adaln_zero",
             width=width,
             depth=depth,
@@ -95,7 +95,7 @@ def _dit(size: str, patch: int, params: int, gflops: float) -> Preset:
             dtype=jnp.float32,
             remat=False,
             unroll=False,
-            grid=layers.Grid(columns_first=True),
+            grid=layers.PositionGrid(columns_first=True),
             out_channels=8,  # a variance beside the noise
         ),
         params=params,
@@ -127,8 +127,8 @@ DITS = {
 }
 
 PIXARTS = {
-    "pixart_alpha_xl_2": Preset(
-        shape=dit.Shape(
+    "pixart_alpha_xl_2": DenoiserPreset(
+        shape=dit.DiTConfig(
             architecture="cross_attention",
             width=1152,
             depth=28,
@@ -145,7 +145,7 @@ PIXARTS = {
             dtype=jnp.float32,
             remat=False,
             unroll=False,
-            grid=layers.Grid(columns_first=True),
+            grid=layers.PositionGrid(columns_first=True),
             out_channels=8,
         ),
         params=610_856_096,
@@ -155,8 +155,8 @@ PIXARTS = {
 }
 
 MMDITS = {
-    "sd3_medium": Preset(
-        shape=mmdit.Shape(
+    "sd3_medium": DenoiserPreset(
+        shape=mmdit.MMDiTConfig(
             width=1536,
             depth=24,
             heads=24,
@@ -172,14 +172,14 @@ MMDITS = {
             remat=False,
             unroll=False,
             pooled_width=2048,
-            grid=layers.Grid(columns_first=True, step=64 / 192, table=192),
+            grid=layers.PositionGrid(columns_first=True, step=64 / 192, table=192),
         ),
         params=2_028_328_000,
         forward_gflops=8433.33,
         source="arXiv 2403.03206, section 5; stable-diffusion-3-medium's config",
     ),
-    "flux_1_dev": Preset(
-        shape=mmdit.Shape(
+    "flux_1_dev": DenoiserPreset(
+        shape=mmdit.MMDiTConfig(
             width=3072,
             depth=19,
             heads=24,

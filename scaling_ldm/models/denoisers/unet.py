@@ -33,7 +33,7 @@ GROUPS = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class UNetConfig:
     """What decides a U-Net's parameters and arithmetic.
 
     Attributes:
@@ -75,7 +75,7 @@ def _norm(dtype: Any, name: str, epsilon: float = 1e-5) -> nn.Module:
     return layers.GroupNorm(GROUPS, epsilon, dtype, name=name)
 
 
-class Residual(nn.Module):
+class UNetResidual(nn.Module):
     """Two convolutions around a residual; time is added between them."""
 
     width: int
@@ -94,7 +94,7 @@ class Residual(nn.Module):
         return x_BHWC + h
 
 
-class Attention(nn.Module):
+class UNetAttention(nn.Module):
     """Multi-head attention of x over `source`; only the output has a bias."""
 
     heads: int
@@ -131,9 +131,9 @@ class Transformer(nn.Module):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
         n = norm("norm1")(h)
-        h = h + Attention(self.heads, self.dtype, name="self_attention")(n, n, None)
+        h = h + UNetAttention(self.heads, self.dtype, name="self_attention")(n, n, None)
         n = norm("norm2")(h)
-        h = h + Attention(self.heads, self.dtype, name="cross_attention")(
+        h = h + UNetAttention(self.heads, self.dtype, name="cross_attention")(
             n, text_BSE, mask
         )
         n = nn.Dense(8 * C, dtype=self.dtype, name="up")(norm("norm3")(h))
@@ -148,7 +148,7 @@ class Transformer(nn.Module):
 class UNet(nn.Module):
     """Latents, time and text features to a prediction; no text embedding of its own."""
 
-    shape: Shape
+    shape: UNetConfig
 
     @nn.compact
     def __call__(
@@ -156,7 +156,10 @@ class UNet(nn.Module):
     ) -> LatentBHWC:
         s = self.shape
         widths = [s.base * multiple for multiple in s.multiples]
-        residual, transformer = layers.gathered(Residual), layers.gathered(Transformer)
+        residual, transformer = (
+            layers.gathered(UNetResidual),
+            layers.gathered(Transformer),
+        )
         if s.remat:
             residual, transformer = nn.remat(residual), nn.remat(transformer)
         time = layers.TimeEmbedding(4 * s.base, s.base, s.dtype, name="time")(t_B)
@@ -211,7 +214,7 @@ def _inputs(path: str, shape: tuple[int, ...]) -> int:
     return shape[0] if name in ("q", "k", "v") else math.prod(shape[:-1])
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: UNetConfig, key: jax.Array) -> Params:
     """Float32 parameters, named as the modules of `UNet`, and the caption's words."""
     word_key, key = jax.random.split(key)
     H, W, C = shape.image_shape
@@ -233,7 +236,7 @@ def init(shape: Shape, key: jax.Array) -> Params:
 
 
 def apply(
-    shape: Shape,
+    shape: UNetConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,

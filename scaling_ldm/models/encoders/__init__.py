@@ -44,7 +44,7 @@ class Autoencoder:
         return z_BHWC / self.scale + self.shift
 
 
-def autoencoder(shape: autoencoder_kl.Shape) -> Autoencoder:
+def autoencoder(shape: autoencoder_kl.AutoencoderConfig) -> Autoencoder:
     """The autoencoder of the given shape.
 
     Raises:
@@ -84,13 +84,17 @@ class TextEncoder:
     max_tokens: int
 
 
-def text_encoder(shape: t5.Shape | clip.Shape | bert.Shape) -> TextEncoder:
+def text_encoder(
+    shape: t5.T5Config | clip.ClipTextConfig | bert.BertConfig,
+) -> TextEncoder:
     """The text encoder of a shape.
 
     Raises:
       ValueError: no network can be made of it; see `blocks.check`.
     """
-    module = {t5.Shape: t5, clip.Shape: clip, bert.Shape: bert}[type(shape)]
+    module = {t5.T5Config: t5, clip.ClipTextConfig: clip, bert.BertConfig: bert}[
+        type(shape)
+    ]
     blocks.check(shape)
     return TextEncoder(
         init=functools.partial(module.init, shape),

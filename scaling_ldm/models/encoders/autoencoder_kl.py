@@ -25,7 +25,7 @@ LOG_VARIANCES = (-30.0, 20.0)  # what the encoder says is clipped to these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class AutoencoderConfig:
     """What decides an autoencoder's parameters and arithmetic.
 
     Attributes:
@@ -67,7 +67,7 @@ def _halve(features: int, dtype: Any, name: str) -> nn.Conv:
     return nn.Conv(features, (3, 3), strides=2, padding=padding, dtype=dtype, name=name)
 
 
-class Residual(nn.Module):
+class AutoencoderResidual(nn.Module):
     """Two convolutions around a residual."""
 
     width: int
@@ -85,7 +85,7 @@ class Residual(nn.Module):
         return x_BHWC + h
 
 
-class Attention(nn.Module):
+class AutoencoderAttention(nn.Module):
     """One head over all pixels."""
 
     groups: int
@@ -105,20 +105,20 @@ class Attention(nn.Module):
         return x_BHWC + out.reshape(B, H, W, C)
 
 
-def _residual(s: Shape, level: int, name: str) -> nn.Module:
-    module = layers.gathered(Residual)
+def _residual(s: AutoencoderConfig, level: int, name: str) -> nn.Module:
+    module = layers.gathered(AutoencoderResidual)
     return module(s.channels[level], s.groups, s.dtype, name=name)
 
 
-def _middle(s: Shape, x_BHWC: LatentBHWC) -> LatentBHWC:
+def _middle(s: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
     x = _residual(s, -1, "middle_residual0")(x_BHWC)
     if s.middle_attention:
-        attention = layers.gathered(Attention)
+        attention = layers.gathered(AutoencoderAttention)
         x = attention(s.groups, s.dtype, name="middle_attention")(x)
     return _residual(s, -1, "middle_residual1")(x)
 
 
-def _exit(s: Shape, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
+def _exit(s: AutoencoderConfig, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
     norm = layers.GroupNorm(s.groups, EPSILON, s.dtype, name="exit_norm")
     return _conv(features, s.dtype, "exit")(nn.silu(norm(x_BHWC)))
 
@@ -126,7 +126,7 @@ def _exit(s: Shape, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
 class Encoder(nn.Module):
     """Pictures to means and log-variances, the latter not yet clipped."""
 
-    shape: Shape
+    shape: AutoencoderConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to pictures."""
 
-    shape: Shape
+    shape: AutoencoderConfig
 
     @nn.compact
     def __call__(self, z_BHWC: LatentBHWC) -> LatentBHWC:
@@ -174,7 +174,7 @@ def _gather(params: Params) -> Params:
     }
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: AutoencoderConfig, key: jax.Array) -> Params:
     """Float32 parameters {"encoder", "decoder"}, named as the modules of these."""
     side = shape.factor
 
@@ -189,7 +189,7 @@ def init(shape: Shape, key: jax.Array) -> Params:
     return layers.initialise(jax.eval_shape(modules, key), key)
 
 
-def encode(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+def encode(shape: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
     """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
 
     Raises:
@@ -207,7 +207,7 @@ def encode(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
     return jnp.concatenate([mean, log_variance], axis=-1)
 
 
-def decode(shape: Shape, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
+def decode(shape: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
     """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
     params = _gather(params["decoder"])
     return Decoder(shape).apply({"params": params}, z_BHWC)

@@ -23,7 +23,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class BertConfig:
     """What decides a BERT's parameters and arithmetic.
 
     Attributes:
@@ -46,15 +46,15 @@ class Shape:
     unroll: bool = False
 
 
-class Block(nn.Module):
+class BertBlock(nn.Module):
     """Attention, then a perceptron, each normalised after its residual."""
 
-    shape: Shape
+    shape: BertConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
         s = self.shape
-        h = blocks.Attention(s.heads, s.dtype, name="attention")(x_BTD, mask)
+        h = blocks.EncoderAttention(s.heads, s.dtype, name="attention")(x_BTD, mask)
         x = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD + h)
         h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(x)
         h = blocks.ACTIVATIONS[s.activation](h)
@@ -62,10 +62,10 @@ class Block(nn.Module):
         return blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x + h)
 
 
-class Entry(nn.Module):
+class BertEmbed(nn.Module):
     """Words, positions and the type of a single sentence, summed and normalised."""
 
-    shape: Shape
+    shape: BertConfig
 
     @nn.compact
     def __call__(self, ids_BS: TextBS) -> TokensBTD:
@@ -79,13 +79,15 @@ class Entry(nn.Module):
         return blocks.norm(s.epsilon, s.dtype, "norm")(x)
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: BertConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     entry_key, block_key, exit_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, shape.width))
     params = {
-        "entry": Entry(shape).init(entry_key, jnp.zeros((1, 1), jnp.int32))["params"],
-        "blocks": blocks.init(Block(shape), shape.depth, block_key, x, None),
+        "entry": BertEmbed(shape).init(entry_key, jnp.zeros((1, 1), jnp.int32))[
+            "params"
+        ],
+        "blocks": blocks.init(BertBlock(shape), shape.depth, block_key, x, None),
     }
     if shape.pooler:
         params["pooler"] = nn.Dense(shape.width).init(exit_key, x)["params"]
@@ -93,7 +95,7 @@ def init(shape: Shape, key: jax.Array) -> Params:
 
 
 def apply(
-    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    shape: BertConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token; padding is not attended to.
 
@@ -104,17 +106,17 @@ def apply(
     mask = blocks.key_mask(mask_BS)
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = Entry(shape).apply({"params": entry}, ids_BS)
+        x = BertEmbed(shape).apply({"params": entry}, ids_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return Block(shape).apply({"params": layers.gather(block)}, x, mask)
+        return BertBlock(shape).apply({"params": layers.gather(block)}, x, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], shape.unroll)
     return x.astype(jnp.float32)
 
 
-def first_token(shape: Shape, params: Params, features_BSE: TextBSE) -> jax.Array:
+def first_token(shape: BertConfig, params: Params, features_BSE: TextBSE) -> jax.Array:
     """BERT's own summary of a text, [B, width]: a layer on the first token."""
     dense = nn.Dense(shape.width, dtype=shape.dtype)
     pooler = layers.gather(params["pooler"])

@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class Attention(nn.Module):
+class EncoderAttention(nn.Module):
     """Multi-head self-attention with biases; query, key and value in one product."""
 
     heads: int

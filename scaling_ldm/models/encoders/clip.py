@@ -30,7 +30,7 @@ LEGACY_END = 2  # in old configurations; the end of text is the largest id there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class ClipTextConfig:
     """What decides a text tower's parameters and arithmetic.
 
     Attributes:
@@ -58,8 +58,8 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionShape:
-    """What decides an image tower's parameters and arithmetic: see `Shape`."""
+class ClipVisionConfig:
+    """What decides an image tower's parameters and arithmetic: see `ClipTextConfig`."""
 
     width: int
     depth: int
@@ -75,16 +75,16 @@ class VisionShape:
     unroll: bool = False
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     """Attention and a perceptron, each normalised before and around a residual."""
 
-    shape: Shape | VisionShape
+    shape: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
         s = self.shape
         h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
-        x = x_BTD + blocks.Attention(s.heads, s.dtype, name="attention")(h, mask)
+        x = x_BTD + blocks.EncoderAttention(s.heads, s.dtype, name="attention")(h, mask)
         h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
         h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(h)
         h = blocks.ACTIVATIONS[s.activation](h)
@@ -94,7 +94,7 @@ class Block(nn.Module):
 class Projection(nn.Module):
     """To the shared space, without a bias; nothing where there is none."""
 
-    shape: Shape | VisionShape
+    shape: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BD: jax.Array) -> jax.Array:
@@ -106,20 +106,20 @@ class Projection(nn.Module):
         )
 
 
-class Exit(nn.Module):
+class ClipHead(nn.Module):
     """The norm at the end."""
 
-    shape: Shape | VisionShape
+    shape: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
 
 
-class VisionEntry(nn.Module):
+class ClipVisionEmbed(nn.Module):
     """Patches after a class token, with positions, normalised."""
 
-    shape: VisionShape
+    shape: ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
@@ -136,32 +136,37 @@ class VisionEntry(nn.Module):
 
 
 def _run(
-    shape: Shape | VisionShape, params: Params, x: TokensBTD, mask: jax.Array | None
+    shape: ClipTextConfig | ClipVisionConfig,
+    params: Params,
+    x: TokensBTD,
+    mask: jax.Array | None,
 ) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return Block(shape).apply({"params": layers.gather(block)}, x, mask)
+        return ClipBlock(shape).apply({"params": layers.gather(block)}, x, mask)
 
     with jax.named_scope("blocks"):
         return blocks.run(layer, x, params["blocks"], shape.unroll)
 
 
-def _normed(shape: Shape | VisionShape, params: Params, x: jax.Array) -> jax.Array:
-    return Exit(shape).apply({"params": layers.gather(params["exit"])}, x)
+def _normed(
+    shape: ClipTextConfig | ClipVisionConfig, params: Params, x: jax.Array
+) -> jax.Array:
+    return ClipHead(shape).apply({"params": layers.gather(params["exit"])}, x)
 
 
 def _projected(
-    shape: Shape | VisionShape, params: Params, x_BD: jax.Array
+    shape: ClipTextConfig | ClipVisionConfig, params: Params, x_BD: jax.Array
 ) -> jax.Array:
     projection = layers.gather(params.get("pooled", {}))
     return Projection(shape).apply({"params": projection}, x_BD).astype(jnp.float32)
 
 
-def _init_common(shape: Shape | VisionShape, key: jax.Array) -> Params:
+def _init_common(shape: ClipTextConfig | ClipVisionConfig, key: jax.Array) -> Params:
     block_key, exit_key, projection_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, shape.width))
     params = {
-        "blocks": blocks.init(Block(shape), shape.depth, block_key, x, None),
-        "exit": Exit(shape).init(exit_key, x)["params"],
+        "blocks": blocks.init(ClipBlock(shape), shape.depth, block_key, x, None),
+        "exit": ClipHead(shape).init(exit_key, x)["params"],
     }
     if shape.projection:
         pooled = Projection(shape).init(projection_key, x[0])
@@ -169,7 +174,7 @@ def _init_common(shape: Shape | VisionShape, key: jax.Array) -> Params:
     return params
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: ClipTextConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     word_key, place_key, key = jax.random.split(key, 3)
     words, places = (shape.vocab_size, shape.width), (shape.max_tokens, shape.width)
@@ -183,7 +188,7 @@ def init(shape: Shape, key: jax.Array) -> Params:
 
 
 def apply(
-    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token, which saw those before it.
 
@@ -202,7 +207,7 @@ def apply(
 
 
 def _text(
-    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TokensBTD:
     """Through all blocks in `params`."""
     tokens = ids_BS.shape[1]
@@ -218,7 +223,7 @@ def _text(
 
 
 def embed_text(
-    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> jax.Array:
     """A text's vector [B, projection] (or [B, width]): that of its end-of-text token.
 
@@ -234,16 +239,18 @@ def embed_text(
     return _projected(shape, params, last)
 
 
-def init_vision(shape: VisionShape, key: jax.Array) -> Params:
+def init_vision(shape: ClipVisionConfig, key: jax.Array) -> Params:
     """Random float32 parameters, as `init`."""
     entry_key, key = jax.random.split(key)
     side = shape.image_size
     x = jnp.zeros((1, side, side, shape.channels))
-    entry = VisionEntry(shape).init(entry_key, x)["params"]
+    entry = ClipVisionEmbed(shape).init(entry_key, x)["params"]
     return {"entry": entry, **_init_common(shape, key)}
 
 
-def apply_vision(shape: VisionShape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def apply_vision(
+    shape: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+) -> TokensBTD:
     """Features [B, 1 + patches, width] in float32: class token, patches row by row.
 
     Args:
@@ -257,11 +264,13 @@ def apply_vision(shape: VisionShape, params: Params, x_BHWC: LatentBHWC) -> Toke
         raise ValueError(f"pictures of {x_BHWC.shape[1:]}; this tower reads {wanted}")
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = VisionEntry(shape).apply({"params": entry}, x_BHWC)
+        x = ClipVisionEmbed(shape).apply({"params": entry}, x_BHWC)
     return _run(shape, params, x, None).astype(jnp.float32)
 
 
-def embed_image(shape: VisionShape, params: Params, x_BHWC: LatentBHWC) -> jax.Array:
+def embed_image(
+    shape: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+) -> jax.Array:
     """A picture's vector [B, projection] (or [B, width]): of its class token."""
     x = apply_vision(shape, params, x_BHWC)[:, 0].astype(shape.dtype)
     return _projected(shape, params, _normed(shape, params, x))

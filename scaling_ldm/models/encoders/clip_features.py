@@ -23,12 +23,12 @@ Params = dict[str, Any]
 SIZE = 224  # of ViT-L/14's pictures; others read `shape.image_size`
 
 
-def init(shape: clip.VisionShape, key: jax.Array) -> Params:
+def init(shape: clip.ClipVisionConfig, key: jax.Array) -> Params:
     """Random float32 parameters."""
     return clip.init_vision(shape, key)
 
 
-def apply(shape: clip.VisionShape, params: Params, x_BHWC: LatentBHWC) -> Features:
+def apply(shape: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
     """Features [B, projection] of pictures.
 
     Args:

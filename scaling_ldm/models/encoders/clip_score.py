@@ -3,10 +3,11 @@
 Conventions differ by factors, so each has its name here. Scores differ between CLIPs
 too (ViT-B/32, L/14, OpenCLIP): always say which.
 
-All are functions of vectors. `scaling_ldm.models.weights.clip.open_both` reads towers, shapes
-and tokenizer from a checkpoint's folder as transformers saves it (model.safetensors,
-config.json, the tokenizer's files); `Clip` makes vectors of pictures (RGB from 0 to
-255, of the tower's size: `scaling_ldm.metrics.resize`) and of captions.
+All are functions of vectors. `scaling_ldm.models.weights.clip.open_both` reads towers,
+configs and tokenizer from a checkpoint's folder as transformers saves it
+(model.safetensors, config.json, the tokenizer's files). `Clip` makes vectors of
+pictures (RGB from 0 to 255, of the tower's size: `scaling_ldm.metrics.resize`) and of
+captions.
 
 Example:
   >>> from scaling_ldm.models.encoders import clip_score
@@ -85,8 +86,8 @@ class Clip:
     params: {"image", "text"}, on the devices where they are used.
     """
 
-    image: clip.VisionShape
-    text: clip.Shape
+    image: clip.ClipVisionConfig
+    text: clip.ClipTextConfig
     params: Params
     tokenizer: Tokenizer
 
@@ -117,13 +118,15 @@ class Clip:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pictures(shape: clip.VisionShape, params: Params, x_BHWC: LatentBHWC) -> jax.Array:
+def _pictures(
+    shape: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+) -> jax.Array:
     return clip_features.apply(shape, params, x_BHWC).features
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed_captions(
-    shape: clip.Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS
+    shape: clip.ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS
 ) -> jax.Array:
     """Vectors [B, projection] in float32 of what `Clip.encode` gives."""
     with jax.default_matmul_precision("highest"):

@@ -33,7 +33,7 @@ STD = np.asarray([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class DinoConfig:
     """What decides the parameters and the arithmetic.
 
     Attributes:
@@ -70,7 +70,7 @@ class Shape:
 class Mlp(nn.Module):
     """A perceptron, gated or not."""
 
-    shape: Shape
+    shape: DinoConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
@@ -85,10 +85,10 @@ class Mlp(nn.Module):
         return nn.Dense(s.width, dtype=s.dtype, name="down")(h)
 
 
-class Block(nn.Module):
+class DinoBlock(nn.Module):
     """Attention and a perceptron, each normalised before and scaled after."""
 
-    shape: Shape
+    shape: DinoConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
@@ -99,16 +99,16 @@ class Block(nn.Module):
             return x_BTD * scale.astype(s.dtype)[None, None]
 
         h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
-        h = blocks.Attention(s.heads, s.dtype, name="attention")(h, None)
+        h = blocks.EncoderAttention(s.heads, s.dtype, name="attention")(h, None)
         x = x_BTD + scaled(h, "attention_scale")
         h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
         return x + scaled(Mlp(s, name="mlp")(h), "mlp_scale")
 
 
-class Entry(nn.Module):
+class DinoEmbed(nn.Module):
     """Patches after a class token, with positions."""
 
-    shape: Shape
+    shape: DinoConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
@@ -127,17 +127,19 @@ class Entry(nn.Module):
         return x + places.astype(s.dtype)[None]
 
 
-class Exit(nn.Module):
+class DinoHead(nn.Module):
     """The norm at the end."""
 
-    shape: Shape
+    shape: DinoConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
 
 
-def positions(shape: Shape, table_ND: jax.Array, height: int, width: int) -> jax.Array:
+def positions(
+    shape: DinoConfig, table_ND: jax.Array, height: int, width: int
+) -> jax.Array:
     """Those of a class token and of height x width patches, [1 + patches, D].
 
     Bicubic interpolation as torch's, which reads four rows and columns wherever it is
@@ -172,7 +174,7 @@ def _cubic(table: int, count: int, offset: float) -> tuple[np.ndarray, np.ndarra
     return np.clip(tap, 0, table - 1).astype(np.int32), weight
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: DinoConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`.
 
     Raises:
@@ -189,13 +191,13 @@ def init(shape: Shape, key: jax.Array) -> Params:
     x = jnp.zeros((1, 1, shape.width))
     pictures = jnp.zeros((1, side, side, shape.channels))
     return {
-        "entry": Entry(shape).init(entry_key, pictures)["params"],
-        "blocks": blocks.init(Block(shape), shape.depth, block_key, x),
-        "exit": Exit(shape).init(exit_key, x)["params"],
+        "entry": DinoEmbed(shape).init(entry_key, pictures)["params"],
+        "blocks": blocks.init(DinoBlock(shape), shape.depth, block_key, x),
+        "exit": DinoHead(shape).init(exit_key, x)["params"],
     }
 
 
-def tokens(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def tokens(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
     """Features [B, 1 + patches, width] in float32: class token, patches row by row.
 
     Args:
@@ -215,20 +217,20 @@ def tokens(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
         return _tokens(shape, params, x_BHWC)
 
 
-def _tokens(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def _tokens(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return Block(shape).apply({"params": layers.gather(block)}, x)
+        return DinoBlock(shape).apply({"params": layers.gather(block)}, x)
 
     with jax.named_scope("entry"):
         mean, std = (v[None, None, None] for v in (MEAN, STD))
         x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
-        x = Entry(shape).apply({"params": layers.gather(params["entry"])}, x)
+        x = DinoEmbed(shape).apply({"params": layers.gather(params["entry"])}, x)
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], shape.unroll)
-    x = Exit(shape).apply({"params": layers.gather(params["exit"])}, x)
+    x = DinoHead(shape).apply({"params": layers.gather(params["exit"])}, x)
     return x.astype(jnp.float32)
 
 
-def apply(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> Features:
+def apply(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
     """The class token's features [B, width] after the last norm; see `tokens`."""
     return Features(tokens(shape, params, x_BHWC)[:, 0], None)

@@ -29,7 +29,7 @@ STEM = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Block:
+class InvertedResidual:
     """One inverted residual; `expansion` of the inputs are in the middle."""
 
     inputs: int
@@ -61,11 +61,11 @@ _STAGES = (
 )
 
 
-def _blocks() -> tuple[Block, ...]:
+def _blocks() -> tuple[InvertedResidual, ...]:
     found, inputs = [], STEM
     for count, kernel, stride, expansion, outputs in _STAGES:
         for i in range(count):
-            block = Block(
+            block = InvertedResidual(
                 inputs=inputs,
                 outputs=outputs,
                 kernel=kernel,
@@ -128,7 +128,9 @@ def apply(params: Params, x_BHWC: LatentBHWC) -> Features:
     return Features(features, logits)
 
 
-def _inverted_residual(block: Block, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+def _inverted_residual(
+    block: InvertedResidual, params: Params, x_BHWC: LatentBHWC
+) -> LatentBHWC:
     x = x_BHWC
     if block.expansion > 1:
         x = jax.nn.relu6(convolutions.dense(params["expand"], x))

@@ -5,9 +5,10 @@ scaled to length 1 at each place, are subtracted and squared, the channels weigh
 heads that were fitted to judgements, averaged over places and summed over layers.
 Lower is nearer. Distances differ between backbones: always say which.
 
-The shape is VGG16 or ALEXNET; `scaling_ldm.models.weights.lpips.load` reads the parameters of
-torchvision's file of the backbone and of the package's heads, `find_heads` finds these
-after `pip install --no-deps lpips==0.1.4`. Pictures are RGB from 0 to 255.
+The config is VGG16 or ALEXNET. `scaling_ldm.models.weights.lpips.load` reads the
+parameters from torchvision's file of the backbone and the package's heads;
+`find_heads` finds the heads after `pip install --no-deps lpips==0.1.4`. Pictures are
+RGB from 0 to 255.
 
 Example:
   >>> from scaling_ldm.models.encoders import lpips
@@ -60,7 +61,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class LpipsConfig:
     """A backbone: "vgg" and "alex" are their heads' files' names."""
 
     name: str
@@ -81,7 +82,7 @@ class Shape:
         return side
 
 
-def _vgg16() -> Shape:
+def _vgg16() -> LpipsConfig:
     """Simonyan and Zisserman 2015 (arXiv 1409.1556), configuration D."""
     found, index = [], 0
     for stage, (outputs, count) in enumerate(
@@ -98,11 +99,11 @@ def _vgg16() -> Shape:
             )
             index += 2  # its ReLU
         index += 1  # the maximum after a stage
-    return Shape(name="vgg", layers=tuple(found))
+    return LpipsConfig(name="vgg", layers=tuple(found))
 
 
 VGG16 = _vgg16()
-ALEXNET = Shape(  # of Krizhevsky 2014, arXiv 1404.5997
+ALEXNET = LpipsConfig(  # of Krizhevsky 2014, arXiv 1404.5997
     name="alex",
     layers=(
         Layer(index=0, outputs=64, kernel=11, stride=4, padding=2, compared=True),
@@ -115,7 +116,7 @@ ALEXNET = Shape(  # of Krizhevsky 2014, arXiv 1404.5997
 BACKBONES = {shape.name: shape for shape in (VGG16, ALEXNET)}
 
 
-def shapes(shape: Shape) -> Params:
+def shapes(shape: LpipsConfig) -> Params:
     """The parameters' tree of float32 shapes, with keys "0", "1", ... by index."""
     tree: Params = {"backbone": {}, "heads": {}}
     inputs = 3
@@ -135,13 +136,15 @@ def shapes(shape: Shape) -> Params:
     return tree
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: LpipsConfig, key: jax.Array) -> Params:
     """Random float32 parameters; the heads', as fitted ones, not below zero."""
     params = layers.initialise(shapes(shape), key, convolutions.rectified)
     return {**params, "heads": jax.tree.map(jnp.abs, params["heads"])}
 
 
-def _compared(shape: Shape, params: Params, x_BHWC: LatentBHWC) -> list[jax.Array]:
+def _compared(
+    shape: LpipsConfig, params: Params, x_BHWC: LatentBHWC
+) -> list[jax.Array]:
     """Outputs of the layers that have a head, each place of length 1."""
     x = x_BHWC.astype(jnp.float32) / 127.5 - 1
     x = (x - SHIFT[None, None, None]) / SCALE[None, None, None]
@@ -172,7 +175,7 @@ def _unit(x_BHWC: LatentBHWC) -> LatentBHWC:
 
 
 def distance(
-    shape: Shape, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
+    shape: LpipsConfig, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
 ) -> jax.Array:
     """LPIPS [B] in float32 of each picture of x from that of y; 0 where they are equal.
 

@@ -16,7 +16,7 @@ from scaling_ldm.models.encoders import autoencoder_kl, bert, clip, dinov2, t5
 class AutoencoderPreset:
     """An autoencoder and what counting it should give."""
 
-    shape: autoencoder_kl.Shape
+    shape: autoencoder_kl.AutoencoderConfig
     params: int
     encode_gflops: float
     decode_gflops: float
@@ -25,7 +25,7 @@ class AutoencoderPreset:
 
 def _four(scale: float, source: str) -> AutoencoderPreset:
     return AutoencoderPreset(
-        shape=autoencoder_kl.Shape(latent_channels=4, scale=scale),
+        shape=autoencoder_kl.AutoencoderConfig(latent_channels=4, scale=scale),
         params=83_653_863,
         encode_gflops=272.72,
         decode_gflops=622.19,
@@ -35,7 +35,7 @@ def _four(scale: float, source: str) -> AutoencoderPreset:
 
 def _sixteen(scale: float, shift: float, source: str) -> AutoencoderPreset:
     return AutoencoderPreset(
-        shape=autoencoder_kl.Shape(
+        shape=autoencoder_kl.AutoencoderConfig(
             latent_channels=16, quant_conv=False, scale=scale, shift=shift
         ),
         params=83_819_683,
@@ -54,17 +54,23 @@ AUTOENCODERS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class EncoderPreset:
     """An encoder, how many parameters counting it should give, and where it is."""
 
-    shape: t5.Shape | clip.Shape | clip.VisionShape | bert.Shape | dinov2.Shape
+    shape: (
+        t5.T5Config
+        | clip.ClipTextConfig
+        | clip.ClipVisionConfig
+        | bert.BertConfig
+        | dinov2.DinoConfig
+    )
     params: int
     source: str  # id on the Hugging Face hub
 
 
-def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.Shape:
+def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.T5Config:
     """Of version 1.1."""
-    return t5.Shape(
+    return t5.T5Config(
         width=width,
         depth=depth,
         heads=heads,
@@ -77,8 +83,8 @@ def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.Shape:
 
 
 PRESETS = {
-    "minilm_l6": Preset(
-        shape=bert.Shape(
+    "minilm_l6": EncoderPreset(
+        shape=bert.BertConfig(
             width=384,
             depth=6,
             heads=12,
@@ -89,8 +95,8 @@ PRESETS = {
         params=22_713_216,
         source="sentence-transformers/all-MiniLM-L6-v2",
     ),
-    "bert_base": Preset(
-        shape=bert.Shape(
+    "bert_base": EncoderPreset(
+        shape=bert.BertConfig(
             width=768,
             depth=12,
             heads=12,
@@ -101,8 +107,8 @@ PRESETS = {
         params=109_482_240,
         source="google-bert/bert-base-uncased",
     ),
-    "clip_l14_text": Preset(
-        shape=clip.Shape(
+    "clip_l14_text": EncoderPreset(
+        shape=clip.ClipTextConfig(
             width=768,
             depth=12,
             heads=12,
@@ -115,8 +121,8 @@ PRESETS = {
         params=123_650_304,
         source="openai/clip-vit-large-patch14",
     ),
-    "clip_l14_vision": Preset(
-        shape=clip.VisionShape(
+    "clip_l14_vision": EncoderPreset(
+        shape=clip.ClipVisionConfig(
             width=1024,
             depth=24,
             heads=16,
@@ -128,8 +134,8 @@ PRESETS = {
         params=303_966_208,
         source="openai/clip-vit-large-patch14",
     ),
-    "openclip_h_text": Preset(  # its last layer is left out: Stable Diffusion 2
-        shape=clip.Shape(
+    "openclip_h_text": EncoderPreset(  # its last layer is left out: Stable Diffusion 2
+        shape=clip.ClipTextConfig(
             width=1024,
             depth=23,
             heads=16,
@@ -143,12 +149,12 @@ PRESETS = {
         params=340_387_840,
         source="stabilityai/stable-diffusion-2-1, text_encoder",
     ),
-    "t5_v1_1_small": Preset(
+    "t5_v1_1_small": EncoderPreset(
         shape=_t5(512, 8, 6, 1024),
         params=35_332_800,
         source="google/t5-v1_1-small",
     ),
-    "t5_v1_1_xxl": Preset(
+    "t5_v1_1_xxl": EncoderPreset(
         shape=_t5(4096, 24, 64, 10240),
         params=4_762_310_656,
         source="google/t5-v1_1-xxl",
@@ -156,10 +162,12 @@ PRESETS = {
 }
 
 
-def _dinov2(name: str, width: int, depth: int, heads: int, params: int) -> Preset:
+def _dinov2(
+    name: str, width: int, depth: int, heads: int, params: int
+) -> EncoderPreset:
     giant = name == "giant"
-    return Preset(
-        shape=dinov2.Shape(
+    return EncoderPreset(
+        shape=dinov2.DinoConfig(
             width=width,
             depth=depth,
             heads=heads,

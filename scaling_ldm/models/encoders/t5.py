@@ -26,7 +26,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class T5Config:
     """What decides a T5 encoder's parameters and arithmetic.
 
     Attributes:
@@ -90,14 +90,14 @@ def _attend(
     return jnp.einsum("BKTS,BSKH->BTKH", weights_BKTS, v_BSKH)
 
 
-def _norm(shape: Shape, name: str) -> nn.RMSNorm:
+def _norm(shape: T5Config, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=shape.epsilon, dtype=shape.dtype, name=name)
 
 
-class Block(nn.Module):
+class T5Block(nn.Module):
     """Attention and a perceptron, each normalised before and around a residual."""
 
-    shape: Shape
+    shape: T5Config
 
     @nn.compact
     def __call__(
@@ -126,7 +126,7 @@ class Block(nn.Module):
         return x + dense(s.width, "mlp_down")(h)
 
 
-def init(shape: Shape, key: jax.Array) -> Params:
+def init(shape: T5Config, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     word_key, bias_key, block_key = jax.random.split(key, 3)
     table = (shape.buckets, shape.heads)
@@ -139,13 +139,13 @@ def init(shape: Shape, key: jax.Array) -> Params:
             ),
             "relative_bias": shape.width**-0.5 * jax.random.normal(bias_key, table),
         },
-        "blocks": blocks.init(Block(shape), shape.depth, block_key, x, bias, None),
+        "blocks": blocks.init(T5Block(shape), shape.depth, block_key, x, bias, None),
         "exit": _norm(shape, None).init(key, x)["params"],
     }
 
 
 def apply(
-    shape: Shape, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    shape: T5Config, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token; padding is not attended to."""
     with jax.named_scope("entry"):
@@ -157,7 +157,7 @@ def apply(
         mask = blocks.key_mask(mask_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return Block(shape).apply({"params": layers.gather(block)}, x, bias, mask)
+        return T5Block(shape).apply({"params": layers.gather(block)}, x, bias, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], shape.unroll)

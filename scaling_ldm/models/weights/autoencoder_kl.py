@@ -52,7 +52,7 @@ _DEFAULTS: dict[str, Any] = {
 _NOT_READ = {"sample_size", "force_upcast"}
 
 
-def from_config(config: Mapping[str, Any]) -> autoencoder_kl.Shape:
+def from_config(config: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfig:
     """The shape that a config.json describes; arithmetic in float32.
 
     Raises:
@@ -82,7 +82,7 @@ def from_config(config: Mapping[str, Any]) -> autoencoder_kl.Shape:
             "this is not the configuration of an autoencoder that can be built here:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
-    return autoencoder_kl.Shape(
+    return autoencoder_kl.AutoencoderConfig(
         channels=tuple(c["block_out_channels"]),
         blocks=c["layers_per_block"],
         latent_channels=c["latent_channels"],
@@ -103,7 +103,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def to_config(shape: autoencoder_kl.Shape, sample_size: int = 512) -> dict[str, Any]:
+def to_config(
+    shape: autoencoder_kl.AutoencoderConfig, sample_size: int = 512
+) -> dict[str, Any]:
     """What config.json says of a shape.
 
     Args:
@@ -156,7 +158,7 @@ def _name(path: layout.Path, last: int) -> str:
     return ".".join([*theirs, _LEAVES[leaf]])
 
 
-def pairs(shape: autoencoder_kl.Shape) -> list[layout.Pair]:
+def pairs(shape: autoencoder_kl.AutoencoderConfig) -> list[layout.Pair]:
     """Every leaf of an autoencoder and its tensor."""
     tree = jax.eval_shape(lambda: autoencoder_kl.init(shape, jax.random.key(0)))
     found = []
@@ -190,7 +192,9 @@ def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
     return renamed
 
 
-def read(tensors: layout.Tensors, shape: autoencoder_kl.Shape) -> dict[str, Any]:
+def read(
+    tensors: layout.Tensors, shape: autoencoder_kl.AutoencoderConfig
+) -> dict[str, Any]:
     """Float32 parameters; half precision is widened, which is exact.
 
     Raises:
@@ -202,7 +206,7 @@ def read(tensors: layout.Tensors, shape: autoencoder_kl.Shape) -> dict[str, Any]
 
 def load(
     directory: str | pathlib.Path,
-) -> tuple[autoencoder_kl.Shape, dict[str, Any]]:
+) -> tuple[autoencoder_kl.AutoencoderConfig, dict[str, Any]]:
     """Shape and parameters from a directory as diffusers writes it.
 
     Raises:
@@ -220,7 +224,7 @@ def load(
 def save(
     params: Mapping[str, Any],
     directory: str | pathlib.Path,
-    shape: autoencoder_kl.Shape,
+    shape: autoencoder_kl.AutoencoderConfig,
     sample_size: int = 512,
 ) -> None:
     """Writes a directory as diffusers reads it; `sample_size` as in `to_config`."""

@@ -29,7 +29,7 @@ _ENTRY = {
 _POOLER = "pooler.dense"
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> bert.Shape:
+def from_config(config: Mapping[str, Any], **changes: Any) -> bert.BertConfig:
     """The shape that a config.json of a BERT states, defaults as in transformers.
 
     Raises:
@@ -39,7 +39,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> bert.Shape:
         raise layout.WeightsError("only BERTs with absolute positions are known")
     if config.get("is_decoder", False):
         raise layout.WeightsError("this BERT is a decoder; only encoders are known")
-    found = bert.Shape(
+    found = bert.BertConfig(
         width=config.get("hidden_size", 768),
         depth=config.get("num_hidden_layers", 12),
         heads=config.get("num_attention_heads", 12),
@@ -53,7 +53,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> bert.Shape:
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: bert.Shape) -> list[layout.Pair]:
+def pairs(shape: bert.BertConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
     tree = jax.eval_shape(lambda: bert.init(shape, jax.random.key(0)))
     found = [
@@ -84,7 +84,7 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, shape: bert.Shape, dtype: Any = np.float32
+    path: str | pathlib.Path, shape: bert.BertConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory.
 
@@ -99,7 +99,7 @@ def load(
 
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
-) -> tuple[bert.Shape, dict[str, Any]]:
+) -> tuple[bert.BertConfig, dict[str, Any]]:
     """The shape and parameters of a checkpoint's directory.
 
     Args:
@@ -111,6 +111,8 @@ def open_directory(
     return dataclasses.replace(shape, **changes), params
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: bert.Shape) -> None:
+def save(
+    params: dict[str, Any], path: str | pathlib.Path, shape: bert.BertConfig
+) -> None:
     """Writes parameters as transformers' `BertModel` reads them."""
     layout.save(layout.write(pairs(shape), params), path)

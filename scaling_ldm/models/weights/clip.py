@@ -17,7 +17,7 @@ import numpy as np
 from scaling_ldm.models.encoders import clip, clip_score, tokenizers
 from scaling_ldm.models.weights import files, layout, stacks
 
-Shape = clip.Shape | clip.VisionShape
+Shape = clip.ClipTextConfig | clip.ClipVisionConfig
 
 _BLOCK = {
     "attention/qkv": tuple(f"self_attn.{n}_proj" for n in "qkv"),
@@ -57,7 +57,7 @@ _VISION = _Tower(
 
 
 def _tower(shape: Shape) -> _Tower:
-    return _TEXT if isinstance(shape, clip.Shape) else _VISION
+    return _TEXT if isinstance(shape, clip.ClipTextConfig) else _VISION
 
 
 def _own(config: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _own(config: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
     return {**own, "projection_dim": config.get("projection_dim", 512)}
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> clip.Shape:
+def from_config(config: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfig:
     """The text tower of a config.json, of one or of both; defaults as transformers'.
 
     Raises:
@@ -84,7 +84,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> clip.Shape:
     end = own.get("eos_token_id", 49407)
     if not isinstance(end, int):
         raise layout.WeightsError(f"eos_token_id is {end!r}; wanted one id")
-    found = clip.Shape(
+    found = clip.ClipTextConfig(
         width=own.get("hidden_size", 512),
         depth=own.get("num_hidden_layers", 12),
         heads=own.get("num_attention_heads", 8),
@@ -99,10 +99,12 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> clip.Shape:
     return dataclasses.replace(found, **changes)
 
 
-def vision_from_config(config: Mapping[str, Any], **changes: Any) -> clip.VisionShape:
+def vision_from_config(
+    config: Mapping[str, Any], **changes: Any
+) -> clip.ClipVisionConfig:
     """The image tower of a config.json, of one or of both."""
     own = _own(config, _VISION)
-    found = clip.VisionShape(
+    found = clip.ClipVisionConfig(
         width=own.get("hidden_size", 768),
         depth=own.get("num_hidden_layers", 12),
         heads=own.get("num_attention_heads", 12),
@@ -126,7 +128,7 @@ def _norm(path: layout.Path, name: str, width: int) -> list[layout.Pair]:
 
 def pairs(shape: Shape) -> list[layout.Pair]:
     """Every leaf of a tower and its tensor, without the tower's prefix."""
-    vision, tower = isinstance(shape, clip.VisionShape), _tower(shape)
+    vision, tower = isinstance(shape, clip.ClipVisionConfig), _tower(shape)
     init = clip.init_vision if vision else clip.init
     tree: Any = jax.eval_shape(lambda: init(shape, jax.random.key(0)))
     entry, found = tree["entry"], []
@@ -179,7 +181,7 @@ def load(
 
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
-) -> tuple[clip.Shape, dict[str, Any]]:
+) -> tuple[clip.ClipTextConfig, dict[str, Any]]:
     """The text tower of a checkpoint's directory: its shape and parameters.
 
     A checkpoint without the projection is read without it.
@@ -196,7 +198,7 @@ def open_directory(
 
 def open_vision_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
-) -> tuple[clip.VisionShape, dict[str, Any]]:
+) -> tuple[clip.ClipVisionConfig, dict[str, Any]]:
     """The image tower, as `open_directory`."""
     shape = vision_from_config(files.config(directory))
     if _VISION.projection not in _tensors(directory, _VISION):

@@ -63,7 +63,7 @@ def hidden_width(width: int, ratio: float, gated: bool) -> int:
     return (int(whole * 2 / 3) + 7) // 8 * 8 if gated else whole
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.Shape:
+def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.DinoConfig:
     """The shape that a config.json states, defaults as in transformers.
 
     Raises:
@@ -83,7 +83,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.Shape:
     if problems:
         raise layout.WeightsError(f"not a known DINOv2: {'; '.join(problems)}")
     gated = c["use_swiglu_ffn"]
-    found = dinov2.Shape(
+    found = dinov2.DinoConfig(
         width=c["hidden_size"],
         depth=c["num_hidden_layers"],
         heads=c["num_attention_heads"],
@@ -99,7 +99,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.Shape:
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: dinov2.Shape, names: _Names = _PUBLISHED) -> list[layout.Pair]:
+def pairs(shape: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.Pair]:
     """Every leaf and its tensor."""
     tree = jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0)))
     found = blocks.Pairs(tree)
@@ -154,7 +154,7 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, shape: dinov2.Shape, dtype: Any = np.float32
+    path: str | pathlib.Path, shape: dinov2.DinoConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory.
 
@@ -172,7 +172,7 @@ def load(
 
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
-) -> tuple[dinov2.Shape, dict[str, Any]]:
+) -> tuple[dinov2.DinoConfig, dict[str, Any]]:
     """The shape and parameters of a checkpoint's directory.
 
     Args:
@@ -183,6 +183,8 @@ def open_directory(
     return dataclasses.replace(shape, **changes), params
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: dinov2.Shape) -> None:
+def save(
+    params: dict[str, Any], path: str | pathlib.Path, shape: dinov2.DinoConfig
+) -> None:
     """Writes parameters as transformers' `Dinov2Model` reads them."""
     layout.save(layout.write(pairs(shape), params), path)

@@ -26,7 +26,7 @@ from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout, torch_file
 
 LAYOUTS = ("official", "diffusers")
-GRID = layers.Grid(columns_first=True)
+GRID = layers.PositionGrid(columns_first=True)
 
 _DEFAULTS = {
     "num_attention_heads": 16,
@@ -54,7 +54,7 @@ _ONLY = {
 }
 
 
-def from_config(config: Mapping[str, Any]) -> dit.Shape:
+def from_config(config: Mapping[str, Any]) -> dit.DiTConfig:
     """The float32 shape of a diffusers `DiTTransformer2DModel` config.
 
     Raises:
@@ -62,7 +62,7 @@ def from_config(config: Mapping[str, Any]) -> dit.Shape:
     """
     c = blocks.settings(config, _DEFAULTS, _ONLY, "a DiT's")
     side, channels = c["sample_size"], c["in_channels"]
-    return dit.Shape(
+    return dit.DiTConfig(
         architecture="adaln_zero",
         width=c["num_attention_heads"] * c["attention_head_dim"],
         depth=c["num_layers"],
@@ -86,7 +86,7 @@ def from_config(config: Mapping[str, Any]) -> dit.Shape:
     )
 
 
-def to_config(shape: dit.Shape) -> dict[str, Any]:
+def to_config(shape: dit.DiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape.
 
     Raises:
@@ -111,7 +111,7 @@ def to_config(shape: dit.Shape) -> dict[str, Any]:
     }
 
 
-def _check(shape: dit.Shape, kind: str) -> None:
+def _check(shape: dit.DiTConfig, kind: str) -> None:
     if kind not in LAYOUTS:
         raise ValueError(f"layout {kind!r}; known: {', '.join(LAYOUTS)}")
     wanted = {
@@ -133,7 +133,7 @@ def _check(shape: dit.Shape, kind: str) -> None:
         raise ValueError(f"{kind} DiT computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: dit.Shape, kind: str) -> list[layout.Pair]:
+def pairs(shape: dit.DiTConfig, kind: str) -> list[layout.Pair]:
     """Every leaf of a DiT and its tensors.
 
     Args:
@@ -148,7 +148,7 @@ def pairs(shape: dit.Shape, kind: str) -> list[layout.Pair]:
     return _official(found, shape) if kind == "official" else _diffusers(found, shape)
 
 
-def _official(found: blocks.Pairs, shape: dit.Shape) -> list[layout.Pair]:
+def _official(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
     found.patches_in("entry/patch", "x_embedder.proj", shape.patch_size)
     found.linear("entry/time/up", "t_embedder.mlp.0")
     found.linear("entry/time/out", "t_embedder.mlp.2")
@@ -165,7 +165,7 @@ def _official(found: blocks.Pairs, shape: dit.Shape) -> list[layout.Pair]:
     return found.done()
 
 
-def _diffusers(found: blocks.Pairs, shape: dit.Shape) -> list[layout.Pair]:
+def _diffusers(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
     found.patches_in("entry/patch", "pos_embed.proj", shape.patch_size)
     for i in range(shape.depth):
         block = f"transformer_blocks.{i}"
@@ -188,15 +188,15 @@ def _diffusers(found: blocks.Pairs, shape: dit.Shape) -> list[layout.Pair]:
     return found.done()
 
 
-def fixed(shape: dit.Shape, kind: str) -> list[layout.Fixed]:
+def fixed(shape: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
     """The official layout's table of positions; diffusers stores none."""
     if kind == "diffusers":
         return []
     table = layers.grid_positions(GRID, *shape.patches, shape.width)
-    return [layout.Fixed("pos_embed", np.asarray(table)[None])]
+    return [layout.FixedTensor("pos_embed", np.asarray(table)[None])]
 
 
-def load(path: str | pathlib.Path, shape: dit.Shape, kind: str) -> dict[str, Any]:
+def load(path: str | pathlib.Path, shape: dit.DiTConfig, kind: str) -> dict[str, Any]:
     """Parameters from a safetensors file or an official .pt file.
 
     Raises:
@@ -213,7 +213,7 @@ def load(path: str | pathlib.Path, shape: dit.Shape, kind: str) -> dict[str, Any
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: dit.Shape, kind: str
+    params: dict[str, Any], path: str | pathlib.Path, shape: dit.DiTConfig, kind: str
 ) -> None:
     """Writes parameters as safetensors with the names of a layout."""
     layout.save(layout.write(pairs(shape, kind), params, fixed(shape, kind)), path)

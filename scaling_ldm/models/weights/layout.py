@@ -69,7 +69,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class FixedTensor:
     """A tensor of theirs that is a constant here: checked if given, always written."""
 
     name: str
@@ -146,7 +146,7 @@ def read(
     tensors: Tensors,
     what: str,
     dtype: Any = None,
-    fixed: Sequence[Fixed] = (),
+    fixed: Sequence[FixedTensor] = (),
 ) -> dict[str, Any]:
     """Our tree, from a checkpoint's tensors.
 
@@ -202,7 +202,7 @@ def read(
     return tree
 
 
-def _differences(constant: Fixed, tensor: Any) -> list[str]:
+def _differences(constant: FixedTensor, tensor: Any) -> list[str]:
     tensor = np.asarray(tensor, np.float32)
     if tensor.shape != constant.value.shape:
         wanted = constant.value.shape
@@ -214,7 +214,7 @@ def _differences(constant: Fixed, tensor: Any) -> list[str]:
 
 
 def write(
-    pairs: Sequence[Pair], tree: Mapping[str, Any], fixed: Sequence[Fixed] = ()
+    pairs: Sequence[Pair], tree: Mapping[str, Any], fixed: Sequence[FixedTensor] = ()
 ) -> dict[str, np.ndarray]:
     """A checkpoint's tensors, from our tree.
 

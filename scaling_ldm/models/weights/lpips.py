@@ -20,7 +20,7 @@ PACKAGE = "lpips"
 FILE = "weights/v0.1/{}.pth"
 
 
-def find_heads(shape: network.Shape) -> pathlib.Path | None:
+def find_heads(shape: network.LpipsConfig) -> pathlib.Path | None:
     """The heads' file in the installed package, None without it; imports nothing."""
     place = hub.package(PACKAGE)
     if place is None or not (place / FILE.format(shape.name)).is_file():
@@ -28,7 +28,7 @@ def find_heads(shape: network.Shape) -> pathlib.Path | None:
     return place / FILE.format(shape.name)
 
 
-def pairs(shape: network.Shape) -> list[layout.Pair]:
+def pairs(shape: network.LpipsConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
     tree, found = network.shapes(shape), []
     for index, layer in tree["backbone"].items():
@@ -45,7 +45,7 @@ def pairs(shape: network.Shape) -> list[layout.Pair]:
 
 
 def load(
-    backbone: str | pathlib.Path, heads: str | pathlib.Path, shape: network.Shape
+    backbone: str | pathlib.Path, heads: str | pathlib.Path, shape: network.LpipsConfig
 ) -> dict[str, Any]:
     """Parameters; both may be one file, as `save` writes it.
 
@@ -67,7 +67,7 @@ def load(
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: network.Shape
+    params: dict[str, Any], path: str | pathlib.Path, shape: network.LpipsConfig
 ) -> None:
     """Writes backbone and heads to one .safetensors file, under the names above."""
     layout.save(layout.write(pairs(shape), params), path)

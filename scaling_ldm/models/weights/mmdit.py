@@ -52,8 +52,8 @@ _QK_NORMS = {None: "none", "rms_norm": "rms", "layer_norm": "layer"}
 FLUX_PATCH = 2
 
 
-def _shape(c: dict[str, Any], **more: Any) -> mmdit.Shape:
-    return mmdit.Shape(
+def _shape(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
+    return mmdit.MMDiTConfig(
         width=c["num_attention_heads"] * c["attention_head_dim"],
         depth=c["num_layers"],
         heads=c["num_attention_heads"],
@@ -72,7 +72,7 @@ def _shape(c: dict[str, Any], **more: Any) -> mmdit.Shape:
 
 def sd3_from_config(
     config: Mapping[str, Any], text_tokens: int, side: int = 0
-) -> mmdit.Shape:
+) -> mmdit.MMDiTConfig:
     """The float32 shape of an SD3 config.
 
     Args:
@@ -90,7 +90,7 @@ def sd3_from_config(
         patch_size=c["patch_size"],
         text_tokens=text_tokens,
         qk_norm=_QK_NORMS[c["qk_norm"]],
-        grid=layers.Grid(
+        grid=layers.PositionGrid(
             columns_first=True,
             step=c["sample_size"] // c["patch_size"] / c["pos_embed_max_size"],
             table=c["pos_embed_max_size"],
@@ -107,7 +107,7 @@ def sd3_from_config(
 
 def flux_from_config(
     config: Mapping[str, Any], text_tokens: int, image_size: tuple[int, int]
-) -> mmdit.Shape:
+) -> mmdit.MMDiTConfig:
     """The float32 shape of a FLUX config, at latents of this height and width.
 
     Args:
@@ -131,7 +131,7 @@ def flux_from_config(
     )
 
 
-def to_config(shape: mmdit.Shape) -> dict[str, Any]:
+def to_config(shape: mmdit.MMDiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape: FLUX's with single-stream blocks, else SD3's.
 
     Raises:
@@ -173,11 +173,11 @@ def to_config(shape: mmdit.Shape) -> dict[str, Any]:
     }
 
 
-def _axes(shape: mmdit.Shape) -> tuple[int, ...]:
+def _axes(shape: mmdit.MMDiTConfig) -> tuple[int, ...]:
     return shape.rope_axes or layers.rope_axes(shape.width // shape.heads, 3)
 
 
-def _check(shape: mmdit.Shape) -> None:
+def _check(shape: mmdit.MMDiTConfig) -> None:
     flux = shape.single_depth > 0
     wanted: dict[str, Any] = {
         "mlp_ratio": 4,
@@ -192,7 +192,7 @@ def _check(shape: mmdit.Shape) -> None:
     else:
         wanted["guidance"] = False
         step, table = shape.grid.step, shape.grid.table or -1
-        wanted["grid"] = layers.Grid(columns_first=True, step=step, table=table)
+        wanted["grid"] = layers.PositionGrid(columns_first=True, step=step, table=table)
     have = {name: getattr(shape, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
     if not shape.pooled_width:
@@ -202,7 +202,7 @@ def _check(shape: mmdit.Shape) -> None:
         raise ValueError(f"{name} computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: mmdit.Shape) -> list[layout.Pair]:
+def pairs(shape: mmdit.MMDiTConfig) -> list[layout.Pair]:
     """Every leaf of an SD3 or a FLUX and its tensors.
 
     Raises:
@@ -239,7 +239,7 @@ def pairs(shape: mmdit.Shape) -> list[layout.Pair]:
 
 def _norms(
     found: blocks.Pairs,
-    shape: mmdit.Shape,
+    shape: mmdit.MMDiTConfig,
     names: Mapping[str, str],
     layer: int | None,
 ) -> None:
@@ -251,7 +251,7 @@ def _norms(
 
 
 def _double(
-    found: blocks.Pairs, shape: mmdit.Shape, ours: str, i: int, layer: int | None
+    found: blocks.Pairs, shape: mmdit.MMDiTConfig, ours: str, i: int, layer: int | None
 ) -> None:
     block = f"transformer_blocks.{i}"
     attention = f"{block}.attn"
@@ -275,7 +275,7 @@ def _double(
         found.linear(f"{ours}/text_down", f"{block}.ff_context.net.2", layer)
 
 
-def _single(found: blocks.Pairs, shape: mmdit.Shape, i: int) -> None:
+def _single(found: blocks.Pairs, shape: mmdit.MMDiTConfig, i: int) -> None:
     block = f"single_transformer_blocks.{i}"
     attention = f"{block}.attn"
     found.linear("single_blocks/modulation", f"{block}.norm.linear", i)
@@ -289,16 +289,16 @@ def _single(found: blocks.Pairs, shape: mmdit.Shape, i: int) -> None:
     found.linear("single_blocks/out", f"{block}.proj_out", i)
 
 
-def fixed(shape: mmdit.Shape) -> list[layout.Fixed]:
+def fixed(shape: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
     """SD3's whole table of positions, of which ours computes the middle."""
     if shape.single_depth:
         return []
     side = shape.grid.table
     whole = layers.grid_positions(shape.grid, side, side, shape.width)
-    return [layout.Fixed("pos_embed.pos_embed", np.asarray(whole)[None])]
+    return [layout.FixedTensor("pos_embed.pos_embed", np.asarray(whole)[None])]
 
 
-def load(path: str | pathlib.Path, shape: mmdit.Shape) -> dict[str, Any]:
+def load(path: str | pathlib.Path, shape: mmdit.MMDiTConfig) -> dict[str, Any]:
     """Parameters from diffusers' safetensors: a file, or the index of several.
 
     Raises:
@@ -308,6 +308,8 @@ def load(path: str | pathlib.Path, shape: mmdit.Shape) -> dict[str, Any]:
     return layout.read(pairs(shape), tensors, "this MMDiT's", np.float32, fixed(shape))
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: mmdit.Shape) -> None:
+def save(
+    params: dict[str, Any], path: str | pathlib.Path, shape: mmdit.MMDiTConfig
+) -> None:
     """Writes parameters as diffusers reads them."""
     layout.save(layout.write(pairs(shape), params, fixed(shape)), path)

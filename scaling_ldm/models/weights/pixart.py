@@ -52,7 +52,7 @@ _ONLY = {
 }
 
 
-def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.Shape:
+def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
     """The float32 shape of a diffusers config.
 
     Args:
@@ -74,7 +74,7 @@ def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.Shape:
         problems.append(f"cross_attention_dim other than the width {width}")
     if problems:
         raise layout.WeightsError(f"not supported: {'; '.join(problems)}")
-    return dit.Shape(
+    return dit.DiTConfig(
         architecture="cross_attention",
         width=width,
         depth=c["num_layers"],
@@ -91,7 +91,7 @@ def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.Shape:
         dtype=jnp.float32,
         remat=False,
         unroll=False,
-        grid=layers.Grid(
+        grid=layers.PositionGrid(
             columns_first=True,
             step=1 / (c["interpolation_scale"] or max(side // 64, 1)),
         ),
@@ -99,7 +99,7 @@ def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.Shape:
     )
 
 
-def to_config(shape: dit.Shape) -> dict[str, Any]:
+def to_config(shape: dit.DiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape.
 
     Raises:
@@ -127,13 +127,13 @@ def to_config(shape: dit.Shape) -> dict[str, Any]:
     }
 
 
-def _check(shape: dit.Shape) -> None:
+def _check(shape: dit.DiTConfig) -> None:
     wanted = {
         "architecture": "cross_attention",
         "norm": "layer",
         "qk_norm": "none",
         "positions": "sinusoidal",
-        "grid": layers.Grid(columns_first=True, step=shape.grid.step),
+        "grid": layers.PositionGrid(columns_first=True, step=shape.grid.step),
         "mlp_ratio": 4,
         "activation": "gelu",
         "time_width": 256,
@@ -147,7 +147,7 @@ def _check(shape: dit.Shape) -> None:
         raise ValueError(f"PixArt-alpha computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: dit.Shape) -> list[layout.Pair]:
+def pairs(shape: dit.DiTConfig) -> list[layout.Pair]:
     """Every leaf of a PixArt-alpha and its tensors.
 
     Raises:
@@ -184,7 +184,7 @@ def pairs(shape: dit.Shape) -> list[layout.Pair]:
     return found.done()
 
 
-def load(path: str | pathlib.Path, shape: dit.Shape) -> dict[str, Any]:
+def load(path: str | pathlib.Path, shape: dit.DiTConfig) -> dict[str, Any]:
     """Parameters from a diffusers safetensors file.
 
     Raises:
@@ -195,6 +195,8 @@ def load(path: str | pathlib.Path, shape: dit.Shape) -> dict[str, Any]:
     )
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: dit.Shape) -> None:
+def save(
+    params: dict[str, Any], path: str | pathlib.Path, shape: dit.DiTConfig
+) -> None:
     """Writes parameters as diffusers reads them."""
     layout.save(layout.write(pairs(shape), params), path)

@@ -33,7 +33,7 @@ _BIAS = f"block.0.{_ATTENTION}.SelfAttention.relative_attention_bias.weight"
 _OUT = "final_layer_norm.weight"
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> t5.Shape:
+def from_config(config: Mapping[str, Any], **changes: Any) -> t5.T5Config:
     """The shape that a config.json of a T5 states, defaults as in transformers.
 
     Raises:
@@ -47,7 +47,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> t5.Shape:
         )
     # Version 1.1 writes gelu and means its tanh form.
     known = {"gelu": "gelu_new"} if gated else {}
-    found = t5.Shape(
+    found = t5.T5Config(
         width=config.get("d_model", 512),
         depth=config.get("num_layers", 6),
         heads=config.get("num_heads", 8),
@@ -64,7 +64,7 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> t5.Shape:
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: t5.Shape) -> list[layout.Pair]:
+def pairs(shape: t5.T5Config) -> list[layout.Pair]:
     """Every leaf and its tensor, without the prefix "encoder."."""
     tree = jax.eval_shape(lambda: t5.init(shape, jax.random.key(0)))
     entry, names = tree["entry"], {**_BLOCK, "mlp_up": _UP[shape.gated]}
@@ -85,7 +85,7 @@ def _rename(name: str) -> str | None:
 
 
 def load(
-    path: str | pathlib.Path, shape: t5.Shape, dtype: Any = np.float32
+    path: str | pathlib.Path, shape: t5.T5Config, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory, of an encoder or a whole T5.
 
@@ -101,7 +101,7 @@ def load(
 
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
-) -> tuple[t5.Shape, dict[str, Any]]:
+) -> tuple[t5.T5Config, dict[str, Any]]:
     """The shape and parameters of a checkpoint's directory.
 
     Args:
@@ -112,7 +112,7 @@ def open_directory(
     return dataclasses.replace(shape, **changes), params
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: t5.Shape) -> None:
+def save(params: dict[str, Any], path: str | pathlib.Path, shape: t5.T5Config) -> None:
     """Writes parameters as transformers' `T5EncoderModel` reads them."""
     tensors = layout.write(pairs(shape), params)
     layout.save(

@@ -79,7 +79,7 @@ def _name(path: layout.Path, last: int) -> str:
     return ".".join([*theirs, _LEAVES[leaf]])
 
 
-def pairs(shape: unet.Shape, linear_projection: bool = True) -> list[layout.Pair]:
+def pairs(shape: unet.UNetConfig, linear_projection: bool = True) -> list[layout.Pair]:
     """Every leaf of a U-Net and its tensor.
 
     Args:
@@ -178,7 +178,7 @@ def _blocks(levels: int) -> dict[str, list[str]]:
     }
 
 
-def to_config(shape: unet.Shape, linear_projection: bool = True) -> dict[str, Any]:
+def to_config(shape: unet.UNetConfig, linear_projection: bool = True) -> dict[str, Any]:
     """What diffusers' config.json says of a shape."""
     H, W, C = shape.image_shape
     return {
@@ -197,7 +197,7 @@ def to_config(shape: unet.Shape, linear_projection: bool = True) -> dict[str, An
 
 def from_config(
     config: Mapping[str, Any], text_tokens: int = 77
-) -> tuple[unet.Shape, bool]:
+) -> tuple[unet.UNetConfig, bool]:
     """The shape that a config.json describes, and whether projections are matrices.
 
     Args:
@@ -221,7 +221,7 @@ def from_config(
         )
     side = c["sample_size"] or 64
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    shape = unet.Shape(
+    shape = unet.UNetConfig(
         base=base,
         heads=heads,
         image_shape=(height, width, c["out_channels"]),
@@ -238,7 +238,7 @@ def from_config(
 
 
 def load(
-    path: str | pathlib.Path, shape: unet.Shape, linear_projection: bool = True
+    path: str | pathlib.Path, shape: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
     """Parameters from a diffusers safetensors file.
 
@@ -254,7 +254,7 @@ def load(
 def save(
     params: dict[str, Any],
     path: str | pathlib.Path,
-    shape: unet.Shape,
+    shape: unet.UNetConfig,
     linear_projection: bool = True,
 ) -> None:
     """Writes parameters as diffusers reads them."""
