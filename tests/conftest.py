@@ -9,6 +9,14 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Packages whose annotations are checked at every call in the tests.
+CHECKED = [
+    "scaling_ldm.workdir",
+]
+install_import_hook(CHECKED, "beartype.beartype")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
