@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 
-from scaling_ldm.config import fields, reads
+from scaling_ldm.config import fields, names, reads
 
 
 def problems_of(e: fields.Experiment) -> list[str]:
@@ -17,7 +17,7 @@ def problems_of(e: fields.Experiment) -> list[str]:
         if not ok:
             problems.append(message)
 
-    for where, known in fields.NAMES.items():
+    for where, known in names.CHOICES.items():
         value = reads.value(e, where)
         if value not in known:
             close = difflib.get_close_matches(value, known, n=1)
@@ -30,12 +30,12 @@ def problems_of(e: fields.Experiment) -> list[str]:
     problems += _check_coarse(e)
     if e.model.architecture != "autoencoder_kl":
         problems += _check_objective(e.objective)
-    for section, names in _POSITIVE.items():
-        for name in names:
+    for section, keys in _POSITIVE.items():
+        for name in keys:
             value = getattr(getattr(e, section), name)
             require(value > 0, f"config.{section}.{name} = {value}: must be positive")
-    for section, names in _NOT_NEGATIVE.items():
-        for name in names:
+    for section, keys in _NOT_NEGATIVE.items():
+        for name in keys:
             value = getattr(getattr(e, section), name)
             require(value >= 0, f"config.{section}.{name} = {value}: must be >= 0")
     for section, name, low, high in _RANGES:
@@ -49,7 +49,7 @@ def problems_of(e: fields.Experiment) -> list[str]:
         len(e.data.shape) == 3 and min(e.data.shape) > 0,
         f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
     )
-    if e.model.architecture in fields.CONVOLUTIONAL:
+    if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
     else:
         problems += _check_transformer(e)
@@ -90,8 +90,8 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
     """Names and counts of the stages that measure pictures."""
     problems = []
     for where, known in (
-        ("evaluate.metrics", fields.METRICS),
-        ("frontier.samplers", fields.SAMPLERS),
+        ("evaluate.metrics", names.METRICS),
+        ("frontier.samplers", names.SAMPLERS),
     ):
         values = reads.value(e, where)
         unknown = [value for value in values if value not in known]
@@ -110,20 +110,20 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
     if e.frontier.images and e.evaluate.network == "none":
         problems.append(
             "config.frontier.images without config.evaluate.network: a frontier needs "
-            f"one of {', '.join(fields.FEATURE_NETWORKS[1:])}"
+            f"one of {', '.join(names.FEATURE_NETWORKS[1:])}"
         )
     network, size = e.evaluate.network, e.evaluate.input_size
     for metric in e.evaluate.metrics:
         # What is not known at all has a line of its own.
-        networks = fields.METRICS.get(metric, fields.FEATURE_NETWORKS)
-        if network in fields.FEATURE_NETWORKS and network not in (*networks, "none"):
+        networks = names.METRICS.get(metric, names.FEATURE_NETWORKS)
+        if network in names.FEATURE_NETWORKS and network not in (*networks, "none"):
             problems.append(
                 f"config.evaluate.metrics has {metric}, which needs config.evaluate."
                 f"network = {' or '.join(networks)}, not {network!r}"
             )
-    if network == "lite0" and 0 < size < fields.LITE0_LEAST:
+    if network == "lite0" and 0 < size < names.LITE0_LEAST:
         problems.append(
-            f"config.evaluate.input_size = {size}: at least {fields.LITE0_LEAST}, or 0 "
+            f"config.evaluate.input_size = {size}: at least {names.LITE0_LEAST}, or 0 "
             "for lite0's own; the map that its features are the mean of is 32 times "
             "smaller"
         )
@@ -245,15 +245,15 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             f"config.data.shape = {e.data.shape}: without config.encode.autoencoder a "
             "network sees pixels, (height, width, 3)"
         )
-    if cfg.text_encoder == "minilm" and e.model.text_width != fields.MINILM_WIDTH:
+    if cfg.text_encoder == "minilm" and e.model.text_width != names.MINILM_WIDTH:
         problems.append(
             f"config.model.text_width = {e.model.text_width} with "
             f"config.encode.text_encoder = 'minilm', whose features are "
-            f"{fields.MINILM_WIDTH} wide: set that, or text_encoder = 'vocabulary'"
+            f"{names.MINILM_WIDTH} wide: set that, or text_encoder = 'vocabulary'"
         )
     for name, value, known in (
-        ("autoencoder", cfg.autoencoder, fields.AUTOENCODERS),
-        ("text_encoder", cfg.text_encoder, fields.TEXT_ENCODERS),
+        ("autoencoder", cfg.autoencoder, names.AUTOENCODERS),
+        ("text_encoder", cfg.text_encoder, names.TEXT_ENCODERS),
     ):
         is_a_name = "/" not in value and not os.path.isdir(value)
         if is_a_name and value not in known:
@@ -337,7 +337,7 @@ _NOT_NEGATIVE = {
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
-    ("data", "vocab_size", 64, fields.LARGEST_VOCABULARY),
+    ("data", "vocab_size", 64, names.LARGEST_VOCABULARY),
     ("encode", "largest_bad_fraction", 0.0, 0.999),
     ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import checks, fields
+from scaling_ldm.config import checks, fields, names
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
 
@@ -104,11 +104,11 @@ def _choose_text_encoder(experiment: Experiment) -> Experiment:
     features = (
         reads_text
         and experiment.encoded
-        and any(importlib.util.find_spec(name) for name in fields.MINILM_PACKAGES)
+        and any(importlib.util.find_spec(name) for name in names.MINILM_PACKAGES)
     )
     chosen = "minilm" if features else "vocabulary"
     if features and model.text_width == fields.ModelConfig().text_width:
-        model = dataclasses.replace(model, text_width=fields.MINILM_WIDTH)
+        model = dataclasses.replace(model, text_width=names.MINILM_WIDTH)
     return dataclasses.replace(
         experiment,
         encode=dataclasses.replace(encode, text_encoder=chosen),

