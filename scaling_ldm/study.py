@@ -211,7 +211,7 @@ class _Study:
             made = "frontier" in self.stages
             advise.check(self.experiment, self.workdir, made)
         self._claim_workdir()
-        if self.stages == config.STAGES and ownership.complete(
+        if self.stages == config.STAGES and ownership.is_complete(
             self.experiment, self.workdir
         ):
             progress.say(
@@ -230,7 +230,7 @@ class _Study:
             with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
                 getattr(self, f"_{stage}")()
         if self.stages == config.STAGES and self.primary:
-            ownership.finish(self.experiment, self.workdir)
+            ownership.mark_complete(self.experiment, self.workdir)
         return self.status
 
     def _check_through_training(self) -> None:
@@ -254,8 +254,8 @@ class _Study:
     def _start_devices(self) -> None:
         from scaling_ldm.training import mesh, progress
 
-        mesh.start(self.experiment.mesh)
-        mesh.join(*self.cluster, lost=_lost)
+        mesh.start_devices(self.experiment.mesh)
+        mesh.join_job(*self.cluster, lost=_lost)
         self.primary, self.joined = mesh.is_primary(), True
         if not self.primary:
             progress.mute()
@@ -269,7 +269,7 @@ class _Study:
         refusal: Exception | None = None
         if self.primary:
             try:
-                ownership.take(self.experiment, self.workdir)
+                ownership.register(self.experiment, self.workdir)
             except (config.ConfigError, OSError) as e:
                 refusal = e
         if self.joined:

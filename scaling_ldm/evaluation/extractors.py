@@ -128,13 +128,13 @@ def _clip(cfg: config.EvaluateConfig) -> Judge:
 
 def _dinov2(cfg: config.EvaluateConfig) -> Judge:
     path = file(cfg)
-    shape, params = dinov2_weights.open_directory(path, offset=OFFSET)
+    network, params = dinov2_weights.open_directory(path, offset=OFFSET)
     pil = _pil(dinov2.SIZE)
     return Judge(
-        apply=functools.partial(dinov2.apply, shape),
+        apply=functools.partial(dinov2.apply, network),
         params=params,
         fit=pil["fit"],
-        resize=f"{pil['resize']}; positions of offset {shape.offset:g}",
+        resize=f"{pil['resize']}; positions of offset {network.offset:g}",
         file=path,
     )
 
@@ -233,8 +233,8 @@ class Extractor:
         self.identity = identity(cfg, of)
         self._mesh, self._fit = device_mesh, of.fit
         self._batch = -(-cfg.batch_size // device_mesh.size) * device_mesh.size
-        self._params = mesh.place(device_mesh, of.params)
-        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self._params = mesh.place_params(device_mesh, of.params)
+        whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         self._apply = jax.jit(of.apply, out_shardings=whole)
         self._reader = of.reader
         if of.reader:

@@ -126,7 +126,7 @@ def read(workdir: pathlib.Path) -> Study:
         if record is not None:
             trained[run.run_id] = record
             if record.status == "finished":
-                kept[run.run_id] = tuple(runs_lib.steps(workdir, run))
+                kept[run.run_id] = tuple(runs_lib.checkpoint_steps(workdir, run))
         if (curve := _curve(workdir, f"{folder}/metrics.jsonl", notes)) is not None:
             curves[run.run_id] = curve
     samples = _record(workdir, "samples/record.json", SampleRecord, notes)

@@ -50,7 +50,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             f"encoded already: {stage.manifest['records']:,} pictures in {folder}"
         )
         return
-    with mesh.Stop() as stop:
+    with mesh.StopSignal() as stop:
         stage.encode(stop)
     _together(lambda: stage.finish() if mesh.is_primary() else None)
 
@@ -110,8 +110,8 @@ class _Encoding:
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
         )
-        self._networks = encoding.Networks(experiment)
-        took = progress_lib.duration(time.perf_counter() - self._begun)
+        self._networks = encoding.FrozenNetworks(experiment)
+        took = progress_lib.format_duration(time.perf_counter() - self._begun)
         progress_lib.say(
             f"networks are ready after {took}: {self._networks.describe()}"
         )
@@ -119,7 +119,7 @@ class _Encoding:
             self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
-    def encode(self, stop: mesh.Stop) -> None:
+    def encode(self, stop: mesh.StopSignal) -> None:
         """Writes every missing shard.
 
         Processes go from one of their shards to the next together, so that all of them
@@ -172,7 +172,7 @@ class _Encoding:
         except config.ConfigError as e:
             raise config.ConfigError(f"{e}\n{_FRACTION}") from e
 
-    def _shard(self, number: int, stop: mesh.Stop, progress: _Progress) -> None:
+    def _shard(self, number: int, stop: mesh.StopSignal, progress: _Progress) -> None:
         """Writes one shard, or nothing of it where a stop is asked for."""
         bad: list[tuple[str, str]] = []
         try:
@@ -190,7 +190,7 @@ class _Encoding:
         writer: shards.Writer,
         number: int,
         bad: list[tuple[str, str]],
-        stop: mesh.Stop,
+        stop: mesh.StopSignal,
         progress: _Progress,
     ) -> None:
         """Writes the pictures of a shard; one batch is computed as the next is read."""
@@ -300,7 +300,7 @@ class _Encoding:
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
-        took = progress_lib.duration(time.perf_counter() - self._begun)
+        took = progress_lib.format_duration(time.perf_counter() - self._begun)
         progress_lib.say(
             f"encoded after {took}: {tally.summary()}\n"
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
@@ -357,7 +357,7 @@ class _Progress:
             return
         self._shown = now
         speed = (done - self._first[1]) / (now - self._first[0])
-        left = progress_lib.duration((self._total - done) / speed)
+        left = progress_lib.format_duration((self._total - done) / speed)
         progress_lib.say(
             f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
             f"{size(self._bytes + written)}  {bad:,} bad  left {left}"

@@ -106,15 +106,15 @@ def _subjects(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> Iterator[Subject]:
-    first = samples.model(experiment, workdir, specs)
+    first = samples.model_to_sample(experiment, workdir, specs)
     if first is None:
         return
     yield Subject(model=first, drawn=True)
     if experiment.evaluate.through_training:
         for spec in specs:
             if runs.best(workdir, [spec]) is not None:
-                for step in runs.steps(workdir, spec):
-                    model = runs.model(experiment, workdir, spec, step)
+                for step in runs.checkpoint_steps(workdir, spec):
+                    model = runs.trained_model(experiment, workdir, spec, step)
                     if _identity(model) != _identity(first):
                         yield Subject(model=model, drawn=False)
 
@@ -158,7 +158,7 @@ class _Stage:
             if not all(key in self._known for key in keys):
                 left = len(subjects) - number + 1
                 time_left = (
-                    f"  left {progress.duration(left * sum(spent) / len(spent))}"
+                    f"  left {progress.format_duration(left * sum(spent) / len(spent))}"
                     if spent
                     else ""
                 )
@@ -194,7 +194,7 @@ class _Stage:
         """Finds what is missing; every metric is written when it is there."""
         cfg, how = self._experiment.evaluate, self._experiment.generate
         model = subject.model
-        drawing = inference.Sampling(
+        drawing = inference.PictureSampler(
             self._experiment, self._workdir, model, self._mesh, how.batch_size
         )
         cost = drawing.cost(how)
@@ -242,7 +242,7 @@ class _Stage:
             if mesh.is_primary():
                 records.write_jsonl(self._workdir / FILE, self._known.values())
 
-    def _features(self, subject: Subject, drawing: inference.Sampling) -> Kept:
+    def _features(self, subject: Subject, drawing: inference.PictureSampler) -> Kept:
         """Of the pictures that the subject's protocol asks for."""
         how, model = self._experiment.generate, subject.model
         kept = Kept(
@@ -294,14 +294,14 @@ def line(record: records.EvalRecord) -> str:
 def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]]:
     """Pictures of the generate stage from one on, and the position behind them."""
     after = 0
-    for images in samples.saved(workdir):
+    for images in samples.read_images(workdir):
         before, after = after, after + len(images)
         if after > start:
             yield images[max(start - before, 0) :], after
 
 
 def _drawn(
-    drawing: inference.Sampling, how: config.GenerateConfig, start: int
+    drawing: inference.PictureSampler, how: config.GenerateConfig, start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """The same, drawn now."""
     for first in range(start, how.images, how.batch_size):
@@ -315,10 +315,10 @@ def _check_pictures(
     """Raises ConfigError unless the generate stage drew this model's pictures so."""
     path = workdir / "samples" / "record.json"
     held = records.loads(path.read_text()) if path.exists() else None
-    images = sum(len(part) for part in samples.saved(workdir))
+    images = sum(len(part) for part in samples.read_images(workdir))
     differing = [
         f"{name} = {getattr(held, name)!r} there, {value!r} wanted"
-        for name, value in samples.settings(experiment, model).items()
+        for name, value in samples.record_fields(experiment, model).items()
         if held is not None and getattr(held, name) != value
     ]
     if held is not None and not differing and images != held.images:

@@ -43,14 +43,14 @@ def run(
     Raises:
       ConfigError: no run is finished, or not the one that is named.
     """
-    spec = runs.chosen(experiment, workdir, specs)
+    spec = runs.run_to_sample(experiment, workdir, specs)
     if spec is None:
         raise config.ConfigError(f"no run in {workdir} is finished: nothing to export")
-    model = runs.model(experiment, workdir, spec)
+    model = runs.trained_model(experiment, workdir, spec)
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
         sharded = model.load(device_mesh)
-        whole = mesh.named(device_mesh, mesh.WHOLE)
+        whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         params = jax.device_get(
             jax.jit(lambda tree: tree, out_shardings=whole)(sharded)
         )
@@ -89,13 +89,11 @@ def _autoencoder(
     params: Params,
 ) -> str:
     """diffusers' AutoencoderKL, its latents scaled to unit variance."""
-    shape = from_config.autoencoder_shape(experiment, model.width, model.depth)
+    cfg = from_config.autoencoder_config(experiment, model.width, model.depth)
     source, _ = data_lib.sources(experiment, workdir)
-    mean, deviation = _latents(encoders.autoencoder(shape), params, source)
-    shape = dataclasses.replace(shape, scale=1 / deviation, shift=mean)
-    autoencoder_weights.save(
-        params, workdir / "export", shape, experiment.data.shape[0]
-    )
+    mean, deviation = _latents(encoders.autoencoder(cfg), params, source)
+    cfg = dataclasses.replace(cfg, scale=1 / deviation, shift=mean)
+    autoencoder_weights.save(params, workdir / "export", cfg, experiment.data.shape[0])
     return "diffusers' AutoencoderKL"
 
 
@@ -129,9 +127,9 @@ def _unet(
     if experiment.reads_words:
         return _native(experiment, workdir, model, params)
     folder = workdir / "export"
-    shape = from_config.unet_shape(experiment, model.width, model.depth)
-    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
-    text = json.dumps(unet_weights.to_config(shape), indent=2) + "\n"
+    cfg = from_config.unet_config(experiment, model.width, model.depth)
+    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", cfg)
+    text = json.dumps(unet_weights.to_config(cfg), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     return "diffusers' UNet2DConditionModel"
 

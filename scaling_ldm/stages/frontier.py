@@ -102,7 +102,7 @@ def check(experiment: config.Experiment) -> None:
         )
     for how in _settings(experiment):
         try:
-            inference.plan(experiment, how)
+            inference.sampling_plan(experiment, how)
         except ValueError as e:
             raise config.ConfigError(
                 f"config.frontier cannot sample with sampler {how.sampler!r} and steps "
@@ -213,12 +213,12 @@ class _Grid:
                 if now - shown > self._experiment.train.show_every_seconds:
                     shown = now
                     each = (now - begin) / max(fresh, 1)
-                    left = each * (total - len(found))
+                    left = progress.format_duration(each * (total - len(found)))
                     b = min(cells, key=lambda cell: cell.value)
                     progress.say(
                         f"frontier  {len(found):,} of {total:,} cells  {b.model}  "
                         f"{b.sampler} {b.steps}: best guidance {b.guidance:g}, "
-                        f"{self._metric} {b.value:.4g}  left {progress.duration(left)}"
+                        f"{self._metric} {b.value:.4g}  left {left}"
                     )
         return found
 
@@ -226,7 +226,7 @@ class _Grid:
         self,
         spec: records.RunSpec,
         settings: Sequence[config.GenerateConfig],
-        drawing: inference.Sampling,
+        drawing: inference.PictureSampler,
     ) -> tuple[list[records.Cell], int]:
         """The cells of one sampler and number of steps; how many were drawn now."""
         cells, fresh = [], 0
@@ -247,11 +247,11 @@ class _Grid:
             self._shelf.write(spec, how, cell)
         return [_spread(each, cell) for each in cells], fresh
 
-    def _drawing(self, spec: records.RunSpec) -> inference.Sampling:
+    def _drawing(self, spec: records.RunSpec) -> inference.PictureSampler:
         generate = self._experiment.generate
         most = min(generate.batch_size, self._experiment.frontier.images)
-        model = runs_lib.model(self._experiment, self._workdir, spec)
-        return inference.Sampling(
+        model = runs_lib.trained_model(self._experiment, self._workdir, spec)
+        return inference.PictureSampler(
             self._experiment, self._workdir, model, self._mesh, most
         )
 
@@ -261,12 +261,12 @@ class _Grid:
             self._of_largest = self._evaluation(self._drawing(largest))
         return self._of_largest
 
-    def _evaluation(self, drawing: inference.Sampling) -> float:
+    def _evaluation(self, drawing: inference.PictureSampler) -> float:
         cost = drawing.cost(self._experiment.generate)
         return cost.flops / cost.nfe
 
     def _features(
-        self, how: config.GenerateConfig, drawing: inference.Sampling
+        self, how: config.GenerateConfig, drawing: inference.PictureSampler
     ) -> tuple[np.ndarray, float]:
         """Features of the cell's pictures, and seconds a picture took to draw."""
         images, seconds = drawing.timed(np.arange(how.images), how)
@@ -276,7 +276,7 @@ class _Grid:
         self,
         spec: records.RunSpec,
         how: config.GenerateConfig,
-        drawing: inference.Sampling,
+        drawing: inference.PictureSampler,
     ) -> tuple[records.Cell, np.ndarray]:
         features, seconds = self._features(how, drawing)
         cost = drawing.cost(how)

@@ -50,13 +50,13 @@ def run(
     if experiment.model.architecture == "autoencoder_kl":
         progress_lib.say("no samples: an autoencoder generates nothing by itself")
         return None
-    model = samples.model(experiment, workdir, specs)
+    model = samples.model_to_sample(experiment, workdir, specs)
     if model is None:
         progress_lib.say("no finished run to sample from")
         return None
     known = _known(experiment, workdir, model)
     if known is not None and _grid_path(workdir, experiment.generate.format).exists():
-        if sum(map(len, samples.saved(workdir))) == known.images:
+        if sum(map(len, samples.read_images(workdir))) == known.images:
             progress_lib.say(f"samples of {model.run_id} are there already")
             return known
         progress_lib.say(
@@ -75,7 +75,7 @@ def _known(
     if not path.exists():
         return None
     known = records.loads(path.read_text())
-    wanted = samples.settings(experiment, model)
+    wanted = samples.record_fields(experiment, model)
     same = {name: getattr(known, name) for name in wanted} == wanted
     return known if same else None
 
@@ -92,9 +92,9 @@ def check(experiment: config.Experiment) -> None:
         prediction, or config.generate.weights are not the network's.
     """
     if experiment.generate.weights:
-        exports.read(experiment, experiment.generate.weights)
+        exports.read_model(experiment, experiment.generate.weights)
     try:
-        inference.plan(experiment, experiment.generate)
+        inference.sampling_plan(experiment, experiment.generate)
     except ValueError as e:
         cfg = experiment.generate
         raise config.ConfigError(
@@ -117,11 +117,11 @@ def _sample(
     """
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
-    drawing = inference.Sampling(experiment, workdir, model, device_mesh, each)
+    drawing = inference.PictureSampler(experiment, workdir, model, device_mesh, each)
     if mesh.is_primary():
-        _claim(folder, samples.settings(experiment, model) | {"each": each})
+        _claim(folder, samples.record_fields(experiment, model) | {"each": each})
     mesh.barrier("samples")
-    shards = samples.shards(workdir)
+    shards = samples.shard_folder(workdir)
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
     rows = [np.arange(cfg.images)[n * each :][:each] for n in range(len(paths))]
     missing = [n for n, path in enumerate(paths) if not path.exists()]
@@ -145,7 +145,7 @@ def _sample(
     captions = drawing.captions(np.arange(cfg.images))
     cost = drawing.cost(cfg)
     record = records.SampleRecord(
-        **samples.settings(experiment, model),
+        **samples.record_fields(experiment, model),
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
         seconds=known.seconds if known and len(missing) < len(paths) else seconds,

@@ -65,14 +65,14 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
 
 def _size(experiment: config.Experiment, width: int, depth: int) -> dict:
     """Parameters and the cost of one step of one rung of the ladder."""
-    functions = train_step.build(experiment, width, depth, unroll=False)
-    params, bare = denoisers.count_params(functions.task)
+    functions = train_step.train_functions(experiment, width, depth, unroll=False)
+    params, bare = denoisers.count_params(functions.objective)
     return {
         "width": width,
         "depth": depth,
         "params": params,
         "params_without_embeddings": bare,
-        "task": functions.task,
+        "objective": functions.objective,
         "cost": train_step.cost(experiment, functions, experiment.train.batch_size),
     }
 
@@ -92,12 +92,12 @@ def _around(ladder: list[dict], budget: float, cfg: config.PlanConfig) -> list[d
 
 def _row(experiment: config.Experiment, budget: float, size: dict) -> records.RunSpec:
     cfg, batch_size = experiment.plan, experiment.train.batch_size
-    cost, task = size["cost"], size["task"]
+    cost, objective = size["cost"], size["objective"]
     flops_per_step = cost.flops.model
     steps = max(round(budget / flops_per_step), 1)
     images = steps * batch_size
-    image_tokens = images * task.image_tokens
-    text_tokens = images * task.other_tokens
+    image_tokens = images * objective.image_tokens
+    text_tokens = images * objective.other_tokens
     width, depth = size["width"], size["depth"]
     shards = experiment.mesh.fsdp
     return records.RunSpec(

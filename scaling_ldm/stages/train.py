@@ -64,10 +64,10 @@ def run(
     )
     train_data, validation_data = data_lib.sources(experiment, workdir)
     _same_data(workdir, train_data)
-    sweep = progress_lib.Sweep(
+    sweep = progress_lib.SweepProgress(
         runs,
         [
-            progress_lib.Job(
+            progress_lib.RemainingRun(
                 size=(spec.width, spec.depth),
                 steps=spec.steps,
                 flops_per_step=spec.flops_per_step,
@@ -77,7 +77,7 @@ def run(
         experiment.train.show_every_seconds,
     )
     held_out: list[held_out_lib.HeldOutBatch] = []
-    with jax.set_mesh(device_mesh), mesh.Stop() as stop:
+    with jax.set_mesh(device_mesh), mesh.StopSignal() as stop:
         for number, spec in missing:
             sweep.begin(
                 number,
@@ -173,16 +173,16 @@ class _Job:
         workdir: pathlib.Path,
         spec: records.RunSpec,
         device_mesh: jax.sharding.Mesh,
-        sweep: progress_lib.Sweep,
-        stop: mesh.Stop,
+        sweep: progress_lib.SweepProgress,
+        stop: mesh.StopSignal,
     ) -> None:
         self.experiment, self.spec, self.mesh = experiment, spec, device_mesh
         self.sweep, self.stop = sweep, stop
         self.folder = folder_of(workdir, spec)
-        self.program = train_step.compile_for(
+        self.program = train_step.compile_functions(
             experiment, spec.width, spec.depth, device_mesh
         )
-        self.names = ("x", *self.program.functions.task.conditioning)
+        self.names = ("x", *self.program.functions.objective.conditioning)
         self.uncond: dict[str, np.ndarray] = {}
         per_run = experiment.train.checkpoints_per_run
         spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
@@ -226,9 +226,9 @@ class _Job:
                 f"{spec.run_id} continues from step {step} of {spec.steps}"
             )
         if mesh.is_primary():
-            overview = progress_lib.overview(self.program.state.params)
+            overview = progress_lib.parameter_table(self.program.state.params)
             records.write_text(self.folder / "parameters.txt", overview + "\n")
-        clock = progress_lib.Clock(before)
+        clock = progress_lib.RunClock(before)
         log = progress_lib.MetricLog(
             self.folder if mesh.is_primary() else None,
             step,
@@ -261,7 +261,7 @@ class _Job:
         step: int,
         batches: data_lib.Batches,
         checkpoints: checkpoint.Checkpoints,
-        clock: progress_lib.Clock,
+        clock: progress_lib.RunClock,
         log: progress_lib.MetricLog,
         restarts: int,
     ) -> train_step.TrainState:
@@ -272,18 +272,18 @@ class _Job:
         last step have been looked at.
         """
         spec, cfg = self.spec, self.experiment.train
-        uncond = mesh.put(self.mesh, self.uncond, mesh.WHOLE)
+        uncond = mesh.put(self.mesh, self.uncond, mesh.REPLICATED)
         hyper = mesh.put(
             self.mesh,
             {
                 "peak": np.float32(spec.learning_rate),
                 "warmup": np.float32(spec.warmup_steps),
             },
-            mesh.WHOLE,
+            mesh.REPLICATED,
         ) | {"key": self._key("steps")}
-        flags = [mesh.flag(self.mesh, value) for value in (0, 1)]
+        flags = [mesh.stop_flags(self.mesh, value) for value in (0, 1)]
         counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
-        counts = mesh.put(self.mesh, counts, mesh.WHOLE)
+        counts = mesh.put(self.mesh, counts, mesh.REPLICATED)
         profile = progress_lib.Profile(self.folder / "profile", cfg.profile_steps, step)
         unseen: tuple[int, int, Any] | None = None
         while step < spec.steps:
@@ -321,7 +321,7 @@ class _Job:
         step: int,
         chunk: int,
         metrics: Any,
-        clock: progress_lib.Clock,
+        clock: progress_lib.RunClock,
         log: progress_lib.MetricLog,
     ) -> bool:
         """Accounts for a dispatch that ended at `step`; whether a stop was asked for.
@@ -372,14 +372,14 @@ class _Job:
     def _batch(self, batches: data_lib.Batches, chunk: int) -> Any:
         most = self.experiment.train.steps_per_dispatch
         rows = next(batches) if most == 1 else data_lib.stack(batches, chunk, most)
-        spec = mesh.BATCH if most == 1 else mesh.BATCHES
+        spec = mesh.BATCH if most == 1 else mesh.STACKED_BATCHES
         return mesh.put(self.mesh, {name: rows[name] for name in self.names}, spec)
 
     def _key(self, use: str) -> jax.Array:
         key = jax.random.fold_in(
             jax.random.key(self.spec.seed), ("init", "steps").index(use)
         )
-        return jax.device_put(key, mesh.named(self.mesh, mesh.WHOLE))
+        return jax.device_put(key, mesh.named_sharding(self.mesh, mesh.REPLICATED))
 
     def _six_nd(self, steps: int) -> float:
         spec = self.spec
@@ -396,7 +396,7 @@ class _Job:
 
     def _record(
         self,
-        clock: progress_lib.Clock,
+        clock: progress_lib.RunClock,
         restarts: int,
         steps: int,
         *,

@@ -16,7 +16,7 @@ from scaling_ldm.models import pretrained
 from scaling_ldm.training import mesh
 
 
-class Networks:
+class FrozenNetworks:
     """The frozen networks of an experiment, on the devices of this process.
 
     side: (height, width) of the pictures that give latents of data.shape.
@@ -58,8 +58,8 @@ class Networks:
         self.layout = shards.Layout(
             shape=stored, dtype=kind, text_width=width, text_dtype=cfg.dtype
         )
-        self._params = mesh.place(self._mesh, params)
-        batch = mesh.named(self._mesh, mesh.BATCH)
+        self._params = mesh.place_params(self._mesh, params)
+        batch = mesh.named_sharding(self._mesh, mesh.BATCH)
         self._apply = jax.jit(self._forward, out_shardings=batch)
         self.uncond = None
         if self._text is not None:
@@ -100,7 +100,7 @@ class Networks:
         if self._image is None and self._text is None:
             return given, len(images), {}
         with jax.set_mesh(self._mesh):
-            sharding = mesh.named(self._mesh, mesh.BATCH)
+            sharding = mesh.named_sharding(self._mesh, mesh.BATCH)
             found = self._apply(self._params, jax.device_put(given, sharding))
         return given, len(images), found
 

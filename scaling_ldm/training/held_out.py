@@ -14,7 +14,7 @@ from scaling_ldm import data as data_lib
 from scaling_ldm.diffusion.objectives import validation
 from scaling_ldm.training import mesh
 from scaling_ldm.training import objective as objective_lib
-from scaling_ldm.training.train_step import Program
+from scaling_ldm.training.train_step import CompiledFunctions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,14 @@ def held_out_batches(
     """The whole validation set, with each sample's time and noise index."""
     cfg = experiment.validation
     times = validation.stratified_times(
-        cfg.samples, objective_lib.objective(experiment.objective), seed=cfg.seed
+        cfg.samples,
+        objective_lib.diffusion_objective(experiment.objective),
+        seed=cfg.seed,
     )
     rows = mesh.rows_of_process(device_mesh, cfg.batch_size)
-    key = jax.device_put(jax.random.key(cfg.seed), mesh.named(device_mesh, mesh.WHOLE))
+    key = jax.device_put(
+        jax.random.key(cfg.seed), mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    )
     batches = []
     for start in range(0, cfg.samples, cfg.batch_size):
         index = np.arange(start, start + cfg.batch_size, dtype=np.int32) % cfg.samples
@@ -59,7 +63,7 @@ def held_out_batches(
 
 
 def validation_loss(
-    program: Program, params: Any, held_out: Sequence[HeldOutBatch]
+    program: CompiledFunctions, params: Any, held_out: Sequence[HeldOutBatch]
 ) -> float:
     """The mean error over the validation samples, in float64."""
     losses = [

@@ -35,7 +35,7 @@ class SamplingCost(NamedTuple):
     decoder_flops: float  # of the autoencoder, where there is one
 
 
-def plan(
+def sampling_plan(
     experiment: config.Experiment, how: config.GenerateConfig
 ) -> samplers.SamplingPlan:
     """The sampler's steps.
@@ -49,7 +49,7 @@ def plan(
 def _denoise(
     experiment: config.Experiment, network: Any = None, params: Any = None
 ) -> samplers.Denoise:
-    learnt = objective_lib.objective(experiment.objective)
+    learnt = objective_lib.diffusion_objective(experiment.objective)
     return samplers.denoiser(
         network,
         learnt.schedule,
@@ -68,7 +68,7 @@ def _settings(how: config.GenerateConfig) -> dict[str, Any]:
     }
 
 
-class Sampling:
+class PictureSampler:
     """Draws pictures with a model's weights.
 
     Args:
@@ -92,7 +92,7 @@ class Sampling:
         _, self._source = data_lib.sources(experiment, workdir)
         self._decoder = PictureDecoder(experiment, device_mesh)
         self._whole = jax.jit(
-            lambda x: x, out_shardings=mesh.named(device_mesh, mesh.WHOLE)
+            lambda x: x, out_shardings=mesh.named_sharding(device_mesh, mesh.REPLICATED)
         )
         self._warm: set[Any] = set()
         self._costs: dict[Any, SamplingCost] = {}
@@ -115,7 +115,7 @@ class Sampling:
                 shape=(self._batch, *self._experiment.data.shape),
                 cond=cond,
                 uncond=uncond,
-                sharding=mesh.named(self._mesh, mesh.BATCH),
+                sharding=mesh.named_sharding(self._mesh, mesh.BATCH),
                 **_settings(how),
             )
             parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])
@@ -144,7 +144,7 @@ class Sampling:
         return self._costs[build]
 
     def _counted(self, how: config.GenerateConfig) -> SamplingCost:
-        todo = plan(self._experiment, how)
+        todo = sampling_plan(self._experiment, how)
         cond, uncond, _ = self._given(tuple(range(self._batch)), how.seed)
         with jax.set_mesh(None):
             abstract = functools.partial(
@@ -229,12 +229,12 @@ class PictureDecoder:
         if cfg.autoencoder == "none":
             return
         network, params, _ = pretrained.autoencoder(cfg.autoencoder, cfg.compute_dtype)
-        self.params = mesh.place(device_mesh, params)
+        self.params = mesh.place_params(device_mesh, params)
 
         def decode(params: Any, x: jax.Array) -> jax.Array:
             return network.decode(params, network.from_latent(x))
 
-        whole = mesh.named(device_mesh, mesh.WHOLE)
+        whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         self._decode, self._plain = jax.jit(decode, out_shardings=whole), decode
         with jax.set_mesh(None):
             self.flops = float(flops.count(decode, params, self._one).total)

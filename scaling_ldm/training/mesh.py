@@ -23,20 +23,20 @@ from scaling_ldm import config
 
 AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)  # rows over all devices
-BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
-WHOLE = PartitionSpec()  # a copy on every device
+STACKED_BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
+REPLICATED = PartitionSpec()  # a copy on every device
 
 # First match wins: path pattern -> the axis to shard over "fsdp" (counted after the
 # layer axis of stacked blocks). Leaves smaller than SMALL values stay whole.
-RULES: tuple[tuple[str, int | None], ...] = (
+SHARDING_RULES: tuple[tuple[str, int | None], ...] = (
     (r"(word|label)_embedding$", 0),
     (r"kernel$", 0),
     (r".*", None),
 )
-SMALL = 2**12
+MIN_SHARDED_SIZE = 2**12
 
 
-def start(cfg: config.MeshConfig) -> None:
+def start_devices(cfg: config.MeshConfig) -> None:
     """Sets up this process's devices; call before anything touches a device.
 
     On a CPU host each simulated device is a thread of its own, which runs the
@@ -47,7 +47,7 @@ def start(cfg: config.MeshConfig) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def join(
+def join_job(
     coordinator: str | None,
     processes: int | None,
     process_id: int | None,
@@ -140,7 +140,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def specs(tree: Any, fsdp: int) -> Any:
+def partition_specs(tree: Any, fsdp: int) -> Any:
     """A PartitionSpec for each leaf of a tree of shapes, by RULES over its path.
 
     Works for parameters and for optimizer and EMA trees around them. An axis that
@@ -149,8 +149,10 @@ def specs(tree: Any, fsdp: int) -> Any:
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axis = next(axis for pattern, axis in RULES if re.search(pattern, name))
-        if fsdp == 1 or axis is None or math.prod(leaf.shape) < SMALL:
+        axis = next(
+            axis for pattern, axis in SHARDING_RULES if re.search(pattern, name)
+        )
+        if fsdp == 1 or axis is None or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
             return PartitionSpec()
         first = 1 if "blocks/" in name else 0
         order = [first + axis]
@@ -169,7 +171,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     """NamedShardings by RULES for each leaf of a tree of shapes."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
-        specs(tree, mesh.shape["fsdp"]),
+        partition_specs(tree, mesh.shape["fsdp"]),
         is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
 
@@ -195,12 +197,12 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
     )
 
 
-def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+def named_sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     """The sharding of one array."""
     return NamedSharding(mesh, spec)
 
 
-class Stop:
+class StopSignal:
     """Whether this process was asked to stop; handles SIGTERM and Ctrl-C in a `with`.
 
     A second Ctrl-C interrupts at once.
@@ -209,7 +211,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         self._before = {
             number: signal.signal(number, self._ask)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -226,7 +228,7 @@ class Stop:
         self.asked = True
 
 
-def flag(mesh: Mesh, value: int) -> jax.Array:
+def stop_flags(mesh: Mesh, value: int) -> jax.Array:
     """One number per device, [devices]: this process's word in a vote of all."""
     mine = np.full(len(mesh.local_devices), value, np.int32)
     return put(mesh, mine)
@@ -237,11 +239,11 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(flag: bool) -> bool:
+def any_process(condition: bool) -> bool:
     """Whether the flag is set on any process; all of them must ask."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+        return condition
+    return bool(multihost_utils.process_allgather(np.int32(condition)).any())
 
 
 def barrier(name: str) -> None:
@@ -250,7 +252,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def place(mesh: Mesh, params: Any) -> Any:
+def place_params(mesh: Mesh, params: Any) -> Any:
     """The same parameters of every process as arrays on a mesh, by RULES."""
     return jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(

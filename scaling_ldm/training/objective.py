@@ -22,7 +22,7 @@ Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
+class Objective:
     """A network and what it is to learn, as pure functions.
 
     init(key) -> params
@@ -42,7 +42,9 @@ class Task:
     embeddings: tuple[str, ...]
 
 
-def task(experiment: config.Experiment, width: int, depth: int, unroll: bool) -> Task:
+def build(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> Objective:
     """The task of the network that two numbers of `config.plan.sizes` name."""
     if experiment.model.architecture == "autoencoder_kl":
         return _reconstruction(experiment, width, depth)
@@ -51,9 +53,9 @@ def task(experiment: config.Experiment, width: int, depth: int, unroll: bool) ->
 
 def _denoising(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
-) -> Task:
+) -> Objective:
     denoiser = from_config.denoiser(experiment, width, depth, unroll)
-    learnt = objective(experiment.objective)
+    learnt = diffusion_objective(experiment.objective)
 
     def per_example_loss(
         params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
@@ -63,7 +65,7 @@ def _denoising(
             denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
         )
 
-    return Task(
+    return Objective(
         init=denoiser.init,
         loss=functools.partial(denoise.loss, denoiser.apply, objective=learnt),
         per_example_loss=per_example_loss,
@@ -74,7 +76,7 @@ def _denoising(
     )
 
 
-def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Task:
+def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Objective:
     network = from_config.autoencoder(experiment, width, depth)
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
@@ -84,7 +86,7 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ta
         del t, index, key
         return reconstruct.per_example_loss(network, params, batch["x"])
 
-    return Task(
+    return Objective(
         init=network.init,
         loss=functools.partial(
             reconstruct.loss,
@@ -101,7 +103,7 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ta
 
 
 @functools.lru_cache(maxsize=64)
-def objective(cfg: config.ObjectiveConfig) -> denoise.DiffusionObjective:
+def diffusion_objective(cfg: config.ObjectiveConfig) -> denoise.DiffusionObjective:
     """What the network is to learn; its schedule and prediction are the sampler's too.
 
     Args:

@@ -34,14 +34,14 @@ def mute() -> None:
     _muted = True
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """3661 -> "1:01:01", 61 -> "1:01"."""
     minutes, seconds = divmod(int(round(max(seconds, 0))), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def rate(flops_per_second: float) -> str:
+def format_rate(flops_per_second: float) -> str:
     """12.3e9 -> "12.3 GFLOP/s"."""
     for suffix in ("", "k", "M", "G", "T", "P"):
         if abs(flops_per_second) < 1000:
@@ -50,7 +50,7 @@ def rate(flops_per_second: float) -> str:
     return f"{flops_per_second:.3g} EFLOP/s"
 
 
-def overview(params: Any) -> str:
+def parameter_table(params: Any) -> str:
     """A table of parameters (arrays, or their shapes alone): name, shape, size."""
     from clu import parameter_overview  # brings jax, which reading a study does without
 
@@ -95,7 +95,7 @@ class Progress:
         self._shown = now
         say(
             f"{self._what}  {done:,} of {self._total:,} {self._things}  "
-            f"left {duration(left)}"
+            f"left {format_duration(left)}"
         )
 
 
@@ -125,7 +125,7 @@ class Profile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class RemainingRun:
     """What a run that is left will take."""
 
     size: tuple[int, int]  # runs of one size share a compiled step
@@ -133,7 +133,7 @@ class Job:
     flops_per_step: int
 
 
-class Sweep:
+class SweepProgress:
     """Progress over all runs: where we are, how fast, how long it will take.
 
     The time left is that of the steps left, at a + b FLOPs seconds a step (small
@@ -141,7 +141,9 @@ class Sweep:
     compilation for the first run of a size, validation and saving for all.
     """
 
-    def __init__(self, runs: int, jobs: Sequence[Job], every_seconds: float) -> None:
+    def __init__(
+        self, runs: int, jobs: Sequence[RemainingRun], every_seconds: float
+    ) -> None:
         """Args: runs in the whole plan; the jobs of those that are left, in order."""
         self._runs, self._every = runs, every_seconds
         self._jobs = list(jobs)
@@ -193,7 +195,7 @@ class Sweep:
             known = self._beyond[job.size not in compiled] or self._beyond[True]
             seconds += sum(known) / len(known) if known else 0.0
             compiled.add(job.size)
-        return duration(seconds)
+        return format_duration(seconds)
 
     def _step_seconds(self, flops: int) -> float:
         """Seconds of a step of that many FLOPs, measured or by the line through all."""
@@ -215,7 +217,7 @@ class Sweep:
         self._shown = now
         say(
             f"{self._line}  step {step}/{steps}  loss {loss:.4f}  "
-            f"{rate(flops_per_second)}  left {self.left()}"
+            f"{format_rate(flops_per_second)}  left {self.left()}"
         )
 
     def result(self, loss: float) -> None:
@@ -280,7 +282,7 @@ class MetricLog:
             self._events.close()
 
 
-class Clock:
+class RunClock:
     """A run's wall time over all its restarts, and its speed once compiled."""
 
     def __init__(self, before: float = 0.0) -> None:

@@ -40,10 +40,10 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Functions:
+class TrainFunctions:
     """The pure functions of one size.
 
-    task: what is learnt.
+    objective: what is learnt.
     init(key) -> TrainState
     step(state, batch, null, hyper) -> (state, metrics): metrics are float32 scalars
       "loss" (before the update), "loss_smoothed", "gradient_norm", "learning_rate".
@@ -51,22 +51,22 @@ class Functions:
       share a compiled step.
     """
 
-    task: objective.Task
+    objective: objective.Objective
     init: Callable[[jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 @functools.lru_cache(maxsize=64)
-def build(
+def train_functions(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
-) -> Functions:
+) -> TrainFunctions:
     """The functions of the network `width` x `depth` under an experiment's recipe."""
     cfg = experiment.optimizer
-    task = objective.task(experiment, width, depth, unroll)
+    learnt = objective.build(experiment, width, depth, unroll)
     optimizer = optimizer_lib.adamw(cfg)
 
     def init(key: jax.Array) -> TrainState:
-        params = task.init(key)
+        params = learnt.init(key)
         return TrainState(
             params=params,
             ema=jax.tree.map(jnp.copy, params),
@@ -79,7 +79,7 @@ def build(
         state: TrainState, batch: Batch, uncond: Batch, hyper: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(hyper["key"], state.step)
-        value, gradient = jax.value_and_grad(task.loss)(
+        value, gradient = jax.value_and_grad(learnt.loss)(
             state.params, batch, uncond, key
         )
         with jax.named_scope("optimizer"):
@@ -102,10 +102,10 @@ def build(
             params=params, ema=ema, opt=opt, step=done, smoothed_loss=smoothed
         ), metrics
 
-    return Functions(task=task, init=init, step=step)
+    return TrainFunctions(objective=learnt, init=init, step=step)
 
 
-def abstract_state(functions: Functions) -> TrainState:
+def abstract_state(functions: TrainFunctions) -> TrainState:
     """The state's shapes and types; allocates nothing."""
     return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
 
@@ -137,27 +137,33 @@ class StepCost:
 
 
 def cost(
-    experiment: config.Experiment, functions: Functions, batch_size: int
+    experiment: config.Experiment, functions: TrainFunctions, batch_size: int
 ) -> StepCost:
     """Counts one step at `batch_size`; compiles nothing, touches no device."""
     state = abstract_state(functions)
     batch = abstract_batch(experiment, batch_size)
-    batch = {name: batch[name] for name in ("x", *functions.task.conditioning)}
+    batch = {name: batch[name] for name in ("x", *functions.objective.conditioning)}
     uncond = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
-        for name in functions.task.conditioning
+        for name in functions.objective.conditioning
         if name != "image"
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def residuals(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
-        return jax.vjp(lambda p: functions.task.loss(p, batch, uncond, key), params)[1]
+        return jax.vjp(
+            lambda p: functions.objective.loss(p, batch, uncond, key), params
+        )[1]
 
     kept = jax.eval_shape(residuals, state.params, batch, uncond, key)
     params_bytes = _nbytes(state.params)
     return StepCost(
         flops=flops.count(
-            jax.value_and_grad(functions.task.loss), state.params, batch, uncond, key
+            jax.value_and_grad(functions.objective.loss),
+            state.params,
+            batch,
+            uncond,
+            key,
         ),
         state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(_nbytes(kept) - params_bytes, 0),
@@ -171,10 +177,10 @@ def _nbytes(tree: Any) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class CompiledFunctions:
     """The compiled functions of one size on one mesh, and what they take."""
 
-    functions: Functions
+    functions: TrainFunctions
     state: TrainState  # abstract, with shardings
     init: Any
     step: Any  # one optimizer step; metrics are scalars
@@ -183,15 +189,15 @@ class Program:
 
 
 @functools.lru_cache(maxsize=64)
-def compile_for(
+def compile_functions(
     experiment: config.Experiment,
     width: int,
     depth: int,
     device_mesh: jax.sharding.Mesh,
-) -> Program:
+) -> CompiledFunctions:
     """Jitted functions, compiled at first use; runs of one size share them."""
     unroll = experiment.model.unroll
-    functions = build(
+    functions = train_functions(
         experiment,
         width,
         depth,
@@ -200,7 +206,7 @@ def compile_for(
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
-    whole = mesh.named(device_mesh, mesh.WHOLE)
+    whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
 
     def step(
         state: TrainState, batch: Any, uncond: Any, hyper: Any, stop: jax.Array
@@ -233,7 +239,7 @@ def compile_for(
         jax.jit,
         compiler_options=None if experiment.train.optimize_code else _plain_code(),
     )
-    return Program(
+    return CompiledFunctions(
         functions=functions,
         state=jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -245,7 +251,9 @@ def compile_for(
         ),
         step=compiled(step, donate_argnums=0, out_shardings=(placed, whole)),
         steps=compiled(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        per_example_loss=compiled(functions.task.per_example_loss, out_shardings=whole),
+        per_example_loss=compiled(
+            functions.objective.per_example_loss, out_shardings=whole
+        ),
     )
 
 

@@ -37,7 +37,7 @@ _DATA = ("shape", "text_tokens", "vocab_size", "coarse")
 _LEARNT = ("schedule", "schedule_steps", "zero_terminal_snr", "prediction")
 
 
-def reads(experiment: config.Experiment) -> dict[str, Any]:
+def weights_identity(experiment: config.Experiment) -> dict[str, Any]:
     """What weights mean nothing without: the network, its input and what it learnt."""
     model = [field.name for field in dataclasses.fields(config.ModelConfig)]
     named = {
@@ -84,13 +84,13 @@ def write_card(
         "validation_loss": record.validation_loss_ema,
         **more,
         "weights_sha256": files.checksum(folder),
-        "reads": reads(experiment),
+        "reads": weights_identity(experiment),
     }
     text = json.dumps(records.to_json(card), indent=2)
     records.write_text(folder / CARD, text + "\n")
 
 
-def read(experiment: config.Experiment, name: str) -> TrainedModel:
+def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
     """The model of a folder, once its files are what its card says.
 
     Args:
@@ -169,7 +169,7 @@ def _model(
 
     def placed(device_mesh: jax.sharding.Mesh) -> Any:
         try:
-            return mesh.place(device_mesh, load())
+            return mesh.place_params(device_mesh, load())
         except files.WeightsError as e:
             raise config.ConfigError(f"{where}: {e}") from e
 
@@ -195,31 +195,31 @@ def _unet(
     layout: Mapping[str, Any],
 ) -> TrainedModel:
     """diffusers' UNet2DConditionModel, of any size."""
-    shape, linear = unet_weights.from_config(layout, experiment.data.text_tokens)
-    width, depth = shape.base, len(shape.multiples)
-    here = from_config_lib.unet_shape(experiment, width, depth)
+    cfg, linear = unet_weights.from_config(layout, experiment.data.text_tokens)
+    width, depth = cfg.base, len(cfg.multiples)
+    here = from_config_lib.unet_config(experiment, width, depth)
     held = {} if card is None else card["reads"]
-    _refuse(where, held | _facts(shape), _facts(here) | reads(experiment))
+    _refuse(where, held | _facts(cfg), _facts(here) | weights_identity(experiment))
     return _model(
         where,
         folder,
         card,
         (width, depth),
-        lambda: unet_weights.load(folder, shape, linear),
+        lambda: unet_weights.load(folder, cfg, linear),
     )
 
 
-def _facts(shape: unet.UNetConfig) -> dict[str, Any]:
+def _facts(cfg: unet.UNetConfig) -> dict[str, Any]:
     """What a configuration of diffusers says; a U-Net runs at any height and width."""
     return {
         "model.architecture": "unet",
-        "model.heads": shape.heads,
-        "model.text_width": shape.text_width,
-        "words in its vocabulary": shape.vocab_size,
-        "channels": shape.image_shape[-1],
-        "channels beside them": shape.extra_channels,
-        "widths": [shape.base * multiple for multiple in shape.multiples],
-        "blocks at each": shape.blocks,
+        "model.heads": cfg.heads,
+        "model.text_width": cfg.text_width,
+        "words in its vocabulary": cfg.vocab_size,
+        "channels": cfg.image_shape[-1],
+        "channels beside them": cfg.extra_channels,
+        "widths": [cfg.base * multiple for multiple in cfg.multiples],
+        "blocks at each": cfg.blocks,
     }
 
 
@@ -232,7 +232,7 @@ def _native(
     """This library's own layout, which its export stage alone writes."""
     if card is None:
         raise files.WeightsError(f"there is no {CARD} in it: export once more")
-    _refuse(where, card["reads"], reads(experiment))
+    _refuse(where, card["reads"], weights_identity(experiment))
     size = card["width"], card["depth"]
     denoiser = from_config_lib.denoiser(experiment, *size, unroll=False)
 

@@ -17,7 +17,7 @@ from typing import Any
 from scaling_ldm import config, records
 
 
-def take(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Makes a working directory this experiment's; one process does it for all.
 
     Raises:
@@ -69,13 +69,13 @@ def _compare(experiment: config.Experiment, path: pathlib.Path) -> None:
         )
 
 
-def finish(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+def mark_complete(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Remembers that every stage has run."""
     text = json.dumps({"inputs": _inputs(experiment, workdir)}) + "\n"
     records.write_text(workdir / "complete.json", text)
 
 
-def complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
+def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
     """Whether every stage has run, and nothing that the report shows has changed."""
     path = workdir / "complete.json"
     return path.exists() and json.loads(path.read_text())["inputs"] == _inputs(

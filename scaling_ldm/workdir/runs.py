@@ -30,7 +30,7 @@ def best(
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def chosen(
+def run_to_sample(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
@@ -53,7 +53,7 @@ def chosen(
     return found
 
 
-def model(
+def trained_model(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     spec: records.RunSpec,
@@ -91,7 +91,9 @@ def _averaged(
 
     from scaling_ldm.training import checkpoint, mesh, progress, train_step
 
-    functions = train_step.build(experiment, spec.width, spec.depth, unroll=False)
+    functions = train_step.train_functions(
+        experiment, spec.width, spec.depth, unroll=False
+    )
     abstract = train_step.abstract_state(functions)
     checkpoints = checkpoint.Checkpoints(
         workdir / "runs" / spec.run_id / "checkpoints",
@@ -115,7 +117,7 @@ def _averaged(
     return restored.state.ema
 
 
-def steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
+def checkpoint_steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
     """The steps of a run whose checkpoints are there, ascending."""
     folder = workdir / "runs" / spec.run_id / "checkpoints"
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())

@@ -13,18 +13,18 @@ from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
 
-def shards(workdir: pathlib.Path) -> pathlib.Path:
+def shard_folder(workdir: pathlib.Path) -> pathlib.Path:
     """The folder of a study's generated pictures, in files that sort in their order."""
     return workdir / "samples" / "shards"
 
 
-def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
+def read_images(workdir: pathlib.Path) -> Iterator[np.ndarray]:
     """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file.
 
     Raises:
       records.Damaged: a file that is cut off.
     """
-    for path in sorted(shards(workdir).glob("*.npy")):
+    for path in sorted(shard_folder(workdir).glob("*.npy")):
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as e:
@@ -32,7 +32,7 @@ def saved(workdir: pathlib.Path) -> Iterator[np.ndarray]:
         yield images
 
 
-def model(
+def model_to_sample(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
@@ -47,12 +47,12 @@ def model(
         config.generate.run is not runs.
     """
     if experiment.generate.weights:
-        return exports.read(experiment, experiment.generate.weights)
-    spec = runs.chosen(experiment, workdir, specs)
-    return None if spec is None else runs.model(experiment, workdir, spec)
+        return exports.read_model(experiment, experiment.generate.weights)
+    spec = runs.run_to_sample(experiment, workdir, specs)
+    return None if spec is None else runs.trained_model(experiment, workdir, spec)
 
 
-def settings(experiment: config.Experiment, of: TrainedModel) -> dict[str, Any]:
+def record_fields(experiment: config.Experiment, of: TrainedModel) -> dict[str, Any]:
     """The fields of the SampleRecord that a model's pictures would have."""
     cfg = experiment.generate
     return {

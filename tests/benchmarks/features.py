@@ -47,7 +47,7 @@ def against(
     devices = mesh.build(config.MeshConfig(), {"--batch": batch})
     params = jax.device_put(
         weights.read(contest.tensors_of(net)),
-        jax.sharding.NamedSharding(devices, mesh.WHOLE),
+        jax.sharding.NamedSharding(devices, mesh.REPLICATED),
     )
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 255, (batch, size, size, 3)).astype("f")
@@ -119,7 +119,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.one_core:
         contest.one_core(torch)
-    mesh.start(config.MeshConfig(cpu_devices=flags.devices))
+    mesh.start_devices(config.MeshConfig(cpu_devices=flags.devices))
     facts = contest.machine(jax, torch)
     facts |= {"torch_threads": torch.get_num_threads(), "devices": jax.device_count()}
     contests = {

@@ -86,7 +86,7 @@ def peak(workdir: pathlib.Path, e: config.Experiment) -> int:
     generate.run(e, workdir, specs)
     (found, *_) = evaluate.run(e, workdir, specs)
     most = _status("VmHWM") - before
-    held = sum(len(x) for x in samples.saved(workdir))
+    held = sum(len(x) for x in samples.read_images(workdir))
     assert found.images == held == e.generate.images
     return most
 

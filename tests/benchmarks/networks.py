@@ -46,7 +46,7 @@ RATE = 1e-4
 def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
     """Their network, our denoiser and parameters, the input of both."""
     preset = presets.UNETS["unet_39m"]
-    shape = dataclasses.replace(preset.shape, image_shape=(SIDE, SIDE, 4))
+    cfg = dataclasses.replace(preset.config, image_shape=(SIDE, SIDE, 4))
     torch.manual_seed(0)
     net = diffusers.UNet2DConditionModel(
         sample_size=SIDE,
@@ -56,13 +56,13 @@ def unet_parts(batch: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
         attention_head_dim=8,
         use_linear_projection=True,
     )
-    pairs = unet_weights.pairs(shape)
+    pairs = unet_weights.pairs(cfg)
     params = jax.device_put(layout.read(pairs, contest.tensors_of(net), "the U-Net's"))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, SIDE, SIDE, 4)).astype("f")
     t = rng.integers(0, 1000, batch)
     text = rng.normal(size=(batch, 77, 1024)).astype("f")
-    return net, denoisers.u_net(shape), params, (x, t, text)
+    return net, denoisers.u_net(cfg), params, (x, t, text)
 
 
 def unet_forward(batch: int) -> contest.Contest:
@@ -130,12 +130,12 @@ def autoencoder_encode(batch: int) -> contest.Contest:
     """Stable Diffusion's autoencoder on pictures of 256 px, to moments."""
     preset = encoder_presets.AUTOENCODERS["sd"]
     torch.manual_seed(0)
-    settings = autoencoder_weights.to_config(preset.shape)
+    settings = autoencoder_weights.to_config(preset.config)
     net = diffusers.AutoencoderKL.from_config(settings).eval()
     params = jax.device_put(
-        autoencoder_weights.read(contest.tensors_of(net), preset.shape)
+        autoencoder_weights.read(contest.tensors_of(net), preset.config)
     )
-    ours = encoders.autoencoder(preset.shape)
+    ours = encoders.autoencoder(preset.config)
     x = np.random.default_rng(1).uniform(-1, 1, size=(batch, 256, 256, 3)).astype("f")
     given, encode = jax.device_put(x), jax.jit(ours.encode)
     torch_x = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
@@ -155,28 +155,28 @@ def autoencoder_encode(batch: int) -> contest.Contest:
 
 def minilm(batch: int) -> contest.Contest:
     """MiniLM's features of captions of up to 32 words."""
-    shape, tokens = encoder_presets.PRESETS["minilm_l6"].shape, 32
+    cfg, tokens = encoder_presets.PRESETS["minilm_l6"].config, 32
     torch.manual_seed(0)
     net = transformers.BertModel(
         transformers.BertConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.width,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.hidden,
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.width,
+            num_hidden_layers=cfg.depth,
+            num_attention_heads=cfg.heads,
+            intermediate_size=cfg.hidden,
         )
     ).eval()
     with tempfile.TemporaryDirectory() as scratch:
         net.save_pretrained(scratch)
-        params = bert_weights.load(scratch, shape)
+        params = bert_weights.load(scratch, cfg)
     # Layers in a list: a frozen network's are taken apart once, not at every call.
     params = {**params, "blocks": jax.jit(blocks.unstacked)(params["blocks"])}
     params = jax.device_put(params)
     rng = np.random.default_rng(0)
-    ids = rng.integers(1000, shape.vocab_size, (batch, tokens)).astype(np.int32)
+    ids = rng.integers(1000, cfg.vocab_size, (batch, tokens)).astype(np.int32)
     lengths = rng.integers(tokens // 2, tokens + 1, batch)
     mask = np.arange(tokens)[None] < lengths[:, None]
-    encode = functools.partial(bert.apply, shape)
+    encode = functools.partial(bert.apply, cfg)
     compiled = jax.jit(encode)
 
     @torch.inference_mode()

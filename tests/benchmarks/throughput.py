@@ -76,14 +76,14 @@ class Ours:
     ) -> None:
         self.mesh, self.most = device_mesh, recipe.train.steps_per_dispatch
         self.batches = {k: np.stack([v] * self.most) for k, v in batch.items()}
-        self.program = train_step.compile_for(recipe, *size, device_mesh)
-        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self.program = train_step.compile_functions(recipe, *size, device_mesh)
+        whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         key = jax.device_put(jax.random.key(0), whole)
         self.state = self.program.init(key)
-        self.uncond = mesh.put(device_mesh, dict(uncond), mesh.WHOLE)
+        self.uncond = mesh.put(device_mesh, dict(uncond), mesh.REPLICATED)
         rates = {"peak": np.float32(1e-4), "warmup": np.float32(100)}
-        self.hyper = mesh.put(device_mesh, rates, mesh.WHOLE) | {"key": key}
-        self.flag = mesh.flag(device_mesh, 0)
+        self.hyper = mesh.put(device_mesh, rates, mesh.REPLICATED) | {"key": key}
+        self.flag = mesh.stop_flags(device_mesh, 0)
 
     def advance(self, steps: int) -> None:
         """`steps` steps; metrics of a dispatch are read after the next is under way."""
@@ -91,8 +91,8 @@ class Ours:
         while steps:
             count = min(steps, self.most)
             steps -= count
-            batches = mesh.put(self.mesh, self.batches, mesh.BATCHES)
-            number = mesh.put(self.mesh, np.int32(count), mesh.WHOLE)
+            batches = mesh.put(self.mesh, self.batches, mesh.STACKED_BATCHES)
+            number = mesh.put(self.mesh, np.int32(count), mesh.REPLICATED)
             self.state, metrics = self.program.steps(
                 self.state, batches, number, self.uncond, self.hyper, self.flag
             )
@@ -310,7 +310,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Times every size at every batch size, then the input pipeline."""
     flags = parse()
-    mesh.start(config.MeshConfig(cpu_devices=flags.cpu_devices))
+    mesh.start_devices(config.MeshConfig(cpu_devices=flags.cpu_devices))
     facts = machine(flags)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     matmul = matmul_rate(flags.dtype)

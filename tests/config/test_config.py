@@ -209,7 +209,7 @@ def test_a_field_and_the_parameter_it_sets_have_one_default(fields, table, prefi
 @pytest.mark.parametrize("schedule", config.SCHEDULES)
 def test_every_named_objective_is_built(schedule):
     def build(**values):
-        return objective_lib.objective(
+        return objective_lib.diffusion_objective(
             config.ObjectiveConfig(schedule=schedule, **values)
         )
 
@@ -229,7 +229,7 @@ def test_an_objectives_parameters_arrive():
     fields = config.ObjectiveConfig(
         weighting="p2", p2_gamma=0.5, p2_k=2.0, time_location=0.7, time_scale=0.1
     )
-    got = objective_lib.objective(dataclasses.replace(fields, time_shift=3.0))
+    got = objective_lib.diffusion_objective(dataclasses.replace(fields, time_shift=3.0))
     assert got.weighting.weight(0.0) == pytest.approx(3**-0.5)
     t = 1 / (1 + 2.718281828**-0.7)
     assert got.times(0.0) == pytest.approx(3 * t / (1 + 2 * t))

@@ -146,8 +146,10 @@ def arguments(experiment, conditioning):
 def network(experiment):
     """What a network is: its parameters, and its loss traced when it is asked for."""
     device_mesh = mesh.build(config.MeshConfig(), {}, jax.local_devices()[:1])
-    program = train_step.compile_for(experiment, *experiment.plan.sizes[0], device_mesh)
-    task, params = program.functions.task, program.state.params
+    program = train_step.compile_functions(
+        experiment, *experiment.plan.sizes[0], device_mesh
+    )
+    task, params = program.functions.objective, program.state.params
     shapes = [
         (jax.tree_util.keystr(path), leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -159,7 +161,7 @@ def network(experiment):
 def same_network(one, other):
     """Whether two experiments train the same; a network is a function of its Shape."""
     (shape,), (other_shape,) = (
-        objective_lib.task(e, *e.plan.sizes[0], unroll=False).init.args
+        objective_lib.build(e, *e.plan.sizes[0], unroll=False).init.args
         for e in (one, other)
     )
     if shape == other_shape and one.model.unroll == other.model.unroll:
@@ -226,7 +228,7 @@ def test_an_objectives_fields_do_what_the_table_says(architecture, monkeypatch):
 
     def task(experiment):
         size = experiment.plan.sizes[0]
-        return train_step.build(experiment, *size, unroll=False).task
+        return train_step.train_functions(experiment, *size, unroll=False).objective
 
     params = jax.eval_shape(task(base(architecture)).init, jax.random.key(0))
 

@@ -261,7 +261,7 @@ def test_a_clip_score_is_of_each_picture_and_its_own_caption(
     _, workdir, specs = generated
     folder = write_clip(tmp_path / "clip", 0)
     both = clip_weights.open_both(folder)
-    images = np.concatenate(list(samples.saved(workdir)))
+    images = np.concatenate(list(samples.read_images(workdir)))
     small = resize.resize(images, (16, 16), "bicubic")
     captions = records.loads((workdir / "samples" / "record.json").read_text()).captions
     a, b = both.pictures(small.astype("f")), both.captions(captions)

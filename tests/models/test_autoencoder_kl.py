@@ -65,7 +65,7 @@ def reference():
 @pytest.mark.parametrize("name", presets.AUTOENCODERS)
 def test_counts_of_the_family(name):
     preset = presets.AUTOENCODERS[name]
-    net = encoders.autoencoder(preset.shape)
+    net = encoders.autoencoder(preset.config)
     assert net.factor == 8
     params = jax.eval_shape(net.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == preset.params
@@ -85,7 +85,7 @@ def test_every_parameter_gets_a_gradient(reference):
 
 
 def test_a_mesh_changes_nothing(reference, monkeypatch):
-    monkeypatch.setattr(mesh, "SMALL", 1)
+    monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     params, (value, gradient) = reference
     device_mesh = mesh.build(config.MeshConfig(fsdp=4), {})
     with jax.set_mesh(device_mesh):
@@ -212,15 +212,15 @@ def test_impossible_shapes_are_refused(change, message):
 
 @pytest.mark.parametrize("name", presets.AUTOENCODERS)
 def test_configurations_go_round(name):
-    shape = presets.AUTOENCODERS[name].shape
-    assert weights.from_config(weights.to_config(shape)) == shape
+    cfg = presets.AUTOENCODERS[name].config
+    assert weights.from_config(weights.to_config(cfg)) == cfg
 
 
 def test_a_directory_goes_round_bit_for_bit(tmp_path):
     params = drawn()
     weights.save(params, tmp_path / "net", SMALL)
-    shape, back = weights.load(tmp_path / "net")
-    assert shape == SMALL
+    cfg, back = weights.load(tmp_path / "net")
+    assert cfg == SMALL
     jax.tree.map(assert_array_equal, back, params)
 
 

@@ -16,7 +16,7 @@ from scaling_ldm.training import mesh
 BATCH = 8
 
 
-def shape(architecture, **changes):
+def one_stream(architecture, **changes):
     return dataclasses.replace(
         dit.DiTConfig(
             architecture=architecture,
@@ -66,18 +66,21 @@ def two_streams(architecture, **changes):
 
 FLUX = {"qk_norm": "rms", "positions": "rope"}
 CASES = {
-    **{name: shape(name) for name in ("in_context", "cross_attention", "adaln_zero")},
-    "in_context_rope": shape("in_context", norm="rms", **FLUX),
+    **{
+        name: one_stream(name)
+        for name in ("in_context", "cross_attention", "adaln_zero")
+    },
+    "in_context_rope": one_stream("in_context", norm="rms", **FLUX),
     "mmdit_learned": two_streams(
         "mmdit", qk_norm="layer", positions="learned", pooled_width=4
     ),
     "flux": two_streams("flux", pooled_width=4, guidance=True, **FLUX),
 }
 AT_NIGHT = {
-    "cross_attention_learned": shape(
+    "cross_attention_learned": one_stream(
         "cross_attention", qk_norm="layer", positions="learned"
     ),
-    "adaln_zero_rope": shape("adaln_zero", qk_norm="layer", positions="rope"),
+    "adaln_zero_rope": one_stream("adaln_zero", qk_norm="layer", positions="rope"),
     "mmdit": two_streams("mmdit", norm="rms"),
     "flux_rms": two_streams("flux", norm="rms", **FLUX),
 }
@@ -217,7 +220,7 @@ def test_padding_is_invisible(case):
 
 def test_in_context_without_text_is_a_plain_transformer():
     """With every text token masked, attention sees the time and image tokens alone."""
-    spec = shape("in_context", depth=1)
+    spec = one_stream("in_context", depth=1)
     net = denoisers.transformer(spec)
     params = noisy(net.init(jax.random.key(0)))
     x, t, cond = inputs()
@@ -235,7 +238,7 @@ def test_in_context_without_text_is_a_plain_transformer():
 
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
-    monkeypatch.setattr(mesh, "SMALL", 1)
+    monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     _, net, params, *arguments = case
     device_mesh = mesh.build(config.MeshConfig(fsdp=fsdp), {})
     with jax.set_mesh(device_mesh):
@@ -283,7 +286,7 @@ def test_params_and_embeddings_are_counted(case):
 
 def test_in_context_flops_have_a_closed_form():
     """Per layer and token 24 d^2 + 4 T d (section 4 of the accounting notes)."""
-    spec = shape("in_context")
+    spec = one_stream("in_context")
     net = denoisers.transformer(spec)
     params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     x, t, cond = jax.eval_shape(inputs)
@@ -306,6 +309,6 @@ def test_patches_round_trip():
 
 def test_unknown_architecture_lists_the_known():
     with pytest.raises(ValueError, match="in_context, cross_attention"):
-        denoisers.transformer(shape("unet"))
+        denoisers.transformer(one_stream("unet"))
     with pytest.raises(ValueError, match="not divisible by 3 heads"):
-        denoisers.transformer(shape("in_context", heads=3))
+        denoisers.transformer(one_stream("in_context", heads=3))

@@ -49,7 +49,7 @@ def drawn(init):
 def networks(tmp_path_factory):
     """Folders of a tiny autoencoder and a tiny BERT, as they would be published."""
     folder = tmp_path_factory.mktemp("networks")
-    shape = autoencoder_kl.AutoencoderConfig(
+    cfg = autoencoder_kl.AutoencoderConfig(
         channels=(8, 8),
         blocks=1,
         groups=4,
@@ -57,8 +57,8 @@ def networks(tmp_path_factory):
         scale=SCALE,
         shift=SHIFT,
     )
-    params = drawn(functools.partial(autoencoder_kl.init, shape))
-    kl_files.save(params, folder / "ae", shape)
+    params = drawn(functools.partial(autoencoder_kl.init, cfg))
+    kl_files.save(params, folder / "ae", cfg)
     text = bert.BertConfig(
         width=12, depth=1, heads=2, hidden=24, vocab_size=400, max_tokens=16
     )
@@ -253,7 +253,7 @@ def test_encoding_again_changes_nothing_and_needs_no_pictures(
     whole, wanted, monkeypatch, capsys
 ):
     before = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
-    monkeypatch.setattr(encode_lib.networks, "Networks", None)  # not even loaded
+    monkeypatch.setattr(encode_lib.encoding, "FrozenNetworks", None)  # not even loaded
     encode.run(wanted(), whole)
     encode.run(wanted(data={"path": "not in memory"}), whole)
     said = capsys.readouterr().err
@@ -295,14 +295,14 @@ def test_other_weights_under_the_same_name_are_refused(
     whole, wanted, networks, tmp_path
 ):
     other = tmp_path / "ae"
-    shape, params = kl_files.load(networks / "ae")
+    cfg, params = kl_files.load(networks / "ae")
     changed = jax.tree.map(lambda leaf: leaf * 1.01, params)
-    kl_files.save(changed, other, shape)
+    kl_files.save(changed, other, cfg)
     there = {"encode": {"autoencoder": str(other)}}
     with pytest.raises(config.ConfigError, match="autoencoder: 'ae' .* there, 'ae'"):
         data.sources(wanted(**there), whole)
     # The same files elsewhere are the same network.
-    kl_files.save(params, other, shape)
+    kl_files.save(params, other, cfg)
     data.sources(wanted(**there), whole)
     # Without files there is but the name to go by.
     gone = {"encode": {"autoencoder": "/nowhere/ae"}}
@@ -399,9 +399,9 @@ def test_names_mean_the_same_on_every_machine(networks, tmp_path):
 
 
 def test_values_beyond_float16_name_their_picture(wanted, networks, tmp_path):
-    shape, params = kl_files.load(networks / "ae")
+    cfg, params = kl_files.load(networks / "ae")
     params["encoder"]["quant"]["bias"] = params["encoder"]["quant"]["bias"] + 1e5
-    kl_files.save(params, tmp_path / "large", shape)
+    kl_files.save(params, tmp_path / "large", cfg)
     given = {"encode": {"autoencoder": str(tmp_path / "large")}}
     with pytest.raises(config.ConfigError, match="test_encode:0: its latents are bey"):
         encode.run(wanted(**given), tmp_path)
@@ -438,14 +438,14 @@ def test_icons_are_pictures_without_an_end(wanted, tmp_path):
 
 
 def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypatch):
-    monkeypatch.setattr(mesh, "SMALL", 1)
+    monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     experiment = wanted(mesh={"fsdp": 4})
-    found = encode_lib.networks.Networks(experiment)
+    found = encode_lib.encoding.FrozenNetworks(experiment)
     held = [
         leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found._params)
     ]
     assert not all(held)
-    monkeypatch.setattr(encode_lib.networks, "Networks", lambda _: found)
+    monkeypatch.setattr(encode_lib.encoding, "FrozenNetworks", lambda _: found)
     encode.run(experiment, tmp_path)
     layout = shards.Layout(**manifest(whole)["layout"])
     for number, summary in enumerate(manifest(whole)["shards"]):

@@ -97,7 +97,7 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     real = np.concatenate(real)
     assert real.shape == (40, 8, 8, 3)
     (m, a), (n, b) = (
-        moments(np.concatenate(list(samples.saved(workdir)))),
+        moments(np.concatenate(list(samples.read_images(workdir)))),
         moments(real),
     )
     root = linalg.sqrtm(a @ b).real
@@ -335,8 +335,8 @@ def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
 def test_it_goes_on_in_the_middle_of_a_file_of_pictures(trained):
     """Whose size another generate.batch_size may have changed."""
     _, workdir, _ = trained
-    whole = np.concatenate(list(samples.saved(workdir)))
-    assert [len(images) for images in samples.saved(workdir)] == [16, 8]
+    whole = np.concatenate(list(samples.read_images(workdir)))
+    assert [len(images) for images in samples.read_images(workdir)] == [16, 8]
     for start, batches in ((0, [16, 8]), (5, [11, 8]), (16, [8]), (20, [4]), (24, [])):
         found = list(evaluate_lib._saved(workdir, start))
         assert [len(images) for images, _ in found] == batches
@@ -565,7 +565,7 @@ def test_of_each_size_the_best_run_is_in_the_frontier(monkeypatch, trained):
     again = [dataclasses.replace(spec, run_id=f"{spec.run_id}-b") for spec in specs]
     loss = {spec.run_id: i for i, spec in enumerate([specs[0], *again, specs[1]])}
     monkeypatch.setattr(
-        frontier_lib.finished,
+        frontier_lib.runs_lib,
         "best",
         lambda _, group: min(group, key=lambda s: loss[s.run_id]),
     )
@@ -616,19 +616,19 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
 def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
     """All parameters stay on the device; what is computed with them comes and goes."""
     experiment, workdir, specs = trained
-    model = runs.model(experiment, workdir, specs[0])
+    model = runs.trained_model(experiment, workdir, specs[0])
     device_mesh = mesh.build(experiment.mesh, {})
     of_latents = changed(experiment, encode={"autoencoder": "icons_f4"})
     of_latents = changed(of_latents, data={"shape": (8, 8, 4)})
     hows = [changed(experiment, generate={"guidance": g}).generate for g in (0.0, 3.0)]
     with jax.set_mesh(device_mesh):
-        drawing = inference.Sampling(experiment, workdir, model, device_mesh, 4)
+        drawing = inference.PictureSampler(experiment, workdir, model, device_mesh, 4)
         own = sum(x.nbytes for x in jax.tree.leaves(model.load(device_mesh)))
         alone, guided = map(drawing.memory, hows)
         decoder = inference.PictureDecoder(of_latents, device_mesh)
         held = sum(x.nbytes for x in jax.tree.leaves(decoder.params))
         decoding = decoder.memory()
-        drawing = inference.Sampling(experiment, workdir, model, device_mesh, 4)
+        drawing = inference.PictureSampler(experiment, workdir, model, device_mesh, 4)
         drawing._decoder = decoder
         both = drawing.memory(hows[1])
     assert own < alone < guided < own + 2.5 * (alone - own)

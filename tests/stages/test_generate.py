@@ -44,7 +44,7 @@ def test_every_form_holds_the_same_pictures_in_order(finished, form):
     experiment, workdir, specs = finished
     record = generate.run(formatted(experiment, form), workdir, specs)
     assert (record.images, len(record.captions)) == (20, 20)
-    images = np.concatenate(list(samples.saved(workdir)))
+    images = np.concatenate(list(samples.read_images(workdir)))
     assert images.shape == (20, 8, 8, 3) and images.dtype == np.uint8
     assert [len(np.load(path)) for path in shards(workdir)] == [8, 8, 4]
     np.testing.assert_array_equal(np.load(workdir / record.images_file), images)
@@ -77,9 +77,9 @@ def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
     gone.unlink()
     (workdir / "samples" / "record.json").unlink()
     drawn = []
-    images = inference.Sampling.images
+    images = inference.PictureSampler.images
     monkeypatch.setattr(
-        inference.Sampling,
+        inference.PictureSampler,
         "images",
         lambda self, rows, how: drawn.append(list(rows)) or images(self, rows, how),
     )
@@ -174,7 +174,9 @@ def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
 def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):
     experiment, workdir, specs = finished
     first = generate.run(experiment, workdir, specs)
-    monkeypatch.setattr(inference.Sampling, "images", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(
+        inference.PictureSampler, "images", lambda *_: pytest.fail("drawn")
+    )
     monkeypatch.setattr(generate, "LARGEST_WEBP", 21)  # two pictures of 8 x 8
     assert generate.run(formatted(experiment, "webp"), workdir, specs) == first
     grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
@@ -192,7 +194,7 @@ def test_the_first_alone_are_shown(finished, monkeypatch):
     record = generate.run(formatted(experiment, "webp"), workdir, specs)
     assert (record.images, record.captions) == (20, whole.captions[:11])
     shown = np.load(workdir / record.images_file)
-    drawn = np.concatenate(list(samples.saved(workdir)))
+    drawn = np.concatenate(list(samples.read_images(workdir)))
     np.testing.assert_array_equal(shown, drawn[:11])
     with tarfile.open(workdir / "samples" / "images.tar") as tar:
         assert len(tar.getnames()) == 40
@@ -253,13 +255,13 @@ def test_files_give_back_every_byte(form, shape):
 def test_a_picture_depends_on_its_position_alone(finished, batch):
     experiment, workdir, specs = finished
     device_mesh = mesh.build(experiment.mesh, {})
-    model = samples.model(experiment, workdir, specs)
+    model = samples.model_to_sample(experiment, workdir, specs)
     with jax.set_mesh(device_mesh):
-        draw = inference.Sampling(experiment, workdir, model, device_mesh, batch)
+        draw = inference.PictureSampler(experiment, workdir, model, device_mesh, batch)
         together = draw.images(np.arange(20), experiment.generate)
         alone = draw.images(np.array([13, 2]), experiment.generate)
     generate.run(experiment, workdir, specs)
-    stored = np.concatenate(list(samples.saved(workdir)))
+    stored = np.concatenate(list(samples.read_images(workdir)))
     for got, wanted in ((together, stored), (alone, stored[[13, 2]])):
         assert np.abs(got.astype(int) - wanted).max() <= 1  # where it is rounded
 
@@ -267,9 +269,9 @@ def test_a_picture_depends_on_its_position_alone(finished, batch):
 def test_steps_and_guidance_share_one_program_and_are_counted(finished):
     experiment, workdir, specs = finished
     device_mesh = mesh.build(experiment.mesh, {})
-    model = samples.model(experiment, workdir, specs)
+    model = samples.model_to_sample(experiment, workdir, specs)
     with jax.set_mesh(device_mesh):
-        draw = inference.Sampling(experiment, workdir, model, device_mesh, 8)
+        draw = inference.PictureSampler(experiment, workdir, model, device_mesh, 8)
         costs = [
             draw.cost(dataclasses.replace(experiment.generate, steps=steps))
             for steps in (2, 4)

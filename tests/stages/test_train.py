@@ -51,7 +51,7 @@ def final(experiment, workdir, steps=STEPS[0]):
     row = row_of(experiment, steps)
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        state = train_step.compile_for(
+        state = train_step.compile_functions(
             experiment, row.width, row.depth, device_mesh
         ).state
         folder = train.folder_of(workdir, row) / "checkpoints"
@@ -76,7 +76,7 @@ def assert_identical(experiment, workdir, reference):
 
 
 class StopAt:
-    """Like `mesh.Stop`, asked to stop at the n-th dispatch of the process."""
+    """Like `mesh.StopSignal`, asked to stop at the n-th dispatch of the process."""
 
     def __init__(self, dispatch):
         self.left = dispatch
@@ -103,7 +103,7 @@ def reference(experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
     counts = []
     compilations = []
-    begin = progress_lib.Sweep.begin
+    begin = progress_lib.SweepProgress.begin
 
     def counted(event, *_, **__):
         if event == COMPILED:
@@ -113,10 +113,10 @@ def reference(experiment, tmp_path_factory):
         counts.append(len(compilations))
         begin(self, *args)
 
-    train_step.compile_for.cache_clear()  # this process may have run the module before
+    train_step.compile_functions.cache_clear()  # an earlier file may have filled it
     jax.monitoring.register_event_duration_secs_listener(counted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress_lib.Sweep, "begin", noted)
+        patch.setattr(progress_lib.SweepProgress, "begin", noted)
         done = run(experiment, workdir)
     jax.monitoring.unregister_event_duration_listener(counted)
     assert counts[1] > counts[0], "the listener hears nothing"
@@ -162,7 +162,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             pathlib.Path(),
             row,
             device_mesh,
-            progress_lib.Sweep(1, [], 1.0),
+            progress_lib.SweepProgress(1, [], 1.0),
             None,
         )
         source, _ = train.data_lib.sources(experiment, pathlib.Path())
@@ -172,11 +172,11 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
         hyper = mesh.put(
             device_mesh,
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
-            mesh.WHOLE,
+            mesh.REPLICATED,
         ) | {"key": job._key("steps")}
         uncond = {name: source.uncond[name] for name in job.names if name != "x"}
-        uncond = mesh.put(device_mesh, uncond, mesh.WHOLE)
-        flags = mesh.flag(device_mesh, 0), mesh.flag(device_mesh, 1)
+        uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
+        flags = mesh.stop_flags(device_mesh, 0), mesh.stop_flags(device_mesh, 1)
         state = job.program.init(job._key("init"))
         ema = jax.tree.map(np.asarray, state.ema)
         for done in range(5):
@@ -260,11 +260,16 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
     with pytest.raises(train.Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])
     monkeypatch.undo()
-    assert runs_lib.steps(tmp_path, row) == [2, 9, 12]
+    assert runs_lib.checkpoint_steps(tmp_path, row) == [2, 9, 12]
     run(marked, tmp_path, STEPS[:1])
-    assert runs_lib.steps(tmp_path, row) == [2, 9, 16, 24]
+    assert runs_lib.checkpoint_steps(tmp_path, row) == [2, 9, 16, 24]
     assert_identical(experiment, tmp_path, reference[0])
-    assert runs_lib.steps(tmp_path, row) == [2, 9, 16, 24]  # which opened the folder
+    assert runs_lib.checkpoint_steps(tmp_path, row) == [
+        2,
+        9,
+        16,
+        24,
+    ]  # which opened the folder
 
 
 def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
@@ -335,10 +340,10 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
             other = dataclasses.replace(experiment, validation=cfg)
             one = mesh.build(other.mesh, {}, use=jax.devices()[:devices])
             with jax.set_mesh(one):
-                program = train_step.compile_for(other, row.width, row.depth, one)
-                names = ("x", *program.functions.task.conditioning)
+                program = train_step.compile_functions(other, row.width, row.depth, one)
+                names = ("x", *program.functions.objective.conditioning)
                 batches = held_out.held_out_batches(other, one, source, names)
-                params = mesh.put(one, weights.params, mesh.WHOLE)
+                params = mesh.put(one, weights.params, mesh.REPLICATED)
                 losses.append(held_out.validation_loss(program, params, batches))
         assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
         if samples == 48:

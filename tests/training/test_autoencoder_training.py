@@ -48,7 +48,7 @@ def averaged(experiment, workdir):
     (spec,) = records.read_jsonl(workdir / "runs.jsonl")
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        params = runs.model(experiment, workdir, spec).load(device_mesh)
+        params = runs.trained_model(experiment, workdir, spec).load(device_mesh)
     return spec, jax.device_get(params)
 
 
@@ -112,9 +112,9 @@ def test_training_lowers_the_held_out_error(trained):
 def test_the_export_is_the_network_with_latents_of_unit_variance(trained):
     experiment, workdir = trained
     spec, params = averaged(experiment, workdir)
-    shape, read = autoencoder_weights.load(workdir / "export")
+    cfg, read = autoencoder_weights.load(workdir / "export")
     jax.tree.map(assert_array_equal, read, params)
-    network = encoders.autoencoder(shape)
+    network = encoders.autoencoder(cfg)
     train, _ = sources(experiment, workdir)
     x = train.rows(np.arange(256))["x"]
     moments = network.encode(read, x)

@@ -13,9 +13,9 @@ from scaling_ldm.training import mesh, train_step
 
 @pytest.fixture(scope="module")
 def wide(tiny):
-    """The abstract state of a network with leaves above mesh.SMALL."""
+    """The abstract state of a network with leaves above mesh.MIN_SHARDED_SIZE."""
     return train_step.abstract_state(
-        train_step.build(config.resolve(tiny), 64, 2, unroll=False)
+        train_step.train_functions(config.resolve(tiny), 64, 2, unroll=False)
     )
 
 
@@ -29,7 +29,7 @@ def flat(tree):
 
 
 def test_a_weight_its_average_and_its_moments_lie_together(wide):
-    specs = flat(mesh.specs(wide, fsdp=2))
+    specs = flat(mesh.partition_specs(wide, fsdp=2))
     shapes = flat(wide)
     names = [n.removeprefix("params/") for n in specs if n.startswith("params/")]
     sharded = 0
@@ -45,7 +45,7 @@ def test_a_weight_its_average_and_its_moments_lie_together(wide):
         sharded += "fsdp" in same[0]
     assert sharded >= 5
     assert specs["step"] == specs["smoothed_loss"] == PartitionSpec()
-    assert set(flat(mesh.specs(wide, fsdp=1)).values()) == {PartitionSpec()}
+    assert set(flat(mesh.partition_specs(wide, fsdp=1)).values()) == {PartitionSpec()}
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
@@ -101,7 +101,7 @@ def test_batches_are_checked_before_anything_compiles(tiny, tmp_path, monkeypatc
 def test_rows_of_a_process_and_votes():
     device_mesh = mesh.build(config.MeshConfig(fsdp=2), {})
     assert mesh.rows_of_process(device_mesh, 16) == slice(0, 16)
-    votes = mesh.flag(device_mesh, 1)
+    votes = mesh.stop_flags(device_mesh, 1)
     assert votes.shape == (8,)
     assert votes.sharding.spec == mesh.BATCH
     assert mesh.any_process(True) and not mesh.any_process(False)
@@ -109,4 +109,4 @@ def test_rows_of_a_process_and_votes():
 
 def test_flags_of_a_job_belong_together():
     with pytest.raises(config.ConfigError, match="belong together"):
-        mesh.join("127.0.0.1:1", None, 0)
+        mesh.join_job("127.0.0.1:1", None, 0)

@@ -9,7 +9,8 @@ from scaling_ldm.training import progress as progress_lib
 
 def jobs(*flops, steps=100):
     return [
-        progress_lib.Job(size=(f, 1), steps=steps, flops_per_step=int(f)) for f in flops
+        progress_lib.RemainingRun(size=(f, 1), steps=steps, flops_per_step=int(f))
+        for f in flops
     ]
 
 
@@ -33,26 +34,28 @@ def test_time_left_counts_steps_by_size_and_what_is_beyond_them(clock):
     """A step takes a + b FLOPs seconds here, compiling a size 10 s, the rest 2 s."""
     a, b = 0.01, 1e-9
     sizes = [int(1e7), int(3e7), int(9e7)]
-    sweep = progress_lib.Sweep(5, jobs(*sizes[:2], sizes[0], sizes[2], sizes[2]), 0.0)
+    sweep = progress_lib.SweepProgress(
+        5, jobs(*sizes[:2], sizes[0], sizes[2], sizes[2]), 0.0
+    )
     assert sweep.left() == "?"
     finish(sweep, clock, 100, a + b * sizes[0], 12.0)
     finish(sweep, clock, 100, a + b * sizes[1], 12.0)
     finish(sweep, clock, 100, a + b * sizes[0], 2.0)
     want = 2 * 100 * (a + b * sizes[2]) + 12.0 + 2.0
-    assert sweep.left() == progress_lib.duration(want)
+    assert sweep.left() == progress_lib.format_duration(want)
 
 
 def test_steps_of_an_earlier_process_are_not_left(clock):
-    sweep = progress_lib.Sweep(1, jobs(1e7), 0.0)
+    sweep = progress_lib.SweepProgress(1, jobs(1e7), 0.0)
     sweep.begin(0, "")
     sweep.skip(60)
     sweep.spend(1, None)
     sweep.spend(9, 90.0)
-    assert sweep.left() == progress_lib.duration(30 * 10.0)
+    assert sweep.left() == progress_lib.format_duration(30 * 10.0)
 
 
 def test_a_failed_run_leaves_nothing(clock):
-    sweep = progress_lib.Sweep(1, jobs(1e7), 0.0)
+    sweep = progress_lib.SweepProgress(1, jobs(1e7), 0.0)
     sweep.begin(0, "")
     sweep.spend(1, None)
     sweep.spend(1, 5.0)
@@ -63,7 +66,7 @@ def test_a_failed_run_leaves_nothing(clock):
 def test_lines_come_at_intervals_and_not_before_there_is_a_speed(clock, monkeypatch):
     said = []
     monkeypatch.setattr(progress_lib, "say", said.append)
-    sweep = progress_lib.Sweep(7, jobs(1e7), every_seconds=5.0)
+    sweep = progress_lib.SweepProgress(7, jobs(1e7), every_seconds=5.0)
     sweep.begin(2, "1e+11 FLOPs  64 x 2")
     for second in range(12):
         clock[0] = float(second)
@@ -99,12 +102,12 @@ def test_tensorboard_events_are_written(tmp_path):
     ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3661, "1:01:01")]
 )
 def test_duration(seconds, text):
-    assert progress_lib.duration(seconds) == text
+    assert progress_lib.format_duration(seconds) == text
 
 
 def test_rate():
-    assert progress_lib.rate(12.34e9) == "12.3 GFLOP/s"
-    assert progress_lib.rate(0) == "0 FLOP/s"
+    assert progress_lib.format_rate(12.34e9) == "12.3 GFLOP/s"
+    assert progress_lib.format_rate(0) == "0 FLOP/s"
 
 
 def test_time_left_counts_what_is_done_now_and_no_compilation(clock, monkeypatch):

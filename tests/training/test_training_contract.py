@@ -54,7 +54,7 @@ def build(tiny, architecture, name):
         c.plan.sizes = (size,)
     c.objective.update({"timestep_sampling": "uniform"} | OBJECTIVES[name])
     experiment = config.resolve(c)
-    return experiment, train_step.build(experiment, *size, unroll=False)
+    return experiment, train_step.train_functions(experiment, *size, unroll=False)
 
 
 def flat_colours(names):
@@ -87,12 +87,12 @@ def second_moment(objective, t, x0):
 @pytest.mark.parametrize(("architecture", "name"), PRODUCT)
 def test_thirty_steps_lower_the_validation_error(tiny, architecture, name):
     experiment, functions = build(tiny, architecture, name)
-    learnt = objective_lib.objective(experiment.objective)
+    learnt = objective_lib.diffusion_objective(experiment.objective)
     assert learnt.prediction == OBJECTIVES[name].get("prediction", "flow")
-    batch, uncond = flat_colours(functions.task.conditioning)
+    batch, uncond = flat_colours(functions.objective.conditioning)
     t = validation.stratified_times(ROWS, learnt, seed=0)
     errors = jax.jit(
-        lambda params: functions.task.per_example_loss(
+        lambda params: functions.objective.per_example_loss(
             params, batch, t, np.arange(ROWS), jax.random.key(1)
         )
     )
@@ -129,7 +129,7 @@ def test_the_held_out_times_are_those_of_the_objective(tiny):
     device_mesh = mesh.build(experiment.mesh, {})
     batches = held_out.held_out_batches(experiment, device_mesh, Source(), ("x",))
     cfg = experiment.validation
-    learnt = objective_lib.objective(experiment.objective)
+    learnt = objective_lib.diffusion_objective(experiment.objective)
     want = validation.stratified_times(cfg.samples, learnt, seed=cfg.seed)
     assert_allclose(np.concatenate([b.times for b in batches]), want)
     assert want.max() > 900

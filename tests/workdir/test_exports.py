@@ -72,15 +72,15 @@ def with_a_unet(c, folder):
     images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
     captions = [f"{a} {b}" for a in "abcde" for b in "abcdefghijkl"]
     pictures.memory(images, captions, [0] * 60, name="test_exported")
-    shape = bert.BertConfig(
+    cfg = bert.BertConfig(
         width=8, depth=1, heads=2, hidden=8, vocab_size=40, max_tokens=8
     )
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype("f"),
-        jax.eval_shape(lambda: bert.init(shape, jax.random.key(0))),
+        jax.eval_shape(lambda: bert.init(cfg, jax.random.key(0))),
     )
     folder.mkdir()
-    bert_files.save(params, folder / "model.safetensors", shape)
+    bert_files.save(params, folder / "model.safetensors", cfg)
     described = {
         "model_type": "bert",
         "hidden_size": 8,
@@ -107,7 +107,9 @@ def finish(given, workdir):
     """Leaves what training a plan's one run would: compiling a U-Net's takes longer."""
     experiment = config.resolve(given)
     (spec,) = records.read_jsonl(workdir / "runs.jsonl")
-    functions = train_step.build(experiment, spec.width, spec.depth, unroll=False)
+    functions = train_step.train_functions(
+        experiment, spec.width, spec.depth, unroll=False
+    )
     abstract = train_step.abstract_state(functions)
     device_mesh, rng = mesh.build(experiment.mesh, {}), np.random.default_rng(1)
     state = jax.tree.map(
@@ -254,13 +256,13 @@ def test_weights_that_are_not_the_cards_are_refused(every, name, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(trained.export, folder)
     experiment = config.resolve(trained.wanted(folder))
-    assert exports.read(experiment, str(folder)).checksum
+    assert exports.read_model(experiment, str(folder)).checksum
     (path,) = folder.glob("*.safetensors")
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
     path.write_bytes(whole)
     with pytest.raises(config.ConfigError, match=f"not those that {exports.CARD}"):
-        exports.read(experiment, str(folder))
+        exports.read_model(experiment, str(folder))
     # Before anything runs, and before the working directory is taken.
     assert ran(trained.wanted(folder), tmp_path / "new", "generate") == 2
     assert not (tmp_path / "new").exists()
@@ -272,10 +274,10 @@ def other(trained, folder):
     folder.mkdir()
     (folder / "config.json").write_text((trained.export / "config.json").read_text())
     settings = json.loads((folder / "config.json").read_text())
-    shape, _ = unet_weights.from_config(settings, experiment.data.text_tokens)
-    params = unet_weights.load(trained.export, shape)
+    cfg, _ = unet_weights.from_config(settings, experiment.data.text_tokens)
+    params = unet_weights.load(trained.export, cfg)
     params["exit"]["bias"] += 0.5
-    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", shape)
+    unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", cfg)
     return folder
 
 
@@ -308,7 +310,7 @@ def test_a_network_from_elsewhere_of_another_shape_is_refused_in_full(unet, tmp_
     settings |= {"out_channels": 4, "layers_per_block": 1}
     path.write_text(json.dumps(settings))
     with pytest.raises(config.ConfigError) as caught:
-        exports.read(config.resolve(unet.wanted(folder)), str(folder))
+        exports.read_model(config.resolve(unet.wanted(folder)), str(folder))
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"config.generate.weights = {str(folder)!r} is not")
     assert [line.strip() for line in lines[1:]] == [
@@ -361,7 +363,7 @@ def test_how_a_network_runs_and_was_trained_may_differ(native):
     changes = {"model.compute_dtype": "bfloat16", "train.batch_size": 16}
     experiment = config.resolve(native.wanted(native.export, **changes))
     assert experiment.recipe_hash != native.card["recipe_hash"]
-    assert exports.read(experiment, str(native.export)).step == 4
+    assert exports.read_model(experiment, str(native.export)).step == 4
 
 
 def test_two_exports_are_different_pictures(native, tmp_path, monkeypatch):
@@ -441,20 +443,20 @@ def test_a_folder_of_something_else_is_refused_by_the_fields_name(
     c.generate.weights = str(folder)
     experiment = config.resolve(c)
     with pytest.raises(config.ConfigError, match=f"config.generate.weights.*({said})"):
-        samples.model(experiment, tmp_path, [])
+        samples.model_to_sample(experiment, tmp_path, [])
 
 
 def test_a_study_in_place_of_its_export_is_told_where_the_export_is(native, tmp_path):
     experiment = config.resolve(native.given)
     with pytest.raises(config.ConfigError) as caught:
-        exports.read(experiment, str(native.workdir))
+        exports.read_model(experiment, str(native.workdir))
     assert str(caught.value) == (
         f"config.generate.weights = {str(native.workdir)!r}: the working directory of "
         f"a study, whose weights are in its export folder: give {str(native.export)!r}"
     )
     shutil.copy(native.workdir / "experiment.json", tmp_path)  # and no export
     with pytest.raises(config.ConfigError) as caught:
-        exports.read(experiment, str(tmp_path))
+        exports.read_model(experiment, str(tmp_path))
     assert str(caught.value).endswith(
         "in its export folder: run --stages export there first, then give "
         f"{str(tmp_path / 'export')!r}"
@@ -463,7 +465,7 @@ def test_a_study_in_place_of_its_export_is_told_where_the_export_is(native, tmp_
 
 def test_a_folder_may_be_given_from_home(native, monkeypatch):
     monkeypatch.setenv("HOME", str(native.workdir))
-    assert exports.read(config.resolve(native.given), "~/export").step == 4
+    assert exports.read_model(config.resolve(native.given), "~/export").step == 4
 
 
 def test_a_card_without_a_field_is_refused(native, tmp_path):
@@ -472,7 +474,7 @@ def test_a_card_without_a_field_is_refused(native, tmp_path):
     card = {key: value for key, value in native.card.items() if key != "step"}
     (folder / exports.CARD).write_text(json.dumps(card))
     with pytest.raises(config.ConfigError, match="does not say 'step'"):
-        exports.read(config.resolve(native.wanted(folder)), str(folder))
+        exports.read_model(config.resolve(native.wanted(folder)), str(folder))
 
 
 def test_several_files_of_weights_have_one_checksum(tmp_path):
