@@ -43,6 +43,7 @@ TEST = [
     "ipykernel>=7.4,<8",
     "nbclient>=0.11,<0.12",
     "nbformat>=5.11,<6",
+    "pyrefly>=1.5,<2",
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "ruff>=0.17.5,<0.18",

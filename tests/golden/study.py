@@ -110,9 +110,13 @@ def compare(workdir: pathlib.Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("workdir", type=pathlib.Path, nargs="?")
+    parser.add_argument("--flags", action="store_true", help="print FLAGS, a line each")
     parser.add_argument("--update", action="store_true")
     flags = parser.parse_args()
+    if flags.flags:
+        print("\n".join(FLAGS))
+        return 0
     if flags.update:
         held = {"processor": processor(), **numbers(flags.workdir)}
         STORED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
