@@ -135,14 +135,14 @@ def write_clip():
         """As transformers saves a CLIPModel and its tokenizer."""
         folder.mkdir()
         tensors = {}
-        for init, shape in ((clip.init, text), (clip_features.init, image)):
-            shapes = jax.eval_shape(lambda i=init, s=shape: i(s, jax.random.key(0)))
+        for init, tower in ((clip.init, text), (clip_features.init, image)):
+            shapes = jax.eval_shape(lambda i=init, s=tower: i(s, jax.random.key(0)))
             rng = np.random.default_rng(seed)
             params = jax.tree.map(
                 lambda s, rng=rng: rng.normal(scale=0.15, size=s.shape).astype("f"),
                 shapes,
             )
-            tensors |= weights.tensors(params, shape)
+            tensors |= weights.tensors(params, tower)
         layout.save(tensors, folder / "model.safetensors")
         common = {
             "hidden_size": text.width,

@@ -93,10 +93,10 @@ def _unet(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> denoisers.Denoiser:
     del unroll  # no two of its blocks in a row have the same shape
-    return denoisers.u_net(unet_shape(experiment, width, depth))
+    return denoisers.u_net(unet_config(experiment, width, depth))
 
 
-def unet_shape(
+def unet_config(
     experiment: config.Experiment, width: int, depth: int
 ) -> unet.UNetConfig:
     """The U-Net of `depth` resolutions that an experiment trains."""
@@ -113,7 +113,7 @@ def unet_shape(
     )
 
 
-def autoencoder_shape(
+def autoencoder_config(
     experiment: config.Experiment, width: int, depth: int
 ) -> autoencoder_kl.AutoencoderConfig:
     """The autoencoder of `depth` resolutions that an experiment trains."""
@@ -133,7 +133,7 @@ def autoencoder(
     experiment: config.Experiment, width: int, depth: int
 ) -> encoders.Autoencoder:
     """The network that an autoencoder's experiment trains."""
-    return encoders.autoencoder(autoencoder_shape(experiment, width, depth))
+    return encoders.autoencoder(autoencoder_config(experiment, width, depth))
 
 
 _BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {

@@ -71,9 +71,9 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> PretrainedAutoenco
     where = f"config.encode.autoencoder = {name!r}"
     folder = directory(name, where)
     try:
-        shape, params = autoencoder_kl.load(folder)
-        shape = dataclasses.replace(shape, dtype=DTYPES[compute_dtype])
-        network = encoders.autoencoder(shape)
+        cfg, params = autoencoder_kl.load(folder)
+        cfg = dataclasses.replace(cfg, dtype=DTYPES[compute_dtype])
+        network = encoders.autoencoder(cfg)
     except ValueError as e:
         raise config.ConfigError(f"{where}: {e}") from e
     return PretrainedAutoencoder(network, params, _autoencoder_identity(name, folder))
@@ -97,9 +97,9 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEnc
                 f"its config.json has model_type {kind!r}; known: {', '.join(_TEXT)}"
             )
         changes = {"unroll": jax.default_backend() == "cpu"}
-        shape, params = _TEXT[kind].open_directory(folder, **changes)
-        shape = dataclasses.replace(shape, dtype=DTYPES[compute_dtype])
-        network = encoders.text_encoder(shape)
+        cfg, params = _TEXT[kind].open_directory(folder, **changes)
+        cfg = dataclasses.replace(cfg, dtype=DTYPES[compute_dtype])
+        network = encoders.text_encoder(cfg)
         tokenizer = tokenizers.Tokenizer.load(folder)
     except (ValueError, OSError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
@@ -130,15 +130,15 @@ def text_identity(name: str) -> Identity:
 
 def _autoencoder_identity(name: str, folder: pathlib.Path) -> Identity:
     try:
-        shape = autoencoder_kl.from_config(files.config(folder))
+        cfg = autoencoder_kl.from_config(files.config(folder))
     except ValueError as e:
         raise config.ConfigError(f"config.encode.autoencoder = {name!r}: {e}") from e
     return {
         "name": _label(name),
         "digest": _digest(folder),
-        "factor": shape.factor,
-        "scale": shape.scale,
-        "shift": shape.shift,
+        "factor": cfg.factor,
+        "scale": cfg.scale,
+        "shift": cfg.shift,
     }
 
 

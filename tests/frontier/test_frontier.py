@@ -533,7 +533,7 @@ def test_table_1_agrees_with_itself_and_with_the_networks():
         frontier.TABLE_1.items(), presets.UNETS.values(), strict=True
     ):
         assert row.name == name
-        assert row.base_channels == preset.shape.base
+        assert row.base_channels == preset.config.base
         assert row.relative_cost == preset.relative_cost
         assert frontier.relative_cost(name) == row.relative_cost
         np.testing.assert_allclose(row.params, preset.params, rtol=0.1)

@@ -40,11 +40,11 @@ TEXT = clip.ClipTextConfig(
 CAPTIONS = ["a red cat", "dog", "", "red", "cat dog", "a", "dog cat", "a red dog"]
 
 
-def drawn(init, shape):
+def drawn(init, config):
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: rng.normal(scale=0.15, size=s.shape).astype("f"),
-        jax.eval_shape(lambda: init(shape, jax.random.key(0))),
+        jax.eval_shape(lambda: init(config, jax.random.key(0))),
     )
 
 

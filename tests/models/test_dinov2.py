@@ -20,18 +20,18 @@ BATCH, SIDE = 8, 12
 PLAIN = dinov2.DinoConfig(
     width=64, depth=2, heads=2, hidden=96, image_size=20, patch_size=4
 )
-SHAPES = {
+CONFIGS = {
     "plain": PLAIN,
     "gated": dataclasses.replace(PLAIN, gated=True, mask_token=False, unroll=True),
 }
 
 
-def drawn(shape):
+def drawn(config):
     """Random parameters without compiling an initialiser."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: rng.normal(scale=0.15, size=s.shape).astype("f"),
-        jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0))),
+        jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0))),
     )
 
 
@@ -40,22 +40,22 @@ def pictures(height=SIDE, width=SIDE):
     return rng.uniform(0, 255, (BATCH, height, width, 3)).astype("f")
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=list(CONFIGS))
 def case(request):
-    shape = SHAPES[request.param]
-    params = drawn(shape)
-    found = jax.jit(functools.partial(dinov2.apply, shape))(params, pictures())
+    config = CONFIGS[request.param]
+    params = drawn(config)
+    found = jax.jit(functools.partial(dinov2.apply, config))(params, pictures())
     assert found.logits is None
-    return shape, params, found.features
+    return config, params, found.features
 
 
 def test_features(case):
-    shape, params, features = case
-    assert features.shape == (BATCH, shape.width) and features.dtype == jnp.float32
-    tokens = jax.jit(functools.partial(dinov2.tokens, shape))(params, pictures())
-    assert tokens.shape == (BATCH, 1 + 3 * 3, shape.width)
+    config, params, features = case
+    assert features.shape == (BATCH, config.width) and features.dtype == jnp.float32
+    tokens = jax.jit(functools.partial(dinov2.tokens, config))(params, pictures())
+    assert tokens.shape == (BATCH, 1 + 3 * 3, config.width)
     assert_allclose(tokens[:, 0], features, atol=1e-5)
-    made = jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0)))
+    made = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("f")}
 
 
@@ -68,7 +68,7 @@ def test_scales_begin_at_one_and_layers_differ():
 
 
 def test_a_mesh_changes_nothing(case):
-    shape, params, features = case
+    config, params, features = case
     axes = (jax.sharding.AxisType.Explicit,) * 2
     devices = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
     with jax.set_mesh(devices):
@@ -77,23 +77,23 @@ def test_a_mesh_changes_nothing(case):
         assert "fsdp" in jax.typeof(kernel).sharding.spec
         rows = jax.NamedSharding(devices, jax.P(("replica", "fsdp")))
         x = jax.device_put(pictures(), rows)
-        got = jax.jit(functools.partial(dinov2.apply, shape))(placed, x).features
+        got = jax.jit(functools.partial(dinov2.apply, config))(placed, x).features
         assert jax.typeof(got).sharding.spec[0] == ("replica", "fsdp")
         got = np.asarray(got)
     assert_allclose(got, features, atol=1e-5)
 
 
 def test_half_precision_is_near(case):
-    shape, params, features = case
-    low = dataclasses.replace(shape, dtype=jnp.bfloat16)
+    config, params, features = case
+    low = dataclasses.replace(config, dtype=jnp.bfloat16)
     got = jax.jit(functools.partial(dinov2.apply, low))(params, pictures()).features
     assert got.dtype == jnp.float32
     assert 1e-4 < np.abs(got - features).max() / np.abs(features).max() < 0.05
 
 
 def test_the_class_token_sees_every_patch(case):
-    shape, params, features = case
-    apply = jax.jit(functools.partial(dinov2.apply, shape))
+    config, params, features = case
+    apply = jax.jit(functools.partial(dinov2.apply, config))
     for row, column in [(0, 0), (0, -1), (-1, 0), (-1, -1)]:
         x = pictures()
         x[:, row, column] += 60
@@ -101,9 +101,9 @@ def test_the_class_token_sees_every_patch(case):
         assert (far > 1e-5).all()
 
 
-def table(shape):
+def table(config):
     rng = np.random.default_rng(2)
-    return jnp.asarray(rng.normal(size=(1 + shape.grid**2, 3)).astype("f"))
+    return jnp.asarray(rng.normal(size=(1 + config.grid**2, 3)).astype("f"))
 
 
 def test_positions_of_the_tables_own_size_are_the_tables():
@@ -120,43 +120,43 @@ def test_positions_are_interpolated():
     middle = np.asarray(found[1:]).reshape(5, 3, 3)[:, 1]
     assert_allclose(middle, grid[:, 2], atol=1e-6)  # the centres fall together
     flat = jnp.full_like(given, 2.5)  # weights sum to 1, at the edges too
-    for shape in (PLAIN, dataclasses.replace(PLAIN, offset=0.1)):
-        assert_allclose(dinov2.positions(shape, flat, 7, 2), flat[:15], rtol=1e-6)
+    for config in (PLAIN, dataclasses.replace(PLAIN, offset=0.1)):
+        assert_allclose(dinov2.positions(config, flat, 7, 2), flat[:15], rtol=1e-6)
 
 
 def test_halfway_between_rows_a_line_goes_on():
-    shape = dataclasses.replace(PLAIN, image_size=40)
+    config = dataclasses.replace(PLAIN, image_size=40)
     line = np.arange(10, dtype="f")
     given = np.concatenate([[0], np.repeat(line, 10)])[:, None].astype("f")
-    found = dinov2.positions(shape, jnp.asarray(given), 5, 10)[1:].reshape(5, 10)
+    found = dinov2.positions(config, jnp.asarray(given), 5, 10)[1:].reshape(5, 10)
     assert_allclose(found[1:4, 0], [2.5, 4.5, 6.5], atol=1e-5)
 
 
 def test_an_offset_moves_positions_back():
     """As if the table were stretched over that part of a patch more."""
-    shape = dataclasses.replace(PLAIN, image_size=40, offset=1.0)
+    config = dataclasses.replace(PLAIN, image_size=40, offset=1.0)
     line = np.repeat(np.arange(10, dtype="f"), 10)
     given = jnp.asarray(np.concatenate([[0], line])[:, None], jnp.float32)
-    found = dinov2.positions(shape, given, 4, 9)[1:].reshape(4, 9)
+    found = dinov2.positions(config, given, 4, 9)[1:].reshape(4, 9)
     assert_allclose(found[1:, 0], [2.5, 4.5, 6.5], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", presets.DINOV2)
 def test_parameters_of_published_networks(name):
     preset = presets.DINOV2[name]
-    shapes = jax.eval_shape(lambda: dinov2.init(preset.shape, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: dinov2.init(preset.config, jax.random.key(0)))
     assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == preset.params
-    ratio = weights.hidden_width(preset.shape.width, 4, preset.shape.gated)
-    assert ratio == preset.shape.hidden
-    assert len(weights.pairs(preset.shape)) > 18 * preset.shape.depth
+    ratio = weights.hidden_width(preset.config.width, 4, preset.config.gated)
+    assert ratio == preset.config.hidden
+    assert len(weights.pairs(preset.config)) > 18 * preset.config.depth
 
 
 def test_flops_are_of_products_only():
     """Interpolated positions cost none, so that 224 and 518 pixels count alike."""
-    shape = presets.DINOV2["dinov2_l14"].shape
-    apply = functools.partial(dinov2.apply, shape)
-    params = jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0)))
-    for side in (dinov2.SIZE, shape.image_size):
+    config = presets.DINOV2["dinov2_l14"].config
+    apply = functools.partial(dinov2.apply, config)
+    params = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))
+    for side in (dinov2.SIZE, config.image_size):
         x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         patches = (side // 14) ** 2
         count = 1 + patches
@@ -185,21 +185,21 @@ def test_impossible_shapes_are_refused(change, message):
 
 
 def test_weights_go_round_bit_for_bit(case, tmp_path):
-    shape, params, _ = case
-    weights.save(params, tmp_path / "model.safetensors", shape)
-    back = weights.load(tmp_path, shape)
+    config, params, _ = case
+    weights.save(params, tmp_path / "model.safetensors", config)
+    back = weights.load(tmp_path, config)
     jax.tree.map(assert_array_equal, back, params)
 
 
 def test_both_layouts_and_a_classifiers_are_read(tmp_path):
-    shape = SHAPES["gated"]
-    params = drawn(shape)
-    tensors = layout.write(weights.pairs(shape, weights._MODULES), params)
+    config = CONFIGS["gated"]
+    params = drawn(config)
+    tensors = layout.write(weights.pairs(config, weights._MODULES), params)
     assert "encoder.layer.1.mlp.gate_proj.weight" in tensors
     tensors = {f"dinov2.{name}": value for name, value in tensors.items()}
     tensors["classifier.weight"] = np.zeros((2, 128), "f")
     layout.save(tensors, tmp_path / "model.safetensors")
-    jax.tree.map(assert_array_equal, weights.load(tmp_path, shape), params)
+    jax.tree.map(assert_array_equal, weights.load(tmp_path, config), params)
 
 
 def test_every_difference_is_listed(tmp_path):
@@ -224,8 +224,8 @@ def test_configurations():
     import transformers
 
     theirs = transformers.Dinov2Config(hidden_size=1536, use_swiglu_ffn=True).to_dict()
-    shape = weights.from_config(theirs, offset=0.1)
-    assert (shape.hidden, shape.gated, shape.offset) == (4096, True, 0.1)
+    config = weights.from_config(theirs, offset=0.1)
+    assert (config.hidden, config.gated, config.offset) == (4096, True, 0.1)
     plain = weights.from_config(transformers.Dinov2Config().to_dict())
     assert plain == weights.from_config({})
     with pytest.raises(layout.WeightsError, match="model_type = 'dinov2_with_reg.*qkv"):

@@ -64,45 +64,45 @@ CASES = {
 }
 
 
-def drawn(init, shape):
+def drawn(init, config):
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: rng.normal(size=s.shape).astype("f"),
-        jax.eval_shape(lambda: init(shape, jax.random.key(0))),
+        jax.eval_shape(lambda: init(config, jax.random.key(0))),
     )
 
 
 @pytest.fixture(params=list(CASES))
 def case(request, tmp_path):
-    module, shape, init = CASES[request.param]
-    params = drawn(init, shape)
-    module.save(params, tmp_path / "model.safetensors", shape)
-    return module, shape, params, tmp_path
+    module, config, init = CASES[request.param]
+    params = drawn(init, config)
+    module.save(params, tmp_path / "model.safetensors", config)
+    return module, config, params, tmp_path
 
 
 def test_weights_go_round_bit_for_bit(case):
-    module, shape, params, place = case
-    back = module.load(place, shape)
+    module, config, params, place = case
+    back = module.load(place, config)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(assert_array_equal, back, params)
-    again = layout.write(module.pairs(shape), back)
+    again = layout.write(module.pairs(config), back)
     assert all(value.flags.c_contiguous for value in again.values())
 
 
 def test_every_difference_is_listed(case):
-    module, shape, _, place = case
+    module, config, _, place = case
     first, *others = layout.load(place).items()
     layout.save(dict([first, ("spare", np.zeros(1))]), place / "model.safetensors")
     with pytest.raises(layout.WeightsError) as caught:
-        module.load(place, shape)
+        module.load(place, config)
     text = str(caught.value)
     assert f"({len(others) + 1} differ)" in text and "unknown: spare" in text
     assert text.count("missing: ") == len(others)
 
 
 def test_a_wrong_shape_is_named(case):
-    module, shape, _, place = case
-    other = dataclasses.replace(shape, hidden=11)
+    module, config, _, place = case
+    other = dataclasses.replace(config, hidden=11)
     with pytest.raises(layout.WeightsError, match=r"wanted \(11, 8\)"):
         module.load(place, other)
 
@@ -509,10 +509,10 @@ def test_the_packaged_minilm():
     place = hub.minilm_directory()
     weights = (pathlib.Path(place) / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == hub.MINILM_SHA256
-    shape, params = bert_weights.open_directory(place)
-    assert (shape.width, shape.depth, shape.vocab_size) == (384, 6, 30522)
+    config, params = bert_weights.open_directory(place)
+    assert (config.width, config.depth, config.vocab_size) == (384, 6, 30522)
     tokenizer = tokenizers.Tokenizer.load(place)
-    assert tokenizer.vocab_size == shape.vocab_size
+    assert tokenizer.vocab_size == config.vocab_size
     ids, mask = tokenizer.encode(
         [
             "a photo of a small dog",
@@ -523,7 +523,7 @@ def test_the_packaged_minilm():
         16,
     )
     assert_array_equal(ids[1, :7], [101, 3861, 1997, 1037, 17022, 102, 0])
-    features = jax.jit(lambda *a: bert.apply(shape, *a))(params, ids, mask)
+    features = jax.jit(lambda *a: bert.apply(config, *a))(params, ids, mask)
     vectors = np.asarray(bert.sentence(features, mask))
     cosine = vectors @ vectors.T
     related, unrelated = cosine[[0, 2], [1, 3]], cosine[:2, 2:]

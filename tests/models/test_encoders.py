@@ -17,7 +17,7 @@ from scaling_ldm.training import mesh
 
 BATCH, TOKENS, VOCABULARY = 8, 6, 64
 
-SHAPES = {
+CONFIGS = {
     "t5": t5.T5Config(
         width=64,
         depth=2,
@@ -81,39 +81,39 @@ def pictures():
     return np.random.default_rng(2).normal(size=(BATCH, 8, 8, 3)).astype("f")
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=list(CONFIGS))
 def case(request):
-    shape = SHAPES[request.param]
-    net = encoders.text_encoder(shape)
+    config = CONFIGS[request.param]
+    net = encoders.text_encoder(config)
     params = drawn(net.init)
-    return shape, net, params, jax.jit(net.apply)(params, *captions())
+    return config, net, params, jax.jit(net.apply)(params, *captions())
 
 
 def test_features(case):
-    shape, net, params, features = case
+    config, net, params, features = case
     assert features.shape == (BATCH, TOKENS, net.width)
     assert features.dtype == jnp.float32
     assert np.isfinite(features).all()
-    assert net.max_tokens == shape.max_tokens
+    assert net.max_tokens == config.max_tokens
     made = jax.eval_shape(net.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("f")}
 
 
 def test_random_parameters_differ_between_layers():
     x = jnp.zeros((1, 1, 64))
-    block = bert.BertBlock(SHAPES["bert"])
+    block = bert.BertBlock(CONFIGS["bert"])
     params = jax.jit(lambda key: blocks.init(block, 2, key, x, None))(jax.random.key(0))
     kernel = params["mlp_up"]["kernel"]
     assert kernel.std() > 0.05 and not np.allclose(kernel[0], kernel[1])
 
 
 def test_unrolled_layers_do_the_same(case):
-    shape, _, params, features = case
-    again = encoders.text_encoder(dataclasses.replace(shape, unroll=True)).apply
+    config, _, params, features = case
+    again = encoders.text_encoder(dataclasses.replace(config, unroll=True)).apply
     assert_allclose(jax.jit(again)(params, *captions()), features, atol=1e-5)
     single = {**params, "blocks": blocks.unstacked(params["blocks"])}
     assert isinstance(single["blocks"], tuple) and len(single["blocks"]) == 2
-    apply = jax.jit(encoders.text_encoder(shape).apply)
+    apply = jax.jit(encoders.text_encoder(config).apply)
     assert_allclose(apply(single, *captions()), features, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_padding_is_not_read(case):
 
 
 def test_without_a_mask_everything_is_read(case):
-    shape, net, params, features = case
+    config, net, params, features = case
     ids, mask = captions()
     apply = jax.jit(net.apply)
     every = apply(params, ids, None)
@@ -134,13 +134,13 @@ def test_without_a_mask_everything_is_read(case):
     assert (far[: TOKENS - 2] > 1e-3).all()  # these captions have padding
     before = np.abs(np.where(mask[..., None], every - features, 0)).max()
     assert (before < 1e-5) == isinstance(
-        shape, clip.ClipTextConfig
+        config, clip.ClipTextConfig
     )  # which looks back only
 
 
 def test_half_precision_is_near(case):
-    shape, _, params, features = case
-    low = encoders.text_encoder(dataclasses.replace(shape, dtype=jnp.bfloat16)).apply
+    config, _, params, features = case
+    low = encoders.text_encoder(dataclasses.replace(config, dtype=jnp.bfloat16)).apply
     got = jax.jit(low)(params, *captions())
     assert got.dtype == jnp.float32
     error = np.abs(got - features).max() / np.abs(features).max()
@@ -171,21 +171,21 @@ def test_a_mesh_changes_nothing(case):
 
 
 def text_vector(params, ids, mask):
-    shape = dataclasses.replace(SHAPES["clip"], unroll=True)
-    return clip.embed_text(shape, params, ids, mask)
+    config = dataclasses.replace(CONFIGS["clip"], unroll=True)
+    return clip.embed_text(config, params, ids, mask)
 
 
 def sentence_vector(params, ids, mask):
-    shape = dataclasses.replace(SHAPES["bert"], unroll=True)
-    features = bert.apply(shape, params, ids, mask)
-    return bert.sentence(features, mask) + bert.first_token(shape, params, features)
+    config = dataclasses.replace(CONFIGS["bert"], unroll=True)
+    features = bert.apply(config, params, ids, mask)
+    return bert.sentence(features, mask) + bert.first_token(config, params, features)
 
 
 @pytest.mark.parametrize(
-    ("init", "shape", "embed", "inputs"),
+    ("init", "config", "embed", "inputs"),
     [
-        (clip.init, SHAPES["clip"], text_vector, captions()),
-        (bert.init, SHAPES["bert"], sentence_vector, captions()),
+        (clip.init, CONFIGS["clip"], text_vector, captions()),
+        (bert.init, CONFIGS["bert"], sentence_vector, captions()),
         (
             clip.init_vision,
             VISION,
@@ -195,10 +195,10 @@ def sentence_vector(params, ids, mask):
     ],
     ids=["clip", "bert", "vision"],
 )
-def test_a_mesh_changes_no_vector(init, shape, embed, inputs):
-    params = drawn(functools.partial(init, shape))
+def test_a_mesh_changes_no_vector(init, config, embed, inputs):
+    params = drawn(functools.partial(init, config))
     wanted = jax.jit(embed)(params, *inputs)
-    assert wanted.shape == (BATCH, 64 if shape is SHAPES["bert"] else 16)
+    assert wanted.shape == (BATCH, 64 if config is CONFIGS["bert"] else 16)
     assert_allclose(on_a_mesh(embed, params, inputs), wanted, atol=1e-5)
 
 
@@ -211,15 +211,15 @@ def test_a_sentence_is_the_mean_of_its_tokens():
 
 
 def test_a_clip_text_is_its_end_token():
-    shape = SHAPES["clip"]
-    params = drawn(functools.partial(clip.init, shape))
+    config = CONFIGS["clip"]
+    params = drawn(functools.partial(clip.init, config))
     ids, mask = captions()
-    features = jax.jit(functools.partial(clip.apply, shape))(params, ids, None)
+    features = jax.jit(functools.partial(clip.apply, config))(params, ids, None)
     ends = mask.sum(axis=1) - 1
     wanted = features[np.arange(BATCH), ends] @ params["pooled"]["projection"]["kernel"]
 
     def embed(**changes):
-        other = dataclasses.replace(shape, **changes)
+        other = dataclasses.replace(config, **changes)
         return jax.jit(functools.partial(clip.embed_text, other))(params, ids, None)
 
     assert_allclose(embed(), wanted, atol=1e-5)
@@ -229,13 +229,13 @@ def test_a_clip_text_is_its_end_token():
 
 
 def test_blocks_left_out_are_not_run():
-    full = presets.PRESETS["clip_l14_text"].shape
+    full = presets.PRESETS["clip_l14_text"].config
     ids = jax.ShapeDtypeStruct((2, 77), np.int32)
     params = jax.eval_shape(lambda: clip.init(full, jax.random.key(0)))
     counts = []
     for skip in (0, 1, 2):
-        shape = dataclasses.replace(full, skip=skip)
-        run = functools.partial(clip.apply, shape, mask_BS=None)
+        config = dataclasses.replace(full, skip=skip)
+        run = functools.partial(clip.apply, config, mask_BS=None)
         counts.append(flops.count(run, params, ids).total)
     assert counts[0] - counts[1] == counts[1] - counts[2] == counts[0] / 12
 
@@ -254,10 +254,10 @@ def test_the_class_token_sees_every_patch():
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_parameters_of_published_encoders(name):
     preset = presets.PRESETS[name]
-    vision = isinstance(preset.shape, clip.ClipVisionConfig)
-    module = {t5.T5Config: t5, bert.BertConfig: bert}.get(type(preset.shape), clip)
+    vision = isinstance(preset.config, clip.ClipVisionConfig)
+    module = {t5.T5Config: t5, bert.BertConfig: bert}.get(type(preset.config), clip)
     init = clip.init_vision if vision else module.init
-    shapes = jax.eval_shape(lambda: init(preset.shape, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init(preset.config, jax.random.key(0)))
     assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == preset.params
 
 
@@ -279,12 +279,12 @@ def test_distances_share_buckets():
 )
 def test_impossible_shapes_are_refused(name, change, message):
     with pytest.raises(ValueError, match=message):
-        encoders.text_encoder(dataclasses.replace(SHAPES[name], **change))
+        encoders.text_encoder(dataclasses.replace(CONFIGS[name], **change))
 
 
 @pytest.mark.parametrize("name", ["clip", "bert"])
 def test_too_long_captions_are_refused(name):
-    net = encoders.text_encoder(SHAPES[name])
+    net = encoders.text_encoder(CONFIGS[name])
     with pytest.raises(ValueError, match="9 text tokens.* at most 8"):
         jax.eval_shape(net.apply, drawn(net.init), np.zeros((1, 9), np.int32), None)
 

@@ -31,14 +31,14 @@ TINY = lpips.LpipsConfig(
 )
 
 
-def drawn(shape):
+def drawn(config):
     rng = np.random.default_rng(0)
 
     def leaf(s):
         value = rng.normal(scale=0.3, size=s.shape).astype("f")
         return np.abs(value) if s.shape[-1] == 1 else value
 
-    return jax.tree.map(leaf, lpips.shapes(shape))
+    return jax.tree.map(leaf, lpips.shapes(config))
 
 
 def pictures(seed):
@@ -114,17 +114,17 @@ def test_a_mesh_changes_nothing():
     ],
 )
 def test_counts(name, backbone, heads, smallest, gigaflops):
-    shape = lpips.BACKBONES[name]
-    assert shape.smallest == smallest
-    tree = jax.eval_shape(lambda: lpips.init(shape, jax.random.key(0)))
-    assert tree == lpips.shapes(shape)
+    config = lpips.BACKBONES[name]
+    assert config.smallest == smallest
+    tree = jax.eval_shape(lambda: lpips.init(config, jax.random.key(0)))
+    assert tree == lpips.shapes(config)
 
     def total(part):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree[part]))
 
     assert (total("backbone"), total("heads")) == (backbone, heads)
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    distance = functools.partial(lpips.distance, shape)
+    distance = functools.partial(lpips.distance, config)
     assert_allclose(flops.count(distance, tree, x, x).total / 1e9, gigaflops, rtol=1e-3)
     x = jax.ShapeDtypeStruct((1, smallest, smallest, 3), jnp.float32)
     assert jax.eval_shape(distance, tree, x, x).shape == (1,)
@@ -145,9 +145,9 @@ def test_random_heads_are_not_below_zero():
     ],
 )
 def test_pictures_that_cannot_be_compared_are_refused(x, y, message):
-    shape = lpips.ALEXNET
+    config = lpips.ALEXNET
     with pytest.raises(ValueError, match=message):
-        lpips.distance(shape, lpips.shapes(shape), np.zeros(x, "f"), np.zeros(y, "f"))
+        lpips.distance(config, lpips.shapes(config), np.zeros(x, "f"), np.zeros(y, "f"))
 
 
 def test_weights_go_round_bit_for_bit(tmp_path):

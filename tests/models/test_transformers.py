@@ -324,7 +324,7 @@ NIGHTLY = [name for name in PRESETS if name.endswith(("_4", "_8"))]
     [pytest.param(n, marks=pytest.mark.slow) if n in NIGHTLY else n for n in PRESETS],
 )
 def test_parameters_of_the_presets(name):
-    spec = PRESETS[name].shape
+    spec = PRESETS[name].config
     build = (
         denoisers.transformer if isinstance(spec, dit.DiTConfig) else denoisers.mm_dit
     )
@@ -343,14 +343,14 @@ def test_parameters_of_the_presets(name):
 def test_the_printed_numbers_of_dit(name, millions, gmacs):
     """As printed: parameters with the fixed table of positions, FLOPs as MACs."""
     preset = PRESETS[name]
-    table = np.prod(preset.shape.patches) * preset.shape.width
+    table = np.prod(preset.config.patches) * preset.config.width
     assert_allclose((preset.params + table) / 1e6, millions, atol=0.05)
     assert_allclose(preset.forward_gflops / 2, gmacs, atol=0.03)
 
 
 @pytest.mark.parametrize("name", ["dit_xl_2", "flux_1_dev"])
 def test_flops_of_the_presets(name):
-    spec = PRESETS[name].shape
+    spec = PRESETS[name].config
     build = (
         denoisers.transformer if isinstance(spec, dit.DiTConfig) else denoisers.mm_dit
     )

@@ -44,7 +44,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_of_the_family(name):
     preset = presets.UNETS[name]
-    assert denoisers.count_params(denoisers.u_net(preset.shape))[0] == preset.params
+    assert denoisers.count_params(denoisers.u_net(preset.config))[0] == preset.params
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_parameters_of_the_family(name):
 )
 def test_flops_of_the_family(name):
     preset = presets.UNETS[name]
-    net = denoisers.u_net(preset.shape)
+    net = denoisers.u_net(preset.config)
     counted = flops.count(
         net.apply,
         jax.eval_shape(lambda: net.init(jax.random.key(0))),
-        jax.ShapeDtypeStruct((1, *preset.shape.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1, *preset.config.image_shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.float32),
         {"text": jax.ShapeDtypeStruct((1, 77, 1024), jnp.float32)},
     )
@@ -188,7 +188,7 @@ def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
     said = export._unet(experiment, tmp_path, model, params)
     assert "UNet2DConditionModel" in said
     settings = json.loads((tmp_path / "export" / "config.json").read_text())
-    shape, linear = unet_weights.from_config(settings, text_tokens=5)
-    assert shape == from_config_lib.unet_shape(experiment, 32, 2) and linear
+    cfg, linear = unet_weights.from_config(settings, text_tokens=5)
+    assert cfg == from_config_lib.unet_config(experiment, 32, 2) and linear
     file = tmp_path / "export" / "diffusion_pytorch_model.safetensors"
-    jax.tree.map(np.testing.assert_array_equal, unet_weights.load(file, shape), params)
+    jax.tree.map(np.testing.assert_array_equal, unet_weights.load(file, cfg), params)

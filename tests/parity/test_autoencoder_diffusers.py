@@ -62,7 +62,7 @@ def theirs(channels, quant=True, blocks=2, device="cpu", **options):
     return net.eval()
 
 
-def config(net):
+def published(net):
     return json.loads(net.to_json_string())
 
 
@@ -91,12 +91,12 @@ def inputs(net):
 def test_encode_and_decode(case):
     net = theirs(**CASES[case])
     x, z = inputs(net)
-    shape = weights.from_config(config(net))
+    config = weights.from_config(published(net))
     if case in presets.AUTOENCODERS:
-        preset = presets.AUTOENCODERS[case].shape
+        preset = presets.AUTOENCODERS[case].config
         for field in ("scale", "shift", "latent_channels", "quant_conv", "blocks"):
-            assert getattr(shape, field) == getattr(preset, field), field
-    params, ours = weights.read(tensors(net), shape), encoders.autoencoder(shape)
+            assert getattr(config, field) == getattr(preset, field), field
+    params, ours = weights.read(tensors(net), config), encoders.autoencoder(config)
     wanted = net.encode(x).latent_dist
     moments = np.asarray(jax.jit(ours.encode)(params, channels_last(x)))
     mean, log_variance = np.split(moments, 2, axis=-1)
@@ -110,17 +110,17 @@ def test_encode_and_decode(case):
 def test_directories_go_both_ways(case, tmp_path):
     net = theirs(**CASES[case])
     net.save_pretrained(tmp_path / "theirs")
-    shape, params = weights.load(tmp_path / "theirs")
-    weights.save(params, tmp_path / "ours", shape)
+    config, params = weights.load(tmp_path / "theirs")
+    weights.save(params, tmp_path / "ours", config)
     again, back = weights.load(tmp_path / "ours")
-    assert again == shape
+    assert again == config
     jax.tree.map(assert_array_equal, back, params)
     loaded = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours")
     for name, value in tensors(loaded).items():
         assert_array_equal(value, tensors(net)[name], err_msg=name)
-    for name, value in config(loaded).items():
+    for name, value in published(loaded).items():
         if not name.startswith("_") and name not in ("sample_size", "force_upcast"):
-            assert value == config(net)[name], name
+            assert value == published(net)[name], name
     x, z = inputs(net)
     with torch.no_grad():
         assert torch.equal(loaded.encode(x).latent_dist.mode(), net.encode(x)[0].mode())
@@ -142,8 +142,8 @@ def test_the_old_layout_is_theirs(tmp_path):
     net.save_config(tmp_path)
     layout.save(old, tmp_path / weights.WEIGHTS)
     loaded = diffusers.AutoencoderKL.from_pretrained(tmp_path)
-    shape, params = weights.load(tmp_path)
-    written = layout.write(weights.pairs(shape), params)
+    config, params = weights.load(tmp_path)
+    written = layout.write(weights.pairs(config), params)
     for name, value in tensors(loaded).items():
         assert_array_equal(written[name], value, err_msg=name)
 
@@ -152,9 +152,9 @@ def test_the_old_layout_is_theirs(tmp_path):
 @pytest.mark.parametrize("side", [256, 512])
 def test_counts_at_full_size(name, side):
     preset = presets.AUTOENCODERS[name]
-    shape, ours = preset.shape, encoders.autoencoder(preset.shape)
-    z = shape.latent_channels
-    net = theirs(shape.channels, shape.quant_conv, device="meta", latent_channels=z)
+    config, ours = preset.config, encoders.autoencoder(preset.config)
+    z = config.latent_channels
+    net = theirs(config.channels, config.quant_conv, device="meta", latent_channels=z)
     assert sum(p.numel() for p in net.parameters()) == preset.params
     params = jax.eval_shape(ours.init, jax.random.key(0))
     image, latent = (1, 3, side, side), (1, z, side // 8, side // 8)

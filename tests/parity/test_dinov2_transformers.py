@@ -61,13 +61,13 @@ def relative(ours, wanted):
 def test_features_of_all_sizes(gated, unroll, tmp_path):
     net = noisy(gated)
     net.save_pretrained(tmp_path)
-    shape, params = weights.open_directory(tmp_path, unroll=unroll)
+    config, params = weights.open_directory(tmp_path, unroll=unroll)
     for size in [(20, 20), (12, 12), (28, 28), (12, 32), (100, 4)]:
         x = pictures(*size)
         wanted = run(net, x)
-        got = jax.jit(lambda *a: dinov2.tokens(shape, *a))(params, x)
+        got = jax.jit(lambda *a: dinov2.tokens(config, *a))(params, x)
         assert relative(got, wanted.last_hidden_state) <= 1e-4
-        got = jax.jit(lambda *a: dinov2.apply(shape, *a))(params, x).features
+        got = jax.jit(lambda *a: dinov2.apply(config, *a))(params, x).features
         assert relative(got, wanted.pooler_output) <= 1e-4
 
 
@@ -75,11 +75,11 @@ def test_features_of_all_sizes(gated, unroll, tmp_path):
 def test_exports_load_in_transformers(gated, tmp_path):
     net = noisy(gated)
     net.save_pretrained(tmp_path / "theirs")
-    shape, params = weights.open_directory(tmp_path / "theirs")
+    config, params = weights.open_directory(tmp_path / "theirs")
     place = tmp_path / "ours"
     net.config.save_pretrained(place)
-    weights.save(params, place / "model.safetensors", shape)
-    jax.tree.map(assert_array_equal, weights.load(place, shape), params)
+    weights.save(params, place / "model.safetensors", config)
+    jax.tree.map(assert_array_equal, weights.load(place, config), params)
     again, report = transformers.Dinov2Model.from_pretrained(
         place, output_loading_info=True
     )
@@ -97,26 +97,26 @@ def test_what_modules_call_their_tensors_is_read_too(tmp_path):
     net = noisy(gated=True)
     net.config.save_pretrained(tmp_path)
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    shape, params = weights.open_directory(tmp_path)
+    config, params = weights.open_directory(tmp_path)
     net.save_pretrained(tmp_path)
-    jax.tree.map(assert_array_equal, weights.load(tmp_path, shape), params)
+    jax.tree.map(assert_array_equal, weights.load(tmp_path, config), params)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1])
 @pytest.mark.parametrize("size", [(16, 16), (5, 40), (37, 36), (1, 2)])
 def test_positions_are_torchs(size, offset):
-    shape = dataclasses.replace(presets.DINOV2["dinov2_s14"].shape, offset=offset)
+    config = dataclasses.replace(presets.DINOV2["dinov2_s14"].config, offset=offset)
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(1 + shape.grid**2, 5)).astype("f")
-    grid = torch.from_numpy(table[1:]).reshape(1, shape.grid, shape.grid, 5)
+    table = rng.normal(size=(1 + config.grid**2, 5)).astype("f")
+    grid = torch.from_numpy(table[1:]).reshape(1, config.grid, config.grid, 5)
     how = {"size": size}
     if offset:
-        how = {"scale_factor": tuple((n + offset) / shape.grid for n in size)}
+        how = {"scale_factor": tuple((n + offset) / config.grid for n in size)}
     wanted = torch.nn.functional.interpolate(
         grid.permute(0, 3, 1, 2), mode="bicubic", **how
     )
     assert tuple(wanted.shape[2:]) == size
-    got = dinov2.positions(shape, jnp.asarray(table), *size)[1:]
+    got = dinov2.positions(config, jnp.asarray(table), *size)[1:]
     wanted = wanted.permute(0, 2, 3, 1).reshape(-1, 5).numpy()
     assert_allclose(got, wanted, atol=2e-5)
 
@@ -124,26 +124,26 @@ def test_positions_are_torchs(size, offset):
 @pytest.mark.parametrize("name", presets.DINOV2)
 def test_counts(name):
     preset = presets.DINOV2[name]
-    shape = preset.shape
+    config = preset.config
     with torch.device("meta"):
         net = transformers.Dinov2Model(
             transformers.Dinov2Config(
-                hidden_size=shape.width,
-                num_hidden_layers=shape.depth,
-                num_attention_heads=shape.heads,
-                use_swiglu_ffn=shape.gated,
-                image_size=shape.image_size,
+                hidden_size=config.width,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                use_swiglu_ffn=config.gated,
+                image_size=config.image_size,
                 attn_implementation="eager",
             )
         ).eval()
-    params = jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0)))
+    params = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))
     wanted = sum(p.numel() for p in net.parameters())
     assert wanted == preset.params
     assert wanted == sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-    for side in (dinov2.SIZE, shape.image_size):
+    for side in (dinov2.SIZE, config.image_size):
         x = torch.empty((2, 3, side, side), device="meta")
         with flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
             net(x)
         x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-        counted = flops.count(lambda p, x: dinov2.apply(shape, p, x), params, x)
+        counted = flops.count(lambda p, x: dinov2.apply(config, p, x), params, x)
         assert counted.total == counter.get_total_flops()

@@ -114,10 +114,10 @@ def saved(net, path, config=None):
     return path
 
 
-def goes_round(module, params, shape, tmp_path, wanted=None):
+def goes_round(module, params, config, tmp_path, wanted=None):
     """Export, import again: the same bits."""
-    module.save(params, tmp_path / "out.safetensors", shape)
-    back = module.load(tmp_path / "out.safetensors", shape)
+    module.save(params, tmp_path / "out.safetensors", config)
+    back = module.load(tmp_path / "out.safetensors", config)
     jax.tree.map(assert_array_equal, back, params)
     if wanted is not None:
         given = layout.load(tmp_path / "out.safetensors")
@@ -143,14 +143,14 @@ def test_t5(projection, unroll, tmp_path):
     config = transformers.T5Config(**T5, feed_forward_proj=projection)
     net = noisy(transformers.T5EncoderModel(config))
     place = saved(net, tmp_path / "t5")
-    shape, params = t5_weights.open_directory(place, unroll=unroll)
+    config, params = t5_weights.open_directory(place, unroll=unroll)
     ids, mask = text(30)  # beyond max_distance
-    got = jax.jit(lambda *a: t5.apply(shape, *a))(params, ids, mask)
+    got = jax.jit(lambda *a: t5.apply(config, *a))(params, ids, mask)
     wanted = run(net, ids, mask).last_hidden_state
     assert relative(got, wanted) <= 1e-4
-    without = jax.jit(lambda *a: t5.apply(shape, *a, None))(params, ids)
+    without = jax.jit(lambda *a: t5.apply(config, *a, None))(params, ids)
     assert relative(without, run(net, ids, None).last_hidden_state) <= 1e-4
-    goes_round(t5_weights, params, shape, tmp_path)
+    goes_round(t5_weights, params, config, tmp_path)
     kind = transformers.T5EncoderModel
     again = reloaded(kind, net.config, tmp_path / "out.safetensors", tmp_path)
     assert_array_equal(run(again, ids, mask).last_hidden_state, wanted)
@@ -172,9 +172,9 @@ def test_distances_fall_into_torchs_buckets():
 def test_the_encoder_of_a_whole_t5(tmp_path):
     config = transformers.T5Config(**T5, feed_forward_proj="gated-gelu")
     net = noisy(transformers.T5ForConditionalGeneration(config))
-    shape, params = t5_weights.open_directory(saved(net, tmp_path / "t5"))
+    config, params = t5_weights.open_directory(saved(net, tmp_path / "t5"))
     ids, mask = text()
-    got = t5.apply(shape, params, ids, mask)
+    got = t5.apply(config, params, ids, mask)
     wanted = run(net.get_encoder(), ids, mask).last_hidden_state
     assert relative(got, wanted) <= 1e-4
 
@@ -185,17 +185,17 @@ def test_shards_and_half_precision_are_read(precision, tmp_path):
     net = noisy(transformers.T5EncoderModel(config)).to(precision)
     net.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    shape, params = t5_weights.open_directory(tmp_path)
+    config, params = t5_weights.open_directory(tmp_path)
     words = params["entry"]["word_embedding"]
     assert words.dtype == np.float32
     assert_array_equal(words, net.shared.weight.float().detach().numpy())
-    kept = t5_weights.load(tmp_path, shape, dtype=None)["entry"]["word_embedding"]
+    kept = t5_weights.load(tmp_path, config, dtype=None)["entry"]["word_embedding"]
     half = {torch.bfloat16: ml_dtypes.bfloat16, torch.float16: np.float16}
     assert kept.dtype == half[precision]
     ids, mask = text()
     wanted = run(net.float(), ids, mask).last_hidden_state
-    assert relative(t5.apply(shape, params, ids, mask), wanted) <= 1e-4
-    low = dataclasses.replace(shape, dtype=jnp.bfloat16)
+    assert relative(t5.apply(config, params, ids, mask), wanted) <= 1e-4
+    low = dataclasses.replace(config, dtype=jnp.bfloat16)
     rough = t5.apply(low, params, ids, mask)
     assert rough.dtype == jnp.float32
     theirs = run(net.bfloat16(), ids, mask).last_hidden_state.float().numpy()
@@ -211,24 +211,24 @@ def test_clip_text(activation, end, unroll, tmp_path):
     )
     net = noisy(transformers.CLIPTextModelWithProjection(config))
     place = saved(net, tmp_path / "clip")
-    shape, params = clip_weights.open_directory(place, unroll=unroll)
-    assert shape.projection == 20
+    config, params = clip_weights.open_directory(place, unroll=unroll)
+    assert config.projection == 20
     ids, mask = text()
     ids[:, 4] = ids[:, 1] = np.where(end == 7, 7, ids[:, 1])  # the first one counts
     for given in (None, mask):
         wanted = run(net, ids, given, output_hidden_states=True)
-        got = jax.jit(lambda p, m: clip.apply(shape, p, ids, m))(params, given)
+        got = jax.jit(lambda p, m: clip.apply(config, p, ids, m))(params, given)
         assert relative(got, wanted.last_hidden_state) <= 1e-4
-        got = clip.embed_text(shape, params, ids, given)
+        got = clip.embed_text(config, params, ids, given)
         assert relative(got, wanted.text_embeds) <= 1e-4
         norm = net.text_model.final_layer_norm
         for skip in (1, 2):
             raw = wanted.hidden_states[-1 - skip]
-            spec = dataclasses.replace(shape, skip=skip, final_norm=False)
+            spec = dataclasses.replace(config, skip=skip, final_norm=False)
             assert relative(clip.apply(spec, params, ids, given), raw) <= 1e-4
-            spec = dataclasses.replace(shape, skip=skip)
+            spec = dataclasses.replace(config, skip=skip)
             assert relative(clip.apply(spec, params, ids, given), norm(raw)) <= 1e-4
-    goes_round(clip_weights, params, shape, tmp_path, net.state_dict())
+    goes_round(clip_weights, params, config, tmp_path, net.state_dict())
     kind = transformers.CLIPTextModelWithProjection
     again = reloaded(kind, net.config, tmp_path / "out.safetensors", tmp_path)
     assert_array_equal(run(again, ids, mask).text_embeds, wanted.text_embeds)
@@ -244,12 +244,12 @@ def test_clip_text_without_projection(flat, tmp_path):
     if not flat:
         given = {f"text_model.{name}": np.asarray(v) for name, v in given.items()}
         layout.save(given, place / "model.safetensors")
-    shape, params = clip_weights.open_directory(place)
-    assert not shape.projection
+    config, params = clip_weights.open_directory(place)
+    assert not config.projection
     ids, mask = text()
     wanted = run(net, ids, mask).last_hidden_state
-    assert relative(clip.apply(shape, params, ids, mask), wanted) <= 1e-4
-    goes_round(clip_weights, params, shape, tmp_path)
+    assert relative(clip.apply(config, params, ids, mask), wanted) <= 1e-4
+    goes_round(clip_weights, params, config, tmp_path)
     kind = transformers.CLIPTextModel
     again = reloaded(kind, net.config, tmp_path / "out.safetensors", tmp_path)
     assert_array_equal(run(again, ids, mask).last_hidden_state, wanted)
@@ -260,14 +260,14 @@ def test_clip_vision(unroll, tmp_path):
     config = transformers.CLIPVisionConfig(**CLIP_VISION)
     net = noisy(transformers.CLIPVisionModelWithProjection(config))
     place = saved(net, tmp_path / "clip")
-    shape, params = clip_weights.open_vision_directory(place, unroll=unroll)
+    config, params = clip_weights.open_vision_directory(place, unroll=unroll)
     x = pictures()
     with torch.no_grad():
         wanted = net(torch.from_numpy(x).permute(0, 3, 1, 2))
-    got = jax.jit(lambda *a: clip.apply_vision(shape, *a))(params, x)
+    got = jax.jit(lambda *a: clip.apply_vision(config, *a))(params, x)
     assert relative(got, wanted.last_hidden_state) <= 1e-4
-    assert relative(clip.embed_image(shape, params, x), wanted.image_embeds) <= 1e-4
-    goes_round(clip_weights, params, shape, tmp_path, net.state_dict())
+    assert relative(clip.embed_image(config, params, x), wanted.image_embeds) <= 1e-4
+    goes_round(clip_weights, params, config, tmp_path, net.state_dict())
     kind = transformers.CLIPVisionModelWithProjection
     again = reloaded(kind, net.config, tmp_path / "out.safetensors", tmp_path)
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_both_towers_of_one_file(tmp_path):
     layout.save(
         {**tensors, positions: np.arange(12)[None]}, place / "model.safetensors"
     )
-    shape, params = clip_weights.open_directory(place)
+    config, params = clip_weights.open_directory(place)
     vision, vision_params = clip_weights.open_vision_directory(place)
     ids, mask = text()
     x = pictures()
@@ -302,11 +302,11 @@ def test_both_towers_of_one_file(tmp_path):
     def unit(v):
         return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
-    ours = unit(np.asarray(clip.embed_text(shape, params, ids, mask)))
+    ours = unit(np.asarray(clip.embed_text(config, params, ids, mask)))
     assert relative(ours, wanted.text_embeds) <= 1e-4
     ours = unit(np.asarray(clip.embed_image(vision, vision_params, x)))
     assert relative(ours, wanted.image_embeds) <= 1e-4
-    both = clip_weights.tensors(params, shape)
+    both = clip_weights.tensors(params, config)
     both |= clip_weights.tensors(vision_params, vision)
     assert both.keys() == given.keys() - {"logit_scale"}
     for name, value in both.items():
@@ -329,16 +329,16 @@ def test_bert(prefix, unroll, tmp_path):
     tensors[prefix + "embeddings.position_ids"] = np.arange(12)[None]
     place = saved(net, tmp_path / "bert")
     layout.save(tensors, place / "model.safetensors")
-    shape, params = bert_weights.open_directory(place, unroll=unroll)
+    config, params = bert_weights.open_directory(place, unroll=unroll)
     ids, mask = text()
     wanted = run(net, ids, mask)
-    got = jax.jit(lambda *a: bert.apply(shape, *a))(params, ids, mask)
+    got = jax.jit(lambda *a: bert.apply(config, *a))(params, ids, mask)
     assert relative(got, wanted.last_hidden_state) <= 1e-4
-    first = bert.first_token(shape, params, got)
+    first = bert.first_token(config, params, got)
     assert relative(first, wanted.pooler_output) <= 1e-4
-    without = bert.apply(shape, params, ids, None)
+    without = bert.apply(config, params, ids, None)
     assert relative(without, run(net, ids, None).last_hidden_state) <= 1e-4
-    goes_round(bert_weights, params, shape, tmp_path, net.state_dict())
+    goes_round(bert_weights, params, config, tmp_path, net.state_dict())
     kind = transformers.BertModel
     again = reloaded(kind, net.config, tmp_path / "out.safetensors", tmp_path)
     assert_array_equal(run(again, ids, mask).pooler_output, wanted.pooler_output)
@@ -347,24 +347,24 @@ def test_bert(prefix, unroll, tmp_path):
 def test_bert_without_pooler(tmp_path):
     config = transformers.BertConfig(**BERT)
     net = noisy(transformers.BertModel(config, add_pooling_layer=False))
-    shape, params = bert_weights.open_directory(saved(net, tmp_path / "bert"))
-    assert not shape.pooler
+    config, params = bert_weights.open_directory(saved(net, tmp_path / "bert"))
+    assert not config.pooler
     ids, mask = text()
     wanted = run(net, ids, mask).last_hidden_state
-    assert relative(bert.apply(shape, params, ids, mask), wanted) <= 1e-4
+    assert relative(bert.apply(config, params, ids, mask), wanted) <= 1e-4
 
 
 @pytest.mark.skipif(hub.minilm_directory() is None, reason="MiniLM is not installed")
 def test_minilm(tmp_path):
     place = hub.minilm_directory()
     net = transformers.BertModel.from_pretrained(place).eval()
-    shape, params = bert_weights.open_directory(place)
+    config, params = bert_weights.open_directory(place)
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 30000, (4, 20)).astype(np.int32)
     mask = np.arange(20)[None] < np.asarray([20, 11, 5, 2])[:, None]
     wanted = run(net, ids, mask)
-    got = bert.apply(shape, params, ids, mask)
+    got = bert.apply(config, params, ids, mask)
     assert relative(got, wanted.last_hidden_state) <= 1e-4
-    pooled = bert.first_token(shape, params, got)
+    pooled = bert.first_token(config, params, got)
     assert relative(pooled, wanted.pooler_output) <= 1e-4
-    goes_round(bert_weights, params, shape, tmp_path, net.state_dict())
+    goes_round(bert_weights, params, config, tmp_path, net.state_dict())

@@ -116,11 +116,11 @@ def saved(net, place, form):
     [("vgg", "plain"), ("vgg", "safetensors"), ("alex", "plain"), ("alex", "zip")],
 )
 def test_distances(name, form, tmp_path):
-    net, shape = randomised(name), lpips.BACKBONES[name]
-    params = weights.load(*saved(net, tmp_path, form), shape)
-    distance = jax.jit(functools.partial(lpips.distance, shape))
+    net, config = randomised(name), lpips.BACKBONES[name]
+    params = weights.load(*saved(net, tmp_path, form), config)
+    distance = jax.jit(functools.partial(lpips.distance, config))
     rng = np.random.default_rng(0)
-    for size in [(64, 64), (33, 70), (shape.smallest, 47)]:
+    for size in [(64, 64), (33, 70), (config.smallest, 47)]:
         x = rng.uniform(0, 255, (3, *size, 3)).astype("f")
         y = np.clip(x + rng.normal(size=x.shape) * 30, 0, 255).astype("f")
         y[2] = x[2]
@@ -134,14 +134,14 @@ def test_distances(name, form, tmp_path):
 
 @pytest.mark.parametrize("name", lpips.BACKBONES)
 def test_counts(name):
-    shape = lpips.BACKBONES[name]
+    config = lpips.BACKBONES[name]
     net = Theirs(name).eval().to("meta")
     x = torch.empty((2, 64, 96, 3), device="meta")
     with flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
         list(net.outputs(x))
     x = jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32)
-    distance = functools.partial(lpips.distance, shape)
-    counted = flops.count(distance, lpips.shapes(shape), x, x)
+    distance = functools.partial(lpips.distance, config)
+    counted = flops.count(distance, lpips.shapes(config), x, x)
     assert counted.total == 2 * counter.get_total_flops()  # two pictures
-    ours = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(lpips.shapes(shape)))
+    ours = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(lpips.shapes(config)))
     assert ours == sum(p.numel() for p in net.parameters())

@@ -68,7 +68,7 @@ def as_torch(data, *names):
     return [torch.from_numpy(data[name]) for name in names]
 
 
-# --- one case per published network: (theirs, shape, run theirs, run ours, weights) ---
+# --- one case per published network: (theirs, config, how each runs, weights) ---
 
 
 class Dit:
@@ -90,26 +90,26 @@ class Dit:
             other.load_state_dict(embedders[0].state_dict())
         return net
 
-    def shape(self, net):
+    def config(self, net):
         return dit_weights.from_config(net.config)
 
-    def pairs(self, shape):
-        return dit_weights.pairs(shape, "diffusers")
+    def pairs(self, config):
+        return dit_weights.pairs(config, "diffusers")
 
-    def fixed(self, shape):
-        return dit_weights.fixed(shape, "diffusers")
+    def fixed(self, config):
+        return dit_weights.fixed(config, "diffusers")
 
-    def to_config(self, shape):
-        return dit_weights.to_config(shape)
+    def to_config(self, config):
+        return dit_weights.to_config(config)
 
     def run(self, net, data):
         x, label = as_torch(data, "x", "label")
         out = net(x.permute(0, 3, 1, 2), torch.from_numpy(TIMES), label).sample
         return channels_last(out)
 
-    def apply(self, shape, params, data):
+    def apply(self, config, params, data):
         t = jnp.asarray(TIMES / 1000, "f")
-        return dit.apply(shape, params, data["x"], t, {"label": data["label"]})
+        return dit.apply(config, params, data["x"], t, {"label": data["label"]})
 
 
 class PixArt(Dit):
@@ -125,17 +125,17 @@ class PixArt(Dit):
             )
         )
 
-    def shape(self, net):
+    def config(self, net):
         return pixart_weights.from_config(net.config, TOKENS)
 
-    def pairs(self, shape):
-        return pixart_weights.pairs(shape)
+    def pairs(self, config):
+        return pixart_weights.pairs(config)
 
-    def fixed(self, shape):
+    def fixed(self, config):
         return []
 
-    def to_config(self, shape):
-        return pixart_weights.to_config(shape)
+    def to_config(self, config):
+        return pixart_weights.to_config(config)
 
     def run(self, net, data):
         x, text, mask = as_torch(data, "x", "text", "mask")
@@ -147,10 +147,10 @@ class PixArt(Dit):
         ).sample
         return channels_last(out)
 
-    def apply(self, shape, params, data):
+    def apply(self, config, params, data):
         cond = {"text": data["text"], "mask": data["mask"]}
         t = jnp.asarray(TIMES / 1000, "f")
-        return dit.apply(shape, params, data["x"], t, cond)
+        return dit.apply(config, params, data["x"], t, cond)
 
 
 class Sd3(Dit):
@@ -173,27 +173,27 @@ class Sd3(Dit):
             )
         )
 
-    def shape(self, net):
+    def config(self, net):
         return mmdit_weights.sd3_from_config(net.config, TOKENS, side=SIDE)
 
-    def pairs(self, shape):
-        return mmdit_weights.pairs(shape)
+    def pairs(self, config):
+        return mmdit_weights.pairs(config)
 
-    def fixed(self, shape):
-        return mmdit_weights.fixed(shape)
+    def fixed(self, config):
+        return mmdit_weights.fixed(config)
 
-    def to_config(self, shape):
-        return mmdit_weights.to_config(shape)
+    def to_config(self, config):
+        return mmdit_weights.to_config(config)
 
     def run(self, net, data):
         x, text, pooled = as_torch(data, "x", "text", "pooled")
         out = net(x.permute(0, 3, 1, 2), text, pooled, torch.from_numpy(TIMES)).sample
         return channels_last(out)
 
-    def apply(self, shape, params, data):
+    def apply(self, config, params, data):
         cond = {name: data[name] for name in ("text", "pooled")}
         t = jnp.asarray(TIMES / 1000, "f")
-        return mmdit.apply(shape, params, data["x"], t, cond)
+        return mmdit.apply(config, params, data["x"], t, cond)
 
 
 class Flux(Sd3):
@@ -214,7 +214,7 @@ class Flux(Sd3):
             )
         )
 
-    def shape(self, net):
+    def config(self, net):
         return mmdit_weights.flux_from_config(net.config, TOKENS, (SIDE, WIDE))
 
     def run(self, net, data):
@@ -236,12 +236,12 @@ class Flux(Sd3):
         out = pipeline._unpack_latents(out, SIDE * 8, WIDE * 8, 8)
         return channels_last(out)
 
-    def apply(self, shape, params, data):
+    def apply(self, config, params, data):
         names = ("text", "pooled", "guidance") if self.guidance else ("text", "pooled")
         cond = {name: data[name] for name in names}
         cond["mask"] = np.ones((BATCH, TOKENS), bool)  # all real: as without a mask
         t = jnp.asarray(TIMES / 1000, "f")
-        return mmdit.apply(shape, params, data["x"], t, cond)
+        return mmdit.apply(config, params, data["x"], t, cond)
 
 
 CASES = {
@@ -259,30 +259,32 @@ CASES = {
 def case(request):
     kind = CASES[request.param]
     net = kind.theirs()
-    shape = kind.shape(net)
+    config = kind.config(net)
     data = given(width=WIDE if isinstance(kind, Flux) else SIDE)
-    params = layout.read(kind.pairs(shape), tensors(net), "it", fixed=kind.fixed(shape))
-    return kind, net, shape, data, params
+    params = layout.read(
+        kind.pairs(config), tensors(net), "it", fixed=kind.fixed(config)
+    )
+    return kind, net, config, data, params
 
 
 def test_forward(case):
-    kind, net, shape, data, params = case
+    kind, net, config, data, params = case
     with torch.no_grad():
         wanted = kind.run(net, data).numpy()
-    got = jax.jit(lambda p: kind.apply(shape, p, data))(params)
+    got = jax.jit(lambda p: kind.apply(config, p, data))(params)
     assert got.shape == wanted.shape
     assert relative(got, wanted) <= 1e-4
 
 
 def test_gradients(case):
-    kind, net, shape, data, params = case
+    kind, net, config, data, params = case
     # Sines of 3500, FLUX's guidance times 1000, differ by 2e-4 between two float32
     # libraries; forwards take that within 1e-4, small gradients do not.
     data = data | {"guidance": data["guidance"] / 10}
     net.zero_grad()
     kind.run(net, data).pow(2).mean().backward()
-    gradient = jax.jit(jax.grad(lambda p: jnp.mean(kind.apply(shape, p, data) ** 2)))
-    ours = layout.write(kind.pairs(shape), gradient(params))
+    gradient = jax.jit(jax.grad(lambda p: jnp.mean(kind.apply(config, p, data) ** 2)))
+    ours = layout.write(kind.pairs(config), gradient(params))
     wanted = {}
     for name, parameter in net.named_parameters():
         if parameter.grad is not None:
@@ -305,34 +307,34 @@ def test_gradients(case):
 
 
 def test_weights_go_round_and_diffusers_reads_them(case, tmp_path):
-    kind, net, shape, data, params = case
-    written = layout.write(kind.pairs(shape), params, kind.fixed(shape))
+    kind, net, config, data, params = case
+    written = layout.write(kind.pairs(config), params, kind.fixed(config))
     assert written.keys() == tensors(net).keys()
     layout.save(written, tmp_path / "diffusion_pytorch_model.safetensors")
     back = layout.load(tmp_path / "diffusion_pytorch_model.safetensors")
-    again = layout.read(kind.pairs(shape), back, "it", fixed=kind.fixed(shape))
+    again = layout.read(kind.pairs(config), back, "it", fixed=kind.fixed(config))
     jax.tree.map(assert_array_equal, again, params)
     for name, value in tensors(net).items():
         if "pos_embed.pos_embed" in name:
             np.testing.assert_allclose(back[name], value, atol=1e-6)
         else:
             assert_array_equal(back[name], value, err_msg=name)
-    (tmp_path / "config.json").write_text(json.dumps(kind.to_config(shape)))
+    (tmp_path / "config.json").write_text(json.dumps(kind.to_config(config)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = type(net).from_pretrained(tmp_path, low_cpu_mem_usage=False)
     with torch.no_grad():
         wanted = kind.run(net, data).numpy()
         np.testing.assert_allclose(kind.run(loaded, data), wanted, rtol=1e-5, atol=1e-5)
-    assert kind.shape(loaded) == shape
+    assert kind.config(loaded) == config
 
 
 def test_embedders_that_differ_between_blocks_are_refused():
     net = CASES["dit"].theirs()
-    shape = dit_weights.from_config(net.config)
+    config = dit_weights.from_config(net.config)
     net.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias.data += 1
     with pytest.raises(layout.WeightsError, match="1 differ") as caught:
-        layout.read(CASES["dit"].pairs(shape), tensors(net), "this DiT's")
+        layout.read(CASES["dit"].pairs(config), tensors(net), "this DiT's")
     assert "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias" in str(
         caught.value
     )
@@ -340,11 +342,11 @@ def test_embedders_that_differ_between_blocks_are_refused():
 
 def test_half_precision_becomes_float32(tmp_path):
     net = CASES["flux"].theirs().to(torch.bfloat16)
-    shape = CASES["flux"].shape(net)
+    config = CASES["flux"].config(net)
     import safetensors.torch
 
     safetensors.torch.save_file(net.state_dict(), tmp_path / "half.safetensors")
-    params = mmdit_weights.load(tmp_path / "half.safetensors", shape)
+    params = mmdit_weights.load(tmp_path / "half.safetensors", config)
     wanted = net.proj_out.bias.detach().float().numpy().reshape(4, 2, 2)
     got = params["exit"]["patch"]["bias"].reshape(2, 2, 4).transpose(2, 0, 1)
     assert got.dtype == np.float32
@@ -366,12 +368,14 @@ def their_flops(net, *inputs, **named):
 
 
 def our_counts(preset):
-    s = preset.shape
-    build = denoisers.transformer if isinstance(s, dit.DiTConfig) else denoisers.mm_dit
-    net = build(s)
+    cfg = preset.config
+    build = (
+        denoisers.transformer if isinstance(cfg, dit.DiTConfig) else denoisers.mm_dit
+    )
+    net = build(cfg)
     sizes = {
-        "text": (1, s.text_tokens, s.text_width),
-        "pooled": (1, getattr(s, "pooled_width", 0)),
+        "text": (1, cfg.text_tokens, cfg.text_width),
+        "pooled": (1, getattr(cfg, "pooled_width", 0)),
         "guidance": (1,),
     }
     cond = {
@@ -380,11 +384,11 @@ def our_counts(preset):
         if name in sizes
     }
     cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
-    cond["mask"] = jax.ShapeDtypeStruct((1, s.text_tokens), bool)
+    cond["mask"] = jax.ShapeDtypeStruct((1, cfg.text_tokens), bool)
     counted = flops.count(
         net.apply,
         jax.eval_shape(lambda: net.init(jax.random.key(0))),
-        jax.ShapeDtypeStruct((1, *s.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1, *cfg.image_shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.float32),
         cond,
     )
@@ -398,9 +402,9 @@ def test_counts_of_dit(name):
     """diffusers embeds time and label once per block and once more at the end."""
     preset = presets.DITS[name]
     config = dit_weights.to_config(
-        preset.shape.__class__(**{**vars(preset.shape), "time_ends": 1})
+        preset.config.__class__(**{**vars(preset.config), "time_ends": 1})
     )
-    depth, width = preset.shape.depth, preset.shape.width
+    depth, width = preset.config.depth, preset.config.width
     with torch.device("meta"):
         net = diffusers.DiTTransformer2DModel.from_config(config)
         index = torch.zeros(1, dtype=torch.long)
@@ -415,7 +419,7 @@ def test_counts_of_dit(name):
 
 def test_counts_of_pixart():
     preset = presets.PIXARTS["pixart_alpha_xl_2"]
-    config = pixart_weights.to_config(preset.shape)
+    config = pixart_weights.to_config(preset.config)
     with torch.device("meta"):
         net = diffusers.PixArtTransformer2DModel.from_config(config)
         theirs = their_flops(
@@ -430,7 +434,7 @@ def test_counts_of_pixart():
 def test_counts_of_sd3():
     """diffusers lets the last block's text attend, and drops what comes of it."""
     preset = presets.MMDITS["sd3_medium"]
-    config = mmdit_weights.to_config(preset.shape)
+    config = mmdit_weights.to_config(preset.config)
     with torch.device("meta"):
         net = diffusers.SD3Transformer2DModel.from_config(config)
         theirs, params = their_flops(
@@ -447,7 +451,7 @@ def test_counts_of_sd3():
 
 def test_counts_of_flux():
     preset = presets.MMDITS["flux_1_dev"]
-    config = mmdit_weights.to_config(preset.shape)
+    config = mmdit_weights.to_config(preset.config)
     with torch.device("meta"):
         net = diffusers.FluxTransformer2DModel.from_config(config)
         theirs = their_flops(

@@ -35,7 +35,7 @@ def theirs(base, text_width, linear_projection, heads=8):
     return net.eval()
 
 
-def shape(base, text_width, heads=8):
+def network(base, text_width, heads=8):
     return unet.UNetConfig(
         base=base,
         heads=heads,
@@ -69,7 +69,7 @@ def relative(ours, wanted):
     [(32, 1024, True), (32, 768, False), (64, 64, True)],
 )
 def test_forward(base, text_width, linear):
-    net, spec = theirs(base, text_width, linear), shape(base, text_width)
+    net, spec = theirs(base, text_width, linear), network(base, text_width)
     x, t, text = inputs(text_width)
     with torch.no_grad():
         wanted = net(
@@ -87,7 +87,7 @@ def test_forward(base, text_width, linear):
 def test_forward_at_the_width_of_stable_diffusion():
     """320 channels, of two resolutions with a block each."""
     spec = dataclasses.replace(
-        shape(320, 1024), multiples=(1, 2), blocks=1, image_shape=(8, 8, 4)
+        network(320, 1024), multiples=(1, 2), blocks=1, image_shape=(8, 8, 4)
     )
     torch.manual_seed(0)
     config = unet_weights.to_config(spec)
@@ -109,7 +109,7 @@ def test_forward_at_the_width_of_stable_diffusion():
 
 @pytest.mark.parametrize("linear", [True, False])
 def test_configurations_go_both_ways(linear):
-    spec = shape(64, 96)
+    spec = network(64, 96)
     net = theirs(64, 96, linear)
     assert unet_weights.from_config(dict(net.config), TOKENS) == (spec, linear)
     config = unet_weights.to_config(spec, linear)
@@ -123,7 +123,7 @@ def test_configurations_go_both_ways(linear):
 
 
 def test_gradients():
-    net, spec = theirs(32, 64, True), shape(32, 64)
+    net, spec = theirs(32, 64, True), network(32, 64)
     x, t, text = inputs(64)
     net(
         torch.from_numpy(x).permute(0, 3, 1, 2),
@@ -145,7 +145,7 @@ def test_gradients():
 
 
 def test_weights_go_round_bit_for_bit(tmp_path):
-    net, spec = theirs(32, 64, True), shape(32, 64)
+    net, spec = theirs(32, 64, True), network(32, 64)
     given = tensors(net)
     layout.save(given, tmp_path / "in.safetensors")
     params = unet_weights.load(tmp_path / "in.safetensors", spec)
@@ -163,7 +163,7 @@ def test_every_difference_is_listed():
     del given["conv_out.bias"]
     given["spare"] = np.zeros(1)
     with pytest.raises(layout.WeightsError) as caught:
-        layout.read(unet_weights.pairs(shape(32, 64)), given, "this U-Net's")
+        layout.read(unet_weights.pairs(network(32, 64)), given, "this U-Net's")
     text = str(caught.value)
     assert "(3 differ)" in text
     assert "missing: conv_out.bias" in text and "unknown: spare" in text
@@ -174,13 +174,13 @@ def test_every_difference_is_listed():
 def test_flops_and_parameters_are_torchs(name):
     """At a latent of 64 x 64 x 4 and 77 tokens, every tap counted."""
     preset = presets.UNETS[name]
-    config = unet_weights.to_config(preset.shape)
+    config = unet_weights.to_config(preset.config)
     with torch.device("meta"):
         net = diffusers.UNet2DConditionModel.from_config(config).eval()
         given = torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 1024)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(*given)
-    ours = denoisers.u_net(preset.shape)
+    ours = denoisers.u_net(preset.config)
     counted = flops.count(
         ours.apply,
         jax.eval_shape(lambda: ours.init(jax.random.key(0))),

@@ -57,32 +57,32 @@ _OTHER_TOKENS: dict[str, Callable[[int], int]] = {
 }
 
 
-def transformer(shape: dit.DiTConfig) -> Denoiser:
+def transformer(config: dit.DiTConfig) -> Denoiser:
     """A diffusion transformer of the given shape.
 
     Raises:
       ValueError: an unknown architecture or switch, or a width that the heads do not
         divide, or divide into heads too narrow for rotary positions.
     """
-    if shape.architecture not in _OTHER_TOKENS:
+    if config.architecture not in _OTHER_TOKENS:
         raise ValueError(
-            f"architecture {shape.architecture!r}; known: {', '.join(_OTHER_TOKENS)}"
+            f"architecture {config.architecture!r}; known: {', '.join(_OTHER_TOKENS)}"
         )
-    _check_heads(shape)
-    if shape.positions == "rope":
-        layers.rope_axes(shape.width // shape.heads, 2)
-    H, W, _ = shape.image_shape
+    _check_heads(config)
+    if config.positions == "rope":
+        layers.rope_axes(config.width // config.heads, 2)
+    H, W, _ = config.image_shape
     return Denoiser(
-        init=functools.partial(dit.init, shape),
-        apply=functools.partial(dit.apply, shape),
-        conditioning=ARCHITECTURES[shape.architecture],
-        image_tokens=H * W // shape.patch_size**2,
-        other_tokens=_OTHER_TOKENS[shape.architecture](shape.text_tokens),
+        init=functools.partial(dit.init, config),
+        apply=functools.partial(dit.apply, config),
+        conditioning=ARCHITECTURES[config.architecture],
+        image_tokens=H * W // config.patch_size**2,
+        other_tokens=_OTHER_TOKENS[config.architecture](config.text_tokens),
         embeddings=("entry/word_embedding", "entry/label_embedding"),
     )
 
 
-def mm_dit(shape: mmdit.MMDiTConfig) -> Denoiser:
+def mm_dit(config: mmdit.MMDiTConfig) -> Denoiser:
     """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
 
     For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
@@ -93,35 +93,37 @@ def mm_dit(shape: mmdit.MMDiTConfig) -> Denoiser:
       ValueError: an unknown switch, heads that do not divide the width or do not fit
         the rotary axes, or an MMDiT of fewer than two blocks.
     """
-    _check_heads(shape)
-    if shape.positions == "rope":
-        head = shape.width // shape.heads
-        axes = shape.rope_axes or layers.rope_axes(head, 3)
+    _check_heads(config)
+    if config.positions == "rope":
+        head = config.width // config.heads
+        axes = config.rope_axes or layers.rope_axes(head, 3)
         if len(axes) != 3 or sum(axes) != head or any(size % 2 for size in axes):
             raise ValueError(
                 f"rope_axes {axes} must be 3 even sizes that sum to a head's {head}"
             )
-    if not shape.single_depth and shape.depth < 2:
-        raise ValueError(f"an MMDiT has 2 blocks or more, not {shape.depth}")
-    pooled = ("pooled",) if shape.pooled_width else ()
-    guidance = ("guidance",) if shape.guidance else ()
+    if not config.single_depth and config.depth < 2:
+        raise ValueError(f"an MMDiT has 2 blocks or more, not {config.depth}")
+    pooled = ("pooled",) if config.pooled_width else ()
+    guidance = ("guidance",) if config.guidance else ()
     return Denoiser(
-        init=functools.partial(mmdit.init, shape),
-        apply=functools.partial(mmdit.apply, shape),
+        init=functools.partial(mmdit.init, config),
+        apply=functools.partial(mmdit.apply, config),
         conditioning=("text", "mask", *pooled, *guidance),
-        image_tokens=math.prod(shape.patches),
-        other_tokens=shape.text_tokens,
+        image_tokens=math.prod(config.patches),
+        other_tokens=config.text_tokens,
         embeddings=("entry/word_embedding",),
     )
 
 
-def _check_heads(shape: dit.DiTConfig | mmdit.MMDiTConfig) -> None:
-    layers.check_switches(shape.norm, shape.qk_norm, shape.positions)
-    if shape.width % shape.heads:
-        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
+def _check_heads(config: dit.DiTConfig | mmdit.MMDiTConfig) -> None:
+    layers.check_switches(config.norm, config.qk_norm, config.positions)
+    if config.width % config.heads:
+        raise ValueError(
+            f"width {config.width} is not divisible by {config.heads} heads"
+        )
 
 
-def u_net(shape: unet_lib.UNetConfig) -> Denoiser:
+def u_net(config: unet_lib.UNetConfig) -> Denoiser:
     """Paper A's U-Net of the given shape.
 
     A U-Net has no tokens. So that data is counted alike for every network, its image
@@ -131,22 +133,22 @@ def u_net(shape: unet_lib.UNetConfig) -> Denoiser:
       ValueError: a width that 32 groups or the heads do not divide, or latents that
         cannot be halved often enough.
     """
-    H, W, _ = shape.image_shape
-    if shape.base % unet_lib.GROUPS or shape.base % shape.heads:
+    H, W, _ = config.image_shape
+    if config.base % unet_lib.GROUPS or config.base % config.heads:
         raise ValueError(
-            f"base width {shape.base} must be divisible by {unet_lib.GROUPS} groups "
-            f"and {shape.heads} heads"
+            f"base width {config.base} must be divisible by {unet_lib.GROUPS} groups "
+            f"and {config.heads} heads"
         )
-    halvings = len(shape.multiples) - 1
+    halvings = len(config.multiples) - 1
     if H % 2**halvings or W % 2**halvings:
         raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")
-    extra = ("image",) if shape.extra_channels else ()
+    extra = ("image",) if config.extra_channels else ()
     return Denoiser(
-        init=functools.partial(unet_lib.init, shape),
-        apply=functools.partial(unet_lib.apply, shape),
+        init=functools.partial(unet_lib.init, config),
+        apply=functools.partial(unet_lib.apply, config),
         conditioning=("text", "mask", *extra),
         image_tokens=H * W // 4,
-        other_tokens=shape.text_tokens,
+        other_tokens=config.text_tokens,
         embeddings=("entry/word_embedding",),
     )
 

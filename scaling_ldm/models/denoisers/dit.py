@@ -82,13 +82,13 @@ def _modulate(x_BTD: TokensBTD, shift_BD: jax.Array, scale_BD: jax.Array) -> Tok
     return x_BTD * (1 + scale_BD[:, None, :]) + shift_BD[:, None, :]
 
 
-def _rope(shape: DiTConfig) -> Any:
+def _rope(config: DiTConfig) -> Any:
     """The turns of a block's tokens, image tokens last; None without."""
-    if shape.positions != "rope":
+    if config.positions != "rope":
         return None
-    before = shape.text_tokens + 1 if shape.architecture == "in_context" else 0
-    axes = layers.rope_axes(shape.width // shape.heads, 2)
-    return layers.image_rope(*shape.patches, axes, before)
+    before = config.text_tokens + 1 if config.architecture == "in_context" else 0
+    axes = layers.rope_axes(config.width // config.heads, 2)
+    return layers.image_rope(*config.patches, axes, before)
 
 
 class DiTAttention(nn.Module):
@@ -130,19 +130,19 @@ class DiTAttention(nn.Module):
 class DiTBlock(nn.Module):
     """One layer: attention, (cross-attention,) perceptron, each around a residual."""
 
-    shape: DiTConfig
+    config: DiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
-        s = self.shape
-        plain = s.architecture == "in_context"
+        cfg = self.config
+        plain = cfg.architecture == "in_context"
 
         if plain:
             modulation = None
-        elif s.architecture == "adaln_zero":
+        elif cfg.architecture == "adaln_zero":
             modulation = nn.Dense(
-                6 * s.width,
-                dtype=s.dtype,
+                6 * cfg.width,
+                dtype=cfg.dtype,
                 kernel_init=nn.initializers.zeros,
                 name="modulation",
             )(jax.nn.silu(side["condition"]))
@@ -150,82 +150,84 @@ class DiTBlock(nn.Module):
         else:
             table = self.param(
                 "modulation_table",
-                nn.initializers.normal(s.width**-0.5),
-                (1, 6 * s.width),
+                nn.initializers.normal(cfg.width**-0.5),
+                (1, 6 * cfg.width),
             )
             modulation = jnp.split(
-                side["modulation"] + table.astype(s.dtype), 6, axis=-1
+                side["modulation"] + table.astype(cfg.dtype), 6, axis=-1
             )
 
-        h = layers.norm(s.norm, s.dtype, "attention_norm", plain)(x_BTD)
+        h = layers.norm(cfg.norm, cfg.dtype, "attention_norm", plain)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[0], modulation[1])
-        attention = DiTAttention(s.width, s.heads, s.dtype, s.qk_norm, name="attention")
-        h = attention(h, side.get("mask"), rope=_rope(s))
+        attention = DiTAttention(
+            cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name="attention"
+        )
+        h = attention(h, side.get("mask"), rope=_rope(cfg))
         x_BTD = x_BTD + (h if modulation is None else modulation[2][:, None, :] * h)
-        if s.architecture == "cross_attention":
+        if cfg.architecture == "cross_attention":
             cross = DiTAttention(
-                s.width, s.heads, s.dtype, s.qk_norm, name="cross_attention"
+                cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name="cross_attention"
             )
             x_BTD = x_BTD + cross(x_BTD, side["text_mask"], side["text"])
-        h = layers.norm(s.norm, s.dtype, "mlp_norm", plain, s.mlp_epsilon)(x_BTD)
+        h = layers.norm(cfg.norm, cfg.dtype, "mlp_norm", plain, cfg.mlp_epsilon)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[3], modulation[4])
-        h = nn.Dense(s.mlp_ratio * s.width, dtype=s.dtype, name="mlp_up")(h)
-        h = layers.ACTIVATIONS[s.activation](h)
-        h = nn.Dense(s.width, dtype=s.dtype, name="mlp_down")(h)
+        h = nn.Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name="mlp_up")(h)
+        h = layers.ACTIVATIONS[cfg.activation](h)
+        h = nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
         return x_BTD + (h if modulation is None else modulation[5][:, None, :] * h)
 
 
 class DiTEmbed(nn.Module):
     """Inputs -> the trunk's tokens, and the side inputs every block sees."""
 
-    shape: DiTConfig
+    config: DiTConfig
 
     @nn.compact
     def __call__(
         self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, jax.Array]
     ) -> tuple[TokensBTD, dict[str, jax.Array]]:
-        s = self.shape
-        x = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
-        x = nn.Dense(s.width, dtype=s.dtype, name="patch")(x)
-        if s.positions == "sinusoidal":
-            position = layers.grid_positions(s.grid, *s.patches, s.width)
-            x = x + position.astype(s.dtype)[None]
-        elif s.positions == "learned":
+        cfg = self.config
+        x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
+        x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
+        if cfg.positions == "sinusoidal":
+            position = layers.grid_positions(cfg.grid, *cfg.patches, cfg.width)
+            x = x + position.astype(cfg.dtype)[None]
+        elif cfg.positions == "learned":
             x = x + self.param(
                 "position_table",
                 nn.initializers.normal(0.02),
-                (1, x.shape[1], s.width),
-            ).astype(s.dtype)
+                (1, x.shape[1], cfg.width),
+            ).astype(cfg.dtype)
         time = layers.TimeEmbedding(
-            s.width, s.time_width, s.dtype, s.time_ends, name="time"
+            cfg.width, cfg.time_width, cfg.dtype, cfg.time_ends, name="time"
         )(t_B)
 
-        if s.architecture == "adaln_zero":
+        if cfg.architecture == "adaln_zero":
             # Row `classes` is the null label of classifier-free guidance.
             table = self.param(
                 "label_embedding",
                 nn.initializers.normal(0.02),
-                (s.classes + 1, s.width),
+                (cfg.classes + 1, cfg.width),
             )
-            label = layers.embed(table.astype(s.dtype), cond["label"])
+            label = layers.embed(table.astype(cfg.dtype), cond["label"])
             return x, {"condition": time + label}
 
         text = cond["text"]
-        if s.vocab_size:
+        if cfg.vocab_size:
             table = self.param(
                 "word_embedding",
                 nn.initializers.normal(1.0),
-                (s.vocab_size, s.text_width),
+                (cfg.vocab_size, cfg.text_width),
             )
             text = layers.embed(table, text)
-        text = text.astype(s.dtype)
-        if s.architecture == "cross_attention":
-            text = nn.Dense(s.width, dtype=s.dtype, name="text_up")(text)
+        text = text.astype(cfg.dtype)
+        if cfg.architecture == "cross_attention":
+            text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text_up")(text)
             text = layers.ACTIVATIONS["gelu"](text)
-            text = nn.Dense(s.width, dtype=s.dtype, name="text_out")(text)
-            modulation = nn.Dense(6 * s.width, dtype=s.dtype, name="modulation")(
+            text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text_out")(text)
+            modulation = nn.Dense(6 * cfg.width, dtype=cfg.dtype, name="modulation")(
                 jax.nn.silu(time)
             )
             return x, {
@@ -234,9 +236,9 @@ class DiTEmbed(nn.Module):
                 "modulation": modulation,
                 "time": time,
             }
-        text = nn.Dense(s.width, dtype=s.dtype, name="text")(text)
-        words = layers.sinusoid(jnp.arange(s.text_tokens), s.width, 10_000.0)
-        text = text + words.astype(s.dtype)[None]
+        text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
+        words = layers.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
+        text = text + words.astype(cfg.dtype)[None]
         tokens = jnp.concatenate([time[:, None, :], text, x], axis=1)
         mask = jnp.pad(
             cond["mask"], ((0, 0), (1, x.shape[1])), constant_values=True
@@ -247,20 +249,20 @@ class DiTEmbed(nn.Module):
 class DiTHead(nn.Module):
     """The trunk's image tokens -> the prediction, float32, zero at initialisation."""
 
-    shape: DiTConfig
+    config: DiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
-        s = self.shape
-        images = s.patches[0] * s.patches[1]
+        cfg = self.config
+        images = cfg.patches[0] * cfg.patches[1]
         x = x_BTD[:, x_BTD.shape[1] - images :, :]
-        plain = s.architecture == "in_context"
-        x = layers.norm(s.norm, s.dtype, "norm", plain)(x)
-        if s.architecture == "adaln_zero":
+        plain = cfg.architecture == "in_context"
+        x = layers.norm(cfg.norm, cfg.dtype, "norm", plain)(x)
+        if cfg.architecture == "adaln_zero":
             shift, scale = jnp.split(
                 nn.Dense(
-                    2 * s.width,
-                    dtype=s.dtype,
+                    2 * cfg.width,
+                    dtype=cfg.dtype,
                     kernel_init=nn.initializers.zeros,
                     name="modulation",
                 )(jax.nn.silu(side["condition"])),
@@ -268,54 +270,54 @@ class DiTHead(nn.Module):
                 axis=-1,
             )
             x = _modulate(x, shift, scale)
-        elif s.architecture == "cross_attention":
+        elif cfg.architecture == "cross_attention":
             table = self.param(
                 "modulation_table",
-                nn.initializers.normal(s.width**-0.5),
-                (1, 2 * s.width),
-            ).astype(s.dtype)
+                nn.initializers.normal(cfg.width**-0.5),
+                (1, 2 * cfg.width),
+            ).astype(cfg.dtype)
             time = jnp.concatenate([side["time"], side["time"]], axis=-1)
             shift, scale = jnp.split(time + table, 2, axis=-1)
             x = _modulate(x, shift, scale)
         x = nn.Dense(
-            s.patch_size**2 * s.out_shape[-1],
-            dtype=s.dtype,
+            cfg.patch_size**2 * cfg.out_shape[-1],
+            dtype=cfg.dtype,
             kernel_init=nn.initializers.zeros,
             name="patch",
         )(x)
-        return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.out_shape)
+        return layers.unpatchify(x.astype(jnp.float32), cfg.patch_size, cfg.out_shape)
 
 
-def init(shape: DiTConfig, key: jax.Array) -> Params:
+def init(config: DiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     entry_key, block_key, exit_key = jax.random.split(key, 3)
-    x = jnp.zeros((1, *shape.image_shape))
+    x = jnp.zeros((1, *config.image_shape))
     t = jnp.zeros((1,))
-    if shape.vocab_size:
-        text = jnp.zeros((1, shape.text_tokens), jnp.int32)
+    if config.vocab_size:
+        text = jnp.zeros((1, config.text_tokens), jnp.int32)
     else:
-        text = jnp.zeros((1, shape.text_tokens, shape.text_width))
+        text = jnp.zeros((1, config.text_tokens, config.text_width))
     cond = {
         "text": text,
-        "mask": jnp.ones((1, shape.text_tokens), bool),
+        "mask": jnp.ones((1, config.text_tokens), bool),
         "label": jnp.zeros((1,), jnp.int32),
     }
-    entry = DiTEmbed(shape)
+    entry = DiTEmbed(config)
     entry_params = entry.init(entry_key, x, t, cond)
     tokens, side = entry.apply(entry_params, x, t, cond)
 
     def init_block(key: jax.Array) -> Params:
-        return DiTBlock(shape).init(key, tokens, side)["params"]
+        return DiTBlock(config).init(key, tokens, side)["params"]
 
     return {
         "entry": entry_params["params"],
-        "blocks": jax.vmap(init_block)(jax.random.split(block_key, shape.depth)),
-        "exit": DiTHead(shape).init(exit_key, tokens, side)["params"],
+        "blocks": jax.vmap(init_block)(jax.random.split(block_key, config.depth)),
+        "exit": DiTHead(config).init(exit_key, tokens, side)["params"],
     }
 
 
 def apply(
-    shape: DiTConfig,
+    config: DiTConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
@@ -324,14 +326,14 @@ def apply(
     """The prediction [B, H, W, C] in float32 for x at times t in [0, 1]."""
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = DiTEmbed(shape).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = DiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def layer(x: TokensBTD, block: Params, side: dict[str, jax.Array]) -> TokensBTD:
-        return DiTBlock(shape).apply({"params": block}, x, side)
+        return DiTBlock(config).apply({"params": block}, x, side)
 
     with jax.named_scope("blocks"):
         x = layers.scan_blocks(
-            layer, x, params["blocks"], side, remat=shape.remat, unroll=shape.unroll
+            layer, x, params["blocks"], side, remat=config.remat, unroll=config.unroll
         )
     with jax.named_scope("exit"):
-        return DiTHead(shape).apply({"params": layers.gather(params["exit"])}, x, side)
+        return DiTHead(config).apply({"params": layers.gather(params["exit"])}, x, side)

@@ -103,62 +103,67 @@ def split(depth: int) -> tuple[int, int]:
     return double, depth - double
 
 
-def _rope(s: MMDiTConfig) -> Any:
+def _rope(config: MMDiTConfig) -> Any:
     """The turns of all tokens, text (which does not turn) first; None without."""
-    if s.positions != "rope":
+    if config.positions != "rope":
         return None
-    axes = s.rope_axes or layers.rope_axes(s.width // s.heads, 3)
-    return layers.image_rope(*s.patches, axes, s.text_tokens)
+    axes = config.rope_axes or layers.rope_axes(config.width // config.heads, 3)
+    return layers.image_rope(*config.patches, axes, config.text_tokens)
 
 
-def _modulation(s: MMDiTConfig, parts: int, condition_BD: jax.Array, name: str) -> Any:
+def _modulation(
+    config: MMDiTConfig, parts: int, condition_BD: jax.Array, name: str
+) -> Any:
     """`parts` vectors [B, 1, D] from the condition, zero at initialisation."""
     dense = nn.Dense(
-        parts * s.width, dtype=s.dtype, kernel_init=nn.initializers.zeros, name=name
+        parts * config.width,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.zeros,
+        name=name,
     )
     return jnp.split(dense(condition_BD)[:, None, :], parts, axis=-1)
 
 
-def _qkv(s: MMDiTConfig, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
+def _qkv(config: MMDiTConfig, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
     """Queries, keys and values [B, T, K, H], the first two normalised."""
-    head = (s.heads, s.width // s.heads)
-    qkv = nn.DenseGeneral((3, *head), dtype=s.dtype, name=f"{name}qkv")(x_BTD)
+    head = (config.heads, config.width // config.heads)
+    qkv = nn.DenseGeneral((3, *head), dtype=config.dtype, name=f"{name}qkv")(x_BTD)
     q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
-    q = layers.head_norm(s.qk_norm, q, s.dtype, f"{name}q_norm")
-    k = layers.head_norm(s.qk_norm, k, s.dtype, f"{name}k_norm")
+    q = layers.head_norm(config.qk_norm, q, config.dtype, f"{name}q_norm")
+    k = layers.head_norm(config.qk_norm, k, config.dtype, f"{name}k_norm")
     return [q, k, v]
 
 
 class Double(nn.Module):
     """One block over two streams; without `keeps_text` the text ends here."""
 
-    shape: MMDiTConfig
+    config: MMDiTConfig
     keeps_text: bool = True
 
     @nn.compact
     def __call__(self, x: Streams, side: dict[str, jax.Array]) -> Streams:
-        s = self.shape
+        cfg = self.config
         image, text = x
         condition, S = side["condition"], text.shape[1]
 
         def norm(x: TokensBTD, name: str) -> TokensBTD:
-            return layers.norm(s.norm, s.dtype, name, False)(x)
+            return layers.norm(cfg.norm, cfg.dtype, name, False)(x)
 
-        image_by = _modulation(s, 6, condition, "image_modulation")
+        image_by = _modulation(cfg, 6, condition, "image_modulation")
         if self.keeps_text:
-            text_by = _modulation(s, 6, condition, "text_modulation")
+            text_by = _modulation(cfg, 6, condition, "text_modulation")
             shift, scale = text_by[:2]
         else:  # scale first, as published
-            scale, shift = _modulation(s, 2, condition, "text_modulation")
+            scale, shift = _modulation(cfg, 2, condition, "text_modulation")
         h_image = norm(image, "image_norm1") * (1 + image_by[1]) + image_by[0]
         h_text = norm(text, "text_norm1") * (1 + scale) + shift
         q, k, v = (
             jnp.concatenate(both, axis=1)
             for both in zip(
-                _qkv(s, h_text, "text_"), _qkv(s, h_image, "image_"), strict=True
+                _qkv(cfg, h_text, "text_"), _qkv(cfg, h_image, "image_"), strict=True
             )
         )
-        rope = _rope(s)
+        rope = _rope(cfg)
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         if not self.keeps_text:
             q = q[:, S:]
@@ -167,13 +172,17 @@ class Double(nn.Module):
         def after(x: TokensBTD, out: jax.Array, by: Any, name: str) -> TokensBTD:
             """The rest of a stream's block: output, then the perceptron."""
             h = nn.DenseGeneral(
-                s.width, axis=(-2, -1), dtype=s.dtype, name=f"{name}_out"
+                cfg.width, axis=(-2, -1), dtype=cfg.dtype, name=f"{name}_out"
             )(out)
             x = x + by[2] * h
             h = norm(x, f"{name}_norm2") * (1 + by[4]) + by[3]
-            h = nn.Dense(s.mlp_ratio * s.width, dtype=s.dtype, name=f"{name}_up")(h)
-            h = layers.ACTIVATIONS[s.activation](h)
-            return x + by[5] * nn.Dense(s.width, dtype=s.dtype, name=f"{name}_down")(h)
+            h = nn.Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name=f"{name}_up")(
+                h
+            )
+            h = layers.ACTIVATIONS[cfg.activation](h)
+            return x + by[5] * nn.Dense(
+                cfg.width, dtype=cfg.dtype, name=f"{name}_down"
+            )(h)
 
         if not self.keeps_text:
             return after(image, out, image_by, "image"), text
@@ -184,71 +193,73 @@ class Double(nn.Module):
 class Single(nn.Module):
     """One block over text and image tokens alike, attention beside perceptron."""
 
-    shape: MMDiTConfig
+    config: MMDiTConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
         B, T, D = x_BTD.shape
-        shift, scale, gate = _modulation(s, 3, side["condition"], "modulation")
-        h = layers.norm(s.norm, s.dtype, "norm", False)(x_BTD) * (1 + scale) + shift
-        q, k, v = _qkv(s, h, "")
-        rope = _rope(s)
+        shift, scale, gate = _modulation(cfg, 3, side["condition"], "modulation")
+        h = layers.norm(cfg.norm, cfg.dtype, "norm", False)(x_BTD) * (1 + scale) + shift
+        q, k, v = _qkv(cfg, h, "")
+        rope = _rope(cfg)
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         seen = attention.attend(q, k, v, side.get("mask")).reshape(B, T, D)
-        h = nn.Dense(s.mlp_ratio * D, dtype=s.dtype, name="up")(h)
-        h = layers.ACTIVATIONS[s.activation](h)
+        h = nn.Dense(cfg.mlp_ratio * D, dtype=cfg.dtype, name="up")(h)
+        h = layers.ACTIVATIONS[cfg.activation](h)
         h = jnp.concatenate([seen, h], axis=-1)
-        return x_BTD + gate * nn.Dense(D, dtype=s.dtype, name="out")(h)
+        return x_BTD + gate * nn.Dense(D, dtype=cfg.dtype, name="out")(h)
 
 
 class MMDiTEmbed(nn.Module):
     """Inputs -> both streams, and the side inputs every block sees."""
 
-    shape: MMDiTConfig
+    config: MMDiTConfig
 
     @nn.compact
     def __call__(
         self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, jax.Array]
     ) -> tuple[Streams, dict[str, jax.Array]]:
-        s = self.shape
-        x = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
-        x = nn.Dense(s.width, dtype=s.dtype, name="patch")(x)
-        if s.positions == "sinusoidal":
-            position = layers.grid_positions(s.grid, *s.patches, s.width)
-            x = x + position.astype(s.dtype)[None]
-        elif s.positions == "learned":
+        cfg = self.config
+        x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
+        x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
+        if cfg.positions == "sinusoidal":
+            position = layers.grid_positions(cfg.grid, *cfg.patches, cfg.width)
+            x = x + position.astype(cfg.dtype)[None]
+        elif cfg.positions == "learned":
             x = x + self.param(
                 "position_table",
                 nn.initializers.normal(0.02),
-                (1, x.shape[1], s.width),
-            ).astype(s.dtype)
+                (1, x.shape[1], cfg.width),
+            ).astype(cfg.dtype)
 
         text, mask = cond["text"], cond.get("mask")
-        if s.vocab_size:
+        if cfg.vocab_size:
             table = self.param(
                 "word_embedding",
                 nn.initializers.normal(1.0),
-                (s.vocab_size, s.text_width),
+                (cfg.vocab_size, cfg.text_width),
             )
             text = layers.embed(table, text)
-        text = text.astype(s.dtype)
-        pooled = cond["pooled"].astype(s.dtype) if s.pooled_width else _mean(text, mask)
-        text = nn.Dense(s.width, dtype=s.dtype, name="text")(text)
-        if s.vocab_size:
-            words = layers.sinusoid(jnp.arange(s.text_tokens), s.width, 10_000.0)
-            text = text + words.astype(s.dtype)[None]
+        text = text.astype(cfg.dtype)
+        pooled = (
+            cond["pooled"].astype(cfg.dtype) if cfg.pooled_width else _mean(text, mask)
+        )
+        text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
+        if cfg.vocab_size:
+            words = layers.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
+            text = text + words.astype(cfg.dtype)[None]
 
         def sinusoids(name: str, value_B: jax.Array) -> jax.Array:
-            return layers.TimeEmbedding(s.width, s.time_width, s.dtype, name=name)(
-                value_B
-            )
+            return layers.TimeEmbedding(
+                cfg.width, cfg.time_width, cfg.dtype, name=name
+            )(value_B)
 
         condition = sinusoids("time", t_B)
-        if s.guidance:
+        if cfg.guidance:
             condition = condition + sinusoids("guidance", cond["guidance"])
-        pooled = nn.Dense(s.width, dtype=s.dtype, name="pooled_up")(pooled)
-        condition = condition + nn.Dense(s.width, dtype=s.dtype, name="pooled_out")(
+        pooled = nn.Dense(cfg.width, dtype=cfg.dtype, name="pooled_up")(pooled)
+        condition = condition + nn.Dense(cfg.width, dtype=cfg.dtype, name="pooled_out")(
             jax.nn.silu(pooled)
         )
         side = {"condition": jax.nn.silu(condition)}
@@ -271,35 +282,35 @@ def _mean(text_BSE: jax.Array, mask_BS: jax.Array | None) -> jax.Array:
 class MMDiTHead(nn.Module):
     """Image tokens -> the prediction, float32, zero at initialisation."""
 
-    shape: MMDiTConfig
+    config: MMDiTConfig
 
     @nn.compact
     def __call__(self, x_BND: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
-        s = self.shape
-        scale, shift = _modulation(s, 2, side["condition"], "modulation")
-        x = layers.norm(s.norm, s.dtype, "norm", False)(x_BND) * (1 + scale) + shift
+        cfg = self.config
+        scale, shift = _modulation(cfg, 2, side["condition"], "modulation")
+        x = layers.norm(cfg.norm, cfg.dtype, "norm", False)(x_BND) * (1 + scale) + shift
         x = nn.Dense(
-            s.patch_size**2 * s.out_shape[-1],
-            dtype=s.dtype,
+            cfg.patch_size**2 * cfg.out_shape[-1],
+            dtype=cfg.dtype,
             kernel_init=nn.initializers.zeros,
             name="patch",
         )(x)
-        return layers.unpatchify(x.astype(jnp.float32), s.patch_size, s.out_shape)
+        return layers.unpatchify(x.astype(jnp.float32), cfg.patch_size, cfg.out_shape)
 
 
-def init(shape: MMDiTConfig, key: jax.Array) -> Params:
+def init(config: MMDiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of the "blocks" have a leading axis of layers."""
     keys = jax.random.split(key, 5)
-    x, t = jnp.zeros((1, *shape.image_shape)), jnp.zeros((1,))
-    kind = jnp.int32 if shape.vocab_size else jnp.float32
-    width = () if shape.vocab_size else (shape.text_width,)
+    x, t = jnp.zeros((1, *config.image_shape)), jnp.zeros((1,))
+    kind = jnp.int32 if config.vocab_size else jnp.float32
+    width = () if config.vocab_size else (config.text_width,)
     cond = {
-        "text": jnp.zeros((1, shape.text_tokens, *width), kind),
-        "mask": jnp.ones((1, shape.text_tokens), bool),
-        "pooled": jnp.zeros((1, shape.pooled_width)),
+        "text": jnp.zeros((1, config.text_tokens, *width), kind),
+        "mask": jnp.ones((1, config.text_tokens), bool),
+        "pooled": jnp.zeros((1, config.pooled_width)),
         "guidance": jnp.zeros((1,)),
     }
-    entry = MMDiTEmbed(shape)
+    entry = MMDiTEmbed(config)
     params = {"entry": entry.init(keys[0], x, t, cond)["params"]}
     (image, text), side = entry.apply({"params": params["entry"]}, x, t, cond)
 
@@ -308,22 +319,24 @@ def init(shape: MMDiTConfig, key: jax.Array) -> Params:
             jax.random.split(key, depth)
         )
 
-    if shape.single_depth:
+    if config.single_depth:
         both = jnp.concatenate([text, image], axis=1)
-        params["blocks"] = stack(Double(shape), (image, text), keys[1], shape.depth)
+        params["blocks"] = stack(Double(config), (image, text), keys[1], config.depth)
         params["single_blocks"] = stack(
-            Single(shape), both, keys[2], shape.single_depth
+            Single(config), both, keys[2], config.single_depth
         )
     else:
-        params["blocks"] = stack(Double(shape), (image, text), keys[1], shape.depth - 1)
-        last = Double(shape, keeps_text=False)
+        params["blocks"] = stack(
+            Double(config), (image, text), keys[1], config.depth - 1
+        )
+        last = Double(config, keeps_text=False)
         params["last"] = last.init(keys[3], (image, text), side)["params"]
-    params["exit"] = MMDiTHead(shape).init(keys[4], image, side)["params"]
+    params["exit"] = MMDiTHead(config).init(keys[4], image, side)["params"]
     return params
 
 
 def apply(
-    shape: MMDiTConfig,
+    config: MMDiTConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
@@ -338,22 +351,22 @@ def apply(
     """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = MMDiTEmbed(shape).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = MMDiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def double(x: Streams, block: Params, side: Any) -> Streams:
-        return Double(shape).apply({"params": block}, x, side)
+        return Double(config).apply({"params": block}, x, side)
 
     def last(x: Streams, block: Params, side: Any) -> Streams:
         block = layers.gather(block)
-        return Double(shape, keeps_text=False).apply({"params": block}, x, side)
+        return Double(config, keeps_text=False).apply({"params": block}, x, side)
 
     def single(x: TokensBTD, block: Params, side: Any) -> TokensBTD:
-        return Single(shape).apply({"params": block}, x, side)
+        return Single(config).apply({"params": block}, x, side)
 
-    how = {"remat": shape.remat, "unroll": shape.unroll}
+    how = {"remat": config.remat, "unroll": config.unroll}
     with jax.named_scope("blocks"):
         x = layers.scan_blocks(double, x, params["blocks"], side, **how)
-    if shape.single_depth:
+    if config.single_depth:
         with jax.named_scope("single_blocks"):
             image, text = x
             x_BTD = jnp.concatenate([text, image], axis=1)
@@ -363,9 +376,9 @@ def apply(
             image = x_BTD[:, text.shape[1] :]
     else:
         with jax.named_scope("last"):
-            image, _ = (jax.checkpoint(last) if shape.remat else last)(
+            image, _ = (jax.checkpoint(last) if config.remat else last)(
                 x, params["last"], side
             )
     with jax.named_scope("exit"):
         exit_params = layers.gather(params["exit"])
-        return MMDiTHead(shape).apply({"params": exit_params}, image, side)
+        return MMDiTHead(config).apply({"params": exit_params}, image, side)

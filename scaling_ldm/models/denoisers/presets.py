@@ -26,7 +26,7 @@ from scaling_ldm.models.denoisers import dit, mmdit, unet
 class DenoiserPreset:
     """A network and what counting it should give."""
 
-    shape: unet.UNetConfig | dit.DiTConfig | mmdit.MMDiTConfig
+    config: unet.UNetConfig | dit.DiTConfig | mmdit.MMDiTConfig
     params: int
     forward_gflops: float
     source: str
@@ -36,13 +36,13 @@ class DenoiserPreset:
 class UNetPreset(DenoiserPreset):
     """One of paper A's family."""
 
-    shape: unet.UNetConfig
+    config: unet.UNetConfig
     relative_cost: float  # as printed: of one evaluation, the 866M network's being 1
 
 
 def _unet(base: int, params: int, gflops: float, relative_cost: float) -> UNetPreset:
     return UNetPreset(
-        shape=unet.UNetConfig(
+        config=unet.UNetConfig(
             base=base,
             heads=8,
             image_shape=(64, 64, 4),
@@ -78,7 +78,7 @@ UNETS = {
 def _dit(size: str, patch: int, params: int, gflops: float) -> DenoiserPreset:
     width, depth, heads = _DIT_SIZES[size]
     return DenoiserPreset(
-        shape=dit.DiTConfig(
+        config=dit.DiTConfig(
             architecture="adaln_zero",
             width=width,
             depth=depth,
@@ -128,7 +128,7 @@ DITS = {
 
 PIXARTS = {
     "pixart_alpha_xl_2": DenoiserPreset(
-        shape=dit.DiTConfig(
+        config=dit.DiTConfig(
             architecture="cross_attention",
             width=1152,
             depth=28,
@@ -156,7 +156,7 @@ PIXARTS = {
 
 MMDITS = {
     "sd3_medium": DenoiserPreset(
-        shape=mmdit.MMDiTConfig(
+        config=mmdit.MMDiTConfig(
             width=1536,
             depth=24,
             heads=24,
@@ -179,7 +179,7 @@ MMDITS = {
         source="arXiv 2403.03206, section 5; stable-diffusion-3-medium's config",
     ),
     "flux_1_dev": DenoiserPreset(
-        shape=mmdit.MMDiTConfig(
+        config=mmdit.MMDiTConfig(
             width=3072,
             depth=19,
             heads=24,

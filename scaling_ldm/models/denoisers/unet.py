@@ -148,53 +148,53 @@ class Transformer(nn.Module):
 class UNet(nn.Module):
     """Latents, time and text features to a prediction; no text embedding of its own."""
 
-    shape: UNetConfig
+    config: UNetConfig
 
     @nn.compact
     def __call__(
         self, x_BHWC: LatentBHWC, t_B: TimeB, text_BSE: TextBSE, mask: Any
     ) -> LatentBHWC:
-        s = self.shape
-        widths = [s.base * multiple for multiple in s.multiples]
+        cfg = self.config
+        widths = [cfg.base * multiple for multiple in cfg.multiples]
         residual, transformer = (
             layers.gathered(UNetResidual),
             layers.gathered(Transformer),
         )
-        if s.remat:
+        if cfg.remat:
             residual, transformer = nn.remat(residual), nn.remat(transformer)
-        time = layers.TimeEmbedding(4 * s.base, s.base, s.dtype, name="time")(t_B)
-        text = text_BSE.astype(s.dtype)
+        time = layers.TimeEmbedding(4 * cfg.base, cfg.base, cfg.dtype, name="time")(t_B)
+        text = text_BSE.astype(cfg.dtype)
 
         def stage(x: jax.Array, level: int, name: str) -> jax.Array:
-            x = residual(widths[level], s.dtype, name=f"{name}_residual")(x, time)
+            x = residual(widths[level], cfg.dtype, name=f"{name}_residual")(x, time)
             if level < len(widths) - 1:
-                x = transformer(s.heads, s.dtype, name=f"{name}_transformer")(
+                x = transformer(cfg.heads, cfg.dtype, name=f"{name}_transformer")(
                     x, text, mask
                 )
             return x
 
-        x = _conv(s.base, s.dtype, "enter")(x_BHWC.astype(s.dtype))
+        x = _conv(cfg.base, cfg.dtype, "enter")(x_BHWC.astype(cfg.dtype))
         kept = [x]
         for level in range(len(widths)):
-            for i in range(s.blocks):
+            for i in range(cfg.blocks):
                 x = stage(x, level, f"down{level}_{i}")
                 kept.append(x)
             if level < len(widths) - 1:
-                x = _conv(widths[level], s.dtype, f"down{level}_halve", stride=2)(x)
+                x = _conv(widths[level], cfg.dtype, f"down{level}_halve", stride=2)(x)
                 kept.append(x)
         middle = widths[-1]
-        x = residual(middle, s.dtype, name="middle_residual0")(x, time)
-        x = transformer(s.heads, s.dtype, name="middle_transformer")(x, text, mask)
-        x = residual(middle, s.dtype, name="middle_residual1")(x, time)
+        x = residual(middle, cfg.dtype, name="middle_residual0")(x, time)
+        x = transformer(cfg.heads, cfg.dtype, name="middle_transformer")(x, text, mask)
+        x = residual(middle, cfg.dtype, name="middle_residual1")(x, time)
         for level in reversed(range(len(widths))):
-            for i in range(s.blocks + 1):
+            for i in range(cfg.blocks + 1):
                 x = jnp.concatenate([x, kept.pop()], axis=-1)
                 x = stage(x, level, f"up{level}_{i}")
             if level:
                 x = layers.double(x)
-                x = _conv(widths[level], s.dtype, f"up{level}_double")(x)
-        x = nn.silu(_norm(s.dtype, "exit_norm")(x))
-        return _conv(s.image_shape[-1], s.dtype, "exit")(x).astype(jnp.float32)
+                x = _conv(widths[level], cfg.dtype, f"up{level}_double")(x)
+        x = nn.silu(_norm(cfg.dtype, "exit_norm")(x))
+        return _conv(cfg.image_shape[-1], cfg.dtype, "exit")(x).astype(jnp.float32)
 
 
 def _by_itself(name: str) -> bool:
@@ -214,29 +214,29 @@ def _inputs(path: str, shape: tuple[int, ...]) -> int:
     return shape[0] if name in ("q", "k", "v") else math.prod(shape[:-1])
 
 
-def init(shape: UNetConfig, key: jax.Array) -> Params:
+def init(config: UNetConfig, key: jax.Array) -> Params:
     """Float32 parameters, named as the modules of `UNet`, and the caption's words."""
     word_key, key = jax.random.split(key)
-    H, W, C = shape.image_shape
+    H, W, C = config.image_shape
 
     def modules(key: jax.Array) -> Params:
-        return UNet(shape).init(
+        return UNet(config).init(
             key,
-            jnp.zeros((1, H, W, C + shape.extra_channels)),
+            jnp.zeros((1, H, W, C + config.extra_channels)),
             jnp.zeros((1,)),
-            jnp.zeros((1, shape.text_tokens, shape.text_width)),
+            jnp.zeros((1, config.text_tokens, config.text_width)),
             None,
         )["params"]
 
     params = layers.initialise(jax.eval_shape(modules, key), key, _inputs)
-    if shape.vocab_size:
-        table = jax.random.normal(word_key, (shape.vocab_size, shape.text_width))
+    if config.vocab_size:
+        table = jax.random.normal(word_key, (config.vocab_size, config.text_width))
         params["entry"] = {"word_embedding": table}
     return params
 
 
 def apply(
-    shape: UNetConfig,
+    config: UNetConfig,
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
@@ -251,10 +251,10 @@ def apply(
         for name, leaves in params.items()
     }
     text = cond["text"]
-    if shape.vocab_size:
+    if config.vocab_size:
         text = layers.embed(params["entry"]["word_embedding"], text)
         params = {name: leaf for name, leaf in params.items() if name != "entry"}
-    if shape.extra_channels:
+    if config.extra_channels:
         x_BHWC = jnp.concatenate([x_BHWC, cond["image"]], axis=-1)
     mask = cond["mask"][:, None, None, :] if "mask" in cond else None
-    return UNet(shape).apply({"params": params}, x_BHWC, t_B, text, mask)
+    return UNet(config).apply({"params": params}, x_BHWC, t_B, text, mask)

@@ -44,27 +44,27 @@ class Autoencoder:
         return z_BHWC / self.scale + self.shift
 
 
-def autoencoder(shape: autoencoder_kl.AutoencoderConfig) -> Autoencoder:
+def autoencoder(config: autoencoder_kl.AutoencoderConfig) -> Autoencoder:
     """The autoencoder of the given shape.
 
     Raises:
       ValueError: no resolutions, widths that the groups do not divide, or a scale of 0.
     """
-    if not shape.channels or any(width % shape.groups for width in shape.channels):
+    if not config.channels or any(width % config.groups for width in config.channels):
         raise ValueError(
-            f"channels {shape.channels}: one or more widths are needed, each divisible "
-            f"by {shape.groups} groups"
+            f"channels {config.channels}: one or more widths are needed, each "
+            f"divisible by {config.groups} groups"
         )
-    if shape.scale == 0:
+    if config.scale == 0:
         raise ValueError("latents cannot be scaled by 0")
     return Autoencoder(
-        init=functools.partial(autoencoder_kl.init, shape),
-        encode=functools.partial(autoencoder_kl.encode, shape),
-        decode=functools.partial(autoencoder_kl.decode, shape),
-        factor=shape.factor,
-        latent_channels=shape.latent_channels,
-        scale=shape.scale,
-        shift=shape.shift,
+        init=functools.partial(autoencoder_kl.init, config),
+        encode=functools.partial(autoencoder_kl.encode, config),
+        decode=functools.partial(autoencoder_kl.decode, config),
+        factor=config.factor,
+        latent_channels=config.latent_channels,
+        scale=config.scale,
+        shift=config.shift,
     )
 
 
@@ -85,7 +85,7 @@ class TextEncoder:
 
 
 def text_encoder(
-    shape: t5.T5Config | clip.ClipTextConfig | bert.BertConfig,
+    config: t5.T5Config | clip.ClipTextConfig | bert.BertConfig,
 ) -> TextEncoder:
     """The text encoder of a shape.
 
@@ -93,12 +93,12 @@ def text_encoder(
       ValueError: no network can be made of it; see `blocks.check`.
     """
     module = {t5.T5Config: t5, clip.ClipTextConfig: clip, bert.BertConfig: bert}[
-        type(shape)
+        type(config)
     ]
-    blocks.check(shape)
+    blocks.check(config)
     return TextEncoder(
-        init=functools.partial(module.init, shape),
-        apply=functools.partial(module.apply, shape),
-        width=shape.width,
-        max_tokens=shape.max_tokens,
+        init=functools.partial(module.init, config),
+        apply=functools.partial(module.apply, config),
+        width=config.width,
+        max_tokens=config.max_tokens,
     )

@@ -105,64 +105,64 @@ class AutoencoderAttention(nn.Module):
         return x_BHWC + out.reshape(B, H, W, C)
 
 
-def _residual(s: AutoencoderConfig, level: int, name: str) -> nn.Module:
+def _residual(config: AutoencoderConfig, level: int, name: str) -> nn.Module:
     module = layers.gathered(AutoencoderResidual)
-    return module(s.channels[level], s.groups, s.dtype, name=name)
+    return module(config.channels[level], config.groups, config.dtype, name=name)
 
 
-def _middle(s: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
-    x = _residual(s, -1, "middle_residual0")(x_BHWC)
-    if s.middle_attention:
+def _middle(config: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
+    x = _residual(config, -1, "middle_residual0")(x_BHWC)
+    if config.middle_attention:
         attention = layers.gathered(AutoencoderAttention)
-        x = attention(s.groups, s.dtype, name="middle_attention")(x)
-    return _residual(s, -1, "middle_residual1")(x)
+        x = attention(config.groups, config.dtype, name="middle_attention")(x)
+    return _residual(config, -1, "middle_residual1")(x)
 
 
-def _exit(s: AutoencoderConfig, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
-    norm = layers.GroupNorm(s.groups, EPSILON, s.dtype, name="exit_norm")
-    return _conv(features, s.dtype, "exit")(nn.silu(norm(x_BHWC)))
+def _exit(config: AutoencoderConfig, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
+    norm = layers.GroupNorm(config.groups, EPSILON, config.dtype, name="exit_norm")
+    return _conv(features, config.dtype, "exit")(nn.silu(norm(x_BHWC)))
 
 
 class Encoder(nn.Module):
     """Pictures to means and log-variances, the latter not yet clipped."""
 
-    shape: AutoencoderConfig
+    config: AutoencoderConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
-        s = self.shape
-        x = _conv(s.channels[0], s.dtype, "enter")(x_BHWC.astype(s.dtype))
-        for level, width in enumerate(s.channels):
-            for i in range(s.blocks):
-                x = _residual(s, level, f"down{level}_{i}_residual")(x)
-            if level < len(s.channels) - 1:
-                x = _halve(width, s.dtype, f"down{level}_halve")(x)
-        x = _exit(s, _middle(s, x), 2 * s.latent_channels)
-        if s.quant_conv:
-            x = nn.Dense(2 * s.latent_channels, dtype=s.dtype, name="quant")(x)
+        cfg = self.config
+        x = _conv(cfg.channels[0], cfg.dtype, "enter")(x_BHWC.astype(cfg.dtype))
+        for level, width in enumerate(cfg.channels):
+            for i in range(cfg.blocks):
+                x = _residual(cfg, level, f"down{level}_{i}_residual")(x)
+            if level < len(cfg.channels) - 1:
+                x = _halve(width, cfg.dtype, f"down{level}_halve")(x)
+        x = _exit(cfg, _middle(cfg, x), 2 * cfg.latent_channels)
+        if cfg.quant_conv:
+            x = nn.Dense(2 * cfg.latent_channels, dtype=cfg.dtype, name="quant")(x)
         return x.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
     """Latents to pictures."""
 
-    shape: AutoencoderConfig
+    config: AutoencoderConfig
 
     @nn.compact
     def __call__(self, z_BHWC: LatentBHWC) -> LatentBHWC:
-        s = self.shape
-        x = z_BHWC.astype(s.dtype)
-        if s.quant_conv:
-            x = nn.Dense(s.latent_channels, dtype=s.dtype, name="quant")(x)
-        x = _conv(s.channels[-1], s.dtype, "enter")(x)
-        x = _middle(s, x)
-        for level in reversed(range(len(s.channels))):
-            for i in range(s.blocks + 1):
-                x = _residual(s, level, f"up{level}_{i}_residual")(x)
+        cfg = self.config
+        x = z_BHWC.astype(cfg.dtype)
+        if cfg.quant_conv:
+            x = nn.Dense(cfg.latent_channels, dtype=cfg.dtype, name="quant")(x)
+        x = _conv(cfg.channels[-1], cfg.dtype, "enter")(x)
+        x = _middle(cfg, x)
+        for level in reversed(range(len(cfg.channels))):
+            for i in range(cfg.blocks + 1):
+                x = _residual(cfg, level, f"up{level}_{i}_residual")(x)
             if level:
                 x = layers.double(x)
-                x = _conv(s.channels[level], s.dtype, f"up{level}_double")(x)
-        return _exit(s, x, s.image_channels).astype(jnp.float32)
+                x = _conv(cfg.channels[level], cfg.dtype, f"up{level}_double")(x)
+        return _exit(cfg, x, cfg.image_channels).astype(jnp.float32)
 
 
 def _gather(params: Params) -> Params:
@@ -174,43 +174,43 @@ def _gather(params: Params) -> Params:
     }
 
 
-def init(shape: AutoencoderConfig, key: jax.Array) -> Params:
+def init(config: AutoencoderConfig, key: jax.Array) -> Params:
     """Float32 parameters {"encoder", "decoder"}, named as the modules of these."""
-    side = shape.factor
+    side = config.factor
 
     def modules(key: jax.Array) -> Params:
-        image = jnp.zeros((1, side, side, shape.image_channels))
-        latent = jnp.zeros((1, 1, 1, shape.latent_channels))
+        image = jnp.zeros((1, side, side, config.image_channels))
+        latent = jnp.zeros((1, 1, 1, config.latent_channels))
         return {
-            "encoder": Encoder(shape).init(key, image)["params"],
-            "decoder": Decoder(shape).init(key, latent)["params"],
+            "encoder": Encoder(config).init(key, image)["params"],
+            "decoder": Decoder(config).init(key, latent)["params"],
         }
 
     return layers.initialise(jax.eval_shape(modules, key), key)
 
 
-def encode(shape: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+def encode(config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
     """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
 
     Raises:
       ValueError: a height or width that the factor does not divide.
     """
     H, W = x_BHWC.shape[1:3]
-    if H % shape.factor or W % shape.factor:
+    if H % config.factor or W % config.factor:
         raise ValueError(
-            f"pictures of {H} x {W} pixels: both must be multiples of {shape.factor}"
+            f"pictures of {H} x {W} pixels: both must be multiples of {config.factor}"
         )
     params = _gather(params["encoder"])
-    moments = Encoder(shape).apply({"params": params}, x_BHWC)
+    moments = Encoder(config).apply({"params": params}, x_BHWC)
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     log_variance = jnp.clip(log_variance, *LOG_VARIANCES)
     return jnp.concatenate([mean, log_variance], axis=-1)
 
 
-def decode(shape: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
+def decode(config: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
     """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
     params = _gather(params["decoder"])
-    return Decoder(shape).apply({"params": params}, z_BHWC)
+    return Decoder(config).apply({"params": params}, z_BHWC)
 
 
 def sample(moments: LatentBHWC, noise: LatentBHWC) -> LatentBHWC:

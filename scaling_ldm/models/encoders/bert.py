@@ -49,76 +49,76 @@ class BertConfig:
 class BertBlock(nn.Module):
     """Attention, then a perceptron, each normalised after its residual."""
 
-    shape: BertConfig
+    config: BertConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
-        s = self.shape
-        h = blocks.EncoderAttention(s.heads, s.dtype, name="attention")(x_BTD, mask)
-        x = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD + h)
-        h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(x)
-        h = blocks.ACTIVATIONS[s.activation](h)
-        h = nn.Dense(s.width, dtype=s.dtype, name="mlp_down")(h)
-        return blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x + h)
+        cfg = self.config
+        h = blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(x_BTD, mask)
+        x = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD + h)
+        h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="mlp_up")(x)
+        h = blocks.ACTIVATIONS[cfg.activation](h)
+        h = nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
+        return blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x + h)
 
 
 class BertEmbed(nn.Module):
     """Words, positions and the type of a single sentence, summed and normalised."""
 
-    shape: BertConfig
+    config: BertConfig
 
     @nn.compact
     def __call__(self, ids_BS: TextBS) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
         small = nn.initializers.normal(0.02)
-        words = self.param("word_embedding", small, (s.vocab_size, s.width))
-        places = self.param("position_embedding", small, (s.max_tokens, s.width))
-        types = self.param("type_embedding", small, (s.types, s.width))
+        words = self.param("word_embedding", small, (cfg.vocab_size, cfg.width))
+        places = self.param("position_embedding", small, (cfg.max_tokens, cfg.width))
+        types = self.param("type_embedding", small, (cfg.types, cfg.width))
         rest = places[: ids_BS.shape[1]] + types[:1]
         x = layers.embed(words, ids_BS) + rest[None]
-        return blocks.norm(s.epsilon, s.dtype, "norm")(x)
+        return blocks.norm(cfg.epsilon, cfg.dtype, "norm")(x)
 
 
-def init(shape: BertConfig, key: jax.Array) -> Params:
+def init(config: BertConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     entry_key, block_key, exit_key = jax.random.split(key, 3)
-    x = jnp.zeros((1, 1, shape.width))
+    x = jnp.zeros((1, 1, config.width))
     params = {
-        "entry": BertEmbed(shape).init(entry_key, jnp.zeros((1, 1), jnp.int32))[
+        "entry": BertEmbed(config).init(entry_key, jnp.zeros((1, 1), jnp.int32))[
             "params"
         ],
-        "blocks": blocks.init(BertBlock(shape), shape.depth, block_key, x, None),
+        "blocks": blocks.init(BertBlock(config), config.depth, block_key, x, None),
     }
-    if shape.pooler:
-        params["pooler"] = nn.Dense(shape.width).init(exit_key, x)["params"]
+    if config.pooler:
+        params["pooler"] = nn.Dense(config.width).init(exit_key, x)["params"]
     return params
 
 
 def apply(
-    shape: BertConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    config: BertConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token; padding is not attended to.
 
     Raises:
       ValueError: more tokens than positions.
     """
-    blocks.check_length(ids_BS.shape[1], shape.max_tokens)
+    blocks.check_length(ids_BS.shape[1], config.max_tokens)
     mask = blocks.key_mask(mask_BS)
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = BertEmbed(shape).apply({"params": entry}, ids_BS)
+        x = BertEmbed(config).apply({"params": entry}, ids_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return BertBlock(shape).apply({"params": layers.gather(block)}, x, mask)
+        return BertBlock(config).apply({"params": layers.gather(block)}, x, mask)
 
     with jax.named_scope("blocks"):
-        x = blocks.run(layer, x, params["blocks"], shape.unroll)
+        x = blocks.run(layer, x, params["blocks"], config.unroll)
     return x.astype(jnp.float32)
 
 
-def first_token(shape: BertConfig, params: Params, features_BSE: TextBSE) -> jax.Array:
+def first_token(config: BertConfig, params: Params, features_BSE: TextBSE) -> jax.Array:
     """BERT's own summary of a text, [B, width]: a layer on the first token."""
-    dense = nn.Dense(shape.width, dtype=shape.dtype)
+    dense = nn.Dense(config.width, dtype=config.dtype)
     pooler = layers.gather(params["pooler"])
     return jnp.tanh(dense.apply({"params": pooler}, features_BSE[:, 0]))
 

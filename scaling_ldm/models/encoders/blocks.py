@@ -114,18 +114,20 @@ def check_length(tokens: int, most: int) -> None:
         raise ValueError(f"{tokens} text tokens, but this encoder reads at most {most}")
 
 
-def check(shape: Any) -> None:
+def check(config: Any) -> None:
     """Refuses shapes of which no network can be made.
 
     Raises:
       ValueError: an unknown activation, heads that do not divide the width, or as
         many blocks left out as there are.
     """
-    if shape.activation not in ACTIVATIONS:
+    if config.activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation {shape.activation!r}; known: {', '.join(ACTIVATIONS)}"
+            f"activation {config.activation!r}; known: {', '.join(ACTIVATIONS)}"
         )
-    if not hasattr(shape, "head_width") and shape.width % shape.heads:
-        raise ValueError(f"width {shape.width} is not divisible by {shape.heads} heads")
-    if not 0 <= getattr(shape, "skip", 0) < shape.depth:
-        raise ValueError(f"skip {shape.skip} of {shape.depth} blocks")
+    if not hasattr(config, "head_width") and config.width % config.heads:
+        raise ValueError(
+            f"width {config.width} is not divisible by {config.heads} heads"
+        )
+    if not 0 <= getattr(config, "skip", 0) < config.depth:
+        raise ValueError(f"skip {config.skip} of {config.depth} blocks")

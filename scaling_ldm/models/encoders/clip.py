@@ -78,117 +78,119 @@ class ClipVisionConfig:
 class ClipBlock(nn.Module):
     """Attention and a perceptron, each normalised before and around a residual."""
 
-    shape: ClipTextConfig | ClipVisionConfig
+    config: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
-        s = self.shape
-        h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
-        x = x_BTD + blocks.EncoderAttention(s.heads, s.dtype, name="attention")(h, mask)
-        h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
-        h = nn.Dense(s.hidden, dtype=s.dtype, name="mlp_up")(h)
-        h = blocks.ACTIVATIONS[s.activation](h)
-        return x + nn.Dense(s.width, dtype=s.dtype, name="mlp_down")(h)
+        cfg = self.config
+        h = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD)
+        x = x_BTD + blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(
+            h, mask
+        )
+        h = blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x)
+        h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="mlp_up")(h)
+        h = blocks.ACTIVATIONS[cfg.activation](h)
+        return x + nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
 
 
 class Projection(nn.Module):
     """To the shared space, without a bias; nothing where there is none."""
 
-    shape: ClipTextConfig | ClipVisionConfig
+    config: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BD: jax.Array) -> jax.Array:
-        s = self.shape
-        if not s.projection:
+        cfg = self.config
+        if not cfg.projection:
             return x_BD
-        return nn.Dense(s.projection, use_bias=False, dtype=s.dtype, name="projection")(
-            x_BD
-        )
+        return nn.Dense(
+            cfg.projection, use_bias=False, dtype=cfg.dtype, name="projection"
+        )(x_BD)
 
 
 class ClipHead(nn.Module):
     """The norm at the end."""
 
-    shape: ClipTextConfig | ClipVisionConfig
+    config: ClipTextConfig | ClipVisionConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
+        return blocks.norm(self.config.epsilon, self.config.dtype, "norm")(x)
 
 
 class ClipVisionEmbed(nn.Module):
     """Patches after a class token, with positions, normalised."""
 
-    shape: ClipVisionConfig
+    config: ClipVisionConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
         small = nn.initializers.normal(0.02)
-        count = 1 + (s.image_size // s.patch_size) ** 2
-        patches = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
-        x = nn.Dense(s.width, use_bias=False, dtype=s.dtype, name="patch")(patches)
-        first = self.param("class_embedding", small, (s.width,))
-        places = self.param("position_embedding", small, (count, s.width))
+        count = 1 + (cfg.image_size // cfg.patch_size) ** 2
+        patches = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
+        x = nn.Dense(cfg.width, use_bias=False, dtype=cfg.dtype, name="patch")(patches)
+        first = self.param("class_embedding", small, (cfg.width,))
+        places = self.param("position_embedding", small, (count, cfg.width))
         places = jnp.concatenate([places[:1] + first[None], places[1:]])
-        x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + places.astype(s.dtype)[None]
-        return blocks.norm(s.epsilon, s.dtype, "norm")(x)
+        x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + places.astype(cfg.dtype)[None]
+        return blocks.norm(cfg.epsilon, cfg.dtype, "norm")(x)
 
 
 def _run(
-    shape: ClipTextConfig | ClipVisionConfig,
+    config: ClipTextConfig | ClipVisionConfig,
     params: Params,
     x: TokensBTD,
     mask: jax.Array | None,
 ) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return ClipBlock(shape).apply({"params": layers.gather(block)}, x, mask)
+        return ClipBlock(config).apply({"params": layers.gather(block)}, x, mask)
 
     with jax.named_scope("blocks"):
-        return blocks.run(layer, x, params["blocks"], shape.unroll)
+        return blocks.run(layer, x, params["blocks"], config.unroll)
 
 
 def _normed(
-    shape: ClipTextConfig | ClipVisionConfig, params: Params, x: jax.Array
+    config: ClipTextConfig | ClipVisionConfig, params: Params, x: jax.Array
 ) -> jax.Array:
-    return ClipHead(shape).apply({"params": layers.gather(params["exit"])}, x)
+    return ClipHead(config).apply({"params": layers.gather(params["exit"])}, x)
 
 
 def _projected(
-    shape: ClipTextConfig | ClipVisionConfig, params: Params, x_BD: jax.Array
+    config: ClipTextConfig | ClipVisionConfig, params: Params, x_BD: jax.Array
 ) -> jax.Array:
     projection = layers.gather(params.get("pooled", {}))
-    return Projection(shape).apply({"params": projection}, x_BD).astype(jnp.float32)
+    return Projection(config).apply({"params": projection}, x_BD).astype(jnp.float32)
 
 
-def _init_common(shape: ClipTextConfig | ClipVisionConfig, key: jax.Array) -> Params:
+def _init_common(config: ClipTextConfig | ClipVisionConfig, key: jax.Array) -> Params:
     block_key, exit_key, projection_key = jax.random.split(key, 3)
-    x = jnp.zeros((1, 1, shape.width))
+    x = jnp.zeros((1, 1, config.width))
     params = {
-        "blocks": blocks.init(ClipBlock(shape), shape.depth, block_key, x, None),
-        "exit": ClipHead(shape).init(exit_key, x)["params"],
+        "blocks": blocks.init(ClipBlock(config), config.depth, block_key, x, None),
+        "exit": ClipHead(config).init(exit_key, x)["params"],
     }
-    if shape.projection:
-        pooled = Projection(shape).init(projection_key, x[0])
+    if config.projection:
+        pooled = Projection(config).init(projection_key, x[0])
         params["pooled"] = pooled["params"]
     return params
 
 
-def init(shape: ClipTextConfig, key: jax.Array) -> Params:
+def init(config: ClipTextConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     word_key, place_key, key = jax.random.split(key, 3)
-    words, places = (shape.vocab_size, shape.width), (shape.max_tokens, shape.width)
+    words, places = (config.vocab_size, config.width), (config.max_tokens, config.width)
     return {
         "entry": {
             "word_embedding": 0.02 * jax.random.normal(word_key, words),
             "position_embedding": 0.01 * jax.random.normal(place_key, places),
         },
-        **_init_common(shape, key),
+        **_init_common(config, key),
     }
 
 
 def apply(
-    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token, which saw those before it.
 
@@ -198,58 +200,58 @@ def apply(
     Raises:
       ValueError: more tokens than positions.
     """
-    if shape.skip:
-        kept = blocks.first(params["blocks"], shape.depth - shape.skip)
-        x = _text(shape, {**params, "blocks": kept}, ids_BS, mask_BS)
+    if config.skip:
+        kept = blocks.first(params["blocks"], config.depth - config.skip)
+        x = _text(config, {**params, "blocks": kept}, ids_BS, mask_BS)
     else:
-        x = _text(shape, params, ids_BS, mask_BS)
-    return (_normed(shape, params, x) if shape.final_norm else x).astype(jnp.float32)
+        x = _text(config, params, ids_BS, mask_BS)
+    return (_normed(config, params, x) if config.final_norm else x).astype(jnp.float32)
 
 
 def _text(
-    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TokensBTD:
     """Through all blocks in `params`."""
     tokens = ids_BS.shape[1]
-    blocks.check_length(tokens, shape.max_tokens)
+    blocks.check_length(tokens, config.max_tokens)
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
         x = layers.embed(entry["word_embedding"], ids_BS)
-        x = (x + entry["position_embedding"][None, :tokens]).astype(shape.dtype)
+        x = (x + entry["position_embedding"][None, :tokens]).astype(config.dtype)
         mask = jnp.tri(tokens, dtype=bool)[None, None]
         if mask_BS is not None:
             mask = mask & blocks.key_mask(mask_BS)
-    return _run(shape, params, x, mask)
+    return _run(config, params, x, mask)
 
 
 def embed_text(
-    shape: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> jax.Array:
     """A text's vector [B, projection] (or [B, width]): that of its end-of-text token.
 
     It has gone through all blocks and the final norm, whatever `apply` leaves out.
     """
-    x = _normed(shape, params, _text(shape, params, ids_BS, mask_BS))
-    if shape.end_token == LEGACY_END:
+    x = _normed(config, params, _text(config, params, ids_BS, mask_BS))
+    if config.end_token == LEGACY_END:
         end_B = jnp.argmax(ids_BS, axis=1)
     else:
-        end_B = jnp.argmax(ids_BS == shape.end_token, axis=1)
+        end_B = jnp.argmax(ids_BS == config.end_token, axis=1)
     chosen = jax.nn.one_hot(end_B, ids_BS.shape[1], dtype=bool)[:, :, None]
     last = jnp.sum(jnp.where(chosen, x, 0), axis=1, dtype=x.dtype)
-    return _projected(shape, params, last)
+    return _projected(config, params, last)
 
 
-def init_vision(shape: ClipVisionConfig, key: jax.Array) -> Params:
+def init_vision(config: ClipVisionConfig, key: jax.Array) -> Params:
     """Random float32 parameters, as `init`."""
     entry_key, key = jax.random.split(key)
-    side = shape.image_size
-    x = jnp.zeros((1, side, side, shape.channels))
-    entry = ClipVisionEmbed(shape).init(entry_key, x)["params"]
-    return {"entry": entry, **_init_common(shape, key)}
+    side = config.image_size
+    x = jnp.zeros((1, side, side, config.channels))
+    entry = ClipVisionEmbed(config).init(entry_key, x)["params"]
+    return {"entry": entry, **_init_common(config, key)}
 
 
 def apply_vision(
-    shape: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+    config: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> TokensBTD:
     """Features [B, 1 + patches, width] in float32: class token, patches row by row.
 
@@ -259,18 +261,18 @@ def apply_vision(
     Raises:
       ValueError: pictures of another size.
     """
-    wanted = (shape.image_size, shape.image_size, shape.channels)
+    wanted = (config.image_size, config.image_size, config.channels)
     if x_BHWC.shape[1:] != wanted:
         raise ValueError(f"pictures of {x_BHWC.shape[1:]}; this tower reads {wanted}")
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = ClipVisionEmbed(shape).apply({"params": entry}, x_BHWC)
-    return _run(shape, params, x, None).astype(jnp.float32)
+        x = ClipVisionEmbed(config).apply({"params": entry}, x_BHWC)
+    return _run(config, params, x, None).astype(jnp.float32)
 
 
 def embed_image(
-    shape: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+    config: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> jax.Array:
     """A picture's vector [B, projection] (or [B, width]): of its class token."""
-    x = apply_vision(shape, params, x_BHWC)[:, 0].astype(shape.dtype)
-    return _projected(shape, params, _normed(shape, params, x))
+    x = apply_vision(config, params, x_BHWC)[:, 0].astype(config.dtype)
+    return _projected(config, params, _normed(config, params, x))

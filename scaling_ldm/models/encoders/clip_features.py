@@ -23,12 +23,14 @@ Params = dict[str, Any]
 SIZE = 224  # of ViT-L/14's pictures; others read `shape.image_size`
 
 
-def init(shape: clip.ClipVisionConfig, key: jax.Array) -> Params:
+def init(config: clip.ClipVisionConfig, key: jax.Array) -> Params:
     """Random float32 parameters."""
-    return clip.init_vision(shape, key)
+    return clip.init_vision(config, key)
 
 
-def apply(shape: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
+def apply(
+    config: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+) -> Features:
     """Features [B, projection] of pictures.
 
     Args:
@@ -40,4 +42,4 @@ def apply(shape: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC) -> F
     mean, std = (v[None, None, None] for v in (clip.MEAN, clip.STD))
     x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
     with jax.default_matmul_precision("highest"):  # of float32, on every device
-        return Features(clip.embed_image(shape, params, x), None)
+        return Features(clip.embed_image(config, params, x), None)

@@ -119,15 +119,15 @@ class Clip:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pictures(
-    shape: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+    config: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> jax.Array:
-    return clip_features.apply(shape, params, x_BHWC).features
+    return clip_features.apply(config, params, x_BHWC).features
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed_captions(
-    shape: clip.ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS
+    config: clip.ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS
 ) -> jax.Array:
     """Vectors [B, projection] in float32 of what `Clip.encode` gives."""
     with jax.default_matmul_precision("highest"):
-        return clip.embed_text(shape, params, ids_BS, mask_BS)
+        return clip.embed_text(config, params, ids_BS, mask_BS)

@@ -70,87 +70,87 @@ class DinoConfig:
 class Mlp(nn.Module):
     """A perceptron, gated or not."""
 
-    shape: DinoConfig
+    config: DinoConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
-        s = self.shape
-        if s.gated:
-            pair = nn.DenseGeneral((2, s.hidden), dtype=s.dtype, name="up")(x_BTD)
+        cfg = self.config
+        if cfg.gated:
+            pair = nn.DenseGeneral((2, cfg.hidden), dtype=cfg.dtype, name="up")(x_BTD)
             gate, up = (jnp.squeeze(part, 2) for part in jnp.split(pair, 2, axis=2))
             h = jax.nn.silu(gate) * up
         else:
-            h = nn.Dense(s.hidden, dtype=s.dtype, name="up")(x_BTD)
-            h = blocks.ACTIVATIONS[s.activation](h)
-        return nn.Dense(s.width, dtype=s.dtype, name="down")(h)
+            h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="up")(x_BTD)
+            h = blocks.ACTIVATIONS[cfg.activation](h)
+        return nn.Dense(cfg.width, dtype=cfg.dtype, name="down")(h)
 
 
 class DinoBlock(nn.Module):
     """Attention and a perceptron, each normalised before and scaled after."""
 
-    shape: DinoConfig
+    config: DinoConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
 
         def scaled(x_BTD: TokensBTD, name: str) -> TokensBTD:
-            scale = self.param(name, nn.initializers.ones, (s.width,))
-            return x_BTD * scale.astype(s.dtype)[None, None]
+            scale = self.param(name, nn.initializers.ones, (cfg.width,))
+            return x_BTD * scale.astype(cfg.dtype)[None, None]
 
-        h = blocks.norm(s.epsilon, s.dtype, "attention_norm")(x_BTD)
-        h = blocks.EncoderAttention(s.heads, s.dtype, name="attention")(h, None)
+        h = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD)
+        h = blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(h, None)
         x = x_BTD + scaled(h, "attention_scale")
-        h = blocks.norm(s.epsilon, s.dtype, "mlp_norm")(x)
-        return x + scaled(Mlp(s, name="mlp")(h), "mlp_scale")
+        h = blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x)
+        return x + scaled(Mlp(cfg, name="mlp")(h), "mlp_scale")
 
 
 class DinoEmbed(nn.Module):
     """Patches after a class token, with positions."""
 
-    shape: DinoConfig
+    config: DinoConfig
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
         small = nn.initializers.normal(0.02)
-        height, width = (side // s.patch_size for side in x_BHWC.shape[1:3])
-        patches = layers.patchify(x_BHWC.astype(s.dtype), s.patch_size)
-        x = nn.Dense(s.width, dtype=s.dtype, name="patch")(patches)
-        first = self.param("class_embedding", small, (s.width,))
-        table = self.param("position_embedding", small, (1 + s.grid**2, s.width))
-        if s.mask_token:
-            self.param("mask_embedding", nn.initializers.zeros, (s.width,))
-        places = positions(s, table, height, width)
+        height, width = (side // cfg.patch_size for side in x_BHWC.shape[1:3])
+        patches = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
+        x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(patches)
+        first = self.param("class_embedding", small, (cfg.width,))
+        table = self.param("position_embedding", small, (1 + cfg.grid**2, cfg.width))
+        if cfg.mask_token:
+            self.param("mask_embedding", nn.initializers.zeros, (cfg.width,))
+        places = positions(cfg, table, height, width)
         places = jnp.concatenate([places[:1] + first[None], places[1:]])
         x = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
-        return x + places.astype(s.dtype)[None]
+        return x + places.astype(cfg.dtype)[None]
 
 
 class DinoHead(nn.Module):
     """The norm at the end."""
 
-    shape: DinoConfig
+    config: DinoConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return blocks.norm(self.shape.epsilon, self.shape.dtype, "norm")(x)
+        return blocks.norm(self.config.epsilon, self.config.dtype, "norm")(x)
 
 
 def positions(
-    shape: DinoConfig, table_ND: jax.Array, height: int, width: int
+    config: DinoConfig, table_ND: jax.Array, height: int, width: int
 ) -> jax.Array:
     """Those of a class token and of height x width patches, [1 + patches, D].
 
     Bicubic interpolation as torch's, which reads four rows and columns wherever it is
     (Keys 1981 with a = -0.75) and repeats the table's edge.
     """
-    if (height, width) == (shape.grid, shape.grid):
+    if (height, width) == (config.grid, config.grid):
         return table_ND
     features = table_ND.shape[-1]
-    x_HWD = table_ND[1:].reshape(shape.grid, shape.grid, features)
+    x_HWD = table_ND[1:].reshape(config.grid, config.grid, features)
     for axis, count in enumerate((height, width)):
-        index, weight = _cubic(shape.grid, count, shape.offset)
+        index, weight = _cubic(config.grid, count, config.offset)
         side = [1, 1, 1]
         side[axis] = count
         x_HWD = sum(
@@ -174,30 +174,30 @@ def _cubic(table: int, count: int, offset: float) -> tuple[np.ndarray, np.ndarra
     return np.clip(tap, 0, table - 1).astype(np.int32), weight
 
 
-def init(shape: DinoConfig, key: jax.Array) -> Params:
+def init(config: DinoConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`.
 
     Raises:
       ValueError: no network can be made of the shape; see `blocks.check`.
     """
-    blocks.check(shape)
-    if shape.image_size % shape.patch_size:
+    blocks.check(config)
+    if config.image_size % config.patch_size:
         raise ValueError(
-            f"image_size {shape.image_size} is not divisible by patch_size "
-            f"{shape.patch_size}"
+            f"image_size {config.image_size} is not divisible by patch_size "
+            f"{config.patch_size}"
         )
     entry_key, block_key, exit_key = jax.random.split(key, 3)
-    side = shape.image_size
-    x = jnp.zeros((1, 1, shape.width))
-    pictures = jnp.zeros((1, side, side, shape.channels))
+    side = config.image_size
+    x = jnp.zeros((1, 1, config.width))
+    pictures = jnp.zeros((1, side, side, config.channels))
     return {
-        "entry": DinoEmbed(shape).init(entry_key, pictures)["params"],
-        "blocks": blocks.init(DinoBlock(shape), shape.depth, block_key, x),
-        "exit": DinoHead(shape).init(exit_key, x)["params"],
+        "entry": DinoEmbed(config).init(entry_key, pictures)["params"],
+        "blocks": blocks.init(DinoBlock(config), config.depth, block_key, x),
+        "exit": DinoHead(config).init(exit_key, x)["params"],
     }
 
 
-def tokens(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
     """Features [B, 1 + patches, width] in float32: class token, patches row by row.
 
     Args:
@@ -207,30 +207,30 @@ def tokens(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
       ValueError: sides that the patches do not divide, or other channels.
     """
     *sides, channels = x_BHWC.shape[1:]
-    if channels != shape.channels or any(side % shape.patch_size for side in sides):
+    if channels != config.channels or any(side % config.patch_size for side in sides):
         raise ValueError(
-            f"pictures of {x_BHWC.shape[1:]}; this network reads {shape.channels} "
-            f"channels and sides that {shape.patch_size} divides, such as {SIZE}"
+            f"pictures of {x_BHWC.shape[1:]}; this network reads {config.channels} "
+            f"channels and sides that {config.patch_size} divides, such as {SIZE}"
         )
 
     with jax.default_matmul_precision("highest"):  # of float32, on every device
-        return _tokens(shape, params, x_BHWC)
+        return _tokens(config, params, x_BHWC)
 
 
-def _tokens(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def _tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return DinoBlock(shape).apply({"params": layers.gather(block)}, x)
+        return DinoBlock(config).apply({"params": layers.gather(block)}, x)
 
     with jax.named_scope("entry"):
         mean, std = (v[None, None, None] for v in (MEAN, STD))
         x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
-        x = DinoEmbed(shape).apply({"params": layers.gather(params["entry"])}, x)
+        x = DinoEmbed(config).apply({"params": layers.gather(params["entry"])}, x)
     with jax.named_scope("blocks"):
-        x = blocks.run(layer, x, params["blocks"], shape.unroll)
-    x = DinoHead(shape).apply({"params": layers.gather(params["exit"])}, x)
+        x = blocks.run(layer, x, params["blocks"], config.unroll)
+    x = DinoHead(config).apply({"params": layers.gather(params["exit"])}, x)
     return x.astype(jnp.float32)
 
 
-def apply(shape: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
+def apply(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
     """The class token's features [B, width] after the last norm; see `tokens`."""
-    return Features(tokens(shape, params, x_BHWC)[:, 0], None)
+    return Features(tokens(config, params, x_BHWC)[:, 0], None)

@@ -113,10 +113,10 @@ ALEXNET = LpipsConfig(  # of Krizhevsky 2014, arXiv 1404.5997
         Layer(index=10, outputs=256, compared=True),
     ),
 )
-BACKBONES = {shape.name: shape for shape in (VGG16, ALEXNET)}
+BACKBONES = {config.name: config for config in (VGG16, ALEXNET)}
 
 
-def shapes(shape: LpipsConfig) -> Params:
+def shapes(config: LpipsConfig) -> Params:
     """The parameters' tree of float32 shapes, with keys "0", "1", ... by index."""
     tree: Params = {"backbone": {}, "heads": {}}
     inputs = 3
@@ -124,32 +124,32 @@ def shapes(shape: LpipsConfig) -> Params:
     def leaf(*size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, jnp.float32)
 
-    for layer in shape.layers:
+    for layer in config.layers:
         kernel = leaf(layer.kernel, layer.kernel, inputs, layer.outputs)
         tree["backbone"][str(layer.index)] = {
             "kernel": kernel,
             "bias": leaf(layer.outputs),
         }
         inputs = layer.outputs
-    for i, layer in enumerate(shape.compared):
+    for i, layer in enumerate(config.compared):
         tree["heads"][str(i)] = {"kernel": leaf(layer.outputs, 1)}
     return tree
 
 
-def init(shape: LpipsConfig, key: jax.Array) -> Params:
+def init(config: LpipsConfig, key: jax.Array) -> Params:
     """Random float32 parameters; the heads', as fitted ones, not below zero."""
-    params = layers.initialise(shapes(shape), key, convolutions.rectified)
+    params = layers.initialise(shapes(config), key, convolutions.rectified)
     return {**params, "heads": jax.tree.map(jnp.abs, params["heads"])}
 
 
 def _compared(
-    shape: LpipsConfig, params: Params, x_BHWC: LatentBHWC
+    config: LpipsConfig, params: Params, x_BHWC: LatentBHWC
 ) -> list[jax.Array]:
     """Outputs of the layers that have a head, each place of length 1."""
     x = x_BHWC.astype(jnp.float32) / 127.5 - 1
     x = (x - SHIFT[None, None, None]) / SCALE[None, None, None]
     found = []
-    for layer in shape.layers:
+    for layer in config.layers:
         if layer.pool:
             x = _largest(x, layer.pool)
         padding = [(layer.padding, layer.padding)] * 2
@@ -175,7 +175,7 @@ def _unit(x_BHWC: LatentBHWC) -> LatentBHWC:
 
 
 def distance(
-    shape: LpipsConfig, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
+    config: LpipsConfig, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
 ) -> jax.Array:
     """LPIPS [B] in float32 of each picture of x from that of y; 0 where they are equal.
 
@@ -187,14 +187,16 @@ def distance(
     """
     if x_BHWC.shape != y_BHWC.shape:
         raise ValueError(f"pictures of {x_BHWC.shape} and of {y_BHWC.shape}")
-    if x_BHWC.shape[-1] != 3 or min(x_BHWC.shape[1:3]) < shape.smallest:
+    if x_BHWC.shape[-1] != 3 or min(x_BHWC.shape[1:3]) < config.smallest:
         raise ValueError(
-            f"pictures of {x_BHWC.shape[1:]}; {shape.name} compares those of 3 "
-            f"channels and at least {shape.smallest} x {shape.smallest} pixels"
+            f"pictures of {x_BHWC.shape[1:]}; {config.name} compares those of 3 "
+            f"channels and at least {config.smallest} x {config.smallest} pixels"
         )
-    heads = (layers.gather(params["heads"][str(i)]) for i in range(len(shape.compared)))
+    heads = (
+        layers.gather(params["heads"][str(i)]) for i in range(len(config.compared))
+    )
     with jax.named_scope("lpips"):
-        both = (_compared(shape, params, pictures) for pictures in (x_BHWC, y_BHWC))
+        both = (_compared(config, params, pictures) for pictures in (x_BHWC, y_BHWC))
         return sum(_difference(*three) for three in zip(heads, *both, strict=True))
 
 

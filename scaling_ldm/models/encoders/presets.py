@@ -16,7 +16,7 @@ from scaling_ldm.models.encoders import autoencoder_kl, bert, clip, dinov2, t5
 class AutoencoderPreset:
     """An autoencoder and what counting it should give."""
 
-    shape: autoencoder_kl.AutoencoderConfig
+    config: autoencoder_kl.AutoencoderConfig
     params: int
     encode_gflops: float
     decode_gflops: float
@@ -25,7 +25,7 @@ class AutoencoderPreset:
 
 def _four(scale: float, source: str) -> AutoencoderPreset:
     return AutoencoderPreset(
-        shape=autoencoder_kl.AutoencoderConfig(latent_channels=4, scale=scale),
+        config=autoencoder_kl.AutoencoderConfig(latent_channels=4, scale=scale),
         params=83_653_863,
         encode_gflops=272.72,
         decode_gflops=622.19,
@@ -35,7 +35,7 @@ def _four(scale: float, source: str) -> AutoencoderPreset:
 
 def _sixteen(scale: float, shift: float, source: str) -> AutoencoderPreset:
     return AutoencoderPreset(
-        shape=autoencoder_kl.AutoencoderConfig(
+        config=autoencoder_kl.AutoencoderConfig(
             latent_channels=16, quant_conv=False, scale=scale, shift=shift
         ),
         params=83_819_683,
@@ -57,7 +57,7 @@ AUTOENCODERS = {
 class EncoderPreset:
     """An encoder, how many parameters counting it should give, and where it is."""
 
-    shape: (
+    config: (
         t5.T5Config
         | clip.ClipTextConfig
         | clip.ClipVisionConfig
@@ -84,7 +84,7 @@ def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.T5Config:
 
 PRESETS = {
     "minilm_l6": EncoderPreset(
-        shape=bert.BertConfig(
+        config=bert.BertConfig(
             width=384,
             depth=6,
             heads=12,
@@ -96,7 +96,7 @@ PRESETS = {
         source="sentence-transformers/all-MiniLM-L6-v2",
     ),
     "bert_base": EncoderPreset(
-        shape=bert.BertConfig(
+        config=bert.BertConfig(
             width=768,
             depth=12,
             heads=12,
@@ -108,7 +108,7 @@ PRESETS = {
         source="google-bert/bert-base-uncased",
     ),
     "clip_l14_text": EncoderPreset(
-        shape=clip.ClipTextConfig(
+        config=clip.ClipTextConfig(
             width=768,
             depth=12,
             heads=12,
@@ -122,7 +122,7 @@ PRESETS = {
         source="openai/clip-vit-large-patch14",
     ),
     "clip_l14_vision": EncoderPreset(
-        shape=clip.ClipVisionConfig(
+        config=clip.ClipVisionConfig(
             width=1024,
             depth=24,
             heads=16,
@@ -135,7 +135,7 @@ PRESETS = {
         source="openai/clip-vit-large-patch14",
     ),
     "openclip_h_text": EncoderPreset(  # its last layer is left out: Stable Diffusion 2
-        shape=clip.ClipTextConfig(
+        config=clip.ClipTextConfig(
             width=1024,
             depth=23,
             heads=16,
@@ -150,12 +150,12 @@ PRESETS = {
         source="stabilityai/stable-diffusion-2-1, text_encoder",
     ),
     "t5_v1_1_small": EncoderPreset(
-        shape=_t5(512, 8, 6, 1024),
+        config=_t5(512, 8, 6, 1024),
         params=35_332_800,
         source="google/t5-v1_1-small",
     ),
     "t5_v1_1_xxl": EncoderPreset(
-        shape=_t5(4096, 24, 64, 10240),
+        config=_t5(4096, 24, 64, 10240),
         params=4_762_310_656,
         source="google/t5-v1_1-xxl",
     ),
@@ -167,7 +167,7 @@ def _dinov2(
 ) -> EncoderPreset:
     giant = name == "giant"
     return EncoderPreset(
-        shape=dinov2.DinoConfig(
+        config=dinov2.DinoConfig(
             width=width,
             depth=depth,
             heads=heads,

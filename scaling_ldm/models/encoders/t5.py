@@ -90,77 +90,77 @@ def _attend(
     return jnp.einsum("BKTS,BSKH->BTKH", weights_BKTS, v_BSKH)
 
 
-def _norm(shape: T5Config, name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(epsilon=shape.epsilon, dtype=shape.dtype, name=name)
+def _norm(config: T5Config, name: str) -> nn.RMSNorm:
+    return nn.RMSNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
 class T5Block(nn.Module):
     """Attention and a perceptron, each normalised before and around a residual."""
 
-    shape: T5Config
+    config: T5Config
 
     @nn.compact
     def __call__(
         self, x_BTD: TokensBTD, bias_1KTS: jax.Array, mask_B11S: jax.Array | None
     ) -> TokensBTD:
-        s = self.shape
+        cfg = self.config
 
         def dense(features: Any, name: str, axis: Any = -1) -> nn.DenseGeneral:
             return nn.DenseGeneral(
-                features, axis=axis, use_bias=False, dtype=s.dtype, name=name
+                features, axis=axis, use_bias=False, dtype=cfg.dtype, name=name
             )
 
-        h = _norm(s, "attention_norm")(x_BTD)
-        qkv = dense((3, s.heads, s.head_width), "qkv")(h)
+        h = _norm(cfg, "attention_norm")(x_BTD)
+        qkv = dense((3, cfg.heads, cfg.head_width), "qkv")(h)
         q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
         h = _attend(q, k, v, bias_1KTS, mask_B11S)
-        x = x_BTD + dense(s.width, "out", (-2, -1))(h)
-        h = _norm(s, "mlp_norm")(x)
-        act = blocks.ACTIVATIONS[s.activation]
-        if s.gated:
-            h = dense((2, s.hidden), "mlp_up")(h)
+        x = x_BTD + dense(cfg.width, "out", (-2, -1))(h)
+        h = _norm(cfg, "mlp_norm")(x)
+        act = blocks.ACTIVATIONS[cfg.activation]
+        if cfg.gated:
+            h = dense((2, cfg.hidden), "mlp_up")(h)
             gate, value = (jnp.squeeze(a, 2) for a in jnp.split(h, 2, axis=2))
             h = act(gate) * value
         else:
-            h = act(dense(s.hidden, "mlp_up")(h))
-        return x + dense(s.width, "mlp_down")(h)
+            h = act(dense(cfg.hidden, "mlp_up")(h))
+        return x + dense(cfg.width, "mlp_down")(h)
 
 
-def init(shape: T5Config, key: jax.Array) -> Params:
+def init(config: T5Config, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     word_key, bias_key, block_key = jax.random.split(key, 3)
-    table = (shape.buckets, shape.heads)
-    x = jnp.zeros((1, 1, shape.width))
-    bias = jnp.zeros((1, shape.heads, 1, 1))
+    table = (config.buckets, config.heads)
+    x = jnp.zeros((1, 1, config.width))
+    bias = jnp.zeros((1, config.heads, 1, 1))
     return {
         "entry": {
             "word_embedding": jax.random.normal(
-                word_key, (shape.vocab_size, shape.width)
+                word_key, (config.vocab_size, config.width)
             ),
-            "relative_bias": shape.width**-0.5 * jax.random.normal(bias_key, table),
+            "relative_bias": config.width**-0.5 * jax.random.normal(bias_key, table),
         },
-        "blocks": blocks.init(T5Block(shape), shape.depth, block_key, x, bias, None),
-        "exit": _norm(shape, None).init(key, x)["params"],
+        "blocks": blocks.init(T5Block(config), config.depth, block_key, x, bias, None),
+        "exit": _norm(config, None).init(key, x)["params"],
     }
 
 
 def apply(
-    shape: T5Config, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
+    config: T5Config, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
     """Features [B, S, width] in float32 of every token; padding is not attended to."""
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = layers.embed(entry["word_embedding"], ids_BS).astype(shape.dtype)
-        where = distance_buckets(ids_BS.shape[1], shape.buckets, shape.max_distance)
+        x = layers.embed(entry["word_embedding"], ids_BS).astype(config.dtype)
+        where = distance_buckets(ids_BS.shape[1], config.buckets, config.max_distance)
         bias = entry["relative_bias"][where].transpose(2, 0, 1)[None]  # 1, K, T, S
         bias = bias.astype(jnp.float32)
         mask = blocks.key_mask(mask_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return T5Block(shape).apply({"params": layers.gather(block)}, x, bias, mask)
+        return T5Block(config).apply({"params": layers.gather(block)}, x, bias, mask)
 
     with jax.named_scope("blocks"):
-        x = blocks.run(layer, x, params["blocks"], shape.unroll)
+        x = blocks.run(layer, x, params["blocks"], config.unroll)
     with jax.named_scope("exit"):
-        x = _norm(shape, None).apply({"params": layers.gather(params["exit"])}, x)
+        x = _norm(config, None).apply({"params": layers.gather(params["exit"])}, x)
     return x.astype(jnp.float32)

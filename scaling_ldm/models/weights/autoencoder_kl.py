@@ -52,13 +52,13 @@ _DEFAULTS: dict[str, Any] = {
 _NOT_READ = {"sample_size", "force_upcast"}
 
 
-def from_config(config: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfig:
+def from_config(published: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfig:
     """The shape that a config.json describes; arithmetic in float32.
 
     Raises:
       layout.WeightsError: another kind of network; every reason is listed.
     """
-    c = _DEFAULTS | {k: v for k, v in config.items() if not k.startswith("_")}
+    c = _DEFAULTS | {k: v for k, v in published.items() if not k.startswith("_")}
     levels = len(c["block_out_channels"])
     wanted = {
         "_class_name": "AutoencoderKL",
@@ -70,7 +70,7 @@ def from_config(config: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfig:
         "latents_std": None,
         "use_post_quant_conv": c["use_quant_conv"],
     }
-    given = c | {"_class_name": config.get("_class_name", "AutoencoderKL")}
+    given = c | {"_class_name": published.get("_class_name", "AutoencoderKL")}
     problems = [
         f"{name} is {given[name]!r}, wanted {value!r}"
         for name, value in wanted.items()
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_config(
-    shape: autoencoder_kl.AutoencoderConfig, sample_size: int = 512
+    config: autoencoder_kl.AutoencoderConfig, sample_size: int = 512
 ) -> dict[str, Any]:
     """What config.json says of a shape.
 
@@ -112,24 +112,24 @@ def to_config(
       sample_size: the side in pixels from which diffusers cuts pictures into tiles,
         where it is asked to.
     """
-    levels = len(shape.channels)
+    levels = len(config.channels)
     return {
         "_class_name": "AutoencoderKL",
-        "in_channels": shape.image_channels,
-        "out_channels": shape.image_channels,
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(shape.channels),
-        "layers_per_block": shape.blocks,
+        "block_out_channels": list(config.channels),
+        "layers_per_block": config.blocks,
         "act_fn": "silu",
-        "latent_channels": shape.latent_channels,
-        "norm_num_groups": shape.groups,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.groups,
         "sample_size": sample_size,
-        "scaling_factor": shape.scale,
-        "shift_factor": shape.shift or None,
-        "use_quant_conv": shape.quant_conv,
-        "use_post_quant_conv": shape.quant_conv,
-        "mid_block_add_attention": shape.middle_attention,
+        "scaling_factor": config.scale,
+        "shift_factor": config.shift or None,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.quant_conv,
+        "mid_block_add_attention": config.middle_attention,
     }
 
 
@@ -158,13 +158,13 @@ def _name(path: layout.Path, last: int) -> str:
     return ".".join([*theirs, _LEAVES[leaf]])
 
 
-def pairs(shape: autoencoder_kl.AutoencoderConfig) -> list[layout.Pair]:
+def pairs(config: autoencoder_kl.AutoencoderConfig) -> list[layout.Pair]:
     """Every leaf of an autoencoder and its tensor."""
-    tree = jax.eval_shape(lambda: autoencoder_kl.init(shape, jax.random.key(0)))
+    tree = jax.eval_shape(lambda: autoencoder_kl.init(config, jax.random.key(0)))
     found = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = tuple(key.key for key in keys)
-        name = _name(path, len(shape.channels) - 1)
+        name = _name(path, len(config.channels) - 1)
         if path[-1] != "kernel":
             found.append(layout.vector(path, name, leaf.shape))
         elif leaf.ndim == 4:
@@ -193,14 +193,14 @@ def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
 
 
 def read(
-    tensors: layout.Tensors, shape: autoencoder_kl.AutoencoderConfig
+    tensors: layout.Tensors, config: autoencoder_kl.AutoencoderConfig
 ) -> dict[str, Any]:
     """Float32 parameters; half precision is widened, which is exact.
 
     Raises:
       layout.WeightsError: tensors of another network; all differences are listed.
     """
-    tree = layout.read(pairs(shape), modern(tensors), "this autoencoder's")
+    tree = layout.read(pairs(config), modern(tensors), "this autoencoder's")
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
 
 
@@ -214,23 +214,23 @@ def load(
     """
     directory = pathlib.Path(directory)
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        published = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise layout.WeightsError(f"{directory / CONFIG} cannot be read: {e}") from e
-    shape = from_config(config)
-    return shape, read(layout.load(directory / WEIGHTS), shape)
+    config = from_config(published)
+    return config, read(layout.load(directory / WEIGHTS), config)
 
 
 def save(
     params: Mapping[str, Any],
     directory: str | pathlib.Path,
-    shape: autoencoder_kl.AutoencoderConfig,
+    config: autoencoder_kl.AutoencoderConfig,
     sample_size: int = 512,
 ) -> None:
     """Writes a directory as diffusers reads it; `sample_size` as in `to_config`."""
     directory = pathlib.Path(directory)
-    tensors = layout.write(pairs(shape), params)
+    tensors = layout.write(pairs(config), params)
     directory.mkdir(parents=True, exist_ok=True)
     layout.save(tensors, directory / WEIGHTS)
-    config = json.dumps(to_config(shape, sample_size), indent=2)
-    (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
+    published = json.dumps(to_config(config, sample_size), indent=2)
+    (directory / CONFIG).write_text(published + "\n", encoding="utf-8")

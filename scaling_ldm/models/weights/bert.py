@@ -29,43 +29,43 @@ _ENTRY = {
 _POOLER = "pooler.dense"
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> bert.BertConfig:
+def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig:
     """The shape that a config.json of a BERT states, defaults as in transformers.
 
     Raises:
       layout.WeightsError: positions or a direction that this network does not have.
     """
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    if published.get("position_embedding_type", "absolute") != "absolute":
         raise layout.WeightsError("only BERTs with absolute positions are known")
-    if config.get("is_decoder", False):
+    if published.get("is_decoder", False):
         raise layout.WeightsError("this BERT is a decoder; only encoders are known")
     found = bert.BertConfig(
-        width=config.get("hidden_size", 768),
-        depth=config.get("num_hidden_layers", 12),
-        heads=config.get("num_attention_heads", 12),
-        hidden=config.get("intermediate_size", 3072),
-        vocab_size=config.get("vocab_size", 30522),
-        max_tokens=config.get("max_position_embeddings", 512),
-        types=config.get("type_vocab_size", 2),
-        activation=config.get("hidden_act", "gelu"),
-        epsilon=config.get("layer_norm_eps", 1e-12),
+        width=published.get("hidden_size", 768),
+        depth=published.get("num_hidden_layers", 12),
+        heads=published.get("num_attention_heads", 12),
+        hidden=published.get("intermediate_size", 3072),
+        vocab_size=published.get("vocab_size", 30522),
+        max_tokens=published.get("max_position_embeddings", 512),
+        types=published.get("type_vocab_size", 2),
+        activation=published.get("hidden_act", "gelu"),
+        epsilon=published.get("layer_norm_eps", 1e-12),
     )
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: bert.BertConfig) -> list[layout.Pair]:
+def pairs(config: bert.BertConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
-    tree = jax.eval_shape(lambda: bert.init(shape, jax.random.key(0)))
+    tree = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
     found = [
         layout.vector(("entry", ours), theirs, tree["entry"][ours].shape)
         for ours, theirs in _ENTRY.items()
     ]
     for ours, theirs in (("scale", "weight"), ("bias", "bias")):
         name = f"embeddings.LayerNorm.{theirs}"
-        found.append(layout.vector(("entry", "norm", ours), name, (shape.width,)))
+        found.append(layout.vector(("entry", "norm", ours), name, (config.width,)))
     found += stacks.pairs(tree["blocks"], _BLOCK, "encoder.layer.{}")
-    if shape.pooler:
-        square = (shape.width, shape.width)
+    if config.pooler:
+        square = (config.width, config.width)
         found.append(layout.dense(("pooler", "kernel"), f"{_POOLER}.weight", square))
         found.append(layout.vector(("pooler", "bias"), f"{_POOLER}.bias", square[:1]))
     return found
@@ -84,7 +84,7 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, shape: bert.BertConfig, dtype: Any = np.float32
+    path: str | pathlib.Path, config: bert.BertConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory.
 
@@ -94,7 +94,7 @@ def load(
     Raises:
       layout.WeightsError: the file is another network's; all differences are listed.
     """
-    return layout.read(pairs(shape), _tensors(path), "this BERT's", dtype)
+    return layout.read(pairs(config), _tensors(path), "this BERT's", dtype)
 
 
 def open_directory(
@@ -106,13 +106,13 @@ def open_directory(
       changes: to fields of the shape, such as dtype or unroll.
     """
     pooler = f"{_POOLER}.weight" in _tensors(directory)
-    shape = from_config(files.config(directory), pooler=pooler)
-    params = load(directory, shape, dtype)
-    return dataclasses.replace(shape, **changes), params
+    config = from_config(files.config(directory), pooler=pooler)
+    params = load(directory, config, dtype)
+    return dataclasses.replace(config, **changes), params
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: bert.BertConfig
+    params: dict[str, Any], path: str | pathlib.Path, config: bert.BertConfig
 ) -> None:
     """Writes parameters as transformers' `BertModel` reads them."""
-    layout.save(layout.write(pairs(shape), params), path)
+    layout.save(layout.write(pairs(config), params), path)

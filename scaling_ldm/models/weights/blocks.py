@@ -160,7 +160,7 @@ def _split(path: Path) -> layout.Path:
 
 
 def settings(
-    config: Mapping[str, Any],
+    published: Mapping[str, Any],
     defaults: Mapping[str, Any],
     only: Mapping[str, tuple[Any, ...]],
     what: str,
@@ -174,7 +174,10 @@ def settings(
     Raises:
       layout.WeightsError: other values, or keys that are set but unknown: all of them.
     """
-    found = {**defaults, **{k: v for k, v in config.items() if not k.startswith("_")}}
+    found = {
+        **defaults,
+        **{k: v for k, v in published.items() if not k.startswith("_")},
+    }
     problems = [
         f"{key} = {value!r} is not known"
         for key, value in found.items()

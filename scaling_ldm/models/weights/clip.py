@@ -17,7 +17,7 @@ import numpy as np
 from scaling_ldm.models.encoders import clip, clip_score, tokenizers
 from scaling_ldm.models.weights import files, layout, stacks
 
-Shape = clip.ClipTextConfig | clip.ClipVisionConfig
+ClipConfig = clip.ClipTextConfig | clip.ClipVisionConfig
 
 _BLOCK = {
     "attention/qkv": tuple(f"self_attn.{n}_proj" for n in "qkv"),
@@ -37,7 +37,7 @@ class _Tower:
     projection: str
     norm: str  # the last one
     others: tuple[str, ...]
-    config: str
+    section: str  # of the config.json of a whole CLIP
 
 
 _TEXT = _Tower(
@@ -45,42 +45,42 @@ _TEXT = _Tower(
     projection="text_projection.weight",
     norm="final_layer_norm",
     others=("vision_model.", "visual_projection.", "logit_scale"),
-    config="text_config",
+    section="text_config",
 )
 _VISION = _Tower(
     prefix="vision_model.",
     projection="visual_projection.weight",
     norm="post_layernorm",
     others=("text_model.", "text_projection.", "logit_scale"),
-    config="vision_config",
+    section="vision_config",
 )
 
 
-def _tower(shape: Shape) -> _Tower:
-    return _TEXT if isinstance(shape, clip.ClipTextConfig) else _VISION
+def _tower(config: ClipConfig) -> _Tower:
+    return _TEXT if isinstance(config, clip.ClipTextConfig) else _VISION
 
 
-def _own(config: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
+def _own(published: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
     """The part of a config.json that describes one tower.
 
     Of a whole CLIP, the width of the shared space is stated beside the towers.
     """
-    if config.get("model_type", "clip") != "clip":
-        return dict(config)
-    if not {"text_config", "vision_config"} & set(config):
-        return dict(config)
+    if published.get("model_type", "clip") != "clip":
+        return dict(published)
+    if not {"text_config", "vision_config"} & set(published):
+        return dict(published)
     # Where both are, the second one counts and has the defaults besides.
-    own = config.get(f"{tower.config}_dict") or config.get(tower.config) or {}
-    return {**own, "projection_dim": config.get("projection_dim", 512)}
+    own = published.get(f"{tower.section}_dict") or published.get(tower.section) or {}
+    return {**own, "projection_dim": published.get("projection_dim", 512)}
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfig:
+def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfig:
     """The text tower of a config.json, of one or of both; defaults as transformers'.
 
     Raises:
       layout.WeightsError: several ids for the end of text.
     """
-    own = _own(config, _TEXT)
+    own = _own(published, _TEXT)
     end = own.get("eos_token_id", 49407)
     if not isinstance(end, int):
         raise layout.WeightsError(f"eos_token_id is {end!r}; wanted one id")
@@ -100,10 +100,10 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfi
 
 
 def vision_from_config(
-    config: Mapping[str, Any], **changes: Any
+    published: Mapping[str, Any], **changes: Any
 ) -> clip.ClipVisionConfig:
     """The image tower of a config.json, of one or of both."""
-    own = _own(config, _VISION)
+    own = _own(published, _VISION)
     found = clip.ClipVisionConfig(
         width=own.get("hidden_size", 768),
         depth=own.get("num_hidden_layers", 12),
@@ -126,11 +126,11 @@ def _norm(path: layout.Path, name: str, width: int) -> list[layout.Pair]:
     ]
 
 
-def pairs(shape: Shape) -> list[layout.Pair]:
+def pairs(config: ClipConfig) -> list[layout.Pair]:
     """Every leaf of a tower and its tensor, without the tower's prefix."""
-    vision, tower = isinstance(shape, clip.ClipVisionConfig), _tower(shape)
+    vision, tower = isinstance(config, clip.ClipVisionConfig), _tower(config)
     init = clip.init_vision if vision else clip.init
-    tree: Any = jax.eval_shape(lambda: init(shape, jax.random.key(0)))
+    tree: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     entry, found = tree["entry"], []
 
     def table(ours: str, theirs: str) -> None:
@@ -142,15 +142,15 @@ def pairs(shape: Shape) -> list[layout.Pair]:
         table("class_embedding", "class_embedding")
         path, patch = ("entry", "patch", "kernel"), entry["patch"]["kernel"].shape
         name = "embeddings.patch_embedding.weight"
-        found.append(layout.patches(path, name, patch, shape.patch_size))
-        found += _norm(("entry", "norm"), "pre_layrnorm", shape.width)
+        found.append(layout.patches(path, name, patch, config.patch_size))
+        found += _norm(("entry", "norm"), "pre_layrnorm", config.width)
     else:
         table("word_embedding", "token_embedding.weight")
     found += stacks.pairs(tree["blocks"], _BLOCK, "encoder.layers.{}")
-    found += _norm(("exit", "norm"), tower.norm, shape.width)
-    if shape.projection:
+    found += _norm(("exit", "norm"), tower.norm, config.width)
+    if config.projection:
         path = ("pooled", "projection", "kernel")
-        size = (shape.width, shape.projection)
+        size = (config.width, config.projection)
         found.append(layout.dense(path, tower.projection, size))
     return found
 
@@ -165,7 +165,7 @@ def _tensors(path: str | pathlib.Path, tower: _Tower) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, shape: Shape, dtype: Any = np.float32
+    path: str | pathlib.Path, config: ClipConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """A tower's parameters from a checkpoint's file or directory.
 
@@ -175,8 +175,8 @@ def load(
     Raises:
       layout.WeightsError: the file is another network's; all differences are listed.
     """
-    what = f"this CLIP's {_tower(shape).prefix.removesuffix('_model.')} tower's"
-    return layout.read(pairs(shape), _tensors(path, _tower(shape)), what, dtype)
+    what = f"this CLIP's {_tower(config).prefix.removesuffix('_model.')} tower's"
+    return layout.read(pairs(config), _tensors(path, _tower(config)), what, dtype)
 
 
 def open_directory(
@@ -189,22 +189,22 @@ def open_directory(
     Args:
       changes: to fields of the shape, such as dtype, skip or final_norm.
     """
-    shape = from_config(files.config(directory))
+    config = from_config(files.config(directory))
     if _TEXT.projection not in _tensors(directory, _TEXT):
-        shape = dataclasses.replace(shape, projection=0)
-    params = load(directory, shape, dtype)
-    return dataclasses.replace(shape, **changes), params
+        config = dataclasses.replace(config, projection=0)
+    params = load(directory, config, dtype)
+    return dataclasses.replace(config, **changes), params
 
 
 def open_vision_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[clip.ClipVisionConfig, dict[str, Any]]:
     """The image tower, as `open_directory`."""
-    shape = vision_from_config(files.config(directory))
+    config = vision_from_config(files.config(directory))
     if _VISION.projection not in _tensors(directory, _VISION):
-        shape = dataclasses.replace(shape, projection=0)
-    params = load(directory, shape, dtype)
-    return dataclasses.replace(shape, **changes), params
+        config = dataclasses.replace(config, projection=0)
+    params = load(directory, config, dtype)
+    return dataclasses.replace(config, **changes), params
 
 
 def open_both(
@@ -229,16 +229,16 @@ def open_both(
     )
 
 
-def tensors(params: dict[str, Any], shape: Shape) -> dict[str, np.ndarray]:
+def tensors(params: dict[str, Any], config: ClipConfig) -> dict[str, np.ndarray]:
     """A tower under the names of transformers' `CLIPModel`."""
-    tower = _tower(shape)
+    tower = _tower(config)
     return {
         name if name == tower.projection else f"{tower.prefix}{name}": value
-        for name, value in layout.write(pairs(shape), params).items()
+        for name, value in layout.write(pairs(config), params).items()
     }
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: Shape) -> None:
+def save(params: dict[str, Any], path: str | pathlib.Path, config: ClipConfig) -> None:
     """Writes a tower as transformers' `CLIPTextModel`, `CLIPVisionModel` or their
     relatives "WithProjection" read it."""
-    layout.save(tensors(params, shape), path)
+    layout.save(tensors(params, config), path)

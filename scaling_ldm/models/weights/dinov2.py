@@ -63,13 +63,13 @@ def hidden_width(width: int, ratio: float, gated: bool) -> int:
     return (int(whole * 2 / 3) + 7) // 8 * 8 if gated else whole
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.DinoConfig:
+def from_config(published: Mapping[str, Any], **changes: Any) -> dinov2.DinoConfig:
     """The shape that a config.json states, defaults as in transformers.
 
     Raises:
       layout.WeightsError: another network, or one without biases on its queries.
     """
-    c = {**_DEFAULTS, **config}
+    c = {**_DEFAULTS, **published}
     problems = [
         f"{key} = {c[key]!r}, wanted {wanted}"
         for key, wanted in (("model_type", "dinov2"), ("qkv_bias", True))
@@ -99,29 +99,29 @@ def from_config(config: Mapping[str, Any], **changes: Any) -> dinov2.DinoConfig:
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.Pair]:
+def pairs(config: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.Pair]:
     """Every leaf and its tensor."""
-    tree = jax.eval_shape(lambda: dinov2.init(shape, jax.random.key(0)))
+    tree = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))
     found = blocks.Pairs(tree)
 
     def norm(path: str, name: str, layer: int | None = None) -> None:
         found.vector(f"{path}/scale", f"{name}.weight", layer)
         found.vector(f"{path}/bias", f"{name}.bias", layer)
 
-    first, count = "embeddings", 1 + shape.grid**2
-    row = (1, shape.width)
+    first, count = "embeddings", 1 + config.grid**2
+    row = (1, config.width)
     found.patches_in(
-        "entry/patch", f"{first}.patch_embeddings.projection", shape.patch_size
+        "entry/patch", f"{first}.patch_embeddings.projection", config.patch_size
     )
     found.vector("entry/class_embedding", f"{first}.cls_token", theirs=(1, *row))
     found.vector(
         "entry/position_embedding",
         f"{first}.position_embeddings",
-        theirs=(1, count, shape.width),
+        theirs=(1, count, config.width),
     )
-    if shape.mask_token:
+    if config.mask_token:
         found.vector("entry/mask_embedding", f"{first}.mask_token", theirs=row)
-    for layer in range(shape.depth):
+    for layer in range(config.depth):
         block = f"encoder.layer.{layer}."
         norm("blocks/attention_norm", f"{block}norm1", layer)
         norm("blocks/mlp_norm", f"{block}norm2", layer)
@@ -131,7 +131,7 @@ def pairs(shape: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.P
         found.fused("blocks/attention/qkv", qkv, layer)
         found.linear("blocks/attention/out", block + names.out, layer, inputs=2)
         up, down = ("mlp.fc1",), "mlp.fc2"
-        if shape.gated:
+        if config.gated:
             up, down = names.gated, names.gated_down
         if len(up) == 1:
             found.linear("blocks/mlp/up", block + up[0], layer)
@@ -154,7 +154,7 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, shape: dinov2.DinoConfig, dtype: Any = np.float32
+    path: str | pathlib.Path, config: dinov2.DinoConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory.
 
@@ -166,7 +166,7 @@ def load(
     """
     tensors = _tensors(path)
     new = any(f".{_MODULES.out}." in name for name in tensors)
-    found = pairs(shape, _MODULES if new else _PUBLISHED)
+    found = pairs(config, _MODULES if new else _PUBLISHED)
     return layout.read(found, tensors, "this DINOv2's", dtype)
 
 
@@ -178,13 +178,13 @@ def open_directory(
     Args:
       changes: to fields of the shape, such as dtype, unroll or offset.
     """
-    shape = from_config(files.config(directory))
-    params = load(directory, shape, dtype)
-    return dataclasses.replace(shape, **changes), params
+    config = from_config(files.config(directory))
+    params = load(directory, config, dtype)
+    return dataclasses.replace(config, **changes), params
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: dinov2.DinoConfig
+    params: dict[str, Any], path: str | pathlib.Path, config: dinov2.DinoConfig
 ) -> None:
     """Writes parameters as transformers' `Dinov2Model` reads them."""
-    layout.save(layout.write(pairs(shape), params), path)
+    layout.save(layout.write(pairs(config), params), path)

@@ -54,13 +54,13 @@ _ONLY = {
 }
 
 
-def from_config(config: Mapping[str, Any]) -> dit.DiTConfig:
+def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
     """The float32 shape of a diffusers `DiTTransformer2DModel` config.
 
     Raises:
       layout.WeightsError: a setting that denoisers/dit.py has not.
     """
-    c = blocks.settings(config, _DEFAULTS, _ONLY, "a DiT's")
+    c = blocks.settings(published, _DEFAULTS, _ONLY, "a DiT's")
     side, channels = c["sample_size"], c["in_channels"]
     return dit.DiTConfig(
         architecture="adaln_zero",
@@ -86,32 +86,32 @@ def from_config(config: Mapping[str, Any]) -> dit.DiTConfig:
     )
 
 
-def to_config(shape: dit.DiTConfig) -> dict[str, Any]:
+def to_config(config: dit.DiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape.
 
     Raises:
       ValueError: a network that diffusers' DiT cannot be.
     """
-    _check(shape, "diffusers")
-    H, W, C = shape.image_shape
+    _check(config, "diffusers")
+    H, W, C = config.image_shape
     if H != W:
         raise ValueError(f"diffusers' DiT is square, this one {H} x {W}")
     return {
         "_class_name": "DiTTransformer2DModel",
         **_DEFAULTS,
-        "num_attention_heads": shape.heads,
-        "attention_head_dim": shape.width // shape.heads,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
         "in_channels": C,
-        "out_channels": shape.out_shape[-1],
-        "num_layers": shape.depth,
+        "out_channels": config.out_shape[-1],
+        "num_layers": config.depth,
         "sample_size": H,
-        "patch_size": shape.patch_size,
-        "num_embeds_ada_norm": shape.classes,
-        "norm_eps": shape.mlp_epsilon,
+        "patch_size": config.patch_size,
+        "num_embeds_ada_norm": config.classes,
+        "norm_eps": config.mlp_epsilon,
     }
 
 
-def _check(shape: dit.DiTConfig, kind: str) -> None:
+def _check(config: dit.DiTConfig, kind: str) -> None:
     if kind not in LAYOUTS:
         raise ValueError(f"layout {kind!r}; known: {', '.join(LAYOUTS)}")
     wanted = {
@@ -127,13 +127,13 @@ def _check(shape: dit.DiTConfig, kind: str) -> None:
     }
     if kind == "official":
         wanted["mlp_epsilon"] = 1e-6
-    have = {name: getattr(shape, name) for name in wanted}
+    have = {name: getattr(config, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
     if wrong:
         raise ValueError(f"{kind} DiT computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: dit.DiTConfig, kind: str) -> list[layout.Pair]:
+def pairs(config: dit.DiTConfig, kind: str) -> list[layout.Pair]:
     """Every leaf of a DiT and its tensors.
 
     Args:
@@ -142,18 +142,18 @@ def pairs(shape: dit.DiTConfig, kind: str) -> list[layout.Pair]:
     Raises:
       ValueError: a shape that gives other numbers than that layout's network.
     """
-    _check(shape, kind)
-    tree = jax.eval_shape(lambda: dit.init(shape, jax.random.key(0)))
+    _check(config, kind)
+    tree = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     found = blocks.Pairs(tree)
-    return _official(found, shape) if kind == "official" else _diffusers(found, shape)
+    return _official(found, config) if kind == "official" else _diffusers(found, config)
 
 
-def _official(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
-    found.patches_in("entry/patch", "x_embedder.proj", shape.patch_size)
+def _official(found: blocks.Pairs, config: dit.DiTConfig) -> list[layout.Pair]:
+    found.patches_in("entry/patch", "x_embedder.proj", config.patch_size)
     found.linear("entry/time/up", "t_embedder.mlp.0")
     found.linear("entry/time/out", "t_embedder.mlp.2")
     found.table("entry/label_embedding", "y_embedder.embedding_table.weight")
-    for i in range(shape.depth):
+    for i in range(config.depth):
         block = f"blocks.{i}"
         found.linear("blocks/modulation", f"{block}.adaLN_modulation.1", i)
         found.linear("blocks/attention/qkv", f"{block}.attn.qkv", i)
@@ -165,9 +165,9 @@ def _official(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
     return found.done()
 
 
-def _diffusers(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
-    found.patches_in("entry/patch", "pos_embed.proj", shape.patch_size)
-    for i in range(shape.depth):
+def _diffusers(found: blocks.Pairs, config: dit.DiTConfig) -> list[layout.Pair]:
+    found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
+    for i in range(config.depth):
         block = f"transformer_blocks.{i}"
         found.linear("entry/time/up", f"{block}.norm1.emb.timestep_embedder.linear_1")
         found.linear("entry/time/out", f"{block}.norm1.emb.timestep_embedder.linear_2")
@@ -188,15 +188,15 @@ def _diffusers(found: blocks.Pairs, shape: dit.DiTConfig) -> list[layout.Pair]:
     return found.done()
 
 
-def fixed(shape: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
+def fixed(config: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
     """The official layout's table of positions; diffusers stores none."""
     if kind == "diffusers":
         return []
-    table = layers.grid_positions(GRID, *shape.patches, shape.width)
+    table = layers.grid_positions(GRID, *config.patches, config.width)
     return [layout.FixedTensor("pos_embed", np.asarray(table)[None])]
 
 
-def load(path: str | pathlib.Path, shape: dit.DiTConfig, kind: str) -> dict[str, Any]:
+def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str, Any]:
     """Parameters from a safetensors file or an official .pt file.
 
     Raises:
@@ -208,12 +208,12 @@ def load(path: str | pathlib.Path, shape: dit.DiTConfig, kind: str) -> dict[str,
     else:
         tensors = layout.load(path)
     return layout.read(
-        pairs(shape, kind), tensors, "this DiT's", np.float32, fixed(shape, kind)
+        pairs(config, kind), tensors, "this DiT's", np.float32, fixed(config, kind)
     )
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: dit.DiTConfig, kind: str
+    params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig, kind: str
 ) -> None:
     """Writes parameters as safetensors with the names of a layout."""
-    layout.save(layout.write(pairs(shape, kind), params, fixed(shape, kind)), path)
+    layout.save(layout.write(pairs(config, kind), params, fixed(config, kind)), path)

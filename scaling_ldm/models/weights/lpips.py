@@ -20,17 +20,17 @@ PACKAGE = "lpips"
 FILE = "weights/v0.1/{}.pth"
 
 
-def find_heads(shape: network.LpipsConfig) -> pathlib.Path | None:
+def find_heads(config: network.LpipsConfig) -> pathlib.Path | None:
     """The heads' file in the installed package, None without it; imports nothing."""
     place = hub.package(PACKAGE)
-    if place is None or not (place / FILE.format(shape.name)).is_file():
+    if place is None or not (place / FILE.format(config.name)).is_file():
         return None
-    return place / FILE.format(shape.name)
+    return place / FILE.format(config.name)
 
 
-def pairs(shape: network.LpipsConfig) -> list[layout.Pair]:
+def pairs(config: network.LpipsConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
-    tree, found = network.shapes(shape), []
+    tree, found = network.shapes(config), []
     for index, layer in tree["backbone"].items():
         path, name = ("backbone", index), f"features.{index}"
         kernel, bias = ((*path, part) for part in ("kernel", "bias"))
@@ -45,7 +45,7 @@ def pairs(shape: network.LpipsConfig) -> list[layout.Pair]:
 
 
 def load(
-    backbone: str | pathlib.Path, heads: str | pathlib.Path, shape: network.LpipsConfig
+    backbone: str | pathlib.Path, heads: str | pathlib.Path, config: network.LpipsConfig
 ) -> dict[str, Any]:
     """Parameters; both may be one file, as `save` writes it.
 
@@ -62,12 +62,12 @@ def load(
         for name, value in given.items()
         if not name.startswith("classifier.")
     }
-    what = f"those of LPIPS ({shape.name})"
-    return layout.read(pairs(shape), given, what, np.float32)
+    what = f"those of LPIPS ({config.name})"
+    return layout.read(pairs(config), given, what, np.float32)
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: network.LpipsConfig
+    params: dict[str, Any], path: str | pathlib.Path, config: network.LpipsConfig
 ) -> None:
     """Writes backbone and heads to one .safetensors file, under the names above."""
-    layout.save(layout.write(pairs(shape), params), path)
+    layout.save(layout.write(pairs(config), params), path)

@@ -52,7 +52,7 @@ _QK_NORMS = {None: "none", "rms_norm": "rms", "layer_norm": "layer"}
 FLUX_PATCH = 2
 
 
-def _shape(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
+def _config(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
     return mmdit.MMDiTConfig(
         width=c["num_attention_heads"] * c["attention_head_dim"],
         depth=c["num_layers"],
@@ -71,7 +71,7 @@ def _shape(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
 
 
 def sd3_from_config(
-    config: Mapping[str, Any], text_tokens: int, side: int = 0
+    published: Mapping[str, Any], text_tokens: int, side: int = 0
 ) -> mmdit.MMDiTConfig:
     """The float32 shape of an SD3 config.
 
@@ -83,8 +83,8 @@ def sd3_from_config(
       layout.WeightsError: a setting that denoisers/mmdit.py has not.
     """
     only = {"qk_norm": tuple(_QK_NORMS), "dual_attention_layers": ((), [])}
-    c = blocks.settings(config, _SD3, only, "an SD3's")
-    shape = _shape(
+    c = blocks.settings(published, _SD3, only, "an SD3's")
+    config = _config(
         c,
         image_shape=(*(side or c["sample_size"],) * 2, c["in_channels"]),
         patch_size=c["patch_size"],
@@ -97,16 +97,16 @@ def sd3_from_config(
         ),
         out_channels=c["out_channels"] or c["in_channels"],
     )
-    if c["caption_projection_dim"] != shape.width:
+    if c["caption_projection_dim"] != config.width:
         raise layout.WeightsError(
             f"caption_projection_dim {c['caption_projection_dim']} is not the width "
-            f"{shape.width}"
+            f"{config.width}"
         )
-    return shape
+    return config
 
 
 def flux_from_config(
-    config: Mapping[str, Any], text_tokens: int, image_size: tuple[int, int]
+    published: Mapping[str, Any], text_tokens: int, image_size: tuple[int, int]
 ) -> mmdit.MMDiTConfig:
     """The float32 shape of a FLUX config, at latents of this height and width.
 
@@ -116,8 +116,8 @@ def flux_from_config(
     Raises:
       layout.WeightsError: a setting that denoisers/mmdit.py has not.
     """
-    c = blocks.settings(config, _FLUX, {"patch_size": (1,)}, "a FLUX's")
-    return _shape(
+    c = blocks.settings(published, _FLUX, {"patch_size": (1,)}, "a FLUX's")
+    return _config(
         c,
         image_shape=(*image_size, c["in_channels"] // FLUX_PATCH**2),
         patch_size=FLUX_PATCH,
@@ -131,54 +131,54 @@ def flux_from_config(
     )
 
 
-def to_config(shape: mmdit.MMDiTConfig) -> dict[str, Any]:
+def to_config(config: mmdit.MMDiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape: FLUX's with single-stream blocks, else SD3's.
 
     Raises:
       ValueError: a network that neither can be.
     """
-    _check(shape)
+    _check(config)
     common = {
-        "num_layers": shape.depth,
-        "attention_head_dim": shape.width // shape.heads,
-        "num_attention_heads": shape.heads,
-        "joint_attention_dim": shape.text_width,
-        "pooled_projection_dim": shape.pooled_width,
+        "num_layers": config.depth,
+        "attention_head_dim": config.width // config.heads,
+        "num_attention_heads": config.heads,
+        "joint_attention_dim": config.text_width,
+        "pooled_projection_dim": config.pooled_width,
     }
-    C, out = shape.image_shape[-1], shape.out_shape[-1]
-    if shape.single_depth:
+    C, out = config.image_shape[-1], config.out_shape[-1]
+    if config.single_depth:
         return {
             "_class_name": "FluxTransformer2DModel",
             **_FLUX,
             **common,
             "in_channels": C * FLUX_PATCH**2,
             "out_channels": out * FLUX_PATCH**2,
-            "num_single_layers": shape.single_depth,
-            "guidance_embeds": shape.guidance,
-            "axes_dims_rope": list(_axes(shape)),
+            "num_single_layers": config.single_depth,
+            "guidance_embeds": config.guidance,
+            "axes_dims_rope": list(_axes(config)),
         }
     theirs = {ours: name for name, ours in _QK_NORMS.items()}
-    grid = shape.grid
+    grid = config.grid
     return {
         "_class_name": "SD3Transformer2DModel",
         **common,
-        "sample_size": round(grid.step * grid.table) * shape.patch_size,
-        "patch_size": shape.patch_size,
+        "sample_size": round(grid.step * grid.table) * config.patch_size,
+        "patch_size": config.patch_size,
         "in_channels": C,
         "out_channels": out,
-        "caption_projection_dim": shape.width,
+        "caption_projection_dim": config.width,
         "pos_embed_max_size": grid.table,
         "dual_attention_layers": [],
-        "qk_norm": theirs[shape.qk_norm],
+        "qk_norm": theirs[config.qk_norm],
     }
 
 
-def _axes(shape: mmdit.MMDiTConfig) -> tuple[int, ...]:
-    return shape.rope_axes or layers.rope_axes(shape.width // shape.heads, 3)
+def _axes(config: mmdit.MMDiTConfig) -> tuple[int, ...]:
+    return config.rope_axes or layers.rope_axes(config.width // config.heads, 3)
 
 
-def _check(shape: mmdit.MMDiTConfig) -> None:
-    flux = shape.single_depth > 0
+def _check(config: mmdit.MMDiTConfig) -> None:
+    flux = config.single_depth > 0
     wanted: dict[str, Any] = {
         "mlp_ratio": 4,
         "activation": "gelu",
@@ -191,34 +191,34 @@ def _check(shape: mmdit.MMDiTConfig) -> None:
         wanted |= {"qk_norm": "rms", "patch_size": FLUX_PATCH}
     else:
         wanted["guidance"] = False
-        step, table = shape.grid.step, shape.grid.table or -1
+        step, table = config.grid.step, config.grid.table or -1
         wanted["grid"] = layers.PositionGrid(columns_first=True, step=step, table=table)
-    have = {name: getattr(shape, name) for name in wanted}
+    have = {name: getattr(config, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
-    if not shape.pooled_width:
+    if not config.pooled_width:
         wrong.append("pooled_width = 0")
     if wrong:
         name = "FLUX" if flux else "SD3"
         raise ValueError(f"{name} computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: mmdit.MMDiTConfig) -> list[layout.Pair]:
+def pairs(config: mmdit.MMDiTConfig) -> list[layout.Pair]:
     """Every leaf of an SD3 or a FLUX and its tensors.
 
     Raises:
       ValueError: a shape that gives other numbers than the published network.
     """
-    _check(shape)
-    found = blocks.Pairs(jax.eval_shape(lambda: mmdit.init(shape, jax.random.key(0))))
-    flux = shape.single_depth > 0
+    _check(config)
+    found = blocks.Pairs(jax.eval_shape(lambda: mmdit.init(config, jax.random.key(0))))
+    flux = config.single_depth > 0
     if flux:
-        found.patches_in("entry/patch", "x_embedder", shape.patch_size, flat=True)
-        found.patches_out("exit/patch", "proj_out", shape.patch_size)
+        found.patches_in("entry/patch", "x_embedder", config.patch_size, flat=True)
+        found.patches_out("exit/patch", "proj_out", config.patch_size)
     else:
-        found.patches_in("entry/patch", "pos_embed.proj", shape.patch_size)
+        found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
         found.linear("exit/patch", "proj_out")
     embedders = {"time": "timestep_embedder"}
-    if shape.guidance:
+    if config.guidance:
         embedders["guidance"] = "guidance_embedder"
     for ours, name in embedders.items():
         found.linear(f"entry/{ours}/up", f"time_text_embed.{name}.linear_1")
@@ -227,31 +227,31 @@ def pairs(shape: mmdit.MMDiTConfig) -> list[layout.Pair]:
     found.linear("entry/pooled_out", "time_text_embed.text_embedder.linear_2")
     found.linear("entry/text", "context_embedder")
     found.linear("exit/modulation", "norm_out.linear")
-    for i in range(shape.depth):
-        if i == shape.depth - 1 and not flux:
-            _double(found, shape, "last", i, None)
+    for i in range(config.depth):
+        if i == config.depth - 1 and not flux:
+            _double(found, config, "last", i, None)
         else:
-            _double(found, shape, "blocks", i, i)
-    for i in range(shape.single_depth):
-        _single(found, shape, i)
+            _double(found, config, "blocks", i, i)
+    for i in range(config.single_depth):
+        _single(found, config, i)
     return found.done()
 
 
 def _norms(
     found: blocks.Pairs,
-    shape: mmdit.MMDiTConfig,
+    config: mmdit.MMDiTConfig,
     names: Mapping[str, str],
     layer: int | None,
 ) -> None:
     """Scales, and biases of a LayerNorm, of queries and keys."""
-    for ours, name in names.items() if shape.qk_norm != "none" else ():
+    for ours, name in names.items() if config.qk_norm != "none" else ():
         found.vector(f"{ours}/scale", f"{name}.weight", layer)
-        if shape.qk_norm == "layer":
+        if config.qk_norm == "layer":
             found.vector(f"{ours}/bias", f"{name}.bias", layer)
 
 
 def _double(
-    found: blocks.Pairs, shape: mmdit.MMDiTConfig, ours: str, i: int, layer: int | None
+    found: blocks.Pairs, config: mmdit.MMDiTConfig, ours: str, i: int, layer: int | None
 ) -> None:
     block = f"transformer_blocks.{i}"
     attention = f"{block}.attn"
@@ -265,7 +265,7 @@ def _double(
         f"{ours}/text_q_norm": f"{attention}.norm_added_q",
         f"{ours}/text_k_norm": f"{attention}.norm_added_k",
     }
-    _norms(found, shape, names, layer)
+    _norms(found, config, names, layer)
     found.linear(f"{ours}/image_out", f"{attention}.to_out.0", layer, inputs=2)
     found.linear(f"{ours}/image_up", f"{block}.ff.net.0.proj", layer)
     found.linear(f"{ours}/image_down", f"{block}.ff.net.2", layer)
@@ -275,7 +275,7 @@ def _double(
         found.linear(f"{ours}/text_down", f"{block}.ff_context.net.2", layer)
 
 
-def _single(found: blocks.Pairs, shape: mmdit.MMDiTConfig, i: int) -> None:
+def _single(found: blocks.Pairs, config: mmdit.MMDiTConfig, i: int) -> None:
     block = f"single_transformer_blocks.{i}"
     attention = f"{block}.attn"
     found.linear("single_blocks/modulation", f"{block}.norm.linear", i)
@@ -284,32 +284,34 @@ def _single(found: blocks.Pairs, shape: mmdit.MMDiTConfig, i: int) -> None:
         "single_blocks/q_norm": f"{attention}.norm_q",
         "single_blocks/k_norm": f"{attention}.norm_k",
     }
-    _norms(found, shape, names, i)
+    _norms(found, config, names, i)
     found.linear("single_blocks/up", f"{block}.proj_mlp", i)
     found.linear("single_blocks/out", f"{block}.proj_out", i)
 
 
-def fixed(shape: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
+def fixed(config: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
     """SD3's whole table of positions, of which ours computes the middle."""
-    if shape.single_depth:
+    if config.single_depth:
         return []
-    side = shape.grid.table
-    whole = layers.grid_positions(shape.grid, side, side, shape.width)
+    side = config.grid.table
+    whole = layers.grid_positions(config.grid, side, side, config.width)
     return [layout.FixedTensor("pos_embed.pos_embed", np.asarray(whole)[None])]
 
 
-def load(path: str | pathlib.Path, shape: mmdit.MMDiTConfig) -> dict[str, Any]:
+def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
     """Parameters from diffusers' safetensors: a file, or the index of several.
 
     Raises:
       layout.WeightsError: the file is another network's; all differences are listed.
     """
     tensors = layout.load(path)
-    return layout.read(pairs(shape), tensors, "this MMDiT's", np.float32, fixed(shape))
+    return layout.read(
+        pairs(config), tensors, "this MMDiT's", np.float32, fixed(config)
+    )
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: mmdit.MMDiTConfig
+    params: dict[str, Any], path: str | pathlib.Path, config: mmdit.MMDiTConfig
 ) -> None:
     """Writes parameters as diffusers reads them."""
-    layout.save(layout.write(pairs(shape), params, fixed(shape)), path)
+    layout.save(layout.write(pairs(config), params, fixed(config)), path)

@@ -52,7 +52,7 @@ _ONLY = {
 }
 
 
-def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
+def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
     """The float32 shape of a diffusers config.
 
     Args:
@@ -61,7 +61,7 @@ def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
     Raises:
       layout.WeightsError: a setting that denoisers/dit.py has not.
     """
-    c = blocks.settings(config, _DEFAULTS, _ONLY, "a PixArt-alpha's")
+    c = blocks.settings(published, _DEFAULTS, _ONLY, "a PixArt-alpha's")
     width = c["num_attention_heads"] * c["attention_head_dim"]
     side = c["sample_size"]
     extra = c["use_additional_conditions"]
@@ -99,41 +99,41 @@ def from_config(config: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
     )
 
 
-def to_config(shape: dit.DiTConfig) -> dict[str, Any]:
+def to_config(config: dit.DiTConfig) -> dict[str, Any]:
     """The diffusers config of a shape.
 
     Raises:
       ValueError: a network that diffusers' PixArt cannot be.
     """
-    _check(shape)
-    H, W, C = shape.image_shape
+    _check(config)
+    H, W, C = config.image_shape
     if H != W:
         raise ValueError(f"diffusers' PixArt is square, this one {H} x {W}")
-    scale = 1 / shape.grid.step
+    scale = 1 / config.grid.step
     return {
         "_class_name": "PixArtTransformer2DModel",
         **_DEFAULTS,
-        "num_attention_heads": shape.heads,
-        "attention_head_dim": shape.width // shape.heads,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
         "in_channels": C,
-        "out_channels": shape.out_shape[-1],
-        "num_layers": shape.depth,
-        "cross_attention_dim": shape.width,
+        "out_channels": config.out_shape[-1],
+        "num_layers": config.depth,
+        "cross_attention_dim": config.width,
         "sample_size": H,
-        "patch_size": shape.patch_size,
+        "patch_size": config.patch_size,
         "interpolation_scale": int(scale) if scale == int(scale) else scale,
         "use_additional_conditions": False,
-        "caption_channels": shape.text_width,
+        "caption_channels": config.text_width,
     }
 
 
-def _check(shape: dit.DiTConfig) -> None:
+def _check(config: dit.DiTConfig) -> None:
     wanted = {
         "architecture": "cross_attention",
         "norm": "layer",
         "qk_norm": "none",
         "positions": "sinusoidal",
-        "grid": layers.PositionGrid(columns_first=True, step=shape.grid.step),
+        "grid": layers.PositionGrid(columns_first=True, step=config.grid.step),
         "mlp_ratio": 4,
         "activation": "gelu",
         "time_width": 256,
@@ -141,33 +141,33 @@ def _check(shape: dit.DiTConfig) -> None:
         "mlp_epsilon": 1e-6,
         "vocab_size": 0,
     }
-    have = {name: getattr(shape, name) for name in wanted}
+    have = {name: getattr(config, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
     if wrong:
         raise ValueError(f"PixArt-alpha computes otherwise: {'; '.join(wrong)}")
 
 
-def pairs(shape: dit.DiTConfig) -> list[layout.Pair]:
+def pairs(config: dit.DiTConfig) -> list[layout.Pair]:
     """Every leaf of a PixArt-alpha and its tensors.
 
     Raises:
       ValueError: a shape that gives other numbers than the published network.
     """
-    _check(shape)
-    found = blocks.Pairs(jax.eval_shape(lambda: dit.init(shape, jax.random.key(0))))
-    found.patches_in("entry/patch", "pos_embed.proj", shape.patch_size)
+    _check(config)
+    found = blocks.Pairs(jax.eval_shape(lambda: dit.init(config, jax.random.key(0))))
+    found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
     found.linear("entry/time/up", "adaln_single.emb.timestep_embedder.linear_1")
     found.linear("entry/time/out", "adaln_single.emb.timestep_embedder.linear_2")
     found.linear("entry/modulation", "adaln_single.linear")
     found.linear("entry/text_up", "caption_projection.linear_1")
     found.linear("entry/text_out", "caption_projection.linear_2")
-    for i in range(shape.depth):
+    for i in range(config.depth):
         block = f"transformer_blocks.{i}"
         found.vector(
             "blocks/modulation_table",
             f"{block}.scale_shift_table",
             i,
-            theirs=(6, shape.width),
+            theirs=(6, config.width),
         )
         own, cross = f"{block}.attn1", f"{block}.attn2"
         found.fused("blocks/attention/qkv", [f"{own}.to_{name}" for name in "qkv"], i)
@@ -179,24 +179,24 @@ def pairs(shape: dit.DiTConfig) -> list[layout.Pair]:
         found.linear("blocks/cross_attention/out", f"{cross}.to_out.0", i, inputs=2)
         found.linear("blocks/mlp_up", f"{block}.ff.net.0.proj", i)
         found.linear("blocks/mlp_down", f"{block}.ff.net.2", i)
-    found.vector("exit/modulation_table", "scale_shift_table", theirs=(2, shape.width))
+    found.vector("exit/modulation_table", "scale_shift_table", theirs=(2, config.width))
     found.linear("exit/patch", "proj_out")
     return found.done()
 
 
-def load(path: str | pathlib.Path, shape: dit.DiTConfig) -> dict[str, Any]:
+def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
     """Parameters from a diffusers safetensors file.
 
     Raises:
       layout.WeightsError: the file is another network's; all differences are listed.
     """
     return layout.read(
-        pairs(shape), layout.load(path), "this PixArt-alpha's", np.float32
+        pairs(config), layout.load(path), "this PixArt-alpha's", np.float32
     )
 
 
 def save(
-    params: dict[str, Any], path: str | pathlib.Path, shape: dit.DiTConfig
+    params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig
 ) -> None:
     """Writes parameters as diffusers reads them."""
-    layout.save(layout.write(pairs(shape), params), path)
+    layout.save(layout.write(pairs(config), params), path)

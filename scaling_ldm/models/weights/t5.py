@@ -33,47 +33,47 @@ _BIAS = f"block.0.{_ATTENTION}.SelfAttention.relative_attention_bias.weight"
 _OUT = "final_layer_norm.weight"
 
 
-def from_config(config: Mapping[str, Any], **changes: Any) -> t5.T5Config:
+def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
     """The shape that a config.json of a T5 states, defaults as in transformers.
 
     Raises:
       layout.WeightsError: perceptrons that this network does not have.
     """
-    *gated, activation = config.get("feed_forward_proj", "relu").split("-")
+    *gated, activation = published.get("feed_forward_proj", "relu").split("-")
     if gated not in ([], ["gated"]):
         raise layout.WeightsError(
-            f"feed_forward_proj is {config['feed_forward_proj']!r}; known are an "
+            f"feed_forward_proj is {published['feed_forward_proj']!r}; known are an "
             "activation, and gated-<activation>"
         )
     # Version 1.1 writes gelu and means its tanh form.
     known = {"gelu": "gelu_new"} if gated else {}
     found = t5.T5Config(
-        width=config.get("d_model", 512),
-        depth=config.get("num_layers", 6),
-        heads=config.get("num_heads", 8),
-        head_width=config.get("d_kv", 64),
-        hidden=config.get("d_ff", 2048),
-        vocab_size=config.get("vocab_size", 32128),
+        width=published.get("d_model", 512),
+        depth=published.get("num_layers", 6),
+        heads=published.get("num_heads", 8),
+        head_width=published.get("d_kv", 64),
+        hidden=published.get("d_ff", 2048),
+        vocab_size=published.get("vocab_size", 32128),
         gated=bool(gated),
         activation=known.get(activation, activation),
-        max_tokens=config.get("n_positions", 512),
-        buckets=config.get("relative_attention_num_buckets", 32),
-        max_distance=config.get("relative_attention_max_distance", 128),
-        epsilon=config.get("layer_norm_epsilon", 1e-6),
+        max_tokens=published.get("n_positions", 512),
+        buckets=published.get("relative_attention_num_buckets", 32),
+        max_distance=published.get("relative_attention_max_distance", 128),
+        epsilon=published.get("layer_norm_epsilon", 1e-6),
     )
     return dataclasses.replace(found, **changes)
 
 
-def pairs(shape: t5.T5Config) -> list[layout.Pair]:
+def pairs(config: t5.T5Config) -> list[layout.Pair]:
     """Every leaf and its tensor, without the prefix "encoder."."""
-    tree = jax.eval_shape(lambda: t5.init(shape, jax.random.key(0)))
-    entry, names = tree["entry"], {**_BLOCK, "mlp_up": _UP[shape.gated]}
+    tree = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
+    entry, names = tree["entry"], {**_BLOCK, "mlp_up": _UP[config.gated]}
     words = entry["word_embedding"].shape
     return [
         layout.vector(("entry", "word_embedding"), _WORDS, words),
         layout.vector(("entry", "relative_bias"), _BIAS, entry["relative_bias"].shape),
         *stacks.pairs(tree["blocks"], names, "block.{}"),
-        layout.vector(("exit", "scale"), _OUT, (shape.width,)),
+        layout.vector(("exit", "scale"), _OUT, (config.width,)),
     ]
 
 
@@ -85,7 +85,7 @@ def _rename(name: str) -> str | None:
 
 
 def load(
-    path: str | pathlib.Path, shape: t5.T5Config, dtype: Any = np.float32
+    path: str | pathlib.Path, config: t5.T5Config, dtype: Any = np.float32
 ) -> dict[str, Any]:
     """Parameters from a checkpoint's file or directory, of an encoder or a whole T5.
 
@@ -96,7 +96,7 @@ def load(
       layout.WeightsError: the file is another network's; all differences are listed.
     """
     tensors = layout.named(files.stored(path), _rename, str(path))
-    return layout.read(pairs(shape), tensors, "this T5 encoder's", dtype)
+    return layout.read(pairs(config), tensors, "this T5 encoder's", dtype)
 
 
 def open_directory(
@@ -107,14 +107,14 @@ def open_directory(
     Args:
       changes: to fields of the shape, such as dtype or unroll.
     """
-    shape = from_config(files.config(directory))
-    params = load(directory, shape, dtype)
-    return dataclasses.replace(shape, **changes), params
+    config = from_config(files.config(directory))
+    params = load(directory, config, dtype)
+    return dataclasses.replace(config, **changes), params
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, shape: t5.T5Config) -> None:
+def save(params: dict[str, Any], path: str | pathlib.Path, config: t5.T5Config) -> None:
     """Writes parameters as transformers' `T5EncoderModel` reads them."""
-    tensors = layout.write(pairs(shape), params)
+    tensors = layout.write(pairs(config), params)
     layout.save(
         {
             name if name == _WORDS else f"encoder.{name}": value

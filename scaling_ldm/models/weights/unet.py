@@ -79,19 +79,19 @@ def _name(path: layout.Path, last: int) -> str:
     return ".".join([*theirs, _LEAVES[leaf]])
 
 
-def pairs(shape: unet.UNetConfig, linear_projection: bool = True) -> list[layout.Pair]:
+def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layout.Pair]:
     """Every leaf of a U-Net and its tensor.
 
     Args:
       linear_projection: True for Stable Diffusion 2, False for 1.
     """
-    if shape.vocab_size:
+    if config.vocab_size:
         raise ValueError("published U-Nets read text features: vocab_size must be 0")
-    tree = jax.eval_shape(lambda: unet.init(shape, jax.random.key(0)))
+    tree = jax.eval_shape(lambda: unet.init(config, jax.random.key(0)))
     found = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = tuple(key.key for key in keys)
-        name = _name(path, len(shape.multiples) - 1)
+        name = _name(path, len(config.multiples) - 1)
         if path[-1] != "kernel":
             found.append(layout.vector(path, name, leaf.shape))
         elif leaf.ndim == 4:
@@ -178,25 +178,27 @@ def _blocks(levels: int) -> dict[str, list[str]]:
     }
 
 
-def to_config(shape: unet.UNetConfig, linear_projection: bool = True) -> dict[str, Any]:
+def to_config(
+    config: unet.UNetConfig, linear_projection: bool = True
+) -> dict[str, Any]:
     """What diffusers' config.json says of a shape."""
-    H, W, C = shape.image_shape
+    H, W, C = config.image_shape
     return {
         "_class_name": "UNet2DConditionModel",
         "sample_size": H if H == W else [H, W],
-        "in_channels": C + shape.extra_channels,
+        "in_channels": C + config.extra_channels,
         "out_channels": C,
-        "block_out_channels": [shape.base * multiple for multiple in shape.multiples],
-        "layers_per_block": shape.blocks,
-        "cross_attention_dim": shape.text_width,
-        "attention_head_dim": shape.heads,  # so named for history's sake
+        "block_out_channels": [config.base * multiple for multiple in config.multiples],
+        "layers_per_block": config.blocks,
+        "cross_attention_dim": config.text_width,
+        "attention_head_dim": config.heads,  # so named for history's sake
         "use_linear_projection": linear_projection,
-        **_blocks(len(shape.multiples)),
+        **_blocks(len(config.multiples)),
     }
 
 
 def from_config(
-    config: Mapping[str, Any], text_tokens: int = 77
+    published: Mapping[str, Any], text_tokens: int = 77
 ) -> tuple[unet.UNetConfig, bool]:
     """The shape that a config.json describes, and whether projections are matrices.
 
@@ -206,12 +208,14 @@ def from_config(
     Raises:
       layout.WeightsError: another kind of network; every reason is listed.
     """
-    config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
-    given = config.get("block_out_channels", _DEFAULTS["block_out_channels"])
+    published = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in published.items()
+    }
+    given = published.get("block_out_channels", _DEFAULTS["block_out_channels"])
     types = _blocks(len(given))
     only = {key: (_DEFAULTS[key],) for key in _AS_THERE}
     only |= {key: (value, None) for key, value in types.items()}
-    c = blocks.settings(config, _DEFAULTS, only, "a U-Net's that can be built here")
+    c = blocks.settings(published, _DEFAULTS, only, "a U-Net's that can be built here")
     heads = c["num_attention_heads"] or c["attention_head_dim"]
     base, rest = given[0], [width % given[0] for width in given]
     if not isinstance(heads, int) or any(rest):
@@ -221,7 +225,7 @@ def from_config(
         )
     side = c["sample_size"] or 64
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    shape = unet.UNetConfig(
+    config = unet.UNetConfig(
         base=base,
         heads=heads,
         image_shape=(height, width, c["out_channels"]),
@@ -234,11 +238,11 @@ def from_config(
         multiples=tuple(width // base for width in given),
         blocks=c["layers_per_block"],
     )
-    return shape, c["use_linear_projection"]
+    return config, c["use_linear_projection"]
 
 
 def load(
-    path: str | pathlib.Path, shape: unet.UNetConfig, linear_projection: bool = True
+    path: str | pathlib.Path, config: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
     """Parameters from a diffusers safetensors file.
 
@@ -247,15 +251,15 @@ def load(
     """
     tensors = layout.load(path)
     return layout.read(
-        pairs(shape, linear_projection), tensors, "this U-Net's", np.float32
+        pairs(config, linear_projection), tensors, "this U-Net's", np.float32
     )
 
 
 def save(
     params: dict[str, Any],
     path: str | pathlib.Path,
-    shape: unet.UNetConfig,
+    config: unet.UNetConfig,
     linear_projection: bool = True,
 ) -> None:
     """Writes parameters as diffusers reads them."""
-    layout.save(layout.write(pairs(shape, linear_projection), params), path)
+    layout.save(layout.write(pairs(config, linear_projection), params), path)
