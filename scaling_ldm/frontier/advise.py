@@ -71,7 +71,7 @@ def advice(
         least = int(costs.argmin())
         cell = table.cells[least]
         return Refusal(
-            what=f"advice within {amount(budget, unit)}",
+            quantity=f"advice within {amount(budget, unit)}",
             reason="nothing fits",
             detail=f"the least is {amount(costs[least], unit)}: {cell.label}, "
             f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g} ({basis})",

@@ -93,11 +93,13 @@ def _crossing(
         table.cells[table.where(model=model)[0]] for model in (smaller, larger)
     )
     unit = "" if cost == COSTS[0] else f", {cost}"
-    what = f"{large.label} over {small.label} ({sampler or 'all samplers'}{unit})"
+    group = f"{large.label} over {small.label}, {sampler or 'all samplers'}{unit}"
+
+    def refuse(reason: str, detail: str) -> Refusal:
+        return Refusal(quantity="crossing", group=group, reason=reason, detail=detail)
+
     if small.params == large.params:
-        return Refusal(
-            what=what, reason="the same size", detail=f"{small.params} parameters both"
-        )
+        return refuse("the same size", f"{small.params} parameters both")
     s, g = (_curve(table, model, cost, sampler) for model in (smaller, larger))
     start = max(s[0][0], g[0][0])
     knots = np.union1d(s[0], g[0])
@@ -122,7 +124,7 @@ def _crossing(
         detail = f"difference {gap[0, edge]:+.4g} at cost {math.exp(x[edge]):.4g}; "
         if shares[reason] < table.level:
             reason = "uncertain"
-        return Refusal(what=what, reason=reason, detail=detail + said)
+        return refuse(reason, detail + said)
     interval = None
     if len(drawn):
         a = (1 - table.level) / 2
@@ -131,7 +133,7 @@ def _crossing(
         high = np.quantile(drawn, 1 - a, method="inverted_cdf")
         if math.isinf(low) or math.isinf(high):
             detail = f"measured at cost {math.exp(measured):.4g}; {said}"
-            return Refusal(what=what, reason="uncertain", detail=detail)
+            return refuse("uncertain", detail)
         interval = Interval(low=math.exp(low), high=math.exp(high), level=table.level)
     return Crossing(
         smaller=small.label,

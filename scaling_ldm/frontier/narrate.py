@@ -57,11 +57,11 @@ def sentences(
     refused: dict[str, list[str]] = {}
     for c in crossings:
         if isinstance(c, Refusal):
-            refused.setdefault(c.reason, []).append(c.what)
+            refused.setdefault(c.reason, []).append(c.group)
     if refused:
         said = [
-            f"{_REFUSED.get(reason, reason)}: {_pairs(what)}."
-            for reason, what in refused.items()
+            f"{_REFUSED.get(reason, reason)}: {'; '.join(groups)}."
+            for reason, groups in refused.items()
         ]
         lines.append(" ".join(said))
     edges = [b for b in best if b.edge]
@@ -129,17 +129,6 @@ def _crossing(found: Crossing) -> str:
     where = _cost(found.cost, found.at) + _bracket(found.interval, ".3g")
     doubt = f" ({found.doubt})" if found.doubt else ""
     return f"{found.larger} over {found.smaller} from {where}{doubt}"
-
-
-def _pairs(what: Iterable[str]) -> str:
-    """a over b (ddim, ddpm), c over d (ddim): each pair once, with all its scopes."""
-    scopes: dict[str, list[str]] = {}
-    for each in what:
-        pair, _, scope = each.removesuffix(")").partition(" (")
-        scopes.setdefault(pair, []).append(scope)
-    if len({tuple(found) for found in scopes.values()}) == 1:
-        return f"{', '.join(scopes)} ({', '.join(next(iter(scopes.values())))})"
-    return ", ".join(f"{pair} ({', '.join(found)})" for pair, found in scopes.items())
 
 
 def _ends(edges: Sequence[BestGuidance]) -> str:

@@ -1,4 +1,12 @@
-"""Scaling laws: minima of isoFLOP curves, forms, fits, and published laws as data.
+"""Scaling laws: minima of isoFLOP curves, power laws, the parametric surface.
 
-`fit` is the public module. float64 numpy and scipy, no jax. May import: records.
+`fit` is the public module. `points` reads the input, `minima` fits a parabola per
+budget, `forms` a power law and `surface` the loss over N and D; `published` holds the
+laws of papers as data. Everything is float64 numpy and scipy. No jax is imported.
+
+May import: records.
 """
+
+from scaling_ldm.laws import fit
+
+__all__ = ["fit"]

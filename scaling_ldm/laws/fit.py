@@ -1,31 +1,27 @@
 """Fits an isoFLOP study: records or points in, laws or refusals out. No jax.
 
-`minima` fits a parabola per budget; power laws over budgets are straight lines in
-log-log through its vertices. Every bootstrap draw of the vertices goes through the
-laws, their bands and the prediction of the largest budget from the smaller ones. Where
-the vertices scatter about a law by more than the noise of the losses explains, the
-law's intervals are widened by the ratio (Birge) and a note says so.
+`minima` fits a parabola per budget. The power laws over budgets are straight lines in
+log-log through the vertices of these parabolas. Every bootstrap draw of the vertices
+goes through the laws, their bands and the prediction of the largest budget from the
+smaller ones. The vertices may scatter about a law by more than the noise of the losses
+explains. Then the law's intervals are widened by the ratio (Birge), and a note says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from scaling_ldm.laws import forms
-from scaling_ldm.laws.forms import PublishedLaw, power_law, published
-from scaling_ldm.laws.minima import (
-    IsoflopCurve,
-    IsoflopPoint,
-    Minima,
-    find_minima,
-    fit_curves,
-    run_name,
-)
+from scaling_ldm.laws.forms import power_law
+from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
+from scaling_ldm.laws.points import IsoflopPoint, read
+from scaling_ldm.laws.published import PublishedLaw, published
+from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
@@ -43,72 +39,18 @@ __all__ = [
     "parametric",
     "power_law",
     "published",
+    "summary",
 ]
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 MIN_BUDGETS = 3  # a line has two
 
 
-def _field(point: Any, names: Sequence[str], number: int) -> float:
-    for name in names:
-        if isinstance(point, Mapping):
-            if name in point:
-                value = point[name]
-                break
-        elif hasattr(point, name):
-            value = getattr(point, name)
-            break
-    else:
-        have = point if isinstance(point, Mapping) else getattr(point, "__dict__", ())
-        raise ValueError(
-            f"point {number} ({type(point).__name__}) has no {' or '.join(names)!r}; "
-            f"it has: {', '.join(map(str, have)) or 'no fields'}. Give (budget_flops, "
-            "params, tokens, loss) or name the fields with metric= and size="
-        )
-    return math.nan if value is None else float(value)
-
-
-def _read(
-    points: Iterable[Any], metric: str, size: str
-) -> tuple[list[IsoflopPoint], list[str]]:
-    """Usable points in a fixed order, and a line for each that is not usable."""
-    kept, excluded = [], []
-    for number, point in enumerate(points):
-        if isinstance(point, (Mapping, str)) or not isinstance(
-            point, (Sequence, np.ndarray)
-        ):
-            values = tuple(
-                _field(point, names, number)
-                for names in (["budget_flops"], [size], ["tokens"], [metric])
-            )
-        elif len(point) == 4:
-            values = tuple(math.nan if v is None else float(v) for v in point)
-        else:
-            raise ValueError(
-                f"point {number} has {len(point)} values; 4 are needed: "
-                "(budget_flops, params, tokens, loss)"
-            )
-        bad = [
-            f"{name} is {value:.6g}"
-            for name, value in zip(
-                ("budget_flops", size, "tokens"), values[:3], strict=True
-            )
-            if not (math.isfinite(value) and value > 0)
-        ]
-        if not math.isfinite(values[3]):
-            bad.append(f"{metric} is {values[3]:.6g}")
-        if bad:
-            excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
-        else:
-            kept.append(IsoflopPoint(*values))
-    return sorted(kept), sorted(excluded)
-
-
 Predict = Callable[..., tuple[float, Interval]]
 
 
 def _exp_interval(middle: float, i: Interval) -> Interval:
-    """The interval of exp(middle + error); what overflows becomes infinite."""
+    """The interval of exp(middle + error); where it overflows it is infinite."""
     with np.errstate(over="ignore"):
         low, high = np.exp([middle + i.low, middle + i.high])
     return Interval(low=float(low), high=float(high), level=i.level)
@@ -119,14 +61,14 @@ def _law(
 ) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
     """One law with bootstrap intervals, its prediction of a new minimum, and notes.
 
-    The prediction takes the noise of the new minimum's logarithm where it is known;
-    else it is drawn from the errors of the fitted minima.
+    The prediction takes the noise of the new minimum's logarithm where it is known.
+    Where it is not, the noise is drawn from the errors of the fitted minima.
     """
     name = QUANTITIES[index]
     budgets, value = minima.budgets, minima.centre[:, index]
     if len(budgets) < MIN_BUDGETS:
         refusal = Refusal(
-            what=f"power law of {name} against budget_flops",
+            quantity=name,
             reason=f"fewer than {MIN_BUDGETS} budgets",
             detail=f"{len(budgets)} budgets have a parabola",
         )
@@ -146,7 +88,7 @@ def _law(
     usable = np.isfinite(samples).all(axis=1)
     if usable.sum() < 20:
         refusal = Refusal(
-            what=f"power law of {name} against budget_flops",
+            quantity=name,
             reason="minimum not identified",
             detail=f"{usable.sum()} of {len(usable)} bootstrap draws have all minima",
         )
@@ -221,8 +163,14 @@ def _held_out(
         if predict is None:
             reason, detail = law.reason, f"{law.detail}, the largest left out"
         if predict is None or not math.isfinite(value):
-            what = f"prediction of {name} at {largest:.6g} FLOPs"
-            out.append(Refusal(what=what, reason=reason, detail=detail))
+            out.append(
+                Refusal(
+                    quantity=f"{name} held out",
+                    budget_flops=largest,
+                    reason=reason,
+                    detail=detail,
+                )
+            )
             continue
         noise = noise[np.isfinite(noise)] - value
         measured = math.exp(value)
@@ -291,7 +239,7 @@ def isoflop(
         raise ValueError(f"window must be a factor above 1 or None, given {window}")
     if not extend >= 1:
         raise ValueError(f"extend must be a factor of at least 1, given {extend}")
-    kept, excluded = _read(points, metric, size)
+    kept, excluded = read(points, metric, size)
     curves, outside = fit_curves(kept, window)
     minima = find_minima(curves, bootstrap, confidence, [seed, 1])
     notes = list(minima.notes)
@@ -326,7 +274,7 @@ def _surface(
     seed: int,
 ) -> Parametric | Refusal:
     n, d, loss = np.array([(p.n, p.d, p.loss) for p in points]).reshape(-1, 3).T
-    return forms.surface(
+    return surface(
         n, d, loss, huber=huber, confidence=confidence, bootstrap=bootstrap, seed=seed
     )
 
@@ -344,15 +292,11 @@ def parametric(
     """Fits L = E + A / N^alpha + B / D^beta to points as `isoflop` takes them.
 
     Points that `isoflop` would exclude are refused here: this result has no place to
-    name them. See `laws.surface` for the method, the options and the refusals.
+    name them. See `surface.surface` for the method, the options and the refusals.
     """
-    kept, excluded = _read(points, metric, size)
+    kept, excluded = read(points, metric, size)
     if excluded:
-        return Refusal(
-            what="parametric surface E + A/N^alpha + B/D^beta",
-            reason="unusable points",
-            detail="; ".join(excluded),
-        )
+        return refuse("unusable points", "; ".join(excluded))
     return _surface(kept, huber, confidence, bootstrap, seed)
 
 
@@ -379,35 +323,33 @@ def fit_records(
 
 def summary(result: FitResult) -> list[str]:
     """The laws, the held-out check and every refusal, a line each."""
-    lines = []
-    for parabola in result.parabolas:
-        if isinstance(parabola, Refusal):
-            lines.append(_refused(parabola))
-    for name, law in result.laws.items():
-        if isinstance(law, Refusal):
-            lines.append(_refused(law))
-        else:
-            i = law.exponent_interval
-            lines.append(
-                f"{name} = {law.coef:.3g} C^{law.exponent:.3f}  "
+
+    def line(found: Any) -> str | None:
+        if isinstance(found, Refusal):
+            return f"refused: {found.what}: {found.reason} ({found.detail})"
+        if isinstance(found, PowerLaw):
+            i = found.exponent_interval
+            return (
+                f"{found.y_name} = {found.coef:.3g} C^{found.exponent:.3f}  "
                 f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
-                f"{law.points} budgets)"
+                f"{found.points} budgets)"
             )
-    for check in result.held_out:
-        if isinstance(check, Refusal):
-            lines.append(_refused(check))
-        else:
-            lines.append(
-                f"held out {check.quantity} at {check.budget_flops:.3g} FLOPs: "
-                f"predicted {check.predicted:.4g}, measured {check.measured:.4g} "
-                f"({check.relative_error:+.1%})"
+        if isinstance(found, HeldOut):
+            return (
+                f"held out {found.quantity} at {found.budget_flops:.3g} FLOPs: "
+                f"predicted {found.predicted:.4g}, measured {found.measured:.4g} "
+                f"({found.relative_error:+.1%})"
             )
-    if isinstance(result.parametric, Refusal):
-        lines.append(_refused(result.parametric))
-    lines += [f"note: {note}" for note in result.notes]
-    lines += [f"left out: {line}" for line in result.excluded]
-    return lines
+        return None  # parabolas and surfaces are in the record
 
-
-def _refused(refusal: Refusal) -> str:
-    return f"refused: {refusal.what}: {refusal.reason} ({refusal.detail})"
+    everything = (
+        *result.parabolas,
+        *result.laws.values(),
+        *result.held_out,
+        result.parametric,
+    )
+    return [
+        *filter(None, map(line, everything)),
+        *(f"note: {note}" for note in result.notes),
+        *(f"left out: {why}" for why in result.excluded),
+    ]

@@ -4,10 +4,10 @@ Per budget the loss is fitted by a parabola in ln N (Chinchilla approach 2; Lian
 2024, arXiv 2410.08184). Its vertex is N_opt and L_opt; D_opt is ln D interpolated
 linearly in ln N between the budget's runs, because C = 6 N D does not hold exactly.
 
-Uncertainty is a residual bootstrap: a parabola has 6 to 8 points, so resampling its
-points (case bootstrap) would often lose an arm or leave three sizes. Residuals are
+Uncertainty is a residual bootstrap. A parabola has 6 to 8 points, so resampling its
+points (case bootstrap) would often lose one side or leave three sizes. Residuals are
 pooled over budgets unless Bartlett's test finds their noise to differ (p < 1%), and
-corrected for few degrees of freedom (see `laws`).
+corrected for few degrees of freedom (see `forms`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ import numpy as np
 import scipy.stats
 
 from scaling_ldm.laws import forms
+from scaling_ldm.laws.points import IsoflopPoint, run_name
 from scaling_ldm.records import Interval, Parabola, Refusal
 
 MIN_SIZES = 4  # a parabola has three coefficients
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class IsoflopPoint:
-    budget: float
-    n: float
-    d: float
-    loss: float
+MINIMUM = "isoFLOP minimum"  # what a refusal is about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +61,15 @@ class IsoflopCurve:
         )
 
 
-def run_name(budget: float, n: float) -> str:
-    return f"run of {n:.6g} parameters at {budget:.6g} FLOPs"
-
-
 def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
     """The parabola of one budget, or the first reason why it has no minimum."""
     budget = points[0].budget
     n, d, y = np.array([(p.n, p.d, p.loss) for p in points]).T
-    what = f"isoFLOP minimum at {budget:.6g} FLOPs"
     sizes = np.unique(n)
     if len(sizes) < MIN_SIZES:
         return Refusal(
-            what=what,
+            quantity=MINIMUM,
+            budget_flops=budget,
             reason=f"fewer than {MIN_SIZES} sizes",
             detail=f"{len(sizes)} distinct sizes in {len(points)} usable runs",
         )
@@ -103,21 +93,24 @@ def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
     grid = f"the grid of {sizes[0]:.4g} to {sizes[-1]:.4g} parameters"
     if coefs[2] <= 1e-12 * max(1e-300, np.abs(y).max()):
         return Refusal(
-            what=what,
+            quantity=MINIMUM,
+            budget_flops=budget,
             reason="no upward-opening parabola",
             detail=f"curvature {coefs[2]:.4g} per (ln N)^2 over {grid}",
         )
     n_opt = math.exp(min(700.0, curve.vertex(coefs)[0]))
     if not sizes[0] < n_opt < sizes[-1]:
         return Refusal(
-            what=what,
+            quantity=MINIMUM,
+            budget_flops=budget,
             reason="vertex outside the grid",
             detail=f"vertex at {n_opt:.4g} parameters, outside {grid}",
         )
     means = np.array([y[n == s].mean() for s in sizes])
     if means.argmin() in (0, len(sizes) - 1):
         return Refusal(
-            what=what,
+            quantity=MINIMUM,
+            budget_flops=budget,
             reason="smallest loss at the edge of the grid",
             detail=f"loss {means.min():.6g} at {sizes[means.argmin()]:.4g} parameters, "
             f"an end of {grid}",
@@ -244,7 +237,8 @@ def find_minima(
         inside = np.mean((at > c.x.min()) & (at < c.x.max()))  # False where NaN
         if 1 - inside > forms.MAX_FAILED_DRAWS:
             refusal = Refusal(
-                what=f"isoFLOP minimum at {c.budget:.6g} FLOPs",
+                quantity=MINIMUM,
+                budget_flops=c.budget,
                 reason="minimum not identified",
                 detail=f"{1 - inside:.0%} of {draws} bootstrap draws have no minimum "
                 "inside the grid",

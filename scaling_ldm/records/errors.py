@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """An experiment that cannot run; the message lists every reason."""
 
 
+class UnknownKey(KeyError):
+    """A field that no experiment has; the message names the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Damaged(ValueError):
     """A file of records that is cut off, foreign, or of another version."""
 

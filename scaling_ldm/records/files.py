@@ -1,8 +1,9 @@
-"""Records as JSON lines, read back equal, and files that are whole or absent.
+"""Records as JSON lines, and files that are written whole or not at all.
 
-Every record is a frozen dataclass that becomes one JSON line and is read back equal.
-Unknown keys are an error: a file of a newer version is refused. Non-finite numbers are
-written as the strings "nan", "inf" and "-inf", so that the files stay standard JSON.
+Every record is a frozen dataclass. It becomes one JSON line and is read back equal.
+A record of an older version is read through `UPGRADES`. Unknown keys are an error, so
+a file of a newer version is refused. Non-finite numbers are written as the strings
+"nan", "inf" and "-inf", so that the files stay standard JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
@@ -68,6 +70,37 @@ _RECORDS = {
 }
 
 
+def _refusal(fields: dict[str, Any]) -> dict[str, Any]:
+    """The first version had one text, `what`, in place of three fields."""
+    if "what" not in fields:
+        return fields
+    fields = dict(fields)
+    what = fields.pop("what")
+    quantity, budget, group = what, None, ""
+    if found := re.fullmatch(r"isoFLOP minimum at (\S+) FLOPs", what):
+        quantity, budget = "isoFLOP minimum", float(found[1])
+    elif found := re.fullmatch(r"prediction of (\w+) at (\S+) FLOPs", what):
+        quantity, budget = f"{found[1]} held out", float(found[2])
+    elif found := re.fullmatch(r"power law of (.+) against \w+", what):
+        quantity = found[1]
+    elif what.startswith("parametric surface"):
+        quantity = "parametric surface"
+    elif found := re.fullmatch(r"(.+ over .+) \((.+)\)", what):
+        quantity, group = "crossing", f"{found[1]}, {found[2]}"
+    return fields | {"quantity": quantity, "budget_flops": budget, "group": group}
+
+
+# By record name: what turns the JSON fields of any older version into today's. A
+# function gets today's fields too and returns them as they are.
+UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"Refusal": _refusal}
+
+
+def upgraded(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON fields of a record, named as today; what they hold is not looked at."""
+    upgrade = UPGRADES.get(value.get("record", ""))
+    return upgrade(value) if upgrade else value
+
+
 def to_json(value: Any) -> Any:
     """Turns a record (or any nesting of them) into plain JSON values.
 
@@ -107,7 +140,7 @@ def from_json(value: Any) -> Any:
             f"unknown record {name!r}; known: {', '.join(sorted(_RECORDS))}"
         )
     cls = _RECORDS[name]
-    given = {k: from_json(v) for k, v in value.items() if k != "record"}
+    given = {k: from_json(v) for k, v in upgraded(value).items() if k != "record"}
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     if given.keys() != known:

@@ -1,4 +1,4 @@
-"""What a fit says: intervals, minima, laws, and refusals with their reasons."""
+"""The results of a fit: intervals, minima, laws, and refusals with reasons."""
 
 from __future__ import annotations
 
@@ -17,11 +17,30 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A question the data cannot answer, and why: the result of an honest fit."""
+    """A question that the data cannot answer, and why.
 
-    what: str  # e.g. "isoFLOP minimum at 1e+11 FLOPs"
+    The first three fields say what was asked. The quantities are "isoFLOP minimum",
+    the y of a power law such as "N_opt", "N_opt held out", "parametric surface",
+    "crossing", and "advice" within an amount.
+    """
+
+    quantity: str
+    budget_flops: float | None = None  # None: not asked of one budget
+    group: str = ""  # the part of the data that was asked, e.g. "4M over 2M, ddim"
     reason: str  # e.g. "vertex outside the grid"
     detail: str  # the numbers behind the reason
+
+    @property
+    def what(self) -> str:
+        """The question as text: "isoFLOP minimum at 1e+11 FLOPs"."""
+        of = f" of {self.group}" if self.group else ""
+        at = "" if self.budget_flops is None else f" at {self.budget_flops:.6g} FLOPs"
+        return f"{self.quantity}{of}{at}"
+
+    @property
+    def why(self) -> str:
+        """The reason with its numbers: "no spread in x (all near 2)"."""
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +123,7 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """Everything one fit says: laws, or the reasons why there is none."""
+    """All results of one fit: laws, or the reasons why there is none."""
 
     metric: str  # which loss was fitted, e.g. "validation_loss_ema"
     size: str  # which N, e.g. "params_without_embeddings"

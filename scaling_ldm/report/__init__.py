@@ -18,7 +18,7 @@ import os
 import pathlib
 
 from scaling_ldm import records
-from scaling_ldm.laws import forms
+from scaling_ldm.laws import fit
 from scaling_ldm.report import (
     figures,
     frontier_section,
@@ -47,7 +47,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     found = study.read(workdir)
-    published = forms.published()
+    published = fit.published()
     beside = {q: published[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)
     tables = _tables(found, list(published.values()), list(beside.values()))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling_ldm.laws.forms import PublishedLaw
+from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
 from scaling_ldm.report import frontier_figures, quality_figures, training_quality
 from scaling_ldm.report.format import (

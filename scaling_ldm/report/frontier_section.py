@@ -162,7 +162,7 @@ def crossings(frontier: Frontier) -> Table:
 def _crossing_rows(frontier: Frontier) -> Iterator[dict[str, Any]]:
     for c in frontier.crossings:
         if isinstance(c, Refusal):
-            row = {"pair": c.what, "larger": "", "smaller": ""}
+            row = {"pair": c.group, "larger": "", "smaller": ""}
             row |= {"cost_is": "", "among": ""}
             row |= spread("at", None, None)
             yield row | {"doubt": "", "refused": sentence(c)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scaling_ldm.laws.forms import PublishedLaw
+from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.records import Parametric, PowerLaw, Refusal
 from scaling_ldm.report.format import (
     NONE,
@@ -30,13 +30,10 @@ def minima(study: Study) -> Table | None:
     """The vertex of each budget's parabola, or the refusal."""
     if study.fit is None:
         return None
-    by_budget = study.minima()
     rows = []
     for p in study.fit.parabolas:
         refused = isinstance(p, Refusal)
-        known = [b for b, q in by_budget.items() if q is p]
-        budget = (known or [None])[0] if refused else p.budget_flops
-        row: dict[str, Any] = {"budget_flops": budget}
+        row: dict[str, Any] = {"budget_flops": p.budget_flops}
         row["points"] = None if refused else p.points
         for q in QUANTITIES:
             key = q.lower()
@@ -151,7 +148,7 @@ def held_out(study: Study) -> Table | None:
     rows = []
     for h in study.fit.held_out:
         if isinstance(h, Refusal):
-            row = {"quantity": h.what, "budget_flops": None}
+            row = {"quantity": h.quantity, "budget_flops": h.budget_flops}
             row |= spread("predicted", None, None)
             row |= {"measured": None, "relative_error": None, "inside": None}
             rows.append(row | {"refused": sentence(h)})

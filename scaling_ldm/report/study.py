@@ -80,23 +80,17 @@ class Study:
         return sorted(found)
 
     def minima(self) -> dict[float, Parabola | Refusal]:
-        """The parabola of each budget, or why there is none.
+        """The parabola of each planned budget, or why there is none.
 
-        A refusal carries no budget of its own: the fit lists one entry per budget in
-        ascending order, so the order tells, and where it does not, refusals are left
-        out here (the table of minima still prints them).
+        Budgets are equal to six digits: a refusal of an older file has no more.
         """
-        if self.fit is None:
-            return {}
-        found = self.fit.parabolas
-        budgets = [b for b in self.budgets() if self.points(b)]
-        aligned = len(budgets) == len(found) and all(
-            isinstance(p, Refusal) or math.isclose(p.budget_flops, b, rel_tol=1e-9)
-            for b, p in zip(budgets, found, strict=True)
-        )
-        if aligned:
-            return dict(zip(budgets, found, strict=True))
-        return {p.budget_flops: p for p in found if isinstance(p, Parabola)}
+        found = self.fit.parabolas if self.fit else ()
+        return {
+            budget: p
+            for budget in self.budgets()
+            for p in found
+            if math.isclose(p.budget_flops, budget, rel_tol=1e-5)
+        }
 
 
 def read(workdir: pathlib.Path) -> Study:

@@ -179,7 +179,7 @@ def test_no_frontier_is_said_and_leaves_nothing_behind(tiny, tmp_path, capsys):
         advise.run(config.resolve(given), where)
 
 
-OTHER = records.dumps(records.Refusal(what="a", reason="b", detail="c"))
+OTHER = records.dumps(records.Refusal(quantity="a", reason="b", detail="c"))
 
 
 @pytest.mark.parametrize("text", ["", "{", OTHER])

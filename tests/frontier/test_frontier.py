@@ -295,7 +295,7 @@ def test_crossings_of_all_neighbours_and_of_one_sampler():
     np.testing.assert_allclose([c.at for c in found], np.exp([3, 4]), rtol=1e-9)
     found = frontier.crossings(cells, sampler="dpm")
     assert isinstance(found[1], Refusal) and found[1].reason == "never"
-    assert found[1].what == "4M over 2M (dpm)"
+    assert (found[1].quantity, found[1].group) == ("crossing", "4M over 2M, dpm")
     found = frontier.crossings(cells)  # each size with the sampler that suits it
     np.testing.assert_allclose([c.at for c in found], np.exp([3, 4]), rtol=1e-9)
 
@@ -449,19 +449,15 @@ def test_sentences_say_who_is_best_where_and_what_to_doubt(built):
     never = frontier.crossings(make_table((line(20, 2), line(90, 4))))
     (said,) = frontier.sentences("fd", [], never)
     assert said.startswith("The smaller is the better one up to the largest cost")
-    assert said.endswith(": 2M over 1M (all samplers).")
-    pairs = ("b over a", "c over b")
+    assert said.endswith(": 2M over 1M, all samplers.")
     refused = [
-        records.Refusal(what=f"{pair} ({scope})", reason="always", detail="")
-        for scope in ("ddim", "ddpm")
-        for pair in pairs
+        records.Refusal(quantity="crossing", group=group, reason="always", detail="")
+        for group in ("b over a, ddim", "c over b, ddim")
     ]
     (said,) = frontier.sentences("fd", [], refused)
-    assert said.endswith("both can run: b over a, c over b (ddim, ddpm).")
-    (said,) = frontier.sentences("fd", [], refused[1:])
-    assert said.endswith("c over b (ddim, ddpm), b over a (ddpm).")
+    assert said.endswith("both can run: b over a, ddim; c over b, ddim.")
     seconds = frontier.crossings(make_table((line(20, 2), line(90, 4))), "seconds")
-    assert seconds[0].what == "2M over 1M (all samplers, seconds)"
+    assert seconds[0].what == "crossing of 2M over 1M, all samplers, seconds"
 
 
 def test_advice_takes_the_best_that_fits(built):

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from scaling_ldm.records import files
+
 HERE = pathlib.Path(__file__).parent
 STORED = HERE / "tiny.json"
 FLAGS = (
@@ -75,7 +77,7 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
-    """Where two studies differ, a line each."""
+    """Where two studies differ, a line each. Older records are upgraded first."""
     lines: list[str] = []
 
     def walk(a: Any, b: Any, where: str) -> None:
@@ -83,6 +85,7 @@ def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
         if name in TIMED:
             return
         if isinstance(a, dict) and isinstance(b, dict):
+            a, b = files.upgraded(a), files.upgraded(b)
             for key in sorted(a.keys() | b.keys()):
                 walk(a.get(key), b.get(key), f"{where}.{key}")
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):

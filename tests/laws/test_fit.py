@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from scaling_ldm import records
-from scaling_ldm.laws import fit, forms, minima
+from scaling_ldm.laws import fit, forms, minima, points, surface
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
@@ -168,8 +168,8 @@ def test_nominal_90_percent_intervals_cover():
     """
     hits, tries = collections.Counter(), collections.Counter()
     for k in range(80):
-        points = study(np.random.default_rng(k), 0.01, off=0.2)
-        kept, _ = fit._read(points, "loss", "params")
+        runs = study(np.random.default_rng(k), 0.01, off=0.2)
+        kept, _ = points.read(runs, "loss", "params")
         curves, _ = minima.fit_curves(kept, None)
         found = minima.find_minima(curves, 200, 0.9, [k])
         checks = [
@@ -360,7 +360,9 @@ def refusal(points, **options):
 
 def test_refuses_a_vertex_outside_the_grid():
     got = refusal(study(off=2.0))
-    assert got.reason == "vertex outside the grid" and "1e+12" in got.what
+    assert got.reason == "vertex outside the grid"
+    assert (got.quantity, got.budget_flops) == ("isoFLOP minimum", 1e12)
+    assert got.what == "isoFLOP minimum at 1e+12 FLOPs"
 
 
 def test_refuses_a_minimum_at_the_edge_of_the_data():
@@ -399,7 +401,10 @@ def test_refuses_laws_of_fewer_than_three_budgets():
     assert all(isinstance(p, Parabola) for p in result.parabolas)
     for name in ("N_opt", "D_opt", "L_opt"):
         assert result.laws[name].reason == "fewer than 3 budgets"
+        assert result.laws[name].what == name
     assert all(isinstance(h, Refusal) for h in result.held_out)
+    held = [(h.quantity, h.budget_flops) for h in result.held_out]
+    assert held == [(f"{q}_opt held out", BUDGETS[1]) for q in "NDL"]
     three = fit.isoflop(study(budgets=BUDGETS[:3]), bootstrap=50)
     assert isinstance(three.laws["N_opt"], PowerLaw)
     assert all(isinstance(h, Refusal) for h in three.held_out)
@@ -470,7 +475,7 @@ def test_refuses_a_surface_that_many_draws_lose():
 def test_refuses_exponents_that_are_too_wide(monkeypatch):
     points = surface_study(SYMMETRIC, noise=0.01, rng=np.random.default_rng(0))
     assert isinstance(fit.parametric(points, bootstrap=50), Parametric)
-    monkeypatch.setattr(forms, "MAX_EXPONENT_RATIO", 1.001)  # a decade as shipped
+    monkeypatch.setattr(surface, "MAX_EXPONENT_RATIO", 1.001)  # a decade as shipped
     assert "alpha lies in" in fit.parametric(points, bootstrap=50).detail
 
 
@@ -610,6 +615,6 @@ def test_fitting_needs_no_jax_and_the_example_runs():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    for module in (fit, forms, minima):
+    for module in (fit, forms, minima, points, surface):
         assert doctest.testmod(module).failed == 0
     assert doctest.testmod(fit).attempted >= 2

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 
@@ -29,7 +30,7 @@ def parabola(**changes):
 
 
 def test_nested_records_round_trip(tmp_path):
-    refusal = records.Refusal(what="x", reason="y", detail="z")
+    refusal = records.Refusal(quantity="x", reason="y", detail="z")
     path = tmp_path / "a" / "r.jsonl"
     records.write_jsonl(path, [parabola(), refusal])
     assert records.read_jsonl(path) == [parabola(), refusal]
@@ -45,8 +46,55 @@ def test_non_finite_numbers_are_standard_json_and_come_back():
 
 
 def test_strings_that_look_like_numbers_stay_strings():
-    refusal = records.Refusal(what="nan", reason="inf", detail="-inf")
+    refusal = records.Refusal(quantity="nan", reason="inf", detail="-inf")
     assert records.loads(records.dumps(refusal)) == refusal
+
+
+# Lines of the first version, which had one text `what` in place of three fields.
+OLD = '{"record": "Refusal", "what": "%s", "reason": "r", "detail": "d"}'
+
+
+@pytest.mark.parametrize(
+    ("what", "quantity", "budget", "group"),
+    [
+        ("isoFLOP minimum at 1.6e+09 FLOPs", "isoFLOP minimum", 1.6e9, ""),
+        ("power law of N_opt against budget_flops", "N_opt", None, ""),
+        ("prediction of L_opt at 2e+11 FLOPs", "L_opt held out", 2e11, ""),
+        (
+            "parametric surface E + A/N^alpha + B/D^beta",
+            "parametric surface",
+            None,
+            "",
+        ),
+        ("4M over 2M (dpm)", "crossing", None, "4M over 2M, dpm"),
+        (
+            "64 x 3 over 40 x 2 (all samplers, seconds)",
+            "crossing",
+            None,
+            "64 x 3 over 40 x 2, all samplers, seconds",
+        ),
+        ("advice within 0.001 s", "advice within 0.001 s", None, ""),
+    ],
+)
+def test_a_refusal_of_the_first_version_is_read(what, quantity, budget, group):
+    found = records.loads(OLD % what)
+    assert found == records.Refusal(
+        quantity=quantity, budget_flops=budget, group=group, reason="r", detail="d"
+    )
+    assert records.loads(records.dumps(found)) == found
+
+
+def test_laws_of_the_first_version_are_read():
+    """`first_version_laws.json` is a file as that version wrote it."""
+    path = pathlib.Path(__file__).parent / "first_version_laws.json"
+    (found,) = records.read_jsonl(path)
+    assert [p.budget_flops for p in found.parabolas] == [1.6e9, 2.4e9, 3.6e9]
+    assert {p.quantity for p in found.parabolas} == {"isoFLOP minimum"}
+    assert found.parabolas[0].detail.startswith("vertex at 1274 parameters")
+    assert {name: law.quantity for name, law in found.laws.items()} == {
+        name: name for name in ("N_opt", "D_opt", "L_opt")
+    }
+    assert found.parametric.quantity == "parametric surface"
 
 
 @pytest.mark.parametrize(
