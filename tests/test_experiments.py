@@ -61,9 +61,9 @@ def test_paper_b_grid():
 
 
 def test_the_expected_loss_in_a_docstring_is_paper_bs_law():
-    from scaling_ldm.laws import forms
+    from scaling_ldm.laws import fit
 
-    law = forms.published()["liang2024_in_context_loss"]
+    law = fit.published()["liang2024_in_context_loss"]
     for path in FILES:
         budget = re.fullmatch(r"dit_(\de\d\d)", path.stem)
         if budget:
