@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Packages whose annotations are checked at every call in the tests.
 CHECKED = [
+    "scaling_ldm.metrics",
     "scaling_ldm.workdir",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

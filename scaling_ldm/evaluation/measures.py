@@ -11,7 +11,14 @@ import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.evaluation.reference import Real
-from scaling_ldm.metrics import Estimate, classes, frechet, kernel, manifold, moments
+from scaling_ldm.metrics import (
+    Estimate,
+    Moments,
+    classifier_score,
+    frechet,
+    kernel,
+    manifold,
+)
 from scaling_ldm.models.encoders import clip_score
 
 # What papers call a Frechet distance on the 2015 Inception network; no other is FID.
@@ -85,8 +92,7 @@ def measure(
 def _fd(
     cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
-    ours = moments.Moments.empty(features.features.shape[1])
-    ours.add(features.features)
+    ours = Moments.of([features.features])
     value = frechet.distance(ours, real.moments, backend=cfg.backend)
     if not cfg.bootstrap:
         return [_exact(value)]
@@ -156,7 +162,7 @@ def _inception_score(
     cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
 ) -> list[Estimate]:
     del real, show
-    return [classes.inception_score(features.logits, level=cfg.confidence)]
+    return [classifier_score.inception_score(features.logits, level=cfg.confidence)]
 
 
 def _clip_score(

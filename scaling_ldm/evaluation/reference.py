@@ -18,7 +18,7 @@ from scaling_ldm import config, records
 from scaling_ldm.data import pictures
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import Kept
-from scaling_ldm.metrics import moments
+from scaling_ldm.metrics import Moments
 from scaling_ldm.models import pretrained
 from scaling_ldm.training import mesh, progress
 
@@ -34,7 +34,7 @@ class Real:
     load: their features [images, D]; None where a file gave the statistics alone.
     """
 
-    moments: moments.Moments
+    moments: Moments
     load: Callable[[], np.ndarray] | None
     digest: str
     images: int
@@ -139,13 +139,10 @@ def statistics(
     path = folder / f"reference-{records.digest(provenance)}.npz"
     digest = records.digest({"pictures": kept.pictures(), "network": extract.identity})
     if mesh.is_primary() and _digest_of(path) != digest:
-        total: moments.Moments | None = None
-        for features, _ in kept.parts():
-            total = total or moments.Moments.empty(features.shape[1])
-            total.add(features)
+        total = Moments.of(features for features, _ in kept.parts())
         total.save(path, provenance | {"images": kept.images, "digest": digest})
     mesh.barrier("reference")
-    total, _ = moments.Moments.load(path)
+    total, _ = Moments.load(path)
     return Real(
         moments=total,
         load=lambda: kept.all().features,
@@ -157,7 +154,7 @@ def statistics(
 def _digest_of(path: pathlib.Path) -> str | None:
     """Of statistics that are kept; None where they are not, or are damaged."""
     try:
-        return moments.Moments.load(path)[1].get("digest")
+        return Moments.load(path)[1].get("digest")
     except (OSError, ValueError):
         return None
 
@@ -173,7 +170,7 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
     """
     where, path = f"config.evaluate.reference = {name!r}", pathlib.Path(name)
     try:
-        total, provenance = moments.Moments.load(path.expanduser())
+        total, provenance = Moments.load(path.expanduser())
     except (OSError, ValueError) as e:
         raise config.ConfigError(
             f"{where} is no evaluate/reference-*.npz as an evaluation leaves it: {e}"
@@ -192,7 +189,7 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
         moments=total,
         load=None,
         digest=provenance.get("digest", total.digest()),
-        images=int(total.count),
+        images=total.count,
     )
 
 

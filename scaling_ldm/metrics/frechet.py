@@ -4,10 +4,10 @@ Dowson & Landau 1982; Heusel et al. 2017 (arXiv 1706.08500), Eq. 6:
 
     d^2 = |m_A - m_B|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2.
 
-With A = F F^T and B = G G^T the last trace is the sum of the singular values of F^T G:
-no square root of a non-symmetric matrix, no complex numbers, nothing added to diagonals
-that are singular. Directions whose variance is below float64's rounding of the largest
-one count as having none.
+With A = F F^T and B = G G^T the last trace is the sum of the singular values of F^T G.
+So there is no square root of a non-symmetric matrix, no complex number, and nothing is
+added to the diagonal of a singular covariance. A direction counts as having no variance
+if its variance is below float64's rounding of the largest one.
 
 The distance of n images is biased upwards, about linearly in 1/n, by an amount that
 depends on the model: compare equal n, or use `infinity` (Chong & Forsyth 2020, arXiv
@@ -26,8 +26,10 @@ import numpy as np
 import scipy.linalg
 import scipy.stats
 
-from scaling_ldm.metrics import Estimate
-from scaling_ldm.metrics.moments import Moments, check_finite
+from scaling_ldm.metrics.checks import check_finite, check_level, check_replicates
+from scaling_ldm.metrics.estimate import Estimate
+from scaling_ldm.metrics.moments import Moments
+from scaling_ldm.metrics.shapes import FactorDR, MeanD, ValuesS
 
 Gaussian = Moments | tuple[np.ndarray, np.ndarray]  # (mean [D], covariance [D, D])
 BACKENDS = ("numpy", "tfgan")
@@ -36,40 +38,50 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """What is needed of a reference's Gaussian, computed once.
+    """The Gaussian of a reference, prepared once for many distances.
 
     Attributes:
       mean: [D].
-      factor: [D, R], factor @ factor.T is the covariance of rank R.
+      factor: [D, R]; factor @ factor.T is the covariance, of rank R.
       trace: of the covariance.
     """
 
-    mean: np.ndarray
-    factor: np.ndarray
+    mean: MeanD
+    factor: FactorDR
     trace: float
 
     @classmethod
     def of(cls, gaussian: Gaussian) -> Reference:
-        """Raises ValueError for what is not finite or no covariance."""
+        """Prepares a Gaussian.
+
+        Raises:
+          ValueError: values that are not finite, or a matrix that is no covariance.
+        """
         mean, cov = _gaussian(gaussian)
         return cls(mean=mean, factor=_factor(cov), trace=float(np.trace(cov)))
 
     def dimensions(self, share: float) -> int:
-        """The fewest principal directions that hold this share of the variance."""
+        """The smallest number of principal directions with this share of the variance.
+
+        Args:
+          share: from 0 to 1.
+        """
         variances = np.sort(np.einsum("dr,dr->r", self.factor, self.factor))[::-1]
         held = np.cumsum(variances)
         return int(np.sum(held < share * variances.sum())) + 1 if len(held) else 0
 
 
 def distance(a: Gaussian, b: Gaussian, *, backend: str = "numpy") -> float:
-    """The squared Frechet distance of two Gaussians; what is called FID.
+    """The squared Frechet distance of two Gaussians: the number that is called FID.
 
     Args:
-      backend: "numpy", or "tfgan": the traces by TensorFlow-GAN's functions.
+      a, b: `Moments`, or (mean [D], covariance [D, D]).
+      backend: one of BACKENDS; with "tfgan" the traces come from TensorFlow-GAN.
 
     Raises:
-      ValueError: shapes that do not fit, what is not finite, what is no covariance.
-      ImportError: the backend's packages are not installed.
+      ValueError: shapes that do not fit, values that are not finite, or a matrix that
+        is no covariance.
+      ImportError: the packages of the backend are not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}; known: {', '.join(BACKENDS)}")
@@ -86,7 +98,11 @@ def distance(a: Gaussian, b: Gaussian, *, backend: str = "numpy") -> float:
 
 
 def distance_from_features(features_ND: np.ndarray, reference: Reference) -> float:
-    """`distance` of features to a reference, without their covariance where N < D.
+    """`distance` of features to a reference, without forming their covariance.
+
+    Args:
+      features_ND: N rows of D features.
+      reference: the prepared Gaussian that they are compared with.
 
     Raises:
       ValueError: fewer than two rows, another D, or values that are not finite.
@@ -97,12 +113,12 @@ def distance_from_features(features_ND: np.ndarray, reference: Reference) -> flo
 
 def bootstrap(
     features_ND: np.ndarray, reference: Reference, *, replicates: int, seed: int
-) -> np.ndarray:
-    """Distances [replicates] of N rows drawn with replacement.
+) -> ValuesS:
+    """Distances of N rows drawn with replacement.
 
-    A replicate has about 0.63 N distinct rows, so its own bias is that of fewer images:
+    A replicate has about 0.63 N distinct rows, so it has the bias of fewer images:
     replicates lie above the distance of the features. Their spread is that of the
-    distance; for an interval around it use `interval`.
+    distance. For an interval around the distance use `interval`.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     n = sample.count
@@ -119,15 +135,21 @@ def interval(
     level: float = 0.9,
     show: Callable[[int], Any] = lambda done: None,
 ) -> Estimate:
-    """The distance of these N rows, and how far other N rows would scatter.
+    """The distance of these N rows, and how far the distance of other N rows scatters.
 
-    From halves drawn without replacement: the deviations of half of the rows from their
-    mean have the variance of all rows (Shao & Wu 1989, the delete-half jackknife), and
-    no row counts twice. The bias of finite N is in the value and not in the interval;
-    that of the reference is in neither.
+    The scatter comes from halves of the rows, drawn without replacement: the distances
+    of halves have the variance of the distance of all rows (the delete-half jackknife,
+    Shao & Wu 1989, Annals of Statistics 17, 1176), and no row counts twice. The bias of
+    finite N is in the value and not in the interval; the error of the reference is in
+    neither.
 
     Args:
-      show: told after every replicate how many are done.
+      features_ND: N rows of D features.
+      reference: the prepared Gaussian that they are compared with.
+      seed: of the random halves.
+      replicates: number of halves.
+      level: of the interval.
+      show: called after every replicate with the number that are done.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     rows = np.arange(sample.count)
@@ -151,17 +173,22 @@ def infinity(
 ) -> Estimate:
     """The distance extrapolated to infinitely many images (Chong & Forsyth 2020).
 
-    Distances of random subsets of `points` sizes, evenly spaced from `smallest` N to N,
-    are fitted by a line in 1/n; its value at 0 is the estimate. The interval comes from
-    halves as in `interval`, each extrapolated in the same way. The reference's own
-    finite size stays in the value.
+    Random subsets have `points` sizes, evenly spaced from `smallest` N to N. A line in
+    1/n is fitted to their distances; its value at 0 is the estimate. The interval comes
+    from halves as in `interval`, each extrapolated in the same way. The bias of the
+    reference's own finite size stays in the value.
 
-    The bias is a series in dimensions / n, of which a line is the beginning. For
-    Gaussians whose variances are equal or fall by a power or exponentially, the value
-    is off by less than about a tenth of the bias removed once the smallest subset has
-    twice as many rows as there are principal directions that hold 99% of the variance;
-    with fewer by up to half of it, below the truth, and with far fewer above it. Then
-    the estimate says so in `doubt`.
+    The bias is a series in dimensions / n; the line is its beginning. Let d be the
+    number of principal directions that hold 99% of the variance. For Gaussians whose
+    variances are equal, or fall by a power or exponentially, the value is off by less
+    than about a tenth of the removed bias if the smallest subset has at least 2 d rows.
+    With fewer rows it is off by up to half of it, below the truth; with far fewer rows
+    it is above the truth. The estimate then says so in `doubt`.
+
+    Args:
+      points: number of sizes.
+      smallest: the smallest size, as a share of N.
+      The others are those of `interval`.
 
     Raises:
       ValueError: fewer than three distinct sizes of at least two rows.
@@ -206,15 +233,16 @@ class _Sample:
         self._y = self._x @ reference.factor
 
     def distance(self, rows: np.ndarray) -> float:
-        """Of rows by number, which may be repeated."""
+        """The distance of some rows, given by number; a row may be repeated."""
         counts = np.bincount(rows, minlength=self.count)
-        # Of y and not of y y^T, whose eigenvalues lose those below 1e-8 of the largest.
+        # Singular values of y; the eigenvalues of y y^T would lose those below 1e-8 of
+        # the largest.
         y = self._centred(counts)
         values = scipy.linalg.svdvals(y, overwrite_a=True, check_finite=False)
         return self._distance(counts, float(values.sum()))
 
     def resampled(self, rows: np.ndarray) -> float:
-        """`distance` to about 1e-7 of its value, several times faster: for a spread."""
+        """`distance` to about 1e-7 of its value, several times faster, for a spread."""
         counts = np.bincount(rows, minlength=self.count)
         if self._products is None:
             y = self._centred(counts)
@@ -232,13 +260,13 @@ class _Sample:
 
     @functools.cached_property
     def _products(self) -> np.ndarray | None:
-        """y y^T [N, N]; None where y^T y of a part of the rows is smaller."""
+        """y y^T [N, N]; None if y^T y of a part of the rows is smaller."""
         if self.count > 2 * self._y.shape[1]:
             return None
         return self._y @ self._y.T
 
     def _centred(self, counts: np.ndarray) -> np.ndarray:
-        """Y of the rows counted, of mean zero: Y^T Y is the covariance of y."""
+        """Y of the counted rows, with mean zero; Y^T Y is the covariance of y."""
         (at,), n = np.nonzero(counts), counts.sum()
         y, w = self._y[at], counts[at]
         return (y - w @ y / n) * np.sqrt(w / (n - 1))[:, None]
@@ -252,7 +280,7 @@ class _Sample:
 
 def _gaussian(gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(gaussian, Moments):
-        return gaussian.mean, gaussian.cov
+        gaussian = gaussian.mean, gaussian.cov
     mean, cov = (np.asarray(part, np.float64) for part in gaussian)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(f"a mean of {mean.shape} and a covariance of {cov.shape}")
@@ -264,8 +292,8 @@ def _gaussian(gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
 def _factor(cov: np.ndarray) -> np.ndarray:
     """F [D, R] with F F^T = cov.
 
-    Statistics stored in float32 have negative eigenvalues of its rounding; those count
-    as zero, larger ones are refused.
+    Statistics stored in float32 have negative eigenvalues of the size of its rounding.
+    They count as zero; larger negative ones are refused.
     """
     if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-6 * abs(np.trace(cov))):
         raise ValueError("a covariance that is not symmetric")
@@ -283,7 +311,7 @@ def _squared(x: np.ndarray) -> float:
 
 
 def _total(mean: float, traces: float, shared: float) -> float:
-    """The distance from its three parts; rounding below zero is returned as zero."""
+    """The distance from its three parts; what rounding makes negative is zero."""
     value = float(mean + traces - 2 * shared)
     if not math.isfinite(value):
         raise ValueError(f"a Frechet distance of {value}: its features are too large")
@@ -312,9 +340,7 @@ def _sizes(rows: np.ndarray, points: int, smallest: float) -> np.ndarray:
 
 
 def _estimate(value: float, spread: list[float], level: float) -> Estimate:
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}; it lies between 0 and 1")
-    if len(spread) < 2:
-        raise ValueError(f"{len(spread)} replicates; at least 2 are needed")
-    width = float(scipy.stats.norm.ppf((1 + level) / 2) * np.std(spread, ddof=1))
-    return Estimate(value=value, low=value - width, high=value + width, level=level)
+    check_level(level)
+    check_replicates(len(spread))
+    half_width = float(scipy.stats.norm.ppf((1 + level) / 2) * np.std(spread, ddof=1))
+    return Estimate.symmetric(value, half_width, level)

@@ -1,8 +1,8 @@
 """Kernel distance between two sets of features (KID).
 
-Binkowski et al. 2018 (arXiv 1801.01401): the squared maximum mean discrepancy under
-k(x, y) = (x.y / D + 1)^3 by its unbiased estimate, averaged over subsets. It has no
-bias of finite samples, so it may be below zero.
+Binkowski et al. 2018 (arXiv 1801.01401): the squared maximum mean discrepancy under the
+kernel k(x, y) = (x.y / D + 1)^3, by its unbiased estimate, averaged over subsets. It
+has no bias of finite samples, so it may be below zero.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 import numpy as np
 import scipy.stats
 
-from scaling_ldm.metrics import Estimate
-from scaling_ldm.metrics.moments import check_finite
+from scaling_ldm.metrics.checks import check_finite, check_level, check_replicates
+from scaling_ldm.metrics.estimate import Estimate
 
-DEGREE = 3
+DEGREE = 3  # of the polynomial kernel
 
 
 def distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
@@ -39,12 +39,13 @@ def kid(
 ) -> Estimate:
     """The mean over random subsets of both sets, and an interval for other images.
 
-    Subsets of m out of n rows scatter with variance v; other sets of n rows then would
-    with v (m / n) / (1 - m / n), to which their finite number adds v / subsets.
-    Near equal distributions variances fall faster than 1 / n: the interval is too wide.
+    Subsets of m out of n rows scatter with a variance v. Other sets of n rows then
+    scatter with v (m / n) / (1 - m / n); the finite number of subsets adds v / subsets.
+    Near equal distributions the variance falls faster than 1 / n, so the interval is
+    too wide there.
 
     Raises:
-      ValueError: as `distance`, or subsets of more than half of the smaller set: these
+      ValueError: as `distance`, or subsets of more than half of the smaller set: they
         overlap too much to show a spread.
     """
     a, b = _features(a_ND, b_MD)
@@ -53,10 +54,8 @@ def kid(
         raise ValueError(
             f"subsets of {subset_size} out of {n} rows; wanted from 2 to {n // 2}"
         )
-    if subsets < 2:
-        raise ValueError(f"{subsets} subsets; at least 2 are needed")
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}; it lies between 0 and 1")
+    check_replicates(subsets, "subsets")
+    check_level(level)
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
@@ -65,8 +64,8 @@ def kid(
         values.append(_unbiased(part_a, part_b))
     value, share = float(np.mean(values)), subset_size / n
     variance = float(np.var(values, ddof=1)) * (share / (1 - share) + 1 / subsets)
-    width = float(scipy.stats.norm.ppf((1 + level) / 2)) * math.sqrt(variance)
-    return Estimate(value=value, low=value - width, high=value + width, level=level)
+    half_width = float(scipy.stats.norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    return Estimate.symmetric(value, half_width, level)
 
 
 def _features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,12 @@
 """Precision and recall of generated images, from balls around features.
 
-Kynkaanniemi et al. 2019 (arXiv 1904.06991): a set's manifold is the union of balls
-around its features that reach to their k-th neighbour in the set. Precision is the
-share of generated images in the real manifold, recall the share of real ones in the
-generated. Naeem et al. 2020 (arXiv 2002.09797) count balls instead (density; outliers
-weigh less) and real balls that are met (coverage).
+Kynkaanniemi et al. 2019 (arXiv 1904.06991): the manifold of a set is the union of balls
+around its features; each ball reaches to the k-th neighbour in the set. Precision is
+the share of generated images that lie in the manifold of the real ones. Recall is the
+share of real images that lie in the manifold of the generated ones. Naeem et al. 2020
+(arXiv 2002.09797): density is the number of real balls that a generated image lies in,
+on average and divided by k, so that outliers weigh less; coverage is the share of real
+balls that hold a generated image.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.stats
 
-from scaling_ldm.metrics import Estimate
-from scaling_ldm.metrics.moments import check_finite
+from scaling_ldm.metrics.checks import check_finite, check_level, check_replicates
+from scaling_ldm.metrics.estimate import Estimate
 
 BLOCK = 2**23  # distances at a time
 _EPS = float(np.finfo(np.float64).eps)
@@ -25,7 +27,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifold:
-    """Shares in [0, 1], but for `density`, which may exceed 1."""
+    """Shares in [0, 1]; `density` may exceed 1."""
 
     precision: float
     recall: float
@@ -34,10 +36,15 @@ class Manifold:
 
 
 def compare(real_ND: np.ndarray, generated_MD: np.ndarray, *, k: int = 3) -> Manifold:
-    """All four. All depend on N and M: compare equal ones.
+    """All four numbers. They depend on N and M: compare only equal ones.
 
-    Distances are formed in blocks; memory stays at a few times that of the features
-    in float64, or of BLOCK numbers.
+    Distances are formed in blocks. So the memory stays at a few times that of the
+    features in float64, or of BLOCK numbers.
+
+    Args:
+      real_ND: features of N real images.
+      generated_MD: features of M generated images.
+      k: the neighbour that a ball reaches to.
 
     Raises:
       ValueError: k rows or fewer in a set, dimensions that differ, values not finite.
@@ -68,15 +75,23 @@ def precision_recall(
     replicates: int = 100,
     level: float = 0.9,
 ) -> tuple[Estimate, Estimate]:
-    """Both of `compare`, and how far those of other generated images would scatter.
+    """Precision and recall, and how far those of other generated images would scatter.
 
-    The real images are fixed, as in `frechet.interval`, and so is their manifold: each
-    generated image lies in it or not, and precision has Wilson's interval of a share of
-    M trials. Recall has that of as many trials as give its variance: deviations of two
-    thirds of the rows, each with balls among them alone, have half of it (the delete-d
-    jackknife, Shao & Wu 1989; of Gaussians, halves cover less). Where no two such
-    recalls differ, of M. Both intervals stay in [0, 1], and those of 0 and 1 have a
-    width. The bias of finite N and M is in the values and not in the intervals.
+    The real images are fixed, as in `frechet.interval`, and so is their manifold. Each
+    generated image lies in it or not, so precision has Wilson's interval for a share of
+    M trials.
+
+    Recall has Wilson's interval for the number of trials that gives its variance. To
+    find it, recalls of random two thirds of the generated rows are computed, with balls
+    among these rows alone. Their variance is half of the one sought (the delete-d
+    jackknife, Shao & Wu 1989, Annals of Statistics 17, 1176). On Gaussians, intervals
+    from halves cover less. If no two such recalls differ, the number of trials is M.
+
+    Both intervals stay in [0, 1], and those around 0 and 1 have a width. The bias of
+    finite N and M is in the values, not in the intervals.
+
+    Returns:
+      (precision, recall).
 
     Raises:
       ValueError: as `compare`, or two thirds of the rows are k or fewer.
@@ -86,10 +101,8 @@ def precision_recall(
     kept = 2 * m // 3
     if kept <= k:
         raise ValueError(f"neighbour {k} of two thirds of {m} rows")
-    if replicates < 2:
-        raise ValueError(f"{replicates} replicates; at least 2 are needed")
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}; it lies between 0 and 1")
+    check_replicates(replicates)
+    check_level(level)
     nearest = _nearest(generated, min(m - 1, 4 * k + 24))
     radii_SM = np.empty((1 + replicates, m))  # of all rows, then of parts of them
     radii_SM[0] = nearest[0][:, k - 1]
@@ -109,12 +122,13 @@ def precision_recall(
     recall, *parts = (met / len(real)).tolist()
     variance = float(np.var(parts, ddof=1)) * kept / (m - kept)
     mean = float(np.mean(parts))
-    trials = mean * (1 - mean) / variance if variance else m
-    return _share(float(in_real.mean()), m, level), _share(recall, trials, level)
+    trials = mean * (1 - mean) / variance if variance else float(m)
+    precision = _share(float(in_real.mean()), float(m), level)
+    return precision, _share(recall, trials, level)
 
 
 def _share(value: float, trials: float, level: float) -> Estimate:
-    """A share of so many trials with Wilson's interval (1927, JASA 22, 158)."""
+    """A share of a number of trials, with Wilson's interval (1927, JASA 22, 209)."""
     z = float(scipy.stats.norm.ppf((1 + level) / 2))
     centre = (value + z**2 / (2 * trials)) / (1 + z**2 / trials)
     width = math.sqrt(value * (1 - value) / trials + (z / (2 * trials)) ** 2)
@@ -128,7 +142,7 @@ def _share(value: float, trials: float, level: float) -> Estimate:
 def _features(
     real: np.ndarray, generated: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """In float64, around the real ones' mean."""
+    """Both in float64, less the mean of the real ones."""
     real, generated = np.asarray(real), np.asarray(generated)
     if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
         raise ValueError(
@@ -138,7 +152,7 @@ def _features(
         raise ValueError(f"neighbour {k} of {len(real)} and {len(generated)} rows")
     check_finite(real, "features")
     check_finite(generated, "features")
-    centre = real.mean(axis=0, dtype=np.float64)  # for less cancellation
+    centre = real.mean(axis=0, dtype=np.float64)  # less cancellation in distances
     return real - centre, generated - centre
 
 
@@ -153,7 +167,10 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _nearest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's nearest others [N, count], by distance: squares and which they are."""
+    """The nearest other rows of each row, in order: squared distances and numbers.
+
+    Both are [N, count].
+    """
     found = np.empty((len(x), count)), np.empty((len(x), count), np.intp)
     for rows, squares in _distances(x, x):
         at = np.arange(rows.start, rows.stop)
@@ -169,10 +186,10 @@ def _nearest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _radii_among(
     part: np.ndarray, squares_ML: np.ndarray, which_ML: np.ndarray, k: int
 ) -> np.ndarray:
-    """Squared radii [M] of balls among two thirds of the rows; -1: of the others.
+    """Squared radii [M] of balls among a part of the rows; -1 for the other rows.
 
-    Fewer than k of a row's 4 k + 24 nearest are among them once in 1e13 rows; the
-    radius is then that of the farthest.
+    The part holds two thirds of the rows. Once in 1e13 rows, fewer than k of the
+    4 k + 24 nearest rows are in it; the radius is then that of the farthest.
     """
     taken = np.cumsum(part[which_ML], axis=1)
     taken[:, -1] = k
@@ -182,9 +199,9 @@ def _radii_among(
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of rows of a and their squared distances to b.
+    """Blocks of rows of a, with their squared distances to the rows of b.
 
-    Those within the rounding of |a|^2 + |b|^2 - 2 a.b are zero.
+    A distance within the rounding of |a|^2 + |b|^2 - 2 a.b counts as zero.
     """
     squares_a, squares_b = np.sum(a * a, axis=1), np.sum(b * b, axis=1)
     step = max(1, BLOCK // len(b))

@@ -5,21 +5,23 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from scaling_ldm.metrics.moments import check_finite
+from scaling_ldm.metrics.checks import check_finite
+from scaling_ldm.metrics.shapes import ValuesB
 
-WINDOW = 11
-SIGMA = 1.5
+WINDOW = 11  # pixels of a side
+SIGMA = 1.5  # pixels
 K1, K2 = 0.01, 0.03
 
 
-def psnr(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB, [B]; infinite for equal pictures.
+def psnr(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float | int) -> ValuesB:
+    """Peak signal-to-noise ratio of each pair, in dB; infinite for equal pictures.
 
     Args:
-      span: of the values: 255 for 8-bit pictures, 1 for those in [0, 1].
+      a_BHWC, b_BHWC: pictures of any real dtype.
+      span: the range of the values: 255 for 8-bit pictures, 1 for those in [0, 1].
 
     Raises:
-      ValueError: shapes that differ, values that are not finite.
+      ValueError: shapes that differ, or values that are not finite.
     """
     a, b = _pictures(a_BHWC, b_BHWC, span)
     error = np.mean((a - b) ** 2, axis=(1, 2, 3))
@@ -27,11 +29,14 @@ def psnr(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
         return 10 * np.log10(span**2 / error)
 
 
-def ssim(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
-    """Structural similarity, [B], Wang et al. 2004 (IEEE TIP 13, 4), Eq. 13.
+def ssim(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float | int) -> ValuesB:
+    """Structural similarity of each pair: Wang et al. 2004 (IEEE TIP 13, 4), Eq. 13.
 
-    Gaussian windows of 11x11 with sigma 1.5 that lie inside the picture, variances of
-    the weights (not of samples), averaged over windows and channels.
+    The windows are Gaussians of 11 x 11 pixels with sigma 1.5 that lie inside the
+    picture. Variances are weighted means, without the correction for a sample. The
+    result is the mean over windows and channels.
+
+    Args: as of `psnr`.
 
     Raises:
       ValueError: as `psnr`, and for pictures smaller than a window.
@@ -49,7 +54,7 @@ def ssim(a_BHWC: np.ndarray, b_BHWC: np.ndarray, *, span: float) -> np.ndarray:
 
 
 def _blur(x_BHWC: np.ndarray) -> np.ndarray:
-    """Weighted means of all windows that lie inside."""
+    """Weighted means of all windows that lie inside the pictures."""
     half = WINDOW // 2
     weights = np.exp(-((np.arange(WINDOW) - half) ** 2) / (2 * SIGMA**2))
     weights /= weights.sum()
@@ -58,7 +63,9 @@ def _blur(x_BHWC: np.ndarray) -> np.ndarray:
     return x_BHWC[:, half:-half, half:-half]
 
 
-def _pictures(a: np.ndarray, b: np.ndarray, span: float) -> tuple[np.ndarray, ...]:
+def _pictures(
+    a: np.ndarray, b: np.ndarray, span: float | int
+) -> tuple[np.ndarray, ...]:
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"pictures of {a.shape} and {b.shape}, wanted [B, H, W, C]")

@@ -1,13 +1,13 @@
 """Antialiased resizing, equal to Pillow's to the last bit, on batches.
 
 Most differences between reported FIDs come from the resize before the network (Parmar
-et al. 2022, arXiv 2104.11222). Pillow widens its filters by the scale when it shrinks;
-8-bit pictures go through weights of 22 binary places and are rounded to 8 bits after
-the horizontal and after the vertical pass, float pictures (its mode "F", of clean-fid)
-through float64 weights and are rounded to float32 after each.
+et al. 2022, arXiv 2104.11222). Pillow widens its filters by the scale when it shrinks.
+It makes two passes, one of each axis. 8-bit pictures are weighted with 22 binary places
+and rounded to 8 bits after each pass. Float pictures (Pillow's mode "F", which
+clean-fid uses) are weighted in float64 and rounded to float32 after each pass.
 
 From version 13 on, Pillow shrinks heights first where that is less work, which changes
-some pixels by one. Squares made from squares are the same in all its versions.
+some pixels by one. All versions agree on squares made from squares.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scaling_ldm.metrics.moments import check_finite
+from scaling_ldm.metrics.checks import check_finite
 
-PRECISION_BITS = 32 - 8 - 2  # of a weight on 8-bit pictures: its sums fit int32
-BLOCK = 2**22  # values of a pass at a time
+PRECISION_BITS = 32 - 8 - 2  # of a weight on 8-bit pictures, so that sums fit int32
+BLOCK = 2**22  # values that a pass handles at a time
 
 
 def _box(x: float) -> float:
@@ -49,7 +49,7 @@ def _lanczos(x: float) -> float:
     return _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0
 
 
-# Name -> the filter and the half width where it is not zero.
+# Name -> (the filter, half the width of where it is not zero).
 FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
     "box": (_box, 0.5),
     "bilinear": (_bilinear, 1.0),
@@ -57,8 +57,7 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
     "lanczos": (_lanczos, 3.0),
 }
 
-
-ORDERS = ("horizontal", "pillow13")
+ORDERS = ("horizontal", "pillow13")  # which pass comes first
 
 
 def resize(
@@ -71,20 +70,20 @@ def resize(
     """Pictures of another size, as `PIL.Image.resize` makes them.
 
     Args:
-      x_BHWC: uint8 (as modes "L" and "RGB"), or float32 (each channel as mode "F";
-        bicubic and lanczos leave the range of the input: clip afterwards).
+      x_BHWC: uint8 (as modes "L" and "RGB"), or float32 (each channel as mode "F").
+        Bicubic and lanczos results leave the range of a float32 input; clip them.
       size: (height, width).
       method: a name of FILTERS.
-      order: of the passes: "horizontal" first, as Pillow to version 12, with which
-        published numbers were made, or that of "pillow13".
+      order: "horizontal": the horizontal pass comes first, as in Pillow up to version
+        12, with which published numbers were made; "pillow13": as in later versions.
 
     Returns:
       [B, height, width, C] of the same dtype.
 
     Raises:
-      ValueError: an unknown method or order, another dtype or shape, an empty size,
-        values that are not finite. Two or four channels are refused: Pillow multiplies
-        by alpha first.
+      ValueError: an unknown method or order, another dtype or shape, an empty size, or
+        values that are not finite. Two or four channels are refused, because Pillow
+        multiplies them by alpha first.
     """
     if method not in FILTERS:
         raise ValueError(f"resize {method!r}; known: {', '.join(FILTERS)}")
@@ -111,9 +110,11 @@ def resize(
 
 @functools.lru_cache(maxsize=64)
 def weights(length: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """First input and weights of each output of one axis: int [new], float64 [new, K].
+    """The first input and the weights of each output along one axis.
 
-    Rows are padded with zeros to the K inputs of the longest.
+    Returns:
+      int [new] and float64 [new, K]. K is the largest number of inputs of an output;
+      shorter rows are padded with zeros.
     """
     function, support = FILTERS[method]
     scale = length / new
@@ -127,7 +128,7 @@ def weights(length: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]
             function((j - centre + 0.5) * (1.0 / stretch)) for j in range(start, stop)
         ]
         total = 0.0
-        for w in row:  # in this order, as a float sum depends on it
+        for w in row:  # in Pillow's order: a float sum depends on it
             total += w
         first.append(start)
         rows.append([w / total for w in row] if total else row)
@@ -139,10 +140,10 @@ def weights(length: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _resize_axis(x: np.ndarray, axis: int, new: int, method: str) -> np.ndarray:
-    """One pass; blocks of pictures with the axis in front, its taps one by one."""
+    """One pass along an axis; it handles blocks of pictures, tap by tap."""
     first, table = weights(x.shape[axis], new, method)
     whole = x.dtype == np.uint8
-    if whole:  # to nearest, halves away from zero
+    if whole:  # rounded to nearest, halves away from zero
         table = np.trunc(table * 2**PRECISION_BITS + np.copysign(0.5, table))
         table = table.astype(np.int32)
     taps = np.minimum(first[:, None] + np.arange(table.shape[1]), x.shape[axis] - 1)

@@ -1,12 +1,13 @@
 """The Frechet distance by TensorFlow-GAN's functions; needs the extra "tfgan".
 
 tensorflow_gan 2.1.0, its last release, cannot be imported as a whole beside TensorFlow
-from 2.16 on, which has no tf.estimator any more. Its metrics need none of that, so they
-are imported alone, behind packages without contents.
+from 2.16 on, which has no tf.estimator any more. Its metrics need no estimator, so they
+are imported alone: empty packages stand for the packages above them meanwhile.
 
-Its square root of a matrix takes no root of singular values below 1e-10, where products
-of variances lie if features scatter little: its distances are then too large, by 3e-4
-of 16 rows with 64 features of deviation 0.01, and exact from a deviation of 0.03 on.
+Its square root of a matrix takes no root of singular values below 1e-10. Products of
+variances lie there if features scatter little; the distances are then too large: by
+3e-4 for 16 rows with 64 features of deviation 0.01. From a deviation of 0.03 on they
+agree.
 """
 
 from __future__ import annotations
@@ -42,34 +43,21 @@ def distance(
     return float(mean + tf.linalg.trace(a) + tf.linalg.trace(b) - 2.0 * shared)
 
 
-def from_activations(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
-    """The same from activations, whose statistics it forms itself in float64.
-
-    Raises:
-      ImportError: its packages are not installed.
-    """
-    metrics = load()
-    import tensorflow as tf
-
-    a, b = tf.constant(a_ND, tf.float64), tf.constant(b_MD, tf.float64)
-    return float(metrics.frechet_classifier_distance_from_activations(a, b))
-
-
 def load() -> types.ModuleType:
-    """tensorflow_gan's module of metrics.
+    """The module of metrics of tensorflow_gan.
 
     Raises:
       ImportError: its packages are not installed.
     """
     if _METRICS in sys.modules:
         return sys.modules[_METRICS]
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tensorflow_probability asks
-    with _without_contents(find()):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tensorflow_probability needs it
+    with _empty_packages(find()):
         return importlib.import_module(_METRICS)
 
 
 def find() -> importlib.machinery.ModuleSpec:
-    """Where tensorflow_gan is; nothing is imported.
+    """Where tensorflow_gan is installed; nothing is imported.
 
     Raises:
       ImportError: its packages are not installed.
@@ -89,8 +77,8 @@ def find() -> importlib.machinery.ModuleSpec:
 
 
 @contextlib.contextmanager
-def _without_contents(spec: importlib.machinery.ModuleSpec) -> Iterator[None]:
-    """The packages above the metrics, for as long as these are imported."""
+def _empty_packages(spec: importlib.machinery.ModuleSpec) -> Iterator[None]:
+    """Empty packages stand for those above the metrics while these are imported."""
     parts = _METRICS.split(".")[:-1]
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
     folders = list(spec.submodule_search_locations or ())

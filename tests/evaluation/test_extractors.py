@@ -12,7 +12,7 @@ import pytest
 
 from scaling_ldm import config, records
 from scaling_ldm.evaluation import extractors, protocol
-from scaling_ldm.metrics import moments, resize
+from scaling_ldm.metrics import Moments, resize
 from scaling_ldm.models.encoders import dinov2
 from scaling_ldm.models.weights import clip as clip_weights
 from scaling_ldm.models.weights import dinov2 as dinov2_weights
@@ -441,8 +441,8 @@ def test_statistics_of_another_network_are_refused_before_anything_runs(
     generated, dinov2_folder, tmp_path
 ):
     """By what differs."""
-    total = moments.Moments.empty(DINOV2.width)
-    total.add(np.random.default_rng(0).normal(size=(9, DINOV2.width)).astype("f"))
+    rows = np.random.default_rng(0).normal(size=(9, DINOV2.width)).astype("f")
+    total = Moments.of([rows])
     path = tmp_path / "reference.npz"
     fields = {"metrics": ("fd",), "reference": str(path)}
     experiment = judged(generated, "dinov2", dinov2_folder, **fields)

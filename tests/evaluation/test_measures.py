@@ -7,18 +7,12 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.evaluation import measures, reference
-from scaling_ldm.metrics import frechet, manifold, moments
+from scaling_ldm.metrics import Moments, frechet, manifold
 
 
 def features(seed, count, scale=1.0):
     rows = np.random.default_rng(seed).normal(size=(count, 6)) * scale
     return rows.astype(np.float32)
-
-
-def of(rows):
-    found = moments.Moments.empty(rows.shape[1])
-    found.add(rows)
-    return found
 
 
 OURS, THEIRS = features(0, 64, 0.8), features(1, 80)
@@ -30,7 +24,9 @@ EVALUATE = config.EvaluateConfig(network="clip", bootstrap=20, confidence=0.8, s
 
 @pytest.fixture(scope="module")
 def real():
-    return reference.Real(moments=of(THEIRS), load=lambda: THEIRS, digest="", images=80)
+    return reference.Real(
+        moments=Moments.of([THEIRS]), load=lambda: THEIRS, digest="", images=80
+    )
 
 
 def test_precision_and_recall_have_the_intervals_of_generated_pictures(real):
@@ -64,4 +60,4 @@ def test_numbers_are_python_floats(real, metric, bootstrap):
         for field in ("value", "low", "high", "level"):
             assert type(getattr(estimate, field)) is float, (metric, field)
         assert "np." not in repr(estimate)
-    assert type(frechet.distance(of(OURS), of(THEIRS))) is float
+    assert type(frechet.distance(Moments.of([OURS]), Moments.of([THEIRS]))) is float

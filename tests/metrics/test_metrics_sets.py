@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 
-from scaling_ldm.metrics import classes, kernel, manifold
+from scaling_ldm.metrics import classifier_score, kernel, manifold
 
 
 def normal(seed, count, dim, shift=0.0):
@@ -102,10 +102,12 @@ def test_kid_refuses():
 
 def test_inception_score_of_known_answers():
     sure = np.repeat(np.eye(4) * 200, 25, axis=0)  # every class, no doubt
-    assert_allclose(classes.scores(sure, splits=1, seed=0), 4, rtol=1e-12)
-    assert_allclose(classes.scores(sure * 0 + 3, splits=5, seed=0), 1, rtol=1e-12)
+    assert_allclose(classifier_score.scores(sure, splits=1, seed=0), 4, rtol=1e-12)
+    assert_allclose(
+        classifier_score.scores(sure * 0 + 3, splits=5, seed=0), 1, rtol=1e-12
+    )
     one = np.tile([300.0, 0, 0], (50, 1))  # sure but always the same
-    assert_allclose(classes.scores(one, splits=2, seed=0), 1, rtol=1e-12)
+    assert_allclose(classifier_score.scores(one, splits=2, seed=0), 1, rtol=1e-12)
 
 
 def test_inception_score_is_the_formula():
@@ -117,10 +119,14 @@ def test_inception_score_is_the_formula():
         np.exp(np.mean(np.sum(q * np.log(q / q.mean(axis=0)), axis=1)))
         for q in np.split(p[order], 3)
     ]
-    assert_allclose(classes.scores(logits, splits=3, seed=8), wanted, rtol=1e-10)
+    assert_allclose(
+        classifier_score.scores(logits, splits=3, seed=8), wanted, rtol=1e-10
+    )
     shifted = logits + 1000 * np.arange(90)[:, None]  # softmax ignores it
-    assert_allclose(classes.scores(shifted, splits=3, seed=8), wanted, rtol=1e-3)
-    found = classes.inception_score(logits, splits=3, seed=8)
+    assert_allclose(
+        classifier_score.scores(shifted, splits=3, seed=8), wanted, rtol=1e-3
+    )
+    found = classifier_score.inception_score(logits, splits=3, seed=8)
     assert_allclose(found.value, np.mean(wanted), rtol=1e-10)
     half = 2.92 * np.std(wanted, ddof=1) / np.sqrt(3)  # Student, 2 degrees, 90%
     assert_allclose(found.high - found.value, half, rtol=1e-3)
@@ -129,11 +135,11 @@ def test_inception_score_is_the_formula():
 
 def test_inception_score_refuses():
     with pytest.raises(ValueError, match="11 splits of 10"):
-        classes.scores(normal(0, 10, 3), splits=11, seed=0)
+        classifier_score.scores(normal(0, 10, 3), splits=11, seed=0)
     with pytest.raises(ValueError, match="not finite"):
-        classes.scores(normal(0, 10, 3) * np.inf, splits=2, seed=0)
+        classifier_score.scores(normal(0, 10, 3) * np.inf, splits=2, seed=0)
     with pytest.raises(ValueError, match="needs 2"):
-        classes.inception_score(normal(0, 10, 3), splits=1)
+        classifier_score.inception_score(normal(0, 10, 3), splits=1)
 
 
 # Precision and recall
@@ -294,5 +300,5 @@ def test_manifolds_refuse():
     with pytest.raises(ValueError, match="1 replicates; at least 2"):
         manifold.precision_recall(a, a, seed=0, replicates=1)
     with pytest.raises(ValueError, match="level 90"):
-        manifold.precision_recall(a, a, seed=0, level=90)
+        manifold.precision_recall(a, a, seed=0, level=90.0)
     assert_array_equal(a, normal(0, 10, 3))

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, flops
 from scaling_ldm.data import pictures as sources
-from scaling_ldm.metrics import frechet, moments
+from scaling_ldm.metrics import Moments, frechet
 from scaling_ldm.models.encoders import convolutions, efficientnet_lite
 from scaling_ldm.models.weights import batch_norm, files, layout
 from scaling_ldm.models.weights import efficientnet_lite as weights
@@ -268,9 +268,7 @@ def test_the_distance_grows_with_noise_and_with_blur(real, of):
         return np.concatenate([APPLY(params, part).features for part in parts])
 
     held, others = real[of]
-    total = moments.Moments.empty(1280)
-    total.add(features(held))
-    reference = frechet.Reference.of(total)
+    reference = frechet.Reference.of(Moments.of([features(held)]))
     for kind, levels in (
         ("noise", (4, 8, 16, 32, 64)),
         ("blur", (0.7, 1.2, 2, 4, 8)),

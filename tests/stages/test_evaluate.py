@@ -15,11 +15,9 @@ from scipy import linalg
 
 from scaling_ldm import config, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
-from scaling_ldm.metrics import moments as moments_lib
+from scaling_ldm.metrics import Moments
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.stages import evaluate, generate, plan, train
-from scaling_ldm.stages import evaluate as evaluate_lib
-from scaling_ldm.stages import frontier as frontier_lib
+from scaling_ldm.stages import evaluate, frontier, generate, plan, train
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs, samples
 
@@ -89,7 +87,7 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
         "recall_lite0",
     }
 
-    def moments(images):
+    def mean_and_covariance(images):
         x = np.tanh(images.reshape(len(images), -1).astype("f") @ judge(None).params)
         return x.mean(0), np.cov(x.astype(np.float64), rowvar=False)
 
@@ -97,8 +95,8 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     real = np.concatenate(real)
     assert real.shape == (40, 8, 8, 3)
     (m, a), (n, b) = (
-        moments(np.concatenate(list(samples.read_images(workdir)))),
-        moments(real),
+        mean_and_covariance(np.concatenate(list(samples.read_images(workdir)))),
+        mean_and_covariance(real),
     )
     root = linalg.sqrtm(a @ b).real
     wanted = np.sum((m - n) ** 2) + np.trace(a + b - 2 * root)
@@ -111,7 +109,7 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     assert fd.protocol["guidance"] == experiment.generate.guidance
     assert fd.protocol["reference_images"] == 40
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
-    assert fd.protocol["reference"] == moments_lib.Moments.load(path)[1]["digest"]
+    assert fd.protocol["reference"] == Moments.load(path)[1]["digest"]
     assert records.read_jsonl(workdir / "evaluations.jsonl")
 
 
@@ -338,7 +336,7 @@ def test_it_goes_on_in_the_middle_of_a_file_of_pictures(trained):
     whole = np.concatenate(list(samples.read_images(workdir)))
     assert [len(images) for images in samples.read_images(workdir)] == [16, 8]
     for start, batches in ((0, [16, 8]), (5, [11, 8]), (16, [8]), (20, [4]), (24, [])):
-        found = list(evaluate_lib._saved(workdir, start))
+        found = list(evaluate._saved(workdir, start))
         assert [len(images) for images, _ in found] == batches
         assert [after for _, after in found] == [16, 24][2 - len(batches) :]
         rest = [images for images, _ in found]
@@ -388,8 +386,7 @@ def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(anew):
     evaluate.run(wanted, workdir, specs)
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
     whole = path.read_bytes()
-    other = moments_lib.Moments.empty(WIDTH)
-    other.add(np.zeros((3, WIDTH), np.float32))
+    other = Moments.of([np.zeros((3, WIDTH), np.float32)])
     for spoil in (
         lambda: path.write_bytes(whole[:-100]),
         lambda: other.save(path, {"digest": "of others"}),
@@ -548,8 +545,7 @@ def test_the_fewest_pictures_are_enough(metric):
     cfg = config.EvaluateConfig(network="lite0", bootstrap=2, metrics=(metric,))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(measures.LEAST[metric], 8)).astype(np.float32)
-    real = moments_lib.Moments.empty(8)
-    real.add(rng.normal(size=(50, 8)).astype(np.float32))
+    real = Moments.of([rng.normal(size=(50, 8)).astype(np.float32)])
     seen = measures.Generated(features=rows, logits=rows, words=rows + 1)
     rows = rng.normal(size=(50, 8)).astype(np.float32)
     given = reference.Real(moments=real, load=lambda: rows, images=50, digest="")
@@ -565,17 +561,17 @@ def test_of_each_size_the_best_run_is_in_the_frontier(monkeypatch, trained):
     again = [dataclasses.replace(spec, run_id=f"{spec.run_id}-b") for spec in specs]
     loss = {spec.run_id: i for i, spec in enumerate([specs[0], *again, specs[1]])}
     monkeypatch.setattr(
-        frontier_lib.runs_lib,
+        runs,
         "best",
         lambda _, group: min(group, key=lambda s: loss[s.run_id]),
     )
-    found = frontier_lib._best_of_sizes(workdir, [*specs, *again])
+    found = frontier._best_of_sizes(workdir, [*specs, *again])
     assert [spec.run_id for spec in found] == [specs[0].run_id, again[1].run_id]
 
 
 def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypatch):
     experiment, workdir, specs = trained
-    found = frontier_lib.run(experiment, workdir, specs)
+    found = frontier.run(experiment, workdir, specs)
     assert len(found.cells) == 2 * 2 * 2 * 2
     grouped = {}
     for cell in found.cells:
@@ -610,7 +606,7 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
     monkeypatch.setattr(
         extractors.Extractor, "__call__", lambda *_: pytest.fail("measured again")
     )
-    assert frontier_lib.run(experiment, workdir, specs).cells == found.cells
+    assert frontier.run(experiment, workdir, specs).cells == found.cells
 
 
 def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
@@ -638,7 +634,7 @@ def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
 
 def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch):
     experiment, workdir, specs = trained
-    before = frontier_lib.run(experiment, workdir, specs).cells
+    before = frontier.run(experiment, workdir, specs).cells
     folder = workdir / "frontier" / "cells"
     gone = sorted(folder.iterdir())[::3]
     for path in gone:
@@ -650,7 +646,7 @@ def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch)
         return extract(self, images)
 
     monkeypatch.setattr(extractors.Extractor, "__call__", counted)
-    after = frontier_lib.run(experiment, workdir, specs).cells
+    after = frontier.run(experiment, workdir, specs).cells
     assert len(calls) == len(gone)
     assert [dataclasses.replace(c, seconds=0.0) for c in after] == [
         dataclasses.replace(c, seconds=0.0) for c in before
@@ -659,22 +655,22 @@ def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch)
 
 def test_a_cell_that_cannot_be_sampled_is_refused_before_anything_runs(trained):
     experiment, _, _ = trained
-    frontier_lib.check(experiment)
+    frontier.check(experiment)
     table = {"schedule": "scaled_linear", "prediction": "epsilon"}
     impossible = changed(experiment, objective=table, frontier={"steps": (2, 5000)})
     with pytest.raises(config.ConfigError, match="config.frontier cannot sample"):
-        frontier_lib.check(impossible)
+        frontier.check(impossible)
 
 
 def test_no_run_no_frontier(trained, tmp_path, monkeypatch):
     experiment, _, specs = trained
     said = []
     monkeypatch.setattr(progress, "say", said.append)
-    assert frontier_lib.run(experiment, tmp_path, specs) is None
+    assert frontier.run(experiment, tmp_path, specs) is None
     assert evaluate.run(experiment, tmp_path, specs) == []
     assert said == ["no finished run for a frontier", "no finished run to evaluate"]
     none = changed(experiment, frontier={"images": 0})
-    assert frontier_lib.run(none, tmp_path, specs) is None
+    assert frontier.run(none, tmp_path, specs) is None
 
 
 def test_side_is_that_of_the_pictures(trained):

@@ -1,7 +1,8 @@
-"""Inception Score: how sure and how varied a classifier's answers are.
+"""Inception Score: how sure and how varied the answers of a classifier are.
 
-Salimans et al. 2016 (arXiv 1606.03498): exp of the mean of KL(p(y|x) || p(y)), the
-marginal p(y) over the images of one split; between 1 and the number of classes.
+Salimans et al. 2016 (arXiv 1606.03498): exp of the mean of KL(p(y|x) || p(y)), where
+p(y) is the mean of p(y|x) over the images of one split. It lies between 1 and the
+number of classes.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from scaling_ldm.metrics import Estimate
-from scaling_ldm.metrics.moments import check_finite
+from scaling_ldm.metrics.checks import check_finite, check_level
+from scaling_ldm.metrics.estimate import Estimate
+from scaling_ldm.metrics.shapes import ValuesS
 
 
-def scores(logits_NK: np.ndarray, *, splits: int, seed: int) -> np.ndarray:
-    """The score of each split [splits], of images in random order.
+def scores(logits_NK: np.ndarray, *, splits: int, seed: int) -> ValuesS:
+    """The score of each split; the images are split in random order.
 
-    The score grows with the images of a split: compare equal N and equal splits. What
-    is often written behind a score with +- is the standard deviation of these.
+    The score grows with the number of images of a split: compare equal N and equal
+    splits. Papers often write the standard deviation of these scores behind the mean.
+
+    Args:
+      logits_NK: logits of K classes for each of N images.
+      splits: parts of about equal size.
+      seed: of the random order.
 
     Raises:
       ValueError: fewer images than splits, or logits that are not finite.
@@ -40,17 +47,18 @@ def inception_score(
 ) -> Estimate:
     """The mean over splits, with Student's interval of that mean.
 
+    Args: as of `scores`; `level` is that of the interval.
+
     Raises:
       ValueError: as `scores`, and for fewer than two splits.
     """
     if splits < 2:
         raise ValueError(f"{splits} splits; an interval needs 2, or use `scores`")
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}; it lies between 0 and 1")
+    check_level(level)
     found = scores(logits_NK, splits=splits, seed=seed)
     value, error = float(found.mean()), float(found.std(ddof=1)) / math.sqrt(splits)
-    width = float(scipy.stats.t.ppf((1 + level) / 2, splits - 1)) * error
-    return Estimate(value=value, low=value - width, high=value + width, level=level)
+    half_width = float(scipy.stats.t.ppf((1 + level) / 2, splits - 1)) * error
+    return Estimate.symmetric(value, half_width, level)
 
 
 def _score(logits_NK: np.ndarray) -> float:
