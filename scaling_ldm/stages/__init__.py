@@ -1,4 +1,6 @@
-"""The stages of a study, one verb a file; they meet in files of records alone.
+"""The stages of a study, one verb a file.
 
-No stage imports another. May import: everything but `study` and `main`.
+Each has `run`, and `check` if something can be refused before any stage runs. They
+hand results to one another in files of records only; no stage imports another.
+May import: every folder but report, study and main.
 """

@@ -1,8 +1,8 @@
 """Pictures and captions -> records of latents and text features, once per data set.
 
-Each process encodes shards of its own, shard s by process s modulo their number, with
-the devices of its own host: nothing is exchanged but votes. A shard is complete or not
-there, so a stage that was stopped goes on with the first one that is missing.
+Shard s is encoded by process s modulo the number of processes, on the devices of that
+process's host. Processes exchange only whether one of them stops or fails. A shard is
+complete or absent, so a stage that was stopped continues with the first missing one.
 """
 
 from __future__ import annotations
@@ -19,44 +19,42 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm import config, records
-from scaling_ldm import data as data_lib
+from scaling_ldm import config, data, records
 from scaling_ldm.data import encoded, pictures, shards
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import encoding, mesh
-from scaling_ldm.training import progress as progress_lib
+from scaling_ldm.training import encoding, mesh, progress
 
-_FRACTION = "What is accepted is config.encode.largest_bad_fraction."
+_ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
 
 
 class _Stopped(Exception):
-    """A stop was asked for in the middle of a shard."""
+    """A stop was asked for while a shard was being written."""
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Encodes the data set of an experiment; nothing happens when that is done.
+    """Encodes the data set of an experiment, unless that is done already.
 
     Raises:
-      ConfigError: pictures or networks that are not there or do not fit, too many bad
-        records, or a folder that holds other records.
+      ConfigError: pictures or networks are missing or do not fit, too many records are
+        bad, or the folder holds other records.
       Preempted: SIGTERM arrived; the same command continues.
     """
-    folder = data_lib.records_folder(experiment, workdir)
-    stage = _together(lambda: _Encoding(experiment, folder))
-    if stage.manifest is not None:
-        progress_lib.say(
-            f"encoded already: {stage.manifest['records']:,} pictures in {folder}"
+    folder = data.records_folder(experiment, workdir)
+    encoder = _failing_together(lambda: _Encoder(experiment, folder))
+    if encoder.manifest is not None:
+        progress.say(
+            f"encoded already: {encoder.manifest['records']:,} pictures in {folder}"
         )
         return
     with mesh.StopSignal() as stop:
-        stage.encode(stop)
-    _together(lambda: stage.finish() if mesh.is_primary() else None)
+        encoder.encode(stop)
+    _failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
 
 
-def _together(action: Callable[[], Any]) -> Any:
-    """The action's result; what one process refuses, all of them refuse."""
+def _failing_together(action: Callable[[], Any]) -> Any:
+    """The action's result; if it fails on one process, this raises on all of them."""
     result, refusal = None, None
     try:
         result = action()
@@ -69,10 +67,10 @@ def _together(action: Callable[[], Any]) -> Any:
     return result
 
 
-class _Encoding:
-    """One call of the stage.
+class _Encoder:
+    """Writes the records of an experiment's pictures.
 
-    manifest: of records that are complete already; None where there is work.
+    manifest: of records that are complete already; None if there is work to do.
     """
 
     def __init__(self, experiment: config.Experiment, folder: str) -> None:
@@ -87,7 +85,7 @@ class _Encoding:
                 found = pictures.of_experiment(experiment)
             except config.ConfigError as e:
                 reason = str(e).splitlines()[0]
-                progress_lib.say(f"the pictures themselves are not looked at: {reason}")
+                progress.say(f"the pictures themselves are not looked at: {reason}")
             else:
                 wanted = {"set": found.identity}
                 encoded.refuse(folder, encoded.differences(held, wanted))
@@ -106,15 +104,13 @@ class _Encoding:
         if held is not None:
             encoded.refuse(folder, encoded.differences(held, wanted))
         self._identity = wanted
-        progress_lib.say(
+        progress.say(
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
         )
         self._networks = encoding.FrozenNetworks(experiment)
-        took = progress_lib.format_duration(time.perf_counter() - self._begun)
-        progress_lib.say(
-            f"networks are ready after {took}: {self._networks.describe()}"
-        )
+        took = progress.format_duration(time.perf_counter() - self._begun)
+        progress.say(f"networks are ready after {took}: {self._networks.describe()}")
         if held is None and mesh.is_primary():
             self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
@@ -122,8 +118,11 @@ class _Encoding:
     def encode(self, stop: mesh.StopSignal) -> None:
         """Writes every missing shard.
 
-        Processes go from one of their shards to the next together, so that all of them
-        learn of a stop or of a refusal.
+        All processes finish a shard before one of them starts the next. So a stop or
+        an error of one process reaches all of them.
+
+        Raises:
+          Preempted: a stop was asked for.
         """
         names = self._store.names()
         complete = {
@@ -132,9 +131,9 @@ class _Encoding:
             if {shards.shard_name(n), shards.summary_name(n)} <= names
         }
         if complete:
-            progress_lib.say(f"{len(complete):,} of {self._shards:,} shards are there")
+            progress.say(f"{len(complete):,} of {self._shards:,} shards are there")
         processes = jax.process_count()
-        progress = _Progress(
+        shown = _EncodeProgress(
             self._total,
             sum(len(self._indices(n)) for n in complete),
             processes,
@@ -146,40 +145,44 @@ class _Encoding:
                 self._recall(number)
             missing = [n for n in range(first, first + processes) if n not in complete]
             mine = number in missing and number < self._shards
-            work = functools.partial(self._shard, number, stop, progress)
-            _together(work if mine else lambda: None)
+            work = functools.partial(self._shard, number, stop, shown)
+            _failing_together(work if mine else lambda: None)
             if mesh.any_process(stop.asked):
                 raise Preempted("encoding stops; the shards that are there are kept")
-            progress.level(
-                sum(len(self._indices(n)) for n in missing if n < self._shards)
-            )
+            shown.level(sum(len(self._indices(n)) for n in missing if n < self._shards))
 
     def _indices(self, number: int) -> range:
         first = number * self._per_shard
         return range(first, min(first + self._per_shard, self._total))
 
     def _recall(self, number: int) -> None:
-        """Counts what an earlier call found in a shard."""
+        """Counts the records that an earlier call wrote or found bad in a shard."""
         summary = self._store.read_json(shards.summary_name(number))
         self._tally.good += summary["records"]
         for name, reason in summary["bad"]:
             self._count(BadRecord(name, reason))
 
     def _count(self, found: Any) -> bool:
-        """Whether it is a picture; refuses where too many are none."""
+        """Whether this is a picture.
+
+        Raises:
+          ConfigError: too many records are bad.
+        """
         try:
             return self._tally.add(found)
         except config.ConfigError as e:
-            raise config.ConfigError(f"{e}\n{_FRACTION}") from e
+            raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
 
-    def _shard(self, number: int, stop: mesh.StopSignal, progress: _Progress) -> None:
-        """Writes one shard, or nothing of it where a stop is asked for."""
+    def _shard(
+        self, number: int, stop: mesh.StopSignal, shown: _EncodeProgress
+    ) -> None:
+        """Writes one shard, or nothing of it if a stop is asked for."""
         bad: list[tuple[str, str]] = []
         try:
             with self._store.replace(shards.shard_name(number)) as path:
                 words = self._networks.layout.text_width == 0
                 with contextlib.closing(shards.Writer(path, words)) as writer:
-                    self._fill(writer, number, bad, stop, progress)
+                    self._fill(writer, number, bad, stop, shown)
                     summary = writer.finish(bad)
         except _Stopped:
             return
@@ -191,9 +194,9 @@ class _Encoding:
         number: int,
         bad: list[tuple[str, str]],
         stop: mesh.StopSignal,
-        progress: _Progress,
+        shown: _EncodeProgress,
     ) -> None:
-        """Writes the pictures of a shard; one batch is computed as the next is read."""
+        """Writes the pictures of a shard; the devices compute while a batch is read."""
         under_way: collections.deque[Any] = collections.deque()
         for batch in self._batches(number, bad):
             started = self._networks.start(
@@ -203,17 +206,17 @@ class _Encoding:
             under_way.append((batch, started))
             if len(under_way) > 1:
                 self._write(writer, *under_way.popleft())
-            progress.show(len(batch), writer.bytes, self._tally.bad)
+            shown.show(len(batch), writer.bytes, self._tally.bad)
             if stop.asked:
                 raise _Stopped
         while under_way:
             self._write(writer, *under_way.popleft())
-        progress.written(writer.bytes)
+        shown.written(writer.bytes)
 
     def _batches(
         self, number: int, bad: list[tuple[str, str]]
     ) -> Iterator[list[Picture]]:
-        """The good pictures of a shard in order; the others go to `bad`."""
+        """The good pictures of a shard in order; the others are added to `bad`."""
         cfg, (height, width) = self._experiment.encode, self._networks.side
 
         def prepare(picture: Picture) -> Picture:
@@ -269,10 +272,10 @@ class _Encoding:
                     )
 
     def finish(self) -> None:
-        """Writes the manifest, once every process has written its shards.
+        """Writes the manifest, after every process has written its shards.
 
         Raises:
-          ConfigError: shards of another host are not seen here, or too many records
+          ConfigError: shards of another host are not visible here, or too many records
             are bad.
         """
         names = [shards.summary_name(n) for n in range(self._shards)]
@@ -290,7 +293,7 @@ class _Encoding:
         try:
             tally.finish()
         except config.ConfigError as e:
-            raise config.ConfigError(f"{e}\n{_FRACTION}") from e
+            raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
         manifest = encoded.manifest_of(
             self._identity,
             self._networks.layout,
@@ -300,8 +303,8 @@ class _Encoding:
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
-        took = progress_lib.format_duration(time.perf_counter() - self._begun)
-        progress_lib.say(
+        took = progress.format_duration(time.perf_counter() - self._begun)
+        progress.say(
             f"encoded after {took}: {tally.summary()}\n"
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
@@ -326,11 +329,17 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-class _Progress:
-    """Lines while the stage runs: how far, how fast, how long yet.
+class _EncodeProgress:
+    """Lines while the stage runs: pictures done, speed, time left.
 
-    Processes are taken to be about as fast as this one, until they meet at the end of
-    a shard.
+    Other processes are assumed to be as fast as this one, until all have finished a
+    shard.
+
+    Args:
+      total: pictures of the data set.
+      done: how many of them are encoded already.
+      processes: of the job.
+      every_seconds: between two lines.
     """
 
     def __init__(
@@ -338,15 +347,18 @@ class _Progress:
     ) -> None:
         self._total, self._done, self._processes = total, done, processes
         self._every = every_seconds
-        self._mine = 0  # of the shard under way
+        self._mine = 0  # pictures of this process in its current shard
         self._bytes = 0  # of the shards that this process has written
-        self._first: tuple[float, int] | None = None  # compiling is over: time, count
+        self._first: tuple[float, int] | None = None  # time and count once compiled
         self._shown = time.perf_counter()
 
     def show(self, count: int, written: int, bad: int) -> None:
-        """So many more pictures, so many bytes of this shard, so many bad records.
+        """Prints a line if it is time for one.
 
-        The line tells the bytes that this process has written.
+        Args:
+          count: pictures encoded since the last call.
+          written: bytes in the current shard; the line says this process's bytes.
+          bad: records found bad so far.
         """
         now = time.perf_counter()
         self._mine += count
@@ -357,16 +369,16 @@ class _Progress:
             return
         self._shown = now
         speed = (done - self._first[1]) / (now - self._first[0])
-        left = progress_lib.format_duration((self._total - done) / speed)
-        progress_lib.say(
+        left = progress.format_duration((self._total - done) / speed)
+        progress.say(
             f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
             f"{size(self._bytes + written)}  {bad:,} bad  left {left}"
         )
 
     def written(self, count: int) -> None:
-        """A shard of this process is whole: so many bytes."""
+        """A shard of this process is complete and has `count` bytes."""
         self._bytes += count
 
     def level(self, count: int) -> None:
-        """Every process is done with its shard: so many pictures in all of them."""
+        """Every process has finished its shard; they hold `count` pictures together."""
         self._done, self._mine = self._done + count, 0

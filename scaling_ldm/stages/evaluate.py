@@ -1,4 +1,4 @@
-"""Trained models -> EvalRecords in evaluations.jsonl; what is there already is kept."""
+"""Trained models -> EvalRecords in evaluations.jsonl; records there are kept."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ FILE = "evaluations.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Weights to measure."""
+class ModelToMeasure:
+    """Weights to measure.
+
+    model: the weights.
+    drawn: whether the generate stage has drawn their pictures.
+    """
 
     model: TrainedModel
-    drawn: bool  # whether the generate stage has drawn their pictures
+    drawn: bool
 
 
 def run(
@@ -45,13 +49,13 @@ def run(
     if experiment.evaluate.network == "none":
         return []
     _check_settings(experiment)
-    subjects = list(_subjects(experiment, workdir, specs))
-    if not subjects:
+    models = list(_models(experiment, workdir, specs))
+    if not models:
         progress.say("no finished run to evaluate")
         return []
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        return _Stage(experiment, workdir, device_mesh).run(subjects)
+        return _Evaluator(experiment, workdir, device_mesh).run(models)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -59,8 +63,8 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       ConfigError: the network's weights, the reference or the backend's packages are
-        not there or not what they should be, there are too few pictures for a metric,
-        or one needs more of the real pictures than the reference holds.
+        missing or wrong, there are too few pictures for a metric, or a metric needs
+        features of real pictures where the reference holds only statistics.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":
@@ -72,7 +76,7 @@ def check(experiment: config.Experiment) -> None:
 
 
 def _check_settings(experiment: config.Experiment) -> None:
-    """What `check` refuses without reading weights."""
+    """The part of `check` that reads no weights."""
     cfg = experiment.evaluate
     if cfg.reference and not pathlib.Path(cfg.reference).expanduser().is_file():
         raise config.ConfigError(
@@ -101,30 +105,31 @@ def _check_settings(experiment: config.Experiment) -> None:
             raise config.ConfigError(f"config.evaluate.backend = 'tfgan': {e}") from e
 
 
-def _subjects(
+def _models(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
-) -> Iterator[Subject]:
+) -> Iterator[ModelToMeasure]:
+    """The model of the generate stage, then other checkpoints if they are asked for."""
     first = samples.model_to_sample(experiment, workdir, specs)
     if first is None:
         return
-    yield Subject(model=first, drawn=True)
+    yield ModelToMeasure(model=first, drawn=True)
     if experiment.evaluate.through_training:
         for spec in specs:
             if runs.best(workdir, [spec]) is not None:
                 for step in runs.checkpoint_steps(workdir, spec):
                     model = runs.trained_model(experiment, workdir, spec, step)
                     if _identity(model) != _identity(first):
-                        yield Subject(model=model, drawn=False)
+                        yield ModelToMeasure(model=model, drawn=False)
 
 
 def _identity(model: TrainedModel) -> tuple[str, str, int]:
     return model.run_id, model.checksum, model.step
 
 
-class _Stage:
-    """One call of the stage; numbers that are in its file already are kept."""
+class _Evaluator:
+    """Measures models; numbers that are in evaluations.jsonl already are kept."""
 
     def __init__(
         self,
@@ -146,35 +151,36 @@ class _Stage:
             for r in (records.read_jsonl(path) if path.exists() else [])
         }
 
-    def run(self, subjects: Sequence[Subject]) -> list[records.EvalRecord]:
+    def run(self, models: Sequence[ModelToMeasure]) -> list[records.EvalRecord]:
+        """The records of all models, old and new."""
         found: list[records.EvalRecord] = []
-        spent: list[float] = []  # seconds, of the subjects that were drawn here
-        for number, subject in enumerate(subjects, 1):
-            model, wanted = subject.model, self._wanted(subject.model)
-            keys = [self._key(model, name, of) for name, of in wanted.items()]
+        spent: list[float] = []  # seconds for each model whose pictures are drawn here
+        for number, entry in enumerate(models, 1):
+            model, wanted = entry.model, self._wanted(entry.model)
+            keys = [self._key(model, name, parts) for name, parts in wanted.items()]
             for key in keys:
                 if key in self._known:
                     progress.say(f"  {line(self._known[key])}")
             if not all(key in self._known for key in keys):
-                left = len(subjects) - number + 1
+                left = len(models) - number + 1
                 time_left = (
                     f"  left {progress.format_duration(left * sum(spent) / len(spent))}"
                     if spent
                     else ""
                 )
                 progress.say(
-                    f"evaluate  {number} of {len(subjects)}: {model.run_id} at step "
+                    f"evaluate  {number} of {len(models)}: {model.run_id} at step "
                     f"{model.step:,}{time_left}"
                 )
                 begin = time.perf_counter()
-                self._measure(subject, wanted)
-                if not subject.drawn:
+                self._measure(entry, wanted)
+                if not entry.drawn:
                     spent.append(time.perf_counter() - begin)
             found += [self._known[key] for key in keys]
         return found
 
     def _wanted(self, model: TrainedModel) -> dict[str, dict[str, Any]]:
-        """The numbers to find, each with its protocol."""
+        """The name of each number to find -> the parts of its protocol."""
         cfg = self._experiment.evaluate
         return {
             name: self._parts
@@ -187,21 +193,24 @@ class _Stage:
             for name in measures.names(metric, cfg.network)
         }
 
-    def _key(self, model: TrainedModel, name: str, of: dict[str, Any]) -> Any:
-        return *_identity(model), name, protocol.digest(of)
+    def _key(self, model: TrainedModel, name: str, parts: dict[str, Any]) -> Any:
+        return *_identity(model), name, protocol.digest(parts)
 
-    def _measure(self, subject: Subject, wanted: dict[str, dict[str, Any]]) -> None:
-        """Finds what is missing; every metric is written when it is there."""
-        cfg, how = self._experiment.evaluate, self._experiment.generate
-        model = subject.model
-        drawing = inference.PictureSampler(
-            self._experiment, self._workdir, model, self._mesh, how.batch_size
+    def _measure(
+        self, entry: ModelToMeasure, wanted: dict[str, dict[str, Any]]
+    ) -> None:
+        """Measures what is missing; each metric is written as soon as it is known."""
+        cfg, sampling = self._experiment.evaluate, self._experiment.generate
+        model = entry.model
+        sampler = inference.PictureSampler(
+            self._experiment, self._workdir, model, self._mesh, sampling.batch_size
         )
-        cost = drawing.cost(how)
-        features = self._features(subject, drawing).all()
+        cost = sampler.cost(sampling)
+        features = self._features(entry, sampler).all()
         words = None
         if "clip_score" in cfg.metrics:
-            words = self._extract.captions(drawing.captions(np.arange(how.images)))
+            captions = sampler.captions(np.arange(sampling.images))
+            words = self._extract.captions(captions)
         seen = measures.Generated(
             features=features.features, logits=features.logits, words=words
         )
@@ -242,9 +251,11 @@ class _Stage:
             if mesh.is_primary():
                 records.write_jsonl(self._workdir / FILE, self._known.values())
 
-    def _features(self, subject: Subject, drawing: inference.PictureSampler) -> Kept:
-        """Of the pictures that the subject's protocol asks for."""
-        how, model = self._experiment.generate, subject.model
+    def _features(
+        self, entry: ModelToMeasure, sampler: inference.PictureSampler
+    ) -> Kept:
+        """The features of a model's pictures; those that are missing are extracted."""
+        sampling, model = self._experiment.generate, entry.model
         kept = Kept(
             self._folder,
             {
@@ -252,34 +263,34 @@ class _Stage:
                     zip(("run_id", "checksum", "step"), _identity(model), strict=True)
                 ),
                 "ema": model.ema,
-                "sampled": protocol.sampled(how),
+                "sampled": protocol.sampled(sampling),
                 "network": self._extract.identity,
             },
         )
-        if subject.drawn and not kept.complete:
+        if entry.drawn and not kept.complete:
             _check_pictures(self._experiment, self._workdir, model)
         kept.fill(
             self._extract,
             functools.partial(_saved, self._workdir)
-            if subject.drawn
-            else functools.partial(_drawn, drawing, how),
+            if entry.drawn
+            else functools.partial(_drawn, sampler, sampling),
             progress.Progress(
                 "evaluate",
-                how.images,
+                sampling.images,
                 "pictures",
                 self._experiment.train.show_every_seconds,
             ),
         )
-        if kept.images != how.images:
+        if kept.images != sampling.images:
             raise records.Damaged(
-                f"{self._folder / 'features'} holds {kept.images:,} of {how.images:,} "
-                f"pictures of {model.run_id}"
+                f"{self._folder / 'features'} holds {kept.images:,} of "
+                f"{sampling.images:,} pictures of {model.run_id}"
             )
         return kept
 
 
 def line(record: records.EvalRecord) -> str:
-    """A record for a reader's eyes."""
+    """A record as a line for people."""
     r = record
     interval = "(no interval)"
     if r.low < r.high:
@@ -292,7 +303,7 @@ def line(record: records.EvalRecord) -> str:
 
 
 def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Pictures of the generate stage from one on, and the position behind them."""
+    """Pictures of the generate stage from position `start`, and the position after."""
     after = 0
     for images in samples.read_images(workdir):
         before, after = after, after + len(images)
@@ -301,20 +312,19 @@ def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]
 
 
 def _drawn(
-    drawing: inference.PictureSampler, how: config.GenerateConfig, start: int
+    sampler: inference.PictureSampler, sampling: config.GenerateConfig, start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The same, drawn now."""
-    for first in range(start, how.images, how.batch_size):
-        after = min(first + how.batch_size, how.images)
-        yield drawing.images(np.arange(first, after), how), after
+    """The same as `_saved`, but drawn now."""
+    for first in range(start, sampling.images, sampling.batch_size):
+        after = min(first + sampling.batch_size, sampling.images)
+        yield sampler.images(np.arange(first, after), sampling), after
 
 
 def _check_pictures(
     experiment: config.Experiment, workdir: pathlib.Path, model: TrainedModel
 ) -> None:
-    """Raises ConfigError unless the generate stage drew this model's pictures so."""
-    path = workdir / "samples" / "record.json"
-    held = records.loads(path.read_text()) if path.exists() else None
+    """Raises ConfigError unless the generate stage drew the pictures to measure."""
+    held = samples.read_record(workdir)
     images = sum(len(part) for part in samples.read_images(workdir))
     differing = [
         f"{name} = {getattr(held, name)!r} there, {value!r} wanted"
@@ -325,6 +335,6 @@ def _check_pictures(
         differing = [f"{images:,} of {held.images:,} pictures in samples/shards"]
     if held is None or differing:
         raise config.ConfigError(
-            f"{path.parent} does not hold the pictures to evaluate "
+            f"{workdir / 'samples'} does not hold the pictures to evaluate "
             f"({'; '.join(differing) or 'none are finished'}): add generate to --stages"
         )

@@ -1,6 +1,6 @@
-"""A finished run -> weights in the layout that others read, in the folder export/.
+"""A finished run -> its weights in the folder export/, for other programs to read.
 
-Beside them lies their card (exported.CARD), whatever the layout; it is written last.
+Their card (exports.CARD) is written last, whatever the layout of the weights.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm import config, records
-from scaling_ldm import data as data_lib
+from scaling_ldm import config, data, records
 from scaling_ldm.models import encoders, from_config
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
@@ -27,7 +26,7 @@ from scaling_ldm.training import mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
-PICTURES = 2048  # whose latents say how an autoencoder's are scaled
+PICTURES = 2048  # how many are encoded to find the scale of the latents
 BATCH = 64
 
 Params = dict[str, Any]
@@ -60,8 +59,7 @@ def run(
     folder.mkdir(exist_ok=True)
     write = _WRITERS.get(experiment.model.architecture, _native)
     written = write(experiment, workdir, model, params)
-    path = workdir / "runs" / spec.run_id / "record.json"
-    record = records.loads(path.read_text(encoding="utf-8"))
+    record = runs.read_record(workdir, spec.run_id)
     more = {}
     if experiment.model.architecture == "autoencoder_kl":
         more = _held_out(experiment, record)
@@ -73,7 +71,7 @@ def run(
 def _held_out(
     experiment: config.Experiment, record: records.TrainRecord
 ) -> dict[str, Any]:
-    """An autoencoder's validation loss in other words."""
+    """An autoencoder's validation loss as a mean squared error and in decibels."""
     error = record.validation_loss_ema
     return {
         "held_out_pictures": experiment.validation.samples,
@@ -88,9 +86,9 @@ def _autoencoder(
     model: TrainedModel,
     params: Params,
 ) -> str:
-    """diffusers' AutoencoderKL, its latents scaled to unit variance."""
+    """diffusers' AutoencoderKL; its latents are scaled to unit variance."""
     cfg = from_config.autoencoder_config(experiment, model.width, model.depth)
-    source, _ = data_lib.sources(experiment, workdir)
+    source, _ = data.sources(experiment, workdir)
     mean, deviation = _latents(encoders.autoencoder(cfg), params, source)
     cfg = dataclasses.replace(cfg, scale=1 / deviation, shift=mean)
     autoencoder_weights.save(params, workdir / "export", cfg, experiment.data.shape[0])
@@ -98,7 +96,7 @@ def _autoencoder(
 
 
 def _latents(
-    network: encoders.Autoencoder, params: Params, source: data_lib.Source
+    network: encoders.Autoencoder, params: Params, source: data.Source
 ) -> tuple[float, float]:
     """Mean and standard deviation of the latents of the first training pictures."""
 
@@ -123,7 +121,7 @@ def _unet(
     model: TrainedModel,
     params: Params,
 ) -> str:
-    """diffusers' UNet2DConditionModel, where captions are features of an encoder."""
+    """diffusers' UNet2DConditionModel if captions are features of an encoder."""
     if experiment.reads_words:
         return _native(experiment, workdir, model, params)
     folder = workdir / "export"
@@ -140,7 +138,7 @@ def _native(
     model: TrainedModel,
     params: Params,
 ) -> str:
-    """This library's own names: no one else has published a layout of the network."""
+    """This library's own layout: there is no published one for this network."""
     native.save(
         params,
         workdir / "export",

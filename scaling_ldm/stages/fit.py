@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from scaling_ldm import config, records
 from scaling_ldm.laws import fit
 from scaling_ldm.training import progress
+from scaling_ldm.workdir import runs
 
 
 def run(
@@ -19,18 +20,18 @@ def run(
     """Fits the runs that are trained; the others are named in the result.
 
     Returns:
-      None where the plan has no budgets.
+      The result, or None if the plan has no budgets.
     """
     if not experiment.plan.budgets_flops:
         progress.say("no laws to fit: plan.steps gives every size the same steps")
         return None
     cfg, found, missing = experiment.fit, [], []
     for spec in specs:
-        path = workdir / "runs" / spec.run_id / "record.json"
-        if path.exists():
-            found.append(records.loads(path.read_text()))
-        else:
+        record = runs.read_record(workdir, spec.run_id)
+        if record is None:
             missing.append(f"{spec.run_id}: not trained yet")
+        else:
+            found.append(record)
     result = fit.fit_records(
         found,
         metric=cfg.metric,

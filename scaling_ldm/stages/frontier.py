@@ -1,11 +1,11 @@
 """The best run of each size x sampler x steps x guidance -> cells, their frontier.
 
-    frontier/cells/<id>.json   a records.Cell each: a cell that is there is not redone
-    frontier.json   a records.Frontier: all of them and what they say
+    frontier/cells/<id>.json   one records.Cell each; it is not measured again
+    frontier.json   a records.Frontier: all cells and what follows from them
 
-For each run, sampler and number of steps the guidance of the lowest distance is found
-first (paper A, section 3.3.1); the features of its pictures are then resampled. The
-other guidances of a setting are taken to scatter as much, relative to their values.
+For each run, sampler and number of steps, the guidance with the lowest distance is
+found first (paper A, section 3.3.1). Only the features of its pictures are resampled.
+The other guidances of a setting are assumed to have the same relative spread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scaling_ldm.evaluation import measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.metrics import frechet
 from scaling_ldm.training import inference, mesh, progress
-from scaling_ldm.workdir import runs as runs_lib
+from scaling_ldm.workdir import runs
 
 
 def run(
@@ -37,8 +37,8 @@ def run(
     """Measures the cells that are missing; None where config.frontier.images is 0."""
     if not experiment.frontier.images:
         return None
-    runs = _best_of_sizes(workdir, specs)
-    if not runs:
+    best_runs = _best_of_sizes(workdir, specs)
+    if not best_runs:
         progress.say("no finished run for a frontier")
         return None
     if 0 < experiment.evaluate.bootstrap < frontier.MIN_REPLICATES:
@@ -48,7 +48,7 @@ def run(
         )
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        cells = _Grid(experiment, workdir, runs, device_mesh).run()
+        cells = _CellMeasurer(experiment, workdir, best_runs, device_mesh).run()
     largest = max(cells, key=lambda cell: cell.params)
     found = frontier.build(
         cells,
@@ -69,16 +69,16 @@ def run(
 def _best_of_sizes(
     workdir: pathlib.Path, specs: Sequence[records.RunSpec]
 ) -> list[records.RunSpec]:
-    """Of each size the finished run of the lowest validation loss."""
+    """For each size, the finished run with the lowest validation loss."""
     sizes: dict[tuple[int, int], list[records.RunSpec]] = {}
     for spec in specs:
         sizes.setdefault((spec.width, spec.depth), []).append(spec)
-    found = [runs_lib.best(workdir, group) for group in sizes.values()]
+    found = [runs.best(workdir, group) for group in sizes.values()]
     return [spec for spec in found if spec is not None]
 
 
 def _device() -> str:
-    """What the seconds were measured on."""
+    """The device that seconds are measured on."""
     first = jax.devices()[0]
     if first.platform == "cpu":
         return f"{len(os.sched_getaffinity(0))}-core CPU"
@@ -86,11 +86,11 @@ def _device() -> str:
 
 
 def check(experiment: config.Experiment) -> None:
-    """Refuses, before anything is trained, a cell without pictures or a distance.
+    """Refuses, before anything is trained, a cell that could not be measured.
 
     Raises:
-      ConfigError: a sampler cannot use its grid with this schedule and prediction, or
-        there are too few pictures.
+      ConfigError: a sampler cannot use its spacing with this schedule and prediction,
+        or there are too few pictures for a distance.
     """
     images, least = experiment.frontier.images, measures.LEAST["fd"]
     if not images:
@@ -100,18 +100,18 @@ def check(experiment: config.Experiment) -> None:
             f"config.frontier.images = {images}: fd needs at least {least}; 0 makes no "
             "frontier"
         )
-    for how in _settings(experiment):
+    for sampling in _cell_settings(experiment):
         try:
-            inference.sampling_plan(experiment, how)
+            inference.sampling_plan(experiment, sampling)
         except ValueError as e:
             raise config.ConfigError(
-                f"config.frontier cannot sample with sampler {how.sampler!r} and steps "
-                f"= {how.steps}: {e}"
+                f"config.frontier cannot sample with sampler {sampling.sampler!r} and "
+                f"steps = {sampling.steps}: {e}"
             ) from e
 
 
-def _settings(experiment: config.Experiment) -> list[config.GenerateConfig]:
-    """One for each cell of a run."""
+def _cell_settings(experiment: config.Experiment) -> list[config.GenerateConfig]:
+    """The sampling settings of every cell of a run."""
     cfg = experiment.frontier
     return [
         dataclasses.replace(
@@ -129,9 +129,9 @@ def _settings(experiment: config.Experiment) -> list[config.GenerateConfig]:
 
 
 def _spread(cell: records.Cell, best: records.Cell) -> records.Cell:
-    """The cell with replicates: of the best guidance's relative spread if without.
+    """The cell with replicates; if it has none, with the relative spread of `best`.
 
-    Resampling every cell would take longer than drawing them.
+    Resampling every cell would take longer than drawing the pictures.
     """
     if cell.replicates or not best.replicates:
         return cell
@@ -139,48 +139,50 @@ def _spread(cell: records.Cell, best: records.Cell) -> records.Cell:
     return dataclasses.replace(cell, replicates=scaled)
 
 
-class _Shelf:
-    """Cells on disk, each under the digest of all that its value depends on.
+class _CellFiles:
+    """Cells on disk; a file's name is the digest of all that its value depends on.
 
     Args:
-      parts: of the protocol, all but the sampler's.
+      parts: of the protocol, without those of the sampler.
     """
 
     def __init__(self, folder: pathlib.Path, parts: dict[str, Any]) -> None:
         self._folder, self._parts = folder, parts
 
-    def protocol(self, how: config.GenerateConfig) -> dict[str, Any]:
-        return self._parts | protocol.sampled(how)
+    def protocol(self, sampling: config.GenerateConfig) -> dict[str, Any]:
+        return self._parts | protocol.sampled(sampling)
 
     def read(
-        self, spec: records.RunSpec, how: config.GenerateConfig
+        self, spec: records.RunSpec, sampling: config.GenerateConfig
     ) -> records.Cell | None:
-        path = self._path(spec, how)
+        path = self._path(spec, sampling)
         return records.loads(path.read_text()) if path.exists() else None
 
     def write(
-        self, spec: records.RunSpec, how: config.GenerateConfig, cell: records.Cell
+        self, spec: records.RunSpec, sampling: config.GenerateConfig, cell: records.Cell
     ) -> None:
         if mesh.is_primary():
-            records.write_text(self._path(spec, how), records.dumps(cell))
+            records.write_text(self._path(spec, sampling), records.dumps(cell))
 
-    def _path(self, spec: records.RunSpec, how: config.GenerateConfig) -> pathlib.Path:
-        of = [spec.run_id, spec.recipe_hash, self.protocol(how)]
+    def _path(
+        self, spec: records.RunSpec, sampling: config.GenerateConfig
+    ) -> pathlib.Path:
+        of = [spec.run_id, spec.recipe_hash, self.protocol(sampling)]
         return self._folder / f"{records.digest(of)}.json"
 
 
-class _Grid:
-    """One call of the stage."""
+class _CellMeasurer:
+    """Measures the cells of some runs; cells that are on disk are read."""
 
     def __init__(
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
-        runs: Sequence[records.RunSpec],
+        specs: Sequence[records.RunSpec],
         device_mesh: jax.sharding.Mesh,
     ) -> None:
         cfg = experiment.evaluate
-        self._experiment, self._workdir, self._runs = experiment, workdir, runs
+        self._experiment, self._workdir, self._specs = experiment, workdir, specs
         self._mesh = device_mesh
         self._extract = Extractor(cfg, device_mesh)
         side = reference.side(experiment)
@@ -191,22 +193,24 @@ class _Grid:
         (self._metric,) = measures.names("fd", cfg.network)
         parts = protocol.measuring(experiment, self._extract, real)
         own = {"metric": self._metric, "backend": "numpy"}
-        self._shelf = _Shelf(workdir / "frontier" / "cells", parts | own)
-        self._of_largest: float | None = None
+        self._files = _CellFiles(workdir / "frontier" / "cells", parts | own)
+        # FLOPs of one evaluation of the largest run's network.
+        largest = max(specs, key=lambda spec: spec.params_without_embeddings)
+        cost = self._sampler(largest).cost(experiment.generate)
+        self._flops_of_largest = cost.flops / cost.nfe
 
     def run(self) -> list[records.Cell]:
-        settings = _settings(self._experiment)
-        total = len(self._runs) * len(settings)
+        """The cells of all runs, in the order of the plan."""
+        settings = _cell_settings(self._experiment)
+        total = len(self._specs) * len(settings)
         found: list[records.Cell] = []
         begin, shown, fresh = time.perf_counter(), 0.0, 0
-        largest = max(self._runs, key=lambda spec: spec.params_without_embeddings)
-        for spec in self._runs:
-            drawing = self._drawing(spec)
-            self._relative_to(largest)
+        for spec in self._specs:
+            sampler = self._sampler(spec)
             for _, group in itertools.groupby(
-                settings, key=lambda how: (how.sampler, how.steps)
+                settings, key=lambda sampling: (sampling.sampler, sampling.steps)
             ):
-                cells, drawn = self._group(spec, list(group), drawing)
+                cells, drawn = self._group(spec, list(group), sampler)
                 found += cells
                 fresh += drawn
                 now = time.perf_counter()
@@ -226,69 +230,59 @@ class _Grid:
         self,
         spec: records.RunSpec,
         settings: Sequence[config.GenerateConfig],
-        drawing: inference.PictureSampler,
+        sampler: inference.PictureSampler,
     ) -> tuple[list[records.Cell], int]:
-        """The cells of one sampler and number of steps; how many were drawn now."""
+        """The cells of one sampler and number of steps; how many were drawn."""
         cells, fresh = [], 0
-        best, of_best = 0, None  # features of one cell at a time
-        for i, how in enumerate(settings):
-            cell, features = self._shelf.read(spec, how), None
+        best, of_best = 0, None  # only the features of the best cell are kept
+        for i, sampling in enumerate(settings):
+            cell, features = self._files.read(spec, sampling), None
             if cell is None:
-                cell, features = self._cell(spec, how, drawing)
+                cell, features = self._cell(spec, sampling, sampler)
                 fresh += 1
             cells.append(cell)
             if i == 0 or cell.value < cells[best].value:
                 best, of_best = i, features
-        how, cell = settings[best], cells[best]
+        sampling, cell = settings[best], cells[best]
         if self._experiment.evaluate.bootstrap and not cell.replicates:
             if of_best is None:
-                of_best, _ = self._features(how, drawing)
+                of_best, _ = self._features(sampling, sampler)
             cell = cells[best] = self._resampled(cell, of_best)
-            self._shelf.write(spec, how, cell)
+            self._files.write(spec, sampling, cell)
         return [_spread(each, cell) for each in cells], fresh
 
-    def _drawing(self, spec: records.RunSpec) -> inference.PictureSampler:
+    def _sampler(self, spec: records.RunSpec) -> inference.PictureSampler:
         generate = self._experiment.generate
         most = min(generate.batch_size, self._experiment.frontier.images)
-        model = runs_lib.trained_model(self._experiment, self._workdir, spec)
+        model = runs.trained_model(self._experiment, self._workdir, spec)
         return inference.PictureSampler(
             self._experiment, self._workdir, model, self._mesh, most
         )
 
-    def _relative_to(self, largest: records.RunSpec) -> float:
-        """FLOPs of one evaluation of the largest run's network."""
-        if self._of_largest is None:
-            self._of_largest = self._evaluation(self._drawing(largest))
-        return self._of_largest
-
-    def _evaluation(self, drawing: inference.PictureSampler) -> float:
-        cost = drawing.cost(self._experiment.generate)
-        return cost.flops / cost.nfe
-
     def _features(
-        self, how: config.GenerateConfig, drawing: inference.PictureSampler
+        self, sampling: config.GenerateConfig, sampler: inference.PictureSampler
     ) -> tuple[np.ndarray, float]:
-        """Features of the cell's pictures, and seconds a picture took to draw."""
-        images, seconds = drawing.timed(np.arange(how.images), how)
+        """Features of the cell's pictures, and the seconds for drawing one picture."""
+        images, seconds = sampler.timed(np.arange(sampling.images), sampling)
         return self._extract(images).features, seconds
 
     def _cell(
         self,
         spec: records.RunSpec,
-        how: config.GenerateConfig,
-        drawing: inference.PictureSampler,
+        sampling: config.GenerateConfig,
+        sampler: inference.PictureSampler,
     ) -> tuple[records.Cell, np.ndarray]:
-        features, seconds = self._features(how, drawing)
-        cost = drawing.cost(how)
+        features, seconds = self._features(sampling, sampler)
+        cost = sampler.cost(sampling)
         evaluation = cost.flops / cost.nfe
         cell = records.Cell(
             model=spec.run_id,
             label=f"{spec.width} x {spec.depth}",
             params=spec.params_without_embeddings,
-            relative_cost=evaluation / self._of_largest,
-            sampler=how.sampler,
-            steps=how.steps,
-            guidance=how.guidance,
+            relative_cost=evaluation / self._flops_of_largest,
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
             nfe=cost.nfe,
             flops=cost.flops,
             decoder_flops=cost.decoder_flops,
@@ -297,16 +291,16 @@ class _Grid:
             value=frechet.distance_from_features(features, self._reference),
             replicates=(),
             protocol=protocol.digest(
-                self._shelf.protocol(how), without=protocol.SAMPLING
+                self._files.protocol(sampling), without=protocol.SAMPLING
             ),
-            images=how.images,
-            memory_bytes=drawing.memory(how),
+            images=sampling.images,
+            memory_bytes=sampler.memory(sampling),
         )
-        self._shelf.write(spec, how, cell)
+        self._files.write(spec, sampling, cell)
         return cell, features
 
     def _resampled(self, cell: records.Cell, features: np.ndarray) -> records.Cell:
-        """The cell with replicates, moved to lie around its value."""
+        """The cell with bootstrap replicates, shifted to have its value as mean."""
         cfg = self._experiment.evaluate
         draws = frechet.bootstrap(
             features, self._reference, replicates=cfg.bootstrap, seed=cfg.seed

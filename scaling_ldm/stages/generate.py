@@ -1,13 +1,13 @@
 """A trained model -> pictures of held-out captions, and what they cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
-    samples/images.npy   the first of them
+    samples/images.npy   the first SHOWN of them
     samples/grid.png     the same in one picture, without captions
     samples/images.tar   all of them as PNG with their captions (WebDataset)
     samples/record.json   the SampleRecord, written last
 
-Grid and tar hold lossless WebP instead of PNG where generate.format says so. Stopped
-anywhere, the stage goes on at the first shard that is missing.
+Grid and tar hold lossless WebP instead of PNG if generate.format says so. A stage that
+was stopped continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ import numpy as np
 from PIL import Image
 
 from scaling_ldm import config, records
-from scaling_ldm.training import inference, mesh
-from scaling_ldm.training import progress as progress_lib
+from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, samples
 
 SHOWN = 256  # pictures in images.npy
-ACROSS = 16  # at most, in the grid
-LARGEST_WEBP = 16383  # pixels, of a side
+ACROSS = 16  # pictures side by side in the grid, at most
+LARGEST_WEBP = 16383  # pixels of a side
 
 
 def run(
@@ -39,27 +38,27 @@ def run(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> records.SampleRecord | None:
-    """Samples config.generate.weights, or the run of the lowest validation loss.
+    """Draws with config.generate.weights, config.generate.run or the best run.
 
-    Of a run, its EMA weights. Captions are those of held-out names. Nothing happens
-    when all the pictures are there already.
+    For a run, these are its EMA weights. Captions are those of the held-out split.
+    Nothing is drawn if all pictures are there already.
 
     Returns:
-      The record, or None when no weights are given and no run is finished.
+      The record, or None if no weights are given and no run is finished.
     """
     if experiment.model.architecture == "autoencoder_kl":
-        progress_lib.say("no samples: an autoencoder generates nothing by itself")
+        progress.say("no samples: an autoencoder generates nothing by itself")
         return None
     model = samples.model_to_sample(experiment, workdir, specs)
     if model is None:
-        progress_lib.say("no finished run to sample from")
+        progress.say("no finished run to sample from")
         return None
-    known = _known(experiment, workdir, model)
+    known = _record_of_these_pictures(experiment, workdir, model)
     if known is not None and _grid_path(workdir, experiment.generate.format).exists():
         if sum(map(len, samples.read_images(workdir))) == known.images:
-            progress_lib.say(f"samples of {model.run_id} are there already")
+            progress.say(f"samples of {model.run_id} are there already")
             return known
-        progress_lib.say(
+        progress.say(
             f"samples of {model.run_id} are not all there: what is missing is drawn"
         )
     device_mesh = mesh.build(experiment.mesh, {})
@@ -67,17 +66,16 @@ def run(
         return _sample(experiment, workdir, model, device_mesh, known)
 
 
-def _known(
+def _record_of_these_pictures(
     experiment: config.Experiment, workdir: pathlib.Path, model: TrainedModel
 ) -> records.SampleRecord | None:
-    """The record of these very pictures, if they are there."""
-    path = workdir / "samples" / "record.json"
-    if not path.exists():
+    """The record in the workdir, if it is of the same model and settings."""
+    record = samples.read_record(workdir)
+    if record is None:
         return None
-    known = records.loads(path.read_text())
     wanted = samples.record_fields(experiment, model)
-    same = {name: getattr(known, name) for name in wanted} == wanted
-    return known if same else None
+    same = {name: getattr(record, name) for name in wanted} == wanted
+    return record if same else None
 
 
 def _grid_path(workdir: pathlib.Path, form: str) -> pathlib.Path:
@@ -88,8 +86,8 @@ def check(experiment: config.Experiment) -> None:
     """Refuses, before anything is trained, what could not be sampled afterwards.
 
     Raises:
-      config.ConfigError: the sampler cannot use this grid with this schedule and
-        prediction, or config.generate.weights are not the network's.
+      config.ConfigError: the sampler cannot use this spacing with this schedule and
+        prediction, or config.generate.weights are of another network.
     """
     if experiment.generate.weights:
         exports.read_model(experiment, experiment.generate.weights)
@@ -110,40 +108,42 @@ def _sample(
     device_mesh: jax.sharding.Mesh,
     known: records.SampleRecord | None,
 ) -> records.SampleRecord:
-    """Draws what is missing, then writes every form.
+    """Draws the missing shards, then writes tar, array, grid and record.
 
     Args:
-      known: the record of these pictures in the other format: nothing is drawn then.
+      known: the record of these pictures, if there is one.
     """
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
-    drawing = inference.PictureSampler(experiment, workdir, model, device_mesh, each)
+    sampler = inference.PictureSampler(experiment, workdir, model, device_mesh, each)
     if mesh.is_primary():
-        _claim(folder, samples.record_fields(experiment, model) | {"each": each})
+        _remove_other_pictures(
+            folder, samples.record_fields(experiment, model) | {"each": each}
+        )
     mesh.barrier("samples")
     shards = samples.shard_folder(workdir)
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
     rows = [np.arange(cfg.images)[n * each :][:each] for n in range(len(paths))]
     missing = [n for n, path in enumerate(paths) if not path.exists()]
-    mesh.barrier("samples-missing")  # nobody writes before everybody has looked
+    mesh.barrier("samples-missing")  # no process writes before all have looked
     begin = time.perf_counter()
-    progress = progress_lib.Progress(
+    shown = progress.Progress(
         "generate", cfg.images, "pictures", experiment.train.show_every_seconds
     )
     done = cfg.images - sum(len(rows[n]) for n in missing)
-    progress.begin(done)
+    shown.begin(done)
     for n in missing:
-        images = drawing.images(rows[n], cfg)
+        images = sampler.images(rows[n], cfg)
         if mesh.is_primary():
             records.write_file(
                 paths[n], lambda f, x=images: np.save(f, x, allow_pickle=False)
             )
         done += len(images)
-        progress.show(done)
+        shown.show(done)
     seconds = time.perf_counter() - begin
     mesh.barrier("samples-drawn")
-    captions = drawing.captions(np.arange(cfg.images))
-    cost = drawing.cost(cfg)
+    captions = sampler.captions(np.arange(cfg.images))
+    cost = sampler.cost(cfg)
     record = records.SampleRecord(
         **samples.record_fields(experiment, model),
         nfe=cost.nfe,
@@ -155,24 +155,27 @@ def _sample(
     )
     if mesh.is_primary():
         _finish(folder, paths, captions, cfg.format)
-        records.write_text(folder / "record.json", records.dumps(record))
+        records.write_text(samples.record_path(workdir), records.dumps(record))
     mesh.barrier("samples-written")
     return record
 
 
-def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Removes what pictures of other settings left behind, and says so."""
+def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Removes the files of pictures of other settings, and says so.
+
+    Then it writes the settings to settings.json, by which the next call decides.
+    """
     path = folder / "settings.json"
     text = records.dumps(settings) + "\n"
-    held = path.read_text() if path.exists() else ""
-    if held == text:
+    before = path.read_text() if path.exists() else ""
+    if before == text:
         return
     shards = list(folder.glob("shards/*.npy"))
     if shards:
-        progress_lib.say(
+        progress.say(
             f"generate  removes {len(shards)} finished "
             f"{'shard' if len(shards) == 1 else 'shards'} of other pictures "
-            f"({'; '.join(_differing(held, settings))})"
+            f"({'; '.join(_differing(before, settings))})"
         )
     forms = (*folder.glob("grid.*"), *folder.glob("images.*"))
     for old in (*forms, *shards, *folder.glob("*.json")):
@@ -180,10 +183,10 @@ def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     records.write_text(path, text)
 
 
-def _differing(held: str, settings: dict[str, Any]) -> list[str]:
-    """What pictures are of other settings in, as a reader knows it."""
+def _differing(text: str, settings: dict[str, Any]) -> list[str]:
+    """The settings that differ from those in a settings.json, for people."""
     try:
-        before = dict(records.loads(held))
+        before = dict(records.loads(text))
     except (ValueError, TypeError):  # an empty or damaged file
         return ["of unknown settings"]
     names = {"run_id": "run", "checksum": "SHA-256 of weights", "each": "in a shard"}
@@ -200,7 +203,10 @@ def _finish(
     captions: Sequence[str],
     form: str,
 ) -> None:
-    """Writes tar, array and grid from the shards; the grid last: it vouches for all."""
+    """Writes tar, array and grid from the shards.
+
+    The grid is written last: where it exists, the other two are complete.
+    """
     for other in config.PICTURE_FORMATS:
         _grid_path(folder.parent, other).unlink(missing_ok=True)
     first: list[np.ndarray] = []
@@ -221,21 +227,21 @@ def _finish(
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     index += 1
-                tar.members.clear()  # else it keeps a header of every picture
+                tar.members.clear()  # otherwise it keeps a header of every picture
 
     records.write_file(folder / "images.tar", archive)
     images = np.concatenate(first)
     records.write_file(
         folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False)
     )
-    if form == "webp":  # as many as the format has room for
+    if form == "webp":  # as many as fit into the largest picture of this format
         images = images[: (LARGEST_WEBP // max(images.shape[1:3])) ** 2]
     whole = encoded(grid(images), form)
     records.write_file(_grid_path(folder.parent, form), lambda file: file.write(whole))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, height, width, 3] -> one picture, row by row, white where none is."""
+    """uint8 [n, height, width, 3] -> one picture, row by row, filled up with white."""
     n, height, width, channels = images.shape
     across = min(ACROSS, int(np.ceil(n**0.5)))
     down = -(-n // across)

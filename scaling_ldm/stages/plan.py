@@ -1,7 +1,8 @@
-"""Experiment -> the runs of its study, with everything they will cost, on no device."""
+"""Experiment -> the runs of its study and what they will cost; uses no device."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
@@ -9,25 +10,26 @@ from collections.abc import Sequence
 from scaling_ldm import config, records
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
-from scaling_ldm.training import optimizer as optimizer_lib
-from scaling_ldm.training import train_step
+from scaling_ldm.training import optimizer, train_step
+from scaling_ldm.training.objective import Objective
 
 
 def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     """One RunSpec per budget and size, in the order they run.
 
-    Sizes are the rungs of `plan.sizes` nearest, in log N, to the expected optimum of
-    each budget; steps are such that the counted FLOPs meet the budget. With
-    `plan.steps`, every size takes that many, and its budget is what they cost.
+    The sizes of a budget are those of `plan.sizes` that are nearest, in log N, to its
+    expected optimum. The number of steps is such that the counted FLOPs meet the
+    budget. With `plan.steps`, every size takes that many steps, and its budget is what
+    they cost.
 
     Raises:
-      ConfigError: rows of fewer than `plan.minimum_steps` steps, or whose whole
-        number of steps misses the budget by more than 1%.
+      ConfigError: a run has fewer than `plan.minimum_steps` steps, or its whole number
+        of steps misses the budget by more than 1%.
     """
     cfg = experiment.plan
     ladder = sorted(
         (_size(experiment, width, depth) for width, depth in cfg.sizes),
-        key=lambda size: size["params_without_embeddings"],
+        key=lambda size: size.params_without_embeddings,
     )
     rows, problems = [], []
     if cfg.steps:
@@ -37,7 +39,7 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
                 f"config.plan.minimum_steps = {cfg.minimum_steps}"
             )
         return [
-            _row(experiment, float(cfg.steps * size["cost"].flops.model), size)
+            _row(experiment, float(cfg.steps * size.cost.flops.model), size)
             for size in ladder
         ]
     for budget in cfg.budgets_flops:
@@ -63,25 +65,36 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     return rows
 
 
-def _size(experiment: config.Experiment, width: int, depth: int) -> dict:
-    """Parameters and the cost of one step of one rung of the ladder."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Size:
+    """One size of the ladder: its parameters, its objective, the cost of one step."""
+
+    width: int
+    depth: int
+    params: int
+    params_without_embeddings: int
+    objective: Objective
+    cost: train_step.StepCost
+
+
+def _size(experiment: config.Experiment, width: int, depth: int) -> _Size:
     functions = train_step.train_functions(experiment, width, depth, unroll=False)
     params, bare = denoisers.count_params(functions.objective)
-    return {
-        "width": width,
-        "depth": depth,
-        "params": params,
-        "params_without_embeddings": bare,
-        "objective": functions.objective,
-        "cost": train_step.cost(experiment, functions, experiment.train.batch_size),
-    }
+    return _Size(
+        width=width,
+        depth=depth,
+        params=params,
+        params_without_embeddings=bare,
+        objective=functions.objective,
+        cost=train_step.cost(experiment, functions, experiment.train.batch_size),
+    )
 
 
-def _around(ladder: list[dict], budget: float, cfg: config.PlanConfig) -> list[dict]:
-    """The window of rungs whose middle is nearest to the expected optimum, in log N."""
+def _around(ladder: list[_Size], budget: float, cfg: config.PlanConfig) -> list[_Size]:
+    """The neighbouring sizes whose mean log N is nearest to the expected optimum."""
     count = min(cfg.sizes_per_budget or len(ladder), len(ladder))
     expected = math.log(cfg.expected_coef) + cfg.expected_exponent * math.log(budget)
-    log_n = [math.log(size["params_without_embeddings"]) for size in ladder]
+    log_n = [math.log(size.params_without_embeddings) for size in ladder]
 
     def distance(start: int) -> float:
         return abs(sum(log_n[start : start + count]) / count - expected)
@@ -90,15 +103,14 @@ def _around(ladder: list[dict], budget: float, cfg: config.PlanConfig) -> list[d
     return ladder[start : start + count]
 
 
-def _row(experiment: config.Experiment, budget: float, size: dict) -> records.RunSpec:
+def _row(experiment: config.Experiment, budget: float, size: _Size) -> records.RunSpec:
     cfg, batch_size = experiment.plan, experiment.train.batch_size
-    cost, objective = size["cost"], size["objective"]
+    cost, width, depth = size.cost, size.width, size.depth
     flops_per_step = cost.flops.model
     steps = max(round(budget / flops_per_step), 1)
     images = steps * batch_size
-    image_tokens = images * objective.image_tokens
-    text_tokens = images * objective.other_tokens
-    width, depth = size["width"], size["depth"]
+    image_tokens = images * size.objective.image_tokens
+    text_tokens = images * size.objective.other_tokens
     shards = experiment.mesh.fsdp
     return records.RunSpec(
         run_id=f"{budget:.3e}-{width}x{depth}".replace("+", ""),
@@ -110,15 +122,15 @@ def _row(experiment: config.Experiment, budget: float, size: dict) -> records.Ru
         width=width,
         depth=depth,
         heads=experiment.model.heads_at(width),
-        params=size["params"],
-        params_without_embeddings=size["params_without_embeddings"],
+        params=size.params,
+        params_without_embeddings=size.params_without_embeddings,
         batch_size=batch_size,
         steps=steps,
         images=images,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         tokens=image_tokens + text_tokens,
-        learning_rate=optimizer_lib.peak_learning_rate(experiment.optimizer, width),
+        learning_rate=optimizer.peak_learning_rate(experiment.optimizer, width),
         warmup_steps=round(experiment.optimizer.warmup_fraction * steps),
         seed=experiment.train.seed,
         state_bytes=cost.state_bytes,
@@ -136,7 +148,7 @@ def _hours(experiment: config.Experiment, total_flops: float) -> float:
     """Hours on the named accelerator at the stated utilisation or measured speed.
 
     Raises:
-      ConfigError: no known peak and no measured speed.
+      ConfigError: there is neither a known peak nor a measured speed.
     """
     cfg = experiment.plan
     speed = cfg.flops_per_second_per_device
@@ -180,10 +192,10 @@ _COLUMNS = (
 def table(
     experiment: config.Experiment, rows: Sequence[records.RunSpec], first: int = 0
 ) -> str:
-    """The plan as text: a row per run, then the totals and the assumptions.
+    """The plan as text: one line for each run, then the totals and the assumptions.
 
     Args:
-      first: the number of the first row (rows keep their numbers under --run).
+      first: the number of the first row; with --run, a row keeps its number.
     """
     cfg = experiment.plan
     cells = [[name for name, _ in _COLUMNS]]

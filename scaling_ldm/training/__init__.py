@@ -1,6 +1,9 @@
-"""Training on devices: mesh, objective, step, optimizer, checkpoints, progress.
+"""Training on devices, and trained or frozen networks run on them.
 
-`inference` draws pictures with trained weights, `encoding` runs frozen networks over
-pictures: both place arrays on the mesh as training does. May import: config, records,
-the numerics, data.
+`mesh` places arrays, `objective` says what is learnt, `train_step` compiles a step,
+`loop` trains one run, `checkpoint` keeps its state, `progress` reports on it.
+`inference` draws pictures with trained weights; `encoding` runs frozen networks.
+The modules are the public names. They are imported one by one, because some of them are
+read without jax.
+May import: records, config, flops, models, diffusion, data.
 """

@@ -1,10 +1,9 @@
 """State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
 
 A checkpoint is an orbax composite of the sharded train state and a small JSON document
-(data iterator state, RunSpec, clock, checksum of the state, digest of the rest). It
-counts only when orbax has committed it and what is read back has the checksum and the
-digest that it was saved with: anything else is passed over for the one before, with a
-line that says so.
+(data iterator state, RunSpec, clock, checksum of the state, digest of the rest). It is
+used only if orbax has committed it, and if the checksum and the digest of what is read
+are those that were saved. Otherwise the one before it is used, and a line says so.
 """
 
 from __future__ import annotations
@@ -30,25 +29,37 @@ from scaling_ldm.training import mesh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeState:
-    """What a run needs besides arrays to go on exactly where it was."""
+    """What a run needs besides arrays to continue exactly where it was.
 
-    data: dict[str, Any]  # the grain iterator's state
-    seconds: float  # train-loop wall time so far
+    data: the state of the data iterator.
+    seconds: wall time in the train loop so far.
+    restarts: how often the run was continued.
+    """
+
+    data: dict[str, Any]
+    seconds: float
     restarts: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
+    """A checkpoint as it was read.
+
+    step: optimizer updates done.
+    state: the tree of arrays.
+    progress: everything else.
+    """
+
     step: int
     state: Any
     progress: ResumeState
 
 
 def checksum(tree: Any) -> int:
-    """A hash of all bits and where they are, 32 bits: the same on every mesh.
+    """A 32-bit hash of all bits and their places; the same on every mesh.
 
-    Every word is mixed with its leaf and its place in it (murmur3's finaliser), then
-    all are added modulo 2^32, in any order.
+    Every word is mixed with the number of its leaf and its place there (by murmur3's
+    finaliser). The results are added modulo 2^32, so their order has no effect.
     """
     sums = [
         _leaf_sum(leaf, np.uint32(i * 0x9E3779B1 % 2**32))
@@ -59,7 +70,7 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _leaf_sum(leaf: jax.Array, salt: jax.Array) -> jax.Array:
-    """Of one array: leaves of one shape share what is compiled."""
+    """The sum of one array; arrays of one shape share the compiled code."""
     width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
     words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
     sharding = jax.typeof(words).sharding
@@ -74,15 +85,16 @@ def _leaf_sum(leaf: jax.Array, salt: jax.Array) -> jax.Array:
     return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
 
 
-def _hush_abandoned_writes() -> None:
+def _silence_abandoned_writes() -> None:
     """Keeps one failed write from printing a traceback for every other array.
 
-    When one array cannot be written, orbax closes the event loop that the others report
-    to; each then raises where nobody can catch it, and Python prints it. The failure
-    itself is raised as ever. Installed once, for the process; all else passes through.
+    When one array cannot be written, orbax closes the event loop that the other writes
+    report to. Each of them then raises where nothing can catch it, and Python prints
+    that. The failure itself is still raised. The hook is installed once for the
+    process; every other exception is printed as before.
     """
     before = sys.unraisablehook
-    if getattr(before, "hushes_abandoned_writes", False):
+    if getattr(before, "silences_abandoned_writes", False):
         return
 
     def hook(unraisable: sys.UnraisableHookArgs, /) -> None:
@@ -91,7 +103,7 @@ def _hush_abandoned_writes() -> None:
             return
         before(unraisable)
 
-    hook.hushes_abandoned_writes = True  # type: ignore[attr-defined]
+    hook.silences_abandoned_writes = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
 
 
@@ -99,10 +111,10 @@ class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
-      directory: made when missing; shared by all processes.
-      spec: the run they belong to; another run's checkpoint is an error.
+      directory: created if it is missing; shared by all processes.
+      spec: the run they belong to; a checkpoint of another run is an error.
       keep: how many of the latest to keep.
-      say: where lines for the user go.
+      say: is called with each line for the user.
       always: steps whose checkpoints are never removed.
     """
 
@@ -120,8 +132,8 @@ class Checkpoints:
             [policies.LatestN(keep), policies.CustomSteps(sorted(always))]
         )
         self._say = say
-        self._tell_unfinished()
-        _hush_abandoned_writes()
+        self._report_unfinished()
+        _silence_abandoned_writes()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -135,8 +147,8 @@ class Checkpoints:
             ),
         )
 
-    def _tell_unfinished(self) -> None:
-        """Says which writes were cut off; orbax clears them away."""
+    def _report_unfinished(self) -> None:
+        """Says which writes were cut off; orbax removes them."""
         for path in sorted(self._directory.glob(f"*{TMP_DIR_SUFFIX}*")):
             self._say(
                 f"checkpoint {path.name.split('.')[0]} of {self._spec.run_id} is "
@@ -147,8 +159,8 @@ class Checkpoints:
         """Starts writing the state after `step` steps; returns before it is on disk.
 
         Raises:
-          CheckpointError: this or the previous write failed (disk full, say). The
-            checkpoints that were complete before are untouched.
+          CheckpointError: this or the previous write failed, for example because the
+            disk is full. Complete checkpoints are untouched.
         """
         meta = {
             "spec": records.to_json(self._spec),
@@ -166,7 +178,7 @@ class Checkpoints:
             )
             if not saved:
                 raise ValueError(f"later ones exist: {self._manager.all_steps()}")
-        except Exception as e:  # orbax raises many kinds; all mean: not saved
+        except Exception as e:  # orbax raises many kinds; each means: not saved
             raise self._failed(step, e) from e
 
     def wait(self) -> None:
@@ -191,15 +203,15 @@ class Checkpoints:
         )
 
     def restore(self, abstract_state: Any, only: int | None = None) -> Restored | None:
-        """The newest checkpoint that reads back whole, or None.
+        """The newest checkpoint that can be read in full; None if there is none.
 
         Args:
-          abstract_state: ShapeDtypeStructs with the shardings wanted now; the device
-            and process counts may differ from those that saved.
-          only: the checkpoint of this step or none.
+          abstract_state: ShapeDtypeStructs with the shardings to read into. The number
+            of devices and of processes may differ from that at the save.
+          only: read the checkpoint of this step or none.
 
         Raises:
-          CheckpointError: a checkpoint of another run.
+          CheckpointError: a checkpoint belongs to another run.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if only is not None and step != only:
@@ -226,7 +238,7 @@ class Checkpoints:
     def _read(
         self, step: int, abstract_state: Any
     ) -> tuple[Any, Any, Exception | None]:
-        """(state, meta, None) as they are on disk, or (None, None, what went wrong)."""
+        """(state, meta, None) as they are on disk, or (None, None, the error)."""
         try:
             restored = self._manager.restore(
                 step,
@@ -243,7 +255,7 @@ class Checkpoints:
         return restored["state"], meta, None
 
     def _pass_over(self, step: int, error: Exception | None) -> None:
-        """Sets a damaged checkpoint aside under another name and says so."""
+        """Renames a damaged checkpoint and says so."""
         cause = "seen by another process"
         if error is not None:
             cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -260,11 +272,12 @@ class Checkpoints:
         self._manager = self._open()
 
     def close(self) -> None:
+        """Waits for a write under way and releases the folder."""
         self._manager.close()
 
 
 def _identity(spec: records.RunSpec) -> tuple[Any, ...]:
-    """What must agree between a checkpoint and the run that continues it."""
+    """The fields that a checkpoint and the run that continues it must share."""
     return (
         spec.run_id,
         spec.recipe_hash,

@@ -1,4 +1,4 @@
-"""The frozen networks of an experiment on the devices of this host, batch by batch."""
+"""An experiment's pretrained networks, run on this host's devices batch by batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from scaling_ldm.training import mesh
 
 
 class FrozenNetworks:
-    """The frozen networks of an experiment, on the devices of this process.
+    """The pretrained autoencoder and text encoder of an experiment, if it has them.
 
     side: (height, width) of the pictures that give latents of data.shape.
     layout: of the records.
-    null: features of the empty caption, [tokens, E], or None.
+    rows: of a batch on the devices; every call has as many, so it compiles once.
+    uncond: features of the empty caption, [tokens, E], or None.
+
+    Raises:
+      ConfigError: a network does not fit the experiment.
     """
 
     def __init__(self, experiment: config.Experiment) -> None:
@@ -33,7 +37,6 @@ class FrozenNetworks:
             {},
             local,
         )
-        # As many rows in every call, so that nothing compiles twice.
         self.rows = -(-cfg.batch_size // len(local)) * len(local)
         self._dtype = np.dtype(cfg.dtype)
         self._length = experiment.data.text_tokens
@@ -92,7 +95,12 @@ class FrozenNetworks:
         return found
 
     def start(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> Any:
-        """Sends a batch on its way; `read` waits for it."""
+        """Starts to encode a batch of at most `rows` pictures; `read` waits for it.
+
+        Args:
+          images: uint8 [height, width, 3] each.
+          captions: as many.
+        """
         given = {"image": _pad(np.stack(images), self.rows)}
         if self._text is not None:
             ids, mask = self._text.tokenizer.encode(captions, self._length)
@@ -105,7 +113,12 @@ class FrozenNetworks:
         return given, len(images), found
 
     def read(self, started: Any) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """(arrays [n, ...] to store, features [tokens, E] of each picture, or None)."""
+        """The results of `start`, without the rows that filled the batch.
+
+        Returns:
+          The arrays to store, [n, ...], and the features of each caption, [tokens, E],
+          or None if captions are stored as words.
+        """
         given, count, found = started
         x = np.asarray(found["x"] if self._image is not None else given["image"])
         if self._text is None:
@@ -115,7 +128,11 @@ class FrozenNetworks:
         return x[:count], [features[i, : tokens[i]] for i in range(count)]
 
     def scaled(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance, in float32, of what a denoiser will read of these."""
+        """Mean and variance, float32 [n, H, W, C], of what a denoiser will read.
+
+        Args:
+          x: arrays to store, as `read` returns them.
+        """
         x = x.astype(np.float32)
         if self._image is None:
             return x / np.float32(127.5) - 1, np.zeros_like(x)

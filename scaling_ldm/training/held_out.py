@@ -10,49 +10,56 @@ import jax
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm import data as data_lib
 from scaling_ldm.diffusion.objectives import validation
+from scaling_ldm.models.shapes import IndexB, TimeB
 from scaling_ldm.training import mesh
-from scaling_ldm.training import objective as objective_lib
+from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.train_step import CompiledFunctions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOutBatch:
-    """One batch of the validation set on the devices; the same for every run."""
+    """One batch of the validation set on the devices.
 
-    batch: Any
-    times: jax.Array
-    indices: jax.Array
+    batch: "x" and what the network is conditioned on, [B, ...] each.
+    times: the time at which each picture's loss is measured.
+    indices: the number of each picture; its noise is drawn from `key` and this number.
+    samples: how many rows count; the others fill the last batch.
+    """
+
+    batch: dict[str, jax.Array]
+    times: TimeB
+    indices: IndexB
     key: jax.Array
-    samples: int  # rows that count; the rest fill the last batch
+    samples: int
 
 
 def held_out_batches(
     experiment: config.Experiment,
     device_mesh: jax.sharding.Mesh,
-    source: data_lib.Source,
+    source: Any,
     names: Sequence[str],
 ) -> list[HeldOutBatch]:
-    """The whole validation set, with each sample's time and noise index."""
+    """The whole validation set, with each picture's time and noise index.
+
+    Args:
+      source: a `data.Source`.
+      names: the arrays that the network reads.
+    """
     cfg = experiment.validation
-    times = validation.stratified_times(
-        cfg.samples,
-        objective_lib.diffusion_objective(experiment.objective),
-        seed=cfg.seed,
-    )
+    settings = diffusion_objective(experiment.objective)
+    times = validation.stratified_times(cfg.samples, settings, seed=cfg.seed)
     rows = mesh.rows_of_process(device_mesh, cfg.batch_size)
-    key = jax.device_put(
-        jax.random.key(cfg.seed), mesh.named_sharding(device_mesh, mesh.REPLICATED)
-    )
+    replicated = mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    key = jax.device_put(jax.random.key(cfg.seed), replicated)
     batches = []
     for start in range(0, cfg.samples, cfg.batch_size):
         index = np.arange(start, start + cfg.batch_size, dtype=np.int32) % cfg.samples
         mine = index[rows]
-        given = source.rows(mine.astype(np.int64))
+        arrays = source.rows(mine.astype(np.int64))
         batches.append(
             HeldOutBatch(
-                batch=mesh.put(device_mesh, {name: given[name] for name in names}),
+                batch=mesh.put(device_mesh, {name: arrays[name] for name in names}),
                 times=mesh.put(device_mesh, times[mine]),
                 indices=mesh.put(device_mesh, mine),
                 key=key,
@@ -63,14 +70,14 @@ def held_out_batches(
 
 
 def validation_loss(
-    program: CompiledFunctions, params: Any, held_out: Sequence[HeldOutBatch]
+    compiled: CompiledFunctions, params: Any, batches: Sequence[HeldOutBatch]
 ) -> float:
-    """The mean error over the validation samples, in float64."""
+    """The mean error over the validation pictures, in float64."""
     losses = [
         np.asarray(
-            program.per_example_loss(params, b.batch, b.times, b.indices, b.key),
+            compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key),
             np.float64,
         )[: b.samples]
-        for b in held_out
+        for b in batches
     ]
     return float(np.mean(np.concatenate(losses)))

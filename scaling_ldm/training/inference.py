@@ -1,8 +1,8 @@
-"""Pictures of a trained model by their positions, whatever the sampler's settings.
+"""Draws pictures with a trained model, by their positions.
 
-Picture i belongs to the i-th held-out caption and to a key of its own: it is the same
-on any number of devices and after any interruption, and in a batch of another size but
-for rounding: another program may round a few values of 255 the other way.
+Picture i has the i-th held-out caption and its own random key. It is the same on any
+number of devices and after any interruption. In a batch of another size it is the same
+up to rounding: another program may round a few of the 256 values the other way.
 """
 
 from __future__ import annotations
@@ -18,53 +18,57 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scaling_ldm import config, flops
-from scaling_ldm import data as data_lib
+from scaling_ldm import config, data, flops
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.training import mesh
-from scaling_ldm.training import objective as objective_lib
+from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.trained_model import TrainedModel
 
 
 class SamplingCost(NamedTuple):
-    """Of one picture."""
+    """The cost of one picture.
 
-    nfe: int  # evaluations of the network, guidance counted
-    flops: float  # of these evaluations
-    decoder_flops: float  # of the autoencoder, where there is one
+    nfe: evaluations of the network; guidance doubles them.
+    flops: of these evaluations.
+    decoder_flops: of the autoencoder; 0 if there is none.
+    """
+
+    nfe: int
+    flops: float
+    decoder_flops: float
 
 
 def sampling_plan(
-    experiment: config.Experiment, how: config.GenerateConfig
+    experiment: config.Experiment, sampling: config.GenerateConfig
 ) -> samplers.SamplingPlan:
     """The sampler's steps.
 
     Raises:
       ValueError: the sampler cannot use this grid with this schedule and prediction.
     """
-    return samplers.plan(_denoise(experiment), **_settings(how))
+    return samplers.plan(_denoise(experiment), **_options(sampling))
 
 
 def _denoise(
     experiment: config.Experiment, network: Any = None, params: Any = None
 ) -> samplers.Denoise:
-    learnt = objective_lib.diffusion_objective(experiment.objective)
+    objective = diffusion_objective(experiment.objective)
     return samplers.denoiser(
         network,
-        learnt.schedule,
-        prediction=learnt.prediction,
+        objective.schedule,
+        prediction=objective.prediction,
         params=params,
-        time=learnt.schedule.unit_time,
+        time=objective.schedule.unit_time,
     )
 
 
-def _settings(how: config.GenerateConfig) -> dict[str, Any]:
+def _options(sampling: config.GenerateConfig) -> dict[str, Any]:
     return {
-        "sampler": how.sampler,
-        "steps": how.steps,
-        "grid": None if how.spacing == "auto" else how.spacing,
-        "guidance": how.guidance,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "grid": None if sampling.spacing == "auto" else sampling.spacing,
+        "guidance": sampling.guidance,
     }
 
 
@@ -72,24 +76,28 @@ class PictureSampler:
     """Draws pictures with a model's weights.
 
     Args:
-      batch_size: pictures in one call, all devices together; rounded up to fill them.
+      model: the weights.
+      batch_size: pictures in one call on all devices together; rounded up to a multiple
+        of the devices.
     """
 
     def __init__(
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
-        of: TrainedModel,
+        model: TrainedModel,
         device_mesh: jax.sharding.Mesh,
         batch_size: int,
     ) -> None:
         self._experiment, self._mesh = experiment, device_mesh
         self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
         self._denoiser = from_config.denoiser(
-            experiment, of.width, of.depth, unroll=False
+            experiment, model.width, model.depth, unroll=False
         )
-        self._denoise = _denoise(experiment, self._denoiser.apply, of.load(device_mesh))
-        _, self._source = data_lib.sources(experiment, workdir)
+        self._denoise = _denoise(
+            experiment, self._denoiser.apply, model.load(device_mesh)
+        )
+        _, self._source = data.sources(experiment, workdir)
         self._decoder = PictureDecoder(experiment, device_mesh)
         self._whole = jax.jit(
             lambda x: x, out_shardings=mesh.named_sharding(device_mesh, mesh.REPLICATED)
@@ -100,15 +108,17 @@ class PictureSampler:
         self._given = functools.lru_cache(maxsize=64)(self._conditions)
 
     def captions(self, positions: np.ndarray) -> list[str]:
-        """What the pictures at these positions are asked to show."""
+        """The captions of the pictures at these positions."""
         return self._source.captions(positions)
 
-    def images(self, positions: np.ndarray, how: config.GenerateConfig) -> np.ndarray:
+    def images(
+        self, positions: np.ndarray, sampling: config.GenerateConfig
+    ) -> np.ndarray:
         """uint8 [n, height, width, 3] at these positions, on every process."""
         parts = []
         for start in range(0, len(positions), self._batch):
             rows = positions[start : start + self._batch]
-            cond, uncond, keys = self._given(*self._filled(rows, how))
+            cond, uncond, keys = self._given(*self._filled(rows, sampling))
             x = samplers.sample(
                 self._denoise,
                 keys,
@@ -116,36 +126,40 @@ class PictureSampler:
                 cond=cond,
                 uncond=uncond,
                 sharding=mesh.named_sharding(self._mesh, mesh.BATCH),
-                **_settings(how),
+                **_options(sampling),
             )
             parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])
         return np.concatenate(parts)
 
     def timed(
-        self, positions: np.ndarray, how: config.GenerateConfig
+        self, positions: np.ndarray, sampling: config.GenerateConfig
     ) -> tuple[np.ndarray, float]:
-        """`images`, and the seconds that each took, compilation and data left out."""
-        build = (how.sampler, how.steps > 2)
+        """`images`, and the seconds for each, without compilation and data loading."""
+        build = (sampling.sampler, sampling.steps > 2)
         if build not in self._warm:
-            short = dataclasses.replace(how, steps=min(how.steps, 4))
+            short = dataclasses.replace(sampling, steps=min(sampling.steps, 4))
             self.images(positions[: self._batch], short)
             self._warm.add(build)
         for start in range(0, len(positions), self._batch):
-            self._given(*self._filled(positions[start : start + self._batch], how))
+            self._given(*self._filled(positions[start : start + self._batch], sampling))
         begin = time.perf_counter()
-        images = self.images(positions, how)
+        images = self.images(positions, sampling)
         return images, (time.perf_counter() - begin) / len(positions)
 
-    def cost(self, how: config.GenerateConfig) -> SamplingCost:
-        """What one picture costs; nothing is computed."""
-        build = (how.sampler, how.spacing, how.steps)  # of guidance, the number is free
+    def cost(self, sampling: config.GenerateConfig) -> SamplingCost:
+        """The cost of one picture, counted without drawing it."""
+        build = (
+            sampling.sampler,
+            sampling.spacing,
+            sampling.steps,
+        )  # of guidance, the number is free
         if build not in self._costs:
-            self._costs[build] = self._counted(how)
+            self._costs[build] = self._counted(sampling)
         return self._costs[build]
 
-    def _counted(self, how: config.GenerateConfig) -> SamplingCost:
-        todo = sampling_plan(self._experiment, how)
-        cond, uncond, _ = self._given(tuple(range(self._batch)), how.seed)
+    def _counted(self, sampling: config.GenerateConfig) -> SamplingCost:
+        todo = sampling_plan(self._experiment, sampling)
+        cond, uncond, _ = self._given(tuple(range(self._batch)), sampling.seed)
         with jax.set_mesh(None):
             abstract = functools.partial(
                 jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
@@ -158,18 +172,18 @@ class PictureSampler:
                 (self._batch, *self._experiment.data.shape),
                 cond=abstract(cond),
                 uncond=abstract(uncond),
-                **_settings(how),
+                **_options(sampling),
             )
         each = float(counted.total) / self._batch
         return SamplingCost(todo.nfe, each, self._decoder.flops)
 
-    def memory(self, how: config.GenerateConfig) -> int:
+    def memory(self, sampling: config.GenerateConfig) -> int:
         """Bytes on one device that drawing a single picture takes.
 
-        Parameters, and what the compiler plans beside them for an evaluation (both
+        All parameters, and what the compiler plans besides for an evaluation (both
         sides of guidance at once) or for the decoder, whichever is more.
         """
-        rows = 2 if how.guidance else 1
+        rows = 2 if sampling.guidance else 1
         if rows not in self._memory:
             self._memory[rows] = self._planned(rows)
         return self._memory[rows]
@@ -185,9 +199,9 @@ class PictureSampler:
         return max(evaluation + _bytes(self._decoder.params), decoding + _bytes(params))
 
     def _filled(
-        self, rows: np.ndarray, how: config.GenerateConfig
+        self, rows: np.ndarray, sampling: config.GenerateConfig
     ) -> tuple[tuple[int, ...], int]:
-        return tuple(int(i) for i in np.resize(rows, self._batch)), how.seed
+        return tuple(int(i) for i in np.resize(rows, self._batch)), sampling.seed
 
     def _conditions(self, positions: tuple[int, ...], seed: int) -> tuple[Any, ...]:
         every = np.asarray(positions)
@@ -195,7 +209,7 @@ class PictureSampler:
         rows = self._source.rows(mine)
         names = self._denoiser.conditioning
         cond = mesh.put(self._mesh, {name: rows[name] for name in names})
-        # A coarse picture is a part of the task: only the caption is ever null.
+        # A coarse picture is what super-resolution starts from: it is never dropped.
         empty = {
             name: np.broadcast_to(self._source.uncond[name], rows[name].shape)
             if name in self._source.uncond
@@ -213,10 +227,10 @@ def _keys(key: jax.Array, index: jax.Array) -> jax.Array:
 
 
 class PictureDecoder:
-    """Samples -> uint8 pictures [n, height, width, 3]: through the autoencoder, if any.
+    """Samples -> uint8 pictures [n, height, width, 3], with the autoencoder if any.
 
     flops: of decoding one picture.
-    params: None where there is no autoencoder.
+    params: of the autoencoder; None if there is none.
     """
 
     def __init__(
@@ -261,7 +275,7 @@ class PictureDecoder:
 
 
 def _abstract(a: Any, rows: int | None = None) -> jax.ShapeDtypeStruct:
-    """An array's shape, with as many rows as wanted."""
+    """An array's shape and type, with another number of rows if it is given."""
     shape = a.shape if rows is None else (rows, *a.shape[1:])
     return jax.ShapeDtypeStruct(shape, a.dtype)
 
@@ -271,7 +285,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
-    """What a function on one device holds at once, as the compiler plans it."""
+    """Bytes that a function holds at once on one device, as the compiler plans it."""
     with jax.set_mesh(None):
         planned = jax.jit(function).lower(*abstract).compile().memory_analysis()
     return (

@@ -1,7 +1,7 @@
 """Devices: joining hosts, the explicit mesh, and where each array lives.
 
-Axes are ("replica", "fsdp"): parameters are copied over the first and sharded over the
-second; the batch is split over both.
+The axes are ("replica", "fsdp"). Parameters are copied over the first and sharded over
+the second; the batch is split over both.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ BATCH = PartitionSpec(AXES)  # rows over all devices
 STACKED_BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
 REPLICATED = PartitionSpec()  # a copy on every device
 
-# First match wins: path pattern -> the axis to shard over "fsdp" (counted after the
-# layer axis of stacked blocks). Leaves smaller than SMALL values stay whole.
+# Path pattern -> the axis to shard over "fsdp", counted after the layer axis of stacked
+# blocks. The first match wins. Smaller leaves are copied to every device.
 SHARDING_RULES: tuple[tuple[str, int | None], ...] = (
     (r"(word|label)_embedding$", 0),
     (r"kernel$", 0),
     (r".*", None),
 )
-MIN_SHARDED_SIZE = 2**12
+MIN_SHARDED_SIZE = 2**12  # values in a leaf
 
 
 def start_devices(cfg: config.MeshConfig) -> None:
-    """Sets up this process's devices; call before anything touches a device.
+    """Sets up this process's devices; call it before anything uses a device.
 
-    On a CPU host each simulated device is a thread of its own, which runs the
-    elementwise parts of a step on every core.
+    On a CPU host each simulated device has its own thread. So elementwise operations
+    run on every core.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         count = cfg.cpu_devices or len(os.sched_getaffinity(0))
@@ -55,11 +55,16 @@ def join_job(
 ) -> None:
     """Joins the job's processes; a single process joins nothing.
 
-    Flags win; otherwise TPU pods and the tasks of a Slurm `srun` are recognised.
+    The three flags are used if they are given. Otherwise a TPU pod or the tasks of a
+    Slurm `srun` are recognised.
 
     Args:
-      lost: called when jax aborts this process, as it does once another one of the job
-        has not been heard of for 20 seconds; should say so and end the process.
+      coordinator: host:port of process 0.
+      processes: how many there are in the job.
+      process_id: which of them this one is.
+      lost: called when jax aborts this process. jax does so when it has not heard of
+        another process of the job for 20 seconds. It should print a message and end
+        the process.
 
     Raises:
       ConfigError: some but not all of the three flags.
@@ -83,16 +88,16 @@ def join_job(
 def _on_abort(action: Callable[[], None]) -> None:
     """Runs `action` on SIGABRT, in the thread that aborts.
 
-    jax's coordination client aborts from a thread of its own, which Python's signal
-    handlers never see, and its callback for a lost process cannot be written in Python
-    (std::bad_cast, jaxlib 0.10): hence a handler of the C library.
+    This must be a handler of the C library. jax's coordination client aborts from a
+    thread of its own, where Python's signal handlers do not run. Its callback for a
+    lost process cannot be written in Python (std::bad_cast, jaxlib 0.10).
     """
     global _abort_handler
     _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
 
 
-_abort_handler: Any = None  # kept, or the C library calls freed memory
+_abort_handler: Any = None  # a reference, or the C library would call freed memory
 
 
 def _on_a_tpu_pod() -> bool:
@@ -108,11 +113,11 @@ def build(
     """The mesh over all devices of the job.
 
     Args:
-      batch_sizes: config key -> a batch size that the devices must divide.
-      use: the devices; all of them by default.
+      batch_sizes: config key -> a batch size that must be a multiple of the devices.
+      use: the devices; by default all of them.
 
     Raises:
-      ConfigError: the device count and the mesh or a batch size do not fit.
+      ConfigError: the mesh or a batch size does not fit the number of devices.
     """
     devices = jax.device_count() if use is None else len(use)
     if cfg.replica == -1 and devices % cfg.fsdp:
@@ -141,10 +146,11 @@ def _divisors(n: int) -> list[int]:
 
 
 def partition_specs(tree: Any, fsdp: int) -> Any:
-    """A PartitionSpec for each leaf of a tree of shapes, by RULES over its path.
+    """A PartitionSpec for each leaf of a tree of shapes, by SHARDING_RULES.
 
-    Works for parameters and for optimizer and EMA trees around them. An axis that
-    `fsdp` does not divide is replaced by the largest one that it divides, if any.
+    Also for the optimizer's and the EMA's trees: the rules match the end of a path. If
+    `fsdp` does not divide the axis of the rule, the largest axis that it divides is
+    sharded. If there is none, the leaf is copied to every device.
     """
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
@@ -168,7 +174,7 @@ def partition_specs(tree: Any, fsdp: int) -> Any:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """NamedShardings by RULES for each leaf of a tree of shapes."""
+    """A NamedSharding for each leaf of a tree of shapes, by SHARDING_RULES."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         partition_specs(tree, mesh.shape["fsdp"]),
@@ -187,9 +193,9 @@ def rows_of_process(mesh: Mesh, rows: int) -> slice:
 
 
 def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
-    """Global arrays from this process's rows (numpy), sharded by `spec`."""
+    """Global arrays from this process's rows (numpy arrays), sharded by `spec`."""
     sharding = NamedSharding(mesh, spec)
-    if jax.process_count() == 1:  # all rows are here: one call for the whole tree
+    if jax.process_count() == 1:  # it has all rows: one call for the whole tree
         return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
@@ -203,23 +209,23 @@ def named_sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
 
 
 class StopSignal:
-    """Whether this process was asked to stop; handles SIGTERM and Ctrl-C in a `with`.
+    """Notes in `asked` that SIGTERM or Ctrl-C arrived within a `with` block.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> StopSignal:
-        self._before = {
+        self._previous = {
             number: signal.signal(number, self._ask)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: Any) -> None:
@@ -229,7 +235,11 @@ class StopSignal:
 
 
 def stop_flags(mesh: Mesh, value: int) -> jax.Array:
-    """One number per device, [devices]: this process's word in a vote of all."""
+    """One stop flag per device, int32 [devices]; a step sums them over the job.
+
+    Args:
+      value: this process's flag, 0 or 1.
+    """
     mine = np.full(len(mesh.local_devices), value, np.int32)
     return put(mesh, mine)
 
@@ -240,20 +250,20 @@ def is_primary() -> bool:
 
 
 def any_process(condition: bool) -> bool:
-    """Whether the flag is set on any process; all of them must ask."""
+    """Whether the condition holds on any process; every process must call this."""
     if jax.process_count() == 1:
         return condition
     return bool(multihost_utils.process_allgather(np.int32(condition)).any())
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; a single process goes on at once."""
+    """Waits until every process has called this; a single process does not wait."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def place_params(mesh: Mesh, params: Any) -> Any:
-    """The same parameters of every process as arrays on a mesh, by RULES."""
+    """Parameters that every process has, as arrays on a mesh, by SHARDING_RULES."""
     return jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: leaf[index]

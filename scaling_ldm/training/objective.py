@@ -1,7 +1,7 @@
-"""What an experiment's network is to learn: its loss on a batch, its held-out error.
+"""Objectives: the loss that a network is trained on, and its held-out error.
 
-To the plan, the step and the loop, every task looks alike: a diffusion model and an
-autoencoder are trained by the same code.
+The plan, the step and the loop treat every objective alike. So one loop trains a
+diffusion model and an autoencoder.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A network and what it is to learn, as pure functions.
+    """A network and what it learns, as pure functions.
 
     init(key) -> params
-    loss(params, batch, null, key) -> float32 scalar.
+    loss(params, batch, uncond, key) -> float32 scalar.
     per_example_loss(params, batch, t_B, index_B, key) -> [B] held-out losses.
-    conditioning: what a batch holds beside "x".
-    image_tokens, other_tokens: that the network processes of each picture.
+    conditioning: the names that a batch holds beside "x".
+    image_tokens, other_tokens: how many the network processes for each picture.
     embeddings: paths of parameters that only look words or labels up.
     """
 
@@ -45,7 +45,12 @@ class Objective:
 def build(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> Objective:
-    """The task of the network that two numbers of `config.plan.sizes` name."""
+    """The objective of an experiment for the network of one size.
+
+    Args:
+      width, depth: one pair of `config.plan.sizes`.
+      unroll: whether the blocks are compiled one by one instead of in a loop.
+    """
     if experiment.model.architecture == "autoencoder_kl":
         return _reconstruction(experiment, width, depth)
     return _denoising(experiment, width, depth, unroll)
@@ -55,19 +60,19 @@ def _denoising(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> Objective:
     denoiser = from_config.denoiser(experiment, width, depth, unroll)
-    learnt = diffusion_objective(experiment.objective)
+    settings = diffusion_objective(experiment.objective)
 
     def per_example_loss(
         params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
     ) -> jax.Array:
         cond = {name: batch[name] for name in denoiser.conditioning}
         return validation.per_example_loss(
-            denoiser.apply, params, batch["x"], cond, t, index, key, objective=learnt
+            denoiser.apply, params, batch["x"], cond, t, index, key, objective=settings
         )
 
     return Objective(
         init=denoiser.init,
-        loss=functools.partial(denoise.loss, denoiser.apply, objective=learnt),
+        loss=functools.partial(denoise.loss, denoiser.apply, objective=settings),
         per_example_loss=per_example_loss,
         conditioning=denoiser.conditioning,
         image_tokens=denoiser.image_tokens,
@@ -104,10 +109,10 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ob
 
 @functools.lru_cache(maxsize=64)
 def diffusion_objective(cfg: config.ObjectiveConfig) -> denoise.DiffusionObjective:
-    """What the network is to learn; its schedule and prediction are the sampler's too.
+    """The settings of the diffusion loss; samplers read schedule and prediction here.
 
     Args:
-      cfg: a section that `config.resolve` let pass.
+      cfg: a section that `config.resolve` has checked.
     """
     if cfg.schedule in config.DISCRETE_SCHEDULES:
         schedule = noise.SCHEDULES[cfg.schedule](steps=cfg.schedule_steps)
@@ -116,20 +121,21 @@ def diffusion_objective(cfg: config.ObjectiveConfig) -> denoise.DiffusionObjecti
     else:
         schedule = noise.SCHEDULES[cfg.schedule]()
 
-    def chosen(table: Any, name: str, fields: tuple[str, ...], prefix: str) -> Any:
-        return table[name](**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
+    def with_fields(make: Any, fields: tuple[str, ...], prefix: str) -> Any:
+        return make(**{f.removeprefix(prefix): getattr(cfg, f) for f in fields})
 
-    name, law = cfg.weighting, cfg.timestep_sampling
+    weighting, sampling = cfg.weighting, cfg.timestep_sampling
     return denoise.DiffusionObjective(
         schedule=schedule,
         prediction=cfg.prediction,
-        weighting=chosen(
-            denoise.WEIGHTINGS, name, config.WEIGHTINGS[name], prefix=f"{name}_"
+        weighting=with_fields(
+            denoise.WEIGHTINGS[weighting],
+            config.WEIGHTINGS[weighting],
+            prefix=f"{weighting}_",
         ),
-        timestep_sampling=chosen(
-            denoise.TIMESTEP_SAMPLING,
-            law,
-            config.TIMESTEP_SAMPLING[law],
+        timestep_sampling=with_fields(
+            denoise.TIMESTEP_SAMPLING[sampling],
+            config.TIMESTEP_SAMPLING[sampling],
             prefix="time_",
         ),
         time_shift=cfg.time_shift,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from scaling_ldm import config
+from scaling_ldm.models.shapes import Count, Scalar
 
 
 def adamw(cfg: config.OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, decoupled weight decay; the rate is applied apart.
+    """Clipping by the global norm, Adam, decoupled weight decay; without the rate.
 
-    The update is a direction: `descend` scales it, so that a learning rate is data and
-    runs of one shape share a compiled step.
+    Its update is a direction, which `descend` multiplies by the learning rate. So the
+    rate is data, and runs of one size share a compiled step.
     """
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
@@ -35,7 +36,7 @@ def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
     return cfg.learning_rate * cfg.policy_width / width
 
 
-def learning_rate(step: jax.Array, peak: jax.Array, warmup: jax.Array) -> jax.Array:
+def learning_rate(step: Count, peak: Scalar, warmup: Scalar) -> Scalar:
     """Linear warm-up over `warmup` steps, then constant; `step` counts from 0."""
     return peak * jnp.minimum(1.0, (step + 1.0) / jnp.maximum(warmup, 1.0))
 
@@ -43,13 +44,13 @@ def learning_rate(step: jax.Array, peak: jax.Array, warmup: jax.Array) -> jax.Ar
 global_norm = optax.tree.norm
 
 
-def descend(params: Any, direction: Any, rate: jax.Array) -> Any:
-    """params - rate * direction."""
+def descend(params: Any, direction: Any, rate: Scalar) -> Any:
+    """params - rate * direction, leaf by leaf."""
     return jax.tree.map(lambda p, d: p - rate * d, params, direction)
 
 
-def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
-    """The moving average after `step` updates (from 1), ramped as in its early steps.
+def average(ema: Any, params: Any, step: Count, decay: float) -> Any:
+    """The moving average after `step` updates (from 1), with a smaller decay at first.
 
     decay_s = min(decay, (1 + s) / (10 + s)): a short run averages its last tenth.
     """

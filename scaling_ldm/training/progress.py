@@ -1,7 +1,7 @@
-"""What a run tells while it runs: lines for people, JSON lines and TensorBoard.
+"""Progress of runs and stages: lines for people, JSON lines, TensorBoard, profiles.
 
-The only user of clu (whose `metric_writers` would import TensorFlow, so TensorBoard
-goes through tensorboardX) and of the wall clock.
+The only user of clu. Its `metric_writers` would import TensorFlow, so tensorboardX
+writes the TensorBoard events.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
+from scaling_ldm.training.run_files import RunFiles
+
 
 def say(line: str) -> None:
-    """One line for the user, at once, from the primary process only (see `mute`)."""
+    """Prints one line for the user at once; only the primary process does (`mute`)."""
     if not _muted:
         print(line, file=sys.stderr, flush=True)
 
@@ -29,7 +31,7 @@ _muted = False
 
 
 def mute() -> None:
-    """Silences `say` on a process that is not the primary one."""
+    """Silences `say` in this process; for all processes but the primary one."""
     global _muted
     _muted = True
 
@@ -51,19 +53,21 @@ def format_rate(flops_per_second: float) -> str:
 
 
 def parameter_table(params: Any) -> str:
-    """A table of parameters (arrays, or their shapes alone): name, shape, size."""
-    from clu import parameter_overview  # brings jax, which reading a study does without
+    """A table of parameters (arrays, or only their shapes): name, shape, size."""
+    from clu import parameter_overview  # it imports jax, and reading a study must not
 
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 class Progress:
-    """Lines on how many of a known number of things are done, and the time left.
+    """Lines that say how many of a known number of things are done, and the time left.
 
     Args:
-      what: how a line begins.
-      things: how they are called, in the plural.
-      at_once: whether the first of them is worth a line.
+      what: the beginning of each line.
+      total: how many things there are.
+      things: what they are called, in the plural.
+      every_seconds: between two lines.
+      at_once: whether the first call of `show` prints a line.
     """
 
     def __init__(
@@ -79,19 +83,19 @@ class Progress:
         self.begin(0)
 
     def begin(self, done: int) -> None:
-        """Work starts now; so many were done before."""
+        """Work starts now; `done` things were done before."""
         self._since = done, time.perf_counter()
         self._shown = None if self._at_once else self._since[1]
 
     def show(self, done: int) -> None:
-        """A line at first and then now and again, given how many are done in all."""
+        """Prints a line if it is time for one; `done` things are done in all."""
         now = time.perf_counter()
         if self._shown is not None and now - self._shown < self._every:
             return
         before, begun = self._since
         left = (now - begun) * (self._total - done) / (done - before)
         if self._shown is None:
-            self._since = done, now  # what follows compiles no more
+            self._since = done, now  # compilation is over
         self._shown = now
         say(
             f"{self._what}  {done:,} of {self._total:,} {self._things}  "
@@ -100,18 +104,25 @@ class Progress:
 
 
 class Profile:
-    """Traces a few steps into a folder, once compiled code is running."""
+    """Traces a few steps into a folder, beginning ten steps after the first.
+
+    Args:
+      folder: where the trace is written.
+      steps: how many to trace; 0 traces none.
+      first: the step from which this process trains.
+    """
 
     def __init__(self, folder: pathlib.Path, steps: int, first: int) -> None:
         self._folder, self._first, self._steps = str(folder), first + 10, steps
         self._on = False
 
     def _profiler(self) -> Any:
-        from clu import profiler  # brings jax, as above
+        from clu import profiler  # it imports jax, as above
 
         return profiler
 
     def step(self, step: int) -> None:
+        """Starts or stops the trace if this step is its first or last."""
         if self._steps and not self._on and step >= self._first:
             self._profiler().start(self._folder)
             self._on = True
@@ -120,97 +131,105 @@ class Profile:
             self._on, self._steps = False, 0
 
     def close(self) -> None:
+        """Stops a trace under way."""
         if self._on:
             self._profiler().stop()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemainingRun:
-    """What a run that is left will take."""
+    """A run that is not trained yet, and what it will take.
 
-    size: tuple[int, int]  # runs of one size share a compiled step
+    size: width and depth; runs of one size share a compiled step.
+    steps: how many it has.
+    flops_per_step: FLOPs of one of them.
+    """
+
+    size: tuple[int, int]
     steps: int
     flops_per_step: int
 
 
 class SweepProgress:
-    """Progress over all runs: where we are, how fast, how long it will take.
+    """Progress over all runs: which run, at which speed, and the time left.
 
-    The time left is that of the steps left, at a + b FLOPs seconds a step (small
-    networks are bound by a, large ones by b), plus what a run takes beyond its steps:
-    compilation for the first run of a size, validation and saving for all.
+    The time left is that of the remaining steps, at a + b FLOPs seconds a step: a
+    dominates in small networks, b in large ones. To it is added what a run takes beyond
+    its steps: compilation for the first run of a size, validation and saving for all.
+
+    Args:
+      runs: in the whole plan.
+      remaining: the runs that are not trained yet, in order.
+      every_seconds: between two lines.
     """
 
     def __init__(
-        self, runs: int, jobs: Sequence[RemainingRun], every_seconds: float
+        self, runs: int, remaining: Sequence[RemainingRun], every_seconds: float
     ) -> None:
-        """Args: runs in the whole plan; the jobs of those that are left, in order."""
         self._runs, self._every = runs, every_seconds
-        self._jobs = list(jobs)
+        self._remaining = list(remaining)
         self._measured: dict[int, list[float]] = {}  # FLOPs a step: [steps, seconds]
-        self._beyond: dict[bool, list[float]] = {
-            True: [],
-            False: [],
-        }  # by first of size
+        # Seconds beyond the steps, by whether a run was the first of its size.
+        self._beyond: dict[bool, list[float]] = {True: [], False: []}
         self._compiled: set[tuple[int, int]] = set()
         self._line = ""
 
     def begin(self, number: int, title: str) -> None:
-        """The next job starts."""
+        """The next remaining run starts; `number` is its row of the plan, from 0."""
         self._line = f"run {number + 1} of {self._runs}  {title}"
-        self._job = self._jobs.pop(0)
-        self._steps_left = self._job.steps
+        self._run = self._remaining.pop(0)
+        self._steps_left = self._run.steps
         self._shown = self._begun = time.perf_counter()
         self._stepping = 0.0
 
     def skip(self, steps: int) -> None:
-        """Steps that an earlier process has done already."""
+        """An earlier process has done these steps already."""
         self._steps_left -= steps
 
     def spend(self, steps: int, seconds: float | None) -> None:
-        """Steps done just now, in `seconds` (None: compilation was in it)."""
+        """Steps are done, in `seconds`; None if that included compilation."""
         self._steps_left -= steps
         if seconds is not None:
             self._stepping += seconds
-            tally = self._measured.setdefault(self._job.flops_per_step, [0, 0.0])
-            tally[0] += steps
-            tally[1] += seconds
+            sums = self._measured.setdefault(self._run.flops_per_step, [0, 0.0])
+            sums[0] += steps
+            sums[1] += seconds
 
     def end(self) -> None:
-        """The job is over; what it did not do of its steps will not be done."""
+        """The run is over; steps that it did not do will not be done."""
         self._steps_left = 0
-        first = self._job.size not in self._compiled
-        self._compiled.add(self._job.size)
+        first = self._run.size not in self._compiled
+        self._compiled.add(self._run.size)
         took = time.perf_counter() - self._begun
         self._beyond[first].append(max(took - self._stepping, 0.0))
 
     def left(self) -> str:
-        """The time left, or "?" before there is anything to go by."""
+        """The time left; "?" until a step has been measured."""
         if not self._measured:
             return "?"
-        seconds = self._steps_left * self._step_seconds(self._job.flops_per_step)
-        compiled = self._compiled | {self._job.size}
-        for job in self._jobs:
-            seconds += job.steps * self._step_seconds(job.flops_per_step)
-            known = self._beyond[job.size not in compiled] or self._beyond[True]
+        seconds = self._steps_left * self._step_seconds(self._run.flops_per_step)
+        compiled = self._compiled | {self._run.size}
+        for run in self._remaining:
+            seconds += run.steps * self._step_seconds(run.flops_per_step)
+            known = self._beyond[run.size not in compiled] or self._beyond[True]
             seconds += sum(known) / len(known) if known else 0.0
-            compiled.add(job.size)
+            compiled.add(run.size)
         return format_duration(seconds)
 
     def _step_seconds(self, flops: int) -> float:
-        """Seconds of a step of that many FLOPs, measured or by the line through all."""
+        """Seconds of a step of that many FLOPs, measured or from the fitted line."""
         if flops in self._measured:
             steps, seconds = self._measured[flops]
             return seconds / steps
         x = np.array(list(self._measured), float)
         y = np.array([seconds / steps for steps, seconds in self._measured.values()])
-        if len(x) == 1:  # half of it taken as bound by arithmetic
+        if len(x) == 1:  # assume that half of it grows with the FLOPs
             return float(y[0] * (0.5 + 0.5 * flops / x[0]))
         a, b = optimize.nnls(np.stack([np.ones_like(x), x / x.max()], 1), y)[0]
         return float(a + b * flops / x.max())
 
     def show(self, step: int, steps: int, loss: float, flops_per_second: float) -> None:
-        """A line, unless the last one was a moment ago or it is too early to tell."""
+        """Prints a line, if it is time for one and the speed is known (not 0)."""
         now = time.perf_counter()
         if flops_per_second == 0 or now - self._shown < self._every:
             return
@@ -221,25 +240,26 @@ class SweepProgress:
         )
 
     def result(self, loss: float) -> None:
-        """The line that ends a run."""
+        """Prints the last line of a run."""
         say(f"{self._line}  done  validation loss {loss:.5f}  left {self.left()}")
 
 
 class MetricLog:
-    """A run's metrics.jsonl (and TensorBoard events), continued after `step`.
+    """A run's metrics.jsonl and, if asked for, its TensorBoard events.
 
-    Lines beyond the step that training continues from are dropped: those steps happen
-    again.
+    Args:
+      files: of the run; None in a process that does not write.
+      step: training continues from it. Lines of later steps are removed, because these
+        steps will be done again.
+      tensorboard: whether to write TensorBoard events, too.
     """
 
-    def __init__(
-        self, folder: pathlib.Path | None, step: int, tensorboard: bool
-    ) -> None:
+    def __init__(self, files: RunFiles | None, step: int, tensorboard: bool) -> None:
         self._file = self._events = None
-        if folder is None:  # not the process that writes
+        if files is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        path = files.metrics
+        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -256,9 +276,10 @@ class MetricLog:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            self._events = SummaryWriter(str(files.tensorboard), purge_step=step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes the values of a step; TensorBoard gets those that are numbers."""
         if self._file is None:
             return
         row = {"step": step, **values}
@@ -270,12 +291,14 @@ class MetricLog:
                     self._events.add_scalar(name, value, global_step=step)
 
     def flush(self) -> None:
+        """Hands everything written to the operating system."""
         if self._file is not None:
             self._file.flush()
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
+        """Closes the files."""
         if self._file is not None:
             self._file.close()
         if self._events is not None:
@@ -283,7 +306,11 @@ class MetricLog:
 
 
 class RunClock:
-    """A run's wall time over all its restarts, and its speed once compiled."""
+    """A run's wall time over all its restarts, and its speed once compiled.
+
+    Args:
+      before: seconds that earlier processes spent on the run.
+    """
 
     def __init__(self, before: float = 0.0) -> None:
         self._begin = time.perf_counter() - before
@@ -292,9 +319,9 @@ class RunClock:
         self._last: float | None = None
 
     def lap(self, steps: int) -> float | None:
-        """A dispatch of `steps` steps is done: seconds since the one before.
+        """A dispatch of `steps` steps is done; returns the seconds since the last one.
 
-        None for the first, which waits for compilation.
+        None for the first dispatch, which waits for compilation.
         """
         before, self._last = self._last, time.perf_counter()
         if before is None:
@@ -304,12 +331,13 @@ class RunClock:
         return self._last - before
 
     def resume(self) -> None:
-        """Steps go on after something else (a save), whose time is not theirs."""
+        """Steps continue after a save; its time does not count as theirs."""
         self._last = time.perf_counter()
 
     def steps_per_second(self) -> float:
-        """Of this process, from its second dispatch on; 0 before."""
+        """The speed of this process from its second dispatch on; 0 before that."""
         return self._steps / self._stepping if self._steps else 0.0
 
     def seconds(self) -> float:
+        """Wall time of the run so far, all restarts together."""
         return time.perf_counter() - self._begin

@@ -1,7 +1,8 @@
-"""From an experiment and a size to the pure functions of a run: init, step, evaluate.
+"""The pure functions of a training run, and their compiled forms.
 
-Plan counts and measures these functions on abstract values, train compiles them: there
-is one definition of a training step. Nothing here touches a file, a clock or a device.
+The plan counts and measures these functions on abstract values, and training compiles
+them: there is one definition of a training step. Nothing here touches a file or a
+clock, and nothing runs on a device before the first call.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
-from scaling_ldm.training import mesh, objective
-from scaling_ldm.training import optimizer as optimizer_lib
+from scaling_ldm.training import mesh, objective, optimizer
 
 Batch = dict[str, jax.Array]
 METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each step
@@ -30,13 +30,19 @@ METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that a step changes. `step` counts optimizer updates done."""
+    """All that a step changes: arrays, or their shapes, or their shardings.
+
+    params, ema: the parameters and their moving average.
+    opt: the state of the optimizer.
+    step: int32; optimizer updates done.
+    smoothed_loss: float32; EMA(0.9) of the loss of each step, as in paper B.
+    """
 
     params: Any
     ema: Any
     opt: Any
-    step: jax.Array
-    smoothed_loss: jax.Array  # EMA(0.9) of the loss of each step, as in paper B
+    step: Any
+    smoothed_loss: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +51,9 @@ class TrainFunctions:
 
     objective: what is learnt.
     init(key) -> TrainState
-    step(state, batch, null, hyper) -> (state, metrics): metrics are float32 scalars
-      "loss" (before the update), "loss_smoothed", "gradient_norm", "learning_rate".
-      `hyper` holds "key" (of the run), "peak" and "warmup": data, so runs of one size
-      share a compiled step.
+    step(state, batch, uncond, hyper) -> (state, metrics): metrics are the float32
+      scalars of METRICS; the loss is that before the update. `hyper` holds "key" (of
+      the run), "peak" and "warmup" as data, so runs of one size share a compiled step.
     """
 
     objective: objective.Objective
@@ -60,17 +65,21 @@ class TrainFunctions:
 def train_functions(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> TrainFunctions:
-    """The functions of the network `width` x `depth` under an experiment's recipe."""
+    """The functions of the network `width` x `depth` under an experiment's recipe.
+
+    Args:
+      unroll: whether the blocks are compiled one by one instead of in a loop.
+    """
     cfg = experiment.optimizer
     learnt = objective.build(experiment, width, depth, unroll)
-    optimizer = optimizer_lib.adamw(cfg)
+    adamw = optimizer.adamw(cfg)
 
     def init(key: jax.Array) -> TrainState:
         params = learnt.init(key)
         return TrainState(
             params=params,
             ema=jax.tree.map(jnp.copy, params),
-            opt=optimizer.init(params),
+            opt=adamw.init(params),
             step=jnp.int32(0),
             smoothed_loss=jnp.float32(0),
         )
@@ -83,19 +92,17 @@ def train_functions(
             state.params, batch, uncond, key
         )
         with jax.named_scope("optimizer"):
-            direction, opt = optimizer.update(gradient, state.opt, state.params)
-            rate = optimizer_lib.learning_rate(
-                state.step, hyper["peak"], hyper["warmup"]
-            )
-            params = optimizer_lib.descend(state.params, direction, rate)
+            direction, opt = adamw.update(gradient, state.opt, state.params)
+            rate = optimizer.learning_rate(state.step, hyper["peak"], hyper["warmup"])
+            params = optimizer.descend(state.params, direction, rate)
             done = state.step + 1
-            ema = optimizer_lib.average(state.ema, params, done, cfg.ema_decay)
+            ema = optimizer.average(state.ema, params, done, cfg.ema_decay)
         first = state.step == 0
         smoothed = jnp.where(first, value, 0.9 * state.smoothed_loss + 0.1 * value)
         metrics = {
             "loss": value,
             "loss_smoothed": smoothed,
-            "gradient_norm": optimizer_lib.global_norm(gradient),
+            "gradient_norm": optimizer.global_norm(gradient),
             "learning_rate": rate,
         }
         return TrainState(
@@ -110,8 +117,10 @@ def abstract_state(functions: TrainFunctions) -> TrainState:
     return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
 
 
-def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
-    """Shapes and types of what a source gives, `rows` pictures of it."""
+def abstract_batch(
+    experiment: config.Experiment, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of `rows` pictures, with all that a source gives of them."""
     s, e = experiment.data.text_tokens, experiment.model.text_width
     words = experiment.reads_words
     kinds = {
@@ -129,11 +138,16 @@ def abstract_batch(experiment: config.Experiment, rows: int) -> Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """What one optimizer step takes, counted on abstract values."""
+    """What one optimizer step takes, counted on abstract values.
+
+    flops: of the loss and its gradient; 2 for a multiply-add.
+    state_bytes: of parameters, EMA, optimizer state and gradients.
+    activation_bytes: kept from forward to backward, for the whole batch.
+    """
 
     flops: flops.FlopCount
-    state_bytes: int  # parameters, EMA, optimizer and gradients
-    activation_bytes: int  # kept from forward to backward, whole batch
+    state_bytes: int
+    activation_bytes: int
 
 
 def cost(
@@ -178,13 +192,23 @@ def _nbytes(tree: Any) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledFunctions:
-    """The compiled functions of one size on one mesh, and what they take."""
+    """The compiled functions of one size on one mesh.
 
-    functions: TrainFunctions
-    state: TrainState  # abstract, with shardings
+    objective: what is learnt.
+    abstract_state: shapes, types and shardings of the state.
+    init(key) -> TrainState
+    step(state, batch, uncond, hyper, stop) -> (state, metrics): one optimizer step;
+      metrics are scalars. "stop" is the sum of the processes' stop flags.
+    steps(state, batches, count, uncond, hyper, stop) -> (state, metrics): the first
+      `count` of stacked batches; metrics are [batches].
+    per_example_loss: as in `Objective`.
+    """
+
+    objective: objective.Objective
+    abstract_state: TrainState
     init: Any
-    step: Any  # one optimizer step; metrics are scalars
-    steps: Any  # the first `count` of stacked batches; metrics are [batches]
+    step: Any
+    steps: Any
     per_example_loss: Any
 
 
@@ -195,7 +219,7 @@ def compile_functions(
     depth: int,
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
-    """Jitted functions, compiled at first use; runs of one size share them."""
+    """The functions of one size, compiled at their first call; its runs share them."""
     unroll = experiment.model.unroll
     functions = train_functions(
         experiment,
@@ -206,7 +230,7 @@ def compile_functions(
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
-    whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    replicated = mesh.named_sharding(device_mesh, mesh.REPLICATED)
 
     def step(
         state: TrainState, batch: Any, uncond: Any, hyper: Any, stop: jax.Array
@@ -235,30 +259,35 @@ def compile_functions(
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"stop": stop.sum()}
 
-    compiled = functools.partial(
+    jit = functools.partial(
         jax.jit,
-        compiler_options=None if experiment.train.optimize_code else _plain_code(),
+        compiler_options=None
+        if experiment.train.optimize_code
+        else _quick_to_compile(),
     )
     return CompiledFunctions(
-        functions=functions,
-        state=jax.tree.map(
+        objective=functions.objective,
+        abstract_state=jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             abstract,
             placed,
         ),
         init=jax.jit(
-            functions.init, out_shardings=placed, compiler_options=_plain_code()
+            functions.init, out_shardings=placed, compiler_options=_quick_to_compile()
         ),
-        step=compiled(step, donate_argnums=0, out_shardings=(placed, whole)),
-        steps=compiled(steps, donate_argnums=0, out_shardings=(placed, whole)),
-        per_example_loss=compiled(
-            functions.objective.per_example_loss, out_shardings=whole
+        step=jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
+        steps=jit(steps, donate_argnums=0, out_shardings=(placed, replicated)),
+        per_example_loss=jit(
+            functions.objective.per_example_loss, out_shardings=replicated
         ),
     )
 
 
-def _plain_code() -> dict[str, int | bool] | None:
-    """Options for what runs seldom: on a CPU, LLVM would take longer than the run."""
+def _quick_to_compile() -> dict[str, int | bool] | None:
+    """Compiler options for what runs seldom; None for the usual ones.
+
+    On a CPU, LLVM's optimisations would take longer than the run itself.
+    """
     if jax.default_backend() != "cpu":
         return None
     return {

@@ -1,23 +1,23 @@
-"""Weights to sample from, and what they are known by."""
+"""Trained weights, how to load them, and how they are identified; needs no jax."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import jax
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """Weights, and what they are known by.
+    """Weights of one network and what identifies them.
 
-    checksum: SHA-256 of the file that they are read from; "" of a run's checkpoint.
-    step, train_flops: how far they were trained; 0 and None where nobody says.
-    ema: whether they are averages; None where nobody says.
+    run_id: of the run, or a name made of the folder and the checksum.
+    width, depth: the network's size.
+    step: optimizer steps done; 0 if unknown.
+    train_flops: spent on these steps; None if unknown.
     load(device_mesh) -> the parameters, sharded as in training.
+    checksum: SHA-256 of the weights file; "" for a checkpoint of a run.
+    ema: whether the weights are moving averages; None if unknown.
     """
 
     run_id: str
@@ -25,6 +25,6 @@ class TrainedModel:
     depth: int
     step: int
     train_flops: float | None
-    load: Callable[[jax.sharding.Mesh], Any]
+    load: Callable[[Any], Any]
     checksum: str = ""
     ema: bool | None = True

@@ -1,10 +1,11 @@
-"""Weights in a folder, and the card that says what they are.
+"""Weights in a folder, and the card that describes them.
 
-    training.json   beside weights that the export stage wrote: what was trained and how
-                    far, what the network reads, the SHA-256 of the weights
+    training.json   the card, beside weights that the export stage wrote: what was
+                    trained and how far, what the network reads, the SHA-256 of the
+                    weights
 
-A U-Net in diffusers' layout may come from elsewhere, without a card: it is known by its
-folder's name and its weights' SHA-256, and how far it was trained is not.
+A U-Net in diffusers' layout may come from elsewhere, without a card. Its identity is then
+its folder's name and its weights' SHA-256, and how far it was trained is unknown.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import jax
 
 from scaling_ldm import config, records
 from scaling_ldm.data import encoded
-from scaling_ldm.models import from_config as from_config_lib
-from scaling_ldm.models import pretrained
+from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import files, native
 from scaling_ldm.models.weights import unet as unet_weights
@@ -30,15 +30,15 @@ from scaling_ldm.training.trained_model import TrainedModel
 CARD = "training.json"
 DIFFUSERS_UNET = "UNet2DConditionModel"
 
-# Of config.model, what does not change what weights say.
+# Fields of config.model that change how a network runs, not what its weights mean.
 _HOW_IT_RUNS = ("compute_dtype", "remat", "unroll")
 _DATA = ("shape", "text_tokens", "vocab_size", "coarse")
-# Of config.objective, what a sampler has to know.
+# Fields of config.objective that a sampler has to know.
 _LEARNT = ("schedule", "schedule_steps", "zero_terminal_snr", "prediction")
 
 
 def weights_identity(experiment: config.Experiment) -> dict[str, Any]:
-    """What weights mean nothing without: the network, its input and what it learnt."""
+    """The fields that weights depend on: the network, its input and what it learnt."""
     model = [field.name for field in dataclasses.fields(config.ModelConfig)]
     named = {
         "model": [name for name in model if name not in _HOW_IT_RUNS],
@@ -66,10 +66,10 @@ def write_card(
     record: records.TrainRecord,
     more: Mapping[str, Any],
 ) -> None:
-    """Writes the card of weights that are in the folder already.
+    """Writes the card of weights that are already in the folder.
 
     Args:
-      more: what only a network of this kind has to say.
+      more: further fields, for networks of this kind only.
     """
     card = {
         "experiment": experiment.name,
@@ -91,14 +91,15 @@ def write_card(
 
 
 def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
-    """The model of a folder, once its files are what its card says.
+    """The model of a folder, after its files have been compared with its card.
 
     Args:
       name: config.generate.weights.
 
     Raises:
-      ConfigError: no such folder, weights that are not its card's, or weights of a
-        network that the experiment does not describe; every difference is listed.
+      ConfigError: there is no such folder, its weights are not those of its card, or
+        they are of a network that the experiment does not describe. Every difference
+        is listed.
     """
     where = f"config.generate.weights = {name!r}"
     folder = pathlib.Path(name).expanduser()
@@ -132,15 +133,15 @@ def _card(folder: pathlib.Path) -> dict[str, Any] | None:
     """The card of a folder; None where there is none.
 
     Raises:
-      WeightsError: the weights are others.
+      WeightsError: it describes other weights.
     """
     if not (folder / CARD).exists():
         return None
-    card, found = files.read_json(folder / CARD), files.checksum(folder)
-    if card["weights_sha256"] != found:
+    card, checksum = files.read_json(folder / CARD), files.checksum(folder)
+    if card["weights_sha256"] != checksum:
         raise files.WeightsError(
             f"the weights are not those that {CARD} is of: SHA-256 "
-            f"{card['weights_sha256']} there, {found} of the file; export once more"
+            f"{card['weights_sha256']} there, {checksum} of the file; export once more"
         )
     return card
 
@@ -153,14 +154,14 @@ def _model(
     load: Callable[[], Any],
 ) -> TrainedModel:
     checksum = files.checksum(folder) if card is None else card["weights_sha256"]
-    known: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "run_id": f"{folder.resolve().name}-{checksum[:8]}",
         "step": 0,
         "train_flops": None,
         "ema": None,
     }
     if card is not None:
-        known = {
+        identity = {
             "run_id": card["run_id"],
             "step": card["step"],
             "train_flops": card["training_flops"],
@@ -175,12 +176,12 @@ def _model(
 
     width, depth = size
     return TrainedModel(
-        **known, width=width, depth=depth, checksum=checksum, load=placed
+        **identity, width=width, depth=depth, checksum=checksum, load=placed
     )
 
 
 def _refuse(where: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises the ConfigError of what is known of both and differs."""
+    """Raises a ConfigError that lists what is known on both sides and differs."""
     common = {key: value for key, value in wanted.items() if key in held}
     if found := encoded.differences(held, common):
         listed = "".join(f"\n  {line}" for line in found)
@@ -194,10 +195,10 @@ def _unet(
     card: Mapping[str, Any] | None,
     layout: Mapping[str, Any],
 ) -> TrainedModel:
-    """diffusers' UNet2DConditionModel, of any size."""
+    """A UNet2DConditionModel of diffusers, of any size."""
     cfg, linear = unet_weights.from_config(layout, experiment.data.text_tokens)
     width, depth = cfg.base, len(cfg.multiples)
-    here = from_config_lib.unet_config(experiment, width, depth)
+    here = from_config.unet_config(experiment, width, depth)
     held = {} if card is None else card["reads"]
     _refuse(where, held | _facts(cfg), _facts(here) | weights_identity(experiment))
     return _model(
@@ -210,7 +211,7 @@ def _unet(
 
 
 def _facts(cfg: unet.UNetConfig) -> dict[str, Any]:
-    """What a configuration of diffusers says; a U-Net runs at any height and width."""
+    """What diffusers' configuration says; a U-Net runs at any height and width."""
     return {
         "model.architecture": "unet",
         "model.heads": cfg.heads,
@@ -229,12 +230,12 @@ def _native(
     folder: pathlib.Path,
     card: Mapping[str, Any] | None,
 ) -> TrainedModel:
-    """This library's own layout, which its export stage alone writes."""
+    """A network in this library's own layout, which only its export stage writes."""
     if card is None:
         raise files.WeightsError(f"there is no {CARD} in it: export once more")
     _refuse(where, card["reads"], weights_identity(experiment))
     size = card["width"], card["depth"]
-    denoiser = from_config_lib.denoiser(experiment, *size, unroll=False)
+    denoiser = from_config.denoiser(experiment, *size, unroll=False)
 
     def load() -> Any:
         with jax.set_mesh(None):

@@ -1,4 +1,4 @@
-"""Whose a working directory is: one experiment's, and whether that is finished.
+"""Checks whether a working directory is this experiment's and whether it is complete.
 
 experiment.json    name, question, recipe and resolved config
 environment.json   versions and facts of the host that wrote last
@@ -15,19 +15,20 @@ import platform
 from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.workdir import runs
 
 
 def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Makes a working directory this experiment's; one process does it for all.
+    """Writes experiment.json and environment.json; one process does it for all.
 
     Raises:
-      ConfigError: it holds another experiment, or something else.
+      ConfigError: the directory holds another experiment, or something else.
     """
     path = workdir / "experiment.json"
     if path.exists():
         _compare(experiment, path)
     elif workdir.exists() and any(
-        not p.name.startswith(f".{path.name}.")  # a first write, cut off
+        not p.name.startswith(f".{path.name}.")  # a first write that was cut off
         for p in workdir.iterdir()
     ):
         raise config.ConfigError(
@@ -35,13 +36,13 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             "--workdir"
         )
     resolved = records.to_json(experiment)
-    held = {
+    content = {
         "name": experiment.name,
         "question": experiment.question,
         "recipe_hash": experiment.recipe_hash,
         "config": {k: v for k, v in resolved.items() if k != "record"},
     }
-    text = json.dumps(held, indent=1) + "\n"
+    text = json.dumps(content, indent=1) + "\n"
     if not path.exists() or path.read_text() != text:
         records.write_text(path, text)
     environment = json.dumps(_environment(), indent=1) + "\n"
@@ -49,7 +50,7 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 
 
 def _compare(experiment: config.Experiment, path: pathlib.Path) -> None:
-    """Raises ConfigError unless an experiment.json is of this experiment."""
+    """Raises ConfigError unless an experiment.json belongs to this experiment."""
     try:
         held = json.loads(path.read_text())
     except ValueError as e:
@@ -70,13 +71,13 @@ def _compare(experiment: config.Experiment, path: pathlib.Path) -> None:
 
 
 def mark_complete(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Remembers that every stage has run."""
+    """Records that every stage has run."""
     text = json.dumps({"inputs": _inputs(experiment, workdir)}) + "\n"
     records.write_text(workdir / "complete.json", text)
 
 
 def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
-    """Whether every stage has run, and nothing that the report shows has changed."""
+    """Whether every stage has run and nothing that the report shows has changed."""
     path = workdir / "complete.json"
     return path.exists() and json.loads(path.read_text())["inputs"] == _inputs(
         experiment, workdir
@@ -85,7 +86,7 @@ def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
 
 def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
     """A digest of everything the report shows."""
-    texts = [p.read_text() for p in sorted(workdir.glob("runs/*/record.json"))]
+    texts = [path.read_text() for path in runs.record_paths(workdir)]
     names = (
         "runs.jsonl",
         "laws.json",
@@ -101,7 +102,7 @@ def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
 
 
 def _differences(held: Any, wanted: Any, where: str = "config") -> str:
-    """Up to five fields in which two configs differ, a line each."""
+    """Up to five fields in which two configs differ, one line each."""
     lines: list[str] = []
 
     def walk(a: Any, b: Any, where: str) -> None:
@@ -117,7 +118,7 @@ def _differences(held: Any, wanted: Any, where: str = "config") -> str:
 
 
 def _environment() -> dict[str, Any]:
-    """Versions and host facts for the report; nothing that identifies the host."""
+    """Versions and facts of the host for the report; nothing that identifies it."""
     packages = ("scaling_ldm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     versions = {}
     for package in (*packages, "grain", "numpy", "scipy"):

@@ -1,20 +1,61 @@
-"""Runs that are finished: the best of them, and its weights from the checkpoint.
+"""The runs of a working directory: their files, records and weights.
 
-Which checkpoints there are can be read without loading an accelerator stack.
+Everything that reads or names the files of a run does it through this module. What is
+there can be found without loading an accelerator stack.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.training.run_files import RunFiles
 from scaling_ldm.training.trained_model import TrainedModel
 
-if TYPE_CHECKING:
-    import jax
+
+def run_files(workdir: pathlib.Path, run_id: str) -> RunFiles:
+    """Where the files of a run are."""
+    return RunFiles(workdir / "runs" / run_id)
+
+
+def record_paths(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The records of all runs that are over, sorted."""
+    yield from sorted(workdir.glob("runs/*/record.json"))
+
+
+def read_record(workdir: pathlib.Path, run_id: str) -> records.TrainRecord | None:
+    """The record of a run that is over, or None."""
+    path = run_files(workdir, run_id).record
+    return records.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def read_record_of(
+    workdir: pathlib.Path, spec: records.RunSpec
+) -> records.TrainRecord | None:
+    """The record of a planned run that is over, or None.
+
+    Raises:
+      ConfigError: the record is of another recipe or another number of steps.
+    """
+    record = read_record(workdir, spec.run_id)
+    if record is None:
+        return None
+    if (record.recipe_hash, record.steps_planned) != (spec.recipe_hash, spec.steps):
+        raise config.ConfigError(
+            f"{run_files(workdir, spec.run_id).record} holds a run of another "
+            f"experiment (recipe {record.recipe_hash}, {record.steps_planned} steps; "
+            f"wanted {spec.recipe_hash}, {spec.steps}): use another --workdir"
+        )
+    return record
+
+
+def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:
+    """Writes the record of a run; after this the run is over."""
+    path = run_files(workdir, record.run_id).record
+    records.write_text(path, records.dumps(record))
 
 
 def best(
@@ -24,8 +65,8 @@ def best(
     found = [
         (record.validation_loss_ema, spec)
         for spec in specs
-        if (path := workdir / "runs" / spec.run_id / "record.json").exists()
-        and (record := records.loads(path.read_text())).status == "finished"
+        if (record := read_record(workdir, spec.run_id)) is not None
+        and record.status == "finished"
     ]
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -59,10 +100,10 @@ def trained_model(
     spec: records.RunSpec,
     step: int | None = None,
 ) -> TrainedModel:
-    """The averaged weights of a finished run.
+    """The averaged (EMA) weights of a finished run.
 
     Args:
-      step: of the checkpoint; None: of the run's end.
+      step: of the checkpoint; None for the end of the run.
     """
     step = spec.steps if step is None else step
     return TrainedModel(
@@ -71,21 +112,21 @@ def trained_model(
         depth=spec.depth,
         step=step,
         train_flops=float(step * spec.flops_per_step),
-        load=functools.partial(_averaged, experiment, workdir, spec, step=step),
+        load=functools.partial(_load_ema, experiment, workdir, spec, step=step),
     )
 
 
-def _averaged(
+def _load_ema(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     spec: records.RunSpec,
-    device_mesh: jax.sharding.Mesh,
+    device_mesh: Any,
     step: int,
 ) -> Any:
-    """The averaged (EMA) parameters of a run at a step, sharded as in training.
+    """The averaged parameters of a run at a step, sharded as in training.
 
     Raises:
-      CheckpointError: its checkpoint cannot be read.
+      CheckpointError: the checkpoint cannot be read.
     """
     import jax
 
@@ -95,13 +136,13 @@ def _averaged(
         experiment, spec.width, spec.depth, unroll=False
     )
     abstract = train_step.abstract_state(functions)
-    checkpoints = checkpoint.Checkpoints(
-        workdir / "runs" / spec.run_id / "checkpoints",
+    saved = checkpoint.Checkpoints(
+        run_files(workdir, spec.run_id).checkpoints,
         spec,
         experiment.train.keep_checkpoints,
         progress.say,
     )
-    restored = checkpoints.restore(
+    restored = saved.restore(
         jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             abstract,
@@ -109,7 +150,7 @@ def _averaged(
         ),
         step,
     )
-    checkpoints.close()
+    saved.close()
     if restored is None:
         raise checkpoint.CheckpointError(
             f"{spec.run_id} has no readable checkpoint of step {step}"
@@ -118,6 +159,6 @@ def _averaged(
 
 
 def checkpoint_steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
-    """The steps of a run whose checkpoints are there, ascending."""
-    folder = workdir / "runs" / spec.run_id / "checkpoints"
+    """The steps of a run whose checkpoints are on disk, ascending."""
+    folder = run_files(workdir, spec.run_id).checkpoints
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())

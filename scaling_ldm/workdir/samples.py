@@ -1,4 +1,4 @@
-"""The pictures of the generate stage: whose they are, and where they lie."""
+"""The pictures of the generate stage: whose weights they are of, and their files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,27 @@ from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
 
+def record_path(workdir: pathlib.Path) -> pathlib.Path:
+    """The SampleRecord; there once the generate stage is over."""
+    return workdir / "samples" / "record.json"
+
+
+def read_record(workdir: pathlib.Path) -> records.SampleRecord | None:
+    """The record of a finished generate stage, or None."""
+    path = record_path(workdir)
+    return records.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def shard_folder(workdir: pathlib.Path) -> pathlib.Path:
-    """The folder of a study's generated pictures, in files that sort in their order."""
+    """The folder of a study's generated pictures; its files sort in their order."""
     return workdir / "samples" / "shards"
 
 
 def read_images(workdir: pathlib.Path) -> Iterator[np.ndarray]:
-    """The pictures of a finished generate stage, uint8 [n, height, width, 3] a file.
+    """The generated pictures, uint8 [n, height, width, 3] for each file.
 
     Raises:
-      records.Damaged: a file that is cut off.
+      records.Damaged: a file is cut off.
     """
     for path in sorted(shard_folder(workdir).glob("*.npy")):
         try:
@@ -37,14 +48,14 @@ def model_to_sample(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> TrainedModel | None:
-    """Whose pictures generate draws: of config.generate.weights, or of a finished run.
+    """The weights that generate draws with: config.generate.weights, or a run's.
 
     Returns:
-      None where neither is there.
+      None if no weights are given and no run is finished.
 
     Raises:
       ConfigError: the folder holds no weights that the experiment's network reads, or
-        config.generate.run is not runs.
+        config.generate.run is not a finished run.
     """
     if experiment.generate.weights:
         return exports.read_model(experiment, experiment.generate.weights)
@@ -52,12 +63,12 @@ def model_to_sample(
     return None if spec is None else runs.trained_model(experiment, workdir, spec)
 
 
-def record_fields(experiment: config.Experiment, of: TrainedModel) -> dict[str, Any]:
-    """The fields of the SampleRecord that a model's pictures would have."""
+def record_fields(experiment: config.Experiment, model: TrainedModel) -> dict[str, Any]:
+    """The fields of a SampleRecord that decide which pictures are drawn."""
     cfg = experiment.generate
     return {
-        "run_id": of.run_id,
-        "checksum": of.checksum,
+        "run_id": model.run_id,
+        "checksum": model.checksum,
         "images": cfg.images,
         "sampler": cfg.sampler,
         "spacing": cfg.spacing,

@@ -76,10 +76,10 @@ class Ours:
     ) -> None:
         self.mesh, self.most = device_mesh, recipe.train.steps_per_dispatch
         self.batches = {k: np.stack([v] * self.most) for k, v in batch.items()}
-        self.program = train_step.compile_functions(recipe, *size, device_mesh)
+        self.compiled = train_step.compile_functions(recipe, *size, device_mesh)
         whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         key = jax.device_put(jax.random.key(0), whole)
-        self.state = self.program.init(key)
+        self.state = self.compiled.init(key)
         self.uncond = mesh.put(device_mesh, dict(uncond), mesh.REPLICATED)
         rates = {"peak": np.float32(1e-4), "warmup": np.float32(100)}
         self.hyper = mesh.put(device_mesh, rates, mesh.REPLICATED) | {"key": key}
@@ -93,7 +93,7 @@ class Ours:
             steps -= count
             batches = mesh.put(self.mesh, self.batches, mesh.STACKED_BATCHES)
             number = mesh.put(self.mesh, np.int32(count), mesh.REPLICATED)
-            self.state, metrics = self.program.steps(
+            self.state, metrics = self.compiled.steps(
                 self.state, batches, number, self.uncond, self.hyper, self.flag
             )
             if unseen is not None:
@@ -172,7 +172,8 @@ def time_size(
                 row["compile_failed"] = f"{type(e).__name__}: {e}".splitlines()[0]
     measured = timing.alternate(contenders, flags.seconds)
     times = measured.seconds
-    flops = train_step.cost(recipe, ours.program.functions, len(batch["x"])).flops.total
+    functions = train_step.train_functions(recipe, *size, unroll=False)
+    flops = train_step.cost(recipe, functions, len(batch["x"])).flops.total
     seconds = statistics.median(times["ours"])
     row |= {
         "flops_per_step": flops,

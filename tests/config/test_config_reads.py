@@ -146,16 +146,16 @@ def arguments(experiment, conditioning):
 def network(experiment):
     """What a network is: its parameters, and its loss traced when it is asked for."""
     device_mesh = mesh.build(config.MeshConfig(), {}, jax.local_devices()[:1])
-    program = train_step.compile_functions(
+    compiled = train_step.compile_functions(
         experiment, *experiment.plan.sizes[0], device_mesh
     )
-    task, params = program.functions.objective, program.state.params
+    objective, params = compiled.objective, compiled.abstract_state.params
     shapes = [
         (jax.tree_util.keystr(path), leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
-    given = arguments(experiment, task.conditioning)
-    return shapes, functools.cache(lambda: traced(task.loss, params, *given))
+    given = arguments(experiment, objective.conditioning)
+    return shapes, functools.cache(lambda: traced(objective.loss, params, *given))
 
 
 def same_network(one, other):

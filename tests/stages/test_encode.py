@@ -25,9 +25,9 @@ from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
 from scaling_ldm.models.weights import autoencoder_kl as kl_files
 from scaling_ldm.models.weights import bert as bert_files
+from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode
-from scaling_ldm.stages import encode as encode_lib
-from scaling_ldm.training import inference, mesh
+from scaling_ldm.training import encoding, inference, mesh
 
 pytestmark = pytest.mark.usefixtures("compiled")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_interrupted_and_continued_gives_the_same_bytes(
     whole, wanted, tmp_path, monkeypatch
 ):
     experiment, calls = wanted(), []
-    write = encode_lib._Encoding._write
+    write = encode._Encoder._write
 
     def failing(self, writer, batch, started):
         calls.append(len(batch))
@@ -203,7 +203,7 @@ def test_interrupted_and_continued_gives_the_same_bytes(
             raise RuntimeError("the machine is gone")
         write(self, writer, batch, started)
 
-    monkeypatch.setattr(encode_lib._Encoding, "_write", failing)
+    monkeypatch.setattr(encode._Encoder, "_write", failing)
     with pytest.raises(RuntimeError):
         encode.run(experiment, tmp_path)
     kept = files(tmp_path)
@@ -217,7 +217,7 @@ def test_interrupted_and_continued_gives_the_same_bytes(
 
 def test_a_stop_keeps_complete_shards(whole, wanted, tmp_path, monkeypatch):
     calls = []
-    write = encode_lib._Encoding._write
+    write = encode._Encoder._write
 
     def stopping(self, writer, batch, started):
         calls.append(len(batch))
@@ -225,8 +225,8 @@ def test_a_stop_keeps_complete_shards(whole, wanted, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         write(self, writer, batch, started)
 
-    monkeypatch.setattr(encode_lib._Encoding, "_write", stopping)
-    with pytest.raises(encode.Preempted):
+    monkeypatch.setattr(encode._Encoder, "_write", stopping)
+    with pytest.raises(Preempted):
         encode.run(wanted(), tmp_path)
     kept = files(tmp_path)
     assert shards.summary_name(0) in kept and shards.summary_name(1) not in kept
@@ -253,7 +253,7 @@ def test_encoding_again_changes_nothing_and_needs_no_pictures(
     whole, wanted, monkeypatch, capsys
 ):
     before = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
-    monkeypatch.setattr(encode_lib.encoding, "FrozenNetworks", None)  # not even loaded
+    monkeypatch.setattr(encoding, "FrozenNetworks", None)  # not even loaded
     encode.run(wanted(), whole)
     encode.run(wanted(data={"path": "not in memory"}), whole)
     said = capsys.readouterr().err
@@ -440,12 +440,12 @@ def test_icons_are_pictures_without_an_end(wanted, tmp_path):
 def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     experiment = wanted(mesh={"fsdp": 4})
-    found = encode_lib.encoding.FrozenNetworks(experiment)
+    found = encoding.FrozenNetworks(experiment)
     held = [
         leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found._params)
     ]
     assert not all(held)
-    monkeypatch.setattr(encode_lib.encoding, "FrozenNetworks", lambda _: found)
+    monkeypatch.setattr(encoding, "FrozenNetworks", lambda _: found)
     encode.run(experiment, tmp_path)
     layout = shards.Layout(**manifest(whole)["layout"])
     for number, summary in enumerate(manifest(whole)["shards"]):

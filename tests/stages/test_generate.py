@@ -141,16 +141,16 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
 def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
     folder, said = tmp_path / "samples", []
     monkeypatch.setattr(progress, "say", said.append)
-    generate._claim(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
     assert said == []  # nothing is removed where nothing was
     records.write_text(folder / "shards" / "00000.npy", "a picture")
-    generate._claim(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
     assert said == [] and shards(tmp_path) != []  # the same settings
     if held is None:
         (folder / "settings.json").unlink()
     else:
         (folder / "settings.json").write_text(held)
-    generate._claim(folder, {"images": 2, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 2, "each": 1})
     (line,) = said
     assert line == (
         "generate  removes 1 finished shard of other pictures (of unknown settings)"
@@ -161,12 +161,12 @@ def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
 def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
     """Were the stage stopped now, they would be taken for those of the settings."""
     folder = tmp_path / "samples"
-    generate._claim(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
     for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):
         records.write_text(folder / name, "of other pictures")
     records.write_text(folder / "shards" / "00000.npy", "of other pictures")
     records.write_text(folder / "notes.txt", "the user's")
-    generate._claim(folder, {"images": 2, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 2, "each": 1})
     left = {path.name for path in folder.rglob("*") if path.is_file()}
     assert left == {"settings.json", "notes.txt"}
 

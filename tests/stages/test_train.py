@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from scaling_ldm import config, records
+from scaling_ldm import data as data_lib
+from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import plan, train
-from scaling_ldm.training import checkpoint, held_out, mesh, train_step
-from scaling_ldm.training import progress as progress_lib
-from scaling_ldm.workdir import runs as runs_lib
+from scaling_ldm.training import checkpoint, held_out, loop, mesh, progress, train_step
+from scaling_ldm.workdir import runs
 
 STEPS = (24, 36)  # of the two runs, which have one size
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -37,8 +38,8 @@ def experiment(tiny):
 planned = functools.cache(plan.plan)
 
 
-def run(experiment, workdir, runs=STEPS):
-    rows = [(i, r) for i, r in enumerate(planned(experiment)) if r.steps in runs]
+def run(experiment, workdir, steps=STEPS):
+    rows = [(i, r) for i, r in enumerate(planned(experiment)) if r.steps in steps]
     return train.run(experiment, workdir, rows, len(STEPS))
 
 
@@ -53,8 +54,8 @@ def final(experiment, workdir, steps=STEPS[0]):
     with jax.set_mesh(device_mesh):
         state = train_step.compile_functions(
             experiment, row.width, row.depth, device_mesh
-        ).state
-        folder = train.folder_of(workdir, row) / "checkpoints"
+        ).abstract_state
+        folder = runs.run_files(workdir, row.run_id).checkpoints
         saved = checkpoint.Checkpoints(folder, row, 2)
         restored = saved.restore(state)
         saved.close()
@@ -63,7 +64,7 @@ def final(experiment, workdir, steps=STEPS[0]):
 
 
 def rows_of(workdir, experiment, steps=STEPS[0]):
-    path = train.folder_of(workdir, row_of(experiment, steps)) / "metrics.jsonl"
+    path = runs.run_files(workdir, row_of(experiment, steps).run_id).metrics
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -93,7 +94,7 @@ class StopAt:
 @pytest.fixture
 def lines(monkeypatch):
     said = []
-    monkeypatch.setattr(progress_lib, "say", said.append)
+    monkeypatch.setattr(progress, "say", said.append)
     return said
 
 
@@ -103,7 +104,7 @@ def reference(experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
     counts = []
     compilations = []
-    begin = progress_lib.SweepProgress.begin
+    begin = progress.SweepProgress.begin
 
     def counted(event, *_, **__):
         if event == COMPILED:
@@ -116,7 +117,7 @@ def reference(experiment, tmp_path_factory):
     train_step.compile_functions.cache_clear()  # an earlier file may have filled it
     jax.monitoring.register_event_duration_secs_listener(counted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress_lib.SweepProgress, "begin", noted)
+        patch.setattr(progress.SweepProgress, "begin", noted)
         done = run(experiment, workdir)
     jax.monitoring.unregister_event_duration_listener(counted)
     assert counts[1] > counts[0], "the listener hears nothing"
@@ -157,34 +158,36 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
     device_mesh = mesh.build(experiment.mesh, {})
     row = row_of(experiment)
     with jax.set_mesh(device_mesh):
-        job = train._Job(
+        training = loop.TrainingRun(
             experiment,
-            pathlib.Path(),
             row,
+            runs.run_files(pathlib.Path(), row.run_id),
             device_mesh,
-            progress_lib.SweepProgress(1, [], 1.0),
+            progress.SweepProgress(1, [], 1.0),
             None,
         )
-        source, _ = train.data_lib.sources(experiment, pathlib.Path())
-        data = train.data_lib.batches(
+        source, _ = data_lib.sources(experiment, pathlib.Path())
+        data = data_lib.batches(
             source, batch_size=row.batch_size, rows=slice(0, row.batch_size), prefetch=0
         )
         hyper = mesh.put(
             device_mesh,
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.REPLICATED,
-        ) | {"key": job._key("steps")}
-        uncond = {name: source.uncond[name] for name in job.names if name != "x"}
+        ) | {"key": training._key("steps")}
+        uncond = {name: source.uncond[name] for name in training.names if name != "x"}
         uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
         flags = mesh.stop_flags(device_mesh, 0), mesh.stop_flags(device_mesh, 1)
-        state = job.program.init(job._key("init"))
+        state = training.compiled.init(training._key("init"))
         ema = jax.tree.map(np.asarray, state.ema)
         for done in range(5):
-            state, metrics = job.program.step(
-                state, job._batch(data, 1), uncond, hyper, flags[done == 4]
+            state, metrics = training.compiled.step(
+                state, training._next_batch(data, 1), uncond, hyper, flags[done == 4]
             )
             for leaf, like in zip(
-                jax.tree.leaves(state), jax.tree.leaves(job.program.state), strict=True
+                jax.tree.leaves(state),
+                jax.tree.leaves(training.compiled.abstract_state),
+                strict=True,
             ):
                 assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
                 assert leaf.sharding == like.sharding
@@ -201,12 +204,12 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             rate = 1e-2 * min(1, (done + 1) / 3)
             assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-6)
             assert int(metrics["stop"]) == (8 if done == 4 else 0)
-        assert job.program.step._cache_size() == 1
+        assert training.compiled.step._cache_size() == 1
 
 
 def test_metrics_are_read_after_the_next_dispatch(experiment, tmp_path, monkeypatch):
     events = []
-    batch, look = train._Job._batch, train._Job._look
+    batch, look = loop.TrainingRun._next_batch, loop.TrainingRun._read_metrics
 
     def dispatched(self, *args):
         events.append("dispatch")
@@ -216,8 +219,8 @@ def test_metrics_are_read_after_the_next_dispatch(experiment, tmp_path, monkeypa
         events.append(step)
         return look(self, step, *args)
 
-    monkeypatch.setattr(train._Job, "_batch", dispatched)
-    monkeypatch.setattr(train._Job, "_look", looked)
+    monkeypatch.setattr(loop.TrainingRun, "_next_batch", dispatched)
+    monkeypatch.setattr(loop.TrainingRun, "_read_metrics", looked)
     run(experiment, tmp_path, STEPS[:1])
     # Step n is looked at when n + 1 is under way; at a save (every 6), n as well.
     expected = []
@@ -235,7 +238,7 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
 ):
     for dispatch in (4, 7):
         monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, dispatch))
-        with pytest.raises(train.Preempted, match="is saved at step"):
+        with pytest.raises(Preempted, match="is saved at step"):
             run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
     (record,) = run(experiment, tmp_path, STEPS[:1])
@@ -255,16 +258,20 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
             experiment.train, keep_checkpoints=1, checkpoint_flops=flops
         ),
     )
-    assert train.kept_steps(marked, row) == {2, 9, 16}  # it begins at 1, ends at 24
+    assert loop.checkpoint_steps(marked, row) == {
+        2,
+        9,
+        16,
+    }  # it begins at 1, ends at 24
     monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, 11))
-    with pytest.raises(train.Preempted, match="is saved at step 12"):
+    with pytest.raises(Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])
     monkeypatch.undo()
-    assert runs_lib.checkpoint_steps(tmp_path, row) == [2, 9, 12]
+    assert runs.checkpoint_steps(tmp_path, row) == [2, 9, 12]
     run(marked, tmp_path, STEPS[:1])
-    assert runs_lib.checkpoint_steps(tmp_path, row) == [2, 9, 16, 24]
+    assert runs.checkpoint_steps(tmp_path, row) == [2, 9, 16, 24]
     assert_identical(experiment, tmp_path, reference[0])
-    assert runs_lib.checkpoint_steps(tmp_path, row) == [
+    assert runs.checkpoint_steps(tmp_path, row) == [
         2,
         9,
         16,
@@ -279,7 +286,7 @@ def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
         experiment, train=dataclasses.replace(experiment.train, steps_per_dispatch=4)
     )
     run(several, tmp_path / "whole", STEPS[:1])
-    look = train._Job._look
+    look = loop.TrainingRun._read_metrics
 
     def dies(at, self, step, *args):
         if step >= at:
@@ -288,7 +295,7 @@ def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
 
     for at in (9, 15, 23):
         with monkeypatch.context() as patch:
-            patch.setattr(train._Job, "_look", dies_at(dies, at))
+            patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(dies, at))
             with contextlib.suppress(KeyboardInterrupt):
                 run(several, tmp_path / "cut", STEPS[:1])
                 raise AssertionError("it was to die")
@@ -304,16 +311,16 @@ def dies_at(dies, at):
 def test_resume_on_other_devices(experiment, reference, tmp_path, monkeypatch, path):
     for i, (devices, fsdp) in enumerate(path):
         build = functools.partial(mesh.build, use=jax.devices()[:devices])
-        monkeypatch.setattr(train.mesh, "build", build)
+        monkeypatch.setattr(mesh, "build", build)
         if i + 1 < len(path):
             monkeypatch.setattr(mesh, "Stop", lambda: StopAt(7))
         else:
             monkeypatch.undo()
-            monkeypatch.setattr(train.mesh, "build", build)
+            monkeypatch.setattr(mesh, "build", build)
         cfg = dataclasses.replace(experiment.mesh, fsdp=fsdp)
         moved = dataclasses.replace(experiment, mesh=cfg)
         if i + 1 < len(path):
-            with pytest.raises(train.Preempted):
+            with pytest.raises(Preempted):
                 run(moved, tmp_path, STEPS[:1])
     (record,) = run(moved, tmp_path, STEPS[:1])
     undisturbed = reference[1][0]
@@ -327,7 +334,7 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
     """48 samples, and 40 with a filled last batch; 1, 2 and 8 devices."""
     row = row_of(experiment)
     weights, _ = final(experiment, reference[0])
-    _, source = train.data_lib.sources(experiment, pathlib.Path())
+    _, source = data_lib.sources(experiment, pathlib.Path())
     for samples, cases in (
         (48, ((8, 16), (2, 24), (1, 8))),
         (40, ((8, 8), (8, 16))),
@@ -340,11 +347,13 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
             other = dataclasses.replace(experiment, validation=cfg)
             one = mesh.build(other.mesh, {}, use=jax.devices()[:devices])
             with jax.set_mesh(one):
-                program = train_step.compile_functions(other, row.width, row.depth, one)
-                names = ("x", *program.functions.objective.conditioning)
+                compiled = train_step.compile_functions(
+                    other, row.width, row.depth, one
+                )
+                names = ("x", *compiled.objective.conditioning)
                 batches = held_out.held_out_batches(other, one, source, names)
                 params = mesh.put(one, weights.params, mesh.REPLICATED)
-                losses.append(held_out.validation_loss(program, params, batches))
+                losses.append(held_out.validation_loss(compiled, params, batches))
         assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
         if samples == 48:
             recorded = reference[1][0].validation_loss
@@ -353,7 +362,7 @@ def test_validation_loss_depends_on_the_weights_alone(experiment, reference):
 
 def poison(monkeypatch, experiment, steps, at):
     """NaN pictures in batch `at` of the run of `steps` steps."""
-    batch = train._Job._batch
+    batch = loop.TrainingRun._next_batch
     counts = {}
 
     def poisoned(self, batches, chunk):
@@ -363,7 +372,7 @@ def poison(monkeypatch, experiment, steps, at):
             given["x"] = given["x"] * np.float32(math.nan)
         return given
 
-    monkeypatch.setattr(train._Job, "_batch", poisoned)
+    monkeypatch.setattr(loop.TrainingRun, "_next_batch", poisoned)
 
 
 def test_a_non_finite_loss_ends_its_run_alone(
@@ -377,7 +386,7 @@ def test_a_non_finite_loss_ends_its_run_alone(
     assert math.isnan(first.validation_loss)
     assert second.status == "finished"
     assert second.validation_loss == reference[1][1].validation_loss
-    folder = train.folder_of(tmp_path, row_of(experiment)) / "checkpoints"
+    folder = runs.run_files(tmp_path, row_of(experiment).run_id).checkpoints
     assert sorted(p.name for p in folder.iterdir()) == ["6"]
     assert any("stopped" in line and "step 12" in line for line in lines)
     written = records.loads((folder.parent / "record.json").read_text())
@@ -429,16 +438,16 @@ def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):
     monkeypatch.setattr(mesh, "Stop", lambda: StopAt(15))
-    with pytest.raises(train.Preempted):
+    with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
-    monkeypatch.setattr(progress_lib, "say", lines.append)
-    folder = train.folder_of(tmp_path, row_of(experiment)) / "checkpoints"
+    monkeypatch.setattr(progress, "say", lines.append)
+    folder = runs.run_files(tmp_path, row_of(experiment).run_id).checkpoints
     steps = sorted(int(p.name) for p in folder.iterdir())
     damage(folder / str(steps[-1]))
     # The same steps are saved again, over the place of the damaged one.
     monkeypatch.setattr(mesh, "Stop", lambda: StopAt(steps[-1] - steps[-2] - 1))
-    with pytest.raises(train.Preempted):
+    with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     word = "unfinished" if damage is unfinish else "damaged"
     assert any(f"checkpoint {steps[-1]} " in x and word in x for x in lines), lines
@@ -453,9 +462,11 @@ def test_a_workdir_is_tied_to_the_records_it_read(tmp_path):
     class Source:
         identity = {"source": "memory", "set": "a"}
 
-    train._same_data(tmp_path, Source())
-    train._same_data(tmp_path, Source())
-    train._same_data(tmp_path, object())  # painted icons are told by the recipe
+    train._check_data_identity(tmp_path, Source())
+    train._check_data_identity(tmp_path, Source())
+    train._check_data_identity(
+        tmp_path, object()
+    )  # painted icons are told by the recipe
     Source.identity = {"source": "memory", "set": "b"}
     with pytest.raises(config.ConfigError, match="read other records than these"):
-        train._same_data(tmp_path, Source())
+        train._check_data_identity(tmp_path, Source())

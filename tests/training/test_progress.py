@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from scaling_ldm.training import progress as progress_lib
+from scaling_ldm.training import progress
+from scaling_ldm.training.run_files import RunFiles
 
 
-def jobs(*flops, steps=100):
+def remaining(*flops, steps=100):
     return [
-        progress_lib.RemainingRun(size=(f, 1), steps=steps, flops_per_step=int(f))
+        progress.RemainingRun(size=(f, 1), steps=steps, flops_per_step=int(f))
         for f in flops
     ]
 
@@ -18,7 +19,7 @@ def jobs(*flops, steps=100):
 def clock(monkeypatch):
     """A clock that stands still until it is told the time."""
     now = [0.0]
-    monkeypatch.setattr(progress_lib.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -34,28 +35,28 @@ def test_time_left_counts_steps_by_size_and_what_is_beyond_them(clock):
     """A step takes a + b FLOPs seconds here, compiling a size 10 s, the rest 2 s."""
     a, b = 0.01, 1e-9
     sizes = [int(1e7), int(3e7), int(9e7)]
-    sweep = progress_lib.SweepProgress(
-        5, jobs(*sizes[:2], sizes[0], sizes[2], sizes[2]), 0.0
+    sweep = progress.SweepProgress(
+        5, remaining(*sizes[:2], sizes[0], sizes[2], sizes[2]), 0.0
     )
     assert sweep.left() == "?"
     finish(sweep, clock, 100, a + b * sizes[0], 12.0)
     finish(sweep, clock, 100, a + b * sizes[1], 12.0)
     finish(sweep, clock, 100, a + b * sizes[0], 2.0)
     want = 2 * 100 * (a + b * sizes[2]) + 12.0 + 2.0
-    assert sweep.left() == progress_lib.format_duration(want)
+    assert sweep.left() == progress.format_duration(want)
 
 
 def test_steps_of_an_earlier_process_are_not_left(clock):
-    sweep = progress_lib.SweepProgress(1, jobs(1e7), 0.0)
+    sweep = progress.SweepProgress(1, remaining(1e7), 0.0)
     sweep.begin(0, "")
     sweep.skip(60)
     sweep.spend(1, None)
     sweep.spend(9, 90.0)
-    assert sweep.left() == progress_lib.format_duration(30 * 10.0)
+    assert sweep.left() == progress.format_duration(30 * 10.0)
 
 
 def test_a_failed_run_leaves_nothing(clock):
-    sweep = progress_lib.SweepProgress(1, jobs(1e7), 0.0)
+    sweep = progress.SweepProgress(1, remaining(1e7), 0.0)
     sweep.begin(0, "")
     sweep.spend(1, None)
     sweep.spend(1, 5.0)
@@ -65,8 +66,8 @@ def test_a_failed_run_leaves_nothing(clock):
 
 def test_lines_come_at_intervals_and_not_before_there_is_a_speed(clock, monkeypatch):
     said = []
-    monkeypatch.setattr(progress_lib, "say", said.append)
-    sweep = progress_lib.SweepProgress(7, jobs(1e7), every_seconds=5.0)
+    monkeypatch.setattr(progress, "say", said.append)
+    sweep = progress.SweepProgress(7, remaining(1e7), every_seconds=5.0)
     sweep.begin(2, "1e+11 FLOPs  64 x 2")
     for second in range(12):
         clock[0] = float(second)
@@ -78,20 +79,20 @@ def test_lines_come_at_intervals_and_not_before_there_is_a_speed(clock, monkeypa
 
 
 def test_the_log_drops_what_will_happen_again(tmp_path):
-    log = progress_lib.MetricLog(tmp_path, 0, tensorboard=False)
+    log = progress.MetricLog(RunFiles(tmp_path), 0, tensorboard=False)
     for step in (5, 10, 15):
         log.write(step, {"loss": 1.0 / step})
     log.close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 20, "lo')  # cut off by a kill
-    log = progress_lib.MetricLog(tmp_path, 10, tensorboard=False)
+    log = progress.MetricLog(RunFiles(tmp_path), 10, tensorboard=False)
     log.write(11, {"loss": 0.5})
     log.close()
     assert [json.loads(x)["step"] for x in path.open()] == [5, 10, 11]
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    log = progress_lib.MetricLog(tmp_path, 0, tensorboard=True)
+    log = progress.MetricLog(RunFiles(tmp_path), 0, tensorboard=True)
     log.write(1, {"loss": 0.25, "mfu": None})
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -102,24 +103,24 @@ def test_tensorboard_events_are_written(tmp_path):
     ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3661, "1:01:01")]
 )
 def test_duration(seconds, text):
-    assert progress_lib.format_duration(seconds) == text
+    assert progress.format_duration(seconds) == text
 
 
 def test_rate():
-    assert progress_lib.format_rate(12.34e9) == "12.3 GFLOP/s"
-    assert progress_lib.format_rate(0) == "0 FLOP/s"
+    assert progress.format_rate(12.34e9) == "12.3 GFLOP/s"
+    assert progress.format_rate(0) == "0 FLOP/s"
 
 
 def test_time_left_counts_what_is_done_now_and_no_compilation(clock, monkeypatch):
     """Of 400 things, 100 were there before; the first 10 took 50 s, others 1 s each."""
     said = []
-    monkeypatch.setattr(progress_lib, "say", said.append)
-    progress = progress_lib.Progress("look", 400, "things", 20)
+    monkeypatch.setattr(progress, "say", said.append)
+    shown = progress.Progress("look", 400, "things", 20)
     clock[0] += 77  # work begins later
-    progress.begin(100)
+    shown.begin(100)
     for seconds, done in ((50, 110), (10, 120), (10, 130), (270, 400)):
         clock[0] += seconds
-        progress.show(done)
+        shown.show(done)
     assert said == [
         "look  110 of 400 things  left 24:10",  # 5 s each
         "look  130 of 400 things  left 4:30",  # 20 s after the line before
@@ -129,11 +130,11 @@ def test_time_left_counts_what_is_done_now_and_no_compilation(clock, monkeypatch
 
 def test_the_first_of_many_small_things_is_not_worth_a_line(clock, monkeypatch):
     said = []
-    monkeypatch.setattr(progress_lib, "say", said.append)
-    progress = progress_lib.Progress("count", 100, "things", 20, at_once=False)
+    monkeypatch.setattr(progress, "say", said.append)
+    shown = progress.Progress("count", 100, "things", 20, at_once=False)
     for done in range(1, 51):
         clock[0] += 0.9
-        progress.show(done)
+        shown.show(done)
     assert said == [
         "count  23 of 100 things  left 1:09",
         "count  46 of 100 things  left 0:49",

@@ -21,14 +21,7 @@ from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.stages import evaluate, generate
-from scaling_ldm.training import (
-    checkpoint,
-    mesh,
-    train_step,
-)
-from scaling_ldm.training import (
-    progress as progress_lib,
-)
+from scaling_ldm.training import checkpoint, mesh, progress, train_step
 from scaling_ldm.workdir import exports, samples
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -121,8 +114,8 @@ def finish(given, workdir):
     )
     folder = workdir / "runs" / spec.run_id
     saved = checkpoint.Checkpoints(folder / "checkpoints", spec, keep=1)
-    progress = checkpoint.ResumeState(data={}, seconds=0.0, restarts=0)
-    saved.save(spec.steps, state, progress)
+    position = checkpoint.ResumeState(data={}, seconds=0.0, restarts=0)
+    saved.save(spec.steps, state, position)
     saved.wait()
     saved.close()
     planned = dataclasses.asdict(spec) | {
@@ -384,7 +377,7 @@ def test_two_exports_are_different_pictures(native, tmp_path, monkeypatch):
     with pytest.raises(config.ConfigError, match="checksum = .*add generate"):
         evaluate.run(second, workdir, [])
     said = []
-    monkeypatch.setattr(progress_lib, "say", said.append)
+    monkeypatch.setattr(progress, "say", said.append)
     assert generate.run(first, workdir, []) == of_first
     assert said == [f"samples of {of_first.run_id} are there already"]
     of_second = generate.run(second, workdir, [])

@@ -1,0 +1,315 @@
+"""The training loop of one run; a process that trains may be killed at any moment.
+
+The next call continues from the last complete checkpoint and comes to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, data, records
+from scaling_ldm.flops import peaks
+from scaling_ldm.records.errors import NonFiniteLoss, Preempted
+from scaling_ldm.training import checkpoint, held_out, mesh, progress, train_step
+from scaling_ldm.training.run_files import RunFiles
+
+
+def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> set[int]:
+    """The steps of a run that are nearest to the marks of train.checkpoint_flops.
+
+    Their checkpoints are never removed. Marks beyond the end of the run have no step.
+    """
+    steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
+    return {step for step in steps if 1 <= step <= spec.steps}
+
+
+class TrainingRun:
+    """One run of a plan on a mesh.
+
+    Args:
+      files: where the run's checkpoints and metrics are.
+      sweep: is told how far the run is.
+      stop: is looked at before every dispatch.
+
+    Attributes:
+      compiled: the functions of the run's size.
+      names: the arrays of a batch that the network reads.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        spec: records.RunSpec,
+        files: RunFiles,
+        device_mesh: jax.sharding.Mesh,
+        sweep: progress.SweepProgress,
+        stop: mesh.StopSignal,
+    ) -> None:
+        self._experiment, self.spec, self._files = experiment, spec, files
+        self._mesh, self._sweep, self._stop = device_mesh, sweep, stop
+        self.compiled = train_step.compile_functions(
+            experiment, spec.width, spec.depth, device_mesh
+        )
+        self.names = ("x", *self.compiled.objective.conditioning)
+        per_run = experiment.train.checkpoints_per_run
+        spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
+        self._always_kept = checkpoint_steps(experiment, spec)
+        self._save_steps = sorted((spaced | self._always_kept) - {0})
+
+    def train(
+        self,
+        source: data.Source,
+        validation_batches: Sequence[held_out.HeldOutBatch],
+    ) -> records.TrainRecord:
+        """Continues from the last complete checkpoint, or starts; returns the record.
+
+        Raises:
+          Preempted: a stop was asked for; the state is saved.
+          CheckpointError: a checkpoint cannot be written.
+        """
+        spec, cfg = self.spec, self._experiment.train
+        saved = checkpoint.Checkpoints(
+            self._files.checkpoints,
+            spec,
+            cfg.keep_checkpoints,
+            progress.say,
+            self._always_kept,
+        )
+        batches = data.batches(
+            source,
+            batch_size=spec.batch_size,
+            rows=mesh.rows_of_process(self._mesh, spec.batch_size),
+            prefetch=self._experiment.data.prefetch_batches,
+        )
+        restored = saved.restore(self.compiled.abstract_state)
+        if restored is None:
+            step, before, restarts = 0, 0.0, 0
+            state = self.compiled.init(self._key("init"))
+        else:
+            step, state = restored.step, restored.state
+            before = restored.progress.seconds
+            restarts = restored.progress.restarts + 1
+            batches.set_state(restored.progress.data)
+            self._sweep.skip(step)
+            progress.say(f"{spec.run_id} continues from step {step} of {spec.steps}")
+        if mesh.is_primary():
+            table = progress.parameter_table(self.compiled.abstract_state.params)
+            records.write_text(self._files.parameters, table + "\n")
+        clock = progress.RunClock(before)
+        files = self._files if mesh.is_primary() else None
+        log = progress.MetricLog(files, step, cfg.tensorboard)
+        uncond = {n: value for n, value in source.uncond.items() if n in self.names}
+        with contextlib.closing(saved), contextlib.closing(log):
+            try:
+                state = self._steps(
+                    state, step, batches, uncond, saved, clock, log, restarts
+                )
+                saved.wait()
+            except NonFiniteLoss as e:
+                progress.say(f"{spec.run_id} stopped: {e}")
+                return self._record(clock, restarts, e.step, failure=str(e))
+        losses = {
+            "validation_loss": held_out.validation_loss(
+                self.compiled, state.params, validation_batches
+            ),
+            "validation_loss_ema": held_out.validation_loss(
+                self.compiled, state.ema, validation_batches
+            ),
+            "train_loss_smoothed": float(state.smoothed_loss),
+        }
+        failure = "" if all(map(math.isfinite, losses.values())) else f"{losses}"
+        return self._record(clock, restarts, spec.steps, failure=failure, **losses)
+
+    def _steps(
+        self,
+        state: train_step.TrainState,
+        step: int,
+        batches: data.Batches,
+        uncond: dict[str, Any],
+        saved: checkpoint.Checkpoints,
+        clock: progress.RunClock,
+        log: progress.MetricLog,
+        restarts: int,
+    ) -> train_step.TrainState:
+        """Trains from `step` to the end of the run; returns the last state.
+
+        The metrics of a dispatch are read after the next one has started. So the device
+        never waits for the host. A state is saved only after the metrics of its last
+        step have been read.
+        """
+        spec, cfg = self.spec, self._experiment.train
+        uncond = mesh.put(self._mesh, uncond, mesh.REPLICATED)
+        hyper = mesh.put(
+            self._mesh,
+            {
+                "peak": np.float32(spec.learning_rate),
+                "warmup": np.float32(spec.warmup_steps),
+            },
+            mesh.REPLICATED,
+        ) | {"key": self._key("steps")}
+        stop_flags = [mesh.stop_flags(self._mesh, value) for value in (0, 1)]
+        counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
+        counts = mesh.put(self._mesh, counts, mesh.REPLICATED)
+        profile = progress.Profile(self._files.profile, cfg.profile_steps, step)
+        unread: tuple[int, int, Any] | None = None
+        while step < spec.steps:
+            next_save = next(s for s in self._save_steps if s > step)
+            # The chunk depends on the step alone, so a restart repeats it exactly.
+            chunk = min(cfg.steps_per_dispatch, next_save - step)
+            batch = self._next_batch(batches, chunk)
+            stop = stop_flags[self._stop.asked]
+            if cfg.steps_per_dispatch == 1:
+                state, metrics = self.compiled.step(state, batch, uncond, hyper, stop)
+            else:
+                state, metrics = self.compiled.steps(
+                    state, batch, counts[chunk - 1], uncond, hyper, stop
+                )
+            step += chunk
+            stopping = unread is not None and self._read_metrics(*unread, clock, log)
+            unread = (step, chunk, metrics)
+            profile.step(step)
+            if step == next_save or stopping:
+                stopping |= self._read_metrics(*unread, clock, log)
+                unread = None
+                log.flush()
+                position = checkpoint.ResumeState(
+                    data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
+                )
+                saved.save(step, state, position)
+                clock.resume()
+                if stopping and step < spec.steps:
+                    saved.wait()
+                    raise Preempted(f"{spec.run_id} is saved at step {step}")
+        profile.close()
+        return state
+
+    def _read_metrics(
+        self,
+        step: int,
+        chunk: int,
+        metrics: Any,
+        clock: progress.RunClock,
+        log: progress.MetricLog,
+    ) -> bool:
+        """Reads the metrics of a dispatch that ended at `step`, and reports them.
+
+        Returns:
+          Whether a stop was asked for on any process.
+
+        Raises:
+          NonFiniteLoss: a loss or a gradient is not finite.
+        """
+        spec, cfg = self.spec, self._experiment.train
+        metrics = jax.device_get(metrics)
+        losses = np.atleast_1d(metrics["loss"])[:chunk]
+        norms = np.atleast_1d(metrics["gradient_norm"])[:chunk]
+        finite = np.isfinite(losses) & np.isfinite(norms)
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise NonFiniteLoss(
+                step - chunk + bad + 1,
+                f"loss {losses[bad]}, gradient norm {norms[bad]}",
+            )
+        self._sweep.spend(chunk, clock.lap(chunk))
+        speed = clock.steps_per_second() * spec.flops_per_step
+        self._sweep.show(step, spec.steps, float(losses[-1]), speed)
+        every = cfg.log_every_steps
+        if step // every > (step - chunk) // every or step == spec.steps:
+            utilisation, _ = self._mfu(speed)
+            last = {
+                name: float(np.atleast_1d(metrics[name])[chunk - 1])
+                for name in train_step.METRICS
+            }
+            costs = {
+                "flops": step * spec.flops_per_step,
+                "hardware_flops": step * spec.hardware_flops_per_step,
+                "six_nd": self._six_nd(step),
+                "images": step * spec.batch_size,
+                "tokens": step * spec.tokens // spec.steps,
+                "flops_per_second": speed,
+                "mfu": utilisation,
+                "seconds": clock.seconds(),
+            }
+            log.write(step, last | costs)
+        return bool(metrics["stop"])
+
+    def _next_batch(self, batches: data.Batches, chunk: int) -> dict[str, jax.Array]:
+        """The next batch on the devices; stacked if a dispatch takes several steps."""
+        most = self._experiment.train.steps_per_dispatch
+        rows = next(batches) if most == 1 else data.stack(batches, chunk, most)
+        spec = mesh.BATCH if most == 1 else mesh.STACKED_BATCHES
+        return mesh.put(self._mesh, {name: rows[name] for name in self.names}, spec)
+
+    def _key(self, use: str) -> jax.Array:
+        key = jax.random.fold_in(
+            jax.random.key(self.spec.seed), ("init", "steps").index(use)
+        )
+        return jax.device_put(key, mesh.named_sharding(self._mesh, mesh.REPLICATED))
+
+    def _six_nd(self, steps: int) -> float:
+        """6 x parameters x tokens, the common estimate of training FLOPs."""
+        spec = self.spec
+        return 6.0 * spec.params_without_embeddings * spec.tokens * steps / spec.steps
+
+    def _mfu(self, flops_per_second: float) -> tuple[float | None, str]:
+        """The share of the devices' peak, or None and the reason."""
+        device = self._mesh.devices.flat[0]
+        return peaks.mfu(
+            flops_per_second,
+            device.device_kind,
+            self._mesh.size,
+            self._experiment.model.compute_dtype,
+        )
+
+    def _record(
+        self,
+        clock: progress.RunClock,
+        restarts: int,
+        steps: int,
+        *,
+        failure: str,
+        validation_loss: float = math.nan,
+        validation_loss_ema: float = math.nan,
+        train_loss_smoothed: float = math.nan,
+    ) -> records.TrainRecord:
+        """The record of a run that ended after `steps` steps."""
+        spec = self.spec
+        speed = clock.steps_per_second() * spec.flops_per_step
+        utilisation, reason = self._mfu(speed)
+        return records.TrainRecord(
+            run_id=spec.run_id,
+            study=spec.study,
+            status="non_finite_loss" if failure else "finished",
+            detail=failure,
+            budget_flops=spec.budget_flops,
+            flops=float(steps * spec.flops_per_step),
+            hardware_flops=float(steps * spec.hardware_flops_per_step),
+            six_nd=self._six_nd(steps),
+            params=spec.params,
+            params_without_embeddings=spec.params_without_embeddings,
+            width=spec.width,
+            depth=spec.depth,
+            steps=steps,
+            steps_planned=spec.steps,
+            images=steps * spec.batch_size,
+            tokens=steps * spec.tokens // spec.steps,
+            validation_loss=validation_loss,
+            validation_loss_ema=validation_loss_ema,
+            train_loss_smoothed=train_loss_smoothed,
+            seconds=clock.seconds(),
+            device=self._mesh.devices.flat[0].device_kind,
+            devices=self._mesh.size,
+            flops_per_second=speed,
+            mfu=utilisation,
+            mfu_reason=reason,
+            restarts=restarts,
+            seed=spec.seed,
+            learning_rate=spec.learning_rate,
+            recipe_hash=spec.recipe_hash,
+        )

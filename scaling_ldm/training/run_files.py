@@ -1,0 +1,43 @@
+"""Where the files of one run are; needs no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of one run, in a folder of their own."""
+
+    folder: pathlib.Path
+
+    @property
+    def record(self) -> pathlib.Path:
+        """The TrainRecord; there once the run is over."""
+        return self.folder / "record.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """One JSON line for each logged step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """A folder with one folder for each checkpoint, named by its step."""
+        return self.folder / "checkpoints"
+
+    @property
+    def parameters(self) -> pathlib.Path:
+        """A table of the parameters, for people."""
+        return self.folder / "parameters.txt"
+
+    @property
+    def profile(self) -> pathlib.Path:
+        """The folder of a profiler trace."""
+        return self.folder / "profile"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """The folder of TensorBoard events."""
+        return self.folder / "tensorboard"
