@@ -1,4 +1,4 @@
-"""Flags -> Experiment -> the stages asked for, in order; no logic of its own."""
+"""Flags -> experiment -> the stages asked for, in order. This file has no logic."""
 
 from __future__ import annotations
 
@@ -9,33 +9,23 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from scaling_ldm import config, study
+from scaling_ldm.config import command_line
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file; override any field with --config.section.field=x."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the study lives. Default: runs/<experiment name>."
-)
-_STAGES = flags.DEFINE_list(
-    "stages",
-    None,
-    f"Some of {','.join((*config.STAGES, *config.STAGES_ON_REQUEST))}, run in that "
-    "order. Default: all but export, advise; with --run, plan, encode and train.",
-)
-_RUN = flags.DEFINE_integer("run", None, "Only this row of the plan (from 0).")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this job.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
-_BAD = (ValueError, LookupError, AttributeError, ImportError, OSError, flags.Error)
+_HELP = command_line.FLAGS
+_WORKDIR = flags.DEFINE_string("workdir", None, _HELP["workdir"])
+_STAGES = flags.DEFINE_list("stages", None, _HELP["stages"])
+_RUN = flags.DEFINE_integer("run", None, _HELP["run"])
+_COORDINATOR = flags.DEFINE_string("coordinator", None, _HELP["coordinator"])
+_PROCESSES = flags.DEFINE_integer("num_processes", None, _HELP["num_processes"])
+_PROCESS = flags.DEFINE_integer("process_id", None, _HELP["process_id"])
 
 
 def main(_: Sequence[str]) -> int:
-    """Runs the study; returns the process's exit status (see `study.EXIT`)."""
-    logging.set_verbosity(
-        logging.FATAL
-    )  # ours: progress.say; libraries' errors: raised
+    """Runs the study; returns the exit status of the process (see `study.EXIT`)."""
+    # Our lines come from progress.say; errors of libraries arrive as exceptions.
+    logging.set_verbosity(logging.FATAL)
     return study.run(
-        _CONFIG.value,
+        flags.FLAGS.config,
         workdir=_WORKDIR.value,
         stages=_STAGES.value,
         only=_RUN.value,
@@ -44,18 +34,24 @@ def main(_: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> list[str]:
-    """Parses flags; a bad one is one line, not a traceback."""
+    """Parses the flags; a bad one ends with a message, not with a traceback."""
+    if text := command_line.help_text(arguments, flags.FLAGS.get_help):
+        print(text)
+        sys.exit(study.EXIT["done"])
     try:
-        config.check_flag(arguments)
-        left = flags.FLAGS(config.today_flags(arguments))
-        if len(left) > 1:
-            raise flags.Error(f"what is {' '.join(left[1:])!r}?")
-        if _CONFIG.value is None:
-            raise flags.Error("which experiment? give --config=experiments/tiny.py")
+        given = flags.FLAGS.read_flags_from_files(arguments[1:], force_gnu=False)
+        path, rest = command_line.split(given)
+        experiment = config.load(path) if path else config.default()
+        config_flags.DEFINE_config_dict("config", experiment, sys_argv=rest)
+        left = flags.FLAGS([arguments[0], *rest])
+        command_line.check_left(path, left[1:])
         return left
-    except _BAD as e:
-        print(f"error: {study.one_line(e)}", file=sys.stderr)
-        sys.exit(study.EXIT["bad configuration"])
+    except flags.UnrecognizedFlagError as e:
+        error = command_line.unknown_flag(e.flagname)
+    except (config.ConfigError, flags.Error) as e:
+        error = str(e)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(study.EXIT["bad configuration"])
 
 
 def run() -> None:

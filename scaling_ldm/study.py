@@ -1,72 +1,54 @@
-"""The stages in order over one workdir, and what each failure tells the caller.
+"""The stages in order over one working directory, and the exit status of each failure.
 
-Stages are imported when asked for: reading a study (fit, report) loads no accelerator
+Stages are imported when they run: reading a study (fit, report) loads no accelerator
 stack, and planning touches no accelerator.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from types import ModuleType
 from typing import Any
 
 import ml_collections
 
 from scaling_ldm import config, records
-from scaling_ldm.records.errors import Preempted
+from scaling_ldm.config import command_line
+from scaling_ldm.records.errors import CheckpointError, ConfigError, Damaged, Preempted
+from scaling_ldm.training import progress
 from scaling_ldm.workdir import ownership
 
 EXIT = {
     "done": 0,
+    "defect": 1,  # as of every Python program
     "bad configuration": 2,
     "storage": 3,
     "lost a process": 4,
-    "no answer": 5,  # advise: nothing can be recommended; 1 is Python's, of a defect
+    "no answer": 5,  # advise recommends nothing
     "preempted, run the same command again": 75,
 }
-
-
+# Each error that a user can act on -> the exit status. See also `exit_status`.
+STATUS: dict[type[Exception], int] = {
+    ConfigError: EXIT["bad configuration"],
+    Damaged: EXIT["storage"],
+    OSError: EXIT["storage"],
+    CheckpointError: EXIT["storage"],
+    Preempted: EXIT["preempted, run the same command again"],
+}
 LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
 )
-
-
-@contextlib.contextmanager
-def _ending_at_sigterm(stage: str) -> Iterator[None]:
-    """Ends the stage at once: what it has finished is kept, the same command goes on.
-
-    Raises:
-      Preempted: SIGTERM arrived.
-    """
-
-    def stop(*_: Any) -> None:
-        raise Preempted(f"{stage} stops; what it has finished is kept")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without quotes inside quotes and line breaks."""
-    text = str(error.args[0] if error.args else error)
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]  # the repr of a message
-    unknown = isinstance(error, (AttributeError, KeyError))  # ml_collections'
-    text = ("unknown key in --config: " if unknown else "") + text
-    return " ".join(text.replace("\\'", "'").replace("\\n", " ").split())
+# Stages that end at once at SIGTERM; the stages before them stop by themselves.
+MEASURING = ("generate", "evaluate", "frontier")
 
 
 def run(
@@ -77,41 +59,80 @@ def run(
     only: int | None,
     cluster: tuple[str | None, int | None, int | None],
 ) -> int:
-    """Runs the stages and returns one of EXIT's values; errors end as one message."""
-    from scaling_ldm.training import progress
+    """Runs the stages and returns one of EXIT's values; an error ends as one message.
 
+    A defect is raised. In a job of several processes its traceback is printed and this
+    process ends.
+
+    Args:
+      given: the experiment, as `config.resolve` takes it.
+      workdir: its folder; None: runs/ and the name of the experiment.
+      stages: names of stages; None: all, or those of one run.
+      only: the row of the plan to train; None: every row.
+      cluster: (host:port of process 0, processes, number of this process) of a job.
+    """
     try:
         experiment = config.resolve(given)
         names = _stages(stages, only)
         folder = pathlib.Path(workdir or f"runs/{experiment.name}")
         asked = stages is not None
         return _Study(experiment, folder, names, asked, only, cluster).run()
-    except config.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT["bad configuration"]
-    except records.Damaged as e:
-        print(f"error: {e}; remove it or put a copy back", file=sys.stderr)
-        return EXIT["storage"]
-    except OSError as e:
-        print(f"error: {e.strerror or e}: {e.filename or ''}", file=sys.stderr)
-        return EXIT["storage"]
+    except (ConfigError, Damaged, OSError) as e:
+        print(f"error: {_message(e)}", file=sys.stderr)
+        return exit_status(e)
     except Exception as e:
-        code = _known(e)
-        if code is None and not _in_a_job():
+        if exit_status(e) == EXIT["defect"] and not _in_a_job():
             raise
-        if code is None:
-            traceback.print_exc()
-        elif code == EXIT["lost a process"]:
-            _lost(f" ({one_line(e)[:300]})")
-        else:
-            progress.say(f"stopped: {e}")
-        if code == EXIT["storage"]:  # nothing after the message: orbax's threads die
-            sys.unraisablehook = lambda _: None
-        if code != EXIT["preempted, run the same command again"] and _in_a_job():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code or 1)  # the others will not come to the goodbye of the job
-        return code
+        return _stop(e)
+
+
+def exit_status(error: Exception) -> int:
+    """The exit status after an error; one that is in no table is a defect."""
+    kind = next((kind for kind in STATUS if isinstance(error, kind)), None)
+    # Saving a checkpoint fails, too, when another process is gone.
+    if kind in (None, CheckpointError) and _lost_a_process(error):
+        return EXIT["lost a process"]
+    return STATUS[kind] if kind else EXIT["defect"]
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Whether an error means that another process of this job is gone."""
+    if not _in_a_job():
+        return False
+    of_jax = sys.modules["jax"].errors.JaxRuntimeError
+    raised = isinstance(error, of_jax) or isinstance(error.__cause__, of_jax)
+    return raised and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def _in_a_job() -> bool:
+    """Whether this job has more than one process."""
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+
+
+def _message(error: Exception) -> str:
+    """What went wrong and what to do."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}"
+    remedy = "; remove it or put a copy back" if isinstance(error, Damaged) else ""
+    return f"{error}{remedy}"
+
+
+def _stop(error: Exception) -> int:
+    """Says why the study stopped; returns the status or, in a job, ends the process."""
+    status = exit_status(error)
+    if status == EXIT["defect"]:
+        traceback.print_exception(error)
+    elif status == EXIT["lost a process"]:
+        _lost(f" ({' '.join(str(error).split())[:300]})")
+    else:
+        progress.say(f"stopped: {error}")
+    if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
+        sys.unraisablehook = lambda _: None
+    if not isinstance(error, Preempted) and _in_a_job():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # the other processes do not reach the shutdown barrier
+    return status
 
 
 def _lost(detail: str = "") -> None:
@@ -121,197 +142,188 @@ def _lost(detail: str = "") -> None:
     os._exit(EXIT["lost a process"])
 
 
-def _known(error: Exception) -> int | None:
-    """The exit status of an error that a user can act on; None for a defect."""
-    kind = type(error).__name__
-    if kind == "Preempted":
-        return EXIT["preempted, run the same command again"]
-    kinds = {kind, type(error.__cause__).__name__}
-    if "JaxRuntimeError" in kinds and _in_a_job():
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            return EXIT["lost a process"]
-    if kind == "CheckpointError":
-        return EXIT["storage"]
-    return None
+@contextlib.contextmanager
+def _ending_at_sigterm(stage: str) -> Generator[None, None, None]:
+    """Ends a measuring stage at once; what it has finished is kept.
 
+    Raises:
+      Preempted: SIGTERM arrived.
+    """
 
-def _in_a_job() -> bool:
-    """Whether there are other processes."""
-    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+    def stop(*_: Any) -> None:
+        raise Preempted(f"{stage} stops; what it has finished is kept")
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if stage not in MEASURING or not in_main_thread:  # others get no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
-    if stages is None:  # one run of a sweep: the study is read when all are there
-        return ("plan", "encode", "train") if only is not None else config.STAGES
-    known = (*config.STAGES, *config.STAGES_ON_REQUEST)
-    unknown = [s for s in stages if s not in known]
-    if unknown or not stages:
-        raise config.ConfigError(
-            f"--stages: {', '.join(unknown) or 'none'} unknown; "
-            f"known: {', '.join(known)}"
-        )
-    return tuple(s for s in known if s in stages)
+    """The stages to run, in order."""
+    if stages is not None:
+        return command_line.check_stages(stages)
+    # With one run of a sweep the study cannot be read yet.
+    return config.STAGES if only is None else ("plan", "encode", "train")
 
 
+@dataclasses.dataclass
 class _Study:
-    """One call of the entry point.
+    """One call of the entry point."""
 
-    Args:
-      asked: the stages are those that the caller named, not all of them by default.
-    """
-
-    def __init__(
-        self,
-        experiment: config.Experiment,
-        workdir: pathlib.Path,
-        stages: tuple[str, ...],
-        asked: bool,
-        only: int | None,
-        cluster: tuple[str | None, int | None, int | None],
-    ) -> None:
-        self.experiment, self.workdir, self.stages = experiment, workdir, stages
-        self.asked, self.only, self.cluster = asked, only, cluster
-        self.primary, self.joined = True, False
-        self.status = EXIT["done"]
+    experiment: config.Experiment
+    workdir: pathlib.Path
+    stages: tuple[str, ...]
+    asked: bool  # whether the caller named the stages
+    only: int | None
+    cluster: tuple[str | None, int | None, int | None]
+    primary: bool = True  # whether this is process 0
+    mesh: ModuleType | None = None  # training.mesh, once devices are started
+    status: int = EXIT["done"]
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
-        from scaling_ldm.training import progress
+        if any(self._runs_networks(stage) for stage in self.stages):
+            self._start_devices()
+        self._check_stages()
+        self._register_workdir()
+        every_stage = self.stages == config.STAGES
+        if every_stage and ownership.is_complete(self.experiment, self.workdir):
+            page = self.workdir / "report" / "index.html"
+            name = self.experiment.name
+            progress.say(f"nothing to do: {name} is finished; read {page}")
+            return self.status
+        self._check_evaluation()
+        for stage in self.stages:
+            with _ending_at_sigterm(stage):
+                getattr(self, f"_{stage}")()
+        if every_stage and self.primary:
+            ownership.mark_complete(self.experiment, self.workdir)
+        return self.status
 
-        runs_networks = {
-            "train": True,
-            "generate": True,
-            "export": True,
+    def _runs_networks(self, stage: str) -> bool:
+        """Whether a stage needs devices."""
+        depends = {
             "encode": self.experiment.encoded,
             "evaluate": self.experiment.evaluate.network != "none",
             "frontier": self.experiment.frontier.images > 0,
         }
-        if any(runs_networks.get(stage) for stage in self.stages):
-            self._start_devices()
-        if "train" in self.stages:
-            from scaling_ldm.stages import train
-
-            train.check(self.experiment)
-        if "generate" in self.stages:
-            from scaling_ldm.stages import generate
-
-            if self.experiment.generate.weights and "train" in self.stages:
-                raise config.ConfigError(
-                    "config.generate.weights are drawn from without training: add "
-                    "--stages generate,evaluate"
-                )
-            generate.check(self.experiment)
-        if "frontier" in self.stages:
-            from scaling_ldm.stages import frontier
-
-            frontier.check(self.experiment)
-        if "advise" in self.stages:
-            from scaling_ldm.stages import advise
-
-            made = "frontier" in self.stages
-            advise.check(self.experiment, self.workdir, made)
-        self._claim_workdir()
-        if self.stages == config.STAGES and ownership.is_complete(
-            self.experiment, self.workdir
-        ):
-            progress.say(
-                f"nothing to do: {self.experiment.name} is finished; read "
-                f"{self.workdir / 'report' / 'index.html'}"
-            )
-            return self.status
-        if runs_networks["evaluate"] and {"evaluate", "frontier"} & set(self.stages):
-            from scaling_ldm.stages import evaluate
-
-            evaluate.check(self.experiment)
-        if runs_networks["evaluate"] and "evaluate" in self.stages:
-            self._check_through_training()
-        for stage in self.stages:
-            measuring = stage in ("generate", "evaluate", "frontier")
-            with _ending_at_sigterm(stage) if measuring else contextlib.nullcontext():
-                getattr(self, f"_{stage}")()
-        if self.stages == config.STAGES and self.primary:
-            ownership.mark_complete(self.experiment, self.workdir)
-        return self.status
-
-    def _check_through_training(self) -> None:
-        """Refuses given weights alone where checkpoints of runs are asked for, too.
-
-        Raises:
-          ConfigError: no run of this workdir is finished.
-        """
-        from scaling_ldm.workdir import runs as runs_lib
-
-        cfg = self.experiment
-        if not (cfg.evaluate.through_training and cfg.generate.weights):
-            return
-        if runs_lib.best(self.workdir, self._runs()) is None:
-            raise config.ConfigError(
-                "config.evaluate.through_training = True with config.generate.weights "
-                f"= {cfg.generate.weights!r}: a folder of weights has no checkpoints, "
-                f"and no run of {self.workdir} is finished; leave one of them out"
-            )
+        return depends.get(stage, stage in ("train", "generate", "export"))
 
     def _start_devices(self) -> None:
-        from scaling_ldm.training import mesh, progress
+        from scaling_ldm.training import mesh
 
         mesh.start_devices(self.experiment.mesh)
         mesh.join_job(*self.cluster, lost=_lost)
-        self.primary, self.joined = mesh.is_primary(), True
+        self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()
 
-    def _claim_workdir(self) -> None:
-        """Makes the workdir this experiment's, or refuses; one process decides for all.
+    def _check_stages(self) -> None:
+        """Refuses what a stage cannot do (ConfigError) before anything is written."""
+        asked = set(self.stages)
+        if "train" in asked:
+            from scaling_ldm.stages import train
+
+            train.check(self.experiment)
+        if {"train", "generate"} <= asked and self.experiment.generate.weights:
+            raise ConfigError(
+                "config.generate.weights are drawn from without training: add "
+                "--stages generate,evaluate"
+            )
+        if "generate" in asked:
+            from scaling_ldm.stages import generate
+
+            generate.check(self.experiment)
+        if "frontier" in asked:
+            from scaling_ldm.stages import frontier
+
+            frontier.check(self.experiment)
+        if "advise" in asked:
+            from scaling_ldm.stages import advise
+
+            advise.check(self.experiment, self.workdir, "frontier" in asked)
+
+    def _register_workdir(self) -> None:
+        """Makes the workdir this experiment's, or refuses; process 0 decides for all.
 
         Raises:
           ConfigError: it holds another experiment.
+          OSError: it cannot be written.
         """
         refusal: Exception | None = None
         if self.primary:
             try:
                 ownership.register(self.experiment, self.workdir)
-            except (config.ConfigError, OSError) as e:
+            except (ConfigError, OSError) as e:
                 refusal = e
-        if self.joined:
-            from scaling_ldm.training import mesh
-
-            if mesh.any_process(refusal is not None) and refusal is None:
-                refusal = config.ConfigError("process 0 refused and says why")
+        if self.mesh and self.mesh.any_process(refusal is not None):
+            refusal = refusal or ConfigError("process 0 refused and says why")
         if refusal is not None:
             raise refusal
+
+    def _check_evaluation(self) -> None:
+        """Refuses what cannot be measured, before anything is trained.
+
+        Raises:
+          ConfigError: see `stages.evaluate.check`; or given weights, which have no
+            checkpoints, where checkpoints of runs are asked for and no run is finished.
+        """
+        cfg, measures = self.experiment, {"evaluate", "frontier"} & set(self.stages)
+        if cfg.evaluate.network == "none" or not measures:
+            return
+        from scaling_ldm.stages import evaluate
+        from scaling_ldm.workdir import runs
+
+        evaluate.check(cfg)
+        if (
+            "evaluate" in measures
+            and cfg.evaluate.through_training
+            and cfg.generate.weights
+            and runs.best(self.workdir, self._specs_if_planned()) is None
+        ):
+            raise ConfigError(
+                "config.evaluate.through_training = True with config.generate.weights "
+                f"= {cfg.generate.weights!r}: a folder of weights has no checkpoints, "
+                f"and no run of {self.workdir} is finished; leave one of them out"
+            )
+
+    def _asked_rows(self, rows: int) -> range:
+        """The rows of the plan that are asked for."""
+        if self.only is None:
+            return range(rows)
+        if not 0 <= self.only < rows:
+            raise ConfigError(f"--run={self.only}: the plan has rows 0 to {rows - 1}")
+        return range(self.only, self.only + 1)
+
+    def _specs(self) -> list[records.RunSpec]:
+        """The plan."""
+        path = self.workdir / "runs.jsonl"
+        if not path.exists():
+            raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
+        return records.read_jsonl(path)
+
+    def _specs_if_planned(self) -> list[records.RunSpec]:
+        """The plan; given weights can be sampled without one."""
+        planned = (self.workdir / "runs.jsonl").exists()
+        return self._specs() if planned or not self.experiment.generate.weights else []
 
     def _plan(self) -> None:
         from scaling_ldm.stages import plan
 
-        rows = plan.plan(self.experiment)
-        shown, first = rows, 0
-        if self.only is not None:
-            self._check_row(len(rows))
-            shown, first = rows[self.only : self.only + 1], self.only
+        specs = plan.plan(self.experiment)
+        asked = self._asked_rows(len(specs))
         if self.primary:
-            plan.write(rows, self.workdir)
-            print(plan.table(self.experiment, shown, first), flush=True)
-        if self.joined:
-            from scaling_ldm.training import mesh
-
-            mesh.barrier("plan")
-
-    def _check_row(self, rows: int) -> None:
-        if not 0 <= self.only < rows:
-            raise config.ConfigError(
-                f"--run={self.only}: the plan has rows 0 to {rows - 1}"
-            )
-
-    def _specs(self) -> list[records.RunSpec]:
-        path = self.workdir / "runs.jsonl"
-        if not path.exists():
-            raise config.ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        return records.read_jsonl(path)
-
-    def _runs(self) -> list[records.RunSpec]:
-        """The plan; given weights can be sampled without one."""
-        planned = (self.workdir / "runs.jsonl").exists()
-        return self._specs() if planned or not self.experiment.generate.weights else []
+            plan.write(specs, self.workdir)
+            shown = specs[asked.start : asked.stop]
+            print(plan.table(self.experiment, shown, asked.start), flush=True)
+        if self.mesh:
+            self.mesh.barrier("plan")
 
     def _encode(self) -> None:
         if self.experiment.encoded:
@@ -321,47 +333,40 @@ class _Study:
 
     def _train(self) -> None:
         from scaling_ldm.stages import train
-        from scaling_ldm.training import progress
 
-        numbered = list(enumerate(self._specs()))
-        runs = len(numbered)
-        if self.only is not None:
-            self._check_row(runs)
-            numbered = [numbered[self.only]]
-        done = train.run(self.experiment, self.workdir, numbered, runs)
+        specs = self._specs()
+        asked = [(row, specs[row]) for row in self._asked_rows(len(specs))]
+        done = train.run(self.experiment, self.workdir, asked, len(specs))
         failed = [r for r in done if r.status != "finished"]
-        progress.say(f"trained: {len(done) - len(failed)} of {runs} runs finished")
+        finished = len(done) - len(failed)
+        progress.say(f"trained: {finished} of {len(specs)} runs finished")
         for r in failed:
             progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
 
     def _fit(self) -> None:
-        if not self.primary:
-            return
-        from scaling_ldm.stages import fit
+        if self.primary:
+            from scaling_ldm.stages import fit
 
-        fit.run(self.experiment, self.workdir, self._specs())
+            fit.run(self.experiment, self.workdir, self._specs())
 
     def _generate(self) -> None:
         from scaling_ldm.stages import generate
 
-        generate.run(self.experiment, self.workdir, self._runs())
+        generate.run(self.experiment, self.workdir, self._specs_if_planned())
 
     def _evaluate(self) -> None:
         from scaling_ldm.stages import evaluate
-        from scaling_ldm.training import progress
 
         if self.asked and self.experiment.evaluate.network == "none":
-            known = ", ".join(config.FEATURE_NETWORKS[1:])
             progress.say(
                 "evaluate measures nothing: config.evaluate.network = 'none'; set one "
-                f"of {known}"
+                f"of {', '.join(config.FEATURE_NETWORKS[1:])}"
             )
             return
-        evaluate.run(self.experiment, self.workdir, self._runs())
+        evaluate.run(self.experiment, self.workdir, self._specs_if_planned())
 
     def _frontier(self) -> None:
         from scaling_ldm.stages import frontier
-        from scaling_ldm.training import progress
 
         if self.asked and not self.experiment.frontier.images:
             progress.say(
@@ -388,9 +393,7 @@ class _Study:
             self.status = EXIT["no answer"]
 
     def _report(self) -> None:
-        if not self.primary:
-            return
-        from scaling_ldm import report
-        from scaling_ldm.training import progress
+        if self.primary:
+            from scaling_ldm import report
 
-        progress.say(f"report: {report.write(self.workdir)}")
+            progress.say(f"report: {report.write(self.workdir)}")

@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from scaling_ldm import config, records, study
+from scaling_ldm.config import command_line
 from scaling_ldm.evaluation import extractors
+from scaling_ldm.records import errors
 from scaling_ldm.stages import evaluate
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
@@ -96,9 +99,15 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
     [
         (["--config=experiments/tinny.py"], "no experiment file"),
         ([], "which experiment?"),
-        (["--config.train.batchsize=3"], 'Did you mean "batch_size" instead of "batch'),
-        (["--config.train.batchsize=3"], "unknown key in --config"),
-        (["--stages="], "--stages: none unknown"),
+        (
+            ["--config.train.batchsize=3"],
+            "did you mean config.train.batch_size? known:",
+        ),
+        (["--config.train.batchsize=3"], "unknown key config.train.batchsize: "),
+        (["--config.trian.seed=3"], "config.trian: did you mean config.train? known:"),
+        (["--config.train=3"], "config.train is a section: give --config.train.FIELD"),
+        (["--config.name.x=3"], "unknown key config.name.x: did you mean config.name?"),
+        (["--stages="], "--stages: none given; known: plan, encode"),
         (
             [
                 "--config.model.architecture=adaln_zero",
@@ -112,7 +121,13 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
             "config.model.text_width = 32 means nothing to config.model.architecture",
         ),
         (["--config.train.batch_size=many"], "many"),
-        (["--stages=plan,trian"], "trian unknown; known: plan, encode, train, fit"),
+        (["--stages=plan,trian"], "trian unknown; did you mean train? known: plan"),
+        (["--stages=plann"], "plann unknown; did you mean plan? known: plan, encode"),
+        (["--stages=x"], "--stages: x unknown; known: plan, encode, train, fit"),
+        (["--stges=plan", "--run=0"], "unknown flag --stges: did you mean --stages?"),
+        (["--stages=plan", "--verbose"], "flag --verbose: --help shows the flags"),
+        (["--confg=experiments/tiny.py"], "flag --confg: did you mean --config?"),
+        (["--stages=plan", "fit"], "what is 'fit'? --help shows the flags"),
         (["--stages=plan", "--run=99"], "the plan has rows 0 to 11"),
         (["--stages=train"], "no plan in"),
         (["--config.model.head_dim=5"], "does not divide the widths [16, 32, 48]"),
@@ -122,7 +137,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
         (["--config.generate.spacing=linspace"], "cannot sample with sampler"),
         (["--config.generate.sampler=plms"], "config.generate.sampler = 'plms'"),
         (["--config.mesh.fsdp=3"], "does not divide the 2 devices"),
-        (["--wrkdir=x"], "wrkdir"),
+        (["--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
     ],
 )
 def test_a_bad_request_is_one_message_before_any_compilation(arguments, said, tmp_path):
@@ -134,6 +149,114 @@ def test_a_bad_request_is_one_message_before_any_compilation(arguments, said, tm
     assert err.startswith("error: "), err
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
+def test_help_shows_our_flags_an_example_and_no_other_flags(flag):
+    out, err = run(flag)
+    assert re.findall(r"^ +--(\w+):", out, re.M) == list(command_line.FLAGS)
+    assert command_line.EXAMPLE in out
+    assert all(stage in out for stage in command_line.STAGES)
+    assert out.endswith("\n--helpfull adds the flags of absl and others.\n")
+    assert "absl." not in out and "verbosity" not in out and err == ""
+
+
+def test_helpfull_shows_our_flags_first_and_then_all():
+    out, _ = run("--helpfull")
+    assert out.index("--config:") < out.index("absl.app:") < out.index("verbosity")
+
+
+def test_flags_of_absl_are_flags(tmp_path):
+    """One that absl knows, a file with flags, a negated field, a value apart."""
+    (tmp_path / "flags").write_text("--config=experiments/tiny.py\n--stages=plan\n")
+    out, err = run(
+        f"--flagfile={tmp_path / 'flags'}",
+        "--noconfig.train.optimize_code",
+        "--config.plan.sizes",
+        "((16, 1), (16, 2))",
+        f"--workdir={tmp_path / 'w'}",
+        "--verbosity=0",
+    )
+    assert "6 runs" in out and err == ""
+
+
+BUGS = {
+    "KeyError": "    return {'small': 1}['large']",
+    "AttributeError": "    return config.nothing",
+    "ImportError": "    from scaling_ldm import nothing",
+    "ModuleNotFoundError": "    import nowhere",
+    "ZeroDivisionError": "    return 1 / 0",
+    "ValueError": "    return int('many')",
+    "FileNotFoundError": "    return open('nowhere')",
+    "SyntaxError": "    return (1",
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_in_an_experiment_file_is_reported_as_that_bug(name, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from scaling_ldm import config\n\n\ndef get_config():\n{BUGS[name]}\n"
+    )
+    workdir = tmp_path / "w"
+    _, err = run(f"--config={path}", f"--workdir={workdir}", expect=2)
+    first, *others = err.splitlines()
+    assert first == f"error: {path} fails:"
+    assert others[-1].startswith(f"  {name}: ")
+    assert "key" not in others[-1]
+    where = (
+        f'File "{path}", line 5' if name == "SyntaxError" else f"{path}:5 in get_con"
+    )
+    assert where in err and BUGS[name].strip() in err
+    assert len(others) <= 4 and "Traceback" not in err
+    assert not workdir.exists()
+
+
+def test_a_bug_in_a_neighbour_is_reported_with_both_lines(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "base.py").write_text("def make(size):\n    return {'a': 1}[size]\n")
+    (folder / "large.py").write_text(
+        "from mine import base\n\n\ndef get_config():\n    return base.make('b')\n"
+    )
+    _, err = run(f"--config={folder / 'large.py'}", expect=2)
+    assert [line.strip() for line in err.splitlines()] == [
+        f"error: {folder / 'large.py'} fails:",
+        f"{folder / 'large.py'}:5 in get_config: return base.make('b')",
+        f"{folder / 'base.py'}:2 in make: return {{'a': 1}}[size]",
+        "KeyError: 'b'",
+    ]
+
+
+def test_an_unknown_key_in_an_experiment_file_has_its_line_and_the_nearest(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from scaling_ldm import config\n\n\ndef get_config():\n"
+        "    c = config.default()\n    c.train.batchsize = 3\n    return c\n"
+    )
+    _, err = run(f"--config={path}", expect=2)
+    _, where, what = err.splitlines()
+    assert where == f"  {path}:6 in get_config: c.train.batchsize = 3"
+    assert "unknown key batchsize: did you mean batch_size? known: " in what
+
+
+def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path):
+    """One line on standard error has today's name; the plan is the same."""
+    path = tmp_path / "tiny.py"
+    text = (ROOT / "experiments" / "tiny.py").read_text()
+    path.write_text(
+        text.replace(
+            "    return c", "    c.objective.time_law = 'uniform'\n    return c"
+        )
+    )
+    plan = ("--stages=plan", f"--workdir={tmp_path / 'w'}")
+    said = "config.objective.time_law is now config.objective.timestep_sampling\n"
+    out, err = run(f"--config={path}", *plan)
+    assert err == said
+    flag = "--config.objective.time_law=uniform"
+    assert run("--config=experiments/tiny.py", flag, *plan) == (out, said)
+    today = "--config.objective.timestep_sampling=uniform"
+    assert run("--config=experiments/tiny.py", today, *plan) == (out, "")
 
 
 def test_run_plans_and_trains_one_row(tmp_path):
@@ -254,6 +377,41 @@ def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
 
 def test_exit_codes_are_distinct():
     assert len(set(study.EXIT.values())) == len(study.EXIT)
+
+
+@pytest.mark.parametrize(
+    ("error", "job", "status"),
+    [
+        (config.ConfigError("x"), False, "bad configuration"),
+        (errors.Damaged("x"), False, "storage"),
+        (FileNotFoundError("x"), False, "storage"),
+        (errors.CheckpointError("x"), False, "storage"),
+        (errors.Preempted("x"), False, "preempted, run the same command again"),
+        (ValueError("x"), False, "defect"),
+        (jax.errors.JaxRuntimeError("x"), False, "defect"),
+        (jax.errors.JaxRuntimeError("x"), True, "lost a process"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"), True, "defect"),
+        (errors.CheckpointError("x"), True, "storage"),
+        ((errors.CheckpointError("x"), "y"), True, "lost a process"),
+        ((ValueError("x"), "y"), True, "lost a process"),
+        ((errors.Preempted("x"), "y"), True, "preempted, run the same command again"),
+        (ValueError("x"), True, "defect"),
+    ],
+)
+def test_each_class_of_errors_has_its_exit_status(error, job, status, monkeypatch):
+    """A pair is an error and the text of the JaxRuntimeError that caused it."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2 if job else 1)
+    if isinstance(error, tuple):
+        error, cause = error
+        error.__cause__ = jax.errors.JaxRuntimeError(cause)
+    assert study.exit_status(error) == study.EXIT[status]
+
+
+def test_a_class_that_is_only_named_like_a_known_one_is_a_defect():
+    class Preempted(Exception):
+        pass
+
+    assert study.exit_status(Preempted("x")) == study.EXIT["defect"]
 
 
 def test_stage_names_are_the_methods():

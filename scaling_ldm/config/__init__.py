@@ -1,12 +1,19 @@
 """What an experiment is: its fields, their checks, and its files.
 
 An experiment file returns `default()` with a few fields changed. `resolve` turns that
-mutable ConfigDict into a frozen `Experiment`, or raises one `ConfigError` that lists
-everything wrong with it: what was given, what is allowed, what to do.
+mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError` that
+lists everything that is wrong: what was given, what is allowed, what to do.
 
-May import: records.
+`names` has the tables of names, `fields` the fields, `checks` and `reads` what an
+experiment must fulfil, `files` loads it, `command_line` checks the flags. May import:
+records.
 """
 
+from scaling_ldm.config.experiment_dict import (
+    ExperimentDict,
+    default,
+    to_config_dict,
+)
 from scaling_ldm.config.fields import (
     AdviseConfig,
     DataConfig,
@@ -25,15 +32,7 @@ from scaling_ldm.config.fields import (
     ValidationConfig,
     identity,
 )
-from scaling_ldm.config.files import (
-    check_file,
-    check_flag,
-    default,
-    load,
-    resolve,
-    to_config_dict,
-    today_flags,
-)
+from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
     ACTIVATIONS,
     ADVICE_UNITS,
@@ -89,6 +88,7 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "Experiment",
+    "ExperimentDict",
     "FD_BACKENDS",
     "FEATURE_NETWORKS",
     "FIT_METRICS",
@@ -125,12 +125,9 @@ __all__ = [
     "UNROLL",
     "ValidationConfig",
     "WEIGHTINGS",
-    "check_file",
-    "check_flag",
     "default",
     "identity",
     "load",
     "resolve",
     "to_config_dict",
-    "today_flags",
 ]

@@ -1,4 +1,8 @@
-"""Every field of an experiment, its default and its unit."""
+"""Every field of an experiment, with its default and its unit.
+
+The comment of a field stands on its line or directly above it. The config reference of
+the documentation is made from these comments and from the tables in names.py.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from scaling_ldm import records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """Where pictures and captions come from, and what shape a network sees."""
+
     source: str = "icons"  # one of DATA_SOURCES; all but icons go through encode
-    path: str = ""  # folder, shards or table of the source; a URL is one too
-    split: str = "train"  # of the tfds and huggingface sources
-    shape: tuple[int, ...] = (32, 32, 3)  # H, W, C of what the network sees
-    coarse: int = 0  # k: x at 1/k of its size is given beside it (super-resolution)
-    text_tokens: int = 16  # caption positions S; shorter captions are padded
+    path: str = ""  # folder, shards or table of the source; may be a URL
+    split: str = "train"  # split that the tfds and huggingface sources read
+    shape: tuple[int, ...] = (32, 32, 3)  # height, width, channels the network sees
+    # k > 0: the network also gets the picture at 1/k of its size (super-resolution).
+    coarse: int = 0
+    text_tokens: int = 16  # positions of a caption; shorter captions are padded
     vocab_size: int = 2048  # caption words with an embedding of their own
-    validation_fraction: float = 0.05  # of base names, kept out of training
-    prefetch_batches: int = 2
+    validation_fraction: float = 0.05  # share of base names kept out of training
+    prefetch_batches: int = 2  # batches prepared ahead of the training step
     seed: int = 0  # of the order, colours and captions of the stream
 
 
@@ -28,38 +35,41 @@ class EncodeConfig:
     """Frozen networks that run over a data set once; see data/encoded.py."""
 
     autoencoder: str = "none"  # one of AUTOENCODERS, a folder or a hub id
-    # One of TEXT_ENCODERS, a folder or a hub id. "auto" is minilm where its package is
-    # installed and there is something to encode, else vocabulary; `resolve` decides.
+    # One of TEXT_ENCODERS, a folder or a hub id. "auto" becomes minilm if its package
+    # is installed and there is something to encode, else vocabulary.
     text_encoder: str = "auto"
-    path: str = ""  # folder of the records; "": encoded/ in the workdir
-    pictures: int = 0  # how many; 0: all of a finite source
-    batch_size: int = 64  # pictures in one call of the networks; each host its own
-    records_per_shard: int = 4096
-    dtype: str = "float16"  # of moments and features: one of RECORD_DTYPES
-    compute_dtype: str = "float32"  # of the networks: one of DTYPES
-    largest_bad_fraction: float = 0.01  # unreadable records beyond it are an error
+    path: str = ""  # folder or URL of the records; "": encoded/ in the workdir
+    pictures: int = 0  # how many are encoded; 0: all of a finite source
+    batch_size: int = 64  # pictures in one call of the networks, on each host
+    records_per_shard: int = 4096  # records in one file
+    dtype: str = "float16"  # of stored moments and features; one of RECORD_DTYPES
+    compute_dtype: str = "float32"  # of the networks' arithmetic; one of DTYPES
+    largest_bad_fraction: float = 0.01  # more unreadable records than this: an error
     workers: int = 2  # threads that read and decode pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The network, apart from its size."""
+
     architecture: str = "in_context"  # one of ARCHITECTURES
-    patch_size: int = 2
-    head_dim: int = 64  # heads = width / head_dim; 0: see heads
-    heads: int = 0  # the same number at every width; 0: by head_dim
-    mlp_ratio: int = 4
+    patch_size: int = 2  # side of a patch, in positions of the input
+    head_dim: int = 64  # channels of one head; 0: heads is given instead
+    heads: int = 0  # attention heads at every width; 0: width / head_dim
+    mlp_ratio: int = 4  # hidden width of the MLP / width of the block
     activation: str = "gelu"  # one of ACTIVATIONS; gelu is the tanh form
-    norm: str = "layer"  # transformers: one of NORMS
-    qk_norm: str = "none"  # transformers: of queries and keys, one of QK_NORMS
-    positions: str = "sinusoidal"  # transformers: of patches, one of POSITIONS
-    text_width: int = 256  # E: caption word embedding, the same for every size
+    norm: str = "layer"  # of the blocks; one of NORMS
+    qk_norm: str = "none"  # of queries and keys; one of QK_NORMS
+    positions: str = "sinusoidal"  # encoding of patch positions; one of POSITIONS
+    text_width: int = 256  # width of a caption token's features, at every model size
     time_width: int = 256  # sinusoidal features of t
-    classes: int = 0  # labels of adaln_zero; 0 for text-conditioned models
+    classes: int = 0  # labels of the source, for adaln_zero; 0: none
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
-    latent_channels: int = 4  # autoencoder_kl
-    groups: int = 32  # autoencoder_kl: of its GroupNorms; a unet has 32
-    remat: bool = False  # recompute blocks in the backward pass
-    unroll: str = "auto"  # layers: scanned, or unrolled ("auto": unrolled on CPU)
+    latent_channels: int = 4  # channels of the latent
+    groups: int = 32  # groups of each GroupNorm; those of a unet have 32
+    remat: bool = False  # recompute blocks in the backward pass to save memory
+    # Whether layers are unrolled instead of scanned; "auto" unrolls on a CPU.
+    unroll: str = "auto"
 
     def heads_at(self, width: int) -> int:
         """Attention heads of a network of this width."""
@@ -68,164 +78,180 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    schedule: str = "rectified_flow"  # one of SCHEDULES; see noise.py
-    schedule_steps: int = 1000  # of linear, scaled_linear and cosine
-    zero_terminal_snr: bool = False  # of the same: the last step is noise alone
-    prediction: str = "flow"  # one of PREDICTIONS; see prediction.py
-    weighting: str = "uniform"  # one of WEIGHTINGS; see objectives/denoise.py
+    """What a network learns; formulas in diffusion/noise.py and objectives/."""
+
+    schedule: str = "rectified_flow"  # noise schedule; one of SCHEDULES
+    schedule_steps: int = 1000  # steps of a discrete schedule
+    zero_terminal_snr: bool = False  # the last step of the schedule is noise alone
+    prediction: str = "flow"  # what the network predicts; one of PREDICTIONS
+    weighting: str = "uniform"  # of the loss over t; one of WEIGHTINGS
     min_snr_gamma: float = 5.0  # largest weight of the x0 error
-    p2_gamma: float = 1.0  # 1 / (k + SNR)^gamma on the epsilon error
-    p2_k: float = 1.0
-    sigmoid_bias: float = 0.0  # sigmoid(bias - log SNR) on the epsilon error
-    timestep_sampling: str = (
-        "logit_normal"  # one of TIMESTEP_SAMPLING; see objectives/denoise.py
-    )
+    p2_gamma: float = 1.0  # gamma of the weight 1 / (k + SNR)^gamma
+    p2_k: float = 1.0  # k of the same weight, which is on the epsilon error
+    sigmoid_bias: float = 0.0  # weight sigmoid(bias - log SNR) on the epsilon error
+    # Distribution of t in training; one of TIMESTEP_SAMPLING.
+    timestep_sampling: str = "logit_normal"
     time_location: float = 0.0  # logit-normal t: sigmoid(location + scale * normal)
-    time_scale: float = 1.0
-    time_shift: float = 1.0  # above 1 moves t towards noise; t in [0, 1] alone
-    caption_dropout: float = 0.1  # rate of the null caption, for guidance
-    reconstruction: str = "l1"  # autoencoder_kl: one of RECONSTRUCTION
-    kl_weight: float = 1e-6  # autoencoder_kl: of the latents' KL from a normal
+    time_scale: float = 1.0  # scale of the same formula
+    time_shift: float = 1.0  # above 1 moves t towards noise; for t in [0, 1]
+    caption_dropout: float = 0.1  # share of captions replaced by the null caption
+    reconstruction: str = "l1"  # error of an autoencoder; one of RECONSTRUCTION
+    kl_weight: float = 1e-6  # weight of the latents' KL divergence from a normal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    learning_rate: float = 1e-4  # peak
-    learning_rate_policy: str = "fixed"  # or "by_width": x policy_width / width
-    policy_width: int = 64  # the width at which "by_width" leaves the rate alone
-    warmup_fraction: float = 0.02  # of a run's steps, linear from 0, then constant
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0  # of the gradient's global norm
-    ema_decay: float = 0.9999  # reached by a ramp: min(decay, (1 + s) / (10 + s))
+    """AdamW, its learning rate, and the moving average of the weights."""
+
+    learning_rate: float = 1e-4  # peak; constant after the warmup
+    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width.
+    learning_rate_policy: str = "fixed"
+    policy_width: int = 64  # width at which "by_width" leaves the rate as it is
+    # Share of a run's steps with a rate that rises linearly from 0; then constant.
+    warmup_fraction: float = 0.02
+    b1: float = 0.9  # decay of Adam's first moment
+    b2: float = 0.999  # decay of Adam's second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # decoupled, times the learning rate
+    clip_norm: float = 1.0  # largest global norm of the gradient
+    ema_decay: float = 0.9999  # at step s: min(ema_decay, (1 + s) / (10 + s))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    # Either budgets, or one number of steps for every size and budgets_flops = ().
-    budgets_flops: tuple[float, ...] = (1e18,)  # forward + backward, 2 x MAC
-    steps: int = 0  # as in paper A; 0: what the budgets allow
-    # The ladder of (width, depth); a budget takes the rungs around its optimum.
+    """Which runs there are, and on what hardware."""
+
+    # Training FLOPs of a run: forward and backward, 2 per multiply-add. Either budgets
+    # are given, or steps and budgets_flops = ().
+    budgets_flops: tuple[float, ...] = (1e18,)
+    steps: int = 0  # optimizer steps of every run, as in paper A; 0: by the budgets
+    # The ladder of sizes (see ARCHITECTURES); a budget takes those around its optimum.
     sizes: tuple[tuple[int, int], ...] = tuple((64 * n, n) for n in range(2, 16))
-    sizes_per_budget: int = 7  # 0: all of them, as always where steps are given
-    # Expected optimum N = coef * C^exponent (parameters without embeddings).
+    sizes_per_budget: int = 7  # 0: all sizes, as always where steps are given
+    # a of the expected optimum N = a * C^b, in parameters without embeddings.
     expected_coef: float = 0.0009
-    expected_exponent: float = 0.5681
+    expected_exponent: float = 0.5681  # b of the same formula
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
-    accelerator: str = "tpu-v5p"  # a name of peaks.PEAKS, or any with a stated speed
-    devices: int = 64
+    # A device with a known peak (flops/peaks.py), or any name with a stated speed.
+    accelerator: str = "tpu-v5p"
+    devices: int = 64  # devices of one run
     utilisation: float = 0.4  # of the accelerator's peak; stated, not measured
-    # For hardware without a known peak: model FLOP/s of one device, measured.
+    # Measured model FLOP/s of one device, for hardware without a known peak; 0: none.
     flops_per_second_per_device: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    batch_size: int = 1024  # pictures per optimizer step, all devices together
+    """One training run."""
+
+    batch_size: int = 1024  # pictures per optimizer step, over all devices
     seed: int = 0  # of initialisation, noise, t and caption dropout
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
-    optimize_code: bool = True  # False: on a CPU, compile sooner and run slower
-    checkpoints_per_run: int = 10  # evenly spaced, the last one at the end
-    keep_checkpoints: int = 2  # the latest; older ones are removed
-    # Training FLOPs at which a run's checkpoint is kept for good, as its last is.
+    optimize_code: bool = True  # False: on a CPU, compile faster and run slower
+    checkpoints_per_run: int = 10  # evenly spaced; the last one is at the end
+    keep_checkpoints: int = 2  # newest checkpoints that are kept; older ones go
+    # Training FLOPs at which a run's checkpoint is never removed, like its last one.
     checkpoint_flops: tuple[float, ...] = ()
-    log_every_steps: int = 1  # lines of metrics.jsonl; one a dispatch at most
-    show_every_seconds: float = 5.0
-    tensorboard: bool = False
-    profile_steps: int = 0  # trace this many steps into the run's folder
+    log_every_steps: int = 1  # steps between lines of metrics.jsonl; >= one dispatch
+    show_every_seconds: float = 5.0  # seconds between lines of progress
+    tensorboard: bool = False  # write TensorBoard events, too
+    profile_steps: int = 0  # steps that are traced into the run's folder; 0: none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
+    """The loss on held-out pictures."""
+
     samples: int = 4096  # pictures, each with its own noise and stratum of t
-    batch_size: int = 1024
-    seed: int = 0
+    batch_size: int = 1024  # pictures in one call, over all devices
+    seed: int = 0  # of the noise and of t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    replica: int = -1  # copies of the parameters; -1: all devices that are left
+    """How devices are used."""
+
+    replica: int = -1  # copies of the parameters; -1: as many as devices allow
     fsdp: int = 1  # devices that share one copy of the parameters
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
+    """Drawing pictures from a trained network."""
+
     run: str = ""  # run_id of the finished run to draw from; "": the best one
-    weights: str = ""  # a folder of weights to draw from instead; "": a run's
-    images: int = 16
-    batch_size: int = 256  # pictures in one call, and in one file: all devices together
+    weights: str = ""  # folder of weights to draw from instead of a run
+    images: int = 16  # how many pictures
+    batch_size: int = 256  # pictures in one call and one file, over all devices
     sampler: str = "euler"  # one of SAMPLERS
-    spacing: str = "auto"  # of the sampler's time grid: one of SPACINGS, or its own
-    steps: int = 50
-    guidance: float = 3.0
-    seed: int = 0
-    format: str = "png"  # of grid and tar, lossless: one of PICTURE_FORMATS
+    spacing: str = "auto"  # time grid; "auto": the sampler's own, or one of SPACINGS
+    steps: int = 50  # sampler steps; some samplers evaluate the network twice a step
+    guidance: float = 3.0  # classifier-free guidance scale; 1: none
+    seed: int = 0  # of the noise
+    format: str = "png"  # of the grid and the archive; one of PICTURE_FORMATS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Generated pictures against real ones; see evaluate/."""
+    """Generated pictures against real ones; see evaluation/."""
 
     network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
-    weights: str = ""  # its file, folder or hub id; "": lite0's package
-    input_size: int = 0  # side of lite0's input, >= LITE0_LEAST; 0: the network's own
-    metrics: tuple[str, ...] = ("fd",)  # of METRICS
-    backend: str = "numpy"  # of the Frechet distance: one of FD_BACKENDS
-    reference: str = ""  # .npz of real pictures' statistics; "": held-out pictures
-    reference_images: int = 4096  # held-out pictures; the most there are, if fewer
-    through_training: bool = False  # the runs' kept checkpoints, too
-    batch_size: int = 32
-    bootstrap: int = 50  # resamples of the generated pictures
-    confidence: float = 0.9
-    seed: int = 0
+    weights: str = ""  # its file, folder or hub id; "": the package of lite0
+    # Side of lite0's input in pixels, at least LITE0_LEAST; 0: the network's own.
+    input_size: int = 0
+    metrics: tuple[str, ...] = ("fd",)  # some of METRICS
+    backend: str = "numpy"  # computes the Frechet distance; one of FD_BACKENDS
+    reference: str = ""  # .npz with statistics of real pictures; "": held-out ones
+    reference_images: int = 4096  # held-out pictures; fewer if there are fewer
+    through_training: bool = False  # measure the kept checkpoints of the runs, too
+    batch_size: int = 32  # pictures in one call of the network
+    bootstrap: int = 50  # resamples of the generated pictures; 0: no interval
+    confidence: float = 0.9  # level of the interval
+    seed: int = 0  # of the resamples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontierConfig:
-    """Quality against sampling cost, over every finished run; see evaluate/cells.py."""
+    """Quality against sampling cost over every finished run; see stages/frontier.py."""
 
-    images: int = 0  # of each cell of the grid; 0: no frontier
-    samplers: tuple[str, ...] = ("ddim", "ddpm", "dpm++2m")
-    steps: tuple[int, ...] = (4, 6, 8, 10, 20, 50)  # paper A, figure 8
-    guidances: tuple[float, ...] = (
-        1.5,
-        2.0,
-        3.0,
-        4.0,
-        5.0,
-        6.0,
-        7.0,
-        8.0,
-    )  # paper A, figure 7
+    images: int = 0  # pictures of each cell of the grid; 0: no frontier
+    samplers: tuple[str, ...] = ("ddim", "ddpm", "dpm++2m")  # some of SAMPLERS
+    # Sampler steps (paper A, figure 8).
+    steps: tuple[int, ...] = (4, 6, 8, 10, 20, 50)
+    # Guidance scales (paper A, figure 7).
+    guidances: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdviseConfig:
-    """What the best way of sampling may cost; see frontier/advise.py."""
+    """What sampling one image may cost; see frontier/advise.py."""
 
-    budget: float = 0.0  # of one image, in `unit`; 0: none given
+    budget: float = 0.0  # cost of one image, in `unit`; 0: none given
     unit: str = "seconds"  # one of ADVICE_UNITS
-    device: str = ""  # a name of peaks.PEAKS; "": where seconds were measured
+    # A device with a known peak (flops/peaks.py); "": where seconds were measured.
+    device: str = ""
     dtype: str = "bfloat16"  # whose peak counts on another device; one of DTYPES
-    utilisation: float = 0.3  # assumed, of that peak
+    utilisation: float = 0.3  # assumed share of that peak
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    metric: str = "validation_loss_ema"  # one of FIT_METRICS
-    size: str = "params_without_embeddings"  # one of FIT_SIZES
-    confidence: float = 0.9
-    bootstrap: int = 1000
-    seed: int = 0
+    """Which laws are fitted."""
+
+    metric: str = "validation_loss_ema"  # the loss; one of FIT_METRICS
+    size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
+    confidence: float = 0.9  # level of the intervals
+    bootstrap: int = 1000  # draws, at least 50
+    seed: int = 0  # of the draws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    name: str = "experiment"
-    question: str = ""
+    """One experiment, checked and frozen; `resolve` makes it."""
+
+    name: str = "experiment"  # of the study and of its default working directory
+    question: str = ""  # printed at the head of the report
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     encode: EncodeConfig = dataclasses.field(default_factory=EncodeConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -257,31 +283,38 @@ class Experiment:
 
     @property
     def recipe_hash(self) -> str:
-        """Identity of the recipe: all that decides a run's numbers but its RunSpec.
+        """Digest of everything that decides a run's numbers, apart from its RunSpec.
 
-        Left out: which runs there are (plan: a sweep may grow), where they run (mesh,
-        accelerator), how they log, and the stages after training.
+        Left out are: which runs there are (plan, because a sweep may grow), where they
+        run (mesh, accelerator), how they log, and the stages after training.
         """
-        return records.digest(identity(dataclasses.asdict(self)))
+        deciding = identity(dataclasses.asdict(self))
+        for (section, field), first in FIRST_NAMES.items():
+            if field in deciding.get(section, {}):
+                deciding[section][first] = deciding[section].pop(field)
+        return records.digest(deciding)
 
 
 def identity(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an experiment as nested dicts, what decides its runs' numbers."""
+    """The part of an experiment, as nested dicts, that decides its runs' numbers.
+
+    A field under its first name is returned under today's name.
+    """
     kept = {
         section: dict(value) if isinstance(value, Mapping) else value
         for section, value in experiment.items()
         if section not in _NO_RECIPE
     }
+    for (section, field), first in FIRST_NAMES.items():
+        if first in kept.get(section, {}):
+            kept[section][field] = kept[section].pop(first)
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
-    for (section, field), first in FIRST_NAMES.items():
-        if field in kept.get(section, {}):
-            kept[section][first] = kept[section].pop(field)
     return kept
 
 
-# Renamed fields: the name of today -> the first one. The recipe hash keeps the first
-# name, so that a rename orphans no working directory.
+# Renamed fields: today's name -> the first one. The recipe hash is of the first
+# names, so that working directories made before the renaming continue.
 FIRST_NAMES = {
     ("objective", "timestep_sampling"): "time_law",
     ("train", "checkpoint_flops"): "keep_flops",

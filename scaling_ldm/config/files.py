@@ -1,86 +1,76 @@
-"""An experiment file -> a ConfigDict -> a checked, frozen Experiment."""
+"""An experiment file -> an ExperimentDict -> a checked, frozen Experiment."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import os
 import pathlib
+import runpy
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from scaling_ldm.config import checks, fields, names
+from scaling_ldm.config.experiment_dict import say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
-
-
-def default() -> ml_collections.ConfigDict:
-    """The default experiment (paper B's settings at 1e18 FLOPs) as a ConfigDict."""
-    return to_config_dict(Experiment())
-
-
-def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
-    """The inverse of `resolve`."""
-    return ml_collections.ConfigDict(dataclasses.asdict(experiment))
-
-
-def check_file(path: str | os.PathLike) -> pathlib.Path:
-    """The path of an experiment file that is there.
-
-    Raises:
-      ConfigError: no such file; names the nearest one.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py"))
-        close = difflib.get_close_matches(path.name, near, n=1)
-        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise ConfigError(f"no experiment file {path}{hint}")
-    return path
-
-
-def check_flag(arguments: Sequence[str]) -> None:
-    """Checks the file of `--config FILE` or `--config=FILE`; see `check_file`."""
-    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if flag == "--config" or flag.startswith("--config="):
-            path = check_file(flag.partition("=")[2] or following)
-            # Its neighbours are found from any working directory, as by `load`.
-            sys.path.append(str(path.resolve().parent.parent))
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """Runs an experiment file's `get_config()`.
 
-    Experiment files may import their neighbours (`from experiments import base`)
-    wherever the working directory is.
+    Experiment files may import their neighbours (`from experiments import base`) from
+    any working directory.
 
     Raises:
-      ConfigError: no such file, or no `get_config` in it.
+      ConfigError: there is no such file, it defines no `get_config`, or its code fails;
+        the message has the file, the line and the error.
     """
-    path = check_file(path)
-    spec = importlib.util.spec_from_file_location(f"_experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    path = pathlib.Path(path)
+    if not path.is_file():
+        close = names.nearest(
+            path.name, sorted(p.name for p in path.parent.glob("*.py"))
+        )
+        hint = f"; did you mean {path.parent / close}?" if close else ""
+        raise ConfigError(f"no experiment file {path}{hint}")
     root = str(path.resolve().parent.parent)
     sys.path.insert(0, root)
     try:
-        spec.loader.exec_module(module)
+        defined = runpy.run_path(str(path), run_name=f"_experiment_{path.stem}")
+        found = defined["get_config"]() if "get_config" in defined else None
+    except Exception as e:
+        raise ConfigError(_failure(e, path)) from e
     finally:
         sys.path.remove(root)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config()")
-    return module.get_config()
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise ConfigError(f"{path} defines no get_config() that returns a config")
+    return found
+
+
+def _failure(error: Exception, path: pathlib.Path) -> str:
+    """What failed in an experiment file or its neighbours, and on which lines."""
+    folder = path.resolve().parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if folder in pathlib.Path(frame.filename).resolve().parents
+    ]
+    lines = [f"{path} fails:"]
+    lines += [f"  {f.filename}:{f.lineno} in {f.name}: {f.line}" for f in frames[-3:]]
+    said = traceback.format_exception_only(error)  # of a SyntaxError: file and line too
+    return "\n".join([*lines, *(f"  {line}" for line in "".join(said).splitlines())])
 
 
 def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
-    """Checks a ConfigDict and freezes it.
+    """Checks an experiment, as a ConfigDict or nested dicts, and freezes it.
 
     Raises:
       ConfigError: unknown keys (with the nearest known one), wrong types, values out
-        of range, parts that do not fit together; all in one message.
+        of range, parts that do not fit together. One message has all of them.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     problems: list[str] = []
@@ -96,7 +86,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
 
 
 def _choose_text_encoder(experiment: Experiment) -> Experiment:
-    """What "auto" is here; frozen features bring their width along."""
+    """Replaces "auto" by an encoder; minilm also sets the width of its features."""
     encode, model = experiment.encode, experiment.model
     if encode.text_encoder != "auto":
         return experiment
@@ -117,16 +107,13 @@ def _choose_text_encoder(experiment: Experiment) -> Experiment:
 
 
 def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    """An instance of a config class; appends what is wrong with the given values."""
     defaults = cls()
     known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(cls)}
     values = {}
     for key, value in _today(given, where).items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {where}.{close[0]}? " if close else ""
-            problems.append(
-                f"unknown key {where}.{key}: {hint}known: {', '.join(known)}"
-            )
+            problems.append(unknown(key, list(known), f"{where}."))
         elif dataclasses.is_dataclass(known[key]):
             if isinstance(value, Mapping):
                 values[key] = _build(
@@ -142,26 +129,14 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
 def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The given fields under today's names; says which names are old."""
     found = dict(given)
-    for (section, field), old in fields.FIRST_NAMES.items():
-        if where == f"config.{section}" and old in found:
-            print(f"config.{section}.{old} is now config.{section}.{field}")
-            found[field] = found.pop(old)
+    for (section, field), first in fields.FIRST_NAMES.items():
+        if where == f"config.{section}" and first in found:
+            say_renamed(section, field)
+            found[field] = found.pop(first)
     return found
 
 
-def today_flags(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with old names of fields replaced; says which they are."""
-    found = list(arguments)
-    for (section, field), old in fields.FIRST_NAMES.items():
-        before, after = f"--config.{section}.{old}", f"--config.{section}.{field}"
-        for i, argument in enumerate(found):
-            if argument == before or argument.startswith(f"{before}="):
-                print(f"{before} is now {after}")
-                found[i] = after + argument[len(before) :]
-    return found
-
-
-# Tuples that may be empty, and what their elements are like.
+# Each tuple that may be empty -> an element of the right type.
 _MAY_BE_EMPTY = {"config.plan.budgets_flops": 1.0, "config.train.checkpoint_flops": 1.0}
 
 

@@ -1,10 +1,13 @@
 """The names that an experiment may use, each written once.
 
 Other folders key their tables of functions by these names, so that config can check an
-experiment without importing them. This module imports nothing.
+experiment without importing them.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 # Each architecture -> what the two numbers of a row of config.plan.sizes mean for it.
 ARCHITECTURES = {
@@ -161,3 +164,8 @@ STAGES = (
     "report",
 )
 STAGES_ON_REQUEST = ("export", "advise")  # run last, and only if --stages names them
+
+
+def nearest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that a mistyped one is closest to, or None if none is close."""
+    return next(iter(difflib.get_close_matches(given, list(known), 1, cutoff)), None)

@@ -1,0 +1,138 @@
+"""The flags of the command line: their help, and what is wrong with the given ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+
+from scaling_ldm.config import names
+from scaling_ldm.config.experiment_dict import say_renamed, unknown
+from scaling_ldm.config.fields import FIRST_NAMES, Experiment
+from scaling_ldm.records.errors import ConfigError
+
+STAGES = (*names.STAGES, *names.STAGES_ON_REQUEST)
+# Each flag -> its help text.
+FLAGS = {
+    "config": "Experiment file. --config.SECTION.FIELD=VALUE changes one field of it.",
+    "workdir": "Folder of the study. Default: runs/ and the name of the experiment.",
+    "stages": f"Some of {', '.join(STAGES)}, as in --stages=plan,encode. They run in "
+    f"this order. Default: all but {' and '.join(names.STAGES_ON_REQUEST)}; with "
+    "--run: plan, encode and train.",
+    "run": "Train only this row of the plan (from 0).",
+    "coordinator": "host:port of process 0 of a job of several processes.",
+    "num_processes": "Number of processes of this job.",
+    "process_id": "Number of this process in the job (from 0).",
+}
+EXAMPLE = "python -m scaling_ldm.main --config experiments/tiny.py --workdir runs/tiny"
+
+
+def help_text(arguments: Sequence[str], of_libraries: Callable[[], str]) -> str:
+    """What --help or --helpfull shows, or "" if neither is given.
+
+    Args:
+      of_libraries: gives the help on every flag, for --helpfull.
+    """
+    asked = {"-h", "-help", "-?", "--help", "--helpshort", "--helpfull"}
+    if not asked & set(arguments):
+        return ""
+    lines = ["Plans, trains and reads a scaling study.", "", "Example:", f"  {EXAMPLE}"]
+    lines += ["", "Flags:"]
+    for name, text in FLAGS.items():
+        lines += textwrap.wrap(
+            f"--{name}: {text}",
+            88,
+            initial_indent="  ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+        )
+    if "--helpfull" in arguments:
+        return "\n".join([*lines, "", of_libraries()])
+    return "\n".join([*lines, "", "--helpfull adds the flags of absl and others."])
+
+
+def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Splits arguments into the experiment file ("": none is given) and the rest.
+
+    In the rest, every `--config.SECTION.FIELD` has today's name of the field.
+
+    Raises:
+      ConfigError: a field does not exist.
+    """
+    path, others, arguments = "", [], list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            path = value if equals else (arguments or [""]).pop(0)
+        elif match := re.match(r"(--?(?:no)?config\.)(.*)", flag):
+            others.append(match[1] + _field(match[2]) + equals + value)
+        else:
+            others.append(argument)
+    return path, others
+
+
+def _field(where: str) -> str:
+    """Today's name of the field "section.name".
+
+    Raises:
+      ConfigError: there is no such field.
+    """
+    for (section, field), first in FIRST_NAMES.items():
+        if where == f"{section}.{first}":
+            say_renamed(section, field)
+            return f"{section}.{field}"
+    section, dot, name = where.partition(".")
+    known = vars(Experiment())
+    if section not in known:
+        raise ConfigError(unknown(section, list(known), "config."))
+    if not dataclasses.is_dataclass(known[section]):  # name, question
+        if dot:
+            raise ConfigError(unknown(where, [section], "config."))
+        return where
+    if not dot:
+        raise ConfigError(
+            f"config.{where} is a section: give --config.{where}.FIELD=VALUE"
+        )
+    if name not in vars(known[section]):
+        raise ConfigError(
+            unknown(name, list(vars(known[section])), f"config.{section}.")
+        )
+    return where
+
+
+def check_stages(given: Sequence[str]) -> tuple[str, ...]:
+    """The given stages in the order in which they run.
+
+    Raises:
+      ConfigError: no stage, or an unknown one; names the nearest.
+    """
+    known = f"known: {', '.join(STAGES)}"
+    for stage in given:
+        if stage not in STAGES:
+            close = names.nearest(stage, STAGES)
+            hint = f"did you mean {close}? " if close else ""
+            raise ConfigError(f"--stages: {stage} unknown; {hint}{known}")
+    if not given:
+        raise ConfigError(f"--stages: none given; {known}")
+    return tuple(stage for stage in STAGES if stage in given)
+
+
+def unknown_flag(name: str) -> str:
+    """One line about a flag that does not exist: the nearest one."""
+    close = names.nearest(name, FLAGS)
+    hint = f"did you mean --{close}?" if close else "--help shows the flags"
+    return f"unknown flag --{name}: {hint}"
+
+
+def check_left(path: str, words: Sequence[str]) -> None:
+    """Checks what is left when all flags are parsed.
+
+    Raises:
+      ConfigError: no experiment file is given, or words that belong to no flag.
+    """
+    if words:
+        raise ConfigError(f"what is {' '.join(words)!r}? --help shows the flags")
+    if not path:
+        raise ConfigError("which experiment? give --config=experiments/tiny.py")

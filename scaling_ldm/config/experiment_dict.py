@@ -1,0 +1,72 @@
+"""The mutable form of an experiment: what an experiment file changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import ml_collections
+
+from scaling_ldm.config import names
+from scaling_ldm.config.fields import FIRST_NAMES, Experiment
+from scaling_ldm.records.errors import UnknownKey
+
+
+class ExperimentDict(ml_collections.ConfigDict):
+    """A ConfigDict that explains an unknown field and accepts a renamed one.
+
+    An experiment file is stopped at the line that sets or reads a field that does not
+    exist, with the nearest one. A field under its first name is the field of today.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(self._field(key) if self.is_locked else key, value)
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(self._field(key))
+
+    def _field(self, key: str) -> str:
+        """Today's name of a field.
+
+        Raises:
+          UnknownKey: there is no such field.
+        """
+        if key in self:
+            return key
+        for (section, field), first in FIRST_NAMES.items():
+            if key == first and field in self:
+                say_renamed(section, field)
+                return field
+        raise UnknownKey(unknown(key, self.keys()))
+
+
+def unknown(key: str, known: list[str], section: str = "") -> str:
+    """One line about a field that does not exist: the nearest one, and all of them."""
+    close = names.nearest(key, known, cutoff=0.5)
+    hint = f"did you mean {section}{close}? " if close else ""
+    return f"unknown key {section}{key}: {hint}known: {', '.join(known)}"
+
+
+def say_renamed(section: str, field: str) -> None:
+    """Tells the user, on standard error, that a field has a new name."""
+    first = FIRST_NAMES[section, field]
+    print(
+        f"config.{section}.{first} is now config.{section}.{field}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def default() -> ExperimentDict:
+    """The default experiment (paper B's settings at 1e18 FLOPs), to be changed."""
+    return to_config_dict(Experiment())
+
+
+def to_config_dict(experiment: Experiment) -> ExperimentDict:
+    """The inverse of `resolve`."""
+    found = ExperimentDict()
+    for name, value in dataclasses.asdict(experiment).items():
+        found[name] = ExperimentDict(value) if isinstance(value, dict) else value
+    found.lock()
+    return found
