@@ -1,16 +1,15 @@
-"""Parts that networks share: gathering, first values, norms, positions, the stack.
+"""Parts that networks share: initial values, patches, norms, stacks of blocks.
 
-Explicit meshes refuse a reshape that splits and merges at once, so patches are cut and
-joined one axis at a time. jax and flax only.
+An explicit mesh refuses a reshape that splits and merges axes at once. Therefore
+patches are cut and joined one axis at a time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Float, Int
 
-from scaling_ldm.models.shapes import LatentBHWC, TextBS, TextBSE, TimeB, TokensBTD
+from scaling_ldm.config import names
+from scaling_ldm.models.positions import sinusoid
+from scaling_ldm.models.shapes import Array, LatentBHWC, TimeB
 
+# Keys are those of config.names.ACTIVATIONS.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
@@ -29,10 +32,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def gather(tree: Any) -> Any:
-    """Whole copies of sharded parameters, at the place where they are used.
+    """Replicates sharded parameters at the place where they are used.
 
-    Under an explicit mesh each leaf is resharded to full replication (its gradient is
-    reduced and scattered back); without a mesh this is the identity.
+    Under an explicit mesh each leaf is resharded to full replication, and its gradient
+    is reduced and scattered back. Without a mesh this is the identity.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
@@ -40,7 +43,7 @@ def gather(tree: Any) -> Any:
 
 
 def gathered(module: Any) -> Any:
-    """A flax module class whose parameters are made whole where it uses them."""
+    """A flax module class that replicates its own parameters where it uses them."""
     return nn.map_variables(
         module, "params", trans_in_fn=gather, init=True, mutable=True
     )
@@ -48,17 +51,17 @@ def gathered(module: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _normals(keys: jax.Array, size: int) -> jax.Array:
-    """Rows of normal draws cut at two standard deviations and scaled back to one."""
+    """Rows of normal draws, truncated at two standard deviations, of variance 1."""
 
     def row(key: jax.Array) -> jax.Array:
         draw = jax.random.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32)
-        return draw / 0.8796256610342398  # what is left of 1 once cut
+        return draw / 0.8796256610342398  # deviation after truncation
 
     return jax.vmap(row)(keys)
 
 
 def all_but_last(path: str, shape: tuple[int, ...]) -> int:
-    """Inputs of one output of a dense or a convolutional kernel."""
+    """How many inputs an output of a dense or convolutional kernel sums over."""
     return math.prod(shape[:-1])
 
 
@@ -67,24 +70,24 @@ def initialise(
     key: jax.Array,
     inputs: Callable[[str, tuple[int, ...]], int] = all_but_last,
 ) -> Any:
-    """Float32 first values of a tree of named shapes: what flax's defaults are.
+    """Initial float32 values of a tree of shapes, distributed as flax's defaults.
 
-    Compiles once per distinct size instead of once per network. A leaf's values depend
-    on the key, its path and its shape alone.
+    LeCun et al. 1998: kernels are normal with variance 1 / inputs; biases are 0, scales
+    are 1. This compiles once per distinct size, not once per network. The values of a
+    leaf depend only on the key, its path and its shape.
 
     Args:
-      shapes: nested dicts, as `jax.eval_shape` of a module's `init` gives them; leaves
+      shapes: nested dicts, as `jax.eval_shape` of a module's `init` gives them. Leaves
         are named kernel, scale or bias.
-      inputs: (path, shape of a kernel) -> how many inputs an output sums over; 0 for a
-        kernel that begins at zero.
+      inputs: (path, shape of a kernel) -> how many inputs an output sums over; 0 makes
+        the kernel start at zero.
 
     Raises:
       ValueError: a leaf of another name.
     """
-
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     values: list[Any] = [None] * len(leaves)
-    drawn: dict[int, list[tuple[int, str, int]]] = {}  # by size: place, path, inputs
+    drawn: dict[int, list[tuple[int, str, int]]] = {}  # size -> index, path, inputs
     for i, (keys, leaf) in enumerate(leaves):
         path = "/".join(str(part.key) for part in keys)
         match keys[-1].key:
@@ -95,27 +98,29 @@ def initialise(
             case "scale":
                 values[i] = jnp.ones(leaf.shape, jnp.float32)
             case _:
-                raise ValueError(f"{path}: no first value for leaves of this name")
+                raise ValueError(f"{path}: no initial value for leaves of this name")
     for size, group in drawn.items():
         names = np.array([zlib.crc32(path.encode()) for _, path, _ in group], np.uint32)
         rows = _normals(
             jax.vmap(lambda name: jax.random.fold_in(key, name))(names), size
         )
         for row, (i, _, fan_in) in zip(rows, group, strict=True):
-            values[i] = row.reshape(leaves[i][1].shape) * fan_in**-0.5  # LeCun 1998
+            values[i] = row.reshape(leaves[i][1].shape) * fan_in**-0.5
     return jax.tree.unflatten(tree, values)
 
 
-def embed(table_VE: jax.Array, ids_BS: TextBS) -> TextBSE:
-    """Rows of a replicated table; the result is sharded as the ids are."""
+def embed(
+    table_VE: Float[Array, "V E"], ids: Int[Array, "*ids"]
+) -> Float[Array, "*ids E"]:
+    """Looks up rows of a replicated table; the result is sharded as the ids are."""
     if jax.sharding.get_abstract_mesh().empty:
-        return table_VE[ids_BS]
-    spec = jax.typeof(ids_BS).sharding.spec
-    return table_VE.at[ids_BS].get(out_sharding=PartitionSpec(*spec, None))
+        return table_VE[ids]
+    spec = jax.typeof(ids).sharding.spec
+    return table_VE.at[ids].get(out_sharding=PartitionSpec(*spec, None))
 
 
-def patchify(x_BHWC: LatentBHWC, patch: int) -> TokensBTD:
-    """Non-overlapping patches in raster order: [B, H/p * W/p, p * p * C]."""
+def patchify(x_BHWC: LatentBHWC, patch: int) -> Float[Array, "B N ppC"]:
+    """Cuts pictures into patches, row by row: [B, H/p * W/p, p * p * C]."""
     B, H, W, C = x_BHWC.shape
     h, w = H // patch, W // patch
     x = x_BHWC.reshape(B, h, patch, W, C).reshape(B, h, patch, w, patch, C)
@@ -123,8 +128,10 @@ def patchify(x_BHWC: LatentBHWC, patch: int) -> TokensBTD:
     return x.reshape(B, h * w, patch, patch, C).reshape(B, h * w, patch * patch * C)
 
 
-def unpatchify(x_BND: TokensBTD, patch: int, shape: tuple[int, ...]) -> LatentBHWC:
-    """The inverse of `patchify` for pictures of `shape` = (H, W, C)."""
+def unpatchify(
+    x_BND: Float[Array, "B N ppC"], patch: int, shape: tuple[int, int, int]
+) -> LatentBHWC:
+    """The inverse of `patchify`, for pictures of `shape` = (H, W, C)."""
     H, W, C = shape
     h, w = H // patch, W // patch
     B = x_BND.shape[0]
@@ -133,45 +140,13 @@ def unpatchify(x_BND: TokensBTD, patch: int, shape: tuple[int, ...]) -> LatentBH
     return x.reshape(B, H, w, patch, C).reshape(B, H, W, C)
 
 
-def sinusoid(
-    position: np.ndarray | jax.Array, width: int, longest: float, ends: int = 0
-) -> jax.Array:
-    """cos and sin of a position at geometric wavelengths from 2 pi to `longest` 2 pi.
-
-    Vaswani et al. 2017, section 3.5; an odd width leaves one zero column. `ends` = 1
-    reaches the longest wavelength itself, as Ho et al. 2020 have it.
-    """
-    half = width // 2
-    steps = jnp.arange(half, dtype=jnp.float32)
-    frequency = jnp.exp(-math.log(longest) * steps / (half - ends))
-    angle = jnp.multiply.outer(jnp.asarray(position, jnp.float32), frequency)
-    features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-    if width % 2:
-        padding = [(0, 0)] * (features.ndim - 1) + [(0, 1)]
-        features = jnp.pad(features, padding)
-    return features
-
-
-def image_positions(height: int, width: int, features: int) -> jax.Array:
-    """Fixed 2-D positions [height * width, features]: half for the row, half column."""
-    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    half = features // 2
-    return jnp.concatenate(
-        [
-            sinusoid(row.reshape(-1), half, 10_000.0),
-            sinusoid(column.reshape(-1), features - half, 10_000.0),
-        ],
-        axis=-1,
-    )
-
-
-def double(x_BHWC: LatentBHWC) -> LatentBHWC:
-    """Twice the height and width, each pixel four times."""
+def double(x_BHWC: LatentBHWC) -> Float[Array, "B 2*H 2*W C"]:
+    """Doubles height and width: each pixel becomes four equal ones."""
     return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)
 
 
 class GroupNorm(nn.Module):
-    """Groups of neighbouring channels get mean 0 and variance 1; float32 statistics."""
+    """GroupNorm (Wu and He 2018, arXiv 1803.08494); its statistics are float32."""
 
     groups: int
     epsilon: float
@@ -185,138 +160,23 @@ class GroupNorm(nn.Module):
         x = x_BHWC.astype(jnp.float32)
 
         def group_mean(of_BHWC: jax.Array) -> jax.Array:
-            """Over pixels and a group's channels, for each of these: [B, 1, 1, C]."""
+            """The mean over pixels and over a group's channels, [B, 1, 1, C]."""
             of_BGF = jnp.mean(of_BHWC, axis=(1, 2)).reshape(B, G, C // G)
             mean_BG1 = jnp.mean(of_BGF, axis=-1, keepdims=True)
             return jnp.broadcast_to(mean_BG1, of_BGF.shape).reshape(B, C)[:, None, None]
 
         mean = group_mean(x)
-        # Not the mean square less the squared mean: that loses digits far from zero.
+        # The mean square minus the squared mean would lose digits far from zero.
         variance = group_mean((x - mean) ** 2)
         gain = jax.lax.rsqrt(variance + self.epsilon) * scale[None, None, None]
         y = (x - mean) * gain + bias[None, None, None]
         return y.astype(self.dtype)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PositionGrid:
-    """How a fixed table of image positions is laid out.
-
-    Attributes:
-      columns_first: the first half of the features tells the column and sines precede
-        cosines, as in DiT, PixArt and SD3; else the row and cosines come first.
-      step: distance of neighbouring patches.
-      table: side of a square table of which the middle is used, as SD3 does; 0: none.
-    """
-
-    columns_first: bool = False
-    step: float = 1.0
-    table: int = 0
-
-
-def grid_positions(
-    grid: PositionGrid, height: int, width: int, features: int
-) -> jax.Array:
-    """Fixed 2-D positions [height * width, features] in float32.
-
-    Raises:
-      ValueError: a picture larger than the table, or features that 4 does not divide.
-    """
-    if grid == PositionGrid():
-        return image_positions(height, width, features)
-    if grid.table and max(height, width) > grid.table:
-        raise ValueError(
-            f"{height} x {width} patches exceed a table of {grid.table} x {grid.table}"
-        )
-    if features % 4:
-        raise ValueError(f"width {features} is not divisible by 4, for sines of 2 axes")
-    start = [(grid.table - side) // 2 if grid.table else 0 for side in (height, width)]
-    row, column = np.meshgrid(
-        (start[0] + np.arange(height)) * grid.step,
-        (start[1] + np.arange(width)) * grid.step,
-        indexing="ij",
-    )
-    quarter = features // 4
-    frequency = 10_000.0 ** -(np.arange(quarter) / quarter)
-    halves = []
-    for axis in (column, row) if grid.columns_first else (row, column):
-        angle = np.multiply.outer(axis.reshape(-1), frequency)
-        pair = [np.sin(angle), np.cos(angle)]
-        halves += pair if grid.columns_first else pair[::-1]
-    return jnp.asarray(np.concatenate(halves, axis=-1), jnp.float32)
-
-
-def rope_axes(head_width: int, axes: int) -> tuple[int, ...]:
-    """How many features of a head each axis of a position turns; all even.
-
-    Two axes (row, column) share them equally; three are FLUX's index, row and column
-    in its proportions: 16, 56, 56 of 128.
-
-    Raises:
-      ValueError: a head too narrow for a pair of features per image axis.
-    """
-    if axes == 2:
-        side, rest = head_width // 2, 0
-    else:
-        side = 2 * (7 * head_width // 32)
-        rest = head_width - 2 * side
-    if side < 2 or side % 2 or rest % 2:
-        need = "a multiple of 4" if axes == 2 else "even and at least 6"
-        raise ValueError(f"rotary positions need heads {need} wide, got {head_width}")
-    return (rest, side, side) if axes == 3 else (side, side)
-
-
-def rope_table(position_TA: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """cos and sin [2, T, head_width / 2] of the angles by which each position turns.
-
-    Su et al. 2021, arXiv 2104.09864, section 3.4.2, one block of features per axis.
-
-    Args:
-      position_TA: of every token on every axis; 0 does not turn.
-      axes: features per axis, from `rope_axes`.
-    """
-    angles = [
-        np.multiply.outer(
-            position_TA[:, i].astype(np.float64),
-            10_000.0 ** -(np.arange(0, size, 2) / max(size, 1)),
-        )
-        for i, size in enumerate(axes)
-    ]
-    angle = np.concatenate(angles, axis=-1)
-    return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
-
-
-def image_rope(height: int, width: int, axes: Sequence[int], before: int) -> np.ndarray:
-    """`rope_table` of `before` tokens that do not turn and a raster of patches."""
-    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    position = np.zeros((before + height * width, len(axes)))
-    position[before:, -2] = row.reshape(-1)
-    position[before:, -1] = column.reshape(-1)
-    return rope_table(position, axes)
-
-
-def rotate(x_BTKH: jax.Array, table_2TH: np.ndarray | None) -> jax.Array:
-    """Neighbouring features as planes, turned by `rope_table` in float32."""
-    if table_2TH is None:
-        return x_BTKH
-    cos, sin = (table[None, :, None, :] for table in table_2TH)
-    x = x_BTKH.astype(jnp.float32).reshape(*x_BTKH.shape[:-1], -1, 2)
-    real, imaginary = x[..., 0], x[..., 1]
-    turned = jnp.stack(
-        [real * cos - imaginary * sin, imaginary * cos + real * sin], axis=-1
-    )
-    return turned.reshape(x_BTKH.shape).astype(x_BTKH.dtype)
-
-
-NORMS = ("layer", "rms")
-QK_NORMS = ("none", *NORMS)
-POSITIONS = ("sinusoidal", "learned", "rope")
-
-
 def norm(
     kind: str, dtype: Any, name: str, affine: bool, epsilon: float = 1e-6
 ) -> nn.Module:
-    """LayerNorm, or RMSNorm, which has no bias; statistics in float32."""
+    """A LayerNorm, or for "rms" an RMSNorm, which has no bias; float32 statistics."""
     if kind == "rms":
         return nn.RMSNorm(epsilon=epsilon, dtype=dtype, use_scale=affine, name=name)
     return nn.LayerNorm(
@@ -324,20 +184,52 @@ def norm(
     )
 
 
-def head_norm(kind: str, x_BTKH: jax.Array, dtype: Any, name: str) -> jax.Array:
-    """Queries or keys normalised per head, which bounds the scores; "none": as is."""
+def head_norm(
+    kind: str, x_BTKH: Float[Array, "B T K H"], dtype: Any, name: str
+) -> Float[Array, "B T K H"]:
+    """Normalises queries or keys per head, which bounds the scores; "none": as is."""
     return x_BTKH if kind == "none" else norm(kind, dtype, name, True)(x_BTKH)
 
 
 def check_switches(norm: str, qk_norm: str, positions: str) -> None:
-    """Raises ValueError for a value that no network knows."""
+    """Checks three fields of a transformer's config.
+
+    Raises:
+      ValueError: a value that config.names does not list.
+    """
     for name, value, known in (
-        ("norm", norm, NORMS),
-        ("qk_norm", qk_norm, QK_NORMS),
-        ("positions", positions, POSITIONS),
+        ("norm", norm, names.NORMS),
+        ("qk_norm", qk_norm, names.QK_NORMS),
+        ("positions", positions, names.POSITIONS),
     ):
         if value not in known:
             raise ValueError(f"{name} {value!r}; known: {', '.join(known)}")
+
+
+def project(
+    x: Float[Array, "B T D"],
+    parts: int,
+    features: tuple[int, ...],
+    dtype: Any,
+    name: str,
+    use_bias: bool = True,
+) -> list[Float[Array, "B T ..."]]:
+    """Several projections of x in one product, such as queries, keys and values.
+
+    The kernel is [D, parts, *features]; each result is [B, T, *features].
+    """
+    dense = nn.DenseGeneral(
+        (parts, *features), use_bias=use_bias, dtype=dtype, name=name
+    )
+    return [jnp.squeeze(a, 2) for a in jnp.split(dense(x), parts, axis=2)]
+
+
+def unstack(blocks: Any) -> Iterator[Any]:
+    """The blocks of a stack, one by one: leaves lose their leading axis of layers."""
+    leaves, tree = jax.tree.flatten(blocks)
+    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
+    for row in zip(*rows, strict=True):
+        yield jax.tree.unflatten(tree, [jnp.squeeze(part, 0) for part in row])
 
 
 def scan_blocks(
@@ -349,12 +241,14 @@ def scan_blocks(
     remat: bool,
     unroll: bool,
 ) -> Any:
-    """x through a stack of blocks: `layer(x, block, side)` for each.
+    """Passes x through a stack of blocks: x = layer(x, block, side) for each.
 
     Args:
-      blocks: parameters with a leading axis of layers, each gathered where it is used.
+      blocks: parameters with a leading axis of layers; each block is gathered where it
+        is used.
+      side: what every block reads beside x.
       remat: recompute each layer in the backward pass.
-      unroll: a Python loop over slices instead of a `lax.scan`.
+      unroll: a Python loop over slices instead of `lax.scan`, which is slow on CPUs.
     """
 
     def step(x: Any, block: Any, side: Any) -> Any:
@@ -364,18 +258,15 @@ def scan_blocks(
         step = jax.checkpoint(step, prevent_cse=unroll)
     if not unroll:
         return jax.lax.scan(lambda x, block: (step(x, block, side), None), x, blocks)[0]
-    leaves, tree = jax.tree.flatten(blocks)
-    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
-    for row in zip(*rows, strict=True):
-        block = jax.tree.unflatten(tree, [jnp.squeeze(r, 0) for r in row])
+    for block in unstack(blocks):
         x = step(x, block, side)
     return x
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] -> [B, width]: sinusoids of 1000 t, then a two-layer perceptron.
+    """Times in [0, 1] to vectors: sinusoids of 1000 t, then a two-layer perceptron.
 
-    The sinusoids are float32 whatever the compute type: bfloat16 rounds 750 to 752.
+    The sinusoids are float32 in every network, because bfloat16 rounds 750 to 752.
     """
 
     width: int
@@ -384,7 +275,7 @@ class TimeEmbedding(nn.Module):
     ends: int = 0
 
     @nn.compact
-    def __call__(self, t_B: TimeB) -> jax.Array:
+    def __call__(self, t_B: TimeB) -> Float[Array, "B D"]:
         t_B = 1000.0 * t_B.astype(jnp.float32)
         h = sinusoid(t_B, self.features, 10_000.0, self.ends)
         h = nn.Dense(self.width, dtype=self.dtype, name="up")(h)

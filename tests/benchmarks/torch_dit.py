@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling_ldm import config
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 
 # Where a parameter of ours lives in the PyTorch module: kernels are transposed, and
 # what has head axes is flattened to two.
@@ -91,8 +91,8 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out = nn.Linear(width, pixels)
-        position = layers.image_positions(*self.grid, width)
-        order = layers.sinusoid(np.arange(data.text_tokens), width, 10_000.0)
+        position = positions.image_positions(*self.grid, width)
+        order = positions.sinusoid(np.arange(data.text_tokens), width, 10_000.0)
         frequency = 10_000.0 ** -(
             np.arange(model.time_width // 2) / (model.time_width // 2)
         )

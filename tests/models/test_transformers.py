@@ -11,7 +11,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import flops
-from scaling_ldm.models import attention, denoisers, layers
+from scaling_ldm.config import names
+from scaling_ldm.models import attention, denoisers, positions
 from scaling_ldm.models.denoisers import dit, mmdit, presets
 from scaling_ldm.models.weights import dit as dit_weights
 from scaling_ldm.models.weights import layout
@@ -35,7 +36,7 @@ SD3 = mmdit.MMDiTConfig(
     remat=False,
     unroll=False,
     pooled_width=5,
-    grid=layers.PositionGrid(columns_first=True, step=0.5, table=8),
+    grid=positions.PositionGrid(columns_first=True, step=0.5, table=8),
 )
 FLUX = dataclasses.replace(
     SD3,
@@ -44,7 +45,7 @@ FLUX = dataclasses.replace(
     guidance=True,
     qk_norm="rms",
     positions="rope",
-    grid=layers.PositionGrid(),
+    grid=positions.PositionGrid(),
 )
 DIT = dit.DiTConfig(
     architecture="adaln_zero",
@@ -63,7 +64,7 @@ DIT = dit.DiTConfig(
     dtype=jnp.float32,
     remat=False,
     unroll=False,
-    grid=layers.PositionGrid(columns_first=True),
+    grid=positions.PositionGrid(columns_first=True),
     out_channels=6,
 )
 PIXART = dataclasses.replace(
@@ -104,8 +105,8 @@ def test_rotary_scores_tell_relative_positions_only(axes):
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 3, 16)), "f") for _ in "qk")
 
     def score(at_q, at_k):
-        tables = (layers.rope_table(np.asarray([at]), axes) for at in (at_q, at_k))
-        turned = [layers.rotate(x, t) for x, t in zip((q, k), tables, strict=True)]
+        tables = (positions.rope_table(np.asarray([at]), axes) for at in (at_q, at_k))
+        turned = [positions.rotate(x, t) for x, t in zip((q, k), tables, strict=True)]
         return np.einsum("btkh,btkh->k", *turned)
 
     for axis in range(len(axes)):
@@ -116,38 +117,40 @@ def test_rotary_scores_tell_relative_positions_only(axes):
         assert np.abs(score(here, there + shift) - want).max() > 0.1
         assert np.abs(score(there, here) - want).max() > 0.1
     still = np.zeros((1, len(axes)))
-    assert_array_equal(layers.rotate(q, layers.rope_table(still, axes)), q)
+    assert_array_equal(positions.rotate(q, positions.rope_table(still, axes)), q)
 
 
 def test_rotary_positions_of_text_and_image():
-    table = layers.image_rope(2, 3, (4, 6, 6), before=5)
+    table = positions.image_rope(2, 3, (4, 6, 6), before=5)
     assert table.shape == (2, 11, 8)
     assert_array_equal(table[0, :5], 1.0)  # text does not turn
     assert_array_equal(table[1, :5], 0.0)
     assert_array_equal(table[1, 5:, :2], 0.0)  # nor does anything on the index axis
     assert_allclose(table[1, 5 + 4, 2], np.sin(1), rtol=1e-6)  # row 1, column 1
     assert_allclose(table[1, 5 + 2, 5], np.sin(2), rtol=1e-6)  # row 0, column 2
-    assert layers.rope_axes(128, 3) == (16, 56, 56)  # FLUX
+    assert positions.rope_axes(128, 3) == (16, 56, 56)  # FLUX
     for width in (6, 8, 16, 24, 32, 64, 72, 96):
-        axes = layers.rope_axes(width, 3)
+        axes = positions.rope_axes(width, 3)
         assert sum(axes) == width and not any(size % 2 for size in axes)
 
 
 def test_orders_of_the_fixed_table_are_the_same_features():
-    rows = layers.grid_positions(layers.PositionGrid(), 3, 4, 16)
-    columns = layers.grid_positions(layers.PositionGrid(columns_first=True), 3, 4, 16)
+    rows = positions.grid_positions(positions.PositionGrid(), 3, 4, 16)
+    columns = positions.grid_positions(
+        positions.PositionGrid(columns_first=True), 3, 4, 16
+    )
     quarter = np.split(np.asarray(rows), 4, axis=-1)
     want = np.concatenate([quarter[i] for i in (3, 2, 1, 0)], axis=-1)
     assert_allclose(columns, want, atol=1e-6)
-    whole = layers.grid_positions(
-        layers.PositionGrid(columns_first=True, step=0.5, table=8), 8, 8, 16
+    whole = positions.grid_positions(
+        positions.PositionGrid(columns_first=True, step=0.5, table=8), 8, 8, 16
     ).reshape(8, 8, 16)
-    middle = layers.grid_positions(
-        layers.PositionGrid(columns_first=True, step=0.5, table=8), 2, 4, 16
+    middle = positions.grid_positions(
+        positions.PositionGrid(columns_first=True, step=0.5, table=8), 2, 4, 16
     )
     assert_allclose(middle.reshape(2, 4, 16), whole[3:5, 2:6])
     with pytest.raises(ValueError, match="9 x 2 patches exceed a table of 8 x 8"):
-        layers.grid_positions(layers.PositionGrid(table=8), 9, 2, 16)
+        positions.grid_positions(positions.PositionGrid(table=8), 9, 2, 16)
 
 
 @pytest.mark.parametrize("spec", [DIT, SD3], ids=["dit", "sd3"])
@@ -157,16 +160,14 @@ def test_positions_matter_as_chosen(spec):
     p = spec.patch_size
     mixed = np.concatenate([x[:, :, p:], x[:, :, :p]], axis=2)  # columns of patches
     shared = {
-        positions: dataclasses.replace(
-            spec, positions=positions, grid=layers.PositionGrid()
-        )
-        for positions in layers.POSITIONS
+        kind: dataclasses.replace(spec, positions=kind, grid=positions.PositionGrid())
+        for kind in names.POSITIONS
     }
     apply = dit.apply if isinstance(spec, dit.DiTConfig) else mmdit.apply
     seen = []
-    for positions, other in shared.items():
+    for kind, other in shared.items():
         params = drawn(other, scale=0.4)
-        if positions == "learned":
+        if kind == "learned":
             assert params["entry"]["position_table"].shape[1] == np.prod(spec.patches)
         else:
             assert "position_table" not in params["entry"]
@@ -176,7 +177,7 @@ def test_positions_matter_as_chosen(spec):
         out = np.asarray(run(mixed))
         back = np.concatenate([out[:, :, -p:], out[:, :, :-p]], axis=2)
         seen.append(np.asarray(run(x)))
-        assert np.abs(back - seen[-1]).max() > 1e-3, positions
+        assert np.abs(back - seen[-1]).max() > 1e-3, kind
     assert len({value.tobytes() for value in seen}) == 3
 
 
@@ -519,7 +520,7 @@ def test_other_configs_are_refused(read, config, message):
         (lambda: dit_weights.pairs(DIT, "diffusers"), "time_ends = 0, not 1"),
         (
             lambda: dit_weights.pairs(
-                dataclasses.replace(DIT, grid=layers.PositionGrid()), "official"
+                dataclasses.replace(DIT, grid=positions.PositionGrid()), "official"
             ),
             "official DiT computes otherwise: grid",
         ),
@@ -529,7 +530,7 @@ def test_other_configs_are_refused(read, config, message):
         ),
         (
             lambda: mmdit_weights.pairs(
-                dataclasses.replace(SD3, grid=layers.PositionGrid())
+                dataclasses.replace(SD3, grid=positions.PositionGrid())
             ),
             "SD3 computes otherwise: grid",
         ),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import dit as dit_weights
 from scaling_ldm.models.weights import layout, torch_file
@@ -35,7 +35,7 @@ SHAPE = dit.DiTConfig(
     dtype=jnp.float32,
     remat=False,
     unroll=False,
-    grid=layers.PositionGrid(columns_first=True),
+    grid=positions.PositionGrid(columns_first=True),
     out_channels=8,
 )
 

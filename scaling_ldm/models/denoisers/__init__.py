@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, positions
 from scaling_ldm.models.denoisers import dit, mmdit
 from scaling_ldm.models.denoisers import unet as unet_lib
 
@@ -70,7 +70,7 @@ def transformer(config: dit.DiTConfig) -> Denoiser:
         )
     _check_heads(config)
     if config.positions == "rope":
-        layers.rope_axes(config.width // config.heads, 2)
+        positions.rope_axes(config.width // config.heads, 2)
     H, W, _ = config.image_shape
     return Denoiser(
         init=functools.partial(dit.init, config),
@@ -96,7 +96,7 @@ def mm_dit(config: mmdit.MMDiTConfig) -> Denoiser:
     _check_heads(config)
     if config.positions == "rope":
         head = config.width // config.heads
-        axes = config.rope_axes or layers.rope_axes(head, 3)
+        axes = config.rope_axes or positions.rope_axes(head, 3)
         if len(axes) != 3 or sum(axes) != head or any(size % 2 for size in axes):
             raise ValueError(
                 f"rope_axes {axes} must be 3 even sizes that sum to a head's {head}"

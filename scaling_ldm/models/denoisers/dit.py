@@ -31,7 +31,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.models import attention, layers
+from scaling_ldm.models import attention, layers, positions
+from scaling_ldm.models.positions import PositionGrid
 from scaling_ldm.models.shapes import LatentBHWC, TimeB, TokensBTD
 
 Params = dict[str, Any]
@@ -60,7 +61,7 @@ class DiTConfig:
     norm: str = "layer"  # one of layers.NORMS
     qk_norm: str = "none"  # one of layers.QK_NORMS
     positions: str = "sinusoidal"  # one of layers.POSITIONS
-    grid: layers.PositionGrid = layers.PositionGrid()  # of sinusoidal positions
+    grid: PositionGrid = PositionGrid()  # of sinusoidal positions
     out_channels: int = 0  # 0: as many as come in; DiT's 2 C also predict a variance
     mlp_epsilon: float = 1e-6  # of the norm before the perceptron
     time_ends: int = 0  # 1: the time sinusoids of diffusers' DiT
@@ -87,8 +88,8 @@ def _rope(config: DiTConfig) -> Any:
     if config.positions != "rope":
         return None
     before = config.text_tokens + 1 if config.architecture == "in_context" else 0
-    axes = layers.rope_axes(config.width // config.heads, 2)
-    return layers.image_rope(*config.patches, axes, before)
+    axes = positions.rope_axes(config.width // config.heads, 2)
+    return positions.image_rope(*config.patches, axes, before)
 
 
 class DiTAttention(nn.Module):
@@ -120,7 +121,7 @@ class DiTAttention(nn.Module):
             k, v = (jnp.squeeze(a, 2) for a in jnp.split(kv, 2, axis=2))
         q = layers.head_norm(self.qk_norm, q, self.dtype, "q_norm")
         k = layers.head_norm(self.qk_norm, k, self.dtype, "k_norm")
-        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
+        q, k = positions.rotate(q, rope), positions.rotate(k, rope)
         out_BTKH = attention.attend(q, k, v, mask_B11S)
         return nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(
             out_BTKH
@@ -192,7 +193,7 @@ class DiTEmbed(nn.Module):
         x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
         x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
         if cfg.positions == "sinusoidal":
-            position = layers.grid_positions(cfg.grid, *cfg.patches, cfg.width)
+            position = positions.grid_positions(cfg.grid, *cfg.patches, cfg.width)
             x = x + position.astype(cfg.dtype)[None]
         elif cfg.positions == "learned":
             x = x + self.param(
@@ -237,7 +238,7 @@ class DiTEmbed(nn.Module):
                 "time": time,
             }
         text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
-        words = layers.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
+        words = positions.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
         text = text + words.astype(cfg.dtype)[None]
         tokens = jnp.concatenate([time[:, None, :], text, x], axis=1)
         mask = jnp.pad(

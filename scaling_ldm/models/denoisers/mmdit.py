@@ -33,7 +33,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.models import attention, layers
+from scaling_ldm.models import attention, layers, positions
+from scaling_ldm.models.positions import PositionGrid
 from scaling_ldm.models.shapes import LatentBHWC, TimeB, TokensBTD
 
 Params = dict[str, Any]
@@ -75,7 +76,7 @@ class MMDiTConfig:
     qk_norm: str = "none"
     positions: str = "sinusoidal"
     rope_axes: tuple[int, ...] = ()
-    grid: layers.PositionGrid = layers.PositionGrid()
+    grid: PositionGrid = PositionGrid()
     out_channels: int = 0
 
     @property
@@ -107,8 +108,8 @@ def _rope(config: MMDiTConfig) -> Any:
     """The turns of all tokens, text (which does not turn) first; None without."""
     if config.positions != "rope":
         return None
-    axes = config.rope_axes or layers.rope_axes(config.width // config.heads, 3)
-    return layers.image_rope(*config.patches, axes, config.text_tokens)
+    axes = config.rope_axes or positions.rope_axes(config.width // config.heads, 3)
+    return positions.image_rope(*config.patches, axes, config.text_tokens)
 
 
 def _modulation(
@@ -164,7 +165,7 @@ class Double(nn.Module):
             )
         )
         rope = _rope(cfg)
-        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
+        q, k = positions.rotate(q, rope), positions.rotate(k, rope)
         if not self.keeps_text:
             q = q[:, S:]
         out = attention.attend(q, k, v, side.get("mask"))
@@ -203,7 +204,7 @@ class Single(nn.Module):
         h = layers.norm(cfg.norm, cfg.dtype, "norm", False)(x_BTD) * (1 + scale) + shift
         q, k, v = _qkv(cfg, h, "")
         rope = _rope(cfg)
-        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
+        q, k = positions.rotate(q, rope), positions.rotate(k, rope)
         seen = attention.attend(q, k, v, side.get("mask")).reshape(B, T, D)
         h = nn.Dense(cfg.mlp_ratio * D, dtype=cfg.dtype, name="up")(h)
         h = layers.ACTIVATIONS[cfg.activation](h)
@@ -224,7 +225,7 @@ class MMDiTEmbed(nn.Module):
         x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
         x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
         if cfg.positions == "sinusoidal":
-            position = layers.grid_positions(cfg.grid, *cfg.patches, cfg.width)
+            position = positions.grid_positions(cfg.grid, *cfg.patches, cfg.width)
             x = x + position.astype(cfg.dtype)[None]
         elif cfg.positions == "learned":
             x = x + self.param(
@@ -247,7 +248,7 @@ class MMDiTEmbed(nn.Module):
         )
         text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
         if cfg.vocab_size:
-            words = layers.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
+            words = positions.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
             text = text + words.astype(cfg.dtype)[None]
 
         def sinusoids(name: str, value_B: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 
 
@@ -95,7 +95,7 @@ def _dit(size: str, patch: int, params: int, gflops: float) -> DenoiserPreset:
             dtype=jnp.float32,
             remat=False,
             unroll=False,
-            grid=layers.PositionGrid(columns_first=True),
+            grid=positions.PositionGrid(columns_first=True),
             out_channels=8,  # a variance beside the noise
         ),
         params=params,
@@ -145,7 +145,7 @@ PIXARTS = {
             dtype=jnp.float32,
             remat=False,
             unroll=False,
-            grid=layers.PositionGrid(columns_first=True),
+            grid=positions.PositionGrid(columns_first=True),
             out_channels=8,
         ),
         params=610_856_096,
@@ -172,7 +172,7 @@ MMDITS = {
             remat=False,
             unroll=False,
             pooled_width=2048,
-            grid=layers.PositionGrid(columns_first=True, step=64 / 192, table=192),
+            grid=positions.PositionGrid(columns_first=True, step=64 / 192, table=192),
         ),
         params=2_028_328_000,
         forward_gflops=8433.33,

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout, torch_file
 
 LAYOUTS = ("official", "diffusers")
-GRID = layers.PositionGrid(columns_first=True)
+GRID = positions.PositionGrid(columns_first=True)
 
 _DEFAULTS = {
     "num_attention_heads": 16,
@@ -192,7 +192,7 @@ def fixed(config: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
     """The official layout's table of positions; diffusers stores none."""
     if kind == "diffusers":
         return []
-    table = layers.grid_positions(GRID, *config.patches, config.width)
+    table = positions.grid_positions(GRID, *config.patches, config.width)
     return [layout.FixedTensor("pos_embed", np.asarray(table)[None])]
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import mmdit
 from scaling_ldm.models.weights import blocks, layout
 
@@ -90,7 +90,7 @@ def sd3_from_config(
         patch_size=c["patch_size"],
         text_tokens=text_tokens,
         qk_norm=_QK_NORMS[c["qk_norm"]],
-        grid=layers.PositionGrid(
+        grid=positions.PositionGrid(
             columns_first=True,
             step=c["sample_size"] // c["patch_size"] / c["pos_embed_max_size"],
             table=c["pos_embed_max_size"],
@@ -174,7 +174,7 @@ def to_config(config: mmdit.MMDiTConfig) -> dict[str, Any]:
 
 
 def _axes(config: mmdit.MMDiTConfig) -> tuple[int, ...]:
-    return config.rope_axes or layers.rope_axes(config.width // config.heads, 3)
+    return config.rope_axes or positions.rope_axes(config.width // config.heads, 3)
 
 
 def _check(config: mmdit.MMDiTConfig) -> None:
@@ -192,7 +192,9 @@ def _check(config: mmdit.MMDiTConfig) -> None:
     else:
         wanted["guidance"] = False
         step, table = config.grid.step, config.grid.table or -1
-        wanted["grid"] = layers.PositionGrid(columns_first=True, step=step, table=table)
+        wanted["grid"] = positions.PositionGrid(
+            columns_first=True, step=step, table=table
+        )
     have = {name: getattr(config, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
     if not config.pooled_width:
@@ -294,7 +296,7 @@ def fixed(config: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
     if config.single_depth:
         return []
     side = config.grid.table
-    whole = layers.grid_positions(config.grid, side, side, config.width)
+    whole = positions.grid_positions(config.grid, side, side, config.width)
     return [layout.FixedTensor("pos_embed.pos_embed", np.asarray(whole)[None])]
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout
 
@@ -91,7 +91,7 @@ def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig
         dtype=jnp.float32,
         remat=False,
         unroll=False,
-        grid=layers.PositionGrid(
+        grid=positions.PositionGrid(
             columns_first=True,
             step=1 / (c["interpolation_scale"] or max(side // 64, 1)),
         ),
@@ -133,7 +133,7 @@ def _check(config: dit.DiTConfig) -> None:
         "norm": "layer",
         "qk_norm": "none",
         "positions": "sinusoidal",
-        "grid": layers.PositionGrid(columns_first=True, step=config.grid.step),
+        "grid": positions.PositionGrid(columns_first=True, step=config.grid.step),
         "mlp_ratio": 4,
         "activation": "gelu",
         "time_width": 256,
