@@ -1,8 +1,8 @@
 """What a network may predict, and how one prediction becomes another; jax only.
 
-At x = alpha x0 + sigma eps every kind of prediction is a combination a x0 + b eps. Two
-equations in two unknowns give x0 and eps back, each as a combination of x and the
-prediction; TABLE holds all three.
+At x = alpha x0 + sigma eps, every kind of prediction is a combination a x0 + b eps.
+These are two equations in two unknowns: they give x0 and eps, each as a combination of
+x and the prediction. PREDICTIONS holds all three combinations of each kind.
 
 | kind | a x0 + b eps | source |
 |---|---|---|
@@ -12,10 +12,10 @@ prediction; TABLE holds all three.
 | flow | eps - x0 | Liu et al. 2022, eq. 1 (time grows towards noise) |
 | score | -eps / sigma | Song et al. 2021, eq. 7 |
 
-Where information is missing no formula can bring it back: epsilon and score say nothing
-of x0 where alpha = 0 (zero terminal SNR), x0 says nothing of eps where sigma = 0. There
-the divisor is kept from zero, so results are finite and wrong. v and flow are exact
-everywhere; samplers refuse the combinations that would need the missing ones.
+Some kinds lack information at the ends. epsilon and score do not determine x0 where
+alpha = 0 (zero terminal SNR). x0 does not determine eps where sigma = 0. There the
+divisor is kept away from zero, so the results are finite but wrong. v and flow are
+exact everywhere. Samplers refuse the combinations that need the missing information.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-SMALLEST = 1e-18  # stands for zero in a divisor; its square is a normal float32
+from scaling_ldm.diffusion.shapes import SamplesB
+
+SMALLEST = 1e-18  # replaces zero in a divisor; its square is a normal float32
+# How large the noise of a step from t to t - 1 is (Ho et al. 2020, section 3.2):
+# the posterior's variance; beta; between them, as the network predicts.
+VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 Pair = tuple[Any, Any]
 Rule = Callable[[Any, Any], Pair]
@@ -36,41 +42,42 @@ Rule = Callable[[Any, Any], Pair]
 
 def _inverse(value: Any) -> Any:
     xp = jnp if isinstance(value, jax.Array) else np
-    # where, not maximum: its derivative is zero even beside an infinite one.
+    # where and not maximum: the derivative is zero even beside an infinite one.
     return 1.0 / xp.where(value > SMALLEST, value, SMALLEST)
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """Functions of (alpha, sigma), each giving a pair of factors."""
+class PredictionKind:
+    """Three functions of (alpha, sigma); each gives a pair of factors."""
 
     target: Rule  # (a, b): prediction = a x0 + b eps
     x0: Rule  # (c, d): x0 = c x + d prediction
     epsilon: Rule  # (e, f): eps = e x + f prediction
 
 
-TABLE: dict[str, Kind] = {
-    "epsilon": Kind(
+# The kinds named in config.PREDICTIONS.
+PREDICTIONS: dict[str, PredictionKind] = {
+    "epsilon": PredictionKind(
         target=lambda a, s: (0.0, 1.0),
         x0=lambda a, s: (_inverse(a), -s * _inverse(a)),
         epsilon=lambda a, s: (0.0, 1.0),
     ),
-    "x0": Kind(
+    "x0": PredictionKind(
         target=lambda a, s: (1.0, 0.0),
         x0=lambda a, s: (0.0, 1.0),
         epsilon=lambda a, s: (_inverse(s), -a * _inverse(s)),
     ),
-    "v": Kind(
+    "v": PredictionKind(
         target=lambda a, s: (-s, a),
         x0=lambda a, s: (a / (a**2 + s**2), -s / (a**2 + s**2)),
         epsilon=lambda a, s: (s / (a**2 + s**2), a / (a**2 + s**2)),
     ),
-    "flow": Kind(
+    "flow": PredictionKind(
         target=lambda a, s: (-1.0, 1.0),
         x0=lambda a, s: (1 / (a + s), -s / (a + s)),
         epsilon=lambda a, s: (1 / (a + s), a / (a + s)),
     ),
-    "score": Kind(
+    "score": PredictionKind(
         target=lambda a, s: (0.0, -_inverse(s)),
         x0=lambda a, s: (_inverse(a), s**2 * _inverse(a)),
         epsilon=lambda a, s: (0.0, -s),
@@ -78,24 +85,25 @@ TABLE: dict[str, Kind] = {
 }
 
 
-def kind(name: str) -> Kind:
-    """The row of TABLE.
+def kind(name: str) -> PredictionKind:
+    """The entry of PREDICTIONS.
 
     Raises:
-      ValueError: no such kind; the message lists the known ones.
+      ValueError: an unknown name; the message lists the known ones.
     """
     try:
-        return TABLE[name]
+        return PREDICTIONS[name]
     except KeyError:
-        raise ValueError(f"prediction {name!r} is none of {', '.join(TABLE)}") from None
+        known = ", ".join(PREDICTIONS)
+        raise ValueError(f"prediction {name!r} is none of {known}") from None
 
 
-def is_defined(name: str, wanted: str, alpha: float, sigma: float) -> bool:
+def is_defined(name: str, wanted: str, alpha: ArrayLike, sigma: ArrayLike) -> bool:
     """Whether a prediction `name` determines x0 or epsilon at (alpha, sigma)."""
     if name in ("epsilon", "score") and wanted == "x0":
-        return alpha > 0
+        return bool(alpha > 0)
     if name == "x0" and wanted == "epsilon":
-        return sigma > 0
+        return bool(sigma > 0)
     return True
 
 
@@ -103,8 +111,11 @@ def factors(source: str, to: str, alpha: Any, sigma: Any) -> Pair:
     """(c, d) such that the prediction `to` is c x + d (the prediction `source`).
 
     Args:
-      source, to: names of TABLE.
+      source, to: names of PREDICTIONS.
       alpha, sigma: numbers or arrays of one shape, numpy or jax.
+
+    Raises:
+      ValueError: an unknown name.
     """
     given, wanted = kind(source), kind(to)
     if source == to:
@@ -119,21 +130,24 @@ def factors(source: str, to: str, alpha: Any, sigma: Any) -> Pair:
 
 
 def convert(
-    prediction: jax.Array,
-    x: jax.Array,
-    alpha: jax.Array,
-    sigma: jax.Array,
+    prediction: SamplesB,
+    x: SamplesB,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
     *,
     source: str,
     to: str,
-) -> jax.Array:
+) -> SamplesB:
     """One kind of prediction as another.
 
     Args:
-      prediction: what the network said at x; the shape of x.
-      x: [B, ...], alpha x0 + sigma eps.
+      prediction: the network's output at x.
+      x: alpha x0 + sigma eps.
       alpha, sigma: scalars, or [B].
-      source, to: names of TABLE.
+      source, to: names of PREDICTIONS.
+
+    Raises:
+      ValueError: an unknown name.
     """
     c, d = factors(source, to, batched(alpha, x), batched(sigma, x))
     return c * x + d * prediction
@@ -141,24 +155,34 @@ def convert(
 
 def target(
     name: str,
-    x0: jax.Array,
-    eps: jax.Array,
-    alpha: jax.Array,
-    sigma: jax.Array,
-) -> jax.Array:
-    """What a network of this kind should predict; alpha and sigma scalars or [B]."""
+    x0: SamplesB,
+    eps: SamplesB,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
+) -> SamplesB:
+    """What a network of this kind should predict; alpha and sigma scalars or [B].
+
+    Raises:
+      ValueError: an unknown name.
+    """
     a, b = kind(name).target(batched(alpha, x0), batched(sigma, x0))
     return a * x0 + b * eps
 
 
 def corrupt(
-    x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array
-) -> jax.Array:
+    x0: SamplesB,
+    eps: SamplesB,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
+) -> SamplesB:
     """alpha x0 + sigma eps; alpha and sigma scalars or [B]."""
     return batched(alpha, x0) * x0 + batched(sigma, x0) * eps
 
 
-def batched(value: jax.Array, like: jax.Array) -> jax.Array:
-    """A value per sample, [B], with unit axes to meet [B, ...]; scalars as they are."""
+def batched(value: ArrayLike, like: jax.Array) -> jax.Array:
+    """[B] with axes of size 1 appended, as many as `like` [B, ...] has; scalars stay.
+
+    The result is broadcast against `like` without a promotion of ranks.
+    """
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value

@@ -52,7 +52,7 @@ def sampling_plan(
 
 def _denoise(
     experiment: config.Experiment, network: Any = None, params: Any = None
-) -> samplers.Denoise:
+) -> samplers.DiffusionModel:
     objective = diffusion_objective(experiment.objective)
     return samplers.denoiser(
         network,
@@ -115,6 +115,11 @@ class PictureSampler:
         self, positions: np.ndarray, sampling: config.GenerateConfig
     ) -> np.ndarray:
         """uint8 [n, height, width, 3] at these positions, on every process."""
+        samples = jax.ShapeDtypeStruct(
+            (self._batch, *self._experiment.data.shape),
+            np.float32,
+            sharding=mesh.named_sharding(self._mesh, mesh.BATCH),
+        )
         parts = []
         for start in range(0, len(positions), self._batch):
             rows = positions[start : start + self._batch]
@@ -122,10 +127,9 @@ class PictureSampler:
             x = samplers.sample(
                 self._denoise,
                 keys,
-                shape=(self._batch, *self._experiment.data.shape),
+                shape=samples,
                 cond=cond,
                 uncond=uncond,
-                sharding=mesh.named_sharding(self._mesh, mesh.BATCH),
                 **_options(sampling),
             )
             parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])

@@ -177,7 +177,7 @@ def test_lite0_has_no_map_of_one_pixel(size):
 
 def test_the_known_names_are_those_of_the_tables():
     assert set(config.SCHEDULES) == set(noise.SCHEDULES)
-    assert set(config.PREDICTIONS) == set(prediction.TABLE)
+    assert set(config.PREDICTIONS) == set(prediction.PREDICTIONS)
     assert config.SAMPLERS == tuple(samplers.SAMPLERS)
     assert config.SPACINGS == tuple(samplers.SPACINGS)
     assert set(config.WEIGHTINGS) == set(denoise.WEIGHTINGS)

@@ -125,7 +125,7 @@ def test_the_default_is_rectified_flow_as_paper_b_trains_it():
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), got, want)
 
 
-@pytest.mark.parametrize("kind", list(prediction.TABLE))
+@pytest.mark.parametrize("kind", list(prediction.PREDICTIONS))
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_no_error_is_below_the_conditional_variance(schedule, kind):
     """The optimal denoiser's error at each time, over its closed form."""
@@ -282,7 +282,7 @@ def test_all_is_finite_at_both_ends(schedule):
     assert_allclose(t[-1], schedule.t_noise)
     if schedule != noise.vp_sde():
         assert_allclose(t[0], schedule.t_data, atol=1e-6)
-    for kind in prediction.TABLE:
+    for kind in prediction.PREDICTIONS:
         if kind == "score" and schedule == noise.rectified_flow():
             continue  # -eps / 0; refused by config.resolve
         for weighting in denoise.WEIGHTINGS.values():

@@ -86,7 +86,7 @@ def measure(network, schedule, x0, key=KEY, **options):
 def contracts():
     """Schedules x kinds x solvers; all are exact, a dozen of them in a quick run."""
     for i, name in enumerate(SCHEDULES):
-        for j, kind in enumerate(prediction.TABLE):
+        for j, kind in enumerate(prediction.PREDICTIONS):
             for k, solver in enumerate((Adaptive(), Fixed())):
                 quick = (i + 2 * k - j) % 5 == 0
                 yield pytest.param(

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm.diffusion import noise, prediction
 
-KINDS = list(prediction.TABLE)
+KINDS = list(prediction.PREDICTIONS)
 PAIRS = list(itertools.product(KINDS, KINDS))
 FORMULAS = {
     "epsilon": lambda x0, eps, a, s: eps,

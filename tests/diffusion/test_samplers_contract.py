@@ -24,7 +24,7 @@ SCHEDULES = {
     "edm": noise.edm(),
 }
 FAMILY = {"rectified_flow": 1, "edm": 2}
-KINDS = list(prediction.TABLE)
+KINDS = list(prediction.PREDICTIONS)
 STOCHASTIC = ["ddpm", *(name for name in samplers.SAMPLERS if name.startswith("sde"))]
 DETERMINISTIC = [name for name in samplers.SAMPLERS if name not in STOCHASTIC]
 FIRST_ORDER = ["ddim", "euler", "dpm++1"]

@@ -45,7 +45,7 @@ from scaling_ldm.diffusion.noise.discrete import (
     scaled_linear,
     zero_terminal_snr,
 )
-from scaling_ldm.diffusion.noise.schedule import Schedule, Values, shift_time
+from scaling_ldm.diffusion.noise.schedule import Real, Schedule, shift_time
 
 # The functions of the names in config.SCHEDULES.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -62,9 +62,9 @@ __all__ = [
     "SCHEDULES",
     "Discrete",
     "Edm",
+    "Real",
     "RectifiedFlow",
     "Schedule",
-    "Values",
     "cosine",
     "edm",
     "from_betas",

@@ -6,11 +6,10 @@ import dataclasses
 import math
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from scaling_ldm.diffusion.noise.schedule import (
+    Real,
     Schedule,
-    Values,
     VariancePreserving,
     floats,
     softplus,
@@ -30,14 +29,14 @@ class _VpSde(VariancePreserving):
     def t_data(self) -> float:
         return 1e-5
 
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         # -2 log alpha is the integral of beta; sigma^2 / alpha^2 = expm1 of it.
         xp, t = floats(t)
         integral = t * self.beta_min + 0.5 * t**2 * (self.beta_max - self.beta_min)
         with np.errstate(divide="ignore"):
             return -xp.log(xp.expm1(integral))
 
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         xp, logsnr = floats(logsnr)
         last = 0.5 * (self.beta_min + self.beta_max)
         integral = xp.minimum(softplus(xp, -logsnr), last)
@@ -64,12 +63,12 @@ class _VpCosine(VariancePreserving):
         low = math.atan(math.exp(-0.5 * self.logsnr_limit))
         return low, math.pi / 2 - 2 * low
 
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         xp, t = floats(t)
         start, span = self._angles()
         return -2 * xp.log(xp.tan(start + span * t))
 
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         xp, logsnr = floats(logsnr)
         start, span = self._angles()
         return xp.clip((xp.arctan(xp.exp(-0.5 * logsnr)) - start) / span, 0, 1)
@@ -87,26 +86,26 @@ class RectifiedFlow(Schedule):
     def t_data(self) -> float:
         return 0.0
 
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         xp, t = floats(t)
         with np.errstate(divide="ignore"):
             return 2 * (xp.log1p(-t) - xp.log(t))
 
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         xp, logsnr = floats(logsnr)
         return xp.exp(-softplus(xp, 0.5 * logsnr))
 
-    def from_logsnr(self, logsnr: ArrayLike) -> tuple[Values, Values]:
+    def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         xp, logsnr = floats(logsnr)
         return (
             xp.exp(-softplus(xp, -0.5 * logsnr)),
             xp.exp(-softplus(xp, 0.5 * logsnr)),
         )
 
-    def alpha(self, t: ArrayLike) -> Values:
+    def alpha(self, t: Real) -> Real:
         return 1 - floats(t)[1]
 
-    def sigma(self, t: ArrayLike) -> Values:
+    def sigma(self, t: Real) -> Real:
         return floats(t)[1]
 
 
@@ -129,23 +128,23 @@ class Edm(Schedule):
     def prior_std(self) -> float:
         return self.sigma_max
 
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         xp, t = floats(t)
         with np.errstate(divide="ignore"):
             return -2 * xp.log(t)
 
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         xp, logsnr = floats(logsnr)
         return xp.clip(xp.exp(-0.5 * logsnr), self.sigma_min, self.sigma_max)
 
-    def from_logsnr(self, logsnr: ArrayLike) -> tuple[Values, Values]:
+    def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         xp, logsnr = floats(logsnr)
         return xp.ones_like(logsnr), xp.exp(-0.5 * logsnr)
 
-    def sigma(self, t: ArrayLike) -> Values:
+    def sigma(self, t: Real) -> Real:
         return floats(t)[1]
 
-    def unit_time(self, t: ArrayLike) -> Values:
+    def unit_time(self, t: Real) -> Real:
         xp, t = floats(t)
         return 0.25 * xp.log(t)
 

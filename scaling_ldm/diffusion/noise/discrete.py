@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
-from scaling_ldm.diffusion.noise.schedule import Values, VariancePreserving, floats
+from scaling_ldm.diffusion.noise.schedule import Real, VariancePreserving, floats
 
 
 def _look_up(table: Any, index: Any) -> Any:
@@ -79,7 +78,7 @@ class Discrete(VariancePreserving):
         bar = np.asarray(self.alphas_bar)
         return 1.0 - bar / np.concatenate([[1.0], bar[:-1]])
 
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         xp, t = floats(t)
         table = xp.asarray(self._logsnr, t.dtype)
         t = xp.clip(t, 0, self.steps - 1)
@@ -99,7 +98,7 @@ class Discrete(VariancePreserving):
         )
         return xp.where(to_zero, last, linear)
 
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         xp, logsnr = floats(logsnr)
         finite = np.isfinite(self._logsnr)
         table = -self._logsnr[finite]
@@ -118,12 +117,12 @@ class Discrete(VariancePreserving):
         last = self.steps - 1 - alpha / math.sqrt(self.alphas_bar[-2])
         return xp.where(logsnr < self._logsnr[-2], last, t)
 
-    def at_fraction(self, u: ArrayLike) -> Values:
+    def at_fraction(self, u: Real) -> Real:
         # 1e-9: the fraction i / steps is step i even where the product is rounded down.
         xp, u = floats(u)
         return xp.clip(xp.floor(u * self.steps + 1e-9), 0, self.steps - 1)
 
-    def unit_time(self, t: ArrayLike) -> Values:
+    def unit_time(self, t: Real) -> Real:
         return floats(t)[1] / self.steps
 
 

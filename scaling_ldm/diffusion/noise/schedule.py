@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-Values = np.ndarray | np.floating | jax.Array  # float64 of numpy, or jax's
+# A number gives a number, an array gives an array of the same library.
+Real = TypeVar("Real", float | int, np.floating, np.ndarray, jax.Array)
 
 
-def floats(value: ArrayLike) -> tuple[Any, Any]:
+def floats(value: Any) -> tuple[Any, Any]:
     """(jax.numpy, array of at least float32) or (numpy, float64 array)."""
     if isinstance(value, jax.Array):
         if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize >= 4:
@@ -53,30 +53,30 @@ class Schedule(abc.ABC):
         return 1.0
 
     @abc.abstractmethod
-    def logsnr(self, t: ArrayLike) -> Values:
+    def logsnr(self, t: Real) -> Real:
         """log(alpha^2 / sigma^2); inf where sigma = 0, -inf where alpha = 0."""
 
     @abc.abstractmethod
-    def time(self, logsnr: ArrayLike) -> Values:
+    def time(self, logsnr: Real) -> Real:
         """The inverse of `logsnr`, clipped to the schedule's range."""
 
     @abc.abstractmethod
-    def from_logsnr(self, logsnr: ArrayLike) -> tuple[Values, Values]:
+    def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         """(alpha, sigma) at a log signal-to-noise ratio, which may be infinite."""
 
-    def at_fraction(self, u: ArrayLike) -> Values:
+    def at_fraction(self, u: Real) -> Real:
         """Maps [0, 1) onto the schedule's times, from data to noise, evenly in t."""
         return self.t_data + (self.t_noise - self.t_data) * floats(u)[1]
 
-    def unit_time(self, t: ArrayLike) -> Values:
+    def unit_time(self, t: Real) -> Real:
         """t as a number of order one, which this library's denoisers take."""
         return floats(t)[1]
 
-    def alpha(self, t: ArrayLike) -> Values:
+    def alpha(self, t: Real) -> Real:
         """The factor of the signal."""
         return self.from_logsnr(self.logsnr(t))[0]
 
-    def sigma(self, t: ArrayLike) -> Values:
+    def sigma(self, t: Real) -> Real:
         """The factor of the noise, which is its standard deviation."""
         return self.from_logsnr(self.logsnr(t))[1]
 
@@ -84,7 +84,7 @@ class Schedule(abc.ABC):
 class VariancePreserving(Schedule):
     """alpha^2 + sigma^2 = 1."""
 
-    def from_logsnr(self, logsnr: ArrayLike) -> tuple[Values, Values]:
+    def from_logsnr(self, logsnr: Real) -> tuple[Real, Real]:
         xp, logsnr = floats(logsnr)
         return (
             xp.exp(-0.5 * softplus(xp, -logsnr)),
@@ -92,11 +92,11 @@ class VariancePreserving(Schedule):
         )
 
 
-def shift_time(t: ArrayLike, factor: float) -> Values:
+def shift_time(t: Real, factor: float) -> Real:
     """Moves times of [0, 1] towards noise (Esser et al. 2024, eq. 23).
 
     t -> factor t / (1 + (factor - 1) t). On a rectified flow, logsnr falls by
     2 log(factor) at every t. A factor of 1 leaves t as it is.
     """
-    t = floats(t)[1]
+    _, t = floats(t)
     return factor * t / (1 + (factor - 1) * t)

@@ -18,7 +18,7 @@ stated for the squared error in which its paper states it:
 
 An error of one kind of prediction is another's times a factor: x0 = c x + d p gives
 |x0' - x0|^2 = d^2 |p' - p|^2. So a weight w of the x0 error is d^2 w of p's, with d
-from `prediction.TABLE`: min_snr becomes min(SNR, gamma) / SNR for epsilon and
+from `prediction.PREDICTIONS`: min_snr becomes min(SNR, gamma) / SNR for epsilon and
 min(SNR, gamma) / (SNR + 1) for v. `uniform` alone is another loss for every kind.
 
 Weights are not normalised. Kingma & Gao write their loss as an integral over log SNR;
@@ -68,7 +68,7 @@ LOGSNR_LIMIT = 20.0  # of weights: noise or picture beyond it is lost in float32
 class Weighting:
     """A weight of the squared error of one kind of prediction.
 
-    of: a name of `prediction.TABLE`; "" for whatever kind the network predicts.
+    of: a name of `prediction.PREDICTIONS`; "" for whatever kind the network predicts.
     weight: float32 [B] of logsnr [B], which is finite.
     """
 
@@ -157,7 +157,7 @@ class DiffusionObjective:
     """What a network learns to predict, of which noise, and what counts how much."""
 
     schedule: noise.Schedule
-    prediction: str  # a name of prediction.TABLE
+    prediction: str  # a name of prediction.PREDICTIONS
     weighting: Weighting
     timestep_sampling: TimeLaw
     time_shift: float = 1.0  # of noise.shift_time, applied to the fraction

@@ -214,7 +214,7 @@ def bits_per_dim(
       schedule: any of noise.SCHEDULES.
       x0: [B, ...].
       key: one typed key, or one for each sample (`likelihood.sample_keys`).
-      prediction: the network's kind, a name of `prediction.TABLE`.
+      prediction: the network's kind, a name of `prediction.PREDICTIONS`.
       cond: handed to the network as it is.
       divergence, solver: how; see the module.
       spacing: None for continuous data and latents. If given, x0 are levels this far

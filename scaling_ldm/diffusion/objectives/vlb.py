@@ -98,7 +98,7 @@ def bits_per_dim(
       schedule: variance preserving, with a table.
       x0: [B, ...], data in [-1, 1] if `levels` is a number.
       key: one typed key, or one for each sample (`likelihood.sample_keys`).
-      prediction: the network's kind, a name of `prediction.TABLE`.
+      prediction: the network's kind, a name of `prediction.PREDICTIONS`.
       cond: handed to the network as it is.
       variance: one of VARIANCES.
       levels: of the data; None for continuous data and latents.

@@ -1,4 +1,6 @@
-"""Samplers: from noise to pictures with any network; see `sample`.
+"""Samplers: from noise to samples with any network; see `sample`.
+
+Any callable is a network; nothing of this library has to train it.
 
 import jax, jax.numpy as jnp
 from scaling_ldm import noise, samplers
@@ -10,36 +12,45 @@ x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
                     sampler="dpm++2m", steps=20, guidance=7.5)
 """
 
-from scaling_ldm.diffusion.samplers.denoise import Denoise, denoiser
-from scaling_ldm.diffusion.samplers.grids import (
+from scaling_ldm.diffusion.samplers.diffusion_model import DiffusionModel, denoiser
+from scaling_ldm.diffusion.samplers.guidance import Guidance
+from scaling_ldm.diffusion.samplers.planning import (
+    SamplingPlan,
+    SourceImage,
+    cost,
+    plan,
+)
+from scaling_ldm.diffusion.samplers.sampling import (
+    Output,
+    SamplingProgress,
+    Trajectory,
+    sample,
+)
+from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.samplers.solvers import SAMPLERS
+from scaling_ldm.diffusion.samplers.start import GivenNoise
+from scaling_ldm.diffusion.samplers.time_grid import (
     SPACINGS,
     GridPoint,
     TimeGrid,
     from_times,
     grid,
 )
-from scaling_ldm.diffusion.samplers.guidance import Guidance
-from scaling_ldm.diffusion.samplers.plans import SAMPLERS, SamplingPlan, plan
-from scaling_ldm.diffusion.samplers.sample import (
-    SamplingProgress,
-    Trajectory,
-    clip,
-    cost,
-    dynamic_threshold,
-    sample,
-)
-from scaling_ldm.diffusion.samplers.table import SolverTable
+from scaling_ldm.diffusion.samplers.x0_transforms import clip, dynamic_threshold
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
-    "Denoise",
-    "TimeGrid",
-    "Guidance",
-    "SamplingPlan",
+    "DiffusionModel",
+    "GivenNoise",
     "GridPoint",
+    "Guidance",
+    "Output",
+    "SamplingPlan",
     "SamplingProgress",
     "SolverTable",
+    "SourceImage",
+    "TimeGrid",
     "Trajectory",
     "clip",
     "cost",

@@ -1,13 +1,14 @@
-"""UniPC: a predictor of orders 1 to 3, whose next evaluation corrects the last step.
+"""UniPC: a predictor of order 1 to 3; the next evaluation corrects its step.
 
-Zhao et al. 2023, algorithms 5-8, in the x0 form. In the terms of samplers/dpm.py, with
+Zhao et al. 2023, algorithms 5-8, in the x0 form. In the terms of dpm_solver.py, with
 r_k = (lambda_k - lambda) / h the places of other evaluations,
 
     x' = sigma'/sigma x + alpha' (w0 m + sum_k C_k (m_k - m) / r_k),
     sum_k C_k r_k^(i-1) = i! w_i    for as many i as there are k.
 
-The predictor has earlier evaluations for its k, the corrector also the new one, r = 1.
-With one k the paper takes C = B(h) / 2 instead: B = h ("bh1") or B = w0 ("bh2").
+In the predictor, k runs over earlier evaluations; in the corrector, also over the new
+one, with r = 1. Where there is only one k, the paper takes C = B(h) / 2 instead, with
+B = h ("bh1") or B = w0 ("bh2").
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaling_ldm.diffusion.samplers import dpm
-from scaling_ldm.diffusion.samplers.grids import TimeGrid
-from scaling_ldm.diffusion.samplers.table import SolverTable
+from scaling_ldm.diffusion.samplers import dpm_solver
+from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.samplers.time_grid import TimeGrid
 
 FORMS = ("bh1", "bh2")
 
 
 def _coefficients(h: float, places: Sequence[float], form: str) -> list[float]:
-    """Of m, then of the m_k, without the factor alpha'."""
-    w = dpm.weights(h, count=len(places) + 1)
+    """The coefficient of m, then those of the m_k, without the factor alpha'."""
+    w = dpm_solver.weights(h, count=len(places) + 1)
     if not places:
         return [w[0]]
     if len(places) == 1:
@@ -48,16 +49,16 @@ def unipc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> SolverTable:
-    """One evaluation a step, used twice.
+    """One evaluation per step: it corrects the last step and predicts the next.
 
     Args:
       order: of the predictor, 1 to 3; the corrector adds one.
       form: B(h), "bh1" or "bh2".
-      corrector: False leaves the predictor alone.
+      corrector: False uses the predictor alone.
       lower_order_final: let the order fall to 1 at the end, at any number of steps.
 
     Raises:
-      ValueError: an order or a form that does not exist, or a grid towards noise.
+      ValueError: an unknown order or form, or a grid towards noise.
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is none of {', '.join(FORMS)}")

@@ -4,8 +4,8 @@ With x0 estimated at (alpha, sigma), a step to (alpha', sigma') is
 
     x' = alpha' x0 + sqrt(sigma'^2 - std^2) (x - alpha x0) / sigma + std z.
 
-Song et al. 2020 (DDIM), eq. 12: std = eta times that of the posterior; eta = 0 is
-deterministic, eta = 1 is Ho et al. 2020 (DDPM) with the smaller variance.
+Song et al. 2020 (DDIM), eq. 12: std is eta times that of the posterior. eta = 0 is
+deterministic; eta = 1 is Ho et al. 2020 (DDPM) with the smaller variance.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import math
 
 import numpy as np
 
-from scaling_ldm.diffusion.samplers.grids import GridPoint, TimeGrid
-from scaling_ldm.diffusion.samplers.table import SolverTable
-
-VARIANCES = ("fixed_small", "fixed_large", "learned")
+from scaling_ldm.diffusion.prediction import VARIANCES
+from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.samplers.time_grid import GridPoint, TimeGrid
 
 
 def _posterior(a: GridPoint, b: GridPoint) -> tuple[float, float]:
-    """Variances of q(x_b | x_a, x0) and of q(x_a | x_b), the latter as x_b sees it.
+    """(the variance of q(x_b | x_a, x0), that of q(x_a | x_b)).
 
-    The second is what Ho et al. 2020 call beta; both for any alpha and sigma.
+    The second is the beta of Ho et al. 2020. Both hold for any alpha and sigma.
     """
     kept = a.alpha / b.alpha
     added = a.sigma**2 - (kept * b.sigma) ** 2
@@ -31,10 +30,10 @@ def _posterior(a: GridPoint, b: GridPoint) -> tuple[float, float]:
 
 
 def ddim(grid: TimeGrid, *, eta: float = 0.0) -> SolverTable:
-    """Song et al. 2020, eq. 12; and its inversion (appendix F) on a reversed grid.
+    """Song et al. 2020, eq. 12. On a reversed grid, its inversion (appendix F).
 
     Args:
-      eta: 0 deterministic ... 1 the DDPM posterior.
+      eta: the share of the posterior's noise: 0 is deterministic, 1 is DDPM.
 
     Raises:
       ValueError: eta outside [0, 1], or above 0 for an inversion.
@@ -54,7 +53,7 @@ def ddim(grid: TimeGrid, *, eta: float = 0.0) -> SolverTable:
 
 
 def _toward_noise(grid: TimeGrid) -> SolverTable:
-    """The same step through epsilon, which needs no division by a vanishing sigma."""
+    """The same step in terms of epsilon, without division by sigma, which may be 0."""
     table = SolverTable(form="epsilon")
     for a, b in grid.pairs:
         keep = b.alpha / a.alpha
@@ -66,9 +65,10 @@ def ddpm(grid: TimeGrid, *, variance: str = "fixed_small") -> SolverTable:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), on any subset of the steps.
 
     Args:
-      variance: "fixed_small", the posterior's; "fixed_large", beta's (both section
-        3.2); "learned": between them, as the network says (Nichol & Dhariwal 2021, eq.
-        15) in a second half of its output channels. No noise is added at the last step.
+      variance: "fixed_small", that of the posterior; "fixed_large", beta (both section
+        3.2); "learned", between them, as the network predicts in a second half of its
+        output channels (Nichol & Dhariwal 2021, eq. 15). The last step, to sigma = 0,
+        adds no noise.
 
     Raises:
       ValueError: an unknown variance, or a grid towards noise.

@@ -7,21 +7,21 @@ sigma / alpha, as in Karras et al. 2022 (section 4): dy/dsigma = (y - x0) / sigm
 from __future__ import annotations
 
 from scaling_ldm.diffusion import noise
-from scaling_ldm.diffusion.samplers import diffusion
-from scaling_ldm.diffusion.samplers.grids import TimeGrid
-from scaling_ldm.diffusion.samplers.table import SolverTable
+from scaling_ldm.diffusion.samplers import ddim_ddpm
+from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.samplers.time_grid import TimeGrid
 
 
 def euler(grid: TimeGrid) -> SolverTable:
-    """First order: Euler in either coordinate is DDIM without noise, and inverts alike.
+    """First order. In both coordinates, Euler is DDIM without noise, also in inversion.
 
-    (In x / alpha: alpha' (x0 + sigma' / alpha' (x / alpha - x0) alpha / sigma).)
+    In x / alpha: alpha' (x0 + sigma' / alpha' (x / alpha - x0) alpha / sigma).
     """
-    return diffusion.ddim(grid)
+    return ddim_ddpm.ddim(grid)
 
 
 def heun(grid: TimeGrid) -> SolverTable:
-    """Second order, two evaluations a step but for the last, which ends without noise.
+    """Second order: two evaluations per step, or one if it ends without noise.
 
     Karras et al. 2022, algorithm 1 without churn. Where alpha = 0, x / alpha does not
     exist, and the step is Euler's.

@@ -1,20 +1,20 @@
-"""A sampler as a table: what one compiled loop does with each evaluation; numpy only.
+"""The coefficients of a solver, one row per evaluation; numpy only.
 
-Every solver here, of one stage or several, of one step or several, combines the same
-few arrays linearly. The loop keeps
+Every solver here combines the same few arrays linearly, whatever its stages and steps.
+The compiled loop keeps
 
     x    where the network is evaluated next,
-    s    a saved state: the start of a step of several stages, a corrected state,
-    m_k  what the network said k evaluations ago (m_0 just now), as x0 or as epsilon,
-    z    fresh standard normal noise,
+    s    a saved state: the start of a step of several stages, or a corrected state,
+    m_k  the prediction of k evaluations ago (m_0 is the latest), as x0 or as epsilon,
+    z    new standard normal noise.
 
-and a row of the table says: evaluate at time t, then
+A row of the table means: evaluate at time t, then
 
     x <- x_x x + x_s s + sum_k x_m[k] m_k + x_z z
     s <- s_x x + s_s s + sum_k s_m[k] m_k            (both from the values before).
 
-So a solver is the function that writes its coefficients from the points of a grid, in
-float64, and steps, grid, schedule, order and prediction kind are data to the loop.
+So a solver is a function that computes its coefficients from the points of a grid, in
+float64. Steps, grid, schedule, order and prediction are data for the loop.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling_ldm.diffusion.samplers.grids import GridPoint
+from scaling_ldm.diffusion.samplers.time_grid import GridPoint
 
-HISTORY = 4  # most evaluations that a solver may combine
+HISTORY = 4  # the most evaluations that a solver may combine
 
 
 class Row(NamedTuple):
@@ -42,21 +42,21 @@ class Row(NamedTuple):
     s_x: float
     s_s: float
     s_m: tuple[float, ...]
-    ends_step: bool  # x is then the state at a point of the grid
-    log_variance: tuple[float, float] | None  # bounds, where the network chooses x_z
+    ends_step: bool  # whether a step ends here, with x at a point of the grid
+    log_variance: tuple[float, float] | None  # bounds, if the network predicts it
 
 
 @dataclasses.dataclass(kw_only=True)
 class SolverTable:
-    """Rows in order, and what they need.
+    """Rows in order, and what they use.
 
     Attributes:
       form: "x0" or "epsilon", what m_k is.
       history: how many of the m_k are kept; at most HISTORY.
       saves: whether s is used.
       stochastic: whether z is used.
-      learned_variance: whether the network gives z's size, in a second half of its
-        channels.
+      learned_variance: whether the network predicts the size of z, in a second half of
+        its channels.
     """
 
     form: str = "x0"
@@ -79,15 +79,18 @@ class SolverTable:
         ends_step: bool = True,
         log_variance: tuple[float, float] | None = None,
     ) -> None:
-        """One evaluation at `at`, after which x is at `to`.
+        """Adds one evaluation at `at`, after which x is at `to`.
 
         Args:
           x, s, m, z: the coefficients of the new x; m newest first.
-          save: True keeps x as it was evaluated in s; a tuple gives the coefficients of
-            the new s; False leaves s alone.
+          save: True puts the evaluated x into s; a tuple gives the coefficients of the
+            new s; False leaves s as it is.
           ends_step: False for the stages inside a step.
-          log_variance: log variances between which a network that learned them chooses;
-            then z is 1 or 0.
+          log_variance: the two log variances between which the network's learned one
+            lies; then z is 1 or 0.
+
+        Raises:
+          ValueError: the row uses more than the table says.
         """
         if save is True:
             save = (1.0, 0.0, ())
@@ -115,5 +118,5 @@ class SolverTable:
 
     @property
     def step_ends(self) -> np.ndarray:
-        """How many rows are done at the end of each step, int [steps]."""
+        """The number of rows done at the end of each step, int [steps]."""
         return 1 + np.flatnonzero([row.ends_step for row in self.rows])

@@ -1,24 +1,24 @@
 """DPM-Solver++ of orders 1 to 3, multistep and singlestep, for the ODE and the SDE.
 
-With lambda = log(alpha / sigma) the solution over a step h = lambda' - lambda is exact
-but for the estimate x0(lambda) (Lu et al. 2022, "DPM-Solver++", eq. 9; SDE: eq. 14):
+With lambda = log(alpha / sigma), the solution over a step h = lambda' - lambda is exact
+except for the estimate x0(lambda) (Lu et al. 2022, "DPM-Solver++", eq. 9; SDE: eq. 14):
 
     x' = sigma'/sigma e^{-(k-1) h} x + alpha' integral_0^h k e^{-k (h-u)} x0(u) du
 
 with k = 1 for the ODE and k = 2 for the SDE, which adds noise of standard deviation
-sigma' sqrt(1 - e^{-2h}). A polynomial D0 + D1 u/h + D2 (u/h)^2 / 2 in place of x0(u),
-from earlier evaluations, gives weights
+sigma' sqrt(1 - e^{-2h}). The polynomial D0 + D1 u/h + D2 (u/h)^2 / 2 replaces x0(u). It
+is fitted to the latest evaluations and gives the weights
 
     w0 = 1 - e^{-kh},   w1 = 1 - w0 / (kh),   w2 = 1/2 - w1 / (kh),
 
-and order 1, 2 or 3. The "midpoint" forms put w0 / 2 in place of w1 at order 2, and
-leave out the curvature at order 3 of singlestep solvers. Those reach order 3 with
-stages at 1/3 and 2/3 of the step (points even in lambda), and order 2 elsewhere, for
-the first stage is an estimate of first order. At the last step, where sigma' = 0 and h
-is infinite, only D0 has a meaning: order 1.
+and order 1, 2 or 3. The "midpoint" form has w0 / 2 in place of w1 at order 2, and no
+curvature at order 3 of singlestep solvers. Singlestep solvers reach order 3 with stages
+at 1/3 and 2/3 of the step (points even in lambda), and order 2 with other stages,
+because the first stage is an estimate of first order. At the last step sigma' = 0 and h
+is infinite. Only D0 has a meaning there, so its order is 1.
 
-The authors' code and those that follow it halve the curvature D2 of the third-order
-multistep solver, which makes its order two; `curvature=0.5` repeats that.
+The authors' code, and code derived from it, halves the curvature D2 of the third-order
+multistep solver, which reduces its order to 2. `curvature=0.5` does the same.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import functools
 import math
 from collections.abc import Sequence
 
-from scaling_ldm.diffusion.samplers.grids import GridPoint, TimeGrid
-from scaling_ldm.diffusion.samplers.table import SolverTable
+from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.samplers.time_grid import GridPoint, TimeGrid
 
 SOLVERS = ("midpoint", "heun")
-FEW_STEPS = 15  # below, orders fall towards the end (Lu et al.'s published settings)
+FEW_STEPS = 15  # with fewer, the order falls at the end (Lu et al.'s settings)
 
 
 def weights(h: float, k: int = 1, count: int = 3) -> list[float]:
@@ -83,14 +83,18 @@ def multistep(
     lower_order_final: bool = True,
     curvature: float = 1.0,
 ) -> SolverTable:
-    """One evaluation a step, earlier ones reused (Lu et al. 2022, algorithm 2).
+    """One evaluation per step; earlier ones are reused (Lu et al. 2022, algorithm 2).
 
     Args:
-      order: 1 (DDIM), 2 or 3; the first steps have what history they have.
+      order: 1 (DDIM), 2 or 3. The first steps have fewer earlier evaluations, and so a
+        lower order.
       stochastic: solve the SDE.
-      solver: form of order 2, "midpoint" or "heun".
-      lower_order_final: with fewer than 15 steps, let order fall to 1 at the end.
+      solver: the form of order 2, "midpoint" or "heun".
+      lower_order_final: with fewer than 15 steps, let the order fall to 1 at the end.
       curvature: factor of D2 at order 3.
+
+    Raises:
+      ValueError: an unknown order or solver, or a grid towards noise.
     """
     _check(grid, order, solver)
     k = 2 if stochastic else 1
@@ -101,7 +105,7 @@ def multistep(
             now = 1
         elif lower_order_final and grid.steps < FEW_STEPS:
             now = min(now, grid.steps - i)
-        # Earlier points at alpha = 0 are infinitely far in lambda: no difference.
+        # A point at alpha = 0 is infinitely far in lambda: it gives no difference.
         while now > 1 and not grid.points[i - now + 1].alpha:
             now -= 1
         h = b.lam - a.lam
@@ -119,14 +123,14 @@ def multistep(
 
 
 def _orders(grid: TimeGrid, order: int, lower_order_final: bool) -> list[int]:
-    """Evaluations of each step; together they are the grid's.
+    """The evaluations of each step; their sum is the grid's number of steps.
 
-    As many full steps as fit, then one for the rest (Lu et al. 2022, "DPM-Solver",
-    section 3.4: n = 3K closes with orders 2 and 1).
+    There are as many full steps as fit, then one for the rest (Lu et al. 2022,
+    "DPM-Solver", section 3.4: n = 3K closes with orders 2 and 1).
     """
     full, rest = divmod(grid.steps, order)
     orders = [order] * full + ([rest] if rest else [])
-    # The last step of a grid that ends without noise is infinitely long in lambda.
+    # If the grid ends without noise, its last step is infinitely long in lambda.
     split = grid.points[-1].sigma == 0 or (lower_order_final and not rest)
     if split and orders[-1] > 1:
         orders[-1:] = [orders[-1] - 1, 1]
@@ -144,18 +148,21 @@ def singlestep(
 ) -> SolverTable:
     """Steps of `order` evaluations each, at successive points of the grid.
 
-    Lu et al. 2022 ("DPM-Solver", algorithms 1-2, in the ++ form): a step begins at a
-    point, the following points of the grid are its stages, the one after them its end.
-    So a grid of n points costs n evaluations, as with every other solver.
+    Lu et al. 2022 ("DPM-Solver", algorithms 1-2, in the ++ form). A step begins at a
+    point of the grid. The next points are its stages, and the one after them is its
+    end. So n steps of the grid cost n evaluations, as with other solvers.
 
     Args:
-      order: 1, 2 or 3. Steps at the end that do not fill a group are of lower order;
-        the one that ends without noise is of order 1.
+      order: 1, 2 or 3. Where the last points are too few for a full step, its order is
+        lower. A step that ends without noise is of order 1.
       stochastic: solve the SDE, stages included.
       solver: "midpoint" (the default at order 2) or "heun" (at order 3).
-      lower_order_final: close with a step of order 1 in any case.
-      shared_noise: of the SDE: the stages of a step follow one Brownian path. False
-        draws each stage's noise anew, as published code does, at a lower order.
+      lower_order_final: always close with a step of order 1.
+      shared_noise: for the SDE: the stages of a step follow one Brownian path. False
+        draws new noise for each stage, as published code does, at a lower order.
+
+    Raises:
+      ValueError: an unknown order or solver, or a grid towards noise.
     """
     solver = ("midpoint" if order < 3 else "heun") if solver is None else solver
     _check(grid, order, solver)
@@ -182,7 +189,7 @@ def _stage(
     solver: str,
     last: bool,
 ) -> None:
-    """From the start of a step, points[0], over its evaluations to points[-1]."""
+    """Adds a row: from the start of a step, points[0], to points[-1]."""
     k = 2 if stochastic else 1
     start, to = points[0], points[-1]
     evaluated = points[:-1]
@@ -218,10 +225,11 @@ def _stage(
 
 
 def _share(table: SolverTable, points: Sequence[GridPoint]) -> None:
-    """Rewrites the last step so that each stage's noise goes on from the stage before.
+    """Rewrites the last step so that each stage continues the noise of the one before.
 
-    From b to c the path scales by keep = c.sigma / b.sigma e^-(b to c) and gains fresh
-    noise; what else the two stages are made of, s and m, is put right by difference.
+    From b to c the path is scaled by keep = c.sigma / b.sigma e^-h, with h the distance
+    in lambda, and new noise is added. The coefficients of m are the difference between
+    this stage's own and the scaled ones of the stage before.
     """
     stages = len(points) - 1
     rows = table.rows[-stages:]
@@ -229,7 +237,7 @@ def _share(table: SolverTable, points: Sequence[GridPoint]) -> None:
         b, c = points[i], points[i + 1]
         h = c.lam - b.lam
         keep = c.sigma / b.sigma * math.exp(-h)
-        before = (0.0, *rows[i - 1].x_m)  # one evaluation older by now
+        before = (0.0, *rows[i - 1].x_m)  # one evaluation older than then
         table.rows[i - stages] = rows[i]._replace(
             x_x=keep,
             x_s=0.0,

@@ -1,9 +1,9 @@
 """Where a sampler evaluates: times, and the signal and noise there; numpy only.
 
 A grid has n points at which the network is evaluated, and one more where the last step
-ends. All is computed on the host in float64 and becomes data of one compiled loop.
+ends. Everything is computed on the host in float64 and is data for the compiled loop.
 
-With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
+f is the fraction of the schedule, 1 at the noise and 0 at the data; i = 0 ... n - 1:
 
 | spacing | evaluated at | source |
 |---|---|---|
@@ -16,10 +16,11 @@ With f running from 1 at the noise to 0 at the data, i = 0 ... n - 1:
 | karras | (sigma / alpha)^(1/rho) evenly spaced | Karras et al. 2022, eq. 5 |
 | flow_shifted | f = 1 - i / n, moved towards noise | Esser et al. 2024, eq. 23 |
 
-linspace and leading evaluate at the very data's end (which a rectified flow cannot:
-there is no noise left), after one long leap in logsnr. First-order solvers bear it;
-solvers that extrapolate from earlier evaluations lose accuracy on it. Give those
-trailing, logsnr or karras. flow_shifted is for rectified flows.
+linspace and leading evaluate at the schedule's end, where the data are, after one long
+step in logsnr. On a rectified flow they are refused, because no noise is left there.
+First-order solvers are accurate on them. Solvers that extrapolate from earlier
+evaluations are not: use trailing, logsnr or karras with these. flow_shifted is for
+rectified flows only.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ import numpy as np
 
 from scaling_ldm.diffusion import noise
 
-# logsnr beyond which picture or noise is below float32's rounding of the other; stands
-# in for infinite ends when points are spaced by logsnr or sigma.
+# Replaces an infinite logsnr when points are spaced by logsnr or sigma. Beyond it, the
+# image or the noise is smaller than the float32 rounding of the other.
 LOGSNR_LIMIT = 16.0
 
 
 class GridPoint(NamedTuple):
-    """One place on the way from noise to data; Python floats."""
+    """A time and the signal and noise there; Python floats."""
 
     t: float
     alpha: float
@@ -56,8 +57,11 @@ class TimeGrid:
     """n + 1 points; the network is evaluated at the first n.
 
     Attributes:
-      schedule: what alpha and sigma follow.
+      schedule: gives alpha and sigma of a time.
       points: in the order in which they are visited.
+
+    Raises:
+      ValueError: fewer than 2 points; noise that neither falls nor rises throughout.
     """
 
     schedule: noise.Schedule
@@ -65,7 +69,7 @@ class TimeGrid:
 
     def __repr__(self) -> str:
         first, last = self.points[0], self.points[-1]
-        return f"Grid({self.steps} steps, t = {first.t:g} to {last.t:g})"
+        return f"TimeGrid({self.steps} steps, t = {first.t:g} to {last.t:g})"
 
     def __post_init__(self) -> None:
         if len(self.points) < 2:
@@ -82,7 +86,7 @@ class TimeGrid:
 
     @property
     def steps(self) -> int:
-        """Steps from point to point, which is evaluations of a one-stage sampler."""
+        """Steps from point to point: the evaluations of a one-stage sampler."""
         return len(self.points) - 1
 
     @property
@@ -96,17 +100,18 @@ class TimeGrid:
         return zip(self.points[:-1], self.points[1:], strict=True)
 
     def last(self, steps: int) -> TimeGrid:
-        """The grid of its last steps: where an image-to-image run begins."""
+        """The grid of the last `steps` steps, on which image-to-image runs."""
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps must be 1 to {self.steps}, got {steps}")
         return TimeGrid(self.schedule, self.points[-steps - 1 :])
 
     def reversed(self) -> TimeGrid:
-        """The way back, from data to noise."""
+        """The same points in the other order."""
         return TimeGrid(self.schedule, self.points[::-1])
 
 
-Spacing = Callable[..., np.ndarray]  # (schedule, n, low: time where f = 0) -> times
+# (schedule, n, low: the time where f = 0, options by keyword) -> times
+Spacing = Callable[..., np.ndarray]
 
 
 def _fractions(
@@ -122,7 +127,7 @@ def _uniform(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
 def _linspace(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
     if not isinstance(schedule, noise.Discrete):
         return _fractions(schedule, low, np.linspace(1, 0, n))
-    # From the data's side, where halves are exact and so round to the even step.
+    # Counted from the data's side: there halves are exact and round to the even step.
     up = np.linspace(low, schedule.t_noise, n).round()
     return up[::-1] if n > 1 else np.asarray([schedule.t_noise])
 
@@ -146,7 +151,7 @@ def _quadratic(schedule: noise.Schedule, n: int, low: float) -> np.ndarray:
 
 
 def _range(schedule: noise.Schedule, low: float) -> tuple[float, float]:
-    """logsnr at the noise and at the data, infinite ends cut off."""
+    """logsnr at the noise and at the data, limited to +-LOGSNR_LIMIT."""
     ends = [float(schedule.logsnr(t)) for t in (schedule.t_noise, low)]
     noisy, clean = np.clip(ends, -LOGSNR_LIMIT, LOGSNR_LIMIT)
     return float(noisy), float(clean)
@@ -179,6 +184,7 @@ def _flow_shifted(
     return np.asarray(noise.shift_time(_uniform(schedule, n, low), shift))
 
 
+# The functions of the names in config.SPACINGS.
 SPACINGS: dict[str, Spacing] = {
     "uniform": _uniform,
     "linspace": _linspace,
@@ -191,11 +197,15 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-OPTIONS = {"leading": ("offset",), "karras": ("rho",), "flow_shifted": ("shift",)}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "leading": ("offset",),
+    "karras": ("rho",),
+    "flow_shifted": ("shift",),
+}
 
 
 def default_spacing(schedule: noise.Schedule) -> str:
-    """trailing on tables (right at few steps), karras for edm, else uniform."""
+    """trailing on tables, because it suits few steps; karras for edm; else uniform."""
     if isinstance(schedule, noise.Discrete):
         return "trailing"
     return "karras" if isinstance(schedule, noise.Edm) else "uniform"
@@ -214,18 +224,17 @@ def grid(
     Args:
       schedule: of scaling_ldm.noise.
       steps: n, at least 1.
-      spacing: "uniform" in t; "linspace", "leading", "trailing", whole steps of a table
-        (Lin et al. 2023); "quadratic", "logsnr", "karras", "flow_shifted". None is
+      spacing: a name of SPACINGS; see the table at the head of this module. None is
         `default_spacing`. Solvers of order 2 and 3 lose accuracy on linspace and
-        leading, which leap to the data's end.
-      end: where the last step ends. "data": no noise at all, alpha = 1; "schedule": at
-        the schedule's least noise; or a time, to which the points are then spaced.
+        leading, because of the long last step.
+      end: where the last step ends. "data": alpha = 1 and no noise; "schedule": at the
+        schedule's least noise; or a time, to which the points are then spaced.
       options: of the spacing: offset (leading, 0; Stable Diffusion's is 1), rho
         (karras, 7), shift (flow_shifted, 3).
 
     Raises:
-      ValueError: an unknown spacing, too many steps for a table, options that the
-        spacing does not have, points whose noise does not fall.
+      ValueError: an unknown spacing or option, more steps than a table has, points
+        whose noise does not fall.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
@@ -241,7 +250,7 @@ def grid(
             f"spacing {spacing!r} has no option {', '.join(sorted(unknown))}; its "
             f"options: {', '.join(OPTIONS.get(spacing, ())) or 'none'}"
         )
-    times = SPACINGS[spacing](schedule, int(steps), low, **options)
+    times = SPACINGS[spacing](schedule, steps, low, **options)
     return from_times(schedule, times, end=end)
 
 
@@ -249,6 +258,10 @@ def from_times(
     schedule: noise.Schedule, times: Any, *, end: str | float = "data"
 ) -> TimeGrid:
     """The grid that evaluates at given times, most noise first.
+
+    Args:
+      times: of the schedule, [n], without the end.
+      end: as for `grid`.
 
     Raises:
       ValueError: times outside the schedule, or not falling.

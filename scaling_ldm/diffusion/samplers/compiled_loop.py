@@ -1,8 +1,9 @@
 """The compiled loop: evaluate the network, combine, repeat; jax only.
 
-One program per network, batch shape and kind of guidance. What a sampler does is in the
-rows of a packed table (samplers/table.py), an argument like any other: so another
-number of steps, grid, schedule, prediction kind or guidance scale compiles nothing.
+There is one program per network, batch shape and kind of guidance. What a sampler does
+stands in the rows of a packed table (solver_table.py), which is an argument of that
+program. So another number of steps, grid, schedule, prediction or guidance scale
+compiles nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.diffusion import prediction
-from scaling_ldm.diffusion.samplers import guidance as guidance_lib
-from scaling_ldm.diffusion.samplers.table import HISTORY, SolverTable
+from scaling_ldm.diffusion.samplers.guidance import combine
+from scaling_ldm.diffusion.samplers.solver_table import HISTORY, SolverTable
 
-# Rows of a packed table: one program for every sampler of up to so many evaluations.
-# A longer one doubles it, and compiles once more.
+# Rows of a packed table. One program serves every sampler of up to so many evaluations;
+# a longer one doubles the number and compiles once more.
 MAX_EVALUATIONS = 1024
 
 COLUMNS = (
@@ -45,8 +46,8 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Static:
-    """What is compiled in: everything that changes the program's shape."""
+class LoopBuild:
+    """All that is compiled into the loop because it changes the program."""
 
     history: int  # how many m_k the loop keeps
     saves: bool
@@ -54,33 +55,33 @@ class Static:
     learned_variance: bool
     guided: str  # "none", "batched" or "sequential"
     interval: bool  # some evaluations may skip the unconditional half
-    quirk: str
+    channels: int | None  # how many of the first are guided; None: all
     inpaints: bool
     x0_transform: Callable[[jax.Array], jax.Array] | None
 
 
-class State(NamedTuple):
-    """What the loop carries."""
+class LoopState(NamedTuple):
+    """What the loop carries from row to row."""
 
     x: jax.Array  # [B, ...]
-    s: jax.Array | None
-    m: tuple[jax.Array, ...]  # newest first
+    s: Any  # [B, ...], the saved state, or None
+    m: tuple[jax.Array, ...]  # earlier estimates, newest first
     nfe: jax.Array  # network evaluations of each sample so far, int32
 
 
-class Inputs(NamedTuple):
-    """Arrays that the loop reads; None where not used."""
+class LoopInputs(NamedTuple):
+    """Arrays that the loop reads; None for those that it does not."""
 
     params: Any
     cond: Any
     uncond: Any
-    scale: jax.Array | None  # guidance, scalar or [B]
-    rescale: jax.Array | None
-    keys: jax.Array | None  # one per sample, [B]
-    step_noise: jax.Array | None  # [rows, B, ...] instead of keys
-    image: jax.Array | None  # inpainting: what is known,
-    mask: jax.Array | None  # 1 where it is not,
-    image_noise: jax.Array | None  # and the noise it is shown with
+    scale: Any  # of guidance, scalar or [B]
+    rescale: Any  # of guidance, scalar
+    keys: Any  # one per sample, [B]
+    step_noise: Any  # [rows, B, ...], in place of keys
+    image: Any  # inpainting: the known image [B, ...],
+    mask: Any  # 1 where it is not known,
+    image_noise: Any  # and the noise that is added to it
 
 
 def pack(
@@ -90,12 +91,12 @@ def pack(
     time: Callable[[float], float],
     covers: Callable[[float], bool],
 ) -> np.ndarray:
-    """The rows as one float64 array [rows padded, columns].
+    """The rows as one float64 array [rows, columns], padded with rows of zeros.
 
     Args:
       kind: of the network's prediction.
       time: from the schedule's t to the network's.
-      covers: whether a time is guided.
+      covers: whether guidance acts at a time.
 
     Raises:
       ValueError: the prediction does not determine what the sampler combines.
@@ -158,35 +159,39 @@ def _unpack(row: jax.Array) -> dict[str, jax.Array]:
     return named
 
 
-def begin(x: jax.Array, static: Static) -> State:
+def begin(x: jax.Array, build: LoopBuild) -> LoopState:
     """The state before the first evaluation.
 
-    No row gives weight to evaluations before the first: their places hold x.
+    Before the first evaluation there are no m_k. Their places hold x, and no row gives
+    them a weight.
     """
-    return State(
+    return LoopState(
         x=x,
-        s=x if static.saves else None,
-        m=(x,) * static.history,
+        s=x if build.saves else None,
+        m=(x,) * build.history,
         nfe=jnp.int32(0),
     )
 
 
 def advance(
     network: Callable[..., jax.Array],
-    static: Static,
-    state: State,
+    build: LoopBuild,
+    state: LoopState,
     packed: jax.Array,
     start: Any,
     stop: Any,
-    inputs: Inputs,
-) -> State:
-    """Rows start ... stop - 1; traced bounds make a while loop, Python's a scan."""
+    inputs: LoopInputs,
+) -> LoopState:
+    """Runs rows start ... stop - 1 of the packed table.
 
-    def body(i: Any, state: State) -> State:
+    Traced bounds give a while loop; Python integers give a scan, which has a gradient.
+    """
+
+    def body(i: Any, state: LoopState) -> LoopState:
         row = _unpack(
             jax.lax.dynamic_index_in_dim(packed, jnp.asarray(i), keepdims=False)
         )
-        return _row(network, static, state, row, i, inputs)
+        return _row(network, build, state, row, i, inputs)
 
     return jax.lax.fori_loop(start, stop, body, state)
 
@@ -196,29 +201,29 @@ compiled = jax.jit(advance, static_argnums=(0, 1))
 
 def _row(
     network: Callable[..., jax.Array],
-    static: Static,
-    state: State,
+    build: LoopBuild,
+    state: LoopState,
     row: dict[str, jax.Array],
     i: Any,
-    inputs: Inputs,
-) -> State:
+    inputs: LoopInputs,
+) -> LoopState:
     x = state.x
-    out, variance, nfe = _evaluate(network, static, x, row, inputs)
+    out, variance, nfe = _evaluate(network, build, x, row, inputs)
     new = row["out_x"] * x + row["out_n"] * out
-    if static.x0_transform is not None:
-        new = static.x0_transform(new)
-    m = (new, *state.m[: static.history - 1])
+    if build.x0_transform is not None:
+        new = build.x0_transform(new)
+    m = (new, *state.m[: build.history - 1])
 
     def mix(name: str) -> jax.Array:
         total = row[f"{name}_x"] * x
-        if static.saves:
+        if build.saves:
             total += row[f"{name}_s"] * state.s
-        for k in range(static.history):
+        for k in range(build.history):
             total += row[f"{name}_m"][k] * m[k]
         return total
 
     updated = mix("x")
-    if static.stochastic:
+    if build.stochastic:
         scale = row["x_z"]
         if variance is not None:
             # Nichol & Dhariwal 2021, eq. 15; the network's -1 ... 1 as 0 ... 1.
@@ -226,22 +231,22 @@ def _row(
             log = share * row["log_large"] + (1 - share) * row["log_small"]
             scale = scale * jnp.exp(0.5 * log)
         updated += scale * _noise(i, x, inputs)
-    if static.inpaints:
+    if build.inpaints:
         known = row["to_alpha"] * inputs.image + row["to_sigma"] * inputs.image_noise
         replace = row["ends_step"] * (1 - inputs.mask)
         updated = jnp.where(
             replace > 0, known * replace + updated * (1 - replace), updated
         )
-    return State(
+    return LoopState(
         x=updated,
-        s=mix("s") if static.saves else None,
+        s=mix("s") if build.saves else None,
         m=m,
         nfe=state.nfe + nfe,
     )
 
 
-def _noise(i: Any, x: jax.Array, inputs: Inputs) -> jax.Array:
-    """Standard normal noise of row i, each sample's from its own key."""
+def _noise(i: Any, x: jax.Array, inputs: LoopInputs) -> jax.Array:
+    """Standard normal noise of row i; each sample's comes from its own key."""
     if inputs.step_noise is not None:
         return jax.lax.dynamic_index_in_dim(inputs.step_noise, i, keepdims=False)
     return normal(jax.vmap(lambda key: jax.random.fold_in(key, i + 1))(inputs.keys), x)
@@ -255,12 +260,12 @@ def normal(keys: jax.Array, like: jax.Array) -> jax.Array:
 
 def _evaluate(
     network: Callable[..., jax.Array],
-    static: Static,
+    build: LoopBuild,
     x: jax.Array,
     row: dict[str, jax.Array],
-    inputs: Inputs,
+    inputs: LoopInputs,
 ) -> tuple[jax.Array, jax.Array | None, Any]:
-    """(the guided prediction, the learned variance or None, evaluations a sample)."""
+    """(the guided prediction, the learned variance or None, evaluations per sample)."""
 
     def call(x: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array | None]:
         t = jnp.full_like(x[(slice(None), *(0,) * (x.ndim - 1))], row["t"])
@@ -268,8 +273,8 @@ def _evaluate(
             out = network(x, t, cond)
         else:
             out = network(inputs.params, x, t, cond)
-        _check_output(out, x, static.learned_variance)
-        if not static.learned_variance:
+        _check_output(out, x, build.learned_variance)
+        if not build.learned_variance:
             return out.astype(x.dtype), None
         out, variance = jnp.split(out.astype(x.dtype), 2, axis=-1)
         return out, variance
@@ -277,11 +282,11 @@ def _evaluate(
     def conditional() -> tuple[jax.Array, jax.Array | None, Any]:
         return *call(x, inputs.cond), jnp.int32(1)
 
-    if static.guided == "none":
+    if build.guided == "none":
         return conditional()
 
     def both() -> tuple[jax.Array, jax.Array | None, Any]:
-        if static.guided == "batched":
+        if build.guided == "batched":
             cond = jax.tree.map(_interleave, inputs.cond, inputs.uncond)
             out, variance = call(_interleave(x, x), cond)
             c, u = _halves(out, x)
@@ -289,18 +294,18 @@ def _evaluate(
         else:
             c, variance = call(x, inputs.cond)
             u, _ = call(x, inputs.uncond)
-        guided = guidance_lib.combine(
-            c, u, inputs.scale, rescale=inputs.rescale, quirk=static.quirk
+        guided = combine(
+            c, u, inputs.scale, rescale=inputs.rescale, channels=build.channels
         )
         return guided, variance, jnp.int32(2)
 
-    if static.interval:
+    if build.interval:
         return jax.lax.cond(row["guided"] > 0, both, conditional)
     return both()
 
 
 def _check_output(out: Any, x: jax.Array, learned_variance: bool) -> None:
-    """A wrong shape would be broadcast without a word."""
+    """Refuses a wrong shape, which could be broadcast unnoticed."""
     wanted = x.shape
     if learned_variance:
         wanted = (*x.shape[:-1], 2 * x.shape[-1])
@@ -317,17 +322,17 @@ def _check_output(out: Any, x: jax.Array, learned_variance: bool) -> None:
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a_0, b_0, a_1, b_1, ...: a batch split over devices stays where it is."""
+    """a_0, b_0, a_1, b_1, ...: so each device keeps its rows of a sharded batch."""
     both = jnp.stack([a, b], axis=1)
     return both.reshape((2 * a.shape[0], *a.shape[1:]))
 
 
 def _halves(x: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The inverse of `_interleave`, split over devices as `like` is."""
+    """The inverse of `_interleave`, sharded as `like` is."""
     pairs = x.reshape((x.shape[0] // 2, 2, *x.shape[1:]))
     first, second = pairs[:, 0], pairs[:, 1]
     if jax.sharding.get_abstract_mesh().empty:
         return first, second
-    # A reshape forgets mesh axes of size 1.
+    # A reshape drops mesh axes of size 1.
     spec = jax.typeof(like).sharding.spec
     return jax.reshard(first, spec), jax.reshard(second, spec)
