@@ -1,18 +1,34 @@
-"""Every test runs on eight simulated CPU devices; ranks are never promoted."""
+"""Every test runs on eight simulated CPU devices; ranks are never promoted.
 
+Most of the time of the tests is compilation. So programs are compiled without
+optimisations, and once for all tests, workers and processes of a session: they share a
+folder of compiled programs, JAX_COMPILATION_CACHE_DIR. It is removed at the end, unless
+the caller has set that variable.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is what the tests take their time for; what is compiled hardly runs.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Packages whose annotations are checked at every call in the tests.
 CHECKED = [
+    "scaling_ldm.evaluation",
     "scaling_ldm.metrics",
     "scaling_ldm.workdir",
 ]
@@ -51,28 +67,6 @@ def tiny():
     c.validation.samples = c.validation.batch_size = 16
     c.lock()
     return c
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Programs are compiled once for a file's tests and processes; jax's settings."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-
-    def use(settings):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-    use(wanted)
-    yield wanted
-    use(before)
 
 
 @pytest.fixture(scope="session")

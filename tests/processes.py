@@ -84,7 +84,7 @@ class MainProcess:
         return self.output
 
 
-def job(processes, *arguments):
+def start_job(processes, *arguments):
     """Starts the processes of one job on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ process count can continue from.
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -18,6 +18,7 @@ Rows = dict[str, np.ndarray]
 Batches = grain.DatasetIterator
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to an endless stream of pictures with captions.
 

@@ -1,4 +1,4 @@
-"""A work directory's frontier and a budget -> what to run there, in plain lines."""
+"""A working directory's frontier and a budget -> the model and sampler to use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pathlib
 from scaling_ldm import config, frontier, records
 from scaling_ldm.records import Advice, Refusal
 
-_IN_DOUBT = 0.5  # below it most draws choose another setting
+_IN_DOUBT = 0.5  # below this probability, most draws choose another setting
 
 
 def check(experiment: config.Experiment, workdir: pathlib.Path, made: bool) -> None:
     """Refuses, before any stage runs, a question that cannot be answered.
 
     Args:
-      made: whether the frontier is made before advice is asked for.
+      made: whether this call makes the frontier first.
 
     Raises:
       config.ConfigError: no budget is given, or there is no frontier.
@@ -43,11 +43,11 @@ def _missing(workdir: pathlib.Path) -> config.ConfigError:
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> Advice | Refusal:
-    """The best within config.advise, by the frontier in `workdir`; see `lines`.
+    """The best choice within config.advise's budget, by the frontier in `workdir`.
 
     Raises:
-      config.ConfigError: there is no frontier, or it cannot be asked so.
-      records.Damaged: frontier.json is not one.
+      config.ConfigError: there is no frontier, or config.advise does not fit it.
+      records.Damaged: frontier.json holds no frontier.
     """
     cfg, path = experiment.advise, _path(workdir)
     if not path.exists():
@@ -70,7 +70,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> Advice | Refusa
 
 
 def lines(found: Advice | Refusal) -> list[str]:
-    """Advice, or why there is none, for a reader's eyes."""
+    """Advice, or the reason why there is none, as lines for people."""
     if isinstance(found, Refusal):
         return [f"no {found.what}: {found.reason}; {found.detail}"]
     choice = found.choice

@@ -152,11 +152,8 @@ class PictureSampler:
 
     def cost(self, sampling: config.GenerateConfig) -> SamplingCost:
         """The cost of one picture, counted without drawing it."""
-        build = (
-            sampling.sampler,
-            sampling.spacing,
-            sampling.steps,
-        )  # of guidance, the number is free
+        # The guidance is not part of it: another one costs the same.
+        build = sampling.sampler, sampling.spacing, sampling.steps
         if build not in self._costs:
             self._costs[build] = self._counted(sampling)
         return self._costs[build]

@@ -21,7 +21,7 @@ Run = Callable[[], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Two ways to the same numbers; each run waits for its result."""
+    """Two programs with the same result; each call waits for it."""
 
     ours: Run
     theirs: Run
@@ -94,7 +94,7 @@ def machine(*packages: Any) -> dict[str, Any]:
 
 
 def parser(doc: str, contests: Contests) -> argparse.ArgumentParser:
-    """The command line that all of them have."""
+    """The command line of all benchmarks."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--only", default=",".join(contests), help="some of them")
     parser.add_argument("--batch", type=int, default=0, help="instead of each's own")
@@ -112,7 +112,7 @@ def parser(doc: str, contests: Contests) -> argparse.ArgumentParser:
 
 
 def one_core(torch: Any) -> None:
-    """One thread for either; call before they have made theirs."""
+    """Limits both libraries to one thread; call it before they start threads."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
 

@@ -51,7 +51,7 @@ def experiment(pictures: int, metrics: tuple[str, ...]) -> config.Experiment:
     return config.resolve(c)
 
 
-def stand_in(features: int) -> extractors.Judge:
+def stand_in(features: int) -> extractors.FeatureNetwork:
     import jax
 
     rng = np.random.default_rng(0)
@@ -62,17 +62,17 @@ def stand_in(features: int) -> extractors.Judge:
         return Features(jax.numpy.tanh(rows @ params), None)
 
     here = pathlib.Path(__file__)
-    return extractors.Judge(apply, params, lambda x: x, "none", here)
+    return extractors.FeatureNetwork(apply, params, lambda x: x, "none", here)
 
 
 def _status(name: str) -> int:
-    """Bytes, from the kernel's account of this process."""
+    """A value in bytes from the kernel's statistics of this process."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) for x in lines if x.startswith(name + ":")) * 1024
 
 
 def _settle() -> int:
-    """Gives free memory back and starts the account anew; bytes in use."""
+    """Frees memory and resets the kernel's peak; returns the bytes in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -80,7 +80,7 @@ def _settle() -> int:
 
 
 def peak(workdir: pathlib.Path, e: config.Experiment) -> int:
-    """Bytes above those before, of drawing and measuring all pictures."""
+    """Peak bytes of drawing and measuring all pictures, above those in use before."""
     specs = plan.plan(e)
     before = _settle()
     generate.run(e, workdir, specs)
@@ -100,8 +100,8 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)
-    extractors._JUDGES["lite0"] = lambda cfg: stand_in(args.features)
-    extractors.file = lambda cfg: pathlib.Path(__file__)
+    extractors._LOADERS["lite0"] = lambda cfg: stand_in(args.features)
+    extractors.weights_path = lambda cfg: pathlib.Path(__file__)
     with tempfile.TemporaryDirectory() as name:
         workdir = pathlib.Path(name)
         e = experiment(WARM, tuple(args.metrics))

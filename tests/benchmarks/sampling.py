@@ -63,7 +63,7 @@ Weights = dict[str, Any]
 
 
 def weights(pixels: int, width: int) -> Weights:
-    """Of a residual network of three layers, scaled to keep outputs of order one."""
+    """Weights of a residual network of three layers, scaled to outputs of order one."""
     rng = np.random.default_rng(0)
     shapes = {
         "enter": (pixels, width),
@@ -112,7 +112,7 @@ class Theirs(torch.nn.Module):
 def ours_alone(
     steps: int, w: Weights, x: jax.Array, t: jax.Array, cond: jax.Array
 ) -> jax.Array:
-    """The network `steps` times, each on what it said before."""
+    """The network `steps` times, each time on its last output."""
 
     def body(i: jax.Array, x: jax.Array) -> jax.Array:
         return ours(w, x, jnp.full(x.shape[:1], t[i]), cond)
@@ -162,10 +162,10 @@ class Case:
         jax.block_until_ready((self.alone_jax, self.start, self.cond, self.uncond))
 
     def sample(self, wait: bool = True) -> jax.Array:
-        """Ours."""
+        """Our sampler."""
         x = samplers.sample(
             self.denoise,
-            initial=self.start,
+            noise=self.start,
             cond=self.cond,
             uncond=self.uncond,
             sampler=self.sampler,
@@ -176,13 +176,13 @@ class Case:
         return x.block_until_ready() if wait else x
 
     def alone(self, wait: bool = True) -> jax.Array:
-        """Our network, as often and on as many samples."""
+        """Our network alone, as often and on as many samples."""
         x = ours_alone(self.steps, *self.alone_jax)
         return x.block_until_ready() if wait else x
 
     @torch.inference_mode()
     def torch_sample(self, wait: bool = True) -> torch.Tensor:
-        """Theirs, as in the loops of their pipelines."""
+        """Their sampler, as in the loops of their pipelines."""
         self.scheduler.set_timesteps(self.steps, device=DEVICE)
         x = self.torch_start * self.scheduler.init_noise_sigma
         for t in self.scheduler.timesteps:
@@ -197,7 +197,7 @@ class Case:
 
     @torch.inference_mode()
     def torch_alone(self, wait: bool = True) -> torch.Tensor:
-        """Their network, as often and on as many samples."""
+        """Their network alone, as often and on as many samples."""
         x = self.alone_torch
         for t in self.torch_times:
             x = self.network(x, t.expand(x.shape[0]), self.torch_cond)
@@ -241,7 +241,7 @@ def repeated(run: Callable[[], Any]) -> Callable[[int], None]:
 
 
 def host_seconds(run: Callable[[bool], Any], count: int = 10) -> float:
-    """Until the call returns, the device idle before."""
+    """Seconds until the call returns; the device is idle before it."""
     times = []
     for _ in range(count):
         run(True)

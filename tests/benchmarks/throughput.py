@@ -86,7 +86,7 @@ class Ours:
         self.flag = mesh.stop_flags(device_mesh, 0)
 
     def advance(self, steps: int) -> None:
-        """`steps` steps; metrics of a dispatch are read after the next is under way."""
+        """`steps` steps; metrics are read after the next dispatch has started."""
         unseen = None
         while steps:
             count = min(steps, self.most)

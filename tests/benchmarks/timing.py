@@ -38,7 +38,7 @@ def alternate(
     rounds: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Times the contenders in turns, over `rounds` rounds that others left in peace.
+    """Times the contenders in turns, over `rounds` rounds without other load.
 
     A round during which other processes took more than DISTURBANCE of the cores is
     repeated, up to three times `rounds` in all; if too few are left, the least

@@ -213,7 +213,7 @@ class Trainer:
         return ((prediction.float() - (eps - x0)) ** 2).mean()
 
     def step(self) -> Tensor:
-        """One optimizer and EMA update; the loss before it."""
+        """One optimizer and EMA update; returns the loss before it."""
         cfg = self.experiment.optimizer
         batch = {
             name: value.to(self.device, non_blocking=True)
@@ -232,7 +232,7 @@ class Trainer:
         return loss.detach()
 
     def advance(self, steps: int) -> None:
-        """`steps` steps; the loss of each is read after the next one is under way."""
+        """`steps` steps; the loss of each is read after the next one has started."""
         unseen = None
         for _ in range(steps):
             loss = self.step()

@@ -17,7 +17,7 @@ from scaling_ldm.models.encoders import convolutions, efficientnet_lite
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and statistic of a norm away from where it starts."""
+    """Gives every parameter and norm statistic another value than its initial one."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class ConvNormRelu(nn.Module):
-    """Inception's only kind of layer."""
+    """The only kind of layer in Inception."""
 
     def __init__(self, inputs: int, outputs: int, *how: Any, **named: Any) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class MixedA(nn.Module):
 
 
 class MixedB(nn.Module):
-    """To 17 x 17 pixels."""
+    """Reduces to 17 x 17 pixels."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class MixedC(nn.Module):
 
 
 class MixedD(nn.Module):
-    """To 8 x 8 pixels."""
+    """Reduces to 8 x 8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()

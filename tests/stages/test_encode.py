@@ -1,15 +1,11 @@
-"""The encode stage: pictures and frozen networks in, records out, whatever happens."""
+"""The encode stage: its records, also after interruptions, and what it refuses."""
 
 import functools
 import io
 import json
 import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
 import tarfile
 import time
 
@@ -18,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from processes import MainProcess, start_job
 
 from scaling_ldm import config, data, flops, records, study
 from scaling_ldm.data import icons, pictures, shards
@@ -29,15 +26,13 @@ from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
 
-pytestmark = pytest.mark.usefixtures("compiled")
-ROOT = pathlib.Path(__file__).parents[2]
 COUNT, PER_SHARD = 44, 8
 SCALE, SHIFT = 0.7, 0.2
 WORDS = "a an on in background red green blue white black the".split()
 
 
 def drawn(init):
-    """Random parameters, biases and norms too, without compiling an initialiser."""
+    """Random parameters, also for biases and norms, without compiling anything."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype("f"),
@@ -47,7 +42,7 @@ def drawn(init):
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Folders of a tiny autoencoder and a tiny BERT, as they would be published."""
+    """Folders of a tiny autoencoder and a tiny BERT, in their published layouts."""
     folder = tmp_path_factory.mktemp("networks")
     cfg = autoencoder_kl.AutoencoderConfig(
         channels=(8, 8),
@@ -516,73 +511,58 @@ def image_folder(folder, painted):
     return folder
 
 
-class Main:
-    """The entry point in a process of its own."""
-
-    def __init__(self, networks, compiled, workdir, tars, *more):
-        flags = {
-            "data.source": "webdataset",
-            "data.path": tars,
-            "data.shape": "(16, 16, 4)",
-            "data.text_tokens": 8,
-            "data.validation_fraction": 0.3,
-            "model.text_width": 12,
-            "encode.autoencoder": networks / "ae",
-            "encode.text_encoder": networks / "bert",
-            "encode.batch_size": 3,
-            "encode.records_per_shard": 2,
-            "encode.largest_bad_fraction": 0.1,
-            "plan.sizes": "((16, 1),)",
-            "plan.budgets_flops": "(3e8,)",
-            "plan.sizes_per_budget": 1,
-            "plan.minimum_steps": 10,
-            "train.steps_per_dispatch": 1,
-            "train.show_every_seconds": 0.0,
-            "generate.images": 5,
-            "generate.steps": 2,
-        }
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "scaling_ldm.main", "--config=experiments/tiny.py"]
-            + [f"--config.{name}={value}" for name, value in flags.items()]
-            + [f"--workdir={workdir}", "--stages=plan,encode,train,generate"]
-            + list(more),
-            cwd=ROOT,
-            env=os.environ | {k.upper(): str(v) for k, v in compiled.items()},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(self, expect=0):
-        said = self.popen.communicate(timeout=300)[1]
-        assert self.popen.returncode == expect, said[-3000:]
-        return said
+def arguments(networks, workdir, tars, *more):
+    """The arguments of the entry point."""
+    flags = {
+        "data.source": "webdataset",
+        "data.path": tars,
+        "data.shape": "(16, 16, 4)",
+        "data.text_tokens": 8,
+        "data.validation_fraction": 0.3,
+        "model.text_width": 12,
+        "encode.autoencoder": networks / "ae",
+        "encode.text_encoder": networks / "bert",
+        "encode.batch_size": 3,
+        "encode.records_per_shard": 2,
+        "encode.largest_bad_fraction": 0.1,
+        "plan.sizes": "((16, 1),)",
+        "plan.budgets_flops": "(3e8,)",
+        "plan.sizes_per_budget": 1,
+        "plan.minimum_steps": 10,
+        "train.steps_per_dispatch": 1,
+        "train.show_every_seconds": 0.0,
+        "generate.images": 5,
+        "generate.steps": 2,
+    }
+    return [
+        "--config=experiments/tiny.py",
+        *(f"--config.{name}={value}" for name, value in flags.items()),
+        f"--workdir={workdir}",
+        "--stages=plan,encode,train,generate",
+        *more,
+    ]
 
 
-def test_tar_shards_to_pictures_killed_on_the_way(
-    networks, painted, compiled, tmp_path
-):
+def test_tar_shards_to_pictures_killed_on_the_way(networks, painted, tmp_path):
     tars = tar_shards(tmp_path / "tars", painted)
     workdir, records_of = tmp_path / "w", tmp_path / "w" / "encoded"
-    killed = Main(networks, compiled, workdir, tars, "--stages=encode")
+    flags = arguments(networks, workdir, tars)
+    killed = MainProcess(*flags, "--stages=encode")
     while not (records_of / shards.summary_name(1)).exists():
         assert killed.popen.poll() is None, killed.end()
         time.sleep(0.001)
-    killed.popen.kill()
-    killed.popen.wait()
+    killed.kill()
     assert not (records_of / shards.MANIFEST).exists()
     kept = {p: p.stat().st_mtime_ns for p in records_of.glob("shard-0000[01].*")}
     assert len(kept) == 4
 
-    stopped = Main(networks, compiled, workdir, tars)
-    for line in stopped.popen.stderr:
-        if "  step 3/" in line:
-            stopped.popen.send_signal(signal.SIGTERM)
-            break
+    stopped = MainProcess(*flags)
+    stopped.wait_for("  step 3/")
+    stopped.popen.send_signal(signal.SIGTERM)
     stopped.end(study.EXIT["preempted, run the same command again"])
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not written again
 
-    said = Main(networks, compiled, workdir, tars).end()
+    said = MainProcess(*flags).end()
     assert f"encoded already: {COUNT} pictures" in said
     assert "continues from step" in said
     (folder,) = (workdir / "runs").iterdir()
@@ -623,29 +603,11 @@ def test_an_image_folder_and_what_the_user_is_told(painted, wanted, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_two_hosts_give_the_same_records_and_pictures(
-    networks, painted, compiled, tmp_path
-):
+def test_two_hosts_give_the_same_records_and_pictures(networks, painted, tmp_path):
     tars = tar_shards(tmp_path / "tars", painted)
     devices = "--config.mesh.cpu_devices=2"
-    one = Main(networks, compiled, tmp_path / "one", tars, devices)
-    one.end()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    job = [
-        Main(
-            networks,
-            compiled,
-            tmp_path / "two",
-            tars,
-            devices,
-            f"--coordinator={address}",
-            "--num_processes=2",
-            f"--process_id={i}",
-        )
-        for i in range(2)
-    ]
+    MainProcess(*arguments(networks, tmp_path / "one", tars, devices)).end()
+    job = start_job(2, *arguments(networks, tmp_path / "two", tars, devices))
     for process in job:
         process.end()
     assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -1,4 +1,4 @@
-"""Pictures of a finished run: by position, resumable, in every form they are kept."""
+"""Pictures of a finished run: their order, their files, and continuing."""
 
 import dataclasses
 import io
@@ -91,7 +91,7 @@ def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
 
 
 def test_a_shard_lost_after_the_stage_is_drawn_again(finished, monkeypatch):
-    """With record and grid still there."""
+    """Even if the record and the grid are still there."""
     experiment, workdir, specs = finished
     first = generate.run(experiment, workdir, specs)
     samples = workdir / "samples"
@@ -159,7 +159,7 @@ def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
 
 
 def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
-    """Were the stage stopped now, they would be taken for those of the settings."""
+    """If the stage were stopped now, they would be taken for the new pictures."""
     folder = tmp_path / "samples"
     generate._remove_other_pictures(folder, {"images": 1, "each": 1})
     for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):

@@ -237,7 +237,7 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     experiment, reference, tmp_path, monkeypatch, lines
 ):
     for dispatch in (4, 7):
-        monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, dispatch))
+        monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, dispatch))
         with pytest.raises(Preempted, match="is saved at step"):
             run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -263,7 +263,7 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
         9,
         16,
     }  # it begins at 1, ends at 24
-    monkeypatch.setattr(mesh, "Stop", functools.partial(StopAt, 11))
+    monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, 11))
     with pytest.raises(Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -307,13 +307,20 @@ def dies_at(dies, at):
     return lambda self, step, *args: dies(at, self, step, *args)
 
 
-@pytest.mark.parametrize("path", [((8, 1), (4, 1), (2, 1)), ((4, 1), (4, 2))])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ((8, 1), (4, 1), (4, 2)),  # fewer devices, then other shardings
+        pytest.param(((8, 1), (4, 1), (2, 1)), marks=pytest.mark.slow),
+        pytest.param(((4, 1), (4, 2)), marks=pytest.mark.slow),
+    ],
+)
 def test_resume_on_other_devices(experiment, reference, tmp_path, monkeypatch, path):
     for i, (devices, fsdp) in enumerate(path):
         build = functools.partial(mesh.build, use=jax.devices()[:devices])
         monkeypatch.setattr(mesh, "build", build)
         if i + 1 < len(path):
-            monkeypatch.setattr(mesh, "Stop", lambda: StopAt(7))
+            monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(7))
         else:
             monkeypatch.undo()
             monkeypatch.setattr(mesh, "build", build)
@@ -398,7 +405,7 @@ def test_a_non_finite_loss_ends_its_run_alone(
 
 
 def data_files(folder):
-    """Files of array data; orbax leaves parts of some unused, so all are damaged."""
+    """Files of array data; all are damaged, as orbax leaves parts of some unused."""
     return [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
 
 
@@ -437,7 +444,7 @@ def unfinish(folder):
 def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):
-    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(15))
+    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(15))
     with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -446,7 +453,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     steps = sorted(int(p.name) for p in folder.iterdir())
     damage(folder / str(steps[-1]))
     # The same steps are saved again, over the place of the damaged one.
-    monkeypatch.setattr(mesh, "Stop", lambda: StopAt(steps[-1] - steps[-2] - 1))
+    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(steps[-1] - steps[-2] - 1))
     with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     word = "unfinished" if damage is unfinish else "damaged"

@@ -1,4 +1,4 @@
-"""An autoencoder goes through the one plan, loop and checkpoint; then its weights."""
+"""An autoencoder: planned, trained and saved like a denoiser; its exported weights."""
 
 import json
 
@@ -15,6 +15,7 @@ from scaling_ldm.models import encoders, from_config
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import files, layout, native
+from scaling_ldm.stages import export
 from scaling_ldm.training import mesh
 from scaling_ldm.workdir import runs
 
@@ -37,9 +38,11 @@ def recipe(tiny):
 def trained(recipe, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("autoencoder")
     stages = ("plan", "train", "generate", "export")
-    code = study.run(
-        recipe, workdir=str(workdir), stages=stages, only=None, cluster=(None,) * 3
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "PICTURES", 512)
+        code = study.run(
+            recipe, workdir=str(workdir), stages=stages, only=None, cluster=(None,) * 3
+        )
     assert code == 0
     return config.resolve(recipe), workdir
 
@@ -102,7 +105,7 @@ def test_training_lowers_the_held_out_error(trained):
     first = network.init(jax.random.key(0))
     before = float(np.mean(reconstruct.per_example_loss(network, first, x)))
     assert after < 0.8 * before
-    record = records.loads((workdir / "runs" / spec.run_id / "record.json").read_text())
+    record = runs.read_record_of(workdir, spec)
     assert_allclose(record.validation_loss_ema, after, rtol=1e-4)
     assert record.tokens == record.images * 16  # one per latent pixel
     assert spec.steps == 12
@@ -133,9 +136,10 @@ def test_the_export_is_the_network_with_latents_of_unit_variance(trained):
 def test_another_networks_export_has_its_own_names(tiny, tmp_path):
     experiment = config.resolve(tiny)
     denoiser = from_config.denoiser(experiment, 16, 2, unroll=False)
-    params = jax.device_get(denoiser.init(jax.random.key(0)))
-    native.save(params, tmp_path, {"width": 16, "depth": 2})
     shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
+    native.save(params, tmp_path, {"width": 16, "depth": 2})
     jax.tree.map(assert_array_equal, native.load(tmp_path, shapes), params)
     deeper = from_config.denoiser(experiment, 16, 3, unroll=False)
     other = jax.eval_shape(lambda: deeper.init(jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""A checkpoint vouches for all it holds, and belongs to one run."""
+"""Checkpoints: what is saved is restored, and each belongs to one run."""
 
 import dataclasses
 

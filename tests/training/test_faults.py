@@ -1,22 +1,18 @@
-"""A run of the real entry point that is killed, stopped, and denied its disk."""
+"""Runs of the entry point that are killed, stopped, or have no room on the disk."""
 
 import json
-import os
-import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from processes import MainProcess
 
 from scaling_ldm import study
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 60
 SMALL = (
     "--config=experiments/tiny.py",
@@ -33,50 +29,14 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts the entry point on a workdir; processes share compiled code."""
-    env = dict(
-        os.environ,
-        XLA_FLAGS="--xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true",
-        JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("compiled")),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-    )
-
-    def go(workdir, *more, first=""):
-        command = [sys.executable, "-m", "scaling_ldm.main", *SMALL, *more]
-        return subprocess.Popen(
-            ["bash", "-c", f'{first} exec "$@"', "bash", *command]
-            + [f"--workdir={workdir}"],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return go
+def start(workdir, *more, first=""):
+    return MainProcess(*SMALL, *more, f"--workdir={workdir}", first=first)
 
 
 def end(process, expect=0):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, out[-3000:]
+    out = process.end(expect)
     assert "Traceback" not in out, out
     return out
-
-
-def wait_for(process, text):
-    """Reads until a line holds the text; returns what was read."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            break
-    else:
-        raise AssertionError("".join(lines))
-    return "".join(lines)
 
 
 def folder(workdir):
@@ -129,34 +89,32 @@ def assert_identical(workdir, reference):
 
 
 @pytest.fixture(scope="module")
-def reference(start, tmp_path_factory):
+def reference(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference") / "w"
     end(start(workdir))
     return workdir
 
 
-def test_kill_at_random_moments(start, reference, tmp_path):
-    chance = random.Random(0)
-    continued = 0
-    for _ in range(3):
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_kill_at_random_moments(reference, tmp_path, kills):
+    chance = random.Random(kills)
+    for _ in range(kills):
         process = start(tmp_path / "w", "--config.train.checkpoints_per_run=30")
         # A random step of those that are left, and a moment within it or a save.
-        text = wait_for(process, f"  step {chance.randrange(8, 58)}/")
-        continued += "continues from step" in text
+        process.wait_for(f"  step {chance.randrange(8, 58)}/")
         time.sleep(chance.random() * 0.05)
         process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.popen.returncode == -signal.SIGKILL
         assert not (folder(tmp_path / "w") / "record.json").exists()
     out = end(start(tmp_path / "w", "--config.train.checkpoints_per_run=30"))
     assert "continues from step" in out
     assert_identical(tmp_path / "w", reference)
 
 
-def test_sigterm_saves_and_the_same_command_continues(start, reference, tmp_path):
+def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     process = start(tmp_path / "w")
-    wait_for(process, "  step 13/")
-    process.terminate()
+    process.wait_for("  step 13/")
+    process.popen.terminate()
     out = end(process, study.EXIT["preempted, run the same command again"])
     assert "is saved at step" in out
     step = int(out.split("is saved at step ")[1].split()[0])
@@ -165,13 +123,12 @@ def test_sigterm_saves_and_the_same_command_continues(start, reference, tmp_path
     assert_identical(tmp_path / "w", reference)
 
 
-def test_no_room_on_disk_loses_nothing(start, reference, tmp_path):
-    """First room for a few checkpoints' files, none for a larger one; then all."""
+def test_no_room_on_disk_loses_nothing(reference, tmp_path):
+    """There is room for a few checkpoints, then for no large file, then for all."""
     workdir = tmp_path / "w"
     process = start(workdir)
-    wait_for(process, "  step 25/")
+    process.wait_for("  step 25/")
     process.kill()
-    process.communicate()
     saved = {p for p in (folder(workdir) / "checkpoints").iterdir() if p.name.isdigit()}
     assert saved
 
@@ -185,7 +142,7 @@ def test_no_room_on_disk_loses_nothing(start, reference, tmp_path):
     assert_identical(workdir, reference)
 
 
-def test_refusals_come_as_one_message(start, reference, tmp_path):
+def test_refusals_come_as_one_message(reference, tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "thesis.tex").write_text("all I have")

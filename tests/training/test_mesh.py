@@ -1,4 +1,4 @@
-"""Where arrays live, and what is said about devices that do not fit."""
+"""Shardings, and messages about devices that do not fit."""
 
 import dataclasses
 

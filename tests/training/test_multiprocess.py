@@ -1,24 +1,17 @@
-"""Two processes of four simulated devices each, on loopback, against one of eight."""
+"""Jobs of two processes with four simulated devices each, against one with eight."""
 
-import contextlib
 import dataclasses
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 
 import numpy as np
 import pytest
+from processes import MainProcess, start_job
 
 from scaling_ldm import records, study
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
 SMALL = (
     "--config=experiments/tiny.py",
@@ -36,79 +29,21 @@ SMALL = (
 )
 
 
-class Process:
-    """The entry point, its output collected line by line."""
-
-    def __init__(self, workdir, env, *more):
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "scaling_ldm.main", *SMALL, *more]
-            + [f"--workdir={workdir}"],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines = []
-        self.thread = threading.Thread(target=self._collect, daemon=True)
-        self.thread.start()
-
-    def _collect(self):
-        for line in self.popen.stdout:
-            self.lines.append(line)
-
-    def wait_for(self, text):
-        while not any(text in line for line in list(self.lines)):
-            assert self.popen.poll() is None, "".join(self.lines[-40:])
-            time.sleep(0.02)
-
-    def end(self, expect=0, timeout=300):
-        code = self.popen.wait(timeout)
-        self.thread.join(5)
-        out = "".join(self.lines)
-        assert code == expect, f"exit {code}\n{out[-4000:]}"
-        return out
-
-
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start():
     """start(workdir, processes, *flags): the processes of one job."""
-    env = dict(
-        os.environ,
-        XLA_FLAGS="--xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true",
-        JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("compiled")),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-    )
     started = []
 
     def go(workdir, processes, *more):
-        if processes == 1:
-            job = [Process(workdir, env, "--config.mesh.cpu_devices=8", *more)]
-        else:
-            with socket.socket() as s:
-                s.bind(("127.0.0.1", 0))
-                port = s.getsockname()[1]
-            job = [
-                Process(
-                    workdir,
-                    env,
-                    "--config.mesh.cpu_devices=4",
-                    f"--coordinator=127.0.0.1:{port}",
-                    f"--num_processes={processes}",
-                    f"--process_id={i}",
-                    *more,
-                )
-                for i in range(processes)
-            ]
+        flags = [*SMALL, *more, f"--workdir={workdir}"]
+        flags.append(f"--config.mesh.cpu_devices={8 // processes}")
+        job = [MainProcess(*flags)] if processes == 1 else start_job(processes, *flags)
         started.extend(job)
         return job
 
     yield go
     for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            process.popen.kill()
+        process.popen.kill()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +76,7 @@ def assert_same(workdir, one, restarts):
 
 
 def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
-    """SIGTERM to one process stops both; a killed one ends the other; then the end."""
+    """SIGTERM to one stops both; killing one ends the other; then the run finishes."""
     workdir = tmp_path / "w"
     job = start(workdir, 2)
     job[0].wait_for("  step 3/")
@@ -181,7 +116,7 @@ def test_the_coordinators_end_is_everybodys(start, tmp_path):
 
 
 def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
-    """To the last bit: ten pictures in batches of eight, CLIP's numbers, a frontier.
+    """Pictures, CLIP's numbers and a frontier are equal to the last bit.
 
     Each of the eight devices has the same rows, whichever process it belongs to.
     """

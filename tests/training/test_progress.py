@@ -1,4 +1,4 @@
-"""What a run tells: time left, speeds, and logs that a restart continues."""
+"""Time left, speeds, and logs that a restart continues."""
 
 import json
 

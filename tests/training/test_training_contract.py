@@ -1,4 +1,4 @@
-"""What every objective promises on every architecture: it trains, at the same cost."""
+"""Every objective on every architecture: it trains, and all cost the same."""
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ def build(tiny, architecture, name):
 
 
 def flat_colours(names):
-    """Pictures of one colour each, which caption and label tell; the null condition."""
+    """Pictures of one colour each, named by caption and label; the empty condition."""
     rng = np.random.default_rng(0)
     label = np.arange(ROWS, dtype=np.int32) % 7
     colour = rng.uniform(-1, 1, (7, 1, 1, 3))[label]

@@ -24,7 +24,6 @@ from scaling_ldm.stages import evaluate, generate
 from scaling_ldm.training import checkpoint, mesh, progress, train_step
 from scaling_ldm.workdir import exports, samples
 
-pytestmark = pytest.mark.usefixtures("compiled")
 NAMES = ("native", "unet")
 
 
@@ -36,14 +35,16 @@ def judge(cfg):
         x = x.reshape(x.shape[0], 8, 24).reshape(x.shape[0], 192)
         return Features(jax.numpy.tanh(x @ params), None)
 
-    return extractors.Judge(apply, params, lambda x: x, "none", pathlib.Path(__file__))
+    return extractors.FeatureNetwork(
+        apply, params, lambda x: x, "none", pathlib.Path(__file__)
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stand_in():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(extractors._JUDGES, "lite0", judge)
-        patch.setattr(extractors, "file", lambda cfg: pathlib.Path(__file__))
+        patch.setitem(extractors._LOADERS, "lite0", judge)
+        patch.setattr(extractors, "weights_path", lambda cfg: pathlib.Path(__file__))
         yield
 
 
@@ -343,7 +344,7 @@ def test_tensors_that_do_not_fit_their_configuration_are_all_named(unet, tmp_pat
     ],
 )
 def test_an_export_is_not_read_as_what_it_is_not(every, name, changes, said):
-    """None of this can be seen in the tensors, or not before they are read."""
+    """The tensors do not show these differences, or only after they are read."""
     trained = every(name)
     experiment = config.resolve(trained.wanted(trained.export, **changes))
     with pytest.raises(config.ConfigError) as caught:
@@ -360,7 +361,7 @@ def test_how_a_network_runs_and_was_trained_may_differ(native):
 
 
 def test_two_exports_are_different_pictures(native, tmp_path, monkeypatch):
-    """Also where their cards tell the same run and step."""
+    """Even if their cards have the same run and step."""
     again = tmp_path / "again"
     shutil.copytree(native.export, again)
     path = again / "model.safetensors"
