@@ -30,6 +30,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 CHECKED = [
     "scaling_ldm.evaluation",
     "scaling_ldm.metrics",
+    "scaling_ldm.stages",
+    "scaling_ldm.training",
     "scaling_ldm.workdir",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

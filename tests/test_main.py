@@ -290,7 +290,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_done(
         raise Reached
 
     monkeypatch.setattr(study._Study, "_plan", reached)
-    monkeypatch.setattr(extractors, "file", lambda cfg: pathlib.Path(__file__))
+    monkeypatch.setattr(extractors, "weights_path", lambda cfg: pathlib.Path(__file__))
     given = tiny.copy_and_resolve_references()
     given.mesh.cpu_devices = 8
     given.evaluate.network, given.evaluate.reference = "lite0", "nowhere.npz"

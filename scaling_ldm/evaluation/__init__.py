@@ -1,8 +1,9 @@
-"""Pictures -> numbers, each with the protocol without which it means nothing.
+"""Pictures to numbers; every number carries the protocol that it was measured under.
 
 `extractors` are the networks whose features are compared, `reference` the statistics of
-real pictures, `feature_store` keeps features batch by batch, `measures` computes the
-metrics of config. May import: config, records, the numerics, data, training.
+real pictures, `feature_store` stores features batch by batch, `measures` computes the
+metrics of config, `protocol` says which numbers may be compared. May import: config,
+records, metrics, models, data, training.
 """
 
 from scaling_ldm.evaluation.protocol import ProtocolError, difference, same_protocol

@@ -1,8 +1,8 @@
-"""Features of pictures, kept batch by batch: what was stopped goes on where it was.
+"""Features of pictures, stored batch by batch, so that a stopped extraction goes on.
 
-    evaluate/features/<digest>/00000.npz   a batch: features, logits if any, positions,
-        SHA-256 of the pictures
-    evaluate/features/<digest>/about.json   what they are of; written last
+    evaluate/features/<digest>/00000.npz   a batch: features, logits if there are any,
+        the counts behind it, SHA-256 of the pictures
+    evaluate/features/<digest>/about.json   what the features are of; written last
 
 The folder may be deleted at any time: its features are then extracted again.
 """
@@ -21,49 +21,54 @@ import numpy as np
 from scaling_ldm import records
 from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.training import mesh
-from scaling_ldm.training import progress as progress_lib
+from scaling_ldm.training.progress import Progress
 
 
-class Kept:
-    """Features of a row of pictures.
+class StoredFeatures:
+    """Features of a sequence of pictures, in batches.
 
     Args:
-      of: all that they depend on, as JSON holds it.
+      folder: where the folder "features" lies.
+      of: everything that the features depend on, as a JSON value.
 
     Attributes:
-      images: pictures whose features are there.
-      after: the position in the row behind the last of them.
-      complete: no more will come.
+      images: number of pictures whose features are stored.
+      after: the position in the sequence behind the last of them. It is larger than
+        `images` if pictures were left out.
+      complete: no more pictures will come.
     """
 
     def __init__(self, folder: pathlib.Path, of: dict[str, Any]) -> None:
         self._folder = folder / "features" / records.digest(of)
         self._of = of
-        self._parts = self.images = self.after = 0
-        while self._path(self._parts).exists():
-            self._parts += 1
-        if self._parts:
-            last = self._read(self._parts - 1)
+        self._count = self.images = self.after = 0
+        while self._path(self._count).exists():
+            self._count += 1
+        if self._count:
+            last = self._read(self._count - 1)
             self.images, self.after = int(last["images"]), int(last["after"])
         about = self._folder / "about.json"
         self.complete = (
             about.exists() and json.loads(about.read_text())["images"] == self.images
         )
 
-    def fill(
+    def extract_missing(
         self,
         extract: Callable[[np.ndarray], Features],
         pictures: Callable[[int], Iterable[tuple[np.ndarray, int]]],
-        progress: progress_lib.Progress,
+        progress: Progress,
     ) -> None:
-        """Extracts what is missing; all processes call it together.
+        """Extracts the features that are missing; all processes call it together.
 
         Args:
-          pictures: from a position on: batches, and the position behind each.
+          extract: pictures of a batch -> their features.
+          pictures: position -> batches of the pictures from there on, each with the
+            position behind it.
+          progress: shows how many pictures are done.
         """
         if self.complete:
             return
-        mesh.barrier("features")  # nobody writes before everybody has looked
+        mesh.barrier("features")  # no process writes before all have looked
         progress.begin(self.images)
         for images, after in pictures(self.after):
             self._add(images, extract(images), after)
@@ -75,28 +80,28 @@ class Kept:
         mesh.barrier("features-kept")
         self.complete = True
 
-    def pictures(self) -> str:
-        """SHA-256 of the pictures, by their bytes and batches."""
+    def pictures_sha256(self) -> str:
+        """SHA-256 of the pictures, from their bytes and their batches."""
         sha = hashlib.sha256()
-        for number in range(self._parts):
+        for number in range(self._count):
             sha.update(self._read(number)["sha256"].tobytes())
         return sha.hexdigest()
 
-    def parts(self) -> Iterator[Features]:
-        """Batch by batch, in order."""
-        for number in range(self._parts):
-            part = self._read(number)
-            yield Features(part["features"], part.get("logits"))
+    def batches(self) -> Iterator[Features]:
+        """The features batch by batch, in the order of the pictures."""
+        for number in range(self._count):
+            batch = self._read(number)
+            yield Features(batch["features"], batch.get("logits"))
 
-    def all(self) -> Features:
-        """Of all pictures, in memory.
+    def load(self) -> Features:
+        """The features of all pictures.
 
         Raises:
           ValueError: there are none.
         """
-        features, logits = zip(*self.parts(), strict=True)
-        whole = None if logits[0] is None else np.concatenate(logits)
-        return Features(np.concatenate(features), whole)
+        features, logits = zip(*self.batches(), strict=True)
+        all_logits = None if logits[0] is None else np.concatenate(logits)
+        return Features(np.concatenate(features), all_logits)
 
     def _path(self, number: int) -> pathlib.Path:
         return self._folder / f"{number:05d}.npz"
@@ -118,6 +123,6 @@ class Kept:
             arrays["sha256"] = np.frombuffer(sha, np.uint8)
             arrays |= {k: v for k, v in features._asdict().items() if v is not None}
             records.write_file(
-                self._path(self._parts), lambda file: np.savez(file, **arrays)
+                self._path(self._count), lambda file: np.savez(file, **arrays)
             )
-        self._parts += 1
+        self._count += 1

@@ -1,4 +1,4 @@
-"""From config's names of metrics to numbers with intervals."""
+"""The metrics of config by name: what each needs, and its numbers with intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.evaluation.reference import Real
+from scaling_ldm.evaluation.reference import RealStatistics
 from scaling_ldm.metrics import (
     Estimate,
     Moments,
@@ -21,83 +21,85 @@ from scaling_ldm.metrics import (
 )
 from scaling_ldm.models.encoders import clip_score
 
-# What papers call a Frechet distance on the 2015 Inception network; no other is FID.
+# Papers call a Frechet distance FID only if its network is Inception of 2015.
 FID = {"inception_pytorch_fid": "fid", "inception_torch_fidelity": "fid"}
 
-
-Show = Callable[[int], Any]  # of how many are done
-LEAST = {  # pictures
-    "fd": 4,  # of which halves are resampled
-    "fd_infinity": 16,
-    "kid": 4,
-    "precision_recall": 6,  # of which two thirds have a third neighbour
-    "inception_score": 10,
-    "clip_score": 2,
-}
-
-
-# Metrics that the statistics of real pictures are not enough for.
-OF_REAL_FEATURES = ("kid", "precision_recall")
-
-
-def names(metric: str, network: str) -> tuple[str, ...]:
-    """What the numbers of a metric are called when measured with a network."""
-    match metric:
-        case "fd":
-            return (FID.get(network, f"fd_{network}"),)
-        case "fd_infinity":
-            return (FID.get(network, f"fd_{network}") + "_infinity",)
-        case "precision_recall":
-            return (f"precision_{network}", f"recall_{network}")
-        case "inception_score" | "clip_score":
-            return (metric,)
-        case _:
-            return (f"{metric}_{network}",)
-
-
-def backend(cfg: config.EvaluateConfig, metric: str) -> str:
-    """What computes a metric: the choice is the plain Frechet distance's alone."""
-    return cfg.backend if metric == "fd" else "numpy"
+Show = Callable[[int], Any]  # called with how many resamples are done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
-    """Generated pictures as a network sees them.
+    """Generated pictures as a feature network sees them.
 
-    words: [n, D] of what they were asked to show, where the network reads.
+    Attributes:
+      features: [n, D].
+      logits: [n, K] over classes; None if the network has none.
+      captions: [n, D], vectors of the captions that were asked for; None if the network
+        does not read captions, or no metric needs them.
     """
 
     features: np.ndarray
     logits: np.ndarray | None
-    words: np.ndarray | None
+    captions: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How a metric is measured.
+
+    Attributes:
+      measure: (settings, generated, real, show) -> an estimate for each of `numbers`.
+      numbers: the names of its numbers; "{network}" stands for the network, "{fd}" for
+        "fid" or "fd_{network}".
+      minimum_images: the fewest generated pictures that it can be measured with.
+      needs_real_features: the statistics of the real pictures are not enough.
+    """
+
+    measure: Callable[..., list[Estimate]]
+    numbers: tuple[str, ...]
+    minimum_images: int
+    needs_real_features: bool = False
+
+
+def names(metric: str, network: str) -> tuple[str, ...]:
+    """What the numbers of a metric are called when measured with a network."""
+    fd = FID.get(network, f"fd_{network}")
+    return tuple(n.format(fd=fd, network=network) for n in METRICS[metric].numbers)
+
+
+def backend(cfg: config.EvaluateConfig, metric: str) -> str:
+    """The library that computes a metric; only "fd" has a choice."""
+    return cfg.backend if metric == "fd" else "numpy"
 
 
 def measure(
     cfg: config.EvaluateConfig,
     metric: str,
-    features: Generated,
-    real: Real,
+    generated: Generated,
+    real: RealStatistics,
     show: Show = lambda done: None,
 ) -> dict[str, Estimate]:
     """The numbers of one metric by name.
 
     Args:
-      real: with features for OF_REAL_FEATURES.
-      show: told how many resamples are done, where they are what takes long.
+      cfg: names the network and the resampling.
+      metric: a name of METRICS.
+      real: with features, if the metric needs them.
+      show: called with the number of resamples that are done, if they take long.
     """
-    found = _MEASURES[metric](cfg, features, real, show)
+    found = METRICS[metric].measure(cfg, generated, real, show)
     return dict(zip(names(metric, cfg.network), found, strict=True))
 
 
 def _fd(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
-    ours = Moments.of([features.features])
+    ours = Moments.of([generated.features])
     value = frechet.distance(ours, real.moments, backend=cfg.backend)
     if not cfg.bootstrap:
-        return [_exact(value)]
+        return [Estimate.without_interval(float(value))]
     around = frechet.interval(
-        features.features,
+        generated.features,
         frechet.Reference.of(real.moments),
         seed=cfg.seed,
         replicates=cfg.bootstrap,
@@ -108,11 +110,11 @@ def _fd(
 
 
 def _fd_infinity(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
     return [
         frechet.infinity(
-            features.features,
+            generated.features,
             frechet.Reference.of(real.moments),
             seed=cfg.seed,
             replicates=cfg.bootstrap,
@@ -123,10 +125,10 @@ def _fd_infinity(
 
 
 def _kid(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
     del show
-    ours, theirs = features.features, real.features
+    ours, theirs = generated.features, real.features
     return [
         kernel.kid(
             ours,
@@ -139,18 +141,20 @@ def _kid(
 
 
 def _precision_recall(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
-    """The interval is of other generated pictures; the real ones are fixed."""
+    """The interval is that of other generated pictures; the real ones are fixed."""
     del show
-    theirs = real.features
     if not cfg.bootstrap:
-        found = manifold.compare(theirs, features.features)
-        return [_exact(found.precision), _exact(found.recall)]
+        found = manifold.compare(real.features, generated.features)
+        return [
+            Estimate.without_interval(value)
+            for value in (found.precision, found.recall)
+        ]
     return list(
         manifold.precision_recall(
-            theirs,
-            features.features,
+            real.features,
+            generated.features,
             seed=cfg.seed,
             replicates=cfg.bootstrap,
             level=cfg.confidence,
@@ -159,35 +163,48 @@ def _precision_recall(
 
 
 def _inception_score(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
     del real, show
-    return [classifier_score.inception_score(features.logits, level=cfg.confidence)]
+    return [classifier_score.inception_score(generated.logits, level=cfg.confidence)]
 
 
 def _clip_score(
-    cfg: config.EvaluateConfig, features: Generated, real: Real, show: Show
+    cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
-    """Mean of 100 cosines; the interval is the normal one of a mean."""
+    """The mean of 100 cosines, with the normal interval of a mean."""
     del real, show
-    scores = np.asarray(clip_score.clip_score(features.features, features.words))
+    scores = np.asarray(clip_score.clip_score(generated.features, generated.captions))
     mean = float(np.mean(scores, dtype=np.float64))
     half = statistics.NormalDist().inv_cdf((1 + cfg.confidence) / 2)
     half *= float(np.std(scores, ddof=1)) / len(scores) ** 0.5
-    return [
-        Estimate(value=mean, low=mean - half, high=mean + half, level=cfg.confidence)
-    ]
+    return [Estimate.symmetric(mean, half, cfg.confidence)]
 
 
-def _exact(value: float) -> Estimate:
-    return Estimate(value=float(value), low=float(value), high=float(value), level=1.0)
-
-
-_MEASURES: dict[str, Callable[[config.EvaluateConfig, Generated, Real, Show], Any]] = {
-    "fd": _fd,
-    "fd_infinity": _fd_infinity,
-    "kid": _kid,
-    "precision_recall": _precision_recall,
-    "inception_score": _inception_score,
-    "clip_score": _clip_score,
+# The keys are those of config.METRICS.
+METRICS: dict[str, Metric] = {
+    # Halves of the pictures are resampled.
+    "fd": Metric(measure=_fd, numbers=("{fd}",), minimum_images=4),
+    "fd_infinity": Metric(
+        measure=_fd_infinity, numbers=("{fd}_infinity",), minimum_images=16
+    ),
+    "kid": Metric(
+        measure=_kid,
+        numbers=("kid_{network}",),
+        minimum_images=4,
+        needs_real_features=True,
+    ),
+    # A third neighbour in two thirds of the pictures needs 6 of them.
+    "precision_recall": Metric(
+        measure=_precision_recall,
+        numbers=("precision_{network}", "recall_{network}"),
+        minimum_images=6,
+        needs_real_features=True,
+    ),
+    "inception_score": Metric(
+        measure=_inception_score, numbers=("inception_score",), minimum_images=10
+    ),
+    "clip_score": Metric(
+        measure=_clip_score, numbers=("clip_score",), minimum_images=2
+    ),
 }

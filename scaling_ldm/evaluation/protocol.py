@@ -1,26 +1,22 @@
-"""What a measured number depends on, and the refusal to compare what differs in it."""
+"""What a measured number depends on; numbers that differ in it are not compared."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.records.errors import ProtocolError
 
-if TYPE_CHECKING:
-    from scaling_ldm.evaluation.extractors import Extractor
-    from scaling_ldm.evaluation.reference import Real
-
-# Of how the pictures were made; the other parts say how they were measured.
+# How the pictures were made. The other parts say how they were measured.
 SAMPLING = ("sampler", "spacing", "steps", "guidance")
 PARTS = (
     "metric",
     "network",  # its name
     "weights",  # SHA-256 of its file
     "resize",  # how pictures became the network's input
-    "backend",  # of the distance
-    "resampling",  # seed, resamples and level of its interval
+    "backend",  # the library that computed the distance
+    "resampling",  # seed, resamples and level of the interval
     "reference",  # digest of the real pictures' statistics
     "reference_images",
     "images",
@@ -32,10 +28,13 @@ PARTS = (
 
 
 def digest(protocol: Mapping[str, Any], without: Collection[str] = ()) -> str:
-    """Of all parts, or of those that are not left out.
+    """The digest of a protocol.
+
+    Args:
+      without: names of parts that are left out.
 
     Raises:
-      ValueError: a part is missing, or is none.
+      ValueError: a part is missing, or there is a part that is not in PARTS.
     """
     if set(protocol) != set(PARTS):
         raise ValueError(
@@ -47,14 +46,14 @@ def digest(protocol: Mapping[str, Any], without: Collection[str] = ()) -> str:
 def same_protocol(
     a: records.EvalRecord, b: records.EvalRecord, differing: Collection[str] = ()
 ) -> None:
-    """Returns if two numbers may be compared.
+    """Does nothing if two numbers may be compared; raises otherwise.
 
     Args:
-      differing: parts that may differ, by name: SAMPLING to compare samplers.
+      differing: names of parts that may differ: SAMPLING to compare samplers.
 
     Raises:
       ProtocolError: another part differs; it says which and how.
-      ValueError: `differing` names no part.
+      ValueError: `differing` has a name that is no part.
     """
     differing = {differing} if isinstance(differing, str) else set(differing)
     if unknown := sorted(differing - set(PARTS)):
@@ -75,29 +74,38 @@ def same_protocol(
 def difference(
     a: records.EvalRecord, b: records.EvalRecord, differing: Collection[str] = ()
 ) -> float:
-    """a's value less b's; see `same_protocol`."""
+    """The value of a less that of b, if `same_protocol` lets them be compared."""
     same_protocol(a, b, differing)
     return a.value - b.value
 
 
-def measuring(
-    experiment: config.Experiment, extract: Extractor, real: Real
+def measurement_parts(
+    experiment: config.Experiment,
+    network: Mapping[str, str],
+    reference: str,
+    reference_images: int,
 ) -> dict[str, Any]:
-    """The parts of a protocol that do not depend on a metric or a sampler."""
+    """The parts of a protocol that do not depend on a metric or a sampler.
+
+    Args:
+      network: name, weights and resize: see `extractors.identity`.
+      reference: digest of the real pictures' statistics.
+      reference_images: number of real pictures.
+    """
     cfg = experiment.evaluate
     return {
-        **extract.identity,
+        **network,
         "resampling": (
             f"seed {cfg.seed}, {cfg.bootstrap} resamples, {100 * cfg.confidence:g}%"
         ),
-        "reference": real.digest,
-        "reference_images": real.images,
+        "reference": reference,
+        "reference_images": reference_images,
         "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
         "ema": True,
     }
 
 
-def sampled(how: config.GenerateConfig) -> dict[str, Any]:
-    """The parts of a protocol that a sampler decides."""
+def sampling_parts(how: config.GenerateConfig) -> dict[str, Any]:
+    """The parts of a protocol that say how pictures are drawn."""
     named = {name: getattr(how, name) for name in SAMPLING}
     return {**named, "seed": how.seed, "images": how.images}

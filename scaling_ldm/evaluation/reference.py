@@ -1,7 +1,7 @@
-"""Real pictures' features and statistics, computed once and kept with their origin.
+"""Features and statistics of real pictures, computed once and stored with their origin.
 
-evaluate/reference-<digest>.npz   Moments and where they are from
-evaluate/features/   float32 features, for KID and precision: see `kept`
+evaluate/reference-<digest>.npz   Moments, and what they are of
+evaluate/features/   float32 features, for KID and precision: see `feature_store`
 """
 
 from __future__ import annotations
@@ -10,28 +10,41 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from scaling_ldm import config, records
 from scaling_ldm.data import pictures
-from scaling_ldm.evaluation.extractors import Extractor
-from scaling_ldm.evaluation.feature_store import Kept
+from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models import pretrained
-from scaling_ldm.training import mesh, progress
+from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.training import mesh
+from scaling_ldm.training.progress import Progress
 
-BATCH = 256  # pictures
+BATCH = 256  # pictures of a batch of features
+
+
+@runtime_checkable
+class _Extract(Protocol):
+    """Pictures to features, as `extractors.Extractor` does it."""
+
+    identity: dict[str, str]
+
+    def __call__(self, images: np.ndarray) -> Features: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Real:
+class RealStatistics:
     """Statistics of real pictures.
 
-    digest: of the pictures and of how the network sees them, which rounding does not
-      change; of the statistics where a file does not say it.
-    load: their features [images, D]; None where a file gave the statistics alone.
+    Attributes:
+      moments: mean and covariance of their features.
+      load: reads their features [images, D]; None if a file gave only the moments.
+      digest: of the pictures and of how the network sees them, so that rounding does
+        not change it. If a file does not say it, the digest of the moments.
+      images: number of pictures.
     """
 
     moments: Moments
@@ -41,8 +54,8 @@ class Real:
 
     @functools.cached_property
     def features(self) -> np.ndarray | None:
-        """In memory from the first use on."""
-        return self.load and self.load()
+        """Their features [images, D], in memory from the first use on."""
+        return self.load() if self.load else None
 
 
 def held_out(
@@ -51,11 +64,12 @@ def held_out(
     """Real pictures of the validation split, in the order of their source.
 
     They are the pictures themselves, not what an autoencoder makes of them. Unreadable
-    ones are left out: the encode stage has named and counted them.
+    pictures are left out: the encode stage has named and counted them.
 
     Args:
-      most: pictures in all.
-      start: position in the source.
+      side: (height, width) that the pictures are resized to.
+      most: the largest number of pictures.
+      start: position in the source of the first picture to look at.
 
     Yields:
       uint8 [n, height, width, 3], and the position in the source behind them.
@@ -96,17 +110,22 @@ def held_out(
 def statistics(
     experiment: config.Experiment,
     folder: pathlib.Path,
-    extract: Extractor,
+    extract: _Extract,
     side: tuple[int, int],
-) -> Real:
-    """The real pictures' statistics: from config.evaluate.reference, kept, or anew.
+) -> RealStatistics:
+    """The statistics of real pictures: read from a file, stored before, or made now.
+
+    Args:
+      folder: where they and the features are stored.
+      extract: the network; its `identity` is stored with the statistics.
+      side: (height, width) of the pictures.
 
     Raises:
-      ConfigError: as `given`; no picture is held out.
+      ConfigError: as `from_file`, or no picture is held out.
     """
     cfg = experiment.evaluate
     if cfg.reference:
-        return given(cfg.reference, extract.identity)
+        return from_file(cfg.reference, extract.identity)
     provenance = {
         "source": experiment.data.source,
         "split": "validation",
@@ -118,55 +137,58 @@ def statistics(
         "most": cfg.reference_images,
         "network": extract.identity,
     }
-    kept = Kept(folder, provenance)
-    kept.fill(
+    stored = StoredFeatures(folder, provenance)
+    stored.extract_missing(
         extract,
         lambda start: held_out(
-            experiment, side, cfg.reference_images - kept.images, start
+            experiment, side, cfg.reference_images - stored.images, start
         ),
-        progress.Progress(
+        Progress(
             "evaluate",
             cfg.reference_images,
             "real pictures at most",
             experiment.train.show_every_seconds,
         ),
     )
-    if not kept.images:
+    if not stored.images:
         raise config.ConfigError(
             "config.evaluate: no picture is held out to compare with; raise "
             "config.data.validation_fraction, or give config.evaluate.reference"
         )
     path = folder / f"reference-{records.digest(provenance)}.npz"
-    digest = records.digest({"pictures": kept.pictures(), "network": extract.identity})
+    digest = records.digest(
+        {"pictures": stored.pictures_sha256(), "network": extract.identity}
+    )
     if mesh.is_primary() and _digest_of(path) != digest:
-        total = Moments.of(features for features, _ in kept.parts())
-        total.save(path, provenance | {"images": kept.images, "digest": digest})
+        total = Moments.of(features for features, _ in stored.batches())
+        total.save(path, provenance | {"images": stored.images, "digest": digest})
     mesh.barrier("reference")
     total, _ = Moments.load(path)
-    return Real(
+    return RealStatistics(
         moments=total,
-        load=lambda: kept.all().features,
+        load=lambda: stored.load().features,
         digest=digest,
-        images=kept.images,
+        images=stored.images,
     )
 
 
 def _digest_of(path: pathlib.Path) -> str | None:
-    """Of statistics that are kept; None where they are not, or are damaged."""
+    """The digest in a file of statistics; None if it is not there, or damaged."""
     try:
         return Moments.load(path)[1].get("digest")
     except (OSError, ValueError):
         return None
 
 
-def given(name: str, identity: Mapping[str, str]) -> Real:
-    """Of a file that an evaluation left behind, or that `Moments.save` wrote.
+def from_file(name: str, identity: Mapping[str, str]) -> RealStatistics:
+    """The statistics in a file that an evaluation left, or that `Moments.save` wrote.
 
     Args:
+      name: the path, as config.evaluate.reference gives it.
       identity: of the network, as a protocol names it.
 
     Raises:
-      ConfigError: it holds no statistics, or those of another network.
+      ConfigError: the file holds no statistics, or those of another network.
     """
     where, path = f"config.evaluate.reference = {name!r}", pathlib.Path(name)
     try:
@@ -185,7 +207,7 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
         raise config.ConfigError(
             f"{where} was measured another way: {'; '.join(differing)}"
         )
-    return Real(
+    return RealStatistics(
         moments=total,
         load=None,
         digest=provenance.get("digest", total.digest()),
@@ -193,8 +215,8 @@ def given(name: str, identity: Mapping[str, str]) -> Real:
     )
 
 
-def side(experiment: config.Experiment) -> tuple[int, int]:
-    """Height and width of the pictures that an experiment's samples become."""
+def picture_size(experiment: config.Experiment) -> tuple[int, int]:
+    """(height, width) of the pictures that an experiment generates."""
     H, W, _ = experiment.data.shape
     name = experiment.encode.autoencoder
     factor = 1 if name == "none" else pretrained.autoencoder_identity(name)["factor"]

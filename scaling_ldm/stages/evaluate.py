@@ -15,7 +15,7 @@ import numpy as np
 from scaling_ldm import config, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
-from scaling_ldm.evaluation.feature_store import Kept
+from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import tfgan
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
@@ -70,9 +70,9 @@ def check(experiment: config.Experiment) -> None:
     if cfg.network == "none":
         return
     _check_settings(experiment)
-    identity = extractors.identity(cfg, extractors.judge(cfg))
+    identity = extractors.identity(cfg, extractors.load(cfg))
     if cfg.reference:
-        reference.given(cfg.reference, identity)
+        reference.from_file(cfg.reference, identity)
 
 
 def _check_settings(experiment: config.Experiment) -> None:
@@ -83,13 +83,13 @@ def _check_settings(experiment: config.Experiment) -> None:
             f"config.evaluate.reference = {cfg.reference!r}: no such file"
         )
     for metric in cfg.metrics:
-        least = measures.LEAST[metric]
+        least = measures.METRICS[metric].minimum_images
         if experiment.generate.images < least:
             raise config.ConfigError(
                 f"config.generate.images = {experiment.generate.images}: {metric} "
                 f"needs at least {least}"
             )
-        if cfg.reference and metric in measures.OF_REAL_FEATURES:
+        if cfg.reference and measures.METRICS[metric].needs_real_features:
             raise config.ConfigError(
                 f"config.evaluate.reference = {cfg.reference!r} holds statistics "
                 f"alone: {metric} needs real pictures' features; leave it empty"
@@ -141,10 +141,12 @@ class _Evaluator:
         self._mesh, self._folder = device_mesh, workdir / "evaluate"
         self._extract = Extractor(experiment.evaluate, device_mesh)
         self._real = reference.statistics(
-            experiment, self._folder, self._extract, reference.side(experiment)
+            experiment, self._folder, self._extract, reference.picture_size(experiment)
         )
-        self._parts = protocol.measuring(experiment, self._extract, self._real)
-        self._parts |= protocol.sampled(experiment.generate)
+        self._parts = protocol.measurement_parts(
+            experiment, self._extract.identity, self._real.digest, self._real.images
+        )
+        self._parts |= protocol.sampling_parts(experiment.generate)
         path = workdir / FILE
         self._known = {
             (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
@@ -206,13 +208,13 @@ class _Evaluator:
             self._experiment, self._workdir, model, self._mesh, sampling.batch_size
         )
         cost = sampler.cost(sampling)
-        features = self._features(entry, sampler).all()
-        words = None
+        features = self._features(entry, sampler).load()
+        caption_vectors = None
         if "clip_score" in cfg.metrics:
             captions = sampler.captions(np.arange(sampling.images))
-            words = self._extract.captions(captions)
+            caption_vectors = self._extract.captions(captions)
         seen = measures.Generated(
-            features=features.features, logits=features.logits, words=words
+            features=features.features, logits=features.logits, captions=caption_vectors
         )
         for metric in cfg.metrics:
             keys = {
@@ -253,23 +255,23 @@ class _Evaluator:
 
     def _features(
         self, entry: ModelToMeasure, sampler: inference.PictureSampler
-    ) -> Kept:
+    ) -> StoredFeatures:
         """The features of a model's pictures; those that are missing are extracted."""
         sampling, model = self._experiment.generate, entry.model
-        kept = Kept(
+        kept = StoredFeatures(
             self._folder,
             {
                 **dict(
                     zip(("run_id", "checksum", "step"), _identity(model), strict=True)
                 ),
                 "ema": model.ema,
-                "sampled": protocol.sampled(sampling),
+                "sampled": protocol.sampling_parts(sampling),
                 "network": self._extract.identity,
             },
         )
         if entry.drawn and not kept.complete:
             _check_pictures(self._experiment, self._workdir, model)
-        kept.fill(
+        kept.extract_missing(
             self._extract,
             functools.partial(_saved, self._workdir)
             if entry.drawn

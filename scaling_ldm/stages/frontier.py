@@ -92,7 +92,7 @@ def check(experiment: config.Experiment) -> None:
       ConfigError: a sampler cannot use its spacing with this schedule and prediction,
         or there are too few pictures for a distance.
     """
-    images, least = experiment.frontier.images, measures.LEAST["fd"]
+    images, least = experiment.frontier.images, measures.METRICS["fd"].minimum_images
     if not images:
         return
     if images < least:
@@ -150,7 +150,7 @@ class _CellFiles:
         self._folder, self._parts = folder, parts
 
     def protocol(self, sampling: config.GenerateConfig) -> dict[str, Any]:
-        return self._parts | protocol.sampled(sampling)
+        return self._parts | protocol.sampling_parts(sampling)
 
     def read(
         self, spec: records.RunSpec, sampling: config.GenerateConfig
@@ -185,13 +185,15 @@ class _CellMeasurer:
         self._experiment, self._workdir, self._specs = experiment, workdir, specs
         self._mesh = device_mesh
         self._extract = Extractor(cfg, device_mesh)
-        side = reference.side(experiment)
+        side = reference.picture_size(experiment)
         real = reference.statistics(
             experiment, workdir / "evaluate", self._extract, side
         )
         self._reference = frechet.Reference.of(real.moments)
         (self._metric,) = measures.names("fd", cfg.network)
-        parts = protocol.measuring(experiment, self._extract, real)
+        parts = protocol.measurement_parts(
+            experiment, self._extract.identity, real.digest, real.images
+        )
         own = {"metric": self._metric, "backend": "numpy"}
         self._files = _CellFiles(workdir / "frontier" / "cells", parts | own)
         # FLOPs of one evaluation of the largest run's network.

@@ -291,7 +291,7 @@ def test_without_a_network_there_is_no_number(generated, tmp_path):
 def test_weights_in_several_files_are_known_by_all_that_are_read(tmp_path):
     """An index names them; a file beside them that nothing reads does not count."""
     folder = write_dinov2(tmp_path / "dinov2", 0)
-    whole = extractors.sha256(folder)
+    whole = extractors.weights_sha256(folder)
     tensors = {name: np.asarray(t) for name, t in files.stored(folder).items()}
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
@@ -301,13 +301,13 @@ def test_weights_in_several_files_are_known_by_all_that_are_read(tmp_path):
         layout.save({n: tensors[n] for n in mine}, folder / f"part{part}.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
-    parts = extractors.sha256(folder)
-    assert parts != whole and extractors.sha256(index) == parts
+    parts = extractors.weights_sha256(folder)
+    assert parts != whole and extractors.weights_sha256(index) == parts
     layout.save({"spare": np.zeros(2, "f")}, folder / "spare.safetensors")
-    assert extractors.sha256(folder) == parts
+    assert extractors.weights_sha256(folder) == parts
     changed = {n: tensors[n] + 1 for n in names[1::2]}
     layout.save(changed, folder / "part1.safetensors")
-    assert extractors.sha256(folder) != parts
+    assert extractors.weights_sha256(folder) != parts
 
 
 @pytest.mark.parametrize("network", CASES)
@@ -338,7 +338,7 @@ TAKES = {
 def test_a_network_without_its_weights_says_which_it_takes(network):
     cfg = config.EvaluateConfig(network=network, weights="/nope")
     with pytest.raises(config.ConfigError) as caught:
-        extractors.file(cfg)
+        extractors.weights_path(cfg)
     start = "config.evaluate.weights = '/nope': no such file or folder; "
     assert str(caught.value).startswith(f"{start}{network} {TAKES[network]}")
 
@@ -448,7 +448,7 @@ def test_statistics_of_another_network_are_refused_before_anything_runs(
     experiment = judged(generated, "dinov2", dinov2_folder, **fields)
     identity = {
         "network": "dinov2",
-        "weights": extractors.sha256(dinov2_folder),
+        "weights": extractors.weights_sha256(dinov2_folder),
         "resize": CASES["dinov2"][1],
     }
     for provenance in ({}, {"network": identity}):
@@ -579,12 +579,12 @@ def test_numbers_of_another_resize_are_not_compared(
 def test_the_order_that_is_named_is_the_one_used(dinov2_folder, monkeypatch, order):
     monkeypatch.setattr(extractors, "ORDER", order)
     cfg = config.EvaluateConfig(network="dinov2", weights=str(dinov2_folder))
-    judge = extractors._JUDGES["dinov2"](cfg)
+    judge = extractors._LOADERS["dinov2"](cfg)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(2, 600, 230, 3), dtype=np.uint8)
     wanted, other = (
         resize.resize(images, (224, 224), "bicubic", order=each)
         for each in sorted(resize.ORDERS, key=lambda each: each != order)
     )
-    np.testing.assert_array_equal(judge.fit(images), wanted)
+    np.testing.assert_array_equal(judge.prepare(images), wanted)
     assert (wanted != other).any()

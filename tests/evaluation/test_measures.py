@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.evaluation import measures, reference
+from scaling_ldm.evaluation import extractors, measures, reference
 from scaling_ldm.metrics import Moments, frechet, manifold
 
 
@@ -17,14 +17,38 @@ def features(seed, count, scale=1.0):
 
 OURS, THEIRS = features(0, 64, 0.8), features(1, 80)
 GENERATED = measures.Generated(
-    features=OURS, logits=10 * OURS, words=features(2, 64) + OURS
+    features=OURS, logits=10 * OURS, captions=features(2, 64) + OURS
 )
 EVALUATE = config.EvaluateConfig(network="clip", bootstrap=20, confidence=0.8, seed=3)
 
 
+def test_tables_have_the_names_of_config():
+    assert list(measures.METRICS) == list(config.METRICS)
+    assert list(extractors._LOADERS) == [
+        n for n in config.FEATURE_NETWORKS if n != "none"
+    ]
+    assert set(extractors._WANTED) == set(extractors._LOADERS)
+    assert frechet.BACKENDS == config.FD_BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("metric", "network", "wanted"),
+    [
+        ("fd", "inception_torch_fidelity", ("fid",)),
+        ("fd_infinity", "inception_pytorch_fid", ("fid_infinity",)),
+        ("fd_infinity", "dinov2", ("fd_dinov2_infinity",)),
+        ("kid", "inception_pytorch_fid", ("kid_inception_pytorch_fid",)),
+        ("precision_recall", "clip", ("precision_clip", "recall_clip")),
+        ("clip_score", "clip", ("clip_score",)),
+    ],
+)
+def test_numbers_are_named_by_metric_and_network(metric, network, wanted):
+    assert measures.names(metric, network) == wanted
+
+
 @pytest.fixture(scope="module")
 def real():
-    return reference.Real(
+    return reference.RealStatistics(
         moments=Moments.of([THEIRS]), load=lambda: THEIRS, digest="", images=80
     )
 
@@ -42,7 +66,7 @@ def test_precision_and_recall_have_the_intervals_of_generated_pictures(real):
 
 
 def test_the_fewest_pictures_of_precision_and_recall_are_enough(real):
-    least = measures.LEAST["precision_recall"]
+    least = measures.METRICS["precision_recall"].minimum_images
     few = dataclasses.replace(GENERATED, features=OURS[:least])
     assert len(measures.measure(EVALUATE, "precision_recall", few, real)) == 2
     with pytest.raises(ValueError, match="two thirds"):
@@ -52,7 +76,7 @@ def test_the_fewest_pictures_of_precision_and_recall_are_enough(real):
 
 @pytest.mark.parametrize(
     ("metric", "bootstrap"),
-    [*((name, 8) for name in measures.LEAST), ("fd", 0), ("precision_recall", 0)],
+    [*((name, 8) for name in measures.METRICS), ("fd", 0), ("precision_recall", 0)],
 )
 def test_numbers_are_python_floats(real, metric, bootstrap):
     cfg = dataclasses.replace(EVALUATE, bootstrap=bootstrap)

@@ -562,7 +562,9 @@ def test_a_cells_protocol_is_that_of_the_same_pictures_measured_by_evaluate(
         how = experiment.generate
         shelf = grid._Grid(experiment, tmp_path, [], None)._shelf
         found[backend] = shelf.protocol(how)
-        measured = protocol.measuring(experiment, extract, real) | protocol.sampled(how)
+        measured = protocol.measurement_parts(
+            experiment, extract.identity, real.digest, real.images
+        ) | protocol.sampling_parts(how)
         wanted = {"metric": "fd_lite0", "backend": "numpy"}
         assert found[backend] == measured | wanted
         assert set(found[backend]) == set(protocol.PARTS)

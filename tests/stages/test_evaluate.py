@@ -1,4 +1,4 @@
-"""Runs measured: protocols, references, records that are kept, cells of a frontier."""
+"""Evaluation and frontier: protocols, references, records and cells that are kept."""
 
 import dataclasses
 import json
@@ -33,13 +33,15 @@ def judge(cfg, weights=None):
         x = x.reshape(x.shape[0], 8, 8 * 3).reshape(x.shape[0], 8 * 8 * 3)
         return Features(jax.numpy.tanh(x @ params), None)
 
-    return extractors.Judge(apply, params, lambda x: x, "none", pathlib.Path(__file__))
+    return extractors.FeatureNetwork(
+        apply, params, lambda x: x, "none", pathlib.Path(__file__)
+    )
 
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    monkeypatch.setitem(extractors._JUDGES, "lite0", judge)
-    monkeypatch.setattr(extractors, "file", lambda cfg: pathlib.Path(__file__))
+    monkeypatch.setitem(extractors._LOADERS, "lite0", judge)
+    monkeypatch.setattr(extractors, "weights_path", lambda cfg: pathlib.Path(__file__))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
 
 
 def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypatch):
-    """24 pictures, the fewest of them 7, are no line in 1/n of 12 dimensions."""
+    """Subsets of 7 of 24 pictures are too few for a line in 1/n at 12 dimensions."""
     experiment, workdir, specs = trained
     said = []
     monkeypatch.setattr(progress, "say", said.append)
@@ -128,7 +130,7 @@ def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypat
 
 
 def test_features_are_in_the_order_of_their_pictures(trained):
-    """In whole batches and in one that is filled up."""
+    """In whole batches and in a last batch that is filled up."""
     experiment, _, _ = trained
     device_mesh = mesh.build(experiment.mesh, {})
     images = np.random.default_rng(0).integers(256, size=(21, 8, 8, 3), dtype=np.uint8)
@@ -166,7 +168,7 @@ def test_checkpoints_on_the_way_are_measured_where_asked_for(trained):
     [("images", 30), ("guidance", 7.5), ("sampler", "ddim"), ("steps", 3), ("seed", 9)],
 )
 def test_pictures_of_other_settings_are_refused(trained, field, value):
-    """Their numbers would carry a protocol that they were not drawn by."""
+    """Their numbers would be stored under the wrong protocol."""
     experiment, workdir, specs = trained
     other = changed(experiment, generate={field: value})
     with pytest.raises(config.ConfigError, match=f"{field} = .*add generate"):
@@ -210,7 +212,7 @@ def test_a_given_reference_is_used_and_another_networks_refused(
             changed(experiment, evaluate=given | {"metrics": ("kid",)}), workdir, specs
         )
     monkeypatch.setitem(
-        extractors._JUDGES,
+        extractors._LOADERS,
         "lite0",
         lambda cfg: judge(cfg)._replace(resize="another"),
     )
@@ -243,7 +245,7 @@ def test_twenty_thousand_pictures_are_not_held_in_memory():
 
 
 class Stop(Exception):
-    """What stands for a process that ends."""
+    """Raised where a process would be killed."""
 
 
 def counting(monkeypatch, stop_after=None):
@@ -266,7 +268,7 @@ def numbers(found):
 
 @pytest.fixture(scope="module")
 def measured(trained):
-    """The numbers of every checkpoint's pictures, from one go."""
+    """The numbers of every checkpoint's pictures, measured without interruption."""
     experiment, workdir, specs = trained
     wanted = changed(
         experiment,
@@ -275,7 +277,7 @@ def measured(trained):
     )
     generate.run(wanted, workdir, specs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(extractors._JUDGES, "lite0", judge)
+        patch.setitem(extractors._LOADERS, "lite0", judge)
         return wanted, numbers(evaluate.run(wanted, workdir, specs))
 
 
@@ -331,7 +333,7 @@ def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
 
 
 def test_it_goes_on_in_the_middle_of_a_file_of_pictures(trained):
-    """Whose size another generate.batch_size may have changed."""
+    """Another generate.batch_size may have changed the size of the files."""
     _, workdir, _ = trained
     whole = np.concatenate(list(samples.read_images(workdir)))
     assert [len(images) for images in samples.read_images(workdir)] == [16, 8]
@@ -383,6 +385,8 @@ def test_a_cut_off_file_of_pictures_is_said_to_be_one(anew):
 
 def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(anew):
     wanted, workdir, specs, found = anew
+    wanted = changed(wanted, evaluate={"through_training": False})
+    found = found[:2]  # of the first model, whose pictures are drawn
     evaluate.run(wanted, workdir, specs)
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
     whole = path.read_bytes()
@@ -540,15 +544,19 @@ def test_what_could_not_be_measured_is_refused_first(trained, fields, said):
         evaluate.check(changed(experiment, **fields))
 
 
-@pytest.mark.parametrize("metric", list(measures.LEAST))
+@pytest.mark.parametrize("metric", list(measures.METRICS))
 def test_the_fewest_pictures_are_enough(metric):
     cfg = config.EvaluateConfig(network="lite0", bootstrap=2, metrics=(metric,))
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(measures.LEAST[metric], 8)).astype(np.float32)
+    rows = rng.normal(size=(measures.METRICS[metric].minimum_images, 8)).astype(
+        np.float32
+    )
     real = Moments.of([rng.normal(size=(50, 8)).astype(np.float32)])
-    seen = measures.Generated(features=rows, logits=rows, words=rows + 1)
+    seen = measures.Generated(features=rows, logits=rows, captions=rows + 1)
     rows = rng.normal(size=(50, 8)).astype(np.float32)
-    given = reference.Real(moments=real, load=lambda: rows, images=50, digest="")
+    given = reference.RealStatistics(
+        moments=real, load=lambda: rows, images=50, digest=""
+    )
     found = measures.measure(cfg, metric, seen, given)
     assert all(np.isfinite(e.value) for e in found.values())
 
@@ -610,7 +618,7 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
 
 
 def test_memory_is_of_both_sides_of_guidance_or_of_the_decoder(trained):
-    """All parameters stay on the device; what is computed with them comes and goes."""
+    """All parameters stay on the device; the memory of a computation is used again."""
     experiment, workdir, specs = trained
     model = runs.trained_model(experiment, workdir, specs[0])
     device_mesh = mesh.build(experiment.mesh, {})
@@ -675,9 +683,9 @@ def test_no_run_no_frontier(trained, tmp_path, monkeypatch):
 
 def test_side_is_that_of_the_pictures(trained):
     experiment, _, _ = trained
-    assert reference.side(experiment) == (8, 8)
+    assert reference.picture_size(experiment) == (8, 8)
     latent = changed(experiment, encode={"autoencoder": "icons_f4"})
-    assert reference.side(latent) == (32, 32)
+    assert reference.picture_size(latent) == (32, 32)
 
 
 @pytest.mark.parametrize(
