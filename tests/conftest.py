@@ -34,7 +34,10 @@ CHECKED = [
     "scaling_ldm.training",
     "scaling_ldm.workdir",
 ]
-install_import_hook(CHECKED, "beartype.beartype")
+# An int may be given where float is written, as type checkers have it (PEP 484).
+install_import_hook(
+    CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

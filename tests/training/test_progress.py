@@ -10,7 +10,7 @@ from scaling_ldm.training.run_files import RunFiles
 
 def remaining(*flops, steps=100):
     return [
-        progress.RemainingRun(size=(f, 1), steps=steps, flops_per_step=int(f))
+        progress.RemainingRun(size=(int(f), 1), steps=steps, flops_per_step=int(f))
         for f in flops
     ]
 
