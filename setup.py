@@ -59,6 +59,8 @@ TFGAN = [
     "tensorflow-probability==0.25.0",
     "tf-keras==2.21.0",
 ]
+# The site of docs/; it is built from the source text and imports nothing of the library.
+DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2.0.11,<3"]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
 PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
@@ -80,6 +82,7 @@ setup(
     },
     install_requires=INSTALL,
     extras_require={
+        "docs": DOCS,
         "huggingface": HUGGINGFACE,
         "lite0": LITE0,
         "minilm": MINILM,

@@ -6,9 +6,13 @@ flow with logit-normal t, 256 image tokens and the caption's. Not stated there, 
 assumed here: 77 text tokens, AdamW (0.9, 0.999) without decay, clipping at 1, warm-up
 over 2% of the steps, bfloat16 arithmetic, caption dropout 0.1.
 
-Pictures: the embedded icons, 32 x 32 x 3 in patches of 2, which are the 256 tokens of a
-256 px picture's 32 x 32 x 4 latents. For latents of your own pictures add
-    --config.data.source=latents --config.data.path=FOLDER --config.data.shape=32,32,4
+Pictures: the embedded icons, 32 x 32 x 3 in patches of 2. These are 256 tokens, as many
+as those of the 32 x 32 x 4 latents of a 256 px picture. For latents of your own
+pictures (see docs/own_pictures.md):
+
+    python -m scaling_ldm.main --config experiments/dit_1e17.py --workdir runs/mine
+      --config.data.source=image_folder --config.data.path=FOLDER
+      --config.data.shape='(32, 32, 4)' --config.encode.autoencoder=FOLDER_OR_HUB_ID
 """
 
 import ml_collections

@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PICTURES = {"samplers": 4}
+PICTURES = {"fit_your_own_runs": 1, "read_a_study": 2, "samplers": 4}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -33,3 +33,14 @@ def test_it_runs(path, monkeypatch, tmp_path):
 
 def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} == set(PICTURES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_its_stored_outputs_are_complete(path):
+    """The site shows them; a cell that was changed must be run again."""
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.source.strip()]
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == PICTURES[path.stem]
