@@ -60,7 +60,11 @@ TFGAN = [
     "tf-keras==2.21.0",
 ]
 # The site of docs/; it is built from the source text and imports nothing of the library.
-DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2.0.11,<3"]
+DOCS = [
+    "mkdocs-material>=9.8,<10",
+    "mkdocstrings-python>=2.0.11,<3",
+    "ruff>=0.17.5,<0.18",  # formats the signatures
+]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
 PARITY = ["diffusers==0.42.1", "torch==2.13.0"]

@@ -1,4 +1,4 @@
-"""Turns the notebooks into pages while mkdocs builds the site.
+"""Turns the notebooks into pages of the site, and holds the site to be offline.
 
 A notebook becomes notebooks/NAME.md with its text, its code and its stored outputs, so
 that the site needs neither a notebook server nor a converter.
@@ -13,7 +13,14 @@ import re
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+# What a page may not load: it is read offline.
+ELSEWHERE = re.compile(
+    r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//"
+)
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "notebooks"
 
@@ -26,6 +33,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, data in figures.items():
             files.append(_file(config, f"notebooks/{name}", data))
     return files
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuses a page that loads something from another place."""
+    if found := ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    return output
 
 
 def _file(config: MkDocsConfig, path: str, content: str | bytes) -> File:

@@ -188,7 +188,7 @@ def infinity(
     Args:
       points: number of sizes.
       smallest: the smallest size, as a share of N.
-      The others are those of `interval`.
+      seed, replicates, level, show: those of `interval`.
 
     Raises:
       ValueError: fewer than three distinct sizes of at least two rows.

@@ -227,7 +227,7 @@ def loss(
     Args:
       apply: a denoiser's apply; it is given `schedule.unit_time(t)`.
       batch: "x" [B, H, W, C] and the arrays of the denoiser's conditioning.
-      null: the null condition, unbatched arrays; a coarse "image" has none.
+      uncond: the null condition, unbatched arrays; a coarse "image" has none.
       key: of this step; noise, t and dropout come from it alone.
       objective: what is predicted and how it is weighed.
     """

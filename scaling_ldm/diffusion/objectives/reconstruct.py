@@ -43,7 +43,7 @@ def loss(
 
     Args:
       batch: "x" [B, H, W, C] in [-1, 1].
-      null: not read; every objective has the same arguments.
+      uncond: not read; every objective has the same arguments.
       key: of this step; the bottleneck's noise comes from it alone.
       reconstruction: of DISTANCES.
     """

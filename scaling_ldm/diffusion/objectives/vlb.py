@@ -195,7 +195,7 @@ def continuous(
         the network's errors there outweigh it.
       t_max: most noise, by default `t_noise`, or the time of logsnr -20 if that has no
         signal. The standard normal prior is paid for there.
-      Other arguments as for `bits_per_dim`.
+      network, x0, key, prediction, cond, levels, draws: as for `bits_per_dim`.
 
     Raises:
       ValueError: an unknown prediction, draws < 1, or a t_min without noise.

@@ -49,7 +49,7 @@ class MMDiTConfig:
       depth: double-stream blocks, the last one's text dropped if single_depth is 0.
       single_depth: single-stream blocks; 0: an MMDiT, more: FLUX.
       pooled_width: of the pooled text features; 0: the mean of the text features.
-      guidance: whether cond["guidance"] [B], a scale, is a condition.
+      guidance: whether cond["guidance"], a scale for each example, is a condition.
       rope_axes: features of a head per axis (index, row, column); (): FLUX's shares.
       grid: of sinusoidal positions; SD3's is the middle of a larger table.
       out_channels: 0: as many as come in.
