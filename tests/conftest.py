@@ -29,6 +29,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Packages whose annotations are checked at every call in the tests.
 CHECKED = [
     "scaling_ldm.evaluation",
+    "scaling_ldm.flops",
     "scaling_ldm.metrics",
     "scaling_ldm.stages",
     "scaling_ldm.training",
@@ -44,6 +45,20 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Files that take longest come first, so that no worker begins one when others are done.
+LONGEST = (
+    "test_evaluate",
+    "test_multiprocess",
+    "test_faults",
+    "test_train",
+    "test_main",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
+from processes import ROOT
+from processes import run_main as run
 
 from scaling_ldm import config, records, study
 from scaling_ldm.config import command_line
@@ -16,21 +16,6 @@ from scaling_ldm.records import errors
 from scaling_ldm.stages import evaluate
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def run(*arguments, expect=0, timeout=600):
-    """Runs the entry point; returns (standard output, standard error)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scaling_ldm.main", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
