@@ -247,8 +247,8 @@ class Extractor:
         self.identity = identity(cfg, network)
         self._mesh, self._prepare = device_mesh, network.prepare
         self._batch = -(-cfg.batch_size // device_mesh.size) * device_mesh.size
-        self._params = mesh.place(device_mesh, network.params)
-        whole = mesh.named(device_mesh, mesh.WHOLE)
+        self._params = mesh.place_params(device_mesh, network.params)
+        whole = mesh.named_sharding(device_mesh, mesh.REPLICATED)
         self._apply = jax.jit(network.apply, out_shardings=whole)
         self._captions = network.captions
         if network.captions:

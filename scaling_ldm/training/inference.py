@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from scaling_ldm import config, data, flops
 from scaling_ldm.diffusion import samplers
@@ -24,6 +25,10 @@ from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.training import mesh
 from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.trained_model import TrainedModel
+
+Pictures = UInt8[np.ndarray, "n H W 3"]
+Positions = Int[np.ndarray, "n"]
+Samples = Float[np.ndarray, "n h w C"]  # latents, or pixels in [-1, 1]
 
 
 class SamplingCost(NamedTuple):
@@ -107,14 +112,12 @@ class PictureSampler:
         self._memory: dict[int, int] = {}
         self._given = functools.lru_cache(maxsize=64)(self._conditions)
 
-    def captions(self, positions: np.ndarray) -> list[str]:
+    def captions(self, positions: Positions) -> list[str]:
         """The captions of the pictures at these positions."""
         return self._source.captions(positions)
 
-    def images(
-        self, positions: np.ndarray, sampling: config.GenerateConfig
-    ) -> np.ndarray:
-        """uint8 [n, height, width, 3] at these positions, on every process."""
+    def images(self, positions: Positions, sampling: config.GenerateConfig) -> Pictures:
+        """The pictures at these positions, on every process."""
         samples = jax.ShapeDtypeStruct(
             (self._batch, *self._experiment.data.shape),
             np.float32,
@@ -136,8 +139,8 @@ class PictureSampler:
         return np.concatenate(parts)
 
     def timed(
-        self, positions: np.ndarray, sampling: config.GenerateConfig
-    ) -> tuple[np.ndarray, float]:
+        self, positions: Positions, sampling: config.GenerateConfig
+    ) -> tuple[Pictures, float]:
         """`images`, and the seconds for each, without compilation and data loading."""
         build = (sampling.sampler, sampling.steps > 2)
         if build not in self._warm:
@@ -261,7 +264,7 @@ class PictureDecoder:
         params = jax.tree.map(_abstract, self.params)
         return _bytes_of_program(self._plain, params, self._one)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Samples) -> Pictures:
         if self.params is None:
             return _pixels(x)
         devices = self._mesh.size
@@ -297,6 +300,6 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
     )
 
 
-def _pixels(x: np.ndarray) -> np.ndarray:
+def _pixels(x: Samples) -> Pictures:
     """[-1, 1] -> uint8."""
     return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
