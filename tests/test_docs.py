@@ -381,8 +381,13 @@ def _documented() -> list[tuple[str, str]]:
         module = ""
         for line in path.read_text().splitlines():
             if line.startswith("::: "):
-                module = line.removeprefix("::: ")
-                found.append((module, ""))
+                shown = line.removeprefix("::: ")
+                above, _, name = shown.rpartition(".")
+                if name.isupper():  # a constant has a block of its own
+                    found.append((above, name))
+                else:
+                    module = shown
+                    found.append((module, ""))
             elif line.startswith("        - "):
                 found.append((module, line.removeprefix("        - ")))
     return found

@@ -27,14 +27,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 NOTICE = (
     "<!-- Written by tools/build_pages.py from the code. Change the code, then run it. "
-    "-->\n\n"
+    "-->\n"
 )
 RECORD_MODULES = ("runs", "laws", "frontier")
 # Packages whose modules are public too, and the modules that others of the same package
 # share. Any other package hands on everything public by its own __all__.
 OPEN_PACKAGES = ("denoisers", "encoders", "metrics", "objectives", "weights")
 SHARED_MODULES = {
-    "denoisers": ("blocks",),
+    "denoisers": ("blocks", "transformer_parts"),
     "encoders": ("blocks", "convolutions", "features"),
     "weights": ("batch_norm", "blocks", "files", "layout", "stacks"),
 }
@@ -142,7 +142,7 @@ def _conditions(field: str) -> list[str]:
 
 def config_page() -> str:
     """docs/config.md: every field of an experiment."""
-    out = [NOTICE + "# Config reference\n"]
+    out = ["# Config reference\n\n" + NOTICE]
     out.append(
         "An experiment is a file with a function `get_config()`, which returns "
         "`scaling_ldm.config.default()` with a few fields changed. Every field can be "
@@ -223,7 +223,7 @@ def config_page() -> str:
 
 def records_page() -> str:
     """docs/records.md: every record and its fields."""
-    out = [NOTICE + "# Records\n"]
+    out = ["# Records\n\n" + NOTICE]
     out.append(
         "A record is a frozen dataclass of `scaling_ldm.records`. In a file it is one "
         "JSON object with its class name under `record`. Tuples are lists. A number "
@@ -283,24 +283,29 @@ def api_pages() -> dict[str, str]:
     """Path below docs/ -> text: a page per public name, and their index."""
     pages: dict[str, list[str]] = {}
     for name, module in documented_modules():
-        lines = pages.setdefault(f"api/{name}.md", [NOTICE + f"# {name}\n"])
+        lines = pages.setdefault(f"api/{name}.md", [f"# {name}\n\n{NOTICE}"])
         top = module == PUBLIC[name]
         if not top:
             shown = module.removeprefix(PUBLIC[name] + ".")
             lines.append(f"## {name}.{shown}\n")
         else:
             lines.append(f"`from scaling_ldm import {name}` (it is `{module}`)\n")
+        listed = members(module)
+        shown = [member for member in listed if not member.isupper()]
         lines.append(f"::: {module}")
         lines.append("    options:")
         lines.append(f"      heading_level: {2 if top else 3}")
-        listed = members(module)
-        if listed:
-            lines.append("      members:")
-            lines += [f"        - {member}" for member in listed]
-        else:
-            lines.append("      members: []")
+        lines.append("      members:" if shown else "      members: []")
+        lines += [f"        - {member}" for member in shown]
         lines.append("")
-    index = [NOTICE + "# Public names\n"]
+        for member in (member for member in listed if member.isupper()):
+            lines.append(f"::: {module}.{member}")
+            lines.append("    options:")
+            lines.append(f"      heading_level: {2 if top else 3}")
+            lines.append("      show_root_heading: true")
+            lines.append("      show_root_toc_entry: true")
+            lines.append("")
+    index = ["# Public names\n\n" + NOTICE]
     index.append(
         "These names can be imported from `scaling_ldm`. Each is loaded when it is "
         "asked for. What these pages do not show is private and may change without a "

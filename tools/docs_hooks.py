@@ -10,6 +10,7 @@ import base64
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -39,7 +40,24 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Refuses a page that loads something from another place."""
     if found := ELSEWHERE.search(output):
         raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    members = _members(page.markdown or "")
+    lost = [f"{m}.{n}" for m, n in members if f'id="{m}.{n}"' not in output]
+    if lost:
+        raise PluginError(
+            f"{page.file.src_uri} shows nothing of {', '.join(lost)}: a name that is "
+            "public has a docstring"
+        )
     return output
+
+
+def _members(markdown: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that a page of the API asks to be shown."""
+    module = ""
+    for line in markdown.splitlines():
+        if line.startswith("::: "):
+            module = line.removeprefix("::: ")
+        elif line.startswith("        - "):
+            yield module, line.removeprefix("        - ")
 
 
 def _file(config: MkDocsConfig, path: str, content: str | bytes) -> File:

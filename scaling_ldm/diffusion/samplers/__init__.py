@@ -2,14 +2,14 @@
 
 Any callable is a network; nothing of this library has to train it.
 
-import jax, jax.numpy as jnp
-from scaling_ldm import noise, samplers
-schedule = noise.scaled_linear()                      # Stable Diffusion
-network = lambda x, t, cond: 0.1 * x + cond           # (x, t_B, cond) -> prediction
-denoise = samplers.denoiser(network, schedule, prediction="epsilon")
-x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
-                    cond=jnp.ones(()), uncond=jnp.zeros(()),
-                    sampler="dpm++2m", steps=20, guidance=7.5)
+    import jax, jax.numpy as jnp
+    from scaling_ldm import noise, samplers
+    schedule = noise.scaled_linear()                      # Stable Diffusion
+    network = lambda x, t, cond: 0.1 * x + cond           # (x, t_B, cond) -> prediction
+    denoise = samplers.denoiser(network, schedule, prediction="epsilon")
+    x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
+                        cond=jnp.ones(()), uncond=jnp.zeros(()),
+                        sampler="dpm++2m", steps=20, guidance=7.5)
 """
 
 from scaling_ldm.diffusion.samplers.diffusion_model import DiffusionModel, denoiser
