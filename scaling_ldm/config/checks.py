@@ -2,57 +2,85 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 
 from scaling_ldm.config import fields, names, reads
 
 
-def problems_of(e: fields.Experiment) -> list[str]:
-    """Every reason why a well-typed experiment cannot run; none: it can."""
-    problems = []
+class _Problems(list[str]):
+    """Messages about one experiment."""
 
-    def require(ok: bool, message: str) -> None:
+    def require(self, ok: bool, message: str) -> None:
+        """Adds the message unless all is well."""
         if not ok:
-            problems.append(message)
+            self.append(message)
 
-    for where, known in names.CHOICES.items():
-        value = reads.value(e, where)
-        if value not in known:
-            close = difflib.get_close_matches(value, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            problems.append(
-                f"config.{where} = {value!r}; known: {', '.join(known)}{hint}"
-            )
+
+def problems_of(e: fields.Experiment) -> list[str]:
+    """Every reason why a well-typed experiment cannot run; empty if it can."""
+    problems = _check_names(e)
     problems += reads.unread(e)
     problems += _check_encode(e)
     problems += _check_coarse(e)
     if e.model.architecture != "autoencoder_kl":
         problems += _check_objective(e.objective)
-    for section, keys in _POSITIVE.items():
-        for name in keys:
-            value = getattr(getattr(e, section), name)
-            require(value > 0, f"config.{section}.{name} = {value}: must be positive")
-    for section, keys in _NOT_NEGATIVE.items():
-        for name in keys:
-            value = getattr(getattr(e, section), name)
-            require(value >= 0, f"config.{section}.{name} = {value}: must be >= 0")
-    for section, name, low, high in _RANGES:
-        value = getattr(getattr(e, section), name)
-        require(
-            low <= value <= high,
-            f"config.{section}.{name} = {value}: must lie in [{low}, {high}]",
-        )
-    h, w = (*e.data.shape, 0, 0)[:2]
-    require(
-        len(e.data.shape) == 3 and min(e.data.shape) > 0,
-        f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
-    )
+    problems += _check_ranges(e)
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
     else:
         problems += _check_transformer(e)
+    problems += _check_plan(e)
+    problems += _check_evaluation(e)
+    return problems
+
+
+def _check_names(e: fields.Experiment) -> list[str]:
+    """Values that are not in the table of their field."""
+    problems = []
+    for where, known in names.CHOICES.items():
+        value = reads.value(e, where)
+        if value not in known:
+            close = names.nearest(value, known)
+            hint = f" (did you mean {close!r}?)" if close else ""
+            problems.append(
+                f"config.{where} = {value!r}; known: {', '.join(known)}{hint}"
+            )
+    return problems
+
+
+def _check_ranges(e: fields.Experiment) -> list[str]:
+    """Numbers outside their range."""
+    problems = _Problems()
+    for section, keys in _POSITIVE.items():
+        for name in keys:
+            value = getattr(getattr(e, section), name)
+            problems.require(
+                value > 0, f"config.{section}.{name} = {value}: must be positive"
+            )
+    for section, keys in _NOT_NEGATIVE.items():
+        for name in keys:
+            value = getattr(getattr(e, section), name)
+            problems.require(
+                value >= 0, f"config.{section}.{name} = {value}: must be >= 0"
+            )
+    for section, name, low, high in _RANGES:
+        value = getattr(getattr(e, section), name)
+        problems.require(
+            low <= value <= high,
+            f"config.{section}.{name} = {value}: must lie in [{low}, {high}]",
+        )
+    problems.require(
+        len(e.data.shape) == 3 and min(e.data.shape) > 0,
+        f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
+    )
+    return problems
+
+
+def _check_plan(e: fields.Experiment) -> list[str]:
+    """Budgets, sizes, checkpoints and devices that contradict one another."""
+    problems = _Problems()
+    require = problems.require
     require(
         len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
     )
@@ -82,7 +110,6 @@ def problems_of(e: fields.Experiment) -> list[str]:
         e.mesh.replica == -1 or e.mesh.replica > 0,
         f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
     )
-    problems += _check_evaluation(e)
     return problems
 
 
@@ -114,7 +141,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         )
     network, size = e.evaluate.network, e.evaluate.input_size
     for metric in e.evaluate.metrics:
-        # What is not known at all has a line of its own.
+        # An unknown metric or network already has a message.
         networks = names.METRICS.get(metric, names.FEATURE_NETWORKS)
         if network in names.FEATURE_NETWORKS and network not in (*networks, "none"):
             problems.append(
@@ -132,12 +159,8 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
 
 def _check_transformer(e: fields.Experiment) -> list[str]:
     """Patches, labels and heads that do not fit the sizes or the input."""
-    problems = []
-
-    def require(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(message)
-
+    problems = _Problems()
+    require = problems.require
     h, w = (*e.data.shape, 0, 0)[:2]
     p = e.model.patch_size
     require(
@@ -214,7 +237,7 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
 
 
 def _check_coarse(e: fields.Experiment) -> list[str]:
-    """Whether a coarse picture can be made."""
+    """A coarse picture that cannot be made."""
     k, (h, w) = e.data.coarse, (*e.data.shape, 0, 0)[:2]
     if not k or (k > 1 and h % k == 0 and w % k == 0):
         return []
@@ -225,7 +248,7 @@ def _check_coarse(e: fields.Experiment) -> list[str]:
 
 
 def _check_encode(e: fields.Experiment) -> list[str]:
-    """Combinations of frozen networks, sources and denoisers that cannot be."""
+    """Frozen networks, sources and denoisers that do not go together."""
     problems = []
     cfg = e.encode
     endless = e.data.source == "icons"
@@ -265,7 +288,7 @@ def _check_encode(e: fields.Experiment) -> list[str]:
 
 
 def _check_objective(o: fields.ObjectiveConfig) -> list[str]:
-    """Every combination of known choices that a network cannot learn."""
+    """Combinations of known choices that a network cannot learn."""
     problems = []
     ends_in_noise = o.schedule == "rectified_flow" or o.zero_terminal_snr
     if ends_in_noise and o.prediction in ("epsilon", "score"):

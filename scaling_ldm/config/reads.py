@@ -1,7 +1,8 @@
 """Which choice reads which field; a field that nothing reads may not be changed.
 
-A field that is in no table here is read whatever is chosen. The captions' text_tokens
-and vocab_size belong to the data, also where a network looks at labels or at pixels.
+A field that is in no table here is always read. The captions' text_tokens and
+vocab_size belong to the data: they are read, too, if a network looks only at labels or
+pixels.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ def _names(section: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(section))
 
 
-def _by_field(section: str, table: Mapping[str, tuple[str, ...]]) -> Any:
-    """{choice: its fields} -> {"section.field": the choices that read it}."""
+def _by_field(
+    section: str, table: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Turns {choice: its fields} into {"section.field": the choices that read it}."""
     every = sorted({field for used in table.values() for field in used})
     return {
         f"{section}.{field}": tuple(name for name in table if field in table[name])
@@ -31,12 +34,12 @@ def _by_field(section: str, table: Mapping[str, tuple[str, ...]]) -> Any:
     }
 
 
-# {the field that holds a choice: {a field: the choices that read it}}.
+# Field that holds a choice -> {field: the choices that read it}.
 READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "model.architecture": {
         "data.coarse": ("unet",),
         "model.patch_size": TRANSFORMERS,
-        "model.head_dim": (*TRANSFORMERS, "unet"),  # of a unet: 0, so that heads counts
+        "model.head_dim": (*TRANSFORMERS, "unet"),  # a unet needs 0, and heads
         "model.heads": (*TRANSFORMERS, "unet"),
         "model.mlp_ratio": TRANSFORMERS,
         "model.activation": TRANSFORMERS,
@@ -75,8 +78,8 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "optimizer", names.LEARNING_RATE_POLICIES
     ),
 }
-# Of config.encode, what a frozen network alone reads; all but the networks' names are
-# for records.
+# Fields of config.encode that only a frozen network reads. Records read all its fields
+# but the names of the networks.
 FROZEN = ("encode.dtype", "encode.compute_dtype")
 RECORDS = tuple(
     f"encode.{name}"
@@ -87,7 +90,7 @@ _DEFAULTS = fields.Experiment()
 
 
 def value(experiment: fields.Experiment, where: str) -> Any:
-    """What the field "section.name" holds."""
+    """The value of the field "section.name"."""
     section, name = where.split(".")
     return getattr(getattr(experiment, section), name)
 
@@ -126,5 +129,5 @@ def unread(e: fields.Experiment) -> list[str]:
 
 
 def _records_read(e: fields.Experiment, field: str) -> bool:
-    """Whether records of text features are held to it, whatever the network reads."""
+    """Whether records of text features must match it, even if no network reads it."""
     return field == "model.text_width" and not e.reads_words

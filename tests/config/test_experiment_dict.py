@@ -1,0 +1,128 @@
+"""What an experiment file changes: unknown fields, renamed fields, recipe hashes."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from scaling_ldm import config
+from scaling_ldm.config import fields, names
+from scaling_ldm.records.errors import UnknownKey
+from scaling_ldm.workdir import ownership
+
+ROOT = pathlib.Path(__file__).parents[2]
+RENAMED = [(s, field, first) for (s, field), first in fields.FIRST_NAMES.items()]
+OTHER = {"time_law": "uniform", "keep_flops": (1e9, 2e9)}
+
+
+def golden_hash():
+    """The recipe hash of experiments/tiny.py before any field was renamed."""
+    golden = json.loads((ROOT / "tests" / "golden" / "tiny.json").read_text())
+    (found,) = {run["recipe_hash"] for run in golden["plan"]}
+    return found
+
+
+def test_an_unknown_field_names_the_nearest():
+    c = config.default()
+    with pytest.raises(AttributeError, match="key batchsize: did you mean batch_size"):
+        c.train.batchsize = 3
+    with pytest.raises(AttributeError, match="key trian: did you mean train"):
+        c.trian.batch_size = 3
+    with pytest.raises(UnknownKey, match="^unknown key x: known: advise, data"):
+        c["x"] = 3
+    with pytest.raises(UnknownKey, match="did you mean patch_size"):
+        c.update({"model": {"patch_sise": 2}})
+    assert not hasattr(c, "x") and c.get("x", 7) == 7
+    assert config.resolve(c) == config.resolve(config.default())
+
+
+def test_copies_know_their_fields_and_are_equal():
+    c = config.default()
+    for other in (copy.deepcopy(c), c.copy_and_resolve_references()):
+        assert other == c
+        with pytest.raises(AttributeError, match="did you mean"):
+            other.train.batchsize = 3
+
+
+@pytest.mark.parametrize(("section", "field", "first"), RENAMED)
+def test_a_renamed_field_is_set_and_read_under_its_first_name(
+    section, field, first, capsys
+):
+    c = config.default()
+    said = f"config.{section}.{first} is now config.{section}.{field}\n"
+    setattr(c[section], first, OTHER[first])
+    assert capsys.readouterr() == ("", said)
+    assert c[section][field] == OTHER[first] == getattr(c[section], first)
+    assert first not in c[section]
+    capsys.readouterr()
+    given = config.default().to_dict()
+    given[section][first] = OTHER[first]
+    del given[section][field]
+    assert config.resolve(given) == config.resolve(c)
+    assert capsys.readouterr() == ("", said)
+
+
+def test_the_recipe_hash_of_tiny_is_the_one_before_the_renaming():
+    tiny = config.resolve(config.load(ROOT / "experiments" / "tiny.py"))
+    assert tiny.recipe_hash == golden_hash()
+    other = dataclasses.replace(tiny.objective, timestep_sampling="uniform")
+    assert dataclasses.replace(tiny, objective=other).recipe_hash != golden_hash()
+
+
+def old(experiment):
+    """What experiment.json held before the renaming."""
+    found = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    for section, field, first in RENAMED:
+        found[section][first] = found[section].pop(field)
+    return {
+        "name": experiment.name,
+        "question": experiment.question,
+        "recipe_hash": experiment.recipe_hash,
+        "config": found,
+    }
+
+
+def test_a_working_directory_made_under_old_names_is_accepted(tmp_path):
+    tiny = config.resolve(config.load(ROOT / "experiments" / "tiny.py"))
+    assert old(tiny)["recipe_hash"] == golden_hash()
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps(old(tiny)))
+    ownership.register(tiny, tmp_path)
+    objective = json.loads(path.read_text())["config"]["objective"]
+    assert "timestep_sampling" in objective and "time_law" not in objective
+    assert config.identity(old(tiny)["config"]) == json.loads(
+        json.dumps(config.identity(dataclasses.asdict(tiny)))
+    )
+
+
+def test_what_differs_from_an_old_directory_is_said_in_names_of_today(tmp_path):
+    tiny = config.resolve(config.load(ROOT / "experiments" / "tiny.py"))
+    (tmp_path / "experiment.json").write_text(json.dumps(old(tiny)))
+    objective = dataclasses.replace(tiny.objective, timestep_sampling="uniform")
+    with pytest.raises(config.ConfigError) as e:
+        ownership.register(dataclasses.replace(tiny, objective=objective), tmp_path)
+    assert str(e.value).splitlines()[1:] == [
+        "  config.objective.timestep_sampling: 'logit_normal' there, 'uniform' here"
+    ]
+
+
+def test_every_field_has_a_comment_and_every_choice_is_a_field():
+    """The config reference of the documentation is made from them."""
+    lines = pathlib.Path(fields.__file__).read_text().splitlines()
+    for section in dataclasses.fields(config.Experiment):
+        if section.default_factory is dataclasses.MISSING:
+            continue
+        for field in dataclasses.fields(section.default_factory):
+            start = lines.index(f"class {section.type}:")
+            at = next(
+                i
+                for i in range(start, len(lines))
+                if lines[i].startswith(f"    {field.name}: ")
+            )
+            comment = "  # " in lines[at] or lines[at - 1].startswith("    # ")
+            assert comment, f"{section.name}.{field.name}"
+    for where, known in names.CHOICES.items():
+        section, name = where.split(".")
+        assert getattr(getattr(config.Experiment(), section), name) in known
