@@ -1,7 +1,8 @@
-"""Floating-point operations: counted in a jaxpr, and the peaks of devices.
+"""Floating-point operations: counted in a jaxpr, and the peak rates of devices.
 
-`count` walks the jaxpr of any JAX function; one unit, 2 x multiply-adds. Peaks of
-devices are data, read without jax. May import: nothing of this library.
+`count` walks the jaxpr of any JAX function; one multiply-add is 2 FLOPs. `peaks` holds
+the peak rates as data. They are read without jax, so the names of the counter are
+imported when they are asked for. May import: records.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports jax with the counter, not with the peaks."""
     if name not in __all__:
         raise AttributeError(f"module 'scaling_ldm.flops' has no attribute {name!r}")
     from scaling_ldm.flops import counter

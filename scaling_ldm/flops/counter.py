@@ -1,28 +1,31 @@
 """FLOPs of any JAX function, counted by walking its jaxpr.
 
-Nothing is compiled and no device is touched, so the count is the same on every
-backend, batch layout and sharding, and it is right under `lax.scan`, where the
-compiler's own cost analysis sees the body once.
+Nothing is compiled and no device is touched, so the count is the same on every backend,
+batch layout and sharding. It is right under `lax.scan`, where the compiler's own cost
+analysis sees the body once.
 
-Convention (one unit, everywhere): one multiply-accumulate is 2 FLOPs. Matrix
-products, convolutions and attention kernels count. Elementwise operations,
-reductions, normalisation, gathers, random bits and FFTs count 0; so do collectives.
+Convention: one multiply-accumulate is 2 FLOPs, everywhere. Matrix products,
+convolutions and attention kernels count. Elementwise operations, reductions,
+normalisation, gathers, random bits, FFTs and collectives count 0.
 
-*Model* FLOPs are forward + backward. *Hardware* FLOPs add what `jax.checkpoint`
+Model FLOPs are forward + backward. Hardware FLOPs add what `jax.checkpoint`
 (`nn.remat`) computes a second time. JAX labels exactly that part of a gradient
-`rematted_computation` in the name stack; the rest is what the same function without
-remat costs.
+`rematted_computation` in the name stack; the rest is the cost of the same function
+without remat.
 
 Convolutions count every tap of every output, on padding or not; forward + backward is
-exactly 3 x forward. `jaxpr_ops` derives the rule for strides, dilation and transposes.
+exactly 3 x forward. `operations` derives the rule for strides, dilation and transposes.
 
-Control flow. `scan` multiplies by its length; `while` by its trip count where start,
-bound and step are constants, and raises `UnknownTripCount` where they are not and the
-body has FLOPs; `cond` and `switch` count their most expensive branch (and leave a
-note if the branches differ), `platform_dependent` its default, so that the count is
-the same wherever it is made; `shard_map` multiplies its per-shard body by the number
-of devices on its manual axes, so work replicated over such an axis counts on each.
-Attention kernels get no discount for causal masks, windows or padded sequences.
+Control flow:
+- `scan` multiplies by its length.
+- `while` multiplies by its trip count if start, bound and step are constants. If they
+  are not and the body has FLOPs, it raises `UnknownTripCount`.
+- `cond` and `switch` count their most expensive branch, and leave a note if the
+  branches differ. `platform_dependent` counts its default, so that the count is the same on
+  every machine.
+- `shard_map` multiplies the body of one shard by the number of devices on its manual
+  axes. So work that is replicated over such an axis counts on each device.
+- Attention kernels get no discount for causal masks, windows or padded sequences.
 """
 
 import math
@@ -65,7 +68,7 @@ class FlopRow:
         left out, so forward and backward of a module share its scope.
       primitive: name of the JAX primitive.
       recomputed: True for what remat computes a second time.
-      flops: 2 x MAC.
+      flops: FLOPs (2 x MAC).
     """
 
     scope: tuple[str, ...]
@@ -104,7 +107,7 @@ class FlopCount:
 
     @property
     def model(self) -> int:
-        """Forward and backward without recompute: the function with remat removed."""
+        """Forward and backward without recompute: the cost without remat."""
         return self.hardware - self.recomputed
 
     @property
@@ -118,9 +121,9 @@ class FlopCount:
         return self._sums(lambda entry: entry.primitive)
 
     def tree(self, depth: int = 2) -> dict[str, int]:
-        """Hardware FLOPs of every module down to `depth`, children included.
+        """Hardware FLOPs of every module down to `depth`, with those of its children.
 
-        Keys are paths joined by "/", parents before children; "" is the whole.
+        Keys are paths joined by "/", parents before children; "" is the whole function.
         """
         sums: Counter[tuple[str, ...]] = Counter({(): 0})
         for entry in self.entries:
@@ -159,7 +162,7 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
 
     Raises:
       UnknownTripCount: a `while` with FLOPs in its body and no constant trip count.
-      UncountedPrimitive: an operation in `jaxpr_ops.UNCOUNTED`, or a `pallas_call`
+      UncountedPrimitive: an operation in `operations.UNCOUNTED`, or a `pallas_call`
         without a `cost_estimate`.
 
     Example:
@@ -179,10 +182,13 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
 
 
 def to_macs(flops: int) -> int:
-    """Multiply-accumulates of a FLOP count: half of it.
+    """Multiply-accumulates of a FLOP count, which are half of it.
 
     Many published "GFLOPs" of vision models are multiply-accumulates; compare those
-    with this. Raises ValueError for an odd count, which no sum of products gives.
+    with this number.
+
+    Raises:
+      ValueError: an odd count, which no sum of products gives.
     """
     if flops % 2:
         raise ValueError(f"{flops} FLOPs is odd, so it is not a count of 2 x MAC")
@@ -204,9 +210,9 @@ class _Walker:
         known_inputs: Sequence[int | None],
         place: Place,
     ) -> tuple[_Tally, list[int | None]]:
-        """Returns the tally and those outputs that are constant integers.
+        """The FLOPs of a jaxpr, and its outputs that are constant integers.
 
-        `known_inputs` may be shorter than the inputs; None is unknown.
+        `known_inputs` may be shorter than the inputs; None means unknown.
         """
         jaxpr, known = open_jaxpr(jaxpr)
         for var, value in zip(jaxpr.invars, known_inputs, strict=False):
@@ -244,7 +250,7 @@ class _Walker:
             return self._while(eqn, inputs, place), []
         if name == "cond":
             platforms = params.get("branches_platforms") or ()
-            if None in platforms:  # what any platform without a way of its own does
+            if None in platforms:  # the branch of platforms without one of their own
                 default = params["branches"][platforms.index(None)]
                 return inner(default, inputs[1:]), []
             branches = [inner(branch, inputs[1:]) for branch in params["branches"]]
@@ -283,7 +289,7 @@ class _Walker:
         body, _ = self.walk(params["body_jaxpr"], known, place)
         cond, _ = self.walk(params["cond_jaxpr"], inputs[:n_cond], place)
         if not body and not cond:
-            return Counter()  # loops of random-bit generators and the like
+            return Counter()  # for example loops that make random bits
         if trips is None:
             raise UnknownTripCount(
                 f"the while loop at {place.line()} costs {body.total()} FLOPs an "

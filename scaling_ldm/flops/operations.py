@@ -1,29 +1,30 @@
 """Costs of single jaxpr equations, and the constants and trip counts around them.
 
-`flops` adds them up and states the conventions.
+`counter` adds them up and states the conventions.
 
-Convolutions. A convolution ties three index sets together: input position `i`,
-kernel tap `t` and output position `o` obey `o * stride + t * rhs_dilation - pad =
-i * lhs_dilation`. Forward pass, input gradient and kernel gradient are the same set of
-products, each summed over another index, so each costs what the forward pass costs.
-Shapes alone do not tell how many taps on padding the forward pass had (stride 1 and
-no padding, seen from its input gradient, looks like a forward pass with much padding).
-So a gradient is mapped back to its forward pass, and one rule counts that, per spatial
-dimension with `I` inputs, `K` taps and `O` outputs:
+Convolutions. In a convolution, input position `i`, kernel tap `t` and output position
+`o` obey `o * stride + t * rhs_dilation - pad = i * lhs_dilation`. Forward pass, input
+gradient and kernel gradient are the same set of products, each summed over another
+index. So each costs what the forward pass costs. The shapes of a gradient do not tell
+how many taps on padding its forward pass had: the input gradient of a convolution with
+stride 1 and no padding looks like a forward pass with much padding. So a gradient is
+mapped back to its forward pass, and one rule counts that. Per spatial dimension with
+`I` inputs, `K` taps and `O` outputs it is:
 
   no input dilation    O * K          every tap of every output, on padding or not
   input dilation       I * K          every tap of every input; inserted zeros are free
   both, with a stride  O * K / d      rounded up: taps not on an inserted zero
 
 An equation is a gradient if the transformations around it say `transpose`. JAX's
-transpose rules then show which one: the input gradient multiplies cotangents with the
-kernel reversed (a `rev` on its right side; stride and input dilation trade places), the
-kernel gradient has batch and feature dimensions swapped (stride and kernel dilation
-trade places, so do window and output). Should both signs or neither be there, as for
-flipped activations, feature-first layouts or hand-written rules, a window larger than
-the output is a cotangent. Forward + backward is thus exactly 3 x forward for every
-stride, dilation, padding and grouping; second derivatives are exact up to padding.
-A transposed convolution of stride 1 is, to JAX, a plain one and is counted so.
+transpose rules then show which gradient it is. The input gradient multiplies cotangents
+with the reversed kernel: there is a `rev` on its right side, and stride and input
+dilation trade places. The kernel gradient has its batch and feature dimensions swapped;
+stride and kernel dilation trade places, and so do window and output. Flipped
+activations, feature-first layouts and hand-written rules may show both signs or
+neither; a window larger than the output is then taken for a cotangent. So forward +
+backward is exactly 3 x forward for every stride, dilation, padding and grouping. Second
+derivatives are exact up to padding. JAX writes a transposed convolution of stride 1 as
+a plain one; it is counted as such.
 """
 
 import math
@@ -37,8 +38,8 @@ from jax.extend import source_info_util
 
 from scaling_ldm.records.errors import UncountedPrimitive
 
-# Leaves that do matrix work for which no convention is agreed, or whose work cannot
-# be read from the jaxpr. Counting them 0 in silence would be a wrong number.
+# Operations with matrix work for which no convention is agreed, or whose work cannot be
+# read from the jaxpr. To count them as 0 would silently give a wrong number.
 UNCOUNTED = frozenset(
     """call_hi_primitive cholesky cholesky_update custom_call eig eigh ffi_call geqp3
     geqrf hessenberg householder_product lu ormqr qr scaled_dot scaled_matmul
@@ -47,7 +48,7 @@ UNCOUNTED = frozenset(
     dot_product_attention_fp8_bwd_wrapper""".split()
 )
 
-# Operations that hand a convolution kernel on, seen when looking for its `rev`.
+# Operations that pass a convolution kernel on; the search for its `rev` goes through.
 _CARRIERS = frozenset(
     """broadcast_in_dim convert_element_type copy reduce_precision reshape
     sharding_constraint squeeze transpose""".split()
@@ -74,7 +75,7 @@ class Place:
     path: tuple[Any, ...] = ()
 
     def line(self) -> str:
-        """The user's source line; that of the caller inside functions of JAX."""
+        """The line of the user's source that leads to the equation."""
         for eqn in reversed(self.path):
             if summary := source_info_util.summarize(eqn.source_info):
                 return summary
@@ -83,7 +84,7 @@ class Place:
     def of(self, eqn: Any) -> "Place":
         """The place of `eqn` in a jaxpr that stands at this place.
 
-        Name stacks restart inside every inner jaxpr, hence the composition.
+        The name stack starts anew inside every inner jaxpr, so the two are joined.
         """
         scope: list[str] = []
         run: list[str] = []  # scopes since the last transformation
@@ -118,7 +119,7 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any], place: Place) -> tuple[int, 
       place: where the equation stands.
 
     Returns:
-      What the operation computes, and what it computes a second time to save memory.
+      (FLOPs of the operation, FLOPs that it computes a second time to save memory).
 
     Raises:
       UncountedPrimitive: for an operation in `UNCOUNTED`, or a `pallas_call` without a
@@ -151,7 +152,7 @@ def _dot_flops(eqn: Any) -> int:
 
 
 def _ragged_dot_flops(eqn: Any) -> int:
-    # Each row of lhs meets one group's matrix, whichever dimension is ragged.
+    # Each row of lhs is multiplied with the matrix of one group only.
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, rhs_contract), (_, rhs_batch) = numbers.dot_dimension_numbers
     lhs, rhs = (var.aval.shape for var in eqn.invars[:2])
@@ -187,7 +188,7 @@ def _conv_flops(eqn: Any, makers: Mapping[Any, Any], in_gradient: bool) -> int:
 
 
 def _taps(inputs: int, window: int, outputs: int, stride: int, dilation: int) -> int:
-    """Products of a forward pass along one dimension; see the module's docstring."""
+    """Products of a forward pass along one dimension: see the top of the module."""
     if dilation == 1:
         return outputs * window
     if stride == 1:
@@ -207,7 +208,7 @@ def _is_reversed(kernel: Any, makers: Mapping[Any, Any]) -> bool:
 
 
 def _attention_flops(eqn: Any) -> tuple[int, int]:
-    """cuDNN attention: q.k and p.v, twice that backward, which also redoes q.k."""
+    """cuDNN attention: q.k and p.v. Backward is twice that, and computes q.k again."""
     query, key, value = (var.aval.shape for var in eqn.invars[:3])
     length_axis = 1 if eqn.params["layout"] == 0 else 2  # BTNH, BNTH
     scores = 2 * math.prod(query[:-1]) * key[length_axis]
@@ -288,10 +289,10 @@ def fold(eqn: Any, inputs: Sequence[int | None]) -> int | None:
 
 
 def trip_count(params: Mapping[str, Any], inputs: Sequence[int | None]) -> int | None:
-    """Iterations of a loop on `i < bound`: integers moving in constant steps, or None.
+    """Iterations of a loop whose condition compares two integers; None if unknown.
 
-    Both sides may be carried, constant or closed over, as in what `lax.fori_loop`
-    makes, or `lax.while_loop` with a counter.
+    Each integer must be constant or change by a constant step. Both may be carried,
+    constant or closed over, as in `lax.fori_loop`, or `lax.while_loop` with a counter.
     """
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     start = inputs[n_cond + n_body :]
@@ -318,7 +319,7 @@ def trip_count(params: Mapping[str, Any], inputs: Sequence[int | None]) -> int |
         return constant(left, body_known) if right is before and sign == 1 else None
 
     def side(atom: Any) -> tuple[int | None, int | None]:
-        """Value at the first test and change per iteration."""
+        """The value at the first test, and the change per iteration."""
         if (value := constant(atom, cond_known)) is not None:
             return value, 0
         if atom in cond.invars[n_cond:]:
@@ -332,7 +333,7 @@ def trip_count(params: Mapping[str, Any], inputs: Sequence[int | None]) -> int |
     (left, left_step), (right, right_step) = map(side, test.invars)
     if None in (left, left_step, right, right_step):
         return None
-    # Continue while gap < 0, and the gap closes by `rate` an iteration.
+    # The loop goes on while gap < 0; each iteration adds `rate` to the gap.
     gap, rate = left - right, left_step - right_step
     match test.primitive.name:
         case "lt":

@@ -1,13 +1,13 @@
 """Peak arithmetic rates of accelerators, and model FLOPs utilisation (MFU).
 
-Rates are dense (figures of data sheets for structured sparsity are halved) and *per
-JAX device*: a TPU v2, v3 or v7x chip appears as two devices, so those rows hold half a
-chip. A device that is not in the table, or a number format that its data sheet gives no
-rate for, is `Unknown` with a reason; nothing is guessed from a similar name.
+Rates are dense: rates for structured sparsity in a data sheet are halved. They are per
+JAX device: a TPU v2, v3 or v7x chip appears as two devices, so those rows hold half a
+chip. A device that is not in the table is `UnknownPeak` with a reason, and so is a
+number format without a published rate. Nothing is guessed from a similar name.
 
 Choosing the format: JAX's default precision runs float32 matrix products in one
-bfloat16 pass on TPUs and in TF32 on NVIDIA GPUs since Ampere, so "bfloat16" and
-"tensorfloat32" are the formats to ask for there unless the precision was raised.
+bfloat16 pass on TPUs, and in TF32 on NVIDIA GPUs since Ampere. So "bfloat16" and
+"tensorfloat32" are the formats to ask for there, unless the precision was raised.
 """
 
 import re
@@ -23,8 +23,9 @@ class Peak:
     """What one JAX device can do.
 
     Attributes:
-      device_kinds: regular expressions for all of `jax.Device.device_kind`.
-      flops_per_second: dense peak by number format, FLOP/s (2 x MAC).
+      device_kinds: regular expressions; one of them matches all of
+        `jax.Device.device_kind`.
+      flops_per_second: dense peak of each number format, FLOP/s (2 x MAC).
       memory_bytes: device memory as the data sheet states it.
       source: title of the vendor's document.
     """
@@ -36,8 +37,8 @@ class Peak:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unknown:
-    """No peak is known, and why."""
+class UnknownPeak:
+    """No peak is known; `reason` says why, in one sentence."""
 
     reason: str
 
@@ -204,7 +205,7 @@ PEAKS: dict[str, Peak] = {
 }
 
 
-def peak(device_kind: str, dtype: str = "bfloat16") -> Peak | Unknown:
+def peak(device_kind: str, dtype: str = "bfloat16") -> Peak | UnknownPeak:
     """The row of a device, if it has a rate for `dtype`.
 
     Args:
@@ -212,20 +213,20 @@ def peak(device_kind: str, dtype: str = "bfloat16") -> Peak | Unknown:
       dtype: "bfloat16", "float16", "tensorfloat32" or "float32".
 
     Returns:
-      A `Peak` whose `flops_per_second` has `dtype`, or `Unknown` with the reason.
+      A `Peak` whose `flops_per_second` has `dtype`, or `UnknownPeak` with the reason.
     """
     for name, row in PEAKS.items():
         if any(re.fullmatch(kind, device_kind) for kind in row.device_kinds):
             if dtype in row.flops_per_second:
                 return row
             have = ", ".join(row.flops_per_second)
-            return Unknown(
+            return UnknownPeak(
                 reason=f"no published {dtype} rate for {device_kind!r} ({name}); "
                 f"its row in scaling_ldm.flops.peaks.PEAKS has {have}"
             )
-    return Unknown(
-        reason=f"no published peak for device kind {device_kind!r}; "
-        f"scaling_ldm.flops.peaks.PEAKS has {', '.join(PEAKS)}"
+    return UnknownPeak(
+        reason=f"no published peak for device kind {device_kind!r} in "
+        "scaling_ldm.flops.peaks.PEAKS"
     )
 
 
@@ -235,7 +236,7 @@ def mfu(
     n_devices: int,
     dtype: str = "bfloat16",
 ) -> tuple[float | None, str]:
-    """Share of the peak that a measured rate is.
+    """The share of the peak that a measured rate reaches.
 
     Args:
       flops_per_second: measured rate over all devices, FLOP/s (2 x MAC). Model FLOPs
@@ -245,9 +246,11 @@ def mfu(
       dtype: number format of the matrix products; see the module's docstring.
 
     Returns:
-      The share and the peak's source, or None and the reason why there is none: the
-      device is unknown, or the share exceeds 1, which means that one of the arguments
-      is wrong.
+      (share, source of the peak), or (None, reason). There is no share if the device is
+      unknown, or if it exceeds 1, which means that one of the arguments is wrong.
+
+    Raises:
+      ValueError: fewer than one device.
 
     Example:
       >>> mfu(137.5e12, "TPU v4", 1)
@@ -256,7 +259,7 @@ def mfu(
     if n_devices < 1:
         raise ValueError(f"n_devices must be at least 1, got {n_devices}")
     row = peak(device_kind, dtype)
-    if isinstance(row, Unknown):
+    if isinstance(row, UnknownPeak):
         return None, row.reason
     share = flops_per_second / (n_devices * row.flops_per_second[dtype])
     if share > 1:
