@@ -1,15 +1,15 @@
-"""How well does a small autoencoder keep 32 px icons in 8 x 8 latents of 4 numbers?
+"""How well does a small autoencoder keep icons of 32 px in 8 x 8 latents of 4 numbers?
 
-The library's own latent space: a KL autoencoder of Stable Diffusion's layout (L1 and a
-weak KL, neither perceptual loss nor discriminator), trained by the same loop as every
-denoiser. What `config.encode.autoencoder = "icons_f4"` names is this experiment's
-result; its folder holds the weights, and the error on held-out names.
+This is the library's own latent space: a KL autoencoder with the layout of Stable
+Diffusion's, trained with L1 and a weak KL, without a perceptual loss or discriminator.
+The training loop is that of every denoiser. `config.encode.autoencoder = "icons_f4"`
+names the weights that this experiment gave; their folder also has the error on held-out
+names.
 
 Cost: 8e13 FLOPs, 25 to 40 minutes on 2 CPU cores. Expect a mean squared error of 0.0113
-on 2,048 pictures of held-out names, 25.5 dB.
-Command: python -m scaling_ldm.main --config experiments/autoencoder_f4.py --stages
-  plan,train,export
-"""
+(25.5 dB) on 2,048 pictures of held-out names.
+Command: python -m scaling_ldm.main --config experiments/autoencoder_f4.py --stages plan,train,export
+"""  # noqa: E501
 
 import ml_collections
 

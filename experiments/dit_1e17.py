@@ -1,7 +1,7 @@
-"""The isoFLOP curve of paper B at 1e17 FLOPs: seven in-context sizes.
+"""Which of seven DiT sizes is best at 1e17 FLOPs? Paper B's isoFLOP curve.
 
-Cost: 7 x 1e17 FLOPs. Expect an optimum near 4.1M parameters; paper B's law, on its own
-data, has a training loss of 0.822 there.
+Cost: 7 x 1e17 FLOPs. Expect an optimum near 4.1M parameters. Paper B's law gives a
+training loss of 0.822 there, on its own data.
 Command: python -m scaling_ldm.main --config experiments/dit_1e17.py
 """
 

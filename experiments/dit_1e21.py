@@ -1,7 +1,7 @@
-"""Paper B's validation point: does the law, fitted below 6e18, hold at 1e21 FLOPs?
+"""Does the law fitted up to 6e18 FLOPs predict the loss at 1e21? Paper B's check.
 
-Cost: 1e21 FLOPs in one run. Expect, by paper B's laws, 0.77G parameters and a training
-loss of 0.640.
+Cost: 1e21 FLOPs in one run. Expect 0.77G parameters and a training loss of 0.640, by
+paper B's laws.
 Command: python -m scaling_ldm.main --config experiments/dit_1e21.py --stages plan,train
 """
 

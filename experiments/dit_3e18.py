@@ -1,7 +1,7 @@
-"""The isoFLOP curve of paper B at 3e18 FLOPs: seven in-context sizes.
+"""Which of seven DiT sizes is best at 3e18 FLOPs? Paper B's isoFLOP curve.
 
-Cost: 7 x 3e18 FLOPs. Expect an optimum near 28M parameters; paper B's law, on its own
-data, has a training loss of 0.750 there.
+Cost: 7 x 3e18 FLOPs. Expect an optimum near 28M parameters. Paper B's law gives a
+training loss of 0.750 there, on its own data.
 Command: python -m scaling_ldm.main --config experiments/dit_3e18.py
 """
 

@@ -1,7 +1,7 @@
-"""The isoFLOP curve of paper B at 6e17 FLOPs: seven in-context sizes.
+"""Which of seven DiT sizes is best at 6e17 FLOPs? Paper B's isoFLOP curve.
 
-Cost: 7 x 6e17 FLOPs. Expect an optimum near 11M parameters; paper B's law, on its own
-data, has a training loss of 0.783 there.
+Cost: 7 x 6e17 FLOPs. Expect an optimum near 11M parameters. Paper B's law gives a
+training loss of 0.783 there, on its own data.
 Command: python -m scaling_ldm.main --config experiments/dit_6e17.py
 """
 

@@ -1,9 +1,11 @@
-"""Paper B's grid for the class-conditional DiT: adaLN-Zero blocks, a label and no text.
+"""Where is compute best spent by a class-conditional DiT?
 
-Labels are the icons' 16 colours. Neither paper has run this grid: the question is open,
-and every other setting is paper B's, so that its answer can be laid beside theirs.
+Paper B's grid with adaLN-Zero blocks, which read a label and no text. The labels are
+the 16 colours of the icons. Neither paper has run this grid. Every other setting is
+paper B's, so that the two can be compared.
 
-Cost: 7.6e19 FLOPs. Expect no published law to hold: it is reported beside paper B's.
+Cost: 7.6e19 FLOPs. Expect 42 runs. No law is published for this grid; the report shows
+paper B's beside it.
 Command: python -m scaling_ldm.main --config experiments/dit_class_conditional.py
 """
 

@@ -1,4 +1,6 @@
-"""Paper B's comparison: the same grid with text by cross-attention (PixArt style).
+"""Does cross-attention change where compute is best spent? Paper B's comparison.
+
+The grid of dit_isoflop.py with text read by cross-attention, as in PixArt.
 
 Cost: 7.6e19 FLOPs. Expect N_opt ~ C^0.54, D_opt ~ C^0.46, loss ~ C^-0.0385.
 Command: python -m scaling_ldm.main --config experiments/dit_cross_attention.py

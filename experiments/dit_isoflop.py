@@ -1,8 +1,11 @@
-"""Paper B's whole study: six budgets, seven in-context sizes each, and its laws.
+"""How do the best size, data and loss of a DiT grow with compute? Paper B's study.
+
+Six budgets with seven in-context sizes each, and the laws through them.
 
 Cost: 7.6e19 FLOPs. Expect N_opt ~ C^0.57, D_opt ~ C^0.43, loss ~ C^-0.027.
 Command: python -m scaling_ldm.main --config experiments/dit_isoflop.py
-One run, on any host: add --run K. When all are there: --stages fit,generate,report
+To train one run, on any host, add --run K. When all runs are there, add
+--stages fit,generate,report instead.
 """
 
 from experiments import base

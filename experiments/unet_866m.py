@@ -1,7 +1,8 @@
 """What does paper A's reference, the 866M U-Net, learn, and at what cost?
 
-The eleven-network study's network of relative cost 1: Stable Diffusion's layout with a
-1024-wide text condition; see unet_family.py for the recipe and what is assumed.
+This is the network of relative cost 1 in the study of eleven networks: the layout of
+Stable Diffusion with a text condition 1024 wide. unet_family.py has the recipe and what
+is assumed.
 
 Cost: 2.5e21 FLOPs. Expect FID 21.55 and CLIP score 0.312 on COCO with 50 steps of DDIM
 at guidance 7.5 (arXiv 2404.01367, table 1).

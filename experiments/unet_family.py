@@ -1,15 +1,15 @@
 """How do quality and cost of paper A's U-Nets grow from 39M to 5B parameters?
 
 Paper A is "Bigger is not Always Better" (arXiv 2404.01367): eleven U-Nets of base width
-64 to 768, all trained alike for 500,000 steps of 2048 pictures at a rate of 1e-4, on
-64 x 64 x 4 latents. Not stated there, and assumed here as in Stable Diffusion: epsilon
-on the scaled-linear schedule, its autoencoder (512 px pictures), 77 tokens of the text
-encoder of its second version (1024 wide, which the parameter counts ask for), AdamW
-without decay, EMA, 10% caption dropout.
+64 to 768. All are trained for 500,000 steps of 2048 pictures at a rate of 1e-4, on
+64 x 64 x 4 latents. The paper does not say, and this file assumes, as in Stable
+Diffusion: epsilon on the scaled-linear schedule, its autoencoder (pictures of 512 px),
+77 tokens of the text encoder of its second version (1024 wide, which the parameter
+counts ask for), AdamW without decay, EMA, 10% caption dropout.
 
-Cost: 1.6e20 FLOPs (39M) to 1.3e22 (5B), 2.9e22 in all. Expect FID 25.30 to 20.14
-and CLIP score 0.305 to 0.314 on COCO with 50 steps of DDIM at guidance 7.5 (table 1).
-Put WebDataset shards into data/shards, or say where they are.
+Cost: 1.6e20 FLOPs (39M) to 1.3e22 (5B), 2.9e22 in all. Expect FID 25.30 to 20.14 and
+CLIP score 0.305 to 0.314 on COCO with 50 steps of DDIM at guidance 7.5 (table 1).
+Put WebDataset shards into data/shards, or set config.data.path.
 Command: python -m scaling_ldm.main --config experiments/unet_family.py --stages plan
 """
 

@@ -1,11 +1,12 @@
-"""Starts the missing runs of a planned study on this machine, a few at a time.
+"""Trains the missing runs of a planned study on this machine, a few at a time.
 
     python -m scaling_ldm.main --config EXPERIMENT --workdir W --stages plan,encode
     python launch/local.py --config EXPERIMENT --workdir W --at_once 2
 
-Reads W/runs.jsonl, skips rows with a record, and runs the entry point with --run K for
-the others; arguments after `--` are handed on. Exit status 75 (preempted) is tried
-again. When all rows are there, run the entry point with --stages fit,generate,report.
+It reads W/runs.jsonl, skips every row that has a record, and starts the entry point
+with --run K for each of the others. Arguments after `--` are given to the entry point.
+A run that ends with exit status 75 (preempted) is started again. When all records are
+there, run the entry point with --stages fit,generate,report.
 """
 
 import argparse
@@ -19,7 +20,7 @@ PREEMPTED = 75
 
 
 def missing_rows(workdir: pathlib.Path) -> list[int]:
-    """Numbers of the plan's rows that have no record yet."""
+    """Numbers of the rows of the plan that have no record yet."""
     lines = (workdir / "runs.jsonl").read_text().splitlines()
     ids = [json.loads(line)["run_id"] for line in lines]
     return [

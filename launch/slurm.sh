@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One row of a planned study per array task; each task may span several nodes.
+# Trains one row of a planned study per array task. A task may use several nodes.
 #
 #   python -m scaling_ldm.main --config experiments/dit_isoflop.py --workdir W --stages plan,encode
 #   sbatch --array=0-41 --nodes=2 --gpus-per-node=8 launch/slurm.sh experiments/dit_isoflop.py W
 #
-# W must be on a file system that all nodes see. Slurm's variables tell the entry point
-# about its peers. A preempted task (exit status 75) is queued again and continues.
+# W must be on a file system that all nodes see. The entry point finds the other processes
+# by Slurm's variables. A task that is preempted (exit status 75) is queued again and
+# continues from its last checkpoint.
 #SBATCH --job-name=scaling_ldm
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

@@ -28,6 +28,7 @@ def test_it_resolves_and_says_question_cost_and_command(path):
     assert experiment.name == path.stem
     assert experiment.question.endswith("?")
     doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert "?" in doc.splitlines()[0]
     assert "Cost: " in doc
     assert "Expect" in doc
     assert f"--config experiments/{path.name}" in doc
