@@ -191,6 +191,8 @@ def check(command: Command) -> None:
             assert (ROOT / folder).is_dir()
         case ("ruff", "format" | "check", ".") | ("pyrefly", "check"):
             pass
+        case (".ci/run" | ".ci/nightly" as script,):
+            assert (ROOT / script).exists()
         case ("mkdocs", "build", "--strict"):
             assert (ROOT / "mkdocs.yml").exists()
         case _:
@@ -341,6 +343,35 @@ def test_links_lead_somewhere(path):
         assert target.exists(), link
         if anchor:
             assert anchor in _slugs(target.read_text(encoding="utf-8")), link
+
+
+LISTED = {
+    "samplers": ("SAMPLERS", "SPACINGS", "PREDICTIONS", "SCHEDULES"),
+    "experiments": ("ARCHITECTURES", "WEIGHTINGS", "TIMESTEP_SAMPLING", "PREDICTIONS"),
+    "own_pictures": ("DATA_SOURCES", "AUTOENCODERS", "TEXT_ENCODERS"),
+    "quality": ("FEATURE_NETWORKS", "METRICS"),
+    "files": ("PICTURE_FORMATS",),
+}
+
+
+@pytest.mark.parametrize("page", LISTED)
+def test_a_page_lists_every_name_of_a_table(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for table in LISTED[page]:
+        names = set(getattr(config, table)) - {"none", "auto"}
+        assert [name for name in sorted(names) if name not in text] == []
+
+
+def test_a_page_lists_every_experiment():
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    files = {p.name for p in (ROOT / "experiments").glob("*.py")}
+    assert [name for name in sorted(files) if f"`{name}`" not in text] == ["base.py"]
+
+
+def test_a_page_lists_every_exit_status():
+    text = (ROOT / "docs" / "exit_statuses.md").read_text(encoding="utf-8")
+    rows = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert rows == {*map(int, study.EXIT.values()), 1}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)
