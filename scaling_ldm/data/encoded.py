@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import icons, shards
+from scaling_ldm.data import hashing, shards
 from scaling_ldm.data.pipeline import Rows
+from scaling_ldm.data.vocabulary import PADDING, RESERVED, Vocabulary
 from scaling_ldm.models import pretrained
 
 Manifest = dict[str, Any]
@@ -120,8 +121,8 @@ class Encoded:
                 f"{split} split; more pictures or another "
                 "config.data.validation_fraction are needed"
             )
-        vocabulary = (*icons.RESERVED, *manifest["vocabulary"])
-        self._vocabulary = icons.Vocabulary(vocabulary[: experiment.data.vocab_size])
+        vocabulary = (*RESERVED, *manifest["vocabulary"])
+        self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
         self.uncond = self._null()
@@ -190,8 +191,8 @@ class Encoded:
         """Which record of the split each position has: a permutation an epoch."""
         positions = np.asarray(positions, np.int64)
         epoch, slot = np.divmod(positions, len(self._index))
-        keys = icons.draw(self._seed, _ORDER, epoch.astype(np.uint64))
-        return icons.permute(slot, keys, len(self._index))
+        keys = hashing.draw(self._seed, _ORDER, epoch.astype(np.uint64))
+        return hashing.permute(slot, keys, len(self._index))
 
     def _records(self, places: np.ndarray) -> list[shards.Record]:
         at = self._index[places]
@@ -221,7 +222,7 @@ class Encoded:
         if self._layout.dtype == "uint8":
             return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
         mean, log_variance = np.split(x.astype(np.float32), 2, axis=-1)
-        key = icons.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0]
+        key = hashing.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0]
         noise = np.empty_like(mean)
         for row, position in zip(noise, positions, strict=True):
             bits = np.random.Philox(key=[key, np.uint64(position)])
@@ -235,7 +236,7 @@ class Encoded:
     def _text(self, found: list[shards.Record]) -> Rows:
         if not self._layout.text_width:
             ids = np.stack([self._ids(record.caption) for record in found])
-            return {"text": ids, "mask": ids != icons.PADDING}
+            return {"text": ids, "mask": ids != PADDING}
         shape = (len(found), self._length, self._layout.text_width)
         text = np.zeros(shape, np.dtype(self._layout.text_dtype))
         mask = np.zeros(shape[:2], bool)
@@ -251,7 +252,7 @@ class Encoded:
         label = np.int32(self.classes)
         if not self._layout.text_width:
             text = self._vocabulary.uncond(self._length)
-            return {"text": text, "mask": text != icons.PADDING, "label": label}
+            return {"text": text, "mask": text != PADDING, "label": label}
         data = base64.b64decode(self._manifest["null"])
         features = np.frombuffer(data, np.dtype(self._layout.text_dtype))
         features = features.reshape(-1, self._layout.text_width)

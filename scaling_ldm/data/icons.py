@@ -18,21 +18,20 @@ where each choice is a 64-bit hash of (seed, choice, i). In every epoch each nam
 shown once, so common words of user interfaces weigh no more than rare ones.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
-import hashlib
-import importlib.resources
-import io
-import json
-import lzma
 from collections.abc import Sequence
 
 import numpy as np
 
-SIDE = 32  # pixels of a mask
+from scaling_ldm.data import icon_set
+from scaling_ldm.data.hashing import below, draw, permute
+from scaling_ldm.data.icon_set import SIDE, IconSet
+from scaling_ldm.data.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
+
 SPLITS = ("train", "validation")
-PADDING, UNKNOWN, NULL = 0, 1, 2  # token ids that are no word
-RESERVED = ("<padding>", "<unknown>", "<null>")
 
 # sRGB, 0..255. Only pairs that contrast are painted together, see below.
 PALETTE = {
@@ -87,213 +86,6 @@ def oklab(rgb: np.ndarray) -> np.ndarray:
     )
 
 
-# --- Hashes: all of it is uint64 arithmetic modulo 2**64, vectorised over positions.
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, a bijection of uint64 that looks random."""
-    x = np.array(x, np.uint64, ndmin=1)
-    x += np.uint64(0x9E3779B97F4A7C15)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def draw(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
-    """64 random bits for each position: uint64 [n], of (seed, stream, position)."""
-    key = mix(mix(np.uint64(seed % 2**64)) ^ np.uint64(stream))
-    return mix(mix(positions) ^ key)
-
-
-def below(bits: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
-    """Maps 64 random bits to int64 of 0..bound-1; bound below 2**31."""
-    bound = np.asarray(bound, np.uint64)
-    return (((bits >> np.uint64(32)) * bound) >> np.uint64(32)).astype(np.int64)
-
-
-def permute(slots: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
-    """A keyed permutation of 0..size-1: int64 [n] slots, uint64 [n] keys -> int64 [n].
-
-    A Feistel network of six rounds on the smallest even number of bits that holds
-    `size`; where it leaves the range it is applied again until it is back, which keeps
-    it a bijection and takes fewer than four turns on average.
-
-    References: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    round_keys = [mix(keys ^ np.uint64(r + 1)) for r in range(6)]
-
-    def once(x, round_keys):
-        left, right = x >> half, x & mask
-        for key in round_keys:
-            left, right = right, left ^ (mix(right ^ key) & mask)
-        return (left << half) | right
-
-    x = once(slots.astype(np.uint64), round_keys)
-    while True:
-        out = np.flatnonzero(x >= np.uint64(size))
-        if not out.size:
-            return x.astype(np.int64)
-        x[out] = once(x[out], [key[out] for key in round_keys])
-
-
-# --- The embedded files
-
-
-def _read(name: str) -> bytes:
-    file = importlib.resources.files(__package__).joinpath("icons", name)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"scaling_ldm/data/icons/{name} is missing. Reinstall the package, or build"
-            " the file:\n  npm pack @iconify/json@2.2.535\n"
-            "  pip install pillow resvg-py==0.5.0\n"
-            "  python tools/build_icons.py --package"
-            " iconify-json-2.2.535.tgz --out scaling_ldm/data/icons"
-        ) from e
-
-
-def _inflate(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Decompresses into one array, without a second copy of it in memory."""
-    array = np.empty(shape, np.uint8)
-    flat, filled = array.reshape(-1), 0
-    decompressor = lzma.LZMADecompressor()
-    try:
-        while not decompressor.eof:
-            part = decompressor.decompress(compressed, max_length=1 << 22)
-            compressed = b""
-            if not part and decompressor.needs_input:
-                break
-            flat[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
-            filled += len(part)
-    except (lzma.LZMAError, ValueError) as e:
-        raise ValueError(f"icons/masks.xz is damaged ({e}); reinstall it") from e
-    if not decompressor.eof or filled != flat.size:
-        raise ValueError("icons/masks.xz is cut short; reinstall it")
-    return array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class IconSet:
-    """The embedded masks and what they are called. Masks are in the order of names.
-
-    Attributes:
-      packed: uint8 [masks, 16, 32]; a byte holds row 2r (high bits) and row 2r + 1.
-      offsets: int64 [names + 1]; masks offsets[k] to offsets[k + 1] bear name k.
-      names: base names, [a-z0-9 ], sorted and distinct.
-      keys: a split key for each name; names with one key differ in form alone.
-      styles: style words, for example "thin outline" or "".
-      sets: the icon sets that the masks come from.
-      mask_style: uint8 [masks], an index into styles.
-      mask_set: uint8 [masks], an index into sets.
-      mask_twin: uint32 [masks], equal for masks that look the same, 0 for a lone mask.
-    """
-
-    packed: np.ndarray
-    offsets: np.ndarray
-    names: tuple[str, ...]
-    keys: tuple[str, ...]
-    styles: tuple[str, ...]
-    sets: tuple[str, ...]
-    mask_style: np.ndarray
-    mask_set: np.ndarray
-    mask_twin: np.ndarray
-
-    @functools.cached_property
-    def mask_name(self) -> np.ndarray:
-        """int32 [masks], an index into names."""
-        counts = np.diff(self.offsets)
-        return np.repeat(np.arange(len(self.names), dtype=np.int32), counts)
-
-    def levels(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Alpha of some masks as stored: int [n] -> intp [n, 32, 32], 0..15."""
-        packed = self.packed[np.asarray(indices, np.int64)]
-        levels = np.empty((len(packed), SIDE, SIDE), np.intp)
-        np.right_shift(packed, 4, out=levels[:, 0::2])
-        np.bitwise_and(packed, 15, out=levels[:, 1::2])
-        return levels
-
-    def masks(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Alpha of some masks: int [n] -> uint8 [n, 32, 32], 0..255."""
-        return (self.levels(indices) * 17).astype(np.uint8)
-
-    def split_names(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
-        """The names of each split: {"train": int64 [a], "validation": int64 [b]}.
-
-        A name's side is a hash of its key, so it depends on no other name, and raising
-        the fraction only moves names from train to validation. Names whose every
-        drawing is also a drawing of a train name are in neither split.
-        """
-        return {
-            split: np.unique(self.mask_name[masks])
-            for split, masks in self.split_masks(validation_fraction).items()
-        }
-
-    def split_masks(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
-        """The masks of each split: {"train": int64 [a], "validation": int64 [b]}.
-
-        Those of its names, without validation masks that look like a train mask: the
-        same at 16 x 16, at two levels.
-        """
-        if not 0.0 < validation_fraction < 1.0:
-            raise ValueError(
-                f"validation_fraction is {validation_fraction}; give a number between"
-                " 0 and 1, for example 0.05"
-            )
-        validation = (self._key_fraction < validation_fraction)[self.mask_name]
-        seen = np.zeros(int(self.mask_twin.max(initial=0)) + 1, bool)
-        seen[self.mask_twin[~validation]] = True
-        seen[0] = False
-        return {
-            "train": np.flatnonzero(~validation),
-            "validation": np.flatnonzero(validation & ~seen[self.mask_twin]),
-        }
-
-    @functools.cached_property
-    def _key_fraction(self) -> np.ndarray:
-        digests = b"".join(
-            hashlib.blake2b(key.encode(), digest_size=8).digest() for key in self.keys
-        )
-        return np.frombuffer(digests, "<u8") / 2.0**64
-
-
-def manifest() -> dict:
-    """What was built: counts, source, and bytes and sha256 of each file."""
-    return json.loads(_read("manifest.json"))
-
-
-@functools.lru_cache(maxsize=1)
-def load() -> IconSet:
-    """Reads the embedded icons, about a second and 110 MB; later calls are free."""
-    with np.load(io.BytesIO(_read("names.npz")), allow_pickle=False) as data:
-        arrays = {name: data[name] for name in data.files}
-    text = {
-        name: tuple(arrays[name].tobytes().decode().split("\n"))
-        for name in ("names", "keys", "styles", "sets")
-    }
-    offsets = np.concatenate([[0], np.cumsum(arrays["masks_per_name"], dtype=np.int64)])
-    packed = _inflate(_read("masks.xz"), (int(offsets[-1]), SIDE // 2, SIDE))
-    icons = IconSet(
-        packed=packed,
-        offsets=offsets,
-        mask_style=arrays["mask_style"],
-        mask_set=arrays["mask_set"],
-        mask_twin=arrays["mask_twin"],
-        **text,
-    )
-    for array in (icons.packed, icons.offsets, icons.mask_twin):
-        array.setflags(write=False)  # shared by every caller
-    return icons
-
-
-# --- Captions as tokens
-
-
 def _article(colour: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour}"
 
@@ -305,61 +97,29 @@ def _fixed_words() -> list[str]:
     return sorted(words)
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Words and their token ids: 0 padding, 1 unknown, 2 the null caption.
+def build_vocabulary(
+    size: int = 4096,
+    validation_fraction: float = 0.05,
+    icons: IconSet | None = None,
+) -> Vocabulary:
+    """The words of colour, style and templates, then the most frequent of the names.
 
-    Attributes:
-      words: every token by id, the three reserved ones included.
+    Words are counted over the base names of the train split, each name once, as they
+    are shown; words of equal count are in alphabetical order. The default size covers
+    about 98% of the words of train captions.
+
+    Raises:
+      ValueError: a size without room for the words of colour, style and templates.
     """
-
-    words: tuple[str, ...]
-
-    @classmethod
-    def build(
-        cls,
-        size: int = 4096,
-        validation_fraction: float = 0.05,
-        icons: IconSet | None = None,
-    ) -> "Vocabulary":
-        """The words of colour, style and templates, then the names' most frequent.
-
-        Counted over the base names of the train split, each once, as they are shown;
-        equal counts in alphabetical order. The default covers about 98% of the words
-        of train captions.
-        """
-        icons = load() if icons is None else icons
-        return _build_vocabulary(cls, size, validation_fraction, icons)
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    @functools.cached_property
-    def ids(self) -> dict[str, int]:
-        """{word: id}, without the reserved ones."""
-        start = len(RESERVED)
-        return {word: start + i for i, word in enumerate(self.words[start:])}
-
-    def encode(self, caption: str, length: int) -> np.ndarray:
-        """int32 [length]: an id a word, cut or padded to length."""
-        known = [self.ids.get(word, UNKNOWN) for word in caption.split()[:length]]
-        ids = np.full(length, PADDING, np.int32)
-        ids[: len(known)] = known
-        return ids
-
-    def uncond(self, length: int) -> np.ndarray:
-        """int32 [length]: the caption of no caption, for guidance."""
-        ids = np.full(length, PADDING, np.int32)
-        ids[0] = NULL
-        return ids
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The words of int [length], padding left out."""
-        return " ".join(self.words[int(i)] for i in ids if i != PADDING)
+    return _build_vocabulary(
+        size, validation_fraction, icon_set.load() if icons is None else icons
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _build_vocabulary(cls, size, validation_fraction, icons) -> Vocabulary:
+def _build_vocabulary(
+    size: int, validation_fraction: float, icons: IconSet
+) -> Vocabulary:
     fixed = {
         *_fixed_words(),
         *(word for style in icons.styles for word in style.split()),
@@ -374,10 +134,7 @@ def _build_vocabulary(cls, size, validation_fraction, icons) -> Vocabulary:
         for word in icons.names[name].split():
             counts[word] = counts.get(word, 0) + 1
     ranked = sorted(counts.keys() - fixed, key=lambda word: (-counts[word], word))
-    return cls((*RESERVED, *sorted(fixed), *ranked)[:size])
-
-
-# --- The source
+    return Vocabulary((*RESERVED, *sorted(fixed), *ranked)[:size])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -404,7 +161,7 @@ class PaintedIcons:
       split: "train" or "validation"; no base name, key or drawing is in both.
       seed: selects the order of names, the masks, the colours and the captions.
       size: pixels of a side, 32, 16 or 8; smaller ones are averaged from 32.
-      vocabulary: of `token_ids`; by default `Vocabulary.build()`.
+      vocabulary: of `token_ids`; by default `build_vocabulary()`.
       validation_fraction: share of the names that is held out.
 
     Example:
@@ -430,7 +187,7 @@ class PaintedIcons:
         if size not in (8, 16, 32):
             raise ValueError(f"size is {size}; masks can be painted at 8, 16 or 32")
         self.split, self.seed, self.size = split, int(seed), size
-        self.icons = load()
+        self.icons = icon_set.load()
         self._masks = self.icons.split_masks(validation_fraction)[split]
         self.names, counts = np.unique(
             self.icons.mask_name[self._masks], return_counts=True
@@ -507,7 +264,7 @@ class PaintedIcons:
         """The words that `token_ids` knows."""
         if self._vocabulary is not None:
             return self._vocabulary
-        return Vocabulary.build(validation_fraction=self._validation_fraction)
+        return build_vocabulary(validation_fraction=self._validation_fraction)
 
     def token_ids(
         self, positions: Sequence[int] | np.ndarray, length: int

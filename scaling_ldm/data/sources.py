@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import encoded, icons
+from scaling_ldm.data import encoded, icon_set, icons
 from scaling_ldm.data.pipeline import Rows, Source
+from scaling_ldm.data.vocabulary import NULL, PADDING
 
 
 class Icons:
@@ -18,7 +19,7 @@ class Icons:
 
     def __init__(self, cfg: config.DataConfig, split: str) -> None:
         self.shape = cfg.shape
-        side, fits = cfg.shape[0], icons.SIDE
+        side, fits = cfg.shape[0], icon_set.SIDE
         if cfg.shape != (side, side, 3) or fits % side:
             sizes = [(s, s, 3) for s in (32, 16, 8)]
             raise config.ConfigError(
@@ -31,7 +32,7 @@ class Icons:
             seed=cfg.seed,
             size=side,
             validation_fraction=cfg.validation_fraction,
-            vocabulary=icons.Vocabulary.build(cfg.vocab_size, cfg.validation_fraction),
+            vocabulary=icons.build_vocabulary(cfg.vocab_size, cfg.validation_fraction),
         )
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -110,6 +111,6 @@ def sources(
 
 def null_words(text_tokens: int, classes: int) -> Rows:
     """The null condition where text is word ids."""
-    text = np.full(text_tokens, icons.PADDING, np.int32)
-    text[0] = icons.NULL
-    return {"text": text, "mask": text != icons.PADDING, "label": np.int32(classes)}
+    text = np.full(text_tokens, PADDING, np.int32)
+    text[0] = NULL
+    return {"text": text, "mask": text != PADDING, "label": np.int32(classes)}

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data
 from scaling_ldm.data import icons
+from scaling_ldm.data.vocabulary import NULL
 
 NOWHERE = pathlib.Path("nowhere")
 
@@ -82,7 +83,7 @@ def test_stack_fills_a_leading_axis_and_leaves_the_rest_zero(source):
 
 def test_captions_belong_to_the_pictures(source):
     positions = np.array([5, 70_000, 3])
-    vocabulary = icons.Vocabulary.build(512, 0.05)
+    vocabulary = icons.build_vocabulary(512, 0.05)
     ids = source.rows(positions)["text"]
     for caption, row in zip(source.captions(positions), ids, strict=True):
         assert_array_equal(vocabulary.encode(caption, 8), row)
@@ -100,7 +101,7 @@ def test_labels_are_the_foreground_colours(source):
 
 def test_null_condition_differs_from_every_caption(experiment):
     uncond = data.sources(resolved(experiment, text_tokens=5), NOWHERE)[0].uncond
-    assert_array_equal(uncond["text"], [icons.NULL, 0, 0, 0, 0])
+    assert_array_equal(uncond["text"], [NULL, 0, 0, 0, 0])
     assert_array_equal(uncond["mask"], [True, False, False, False, False])
     assert uncond["label"] == len(icons.PALETTE)
 

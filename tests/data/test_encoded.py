@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, icons, shards
+from scaling_ldm.data import encoded, shards
+from scaling_ldm.data.vocabulary import PADDING, RESERVED
 
 COUNT, PER_SHARD = 40, 16
 SCALE, SHIFT = 0.5, 1.5
@@ -156,9 +157,9 @@ def test_text_is_ids_by_rank_in_the_training_split(source):
     assert words[:2] == ["a", "number"] and "dog's" in words and "0" not in words
     rows = source.rows(np.arange(4))
     for caption, ids in zip(source.captions(np.arange(4)), rows["text"], strict=True):
-        known = [len(icons.RESERVED) + words.index(w) for w in shards.words(caption)]
-        assert_array_equal(ids, [*known, icons.PADDING])
-    assert_array_equal(rows["mask"], rows["text"] != icons.PADDING)
+        known = [len(RESERVED) + words.index(w) for w in shards.words(caption)]
+        assert_array_equal(ids, [*known, PADDING])
+    assert_array_equal(rows["mask"], rows["text"] != PADDING)
     assert source.uncond["label"] == source.classes == 3
 
 

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from scaling_ldm.data import icons
+from scaling_ldm.data import hashing, icon_set, icons
+from scaling_ldm.data.vocabulary import RESERVED, UNKNOWN, Vocabulary
 
 FILES = importlib.resources.files("scaling_ldm.data").joinpath("icons")
 # The stream of seed 0. A change here changes every study that was started before.
@@ -18,8 +19,8 @@ GOLDEN_CAPTIONS = "0416f05d8bb54849237a82bae8e402bb214ee77fe81267ff22bbcb66b1b25
 
 
 @pytest.fixture(scope="module")
-def icon_set():
-    return icons.load()
+def embedded():
+    return icon_set.load()
 
 
 @pytest.fixture(scope="module")
@@ -36,59 +37,59 @@ def _digest(batch) -> tuple[str, str]:
 # --- The files
 
 
-def test_manifest_is_what_is_there(icon_set):
-    manifest = icons.manifest()
+def test_manifest_is_what_is_there(embedded):
+    manifest = icon_set.manifest()
     for name, facts in manifest["files"].items():
         content = FILES.joinpath(name).read_bytes()
         assert len(content) == facts["bytes"], name
         assert hashlib.sha256(content).hexdigest() == facts["sha256"], name
     counted = {
-        "masks": len(icon_set.packed),
-        "names": len(icon_set.names),
-        "keys": len(set(icon_set.keys)),
-        "sets": len(icon_set.sets),
-        "styles": len(icon_set.styles),
+        "masks": len(embedded.packed),
+        "names": len(embedded.names),
+        "keys": len(set(embedded.keys)),
+        "sets": len(embedded.sets),
+        "styles": len(embedded.styles),
     }
     assert {key: manifest[key] for key in counted} == counted
 
 
-def test_promised_counts_and_sizes(icon_set):
-    distinct = np.unique(icon_set.packed.reshape(-1, 512).view("V512").ravel())
-    assert len(distinct) == len(icon_set.packed) >= 150_000
+def test_promised_counts_and_sizes(embedded):
+    distinct = np.unique(embedded.packed.reshape(-1, 512).view("V512").ravel())
+    assert len(distinct) == len(embedded.packed) >= 150_000
     on_disk = sum(file.stat().st_size for file in FILES.iterdir() if file.is_file())
     assert on_disk <= 20e6
-    assert icon_set.packed.nbytes <= 120e6
-    assert icon_set.packed.any(axis=(1, 2)).all(), "a blank mask"
+    assert embedded.packed.nbytes <= 120e6
+    assert embedded.packed.any(axis=(1, 2)).all(), "a blank mask"
 
 
-def test_names_are_sorted_words(icon_set):
-    assert list(icon_set.names) == sorted(set(icon_set.names))
-    assert len(icon_set.keys) == len(icon_set.names)
+def test_names_are_sorted_words(embedded):
+    assert list(embedded.names) == sorted(set(embedded.names))
+    assert len(embedded.keys) == len(embedded.names)
     pattern = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
-    assert all(pattern.fullmatch(name) for name in icon_set.names)
-    assert icon_set.offsets[0] == 0 and icon_set.offsets[-1] == len(icon_set.packed)
-    assert np.diff(icon_set.offsets).min() >= 1
+    assert all(pattern.fullmatch(name) for name in embedded.names)
+    assert embedded.offsets[0] == 0 and embedded.offsets[-1] == len(embedded.packed)
+    assert np.diff(embedded.offsets).min() >= 1
     known = {*"thin bold sharp rounded outline filled duotone".split()}
-    assert all(set(style.split()) <= known for style in icon_set.styles)
+    assert all(set(style.split()) <= known for style in embedded.styles)
 
 
-def test_one_name_for_a_drawing_in_several_styles(icon_set):
+def test_one_name_for_a_drawing_in_several_styles(embedded):
     """The build's naming takes style, size and counter off."""
-    name = icon_set.names.index("bicycle")
-    first, last = icon_set.offsets[name : name + 2]
-    styles = {icon_set.styles[s] for s in icon_set.mask_style[first:last]}
+    name = embedded.names.index("bicycle")
+    first, last = embedded.offsets[name : name + 2]
+    styles = {embedded.styles[s] for s in embedded.mask_style[first:last]}
     assert {"outline", "filled", "duotone"} <= styles
-    assert len(set(icon_set.mask_set[first:last])) >= 5
+    assert len(set(embedded.mask_set[first:last])) >= 5
     for decorated in ("bicycle outline", "bicycle filled", "bicycle 24", "bicycle 1"):
-        assert decorated not in icon_set.names
+        assert decorated not in embedded.names
 
 
-def test_notices_list_every_set_and_licence(icon_set):
+def test_notices_list_every_set_and_licence(embedded):
     text = FILES.joinpath("NOTICES.md").read_text("utf-8")
     table, *sections = re.split(r"^## ", text, flags=re.M)
     rows = dict(re.findall(r"^\| ([a-z0-9-]+) \|.*\| ([0-9]+) \|$", table, flags=re.M))
-    counts = np.bincount(icon_set.mask_set, minlength=len(icon_set.sets))
-    expected = zip(icon_set.sets, counts, strict=True)
+    counts = np.bincount(embedded.mask_set, minlength=len(embedded.sets))
+    expected = zip(embedded.sets, counts, strict=True)
     assert {key: int(n) for key, n in rows.items()} == dict(expected)
     licences = set(re.findall(r"\| ([\w.-]+) \| [0-9]+ \|$", table, flags=re.M))
     permissive = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "BSD-3-Clause", "Unlicense"}
@@ -98,17 +99,17 @@ def test_notices_list_every_set_and_licence(icon_set):
 
 
 def test_missing_file_says_how_to_build(monkeypatch):
-    monkeypatch.setattr(icons, "__package__", "scaling_ldm")
+    monkeypatch.setattr(icon_set, "__package__", "scaling_ldm")
     with pytest.raises(FileNotFoundError, match="tools/build_icons.py"):
-        icons.manifest()
+        icon_set.manifest()
 
 
-def test_damaged_file_is_an_error(icon_set):
+def test_damaged_file_is_an_error(embedded):
     content = FILES.joinpath("masks.xz").read_bytes()
     with pytest.raises(ValueError, match="cut short"):
-        icons._inflate(content[: len(content) // 8], icon_set.packed.shape)
+        icon_set._inflate(content[: len(content) // 8], embedded.packed.shape)
     with pytest.raises(ValueError, match="damaged"):
-        icons._inflate(b"not xz at all", icon_set.packed.shape)
+        icon_set._inflate(b"not xz at all", embedded.packed.shape)
 
 
 # --- Masks
@@ -118,7 +119,7 @@ def test_masks_unpack_every_nibble():
     packed = np.random.default_rng(0).integers(0, 256, (3, 16, 32), np.uint8)
     one = dict.fromkeys("names keys styles sets".split(), ("",))
     arrays = dict.fromkeys("offsets mask_style mask_set mask_twin".split(), packed)
-    alpha = icons.IconSet(packed=packed, **one, **arrays).masks([2, 0])
+    alpha = icon_set.IconSet(packed=packed, **one, **arrays).masks([2, 0])
     assert alpha.shape == (2, 32, 32) and alpha.dtype == np.uint8
     for row in range(16):
         np.testing.assert_array_equal(
@@ -132,13 +133,13 @@ def test_masks_unpack_every_nibble():
 # --- The split
 
 
-def test_splits_share_no_name_key_or_drawing(icon_set):
-    names, masks = icon_set.split_names(), icon_set.split_masks()
-    keys = {split: {icon_set.keys[k] for k in ids} for split, ids in names.items()}
+def test_splits_share_no_name_key_or_drawing(embedded):
+    names, masks = embedded.split_names(), embedded.split_masks()
+    keys = {split: {embedded.keys[k] for k in ids} for split, ids in names.items()}
     assert not set(names["train"]) & set(names["validation"])
     assert not keys["train"] & keys["validation"]
     drawings = {
-        split: {mask.tobytes() for mask in icon_set.packed[ids]}
+        split: {mask.tobytes() for mask in embedded.packed[ids]}
         for split, ids in masks.items()
     }
     assert not drawings["train"] & drawings["validation"]
@@ -147,7 +148,7 @@ def test_splits_share_no_name_key_or_drawing(icon_set):
     held_out = rng.choice(masks["validation"], 2000, replace=False)
 
     def coarse(ids):
-        cells = icon_set.levels(ids).astype(np.uint8).reshape(-1, 16, 2, 16, 2)
+        cells = embedded.levels(ids).astype(np.uint8).reshape(-1, 16, 2, 16, 2)
         return np.packbits(cells.sum((2, 4)) >= 30, axis=-1).reshape(-1, 32)
 
     seen = {
@@ -158,10 +159,10 @@ def test_splits_share_no_name_key_or_drawing(icon_set):
     assert not seen & {row.tobytes() for row in coarse(held_out)}
 
 
-def test_split_has_its_share_and_ignores_form(icon_set):
-    names = icon_set.split_names(0.05)
-    assert 0.04 < len(names["validation"]) / len(icon_set.names) < 0.06
-    key = dict(zip(icon_set.names, icon_set.keys, strict=True))
+def test_split_has_its_share_and_ignores_form(embedded):
+    names = embedded.split_names(0.05)
+    assert 0.04 < len(names["validation"]) / len(embedded.names) < 0.06
+    key = dict(zip(embedded.names, embedded.keys, strict=True))
     for same in (
         ("arrow left", "left arrow", "arrows left"),
         ("checkbox", "check box"),
@@ -169,10 +170,10 @@ def test_split_has_its_share_and_ignores_form(icon_set):
         assert len({key[name] for name in same if name in key}) == 1
         assert sum(name in key for name in same) >= 2
     assert key["arrow left"] != key["arrow right"]
-    more = icon_set.split_names(0.1)
+    more = embedded.split_names(0.1)
     assert set(more["train"]) < set(names["train"])
     with pytest.raises(ValueError, match="between 0 and 1"):
-        icon_set.split_names(0.0)
+        embedded.split_names(0.0)
 
 
 # --- Picture i
@@ -204,7 +205,7 @@ def test_picture_is_the_same_in_another_process(train):
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    icons.load.cache_clear()  # and after reading the files again
+    icon_set.load.cache_clear()  # and after reading the files again
     batch = icons.PaintedIcons("validation", seed=7).paint(np.arange(1000))
     content = batch["image"][990:].tobytes() + repr(batch["caption"][990:]).encode()
     assert out.stdout.strip() == hashlib.sha256(content).hexdigest()
@@ -223,8 +224,8 @@ def test_permute_is_a_permutation(size):
     slots = np.arange(size)
     seen = []
     for epoch in range(3):
-        keys = icons.draw(0, 1, np.full(size, epoch, np.uint64))
-        order = icons.permute(slots, keys, size)
+        keys = hashing.draw(0, 1, np.full(size, epoch, np.uint64))
+        order = hashing.permute(slots, keys, size)
         np.testing.assert_array_equal(np.sort(order), slots)
         seen.append(order)
     if size >= 1000:
@@ -235,19 +236,19 @@ def test_permute_is_a_permutation(size):
 @pytest.mark.parametrize("split", icons.SPLITS)
 def test_every_epoch_shows_every_name_once(split):
     source = icons.PaintedIcons(split, seed=3)
-    names = icons.load().split_names()[split]
+    names = icon_set.load().split_names()[split]
     orders = []
     for epoch in (0, 1, 12345):
         chosen = source.choose(epoch * len(source) + np.arange(len(source)))
         np.testing.assert_array_equal(np.sort(chosen.name), names)
         np.testing.assert_array_equal(
-            icons.load().mask_name[chosen.mask], chosen.name, "a mask of another name"
+            icon_set.load().mask_name[chosen.mask], chosen.name, "a mask of another name"
         )
         orders.append(chosen.name)
     assert np.mean(orders[0] == orders[1]) < 0.01
 
 
-def test_choices_are_uniform(train, icon_set):
+def test_choices_are_uniform(train, embedded):
     at = np.arange(len(train))
     chosen = train.choose(at)
     for values, bins in (
@@ -259,7 +260,7 @@ def test_choices_are_uniform(train, icon_set):
         chi2 = np.sum((counts - expected) ** 2 / expected)
         assert abs(chi2 - bins) < 6 * np.sqrt(2 * bins)
     # Within its name, a mask is as likely to be late as early.
-    first, last = icon_set.offsets[chosen.name], icon_set.offsets[chosen.name + 1]
+    first, last = embedded.offsets[chosen.name], embedded.offsets[chosen.name + 1]
     many = last - first >= 8
     place = ((chosen.mask - first + 0.5) / (last - first))[many]
     assert abs(place.mean() - 0.5) < 0.02 and abs(place.std() - 12**-0.5) < 0.02
@@ -305,7 +306,7 @@ def test_picture_is_the_mask_in_its_colours(size):
 # --- Captions
 
 
-def test_captions_say_what_is_painted(train, icon_set):
+def test_captions_say_what_is_painted(train, embedded):
     at = np.arange(3000)
     chosen = train.choose(at)
     captions = train.captions(at)
@@ -313,8 +314,8 @@ def test_captions_say_what_is_painted(train, icon_set):
     palette = list(icons.PALETTE)
     for i, caption in enumerate(captions):
         fore, back = (palette[k] for k in train.pairs[chosen.pair[i]])
-        style = icon_set.styles[icon_set.mask_style[chosen.mask[i]]]
-        thing = f"{style} {icon_set.names[chosen.name[i]]}".strip()
+        style = embedded.styles[embedded.mask_style[chosen.mask[i]]]
+        thing = f"{style} {embedded.names[chosen.name[i]]}".strip()
         article = {"orange": "an"}
         a_fore = f"{article.get(fore, 'a')} {fore}"
         a_back = f"{article.get(back, 'a')} {back}"
@@ -327,30 +328,30 @@ def test_captions_say_what_is_painted(train, icon_set):
     assert len(set(captions)) > 2900
 
 
-def test_vocabulary_order_is_by_train_frequency(icon_set):
-    vocabulary = icons.Vocabulary.build()
+def test_vocabulary_order_is_by_train_frequency(embedded):
+    vocabulary = icons.build_vocabulary()
     assert len(vocabulary) == 4096 == len(set(vocabulary.words))
-    assert vocabulary.words[:3] == icons.RESERVED
+    assert vocabulary.words[:3] == RESERVED
     counts = {}
-    for name in icon_set.split_names()["train"]:
-        for word in icon_set.names[name].split():
+    for name in embedded.split_names()["train"]:
+        for word in embedded.names[name].split():
             counts[word] = counts.get(word, 0) + 1
     fixed = {word for colour in icons.PALETTE for word in colour.split()}
-    fixed |= {word for style in icon_set.styles for word in style.split()}
+    fixed |= {word for style in embedded.styles for word in style.split()}
     fixed |= {"a", "an", "in", "on", "background"}
     assert set(vocabulary.words[3 : 3 + len(fixed)]) == fixed
     ranked = [(-counts[word], word) for word in vocabulary.words[3 + len(fixed) :]]
     assert ranked == sorted(ranked)
-    smaller = icons.Vocabulary.build(size=500)
+    smaller = icons.build_vocabulary(size=500)
     assert smaller.words == vocabulary.words[:500]
     with pytest.raises(ValueError, match="give at least"):
-        icons.Vocabulary.build(size=20)
+        icons.build_vocabulary(size=20)
 
 
 def test_encode_decode():
-    vocabulary = icons.Vocabulary((*icons.RESERVED, "a", "red", "bicycle"))
+    vocabulary = Vocabulary((*RESERVED, "a", "red", "bicycle"))
     ids = vocabulary.encode("a red unicycle", 5)
-    np.testing.assert_array_equal(ids, [3, 4, icons.UNKNOWN, 0, 0])
+    np.testing.assert_array_equal(ids, [3, 4, UNKNOWN, 0, 0])
     assert ids.dtype == np.int32
     assert vocabulary.decode(ids) == "a red <unknown>"
     np.testing.assert_array_equal(vocabulary.encode("a red bicycle", 2), [3, 4])
@@ -360,7 +361,7 @@ def test_encode_decode():
 @pytest.mark.parametrize("length", [1, 7, 16, 24])
 @pytest.mark.parametrize("split", icons.SPLITS)
 def test_tokens_are_the_captions(split, length):
-    vocabulary = icons.Vocabulary.build(size=1000)
+    vocabulary = icons.build_vocabulary(size=1000)
     source = icons.PaintedIcons(split, seed=5, vocabulary=vocabulary)
     at = np.arange(400) * 11
     ids, mask = source.token_ids(at, length)
@@ -369,7 +370,7 @@ def test_tokens_are_the_captions(split, length):
     assert ids.dtype == np.int32 and mask.dtype == bool
     words = [min(length, len(caption.split())) for caption in source.captions(at)]
     np.testing.assert_array_equal(mask.sum(1), words)
-    assert (ids == icons.UNKNOWN).any() or length == 1
+    assert (ids == UNKNOWN).any() or length == 1
 
 
 def test_no_positions_is_no_pictures(train):

@@ -18,6 +18,7 @@ from processes import MainProcess, start_job
 
 from scaling_ldm import config, data, flops, records, study
 from scaling_ldm.data import icons, pictures, shards
+from scaling_ldm.data.vocabulary import NULL, PADDING
 from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
 from scaling_ldm.models.weights import autoencoder_kl as kl_files
@@ -418,7 +419,7 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
             assert rows["label"][i] == labels[index[caption]]
     words = manifest(tmp_path)["vocabulary"]
     assert words[0] in ("on", "in", "a", "background")
-    assert_array_equal(train.uncond["text"][:2], [icons.NULL, icons.PADDING])
+    assert_array_equal(train.uncond["text"][:2], [NULL, PADDING])
 
 
 def test_icons_are_pictures_without_an_end(wanted, tmp_path):
