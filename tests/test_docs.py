@@ -405,6 +405,28 @@ def test_generated_pages_are_up_to_date():
     assert set((ROOT / "docs" / "api").glob("*.md")) <= set(pages)
 
 
+@pytest.mark.parametrize("page", ["config", "records"])
+def test_every_field_has_a_meaning(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith(("|  |", "| |"))] == []
+    assert len(rows) > 100
+
+
+def test_every_meaning_is_of_a_field():
+    builder = _builder()
+    fields = {
+        name
+        for module in builder.RECORD_MODULES
+        for found in builder.dataclasses_of(
+            ROOT / "scaling_ldm" / "records" / f"{module}.py"
+        )
+        for field in found.fields
+        for name in (field.name, f"{found.name}.{field.name}")
+    }
+    assert set(builder.MEANINGS) <= fields
+
+
 def _documented() -> list[tuple[str, str]]:
     """(module, member) of everything that the API pages show."""
     found = []
