@@ -280,7 +280,9 @@ class Extractor:
         mine = mesh.rows_of_process(self._mesh, self._batch)
         return mesh.put(self._mesh, np.resize(x, (self._batch, *x.shape[1:]))[mine])
 
-    def _in_batches(self, given: Sequence[Any], compute: Callable[[Any], Any]) -> Any:
+    def _in_batches(
+        self, given: Sequence[Any] | np.ndarray, compute: Callable[[Any], Any]
+    ) -> Any:
         """The result of `compute` for all rows, from batches, on the host."""
         found = []
         for start in range(0, len(given), self._batch):

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
 from scaling_ldm.models import from_config
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, ArrayLike]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def _denoising(
     settings = diffusion_objective(experiment.objective)
 
     def per_example_loss(
-        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
+        params: Any, batch: Batch, t: ArrayLike, index: ArrayLike, key: jax.Array
     ) -> jax.Array:
         cond = {name: batch[name] for name in denoiser.conditioning}
         return validation.per_example_loss(
@@ -86,7 +87,7 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ob
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
     def per_example_loss(
-        params: Any, batch: Batch, t: jax.Array, index: jax.Array, key: jax.Array
+        params: Any, batch: Batch, t: ArrayLike, index: ArrayLike, key: jax.Array
     ) -> jax.Array:
         del t, index, key
         return reconstruct.per_example_loss(network, params, batch["x"])

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_ldm import config, flops
 from scaling_ldm.training import mesh, objective, optimizer
 
-Batch = dict[str, jax.Array]
+Batch = objective.Batch
 METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each step
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from scaling_ldm import config, records
+from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models.encoders.features import Features
@@ -225,7 +225,7 @@ def test_a_given_reference_is_used_and_another_networks_refused(
 @pytest.mark.slow
 def test_twenty_thousand_pictures_are_not_held_in_memory():
     """Beyond their features, which are few here: see the benchmark."""
-    here = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, here / "benchmarks" / "memory.py"]
         + ["--pictures", "1000", "20000"],
@@ -417,7 +417,7 @@ def test_rounding_makes_no_other_reference(anew, monkeypatch):
     monkeypatch.setattr(extractors.Extractor, "__call__", rounded)
     (after,) = evaluate.run(once, workdir, specs)
     assert after.value != before.value
-    assert evaluate.difference(after, before) == pytest.approx(0, abs=1e-4)
+    assert evaluation.difference(after, before) == pytest.approx(0, abs=1e-4)
     assert len(before.protocol["reference"]) == 16
 
 
@@ -472,17 +472,17 @@ def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(
 ):
     a, b = record(), record(**{part: 3})
     assert a.protocol_hash != b.protocol_hash
-    with pytest.raises(evaluate.ProtocolError, match=f"{part}: 1 and 3"):
-        evaluate.difference(a, b)
-    assert evaluate.difference(b, a, differing=[part]) == b.value - a.value
-    assert evaluate.difference(a, record()) == 0
+    with pytest.raises(evaluation.ProtocolError, match=f"{part}: 1 and 3"):
+        evaluation.difference(a, b)
+    assert evaluation.difference(b, a, differing=[part]) == b.value - a.value
+    assert evaluation.difference(a, record()) == 0
     without = {protocol.digest(r.protocol, without=[part]) for r in (a, b)}
     assert len(without) == 1
 
 
 def test_a_part_that_is_none_or_missing_is_an_error(record):
     with pytest.raises(ValueError, match="no parts of a protocol: guidence"):
-        evaluate.difference(record(), record(), differing=["guidence"])
+        evaluation.difference(record(), record(), differing=["guidence"])
     parts = dict.fromkeys(protocol.PARTS, 1)
     for wrong in (parts | {"mood": 1}, {k: 1 for k in protocol.PARTS[1:]}):
         with pytest.raises(ValueError, match="has the parts"):
@@ -500,9 +500,9 @@ def test_other_resampling_is_measured_again(trained, change):
     fd = [next(r for r in found if r.metric == "fd_lite0") for found in (before, after)]
     assert fd[0].value == fd[1].value
     assert (fd[0].low, fd[0].high) != (fd[1].low, fd[1].high)
-    with pytest.raises(evaluate.ProtocolError, match="resampling"):
-        evaluate.difference(*fd)
-    assert evaluate.difference(*fd, "resampling") == 0.0
+    with pytest.raises(evaluation.ProtocolError, match="resampling"):
+        evaluation.difference(*fd)
+    assert evaluation.difference(*fd, "resampling") == 0.0
 
 
 def test_any_finished_run_is_drawn_and_measured_by_its_name(trained):
