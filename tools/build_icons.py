@@ -21,8 +21,8 @@ neighbours in a byte 13.3; xor with the row above 16.0, with the mask before 24.
 four bit planes apart 19.4, Gray coded 18.4; position-major 24.0; one pixel in a byte
 14.1; two vertical neighbours in a byte 12.8, which is used. The whole set then takes
 11.1 MB with xz's preset 6 and a window of 16 MB, and 9.7 MB with 9e and 128 MB. Every
-reader needs memory for the window, so 9e with 16 MB is used. Columns first take 12.0 MB;
-pb=4 or lp=4 changes 0.5%. The order by set instead of name would save 3% and need a
+reader needs memory for the window, so 9e with 16 MB is used. Columns first take 12.0
+MB; pb=4 or lp=4 changes 0.5%. The order by set instead of name would save 3% and need a
 permutation. The 207,000 masks that remain without brands and animations take 10.0 MB;
 reading them takes about a second.
 """
