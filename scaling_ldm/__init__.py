@@ -1,7 +1,7 @@
 """Plans, runs and reads scaling studies of latent diffusion models.
 
-The public face: the names of `PUBLIC` are imported when they are asked for, so that
-`from scaling_ldm import noise, samplers` loads these two and touches no device.
+The names of `PUBLIC` are the public ones. Each is imported when it is first used:
+`from scaling_ldm import noise, samplers` loads these two modules and touches no device.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from scaling_ldm.models import pretrained as pretrained
     from scaling_ldm.models import weights as weights
 
-# Public name -> where it lives. What is not here, and not handed on by one of
-# these, is private.
+# Public name -> its module. A name is public if it is here or if one of these modules
+# hands it on; every other name is private.
 PUBLIC = {
     "config": "scaling_ldm.config",
     "denoisers": "scaling_ldm.models.denoisers",
