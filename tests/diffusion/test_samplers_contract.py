@@ -108,10 +108,10 @@ def test_a_point_is_reached_on_its_exact_path(sampler, schedule, x64):
     for steps in (1, 2, 3, 5, 20):
         x, path = samplers.sample(
             denoise,
-            initial=initial(),
+            noise=initial(),
             sampler=sampler,
             steps=steps,
-            return_trajectory=True,
+            output=samplers.Output(trajectory=True),
         )
         assert_array_equal(x, np.full(SHAPE, 0.7))
         states = np.asarray(path.x)
@@ -133,7 +133,7 @@ def test_a_point_is_reached_through_noise(sampler, schedule):
             shape=SHAPE,
             sampler=sampler,
             steps=steps,
-            return_trajectory=True,
+            output=samplers.Output(trajectory=True),
         )
         assert_array_equal(x, np.full(SHAPE, np.float32(0.7)))
         for i in range(1, len(path.t) - 1):
@@ -155,7 +155,7 @@ def test_gaussian_data_are_mapped_as_by_the_ode(sampler, schedule, x64):
     def error(sampler, steps):
         x = samplers.sample(
             denoiser(schedule),
-            initial=initial(),
+            noise=initial(),
             sampler=sampler,
             steps=steps,
             grid=None if schedule in ("table", "zero_snr") else "logsnr",
@@ -208,7 +208,7 @@ def test_every_kind_of_prediction_gives_the_same_pictures():
                 samplers.sample(
                     denoiser(schedule, kind=kind),
                     jax.random.key(3),
-                    initial=initial(),
+                    noise=initial(),
                     sampler=sampler,
                     grid=grid,
                 )
@@ -227,7 +227,7 @@ def test_pure_noise_needs_a_prediction_that_can_be_read(sampler, schedule):
         return samplers.sample(
             denoiser(schedule, kind=kind),
             jax.random.key(3),
-            initial=initial(),
+            noise=initial(),
             sampler=sampler,
             steps=10,
         )
@@ -273,7 +273,7 @@ def test_evaluations_are_what_was_planned(sampler, guidance):
         denoise,
         jax.random.key(0),
         shape=(2, 1, 1, 1),
-        return_trajectory=True,
+        output=samplers.Output(trajectory=True),
         **settings,
         **conditions,
     )
@@ -296,7 +296,7 @@ def test_a_trajectory_has_every_step_and_ends_in_the_sample(sampler, schedule):
     settings = dict(shape=SHAPE, sampler=sampler, steps=5)
     x = samplers.sample(denoise, jax.random.key(4), **settings)
     again, path = samplers.sample(
-        denoise, jax.random.key(4), **settings, return_trajectory=True
+        denoise, jax.random.key(4), **settings, output=samplers.Output(trajectory=True)
     )
     assert_array_equal(x, again)
     assert_array_equal(path.x[-1], x)

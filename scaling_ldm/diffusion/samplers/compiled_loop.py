@@ -252,7 +252,7 @@ def _noise(i: Any, x: jax.Array, inputs: LoopInputs) -> jax.Array:
     return normal(jax.vmap(lambda key: jax.random.fold_in(key, i + 1))(inputs.keys), x)
 
 
-def normal(keys: jax.Array, like: jax.Array) -> jax.Array:
+def normal(keys: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """[B, ...] standard normal; row b comes from keys[b] alone."""
     draw = functools.partial(jax.random.normal, shape=like.shape[1:], dtype=like.dtype)
     return jax.vmap(draw)(keys)

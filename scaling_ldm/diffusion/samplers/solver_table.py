@@ -30,6 +30,9 @@ from scaling_ldm.diffusion.samplers.time_grid import GridPoint
 HISTORY = 4  # the most evaluations that a solver may combine
 
 
+Coefficients = Sequence[float] | np.ndarray
+
+
 class Row(NamedTuple):
     """One evaluation, and the update after it."""
 
@@ -73,9 +76,9 @@ class SolverTable:
         *,
         x: float = 0.0,
         s: float = 0.0,
-        m: Sequence[float] = (),
+        m: Coefficients = (),
         z: float = 0.0,
-        save: bool | tuple[float, float, Sequence[float]] = False,
+        save: bool | tuple[float, float, Coefficients] = False,
         ends_step: bool = True,
         log_variance: tuple[float, float] | None = None,
     ) -> None:
