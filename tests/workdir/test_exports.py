@@ -124,8 +124,12 @@ def finish(given, workdir):
         "flops": spec.planned_flops,
         "validation_loss_ema": 0.5,
     }
-    names = [field.name for field in dataclasses.fields(records.TrainRecord)]
-    record = records.TrainRecord(**{name: planned.get(name, 0) for name in names})
+    record = records.TrainRecord(
+        **{
+            field.name: planned.get(field.name, "" if field.type == "str" else 0)
+            for field in dataclasses.fields(records.TrainRecord)
+        }
+    )
     records.write_text(folder / "record.json", records.dumps(record))
 
 
