@@ -4,8 +4,9 @@
     print(*found.sentences, sep="\n")
     frontier.advice(found, 0.5, "seconds", device="l4")
 
-A cell is one model, sampler, step count and guidance with its cost and its value of a
-metric of which less is better. Everything is float64 numpy; no jax is imported.
+A cell is one model, sampler, step count and guidance, with its cost and its value of a
+metric of which less is better. Everything is float64 numpy. No jax is imported.
+
 May import: records, flops (peaks of devices).
 """
 
@@ -59,7 +60,7 @@ def build(
     *,
     reference: str,
     device: str,
-    costs: Sequence[str] = COSTS,
+    costs: Sequence[str] = tuple(COSTS),
     budgets: int = BUDGETS,
     bootstrap: int = 1000,
     level: float = 0.9,
@@ -72,7 +73,7 @@ def build(
       cells: of one metric and protocol, in any order.
       reference: the model whose evaluation has the relative cost 1.
       device: where the seconds were measured.
-      costs: which fronts and crossings to find; the sentences speak of the first.
+      costs: which fronts and crossings to find; the sentences are about the first.
       budgets: how many, on the logarithmic grid of each front.
       bootstrap: draws of the values.
       level: of every interval.
@@ -92,9 +93,16 @@ def build(
     samplers = table.samplers()
     scopes = ["", *samplers] if len(samplers) > 1 else samplers
     pairs = [(cost, sampler) for cost in costs for sampler in scopes]
-    fronts = [front_of(table, *pair, budgets) for pair in pairs]
+    fronts = {pair: front_of(table, *pair, budgets) for pair in pairs}
     found = {pair: crossings_of(table, *pair) for pair in pairs}
     best = guidance_of(table)
+    first = pairs[: len(scopes)]
+    told = sentences(
+        table.cells[0].metric,
+        [fronts[pair] for pair in first],
+        [c for pair in first for c in found[pair]],
+        best,
+    )
     return Frontier(
         metric=table.cells[0].metric,
         protocols=tuple(sorted({cell.protocol for cell in table.cells})),
@@ -102,14 +110,9 @@ def build(
         device=device,
         cells=table.cells,
         best=best,
-        fronts=tuple(fronts),
-        crossings=tuple(c for pair in pairs for c in found[pair]),
-        sentences=sentences(
-            table.cells[0].metric,
-            [front for front in fronts if front.cost == costs[0]],
-            [c for pair in pairs if pair[0] == costs[0] for c in found[pair]],
-            best,
-        ),
+        fronts=tuple(fronts.values()),
+        crossings=tuple(c for of_pair in found.values() for c in of_pair),
+        sentences=told,
         level=level,
         bootstrap=bootstrap,
         seed=seed,

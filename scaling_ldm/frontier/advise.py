@@ -37,17 +37,17 @@ def advice(
       budget: of one image, in `unit`; of "memory_bytes" for the model to run at all.
       unit: "seconds", "flops" (decoder counted), "relative_cost" (x steps) or
         "memory_bytes".
-      device: a name of `peaks.PEAKS` or a device kind that it knows; planned memory is
-        the measuring device's nevertheless, and said to be. None is the
-        device of the measurement. Seconds elsewhere are FLOPs / (peak x utilisation):
-        an estimate, and said to be one.
+      device: where it will run, a name of `peaks.PEAKS` or a device kind that it knows;
+        None is the device of the measurement. Seconds on another device are FLOPs /
+        (peak x utilisation), and the advice says that this is an estimate. Planned
+        memory stays that of the measuring device, and the advice says so.
       dtype: number format whose peak counts on that device.
       utilisation: assumed share of that peak.
 
     Returns:
       The advice, or a refusal where nothing fits. Where settings are alike the advice
-      is still the one measured lowest, and its `choice.probability` is low: that is
-      of one exact setting, guidance and steps counted, not of its size.
+      is still the one measured lowest, and its `choice.probability` is low. That is the
+      probability of one exact setting, with its guidance and steps, not of its size.
 
     Raises:
       ValueError: an unknown unit or device, or a budget or share out of range.
@@ -107,12 +107,12 @@ def _costs(
 ) -> tuple[np.ndarray, bool, str]:
     """The cost of each cell, whether it is an estimate, and how it is known."""
     if device is not None and unit != "seconds" and device != frontier.device:
-        _row(device)  # a wrong name is wrong in every unit
+        _row(device)  # an unknown name is an error in every unit
     if unit == "relative_cost":
         basis = f"relative to an evaluation of {frontier.reference}, x steps"
         return table.cost("relative_cost_steps"), False, basis
     if unit == "flops":
-        return table.cost("flops"), False, "counted, the decoder's too"
+        return table.cost("flops"), False, "counted, with the decoder"
     if unit == "memory_bytes":
         return _memory(table, frontier, device)
     if device is None or _same(device, frontier.device):

@@ -1,17 +1,18 @@
 """Cells that may be compared, what they cost, and the choice of the best; numpy only.
 
 Noise. `replicates` are values of the metric over resampled images. Their mean is not
-the measured value: a Frechet distance grows when images repeat. So replicates are moved
-to have the measured value as mean, and a draw takes one of them for each cell,
+the measured value: a Frechet distance grows when images repeat. So the replicates are
+shifted until their mean is the measured value. A draw takes one of them for each cell,
 independently of the other cells and of their order. (Cells sampled from the same noise
-err together, so that their differences are surer than the draws say.)
+err together. So their differences are surer than the draws say.)
 
-Choice. The lowest of many noisy values is low by luck too. With v_i the measured
-values, d_i those of a draw and s the cell that the draw chooses, e = d_s - v_s says by
-how much a choice flatters itself, in a world whose truth is v. So the truth of the cell
-chosen from the measured values, value v*, is expected at v* - mean(e), with the noise n
-of its own draws around that: [- q_n(1 - a/2), - q_n(a/2)], 1 - a the level. Without the
-first term a nominal 90% interval of the best of eight equals covers 67%.
+Choice. The lowest of many noisy values is low by luck too. Let v_i be the measured
+values, d_i those of a draw, and s the cell that the draw chooses. Then e = d_s - v_s is
+how much too low the chosen value is, in a world whose truth is v. So the truth of the
+cell chosen from the measured values, with value v*, is expected at v* - mean(e). The
+noise n of the cell's own draws lies around that: [- q_n(1 - a/2), - q_n(a/2)], 1 - a
+the level. Without the first term a nominal 90% interval of the best of eight equals
+covers 67%.
 """
 
 from __future__ import annotations
@@ -19,22 +20,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from scaling_ldm.records import Cell, Choice, Interval
 
-COSTS = ("relative_cost_steps", "flops", "seconds")
+# What one image costs. "relative_cost_steps" is paper A's (arXiv 2404.01367, section
+# 3.3): the relative cost of one evaluation x steps; guidance and the stages of a step
+# are not counted. "flops" counts both, and the decoder. "seconds" is as measured.
+COSTS: dict[str, Callable[[Cell], float]] = {
+    "relative_cost_steps": lambda cell: cell.relative_cost * cell.steps,
+    "flops": lambda cell: cell.flops + cell.decoder_flops,
+    "seconds": lambda cell: cell.seconds,
+}
+Values = Float[np.ndarray, "cells"]
+Draws = Float[np.ndarray, "bootstrap cells"]
+Indices = Int[np.ndarray, "chosen"]
 MIN_REPLICATES = 20  # fewer say too little about the ends of an interval
-HIGHER_IS_BETTER = (
-    "clip_score",
-    "clip_i",
-    "inception_score",
-    "precision",
-    "recall",
-    "psnr",
-    "ssim",
+# How the names of metrics begin of which more is better.
+HIGHER_IS_BETTER = tuple(
+    "clip_score clip_i inception_score precision recall psnr ssim".split()
 )
 
 
@@ -43,13 +51,13 @@ class CellTable:
     """Cells that may be compared, with draws of their values."""
 
     cells: tuple[Cell, ...]
-    value: np.ndarray  # [cells]
-    draws: np.ndarray | None  # [bootstrap, cells]; None without replicates
+    value: Values
+    draws: Draws | None  # None without replicates
     level: float
     notes: tuple[str, ...]
 
-    def cost(self, name: str) -> np.ndarray:
-        """The cost of each cell, [cells]; equal costs are equal numbers."""
+    def cost(self, name: str) -> Values:
+        """The cost of each cell."""
         return np.array([cost_of(cell, name) for cell in self.cells])
 
     def models(self) -> list[str]:
@@ -60,34 +68,19 @@ class CellTable:
     def samplers(self) -> list[str]:
         return list(dict.fromkeys(cell.sampler for cell in self.cells))
 
-    def where(self, **fields) -> np.ndarray:
+    def where(self, **fields: Any) -> Indices:
         """Indices of the cells with these values of their fields."""
-        return np.array(
-            [
-                i
-                for i, cell in enumerate(self.cells)
-                if all(getattr(cell, k) == v for k, v in fields.items())
-            ],
-            dtype=int,
-        )
+        matches = [
+            all(getattr(cell, k) == v for k, v in fields.items()) for cell in self.cells
+        ]
+        return np.flatnonzero(matches)
 
 
 def cost_of(cell: Cell, name: str) -> float:
-    """What one image costs.
-
-    "relative_cost_steps" is paper A's (arXiv 2404.01367, section 3.3): the relative
-    cost of one evaluation x steps, guidance and stages of a step not counted. "flops"
-    counts both, and the decoder; "seconds" is what was measured.
-    """
-    if name == "relative_cost_steps":
-        cost = cell.relative_cost * cell.steps
-    elif name == "flops":
-        cost = cell.flops + cell.decoder_flops
-    elif name == "seconds":
-        cost = cell.seconds
-    else:
+    """What one image costs, by a name of `COSTS`; equal costs are equal numbers."""
+    if name not in COSTS:
         raise ValueError(f"unknown cost {name!r}; known: {', '.join(COSTS)}")
-    return float(f"{cost:.12g}")
+    return float(f"{COSTS[name](cell):.12g}")
 
 
 def name_of(cell: Cell) -> str:
@@ -175,7 +168,7 @@ def _check_identity(cells: Sequence[Cell]) -> None:
     metrics = sorted({cell.metric for cell in cells})
     if len(metrics) > 1:
         raise ValueError(f"one metric at a time, got {', '.join(metrics)}")
-    if metrics and metrics[0] in HIGHER_IS_BETTER:
+    if metrics and metrics[0].startswith(HIGHER_IS_BETTER):
         raise ValueError(f"lower must be better, which it is not for {metrics[0]!r}")
     seen: set[tuple] = set()
     fixed: dict[str, tuple] = {}
@@ -200,8 +193,8 @@ def _check_identity(cells: Sequence[Cell]) -> None:
             raise ValueError(f"a replicate is not finite: {name_of(cell)}")
 
 
-def _draw(cells: Sequence[Cell], draws: int, seed: int) -> np.ndarray:
-    """[draws, cells]: for each cell one of its replicates, moved to its value."""
+def _draw(cells: Sequence[Cell], draws: int, seed: int) -> Draws:
+    """For each cell one of its replicates, moved to its value."""
     out = np.empty((draws, len(cells)))
     for i, cell in enumerate(cells):
         key = f"{cell.model}\0{cell.sampler}\0{cell.steps}\0{cell.guidance!r}"
@@ -212,7 +205,7 @@ def _draw(cells: Sequence[Cell], draws: int, seed: int) -> np.ndarray:
     return out
 
 
-def choose(table: CellTable, among: np.ndarray, cost: np.ndarray) -> tuple[int, Choice]:
+def choose(table: CellTable, among: Indices, cost: Values) -> tuple[int, Choice]:
     """The lowest value among some cells; of equals the cheapest.
 
     Args:
@@ -237,7 +230,7 @@ def choose(table: CellTable, among: np.ndarray, cost: np.ndarray) -> tuple[int, 
 def make_choice(
     table: CellTable,
     best: int,
-    cost: np.ndarray,
+    cost: Values,
     drawn: tuple[np.ndarray, np.ndarray] | None,
 ) -> Choice:
     """A chosen cell, given the cell that each draw chooses and its value there."""
@@ -252,13 +245,9 @@ def make_choice(
         high, low = expected - np.quantile(noise, [a, 1 - a])
         interval = Interval(low=float(low), high=float(high), level=table.level)
         probability = float(np.mean(chosen == best))
+    same = "model label params sampler steps guidance".split()
     return Choice(
-        model=cell.model,
-        label=cell.label,
-        params=cell.params,
-        sampler=cell.sampler,
-        steps=cell.steps,
-        guidance=cell.guidance,
+        **{field: getattr(cell, field) for field in same},
         cost=float(cost[best]),
         value=value,
         expected=expected,

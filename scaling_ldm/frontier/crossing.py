@@ -1,10 +1,10 @@
 """Where the larger of two sizes becomes the better one; numpy only.
 
-A size's curve g(c) is the lowest value that it reaches at cost c: the lowest over the
-guidance at each sampler and step count, then the lowest so far along the cost, linear
-in ln c between the measured step counts and constant beyond the last. The larger wins
-from the cost after which its curve stays below the smaller's. Each bootstrap draw has
-its own curves, and so its own crossing, or none.
+A size's curve g(c) is the lowest value that it reaches at cost c. It is the lowest over
+the guidance at each sampler and step count, then the lowest so far along the cost. It
+is linear in ln c between the measured step counts and constant beyond the last. The
+larger wins from the cost after which its curve stays below the smaller's. Each
+bootstrap draw has its own curves, and so its own crossing, or none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float
 
 from scaling_ldm.frontier.cells import COSTS, CellTable, compare
 from scaling_ldm.records import Cell, Crossing, Interval, Refusal
+
+Costs = Float[np.ndarray, "costs"]  # ln cost, ascending, or a value at each
+Curves = Float[np.ndarray, "rows costs"]
 
 
 def crossings(
@@ -53,10 +57,10 @@ def crossings_of(
 
 def _curve(
     table: CellTable, model: str, cost: str, sampler: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """ln cost [k], and the lowest value reached by there, [1 + draws, k].
+) -> tuple[Costs, Curves]:
+    """ln cost, and the lowest value reached by there.
 
-    The first row is of the measured values.
+    The first row is that of the measured values, the others are those of the draws.
     """
     scope = {"sampler": sampler} if sampler else {}
     costs = table.cost(cost)
@@ -79,8 +83,8 @@ def _curve(
     return x[last], y[:, last]
 
 
-def _at(x: np.ndarray, curve: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Curves at x, [rows, len(x)]."""
+def _at(x: Costs, curve: tuple[Costs, Curves]) -> Curves:
+    """Curves at x."""
     knots, values = curve
     weights = np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))])
     return values @ weights
@@ -92,7 +96,7 @@ def _crossing(
     small, large = (
         table.cells[table.where(model=model)[0]] for model in (smaller, larger)
     )
-    unit = "" if cost == COSTS[0] else f", {cost}"
+    unit = "" if cost == next(iter(COSTS)) else f", {cost}"
     group = f"{large.label} over {small.label}, {sampler or 'all samplers'}{unit}"
 
     def refuse(reason: str, detail: str) -> Refusal:
@@ -146,7 +150,7 @@ def _crossing(
     )
 
 
-def _last_crossing(x: np.ndarray, gap: np.ndarray) -> float:
+def _last_crossing(x: Costs, gap: Costs) -> float:
     """The x after which the gap stays negative; inf: never, -inf: everywhere."""
     above = np.flatnonzero(gap >= 0)
     if not len(above):

@@ -17,8 +17,9 @@ def best_guidance(cells: Iterable[Cell], **options) -> tuple[BestGuidance, ...]:
     """For each model, sampler and step count the guidance of the lowest value.
 
     A best guidance at an end of what was tried is a doubt, not a result: `edge` says
-    which end. `ties` are the guidances whose draws are as low as the best's in more
-    than (1 - level) / 2 of the cases; without replicates those of equal value.
+    which end. `ties` are the guidances whose draws are as low as those of the best in
+    more than (1 - level) / 2 of the cases. Without replicates they are those of equal
+    value.
 
     Args:
       cells: of one metric and protocol.
@@ -67,11 +68,11 @@ def pareto(
     budgets: int | Sequence[float] = BUDGETS,
     **options,
 ) -> Front:
-    """What nothing cheaper reaches, and the best of each budget.
+    """The settings that nothing cheaper reaches, and the best of each budget.
 
     The Pareto set is of settings (model, sampler, steps, FLOPs), each at its best
-    guidance, by what that is expected to measure again: `Choice.expected`. The best of
-    a budget is the cell measured lowest.
+    guidance. They are compared by `Choice.expected`, what they would measure again. The
+    best of a budget is the cell measured lowest.
 
     Args:
       cells: of one metric and protocol.
@@ -131,12 +132,9 @@ def front_of(
         if chosen is not None:
             models = names[order[chosen]]
             shares = {m: float(np.mean(models == m)) for m in table.models()}
+        best_there = choice(place, chosen)
         points.append(
-            FrontPoint(
-                budget=float(budget),
-                choice=choice(place, chosen),
-                probabilities=shares,
-            )
+            FrontPoint(budget=float(budget), choice=best_there, probabilities=shares)
         )
     settings = []
     for among in _settings(table, members, cost):
@@ -146,12 +144,8 @@ def front_of(
             at_that_cost = float(np.mean(order[chosen] == index))
             found = dataclasses.replace(found, probability=at_that_cost)
         settings.append(found)
-    return Front(
-        cost=cost,
-        sampler=sampler,
-        pareto=undercut_by_none(settings),
-        points=tuple(points),
-    )
+    pareto_set = undercut_by_none(settings)
+    return Front(cost=cost, sampler=sampler, pareto=pareto_set, points=tuple(points))
 
 
 def _settings(table: CellTable, members: np.ndarray, cost: str) -> list[np.ndarray]:
@@ -175,7 +169,7 @@ def undercut_by_none(choices: Iterable[Choice]) -> tuple[Choice, ...]:
 
 
 def _running_best(values: np.ndarray) -> np.ndarray:
-    """Where the lowest value so far stands, along the last axis; first of equals."""
+    """The place of the lowest value so far along the last axis; the first of equals."""
     lowest = np.minimum.accumulate(values, axis=-1)
     new = np.ones_like(values, dtype=bool)
     new[..., 1:] = values[..., 1:] < lowest[..., :-1]

@@ -1,23 +1,16 @@
-"""A frontier in plain lines: the best size at each cost; where the larger wins."""
+"""The findings of a frontier as sentences, one each, with their intervals."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
-from scaling_ldm.records import (
-    BestGuidance,
-    Choice,
-    Crossing,
-    Front,
-    FrontPoint,
-    Interval,
-    Refusal,
-)
+from scaling_ldm.records import BestGuidance, Crossing, Front, Interval, Refusal
 
 _COSTS = {
-    "relative_cost_steps": ("cost ", ""),
-    "flops": ("", " FLOPs"),
-    "seconds": ("", " s"),
+    "relative_cost_steps": "cost {:.3g}",
+    "flops": "{:.3g} FLOPs",
+    "seconds": "{:.3g} s",
 }
 _SURE = 0.9  # a choice of lower probability is said to be unsure
 _REFUSED = {
@@ -26,6 +19,7 @@ _REFUSED = {
     "uncertain": "Where the larger wins, if it does, the draws do not agree",
     "the same size": "Of the same size",
 }
+_EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
 
 
 def sentences(
@@ -34,89 +28,54 @@ def sentences(
     crossings: Iterable[Crossing | Refusal],
     best: Sequence[BestGuidance] = (),
 ) -> tuple[str, ...]:
-    """Per front a line and one of its crossings, then one for all that were refused.
+    """A line per front, per sampler's crossings, per reason of a refusal, and of ends.
 
     Args:
       metric: what was measured.
-      fronts: the fronts to speak of, of one cost; the first is told with every value.
+      fronts: the fronts to speak of, of one cost.
       crossings: of neighbouring sizes.
       best: the best guidances; ends of what was tried get a line.
     """
-    crossings = list(crossings)
-    found = [c for c in crossings if isinstance(c, Crossing)]
-    told = {front.sampler: front for front in fronts}
-    lines = []
-    for sampler in [*told, *dict.fromkeys(c.sampler for c in found)]:
-        if sampler in told:
-            full = not lines
-            lines.append(_front(metric, told.pop(sampler), full))
-        said = [_crossing(c) for c in found if c.sampler == sampler]
-        found = [c for c in found if c.sampler != sampler]
-        if said:
-            lines.append(f"{_scope(sampler)} the larger wins: {'; '.join(said)}.")
+    lines = [_front(metric, front) for front in fronts]
+    won: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
     for c in crossings:
-        if isinstance(c, Refusal):
-            refused.setdefault(c.reason, []).append(c.group)
-    if refused:
-        said = [
-            f"{_REFUSED.get(reason, reason)}: {'; '.join(groups)}."
-            for reason, groups in refused.items()
-        ]
-        lines.append(" ".join(said))
-    edges = [b for b in best if b.edge]
+        if isinstance(c, Crossing):
+            won.setdefault(_scope(c.sampler), []).append(_crossing(c))
+        else:
+            refused.setdefault(_REFUSED.get(c.reason, c.reason), []).append(c.group)
+    for scope, found in won.items():
+        lines.append(f"{scope} the larger wins: {'; '.join(found)}.")
+    lines += [f"{reason}: {'; '.join(groups)}." for reason, groups in refused.items()]
+    edges = [b.edge for b in best if b.edge]
     if edges:
+        ends = ", ".join(f"{_EDGES[e]} at {edges.count(e)}" for e in sorted(set(edges)))
         lines.append(
             f"At {len(edges)} of {len(best)} settings the best guidance is an end of "
-            f"what was tried ({_ends(edges)}), so a better one may lie beyond."
+            f"what was tried ({ends}), so a better one may lie beyond."
         )
-    return tuple(line[0].upper() + line[1:] for line in lines)
+    return tuple(lines)
 
 
 def _scope(sampler: str) -> str:
-    return f"with {sampler}" if sampler else "with the best sampler"
+    return f"With {sampler}" if sampler else "With the best sampler"
 
 
-def _cost(cost: str, value: float) -> str:
-    """cost 3.2; 1.2e+09 FLOPs; 0.4 s."""
-    before, after = _COSTS[cost]
-    return f"{before}{value:.3g}{after}"
-
-
-def _front(metric: str, front: Front, full: bool) -> str:
-    parts = []
-    for run in _stretches(front.points):
-        last = run[-1]
-        part = f"{last.choice.label} to {_cost(front.cost, last.budget)}"
-        if full or last is front.points[-1]:
-            part += f" ({_value(last.choice)})"
-        parts.append(part)
+def _front(metric: str, front: Front) -> str:
+    """The best size of each stretch of budgets, and how sure that is."""
+    cost = _COSTS[front.cost].format
+    stretches = []
+    for _, run in itertools.groupby(front.points, key=lambda p: p.choice.model):
+        *_, last = run
+        value = f"{last.choice.expected:.4g}{_bracket(last.choice.interval, '.4g')}"
+        stretches.append(f"{last.choice.label} to {cost(last.budget)} ({value})")
     line = f"{_scope(front.sampler)} the best by {metric}, of {len(front.points)} "
-    line += f"budgets from {_cost(front.cost, front.points[0].budget)}, is "
-    line += f"{', '.join(parts)}."
-    shares = [p.probabilities[p.choice.model] for p in front.points if p.probabilities]
-    unsure = sum(share < _SURE for share in shares)
-    if unsure:
-        line += (
-            f" At {unsure} of them that size is the best with a "
-            f"probability below {_SURE:g}."
-        )
+    line += f"budgets from {cost(front.points[0].budget)}, is {', '.join(stretches)}."
+    shares = (p.probabilities.get(p.choice.model, 1.0) for p in front.points)
+    if unsure := sum(share < _SURE for share in shares):
+        line += f" At {unsure} of them its probability of being the best size is below "
+        line += f"{_SURE:g}."
     return line
-
-
-def _stretches(points: Sequence[FrontPoint]) -> list[list[FrontPoint]]:
-    """Neighbouring budgets at which the same model is the best."""
-    runs: list[list[FrontPoint]] = []
-    for point in points:
-        if runs and runs[-1][0].choice.model == point.choice.model:
-            runs[-1].append(point)
-        else:
-            runs.append([point])
-    return runs
-
-
-def _value(choice: Choice) -> str:
-    return f"{choice.expected:.4g}{_bracket(choice.interval, '.4g')}"
 
 
 def _bracket(interval: Interval | None, form: str) -> str:
@@ -126,12 +85,6 @@ def _bracket(interval: Interval | None, form: str) -> str:
 
 
 def _crossing(found: Crossing) -> str:
-    where = _cost(found.cost, found.at) + _bracket(found.interval, ".3g")
+    where = _COSTS[found.cost].format(found.at) + _bracket(found.interval, ".3g")
     doubt = f" ({found.doubt})" if found.doubt else ""
     return f"{found.larger} over {found.smaller} from {where}{doubt}"
-
-
-def _ends(edges: Sequence[BestGuidance]) -> str:
-    said = {"low": "the lowest", "high": "the highest", "only": "the only one"}
-    counts = {kind: sum(b.edge == kind for b in edges) for kind in said}
-    return ", ".join(f"{said[k]} at {n}" for k, n in counts.items() if n)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Float
 
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.points import IsoflopPoint, run_name
@@ -26,6 +27,15 @@ from scaling_ldm.records import Interval, Parabola, Refusal
 MIN_SIZES = 4  # a parabola has three coefficients
 MINIMUM = "isoFLOP minimum"  # what a refusal is about
 
+Points = Float[np.ndarray, "points"]
+Design = Float[np.ndarray, "points 3"]
+Solve = Float[np.ndarray, "3 points"]
+Coefs = Float[np.ndarray, "3"]
+ManyCoefs = Float[np.ndarray, "*many 3"]
+Budgets = Float[np.ndarray, "k"]
+Vertices = Float[np.ndarray, "k 3"]
+DrawnVertices = Float[np.ndarray, "draws k 3"]
+
 
 @dataclasses.dataclass(frozen=True)
 class IsoflopCurve:
@@ -33,21 +43,21 @@ class IsoflopCurve:
 
     budget: float
     centre: float
-    x: np.ndarray  # [n]
-    ln_d: np.ndarray  # [n]
-    y: np.ndarray  # [n]
-    design: np.ndarray  # [n, 3]: 1, x, x^2
-    solve: np.ndarray  # [3, n], its pseudo-inverse
-    coefs: np.ndarray  # [3]
-    residuals: np.ndarray  # [n]
-    leverage: np.ndarray  # [n]
+    x: Points
+    ln_d: Points
+    y: Points  # loss
+    design: Design  # 1, x, x^2
+    solve: Solve  # the pseudo-inverse of `design`
+    coefs: Coefs
+    residuals: Points
+    leverage: Points
 
     @property
     def dof(self) -> int:
         return len(self.x) - 3
 
-    def vertex(self, coefs: np.ndarray) -> np.ndarray:
-        """(ln N, ln D, loss) at the minimum, [..., 3]; NaN where there is none."""
+    def vertex(self, coefs: ManyCoefs) -> ManyCoefs:
+        """(ln N, ln D, loss) at the minimum; NaN where there is none."""
         c0, c1, c2 = np.moveaxis(coefs, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             at = np.where(c2 > 0, -c1 / (2 * c2), np.nan)
@@ -180,7 +190,7 @@ def _draw(
 
 
 def _cubic_note(fitted: Sequence[tuple[IsoflopCurve, Interval]]) -> list[str]:
-    """A line when one cubic term, common to all budgets, moves minima off their place.
+    """A line where one cubic term, common to all budgets, moves the minima.
 
     F-test of the common coefficient against the pooled residuals; then the minimum of
     each curve with that term, beside the interval of its parabola.
@@ -213,10 +223,12 @@ def _cubic_note(fitted: Sequence[tuple[IsoflopCurve, Interval]]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Minima:
-    parabolas: list[Parabola | Refusal]
-    budgets: np.ndarray  # [k], budgets with a parabola
-    centre: np.ndarray  # [k, 3], (ln N, ln D, loss)
-    draws: np.ndarray  # [draws, k, 3]
+    """The minima of all budgets; `k` of them have a parabola."""
+
+    parabolas: list[Parabola | Refusal]  # one for each budget, ascending
+    budgets: Budgets  # those with a parabola
+    centre: Vertices  # (ln N, ln D, loss)
+    draws: DrawnVertices
     notes: list[str]
 
 
@@ -226,6 +238,14 @@ def find_minima(
     level: float,
     seed: Sequence[int],
 ) -> Minima:
+    """The minimum of each curve, with the bootstrap of all vertices.
+
+    Args:
+      curves: one per budget, ascending; refusals are handed on.
+      draws: of the bootstrap.
+      level: of the intervals.
+      seed: of the draws.
+    """
     good = [c for c in curves if isinstance(c, IsoflopCurve)]
     rng = np.random.default_rng(seed)
     drawn, notes = _draw(good, draws, rng) if good else ([], [])

@@ -61,7 +61,8 @@ def surface(
     if refusal := _unusable(n, d, loss, huber):
         return refusal
     log_n, log_d = np.log(n), np.log(d)
-    u, w = log_n - log_n.mean(), log_d - log_d.mean()
+    centre = log_n.mean(), log_d.mean()
+    u, w = log_n - centre[0], log_d - centre[1]
     correlation = float(u @ w / math.sqrt((u @ u) * (w @ w)))
     if abs(correlation) > 0.999:
         return refuse(
@@ -85,17 +86,9 @@ def surface(
             f"{np.mean(lost):.0%} of {len(fits)} bootstrap draws have no surface",
         )
 
-    def constants(q: np.ndarray) -> dict[str, Any]:
-        a = q[..., 1] * np.exp(q[..., 3] * log_n.mean())
-        b = q[..., 2] * np.exp(q[..., 4] * log_d.mean())
-        alpha, beta = q[..., 3], q[..., 4]
-        ratio = beta / (alpha + beta)
-        names = ("E", "A", "B", "alpha", "beta", "n_opt_exponent")
-        return dict(zip(names, (q[..., 0], a, b, alpha, beta, ratio), strict=True))
-
     intervals = {
         name: percentiles(draws, confidence)
-        for name, draws in constants(fits[~lost]).items()
+        for name, draws in _named(fits[~lost], *centre).items()
     }
     for name in ("alpha", "beta"):
         i = intervals[name]
@@ -105,7 +98,7 @@ def surface(
             )
     squares = float(np.sum((loss - _model(result.x, u, w)) ** 2))
     return Parametric(
-        **{name: float(value) for name, value in constants(result.x).items()},
+        **{name: float(value) for name, value in _named(result.x, *centre).items()},
         intervals=intervals,
         points=len(n),
         rmse=math.sqrt(squares / (len(n) - 5)),
@@ -137,6 +130,19 @@ def _unusable(
 def _model(p: Constants, u: Points, w: Points) -> Points:
     """The loss at centred ln N = u and ln D = w."""
     return p[0] + p[1] * np.exp(-p[3] * u) + p[2] * np.exp(-p[4] * w)
+
+
+def _named(q: np.ndarray, ln_n: float, ln_d: float) -> dict[str, Any]:
+    """Constants by name, A and B for ln N and ln D that are not centred."""
+    alpha, beta = q[..., 3], q[..., 4]
+    return {
+        "E": q[..., 0],
+        "A": q[..., 1] * np.exp(alpha * ln_n),
+        "B": q[..., 2] * np.exp(beta * ln_d),
+        "alpha": alpha,
+        "beta": beta,
+        "n_opt_exponent": beta / (alpha + beta),
+    }
 
 
 def _start(u: Points, w: Points, loss: Points) -> Constants:

@@ -1,6 +1,6 @@
 """Every exception that one part of the library raises for another to catch.
 
-Each class is one thing that a caller can act on; `study` gives each its exit status.
+Each class is one thing that a caller can act on. `study` gives each its exit status.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Damaged(ValueError):
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used, for a reason that lies in the record."""
+    """A record of a data source cannot be used, for a reason that lies in it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -37,7 +37,7 @@ class CheckpointError(RuntimeError):
 
 
 class NonFiniteLoss(Exception):
-    """Training left the finite numbers at `step`; nothing was saved since."""
+    """The loss is not finite at `step`; nothing was saved after the last good step."""
 
     def __init__(self, step: int, text: str) -> None:
         super().__init__(f"{text} at step {step}; lower the learning rate or clip more")
@@ -45,7 +45,7 @@ class NonFiniteLoss(Exception):
 
 
 class Preempted(Exception):
-    """SIGTERM arrived; what is finished is kept and the same command goes on."""
+    """SIGTERM arrived. What is finished is kept; the same command continues."""
 
 
 class ProtocolError(ValueError):
@@ -53,11 +53,11 @@ class ProtocolError(ValueError):
 
 
 class UncountedPrimitive(ValueError):
-    """An operation that does matrix work which cannot be read from the jaxpr."""
+    """An operation does matrix products that cannot be counted from the jaxpr."""
 
 
 class UnknownTripCount(ValueError):
-    """A `while` loop with FLOPs in it whose number of iterations is not constant."""
+    """A `while` loop does FLOPs, and its number of iterations is not constant."""
 
 
 class WeightsError(ValueError):

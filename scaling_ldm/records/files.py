@@ -96,7 +96,7 @@ UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"Refusal": _r
 
 
 def upgraded(value: dict[str, Any]) -> dict[str, Any]:
-    """The JSON fields of a record, named as today; what they hold is not looked at."""
+    """The JSON fields of one record under today's names; not those of nested ones."""
     upgrade = UPGRADES.get(value.get("record", ""))
     return upgrade(value) if upgrade else value
 

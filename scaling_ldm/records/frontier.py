@@ -12,9 +12,9 @@ from scaling_ldm.records.laws import Interval, Refusal
 class Cell:
     """One way of sampling one model, measured: what it costs and what it reaches.
 
-    `protocol` says how the metric was measured (feature network, resize, reference,
-    count of images): cells may be compared only where it is the same. What is being
-    compared, the model, sampler, steps and guidance, is no part of it.
+    `protocol` says how the metric was measured: feature network, resize, reference,
+    count of images. Cells may be compared only where it is the same. The model,
+    sampler, steps and guidance are what is compared, so they are no part of it.
     """
 
     model: str  # the run's id
@@ -41,9 +41,9 @@ class Choice:
     """The cell of the lowest value among several.
 
     The lowest of several noisy values is too low on average. `expected` and `interval`
-    are for what the chosen cell would measure again: see `scaling_ldm.frontier.cells`;
-    `value` may lie outside `interval`. `probability` is of this exact cell, steps and
-    guidance counted, not of its size.
+    are for what the chosen cell would measure again (see `frontier.cells`). So `value`
+    may lie outside `interval`. `probability` is that of this exact cell, with its steps
+    and guidance, not that of its size.
     """
 
     model: str
@@ -66,7 +66,7 @@ class BestGuidance:
     choice: Choice  # its cost is relative cost x steps
     tried: tuple[float, ...]  # ascending
     ties: tuple[float, ...]  # others that cannot be told from the best at the level
-    edge: str  # "", or a doubt: the best is the "low" | "high" end, or the "only" one
+    edge: str  # "", or in doubt: the best is the "low" | "high" end, the "only" one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class FrontPoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Front:
-    """Value against cost: what nothing cheaper reaches, and the best of each budget."""
+    """The settings that nothing cheaper reaches, and the best of each budget."""
 
     cost: str  # "relative_cost_steps" | "flops" | "seconds"
     sampler: str  # "": all of them together

@@ -1,4 +1,4 @@
-"""What plan, train, generate and evaluate say of a run."""
+"""What plan, train, generate and evaluate record about a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One planned training run: everything that decides its numbers.
+    """One planned training run, with all that decides its numbers.
 
     FLOPs are 2 x multiply-adds, forward + backward, of the whole batch. `tokens`
     counts image, text and time positions that the trunk processes, over the run.
@@ -46,7 +46,7 @@ class RunSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRecord:
-    """What one training run produced. `status` is finished | non_finite_loss."""
+    """What one training run produced; `status` is finished | non_finite_loss."""
 
     run_id: str
     study: str
@@ -84,15 +84,15 @@ class SampleRecord:
     """One batch of generated images: what it cost and how it was made."""
 
     run_id: str
-    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
+    checksum: str  # SHA-256 of an export's weights; "": a run's own checkpoint
     sampler: str
-    spacing: str  # of the time grid; "auto" is the sampler's own
+    spacing: str  # of the time grid; "auto": the sampler's own
     steps: int
     guidance: float
     nfe: int  # network evaluations per image, guidance counted
     flops: float  # for all images: the sampler's, and the decoder's of latents
     seconds: float
-    weights: str  # "ema", "raw" or, of a folder from elsewhere, "unknown"
+    weights: str  # "ema", "raw"; "unknown" where a folder does not say
     seed: int
     images: int
     captions: tuple[str, ...]  # of the pictures in images_file
@@ -101,18 +101,18 @@ class SampleRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRecord:
-    """One number about pictures, and the protocol without which it means nothing."""
+    """One number about pictures, and the protocol by which it was measured."""
 
     run_id: str
-    checksum: str  # SHA-256 of an export's weights; "" of a run's own checkpoint
-    step: int  # of the checkpoint; 0 of a folder from elsewhere
+    checksum: str  # SHA-256 of an export's weights; "": a run's own checkpoint
+    step: int  # of the checkpoint; 0 for weights from a folder
     train_flops: float | None  # spent when it was written; None: unknown
     metric: str  # e.g. "fd_lite0"
     value: float
     low: float  # the interval at `level`; the value itself where there is none
     high: float
     level: float
-    doubt: str  # why the value may be off by more than the interval says; "": nothing
+    doubt: str  # why the value may be off by more than the interval; "": no doubt
     images: int
     nfe: int
     flops: float  # of one picture: network and decoder

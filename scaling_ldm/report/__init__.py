@@ -2,12 +2,12 @@
 
     path = scaling_ldm.report.write("runs/quickstart")
 
-What it reads, all relative to the working directory: `runs.jsonl` (needed),
-`experiment.json`, `runs/<run_id>/record.json` and `metrics.jsonl`, the names in
+It reads `runs.jsonl`, which must be there, and what it finds of `experiment.json`,
+`runs/<run_id>/record.json` and `metrics.jsonl`, the names in
 `runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the images it names,
-`evaluations.jsonl`, `frontier.json`, `environment.json`. What it writes:
-`report/index.html`, `report/figures/*.png` and `*.pdf`, `report/tables/*.csv`. The same
-inputs give the same bytes. No jax is imported.
+`evaluations.jsonl`, `frontier.json` and `environment.json`. It writes
+`report/index.html`, `report/figures/*.png` and `*.pdf`, and `report/tables/*.csv`. The
+same inputs give the same bytes. No jax is imported.
 
 May import: records, laws, frontier, workdir.
 """
@@ -19,13 +19,15 @@ import pathlib
 
 from scaling_ldm import records
 from scaling_ldm.laws import fit
+from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.report import (
     figures,
-    frontier_section,
+    frontier_tables,
     law_tables,
     page,
     run_tables,
     study,
+    training_quality,
 )
 from scaling_ldm.report.table import Table
 
@@ -47,10 +49,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     found = study.read(workdir)
-    published = fit.published()
-    beside = {q: published[key] for q, key in BESIDE.items()}
+    beside = {q: fit.published()[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)
-    tables = _tables(found, list(published.values()), list(beside.values()))
+    tables = _tables(found, list(beside.values()))
     folder = workdir / "report"
     for name, kinds in (("figures", ("png", "pdf")), ("tables", ("csv",))):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -67,28 +68,18 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     return index
 
 
-def _tables(found: study.Study, published: list, beside: list) -> list[Table]:
-    """Every table the study has rows for; `runs`, `plan` and `ledger` always."""
-    optional = [
-        law_tables.minima(found),
-        law_tables.laws(found, beside),
-        law_tables.held_out(found),
-        law_tables.parametric(found),
-        law_tables.excluded(found),
+def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
+    """Every table that has rows; `runs`, `ledger` and `costs` always."""
+    every = [
+        law_tables.published_laws(found, list(fit.published().values())),
+        *law_tables.tables(found, beside),
         run_tables.samples(found),
         run_tables.evaluations(found),
+        run_tables.pairs("config", found.config),
+        run_tables.pairs("environment", found.environment),
     ]
     if found.frontier is not None:
-        optional += frontier_section.tables(found.frontier)
-    if found.config:
-        optional.append(run_tables.pairs("config", "", found.config))
-    if found.environment:
-        optional.append(run_tables.pairs("environment", "", found.environment))
-    return [
-        run_tables.runs(found),
-        run_tables.plan(found),
-        run_tables.ledger(found),
-        run_tables.costs(found),
-        law_tables.published_laws(found, published),
-        *(table for table in optional if table is not None),
-    ]
+        every += frontier_tables.tables(found.frontier)
+    every += map(training_quality.pairs, training_quality.comparisons(found))
+    always = [run_tables.runs(found), run_tables.ledger(found), run_tables.costs(found)]
+    return [*always, *(table for table in every if table.rows)]

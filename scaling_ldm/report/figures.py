@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,17 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scaling_ldm.laws.published import PublishedLaw
-from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal
+from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal, RunSpec
+from scaling_ldm.report import format as fmt
 from scaling_ldm.report import frontier_figures, quality_figures, training_quality
-from scaling_ldm.report.format import (
-    SYMBOLS,
-    flops_tick,
-    prefixed,
-    scientific,
-    spoken,
-    tick,
-    who,
-)
 from scaling_ldm.report.plotting import (
     INK,
     LAW,
@@ -39,6 +32,20 @@ from scaling_ldm.report.study import QUANTITIES, Study, smooth
 
 # Legend entries by their first word, in the order in which they are read.
 _ORDER = ("fit:", "minimum", "held-out", "predicted", "slope")
+_UNITS = {"N_opt": ", parameters", "D_opt": ", tokens", "L_opt": ""}
+# Looks: of a vertex, the minimum of a budget, a prediction, the words at a picture.
+_BAR: dict[str, Any] = {"fmt": "o", "zorder": 4}
+_VERTEX = _BAR | {"fmt": "D", "markersize": 5.5, "markerfacecolor": PAPER, "zorder": 5}
+_VERTEX |= {"markeredgewidth": 1.4, "elinewidth": 1.4, "capsize": 2.5}
+_POINT: dict[str, Any] = {"color": INK, "markersize": 4.6}
+_MINIMUM = _BAR | _POINT
+_MINIMUM |= {"markeredgewidth": 1.3, "elinewidth": 1.1, "capsize": 2.0}
+_PREDICTED = _BAR | {"fmt": "_", "color": LAW, "markersize": 8, "capsize": 3.0}
+_PREDICTED |= {"markeredgewidth": 1.8, "elinewidth": 1.3}
+_WORDS: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 5.5}
+_WORDS |= {"parse_math": False}
+_LEGEND: dict[str, Any] = {"loc": "upper right", "ncols": 2, "fontsize": 6.5}
+_LEGEND |= {"handlelength": 1.2, "columnspacing": 1.0, "labelspacing": 0.25}
 
 
 def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
@@ -61,7 +68,7 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
         if study.frontier is not None:
             pictures += frontier_figures.draw(study.frontier)
         pictures += [
-            quality_figures.quality(found, spoken(study.size))
+            quality_figures.quality(found, fmt.spoken(study.size))
             for found in training_quality.comparisons(study)
         ]
         if study.images is not None and study.samples is not None:
@@ -75,13 +82,11 @@ def isoflop(study: Study) -> Plot:
     axes = figure.add_subplot()
     budgets, minima = study.budgets(), study.minima()
     for i, budget in enumerate(budgets):
-        points = study.points(budget)
-        if not points:
+        if not (points := study.points(budget)):
             continue
-        n = np.array([p[0] for p in points])
-        y = np.array([p[2] for p in points])
+        n, _, y = np.array(points).T
         found = minima.get(budget)
-        colour, label = shade(i, len(budgets)), scientific(budget)
+        colour, label = shade(i, len(budgets)), fmt.scientific(budget)
         if isinstance(found, Refusal):
             colour, label = MUTED, f"{label}, refused: {found.reason}"
         axes.plot(n, y, "o", color=colour, markersize=3.8, label=label, zorder=3)
@@ -92,47 +97,30 @@ def isoflop(study: Study) -> Plot:
         x = np.geomspace(min(ends), max(ends), 100)
         curve = found.curvature * np.log(x / found.n_opt) ** 2 + found.l_opt
         axes.plot(x, curve, color=colour, linewidth=1.3)
-        _cross(axes, found.n_opt, found.l_opt, found, colour)
+        axes.errorbar(
+            [found.n_opt],
+            [found.l_opt],
+            xerr=_bars(found.n_opt, found.n_opt_interval),
+            yerr=_bars(found.l_opt, found.l_opt_interval),
+            color=colour,
+            **_VERTEX,
+        )
     axes.set_xscale("log")
-    log_ticks(axes.xaxis, *axes.get_xlim(), tick, most=8)
-    axes.set_xlabel(f"N, {spoken(study.size)}")
-    axes.set_ylabel(f"L, {spoken(study.metric)}")
-    longest = max(
-        (len(words) for words in axes.get_legend_handles_labels()[1]), default=0
-    )
-    figure.legend(
-        loc="outside lower center",
-        ncols=3 if longest <= 30 else 1 if longest > 48 else 2,  # what the width holds
-        title="budget C, FLOPs",
-        title_fontsize=8.0,
-    )
-    shown = isinstance(next(iter(minima.values()), None), (Parabola, Refusal))
+    log_ticks(axes.xaxis, *axes.get_xlim(), fmt.tick, most=8)
+    axes.set_xlabel(f"N, {fmt.spoken(study.size)}")
+    axes.set_ylabel(f"L, {fmt.spoken(study.metric)}")
+    longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
+    columns = 3 if longest <= 30 else 1 if longest > 48 else 2  # what the width holds
+    title = {"title": "budget C, FLOPs", "title_fontsize": 8.0}
+    figure.legend(loc="outside lower center", ncols=columns, **title)
     caption = "Loss of every finished run against its size, a colour per budget. "
     caption += (
         "Lines: parabolas in ln N. Diamonds: their minima, with the intervals of N "
         "and L. Grey and dotted: budgets whose minimum was refused."
-        if shown
+        if minima
         else "No fit has been made yet."
     )
     return render(figure, "isoflop", caption)
-
-
-def _cross(axes: Axes, x: float, y: float, p: Parabola, colour: str) -> None:
-    """The vertex with its two intervals."""
-    axes.errorbar(
-        [x],
-        [y],
-        xerr=_bars(x, p.n_opt_interval),
-        yerr=_bars(y, p.l_opt_interval),
-        fmt="D",
-        color=colour,
-        markersize=5.5,
-        markerfacecolor=PAPER,
-        markeredgewidth=1.4,
-        elinewidth=1.4,
-        capsize=2.5,
-        zorder=5,
-    )
 
 
 def _bars(value: float, interval: Interval) -> np.ndarray:
@@ -143,107 +131,106 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
 
 def law(study: Study, quantity: str, other: PublishedLaw | None) -> Plot:
     """One quantity's minima against budget, its law, band, and the held-out budget."""
-    symbol, fitted = SYMBOLS[quantity], study.fit.laws.get(quantity)
+    symbol, fitted = fmt.SYMBOLS[quantity], study.fit.laws.get(quantity)
     figure = Figure(figsize=(3.7, 4.1), layout="constrained")
     axes = figure.add_subplot()
     minima = [p for p in study.fit.parabolas if isinstance(p, Parabola)]
-    held = [
-        h
-        for h in study.fit.held_out
-        if isinstance(h, HeldOut) and h.quantity == quantity
-    ]
-    apart = {h.budget_flops for h in held}
-    key = quantity.lower()
+    held = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
+    held = [h for h in held if h.quantity == quantity]
     reach = [p.budget_flops for p in minima] or study.budgets()
     left, right = min(reach) / 1.35, max(reach) * 1.45
-    heights = [getattr(p, key) for p in minima]
+    heights = []
     if isinstance(fitted, PowerLaw):
-        x, low, high = np.array(fitted.band).T
-        inside = np.geomspace(left, right, 60)
-        low, high = (np.interp(np.log(inside), np.log(x), v) for v in (low, high))
-        axes.fill_between(inside, low, high, color=LAW, alpha=0.14, linewidth=0)
-        line = np.array([fitted(float(c)) for c in inside])
-        label = f"fit: {symbol} ∝ C^{_signed(fitted.exponent)}, prediction band"
-        axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
-        heights += [low.min(), high.max()]
-    for p in minima:
-        value, interval = getattr(p, key), getattr(p, f"{key}_interval")
-        heights += [interval.low, interval.high]
-        axes.errorbar(
-            [p.budget_flops],
-            [value],
-            yerr=_bars(value, interval),
-            fmt="o",
-            color=INK,
-            markersize=4.6,
-            markerfacecolor=PAPER if p.budget_flops in apart else INK,
-            markeredgewidth=1.3,
-            elinewidth=1.1,
-            capsize=2.0,
-            zorder=4,
-        )
-    if minima and len(apart) < len(minima):
-        axes.plot([], [], "o", color=INK, markersize=4.6, label="minimum of a budget")
+        heights += _fitted(axes, symbol, fitted, np.geomspace(left, right, 60))
+    heights += _minima(axes, quantity, minima, {h.budget_flops for h in held})
     for h in held:
-        axes.plot(
-            [],
-            [],
-            "o",
-            color=INK,
-            markersize=4.6,
-            markerfacecolor=PAPER,
-            label="held-out budget, measured",
-        )
-        axes.errorbar(
-            [h.budget_flops * 1.09],
-            [h.predicted],
-            yerr=_bars(h.predicted, h.predicted_interval),
-            fmt="_",
-            color=LAW,
-            markersize=8,
-            markeredgewidth=1.8,
-            elinewidth=1.3,
-            capsize=3.0,
-            zorder=4,
-            label="predicted from the smaller ones",
-        )
-        heights += [h.predicted_interval.low, h.predicted_interval.high]
+        heights += _held_out(axes, h)
     if other is not None and minima:
-        centre = math.exp(np.mean(np.log([p.budget_flops for p in minima])))
-        middle = math.exp(np.mean(np.log([getattr(p, key) for p in minima])))
-        slope = other.constants["exponent"]
-        ends = np.array([left, right])
-        axes.plot(
-            ends,
-            middle * (ends / centre) ** slope,
-            "--",
-            color=OTHER,
-            linewidth=1.2,
-            label=f"slope of {who(other.source)}: {_signed(slope)}, anchored here",
-        )
+        _slope(axes, quantity, minima, other, np.array([left, right]))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
     if heights:
         low, high = min(v for v in heights if v > 0), np.nanmax(heights)
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
-    log_ticks(axes.xaxis, left, right, flops_tick, most=4)
-    log_ticks(axes.yaxis, *axes.get_ylim(), tick, most=5)
+    log_ticks(axes.xaxis, left, right, fmt.flops_tick, most=4)
+    log_ticks(axes.yaxis, *axes.get_ylim(), fmt.tick, most=5)
     axes.set_xlabel("C, FLOPs")
-    unit = {"N_opt": ", parameters", "D_opt": ", tokens", "L_opt": ""}
-    axes.set_ylabel(f"{symbol} at the minimum{unit[quantity]}")
+    axes.set_ylabel(f"{symbol} at the minimum{_UNITS[quantity]}")
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = sorted(entries, key=lambda words: _ORDER.index(words.split()[0]))
     if labels:
-        figure.legend(
-            [entries[words] for words in labels], labels, loc="outside lower left"
-        )
+        handles = [entries[words] for words in labels]
+        figure.legend(handles, labels, loc="outside lower left")
     if isinstance(fitted, PowerLaw):
         caption = f"{symbol} of each budget's minimum, and the power law through it."
     else:
         reason = fitted.reason if fitted is not None else "not in laws.json"
         caption = f"{symbol} of each budget's minimum. No law: {reason}."
     return render(figure, f"law_{symbol}", caption)
+
+
+def _fitted(
+    axes: Axes, symbol: str, fitted: PowerLaw, inside: np.ndarray
+) -> tuple[float, float]:
+    """The law and its band; returns the lowest and the highest of the band."""
+    x, low, high = np.array(fitted.band).T
+    low, high = (np.interp(np.log(inside), np.log(x), v) for v in (low, high))
+    axes.fill_between(inside, low, high, color=LAW, alpha=0.14, linewidth=0)
+    line = np.array([fitted(float(c)) for c in inside])
+    label = f"fit: {symbol} ∝ C^{_signed(fitted.exponent)}, prediction band"
+    axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
+    return float(low.min()), float(high.max())
+
+
+def _minima(
+    axes: Axes, quantity: str, minima: Sequence[Parabola], apart: set[float]
+) -> list[float]:
+    """The minima of the budgets, hollow for those in `apart`; returns all heights."""
+    key, heights = quantity.lower(), []
+    for p in minima:
+        value, interval = getattr(p, key), getattr(p, f"{key}_interval")
+        heights += [value, interval.low, interval.high]
+        axes.errorbar(
+            [p.budget_flops],
+            [value],
+            yerr=_bars(value, interval),
+            markerfacecolor=PAPER if p.budget_flops in apart else INK,
+            **_MINIMUM,
+        )
+    if minima and len(apart) < len(minima):
+        axes.plot([], [], "o", label="minimum of a budget", **_POINT)
+    return heights
+
+
+def _held_out(axes: Axes, h: HeldOut) -> tuple[float, float]:
+    """A prediction beside the measured minimum; returns the ends of its interval."""
+    label = "held-out budget, measured"
+    axes.plot([], [], "o", markerfacecolor=PAPER, label=label, **_POINT)
+    axes.errorbar(
+        [h.budget_flops * 1.09],
+        [h.predicted],
+        yerr=_bars(h.predicted, h.predicted_interval),
+        label="predicted from the smaller ones",
+        **_PREDICTED,
+    )
+    return h.predicted_interval.low, h.predicted_interval.high
+
+
+def _slope(
+    axes: Axes,
+    quantity: str,
+    minima: Sequence[Parabola],
+    other: PublishedLaw,
+    ends: np.ndarray,
+) -> None:
+    """The slope of a published law, through the middle of the minima."""
+    centre = math.exp(np.mean(np.log([p.budget_flops for p in minima])))
+    heights = [getattr(p, quantity.lower()) for p in minima]
+    middle, slope = math.exp(np.mean(np.log(heights))), other.constants["exponent"]
+    label = f"slope of {fmt.who(other.source)}: {_signed(slope)}, anchored here"
+    line = middle * (ends / centre) ** slope
+    axes.plot(ends, line, "--", color=OTHER, linewidth=1.2, label=label)
 
 
 def _signed(exponent: float) -> str:
@@ -259,59 +246,30 @@ def training(study: Study) -> Plot:
         panels = [[r for r in study.runs if r.budget_flops == b] for b in budgets]
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    each = (5.0, 3.4) if study.by_steps else (3.1, 2.6)
-    figure = Figure(
-        figsize=(each[0] * columns + 0.2, each[1] * rows + 0.2), layout="constrained"
-    )
+    width, height = (5.0, 3.4) if study.by_steps else (3.1, 2.6)
+    size = (width * columns + 0.2, height * rows + 0.2)
+    figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    tops, bottoms = [], []
+    ends: list[tuple[float, float]] = []
     for axes, runs in zip(grid.flat, panels, strict=False):
-        for i, run in enumerate(runs):
-            if (curve := study.curves.get(run.run_id)) is None:
-                continue
-            curve = curve[np.isfinite(curve[:, 1]) & (curve[:, 2] > 0)]
-            if not len(curve):
-                continue
-            y = smooth(curve[:, 1])
-            record = study.records.get(run.run_id)
-            failed = record is not None and record.status != "finished"
-            axes.plot(
-                curve[:, 0] if study.by_steps else curve[:, 2] / run.budget_flops,
-                y,
-                ":" if failed else "-",
-                color=MUTED if failed else shade(i, len(runs)),
-                linewidth=1.1,
-                label=prefixed(getattr(run, study.size))
-                + ("  failed" if failed else ""),
-            )
-            bottoms.append(y.min())
-            tops.append(y[len(y) // 50])
+        ends += _curves(axes, study, runs)
         if study.by_steps:
             axes.set_xlim(0, 1.02 * max(r.steps for r in runs))
         else:
-            axes.set_title(f"C = {scientific(runs[0].budget_flops)} FLOPs")
+            axes.set_title(f"C = {fmt.scientific(runs[0].budget_flops)} FLOPs")
             axes.set_xlim(0, 1.02)
-        axes.legend(
-            loc="upper right",
-            ncols=2,
-            fontsize=6.5,
-            handlelength=1.2,
-            columnspacing=1.0,
-            labelspacing=0.25,
-            title="N",
-            title_fontsize=6.5,
-        )
+        axes.legend(title="N", title_fontsize=6.5, **_LEGEND)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("step" if study.by_steps else "share of the budget spent")
         axes.xaxis.set_tick_params(labelbottom=True)
-    if bottoms:
-        low, high = min(bottoms), max(tops)
+    if ends:
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
         grid[0, 0].set_yscale("log")
         grid[0, 0].set_ylim(low / 1.05, high * (high / low) ** 0.35)
-        log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, tick, most=8)
+        log_ticks(grid[0, 0].yaxis, low / 1.05, high * 1.05, fmt.tick, most=8)
     for row in grid:
         row[0].set_ylabel("training loss")
     against = "the step" if study.by_steps else "the share of the budget"
@@ -320,6 +278,31 @@ def training(study: Study) -> Plot:
         f"logged steps, against {against}."
     )
     return render(figure, "training", caption)
+
+
+def _curves(
+    axes: Axes, study: Study, runs: Sequence[RunSpec]
+) -> list[tuple[float, float]]:
+    """The curves of some runs; returns the lowest and an early value of each."""
+    ends = []
+    for i, run in enumerate(runs):
+        curve = study.curves.get(run.run_id, np.empty((0, 4)))
+        curve = curve[np.isfinite(curve[:, 1]) & (curve[:, 2] > 0)]
+        if not len(curve):
+            continue
+        y = smooth(curve[:, 1])
+        record = study.records.get(run.run_id)
+        failed = record is not None and record.status != "finished"
+        axes.plot(
+            curve[:, 0] if study.by_steps else curve[:, 2] / run.budget_flops,
+            y,
+            ":" if failed else "-",
+            color=MUTED if failed else shade(i, len(runs)),
+            linewidth=1.1,
+            label=fmt.prefixed(getattr(run, study.size)) + "  failed" * failed,
+        )
+        ends.append((y.min(), y[len(y) // 50]))
+    return ends
 
 
 def samples(study: Study, most: int = 64) -> Plot:
@@ -336,15 +319,5 @@ def samples(study: Study, most: int = 64) -> Plot:
     for axes, image, words in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest")
         lines = textwrap.wrap(words, 18, max_lines=3, placeholder=" ...")
-        wrapped = "\n".join(lines)
-        axes.text(
-            0.5,
-            -0.06,
-            wrapped,
-            transform=axes.transAxes,
-            ha="center",
-            va="top",
-            fontsize=5.5,
-            parse_math=False,
-        )
+        axes.text(0.5, -0.06, "\n".join(lines), transform=axes.transAxes, **_WORDS)
     return render(figure, "samples", "Sampled images and their captions.")

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 
-from scaling_ldm.records import Interval, Refusal
+from scaling_ldm.records import Interval
 
 NONE = "\N{EN DASH}"
 SYMBOLS = {"N_opt": "N", "D_opt": "D", "L_opt": "L"}
@@ -129,8 +129,3 @@ def cited(source: str) -> str:
     """A source without its title: "Liang et al. 2024, arXiv 2410.08184"."""
     found = re.search(r"arXiv \d{4}\.\d+", source)
     return f"{who(source)}, {found.group()}" if found else source
-
-
-def sentence(refusal: Refusal) -> str:
-    tail = f" ({refusal.detail})" if refusal.detail else ""
-    return f"{refusal.reason}{tail}"

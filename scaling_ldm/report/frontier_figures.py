@@ -1,9 +1,13 @@
-"""Figures of quality against the cost of sampling, as paper A's 8, 9 and 11."""
+"""Figures of quality against the cost of sampling.
+
+They are figures 8, 9 and 11 of paper A (Mei et al. 2024, arXiv 2404.01367v2).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,12 +16,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from scaling_ldm.frontier import undercut_by_none
-from scaling_ldm.records import BestGuidance, Choice, Frontier
+from scaling_ldm.records import BestGuidance, Choice, Front, Frontier
 from scaling_ldm.report.format import spoken, tick
-from scaling_ldm.report.plotting import INK, PAPER, Plot, log_ticks, render, shade
+from scaling_ldm.report.plotting import (
+    INK,
+    PAPER,
+    Plot,
+    line_entries,
+    log_ticks,
+    render,
+    shade,
+)
 
 COST = "relative_cost_steps"  # the paper's, of every figure here
 LOG_FROM = 4.0  # times the lowest value, from which the axis is logarithmic
+_RING: dict[str, Any] = {"color": INK, "linestyle": "--", "marker": "o"}
+_RING |= {"markersize": 5.5, "markerfacecolor": "none"}
 
 
 def draw(frontier: Frontier) -> list[Plot]:
@@ -50,16 +64,12 @@ def _cost_words(frontier: Frontier) -> str:
 def values(frontier: Frontier) -> Plot:
     """Value against cost: a line per size, a panel per sampler, the Pareto set."""
     names = [s for s in samplers(frontier) if s] or [""]
-    figure, grid, panels = _panels(len(names), sharey=True)
+    figure, grid, panels = _panels(len(names))
     models = sizes(frontier)
     heights: list[float] = []
     for axes, name in zip(panels, names, strict=True):
         for i, model in enumerate(models):
-            found = [
-                b.choice
-                for b in frontier.best
-                if b.choice.model == model and name in ("", b.choice.sampler)
-            ]
+            found = [c for c in _choices(frontier, name) if c.model == model]
             found.sort(key=lambda c: c.cost)
             if not found:
                 continue
@@ -72,9 +82,7 @@ def values(frontier: Frontier) -> Plot:
                 low, high = np.array(ends).T
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 heights += [*low, *high]
-        _front(
-            axes, [b.choice for b in frontier.best if name in ("", b.choice.sampler)]
-        )
+        _front(axes, _choices(frontier, name))
         axes.set_title(name)
         axes.set_xscale("log")
     low, high = min(heights), max(heights)
@@ -84,25 +92,8 @@ def values(frontier: Frontier) -> Plot:
         first.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
         log_ticks(first.yaxis, *first.get_ylim(), tick, most=7)
     _finish(figure, grid, panels, "sampling cost", spoken(frontier.metric))
-    entries = [
-        Line2D(
-            [], [], color=shade(i, len(models)), marker="o", markersize=3.2, label=label
-        )
-        for i, label in enumerate(models.values())
-    ]
-    entries.append(
-        Line2D(
-            [],
-            [],
-            color=INK,
-            linestyle="--",
-            linewidth=1.0,
-            marker="o",
-            markersize=5.5,
-            markerfacecolor="none",
-            label="Pareto set",
-        )
-    )
+    entries = line_entries(list(models.values()), 3.2)
+    entries.append(Line2D([], [], linewidth=1.0, label="Pareto set", **_RING))
     _legend(figure, entries)
     caption = (
         f"{spoken(frontier.metric)} against the cost of sampling, a line per size, at "
@@ -118,50 +109,32 @@ def values(frontier: Frontier) -> Plot:
     return render(figure, "frontier", caption)
 
 
+def _choices(frontier: Frontier, sampler: str) -> list[Choice]:
+    """At the best guidance of each setting of a sampler, or of all where it is ""."""
+    return [b.choice for b in frontier.best if sampler in ("", b.choice.sampler)]
+
+
 def _front(axes: Axes, drawn: Sequence[Choice]) -> None:
     """Rings around the points of the lines that are in the Pareto set."""
     found = undercut_by_none(drawn)
     x, y = np.array([(c.cost, c.expected) for c in found]).T
-    axes.plot(
-        x,
-        y,
-        "o--",
-        color=INK,
-        markersize=5.5,
-        markerfacecolor="none",
-        markeredgewidth=1.0,
-        linewidth=0.9,
-        zorder=4,
-    )
+    axes.plot(x, y, linewidth=0.9, markeredgewidth=1.0, zorder=4, **_RING)
 
 
 def best_size(frontier: Frontier) -> Plot:
     """The probability of each size to be the best, against the budget."""
     fronts = [f for f in frontier.fronts if f.cost == COST]
-    figure, grid, panels = _panels(len(fronts), sharey=True)
+    figure, grid, panels = _panels(len(fronts))
     models = sizes(frontier)
     colours = [shade(i, len(models)) for i in range(len(models))]
     known = all(p.probabilities for f in fronts for p in f.points)
     for axes, front in zip(panels, fronts, strict=True):
         x = np.array([p.budget for p in front.points])
-        shares = np.array(
-            [
-                [
-                    p.probabilities.get(m, 0.0) if known else float(p.choice.model == m)
-                    for p in front.points
-                ]
-                for m in models
-            ]
-        )
+        shares = np.array([_shares(front, model, known) for model in models])
+        # Each budget's shares reach halfway to its neighbours.
         edges = np.concatenate([x[:1], np.sqrt(x[1:] * x[:-1]), x[-1:]])
-        axes.stackplot(
-            np.repeat(edges, 2)[
-                1:-1
-            ],  # each budget's shares, halfway to its neighbours
-            np.repeat(shares, 2, axis=1),
-            colors=colours,
-            linewidth=0,
-        )
+        steps = np.repeat(edges, 2)[1:-1], np.repeat(shares, 2, axis=1)
+        axes.stackplot(*steps, colors=colours, linewidth=0)
         axes.set_title(front.sampler or "all samplers")
         axes.set_xscale("log")
         axes.set_xlim(x[0], x[-1])
@@ -171,13 +144,8 @@ def best_size(frontier: Frontier) -> Plot:
     _finish(figure, grid, panels, "budget of sampling cost", what)
     if not known:
         panels[0].set_yticks([])
-    _legend(
-        figure,
-        [
-            Patch(color=colour, label=label)
-            for colour, label in zip(colours, models.values(), strict=True)
-        ],
-    )
+    pairs = zip(colours, models.values(), strict=True)
+    _legend(figure, [Patch(color=colour, label=label) for colour, label in pairs])
     caption = (
         "The probability that each size is the best within a budget, the share of "
         f"{frontier.bootstrap} bootstrap draws."
@@ -188,6 +156,13 @@ def best_size(frontier: Frontier) -> Plot:
     return render(figure, "best_size", caption + _cost_words(frontier))
 
 
+def _shares(front: Front, model: str, known: bool) -> list[float]:
+    """The probability of a size to be the best; where unknown, 1 for the best."""
+    if known:
+        return [p.probabilities.get(model, 0.0) for p in front.points]
+    return [float(p.choice.model == model) for p in front.points]
+
+
 def best_guidance(frontier: Frontier) -> Plot:
     """The best guidance of each size and step count, a panel per sampler."""
     names = [s for s in samplers(frontier) if s] or [""]
@@ -195,17 +170,11 @@ def best_guidance(frontier: Frontier) -> Plot:
     rows = list(models)
     steps = sorted({b.choice.steps for b in frontier.best})
     grid_of_guidance = sorted({g for b in frontier.best for g in b.tried})
-    columns = 2 if len(names) == 4 else min(3, len(names))
-    lines = math.ceil(len(names) / columns)
     width = max(1.6, 0.42 * len(steps) + 0.3)
     height = 0.3 * len(rows) + 0.55
-    figure = Figure(
-        figsize=(width * columns + 0.9, height * lines + 0.5), layout="constrained"
+    figure, grid, panels = _panels(
+        len(names), lambda across, down: (width * across + 0.9, height * down + 0.5)
     )
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    panels = list(grid.flat)[: len(names)]
-    for axes in list(grid.flat)[len(names) :]:
-        axes.set_axis_off()
     for axes, name in zip(panels, names, strict=True):
         for b in frontier.best:
             if name in ("", b.choice.sampler):
@@ -242,24 +211,23 @@ def _guidance(
     index = tried.index(best.choice.guidance)
     colour = shade(index, len(tried))
     axes.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, color=colour, lw=0))
-    axes.text(
-        x,
-        y,
-        f"{best.choice.guidance:g}{'*' if best.edge else ''}",
-        ha="center",
-        va="center",
-        fontsize=7.5,
-        color=INK if index < 0.37 * len(tried) else PAPER,
-    )
+    text = f"{best.choice.guidance:g}{'*' if best.edge else ''}"
+    ink = INK if index < 0.37 * len(tried) else PAPER
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=ink)
 
 
-def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray, list[Axes]]:
+def _size(columns: int, rows: int) -> tuple[float, float]:
+    return {1: 5.0, 2: 6.6}.get(columns, 8.6), 2.6 * rows + 0.8
+
+
+def _panels(
+    count: int, size: Callable[[int, int], tuple[float, float]] = _size
+) -> tuple[Figure, np.ndarray, list[Axes]]:
     """A figure with `count` panels, at most three a row; the grid; those in use."""
     columns = 2 if count == 4 else min(3, count)
     rows = math.ceil(count / columns)
-    width = {1: 5.0, 2: 6.6}.get(columns, 8.6)
-    figure = Figure(figsize=(width, 2.6 * rows + 0.8), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey)
+    figure = Figure(figsize=size(columns, rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes in list(grid.flat)[count:]:
         axes.set_axis_off()
     return figure, grid, list(grid.flat)[:count]
@@ -285,8 +253,5 @@ def _finish(
 def _legend(figure: Figure, entries: list) -> None:
     widest = max(len(entry.get_label()) for entry in entries) + 6
     lines = math.ceil(len(entries) / max(1, min(6, 90 // widest)))
-    figure.legend(
-        handles=entries,
-        loc="outside lower center",
-        ncols=math.ceil(len(entries) / lines),
-    )
+    columns = math.ceil(len(entries) / lines)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns)

@@ -2,83 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm.laws.published import PublishedLaw
-from scaling_ldm.records import Parametric, PowerLaw, Refusal
-from scaling_ldm.report.format import (
-    NONE,
-    cited,
-    compact,
-    count,
-    loss,
-    percent,
-    plain,
-    prefixed,
-    quantity,
-    scientific,
-    sentence,
-)
+from scaling_ldm.records import HeldOut, Parabola, PowerLaw, Refusal
+from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import QUANTITIES, Study
-from scaling_ldm.report.table import Column, Row, Table, cell, ranged, spread, text
+from scaling_ldm.report.table import (
+    Column,
+    Row,
+    Table,
+    bracketed,
+    cell,
+    pick,
+    ranged,
+    refused,
+    spread,
+    text,
+)
 
-_NO_RANGE = {"flops_min": None, "flops_max": None}
+_LAW = (
+    "quantity source model exponent exponent_low exponent_high coef coef_low coef_high "
+    "flops_min flops_max points rmse_log at_top_budget refused"
+)
 
 
-def minima(study: Study) -> Table | None:
-    """The vertex of each budget's parabola, or the refusal."""
+def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
+    """Every table of the fit; each law is followed by the published ones."""
     if study.fit is None:
-        return None
+        return []
+    found = [minima(study), laws(study, published), held_out(study)]
+    return [*found, parametric(study), excluded(study)]
+
+
+def minima(study: Study) -> Table:
+    """The vertex of each budget's parabola, or the refusal."""
     rows = []
     for p in study.fit.parabolas:
-        refused = isinstance(p, Refusal)
-        row: dict[str, Any] = {"budget_flops": p.budget_flops}
-        row["points"] = None if refused else p.points
-        for q in QUANTITIES:
-            key = q.lower()
-            interval = None if refused else getattr(p, f"{key}_interval")
-            row |= spread(key, None if refused else getattr(p, key), interval)
-        row["tokens_per_param"] = None if refused else p.d_opt / p.n_opt
-        row["rmse"] = None if refused else p.rmse
-        row["refused"] = sentence(p) if refused else ""
-        rows.append(row)
+        row = pick(p, "budget_flops points") | spread(p, "n_opt d_opt l_opt")
+        share = p.d_opt / p.n_opt if isinstance(p, Parabola) else None
+        rows.append(row | {"tokens_per_param": share} | pick(p, "rmse") | refused(p))
     columns = (
-        cell("budget, FLOPs", "budget_flops", scientific),
-        cell("points", "points", count),
-        ranged("N at the minimum", "n_opt", prefixed),
-        ranged("D at the minimum, tokens", "d_opt", prefixed),
-        ranged("L at the minimum", "l_opt", loss),
-        cell("D / N", "tokens_per_param", plain),
-        cell("rms residual, loss", "rmse", scientific),
+        cell("budget, FLOPs", "budget_flops", fmt.scientific),
+        cell("points", "points", fmt.count),
+        ranged("N at the minimum", "n_opt", fmt.prefixed),
+        ranged("D at the minimum, tokens", "d_opt", fmt.prefixed),
+        ranged("L at the minimum", "l_opt", fmt.loss),
+        cell("D / N", "tokens_per_param", fmt.plain),
+        cell("rms residual, loss", "rmse", fmt.scientific),
         text("refused", "refused"),
     )
     caption = f"Minimum of each isoFLOP parabola, with {level(study)} intervals."
-    return Table(name="minima", caption=caption, rows=tuple(rows), columns=columns)
+    return Table("minima", caption, rows, columns)
 
 
-def laws(study: Study, published: Sequence[PublishedLaw] = ()) -> Table | None:
-    """Fitted laws, each followed by the published ones for the same quantity."""
-    if study.fit is None:
-        return None
+def laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
     top = max(study.budgets())
     rows = []
     for q in QUANTITIES:
-        law = study.fit.laws.get(q)
-        if law is not None:
-            rows.append(_law_row(q, law, top))
+        if q in study.fit.laws:
+            rows.append(_law_row(q, study.fit.laws[q], top))
         rows += [_published_row(p, top) for p in published if p.quantity == q]
     columns = (
         text("quantity", "quantity"),
-        Column("source", lambda r: cited(r["source"]), False),
-        ranged("exponent", "exponent", plain),
-        ranged("coefficient", "coef", compact),
+        Column("source", lambda r: fmt.cited(r["source"]), False),
+        ranged("exponent", "exponent", fmt.plain),
+        cell("for 10 × C", "exponent", lambda x: fmt.plain(x and 10**x)),
+        ranged("coefficient", "coef", fmt.compact),
         Column("fitted over, FLOPs", _fitted_over),
-        cell("budgets", "points", count),
-        Column(
-            f"law at {scientific(top)} FLOPs",
-            lambda r: quantity(r["quantity"])(r["at_top_budget"]),
-        ),
+        cell("budgets", "points", fmt.count),
+        Column(f"law at {fmt.scientific(top)} FLOPs", _shown("at_top_budget")),
         text("refused", "refused"),
     )
     caption = (
@@ -86,88 +80,79 @@ def laws(study: Study, published: Sequence[PublishedLaw] = ()) -> Table | None:
         f"tokens; {level(study)} intervals. Published laws are extrapolated far "
         "outside the budgets they were fitted over: compare exponents, not values."
     )
-    return Table(name="laws", caption=caption, rows=tuple(rows), columns=columns)
+    return Table("laws", caption, rows, columns)
 
 
 def published_laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
     """Every published power law of N, D or L against C, as data."""
     top = max(study.budgets())
-    chosen = [p for q in QUANTITIES for p in published if p.quantity == q]
-    rows = tuple(
-        _published_row(p, top) | {"reliability": p.reliability, "note": p.note}
-        for p in chosen
-        if p.form == "power"
-    )
+    rows = [
+        _published_row(p, top) | pick(p, "reliability note")
+        for q in QUANTITIES
+        for p in published
+        if p.quantity == q and p.form == "power"
+    ]
     columns = (
         text("quantity", "quantity"),
         text("source", "source"),
         text("model", "model"),
-        cell("exponent", "exponent", plain),
+        cell("exponent", "exponent", fmt.plain),
         Column("fitted over, FLOPs", _fitted_over),
         text("known from", "reliability"),
     )
     caption = "Published exponents: N, D or L against FLOPs."
-    return Table(name="published", caption=caption, rows=rows, columns=columns)
+    return Table("published", caption, rows, columns)
 
 
 def _law_row(name: str, law: PowerLaw | Refusal, top: float) -> dict[str, Any]:
-    fitted = isinstance(law, PowerLaw)
-    row = {"quantity": name, "source": "this study", "model": ""}
-    for key in ("exponent", "coef"):
-        interval = getattr(law, f"{key}_interval") if fitted else None
-        row |= spread(key, getattr(law, key) if fitted else None, interval)
-    row |= {"flops_min": law.x_min, "flops_max": law.x_max} if fitted else _NO_RANGE
-    row["points"] = law.points if fitted else None
-    row["rmse_log"] = law.rmse_log if fitted else None
-    row["at_top_budget"] = law(top) if fitted else None
-    return row | {"refused": "" if fitted else sentence(law)}
+    row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef")
+    row |= {"quantity": name, "source": "this study", "model": ""} | refused(law)
+    if isinstance(law, PowerLaw):
+        row |= {"flops_min": law.x_min, "flops_max": law.x_max}
+        row |= pick(law, "points rmse_log") | {"at_top_budget": law(top)}
+    return row
 
 
 def _published_row(law: PublishedLaw, top: float) -> dict[str, Any]:
-    constants = law.constants
-    row = {"quantity": law.quantity, "source": law.source, "model": law.model}
-    row |= spread("exponent", constants.get("exponent"), None)
-    in_flops = law.input_scale == law.output_scale == 1.0
-    row |= spread("coef", constants.get("coef") if in_flops else None, None)
-    low, high = law.domain or (None, None)
-    row |= {"flops_min": low, "flops_max": high, "points": None, "rmse_log": None}
-    callable_here = in_flops and None not in constants.values()
-    row["at_top_budget"] = law(top) if callable_here else None
-    return row | {"refused": ""}
+    row = dict.fromkeys(_LAW.split()) | pick(law, "quantity source model")
+    row |= {"exponent": law.constants.get("exponent"), "refused": ""}
+    if law.input_scale == law.output_scale == 1.0:
+        row["coef"] = law.constants.get("coef")
+        if None not in law.constants.values():
+            row["at_top_budget"] = law(top)
+    if law.domain:
+        row["flops_min"], row["flops_max"] = law.domain
+    return row
 
 
 def _fitted_over(row: Row) -> str:
     if row["flops_min"] is None:
-        return NONE
-    return f"{scientific(row['flops_min'], 2)} to {scientific(row['flops_max'], 2)}"
+        return fmt.NONE
+    low, high = (fmt.scientific(row[k], 2) for k in ("flops_min", "flops_max"))
+    return f"{low} to {high}"
 
 
-def held_out(study: Study) -> Table | None:
-    if study.fit is None or not study.fit.held_out:
-        return None
+def _shown(key: str) -> Any:
+    """How a value of N_opt, D_opt or L_opt is shown."""
+    return lambda r: fmt.quantity(r["quantity"])(r[key])
+
+
+def held_out(study: Study) -> Table:
     rows = []
     for h in study.fit.held_out:
-        if isinstance(h, Refusal):
-            row = {"quantity": h.quantity, "budget_flops": h.budget_flops}
-            row |= spread("predicted", None, None)
-            row |= {"measured": None, "relative_error": None, "inside": None}
-            rows.append(row | {"refused": sentence(h)})
-            continue
-        inside = h.predicted_interval.low <= h.measured <= h.predicted_interval.high
-        row = {"quantity": h.quantity, "budget_flops": h.budget_flops}
-        row |= spread("predicted", h.predicted, h.predicted_interval)
-        row |= {"measured": h.measured, "relative_error": h.relative_error}
-        rows.append(row | {"inside": "yes" if inside else "no", "refused": ""})
-
-    def shown(key: str) -> Callable[[Row], str]:
-        return lambda r: ranged("", key, quantity(r["quantity"])).show(r)
-
+        row = pick(h, "quantity budget_flops") | spread(h, "predicted")
+        row |= pick(h, "measured relative_error")
+        row["inside"] = ("yes" if inside(h) else "no") if isinstance(h, HeldOut) else ""
+        rows.append(row | refused(h))
     columns = (
         text("quantity", "quantity"),
-        cell("budget, FLOPs", "budget_flops", scientific),
-        Column("predicted", shown("predicted")),
-        Column("measured", lambda r: quantity(r["quantity"])(r["measured"])),
-        cell("error", "relative_error", percent),
+        cell("budget, FLOPs", "budget_flops", fmt.scientific),
+        Column(
+            "predicted",
+            lambda r: bracketed(r, "predicted", fmt.quantity(r["quantity"])),
+        ),
+        Column("measured", _shown("measured")),
+        cell("error", "relative_error", fmt.percent),
         text("inside the interval", "inside"),
         text("refused", "refused"),
     )
@@ -175,45 +160,46 @@ def held_out(study: Study) -> Table | None:
         "The largest budget, predicted by laws fitted to the smaller ones only. "
         "Error = predicted / measured − 1; N in parameters, D in tokens."
     )
-    return Table(name="held_out", caption=caption, rows=tuple(rows), columns=columns)
+    return Table("held_out", caption, rows, columns)
 
 
-def parametric(study: Study) -> Table | None:
-    if study.fit is None or not isinstance(study.fit.parametric, Parametric):
-        return None
-    p = study.fit.parametric
-    rows = []
-    for key in ("E", "A", "B", "alpha", "beta", "n_opt_exponent"):
-        row = {"constant": key}
-        rows.append(row | spread("value", getattr(p, key), p.intervals.get(key)))
-    show = {"A": compact, "B": compact, "E": loss}
+def inside(check: HeldOut) -> bool:
+    """Whether the measured value lies inside the predicted interval."""
+    i = check.predicted_interval
+    return i.low <= check.measured <= i.high
+
+
+def parametric(study: Study) -> Table:
+    p, rows = study.fit.parametric, []
+    if isinstance(p, Refusal):
+        return Table("parametric", "", rows, ())
+    for name, i in p.intervals.items():
+        row = {"constant": name, "value": getattr(p, name)}
+        rows.append(row | {"value_low": i.low, "value_high": i.high})
+    show = {"A": fmt.compact, "B": fmt.compact, "E": fmt.loss}
     columns = (
         text("constant", "constant"),
         Column(
             "value",
-            lambda r: ranged("", "value", show.get(r["constant"], plain)).show(r),
+            lambda r: bracketed(r, "value", show.get(r["constant"], fmt.plain)),
         ),
     )
     caption = (
         f"L(N, D) = E + A / N^alpha + B / D^beta over {p.points} runs, rms residual "
-        f"{scientific(p.rmse)} in loss; n_opt_exponent = beta / (alpha + beta)."
+        f"{fmt.scientific(p.rmse)} in loss; n_opt_exponent = beta / (alpha + beta)."
     )
-    return Table(name="parametric", caption=caption, rows=tuple(rows), columns=columns)
+    return Table("parametric", caption, rows, columns)
 
 
-def excluded(study: Study) -> Table | None:
-    if study.fit is None or not study.fit.excluded:
-        return None
-    rows = tuple({"excluded": line} for line in study.fit.excluded)
+def excluded(study: Study) -> Table:
+    rows = [{"excluded": line} for line in study.fit.excluded]
     columns = (text("point, and why it was left out", "excluded"),)
-    return Table(name="excluded", caption="", rows=rows, columns=columns)
+    return Table("excluded", "", rows, columns)
 
 
 def level(study: Study) -> str:
     """The level of the fit's intervals, e.g. "90% bootstrap"."""
-    for p in (*study.fit.parabolas, *study.fit.laws.values()) if study.fit else ():
-        interval = getattr(p, "n_opt_interval", None)
-        interval = interval or getattr(p, "exponent_interval", None)
-        if interval is not None:
-            return f"{100 * interval.level:.0f}% bootstrap"
+    for found in study.fit.parabolas:
+        if isinstance(found, Parabola):
+            return f"{100 * found.n_opt_interval.level:.0f}% bootstrap"
     return "bootstrap"

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
 from scaling_ldm.records import HeldOut, PowerLaw, Refusal
+from scaling_ldm.report import format as fmt
 from scaling_ldm.report import (
-    frontier_section,
+    frontier_tables,
+    html,
     law_tables,
     plotting,
-    run_tables,
     style,
     training_quality,
 )
-from scaling_ldm.report.format import (
-    SYMBOLS,
-    bracket,
-    percent,
-    plain,
-    prefixed,
-    scientific,
-    sentence,
-)
 from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.study import QUANTITIES, Study
-from scaling_ldm.report.table import Row, Table
+from scaling_ldm.report.table import Table
 
 MOST_IMAGES = 64
-MOST_ROWS = 12  # of a table that is not folded away beside its figure
-# What a line may not be broken in: a size, a number with its unit, an interval, names
-# and ranges with a digit and a hyphen in them.
-_WHOLE = re.compile(
-    r"\b\d+ x \d+\b|\b\d+ px\b|\[[^\[\]&]{1,40}\]"
-    r"|(?<![\w.+-])(?=[\w.+-]*\d)[\w.+]{1,16}(?:-[\w.+]{1,16})+(?<=\w)(?![\w+-]|\.\w)"
-)
-_NAMES = {"N_opt": "best size N", "D_opt": "tokens D", "L_opt": "loss L"}
+
+Figures = Mapping[str, Plot]
+Tables = Mapping[str, Table]
 
 
 def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> str:
@@ -51,17 +37,23 @@ def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> s
     """
     figures = {p.name: p for p in pictures}
     by_name = {t.name: t for t in tables}
+    config = json.dumps(study.config, indent=2, ensure_ascii=False)
     parts = [
         f"<h1>{escape(study.name)}</h1>",
         f'<p class="question">{escape(study.question)}</p>' if study.question else "",
-        _headline(study),
-        _facts(study, by_name["ledger"].total),
-        _troubles(study),
+        f'<div class="headline">{_headline(study)}</div>',
+        _facts(study, by_name["ledger"]),
+        html.paragraphs(_troubles(study), kind="alarm"),
         *_answers(study, figures, by_name),
-        *_costs(study, by_name),
+        "<h2>Cost</h2>",
+        html.table(by_name["costs"]) or "<p>No run has been trained yet.</p>",
+        html.paragraphs(_no_mfu(study)),
+        html.folded("Cost of every run", html.table(by_name["ledger"])),
         "<h2>Configuration and environment</h2>",
-        _config(study),
-        _table(by_name.get("environment")),
+        html.folded("Resolved configuration", f"<pre>{escape(config)}</pre>")
+        if study.config
+        else "<p>experiment.json holds no configuration.</p>",
+        html.table(by_name.get("environment")),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -72,130 +64,97 @@ def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> s
     )
 
 
-def _answers(
-    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
-) -> list[str]:
+def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
     """The sections of results, that of the study's question first."""
     training = [
         "<h2>Training</h2>",
-        _figure(figures.get("training"), "wide"),
-        _folded(f"Every run ({len(study.runs)})", _table(tables["runs"])),
+        html.figure(figures.get("training"), "wide"),
+        html.folded(f"Every run ({len(study.runs)})", html.table(tables["runs"])),
     ]
     frontier = _frontier(study, figures, tables)
-    samples = _samples(study)
-    evaluations = _evaluations(study, figures, tables)
+    pictures = [*_samples(study), *_evaluations(study, figures, tables)]
     if study.by_steps:
-        return [*frontier, *samples, *evaluations, *training]
-    laws = _laws(study, figures, tables)
-    return [*laws, *training, *frontier, *samples, *evaluations]
-
-
-def _prose(words: str) -> str:
-    """Words as HTML; what belongs together stays on one line."""
-    return _WHOLE.sub(r'<span class="whole">\g<0></span>', escape(words))
+        return [*frontier, *pictures, *training]
+    return [*_laws(study, figures, tables), *training, *frontier, *pictures]
 
 
 def _headline(study: Study) -> str:
     """The answer in a sentence or two, or what was refused and why."""
     if study.by_steps:
         steps = ", ".join(sorted({f"{run.steps:,}" for run in study.runs}))
-        lines = [
+        answer = study.frontier.sentences[:1] if study.frontier else ()
+        why = (
             f"{len(study.runs)} runs of {steps} steps each: sizes are compared at the "
             "same number of steps, not along budgets, so there are no laws to fit."
-        ]
-        if study.frontier is not None:
-            lines = [_prose(study.frontier.sentences[0]), *lines]
-        said = "".join(f"<p>{line}</p>" for line in lines)
-        return f'<div class="headline">{said}</div>'
+        )
+        return html.paragraphs([*answer, why])
     if study.fit is None:
         return (
-            '<div class="headline"><p>No laws yet: laws.json is missing or unreadable. '
-            "Run the same command with <code>--stages fit</code>, then again with "
-            "<code>--stages report</code>.</p></div>"
+            "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
+            "with <code>--stages fit</code>, then again with "
+            "<code>--stages report</code>.</p>"
         )
-    said, refused = [], []
-    for q in QUANTITIES:
-        law = study.fit.laws.get(q)
-        if isinstance(law, PowerLaw):
-            said.append(
-                f'<span class="law">{SYMBOLS[q]} ∝ C<sup>{plain(law.exponent)}</sup> '
-                f"{bracket(law.exponent_interval, plain)}</span>"
-            )
-        elif law is not None:
-            refused.append((q, law))
-    lines = []
-    if said:
-        law = next(v for v in study.fit.laws.values() if isinstance(v, PowerLaw))
-        lines.append(
-            f"At the best size for each budget C: {', '.join(said)}, fitted over "
-            f"{law.points} budgets from {scientific(law.x_min)} to "
-            f"{scientific(law.x_max)} FLOPs; in brackets {law_tables.level(study)} "
-            "intervals."
+    laws = {q: study.fit.laws.get(q) for q in QUANTITIES}
+    fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
+    said = ""
+    if fitted:
+        shown = ", ".join(
+            f'<span class="law">{fmt.SYMBOLS[q]} ∝ '
+            f"C<sup>{fmt.plain(law.exponent)}</sup> "
+            f"{fmt.bracket(law.exponent_interval, fmt.plain)}</span>"
+            for q, law in fitted.items()
         )
-        tenfold = ", ".join(
-            f"{SYMBOLS[q]}&nbsp;×&nbsp;{plain(10**law.exponent)}"
-            for q, law in study.fit.laws.items()
-            if isinstance(law, PowerLaw) and q in QUANTITIES
-        )
-        lines.append(f"Ten times the compute: {tenfold}.")
-    for q, why in refused:
-        lines.append(
-            f'<span class="bad">No law for the {_NAMES[q]}:</span> '
-            f"{_prose(sentence(why))}."
-        )
-    lines += _held_out_words(study)
-    return f'<div class="headline">{"".join(f"<p>{line}</p>" for line in lines)}</div>'
-
-
-def _held_out_words(study: Study) -> list[str]:
-    found = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
-    lines = []
-    if found:
-        errors = ", ".join(
-            f"{SYMBOLS.get(h.quantity, h.quantity)}&nbsp;{percent(h.relative_error)}"
-            for h in found
-        )
-        inside = sum(
-            h.predicted_interval.low <= h.measured <= h.predicted_interval.high
-            for h in found
-        )
-        lines.append(
-            f"Held out and predicted from the smaller budgets, C = "
-            f"{scientific(found[0].budget_flops)} FLOPs: error {errors}; "
-            f"{inside} of {len(found)} measurements inside the prediction interval."
+        law = next(iter(fitted.values()))
+        said = (
+            f"<p>At the best size for each budget C: {shown}, fitted over {law.points} "
+            f"budgets from {fmt.scientific(law.x_min)} to {fmt.scientific(law.x_max)} "
+            f"FLOPs; in brackets {law_tables.level(study)} intervals.</p>"
         )
     reasons: dict[str, list[str]] = {}
-    for h in study.fit.held_out:
-        if isinstance(h, Refusal):
-            reasons.setdefault(sentence(h), []).append(h.what)
-    lines += [
-        f'<span class="bad">Not predicted:</span> {escape(", ".join(what))}: '
-        f"{_prose(why)}."
-        for why, what in reasons.items()
+    for found in (*laws.values(), *study.fit.held_out):
+        if isinstance(found, Refusal):
+            reasons.setdefault(found.why, []).append(found.what)
+    refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
+    return (
+        said + html.paragraphs(_held_out(study)) + html.paragraphs(refused, "Refused:")
+    )
+
+
+def _held_out(study: Study) -> list[str]:
+    """The largest budget, predicted from the smaller ones: errors, how many inside."""
+    found = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
+    if not found:
+        return []
+    errors = (
+        f"{fmt.SYMBOLS[h.quantity]}\N{NO-BREAK SPACE}{fmt.percent(h.relative_error)}"
+        for h in found
+    )
+    inside = sum(map(law_tables.inside, found))
+    return [
+        f"Held out, C = {fmt.scientific(found[0].budget_flops)} FLOPs: error "
+        f"{', '.join(errors)}; {inside} of {len(found)} measurements inside the "
+        "prediction interval."
     ]
-    return lines
 
 
-def _facts(study: Study, total: Row | None) -> str:
+def _facts(study: Study, ledger: Table) -> str:
     done = sum(r.status == "finished" for r in study.records.values())
-    facts = [
-        ("runs finished", f"{done} of {len(study.runs)}"),
-    ]
+    facts = {"runs finished": f"{done} of {len(study.runs)}"}
     if not study.by_steps:
-        facts.append(("budgets", str(len(study.budgets()))))
-    if total:
-        facts += [
-            ("model FLOPs spent", scientific(total["model_flops"])),
-            ("images seen", prefixed(total["images"])),
-            ("device-hours", plain(total["device_hours"])),
-        ]
-    facts.append(("configuration", f"<code>{escape(study.config_hash)}</code>"))
-    items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
-    return f'<dl class="facts">{items}</dl>'
+        facts["budgets"] = str(len(study.budgets()))
+    if total := ledger.total:
+        facts |= {
+            "model FLOPs spent": fmt.scientific(total["model_flops"]),
+            "images seen": fmt.prefixed(total["images"]),
+            "device-hours": fmt.plain(total["device_hours"]),
+        }
+    facts["configuration"] = f"<code>{escape(study.config_hash)}</code>"
+    items = (f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
 
 
-def _troubles(study: Study) -> str:
-    """Failed and missing runs, unreadable files and the fit's own doubts."""
+def _troubles(study: Study) -> list[str]:
+    """Failed and missing runs, unreadable files and the doubts of fit and frontier."""
     lines = [
         f"Run {r.run_id} ended as {r.status}{': ' + r.detail if r.detail else ''}."
         for r in study.records.values()
@@ -208,118 +167,98 @@ def _troubles(study: Study) -> str:
             f"{len(missing)} of {len(study.runs)} runs have no record yet ({named}): "
             "run the same command again to train them."
         )
-    lines += study.notes
-    if study.fit is not None:
-        lines += [f"Fit: {note}" for note in study.fit.notes]
-    if study.frontier is not None:
-        lines += [f"Frontier: {note}" for note in study.frontier.notes]
-    if not lines:
-        return ""
-    items = "".join(f"<p>{_prose(line)}</p>" for line in lines)
-    return f'<div class="alarm">{items}</div>'
+    fit = study.fit.notes if study.fit else ()
+    frontier = study.frontier.notes if study.frontier else ()
+    return [
+        *lines,
+        *study.notes,
+        *(f"Fit: {note}" for note in fit),
+        *(f"Frontier: {note}" for note in frontier),
+    ]
 
 
-def _laws(
-    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
-) -> list[str]:
-    parts = ["<h2>IsoFLOP curves</h2>", _figure(figures.get("isoflop"), "plot")]
-    parts.append(_table(tables.get("minima")))
+def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
+    curves = ["<h2>IsoFLOP curves</h2>", html.figure(figures.get("isoflop"), "plot")]
+    curves.append(html.table(tables.get("minima")))
     if study.fit is None:
-        return parts
-    trio = [_figure(figures.get(f"law_{SYMBOLS[q]}")) for q in QUANTITIES]
-    parts += [
+        return curves
+    trio = (html.figure(figures.get(f"law_{fmt.SYMBOLS[q]}")) for q in QUANTITIES)
+    surface = study.fit.parametric
+    return [
+        *curves,
         "<h2>Laws</h2>",
         f'<div class="three">{"".join(trio)}</div>',
         '<p class="soft">The dashed line has the exponent of a published law and is '
         "drawn through the middle of these minima: that law was fitted at other "
         "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
-        _table(tables["laws"]),
-        _folded("Other published laws", _table(tables.get("published"))),
+        html.table(tables["laws"]),
+        html.folded("Other published laws", html.table(tables["published"])),
         "<h3>Held-out budget</h3>",
-        _table(tables.get("held_out")) or "<p>No budget was held out.</p>",
+        html.table(tables.get("held_out")) or "<p>No budget was held out.</p>",
         "<h3>Parametric fit</h3>",
-        _parametric(study, tables),
+        html.paragraphs([f"{surface.why}."], "Refused:")
+        if isinstance(surface, Refusal)
+        else html.table(tables["parametric"]),
         "<h3>Points left out</h3>",
-        _table(tables.get("excluded")) or "<p>None: every run entered the fit.</p>",
+        html.table(tables.get("excluded")) or "<p>None: every run entered the fit.</p>",
     ]
-    return parts
 
 
-def _parametric(study: Study, tables: Mapping[str, Table]) -> str:
-    if isinstance(study.fit.parametric, Refusal):
-        why = _prose(sentence(study.fit.parametric))
-        return f'<p><span class="bad">Refused:</span> {why}.</p>'
-    return _table(tables.get("parametric"))
-
-
-def _frontier(
-    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
-) -> list[str]:
+def _frontier(study: Study, figures: Figures, tables: Tables) -> list[str]:
     if study.frontier is None:
         return []
     lines = study.frontier.sentences[1 if study.by_steps else 0 :]  # see _headline
-    said = "".join(f"<p>{_prose(line)}</p>" for line in lines)
     return [
         "<h2>Quality against the cost of sampling</h2>",
-        f'<div class="headline">{said}</div>' if said else "",
-        f'<p class="soft">{_prose(frontier_section.basis(study.frontier))}</p>',
-        _figure(figures.get("frontier"), "wide"),
-        _figure(figures.get("best_size"), "wide"),
-        _figure(figures.get("best_guidance"), "wide"),
-        _shown("Where the larger wins", tables.get("crossings"))
-        or "<p>There is one size only: none larger to win.</p>",
-        _folded("The Pareto sets", _table(tables.get("frontier"))),
-        _folded("The best of each budget", _table(tables.get("best_at_budget"))),
-        _folded("The best guidance", _table(tables.get("best_guidance"))),
-        _folded("Every cell", _table(tables.get("cells"))),
+        html.paragraphs(lines, kind="headline"),
+        html.paragraphs([frontier_tables.basis(study.frontier)], kind="soft"),
+        *(
+            html.figure(figures.get(name), "wide")
+            for name in ("frontier", "best_size", "best_guidance")
+        ),
+        html.shown("Where the larger wins", tables.get("crossings"))
+        or "<p>There is only one size, so no larger one can win.</p>",
+        html.folded("The Pareto sets", html.table(tables.get("frontier"))),
+        html.folded(
+            "The best of each budget", html.table(tables.get("best_at_budget"))
+        ),
+        html.folded("The best guidance", html.table(tables.get("best_guidance"))),
+        html.folded("Every cell", html.table(tables.get("cells"))),
     ]
 
 
-def _evaluations(
-    study: Study, figures: Mapping[str, Plot], tables: Mapping[str, Table]
-) -> list[str]:
+def _evaluations(study: Study, figures: Figures, tables: Tables) -> list[str]:
     if not study.evaluations:
         return []
     compared = training_quality.comparisons(study)
-    drawn = [
-        f'<p><span class="bad">Not complete:</span> {_prose(line)}</p>'
-        for line in training_quality.unmeasured(study, compared)
-    ]
-    for found in compared:
-        drawn.append(_figure(figures.get(training_quality.name(found)), "plot"))
-        said = " ".join(training_quality.sentences(found))
-        drawn.append(f"<p>{_prose(said)}</p>")
-    if drawn:
-        drawn.insert(0, "<h3>Quality against training compute</h3>")
-    doubts = sorted({(r.metric, r.doubt) for r in study.evaluations if r.doubt})
-    return [
-        "<h2>Measured pictures</h2>",
-        '<p class="soft">Numbers of one metric are comparable where the protocol is '
-        "the same; evaluations.jsonl has every part of it.</p>",
-        *drawn,
-        *(
-            f'<p><span class="bad">In doubt:</span> {_prose(f"{metric}: {why}.")}</p>'
-            for metric, why in doubts
-        ),
-        _shown("Every number", tables.get("evaluations")),
-    ]
+    parts = ["<h2>Measured pictures</h2>"]
+    missing = training_quality.unmeasured(study, compared)
+    if compared or missing:
+        parts.append("<h3>Quality against training compute</h3>")
+    parts.append(html.paragraphs(missing, "Not complete:"))
+    for name in map(training_quality.name, compared):
+        parts.append(html.figure(figures.get(name), "plot"))
+        parts.append(html.table(tables.get(f"{name}_pairs")))
+    doubts = sorted({f"{r.metric}: {r.doubt}." for r in study.evaluations if r.doubt})
+    parts.append(html.paragraphs(doubts, "In doubt:"))
+    return [*parts, html.shown("Every number", tables["evaluations"])]
 
 
 def _samples(study: Study) -> list[str]:
-    s = study.samples
+    s, images = study.samples, study.images
     if s is None:
         return ["<h2>Samples</h2>", "<p>No samples were drawn.</p>"]
-    known_by = f" (SHA-256 {escape(s.checksum)})" if s.checksum else ""
-    parts = [
-        "<h2>Samples</h2>",
-        f"<p>Run {_prose(s.run_id)}, {escape(s.weights)} weights{known_by}; sampler "
-        f"{escape(s.sampler)}, {s.steps} steps, guidance {plain(s.guidance)}: {s.nfe} "
-        f"network evaluations an image, {scientific(s.flops)} FLOPs and "
-        f"{plain(s.seconds)} s for all {s.images}; seed {s.seed}.</p>",
-    ]
-    if study.images is None:
+    known_by = f" (SHA-256 {s.checksum})" if s.checksum else ""
+    how = (
+        f"Run {s.run_id}, {s.weights} weights{known_by}; sampler {s.sampler}, "
+        f"{s.steps} steps, guidance {fmt.plain(s.guidance)}: {s.nfe} network "
+        f"evaluations an image, {fmt.scientific(s.flops)} FLOPs and "
+        f"{fmt.plain(s.seconds)} s for all {s.images}; seed {s.seed}."
+    )
+    parts = ["<h2>Samples</h2>", html.paragraphs([how])]
+    if images is None:
         return [*parts, "<p>The pictures themselves could not be read.</p>"]
-    images = study.images[:MOST_IMAGES]
+    images = images[:MOST_IMAGES]
     captions = (*s.captions, *[""] * len(images))[: len(images)]
     # Whole pixels, and room for the words of a caption.
     width = images.shape[2] * max(1, round(100 / images.shape[2]))
@@ -340,111 +279,11 @@ def _samples(study: Study) -> list[str]:
     return parts
 
 
-def _costs(study: Study, tables: Mapping[str, Table]) -> list[str]:
-    parts = ["<h2>Cost</h2>", _table(tables["costs"])]
-    if not study.records:
-        parts.append("<p>No run has been trained yet.</p>")
-    reasons = sorted(
-        {
-            f"{r.device}: {r.mfu_reason}"
-            for r in study.records.values()
-            if r.mfu is None and r.mfu_reason
-        }
-    )
-    parts += [f"<p>MFU is absent on {_prose(reason)}.</p>" for reason in reasons]
-    rows = tables["plan"].rows
-    planned = max(abs(row["planned_over_budget"]) for row in rows)
-    spent = [
-        abs(row["actual_over_planned"])
-        for row in rows
-        if row["run_id"] in study.records
-        and study.records[row["run_id"]].status == "finished"
-    ]
-    said = []
-    if not study.by_steps:
-        said.append(
-            f"planned FLOPs differ from the budget by at most {100 * planned:.2g}%"
-        )
-    if spent and max(spent) < 1e-9:
-        said.append("finished runs spent exactly what was planned")
-    elif spent:
-        said.append(
-            f"finished runs spent what was planned within {100 * max(spent):.2g}%"
-        )
-    words = "; ".join(said)
-    return [
-        *parts,
-        _folded("Cost of every run", _table(tables["ledger"])),
-        "<h3>Planned and spent</h3>",
-        f"<p>{words[:1].upper()}{words[1:]}.</p>" if words else "",
-        _folded("Plan of every run", _table(tables["plan"])),
-    ]
-
-
-def _config(study: Study) -> str:
-    if not study.config:
-        return "<p>experiment.json holds no configuration.</p>"
-    text = escape(json.dumps(study.config, indent=2, ensure_ascii=False))
-    return _folded("Resolved configuration", f"<pre>{text}</pre>")
-
-
-def _folded(title: str, inside: str) -> str:
-    if not inside:
-        return ""
-    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
-
-
-def _shown(title: str, table: Table | None) -> str:
-    """A table under its title; folded away where it is long: figures say the most."""
-    if table is None or len(table.rows) <= MOST_ROWS:
-        inside = _table(table)
-        return f"<h3>{escape(title)}</h3>{inside}" if inside else ""
-    return _folded(f"{title} ({len(table.rows)})", _table(table))
-
-
-def _figure(picture: Plot | None, kind: str = "") -> str:
-    if picture is None:
-        return ""
-    return (
-        f'<figure><div class="scroll {kind}">{picture.svg}</div>'
-        f"<figcaption>{_prose(picture.caption)}</figcaption></figure>"
-    )
-
-
-def _table(table: Table | None) -> str:
-    """A table as HTML; columns in which no row has anything are left out."""
-    if table is None or not table.rows:
-        return ""
-    columns = [
-        c
-        for c in table.columns
-        if any(c.show(r) != run_tables.NONE for r in table.rows)
-    ]
-    head = "".join(
-        f"<th{'' if c.number else ' class=words'}>{_prose(c.title)}</th>"
-        for c in columns
-    )
-    body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in table.rows)
-    foot = ""
-    if table.total is not None:
-        foot = f"<tfoot><tr>{_cells(columns, table.total)}</tr></tfoot>"
-    caption = f'<p class="caption">{_prose(table.caption)}</p>' if table.caption else ""
-    return (
-        f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody>{foot}</table></div>"
-    )
-
-
-def _cells(columns: Iterable, row: Row) -> str:
-    cells = []
-    for c in columns:
-        shown = c.show(row)
-        names = [] if c.number else ["words"]
-        if len(shown) > 36 and not c.number:
-            names.append("long")
-        if c.badge and shown != "finished":
-            names.append("bad")
-        kind = f' class="{" ".join(names)}"' if names else ""
-        long = "long" in names  # elsewhere a cell is one line
-        cells.append(f"<td{kind}>{_prose(shown) if long else escape(shown)}</td>")
-    return "".join(cells)
+def _no_mfu(study: Study) -> list[str]:
+    """Why there is no MFU, a line per device and reason."""
+    reasons = {
+        f"{r.device}: {r.mfu_reason}"
+        for r in study.records.values()
+        if r.mfu is None and r.mfu_reason
+    }
+    return [f"MFU is absent on {reason}." for reason in sorted(reasons)]

@@ -1,7 +1,7 @@
-"""How figures look and how they leave matplotlib: colours, ticks, SVG, PNG, PDF.
+"""How figures look and how they are saved: colours, ticks, SVG, PNG, PDF.
 
-Each figure is rendered three times: SVG for the page, with colours as CSS variables
-so that it follows the reader's light or dark scheme, and PNG and PDF for papers.
+Each figure is rendered three times. SVG is for the page: its colours are CSS variables,
+so that it follows the reader's light or dark scheme. PNG and PDF are for papers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import matplotlib.image
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 INK, PAPER, MUTED, RULE = "#1c2127", "#fefefe", "#8b8d98", "#d9dbe0"
@@ -75,6 +76,16 @@ def shade(index: int, count: int) -> str:
     return _LIGHT[round(index / max(count - 1, 1) * (_SHADES - 1))]
 
 
+def line_entries(labels: Sequence[str], markersize: float) -> list[Line2D]:
+    """Legend entries of lines with points, a shade per label."""
+    return [
+        Line2D(
+            [], [], color=shade(i, len(labels)), marker="o", label=label, ms=markersize
+        )
+        for i, label in enumerate(labels)
+    ]
+
+
 def variable(colour: str) -> str:
     """The CSS variable that stands for a colour of a figure."""
     return f"--c{colour[1:]}"
@@ -90,9 +101,9 @@ def png(image: np.ndarray) -> bytes:
 def log_ticks(
     axis: Axis, low: float, high: float, show: Callable[[float], str], most: int
 ) -> None:
-    """At most about `most` labelled ticks, the roundest first, none crowding another.
+    """Sets at most about `most` labelled ticks, the roundest first, none too close.
 
-    Works on a fraction of a decade as on many.
+    The axis may span a fraction of a decade, or many.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     gap = math.log(high / low) / most
@@ -111,21 +122,21 @@ def log_ticks(
 
 
 def render(figure: Figure, name: str, caption: str) -> Plot:
+    """A finished figure in its three forms."""
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # one layout for all three forms
         png_out, pdf_out, svg_out = io.BytesIO(), io.BytesIO(), io.StringIO()
         figure.savefig(svg_out, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png_out, format="png", dpi=200, facecolor="white")
-        figure.savefig(
-            pdf_out, format="pdf", facecolor="white", metadata={"CreationDate": None}
-        )
+        undated = {"CreationDate": None}
+        figure.savefig(pdf_out, format="pdf", facecolor="white", metadata=undated)
     svg = _inline(svg_out.getvalue(), name, caption)
     return Plot(name, caption, svg, png_out.getvalue(), pdf_out.getvalue())
 
 
 def _inline(svg: str, name: str, caption: str) -> str:
-    """Makes a stand-alone SVG file an element of the page: see the module's head."""
+    """The element of the page that a stand-alone SVG file becomes."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", svg)
@@ -136,11 +147,8 @@ def _inline(svg: str, name: str, caption: str) -> str:
     svg = re.sub(r'<svg height="[^"]*"', head, svg)
     used = set(re.findall(r"#([\w-]+)\)?\"", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    for mark in (
-        ' id="',
-        'href="#',
-        "url(#",
-    ):  # ids are unique in the page, not the file
+    # Ids are unique in a file; the name of the figure makes them unique in the page.
+    for mark in (' id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}{name}-")
     svg = svg.replace(INK, "currentColor")
     for colour in DARK:

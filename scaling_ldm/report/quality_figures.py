@@ -1,14 +1,16 @@
-"""Figures of quality against training compute, as paper A's 3."""
+"""Figures of quality against training compute.
+
+They are figure 3 of paper A (Mei et al. 2024, arXiv 2404.01367v2).
+"""
 
 from __future__ import annotations
 
 import math
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from scaling_ldm.report.format import flops_tick, spoken, tick
-from scaling_ldm.report.plotting import Plot, log_ticks, render, shade
+from scaling_ldm.report.plotting import Plot, line_entries, log_ticks, render, shade
 from scaling_ldm.report.training_quality import Comparison, caption, name
 
 
@@ -35,7 +37,7 @@ def quality(found: Comparison, size: str) -> Plot:
         axes.set_yscale("log")
         every = [r for c in found.curves for r in c.points]
         lowest = min(r.value for r in every)
-        # One wide interval near zero would take the axis for itself.
+        # Otherwise one wide interval near zero would take most of the axis.
         bottom = max(min(r.low for r in every), lowest / 2)
         top = max(r.high for r in every)
         ratio = (top / bottom) ** 0.05
@@ -44,17 +46,8 @@ def quality(found: Comparison, size: str) -> Plot:
     log_ticks(axes.xaxis, *axes.get_xlim(), flops_tick, most=6)
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel(spoken(found.metric))
-    entries = [
-        Line2D(
-            [], [], color=shade(i, len(labels)), marker="o", markersize=3.4, label=label
-        )
-        for i, label in enumerate(labels)
-    ]
-    figure.legend(
-        handles=entries,
-        loc="outside lower center",
-        ncols=math.ceil(len(entries) / math.ceil(len(entries) / 6)),
-        title=f"N, {size}",
-        title_fontsize=8.0,
-    )
+    entries = line_entries(labels, 3.4)
+    columns = math.ceil(len(entries) / math.ceil(len(entries) / 6))
+    place = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(handles=entries, title=f"N, {size}", title_fontsize=8.0, **place)
     return render(figure, name(found), caption(found))

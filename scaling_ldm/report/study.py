@@ -1,4 +1,4 @@
-"""Reads a working directory into one value, `Study`; nothing here draws or writes."""
+"""Reads a working directory into one value, `Study`. Nothing here draws or writes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from scaling_ldm import records
 from scaling_ldm.records import (
@@ -22,15 +23,18 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
 )
-from scaling_ldm.workdir import runs as runs_lib
+from scaling_ldm.workdir.runs import checkpoint_steps
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 CURVE_FIELDS = ("step", "loss", "flops", "seconds")
 
+Curve = Float[np.ndarray, "steps 4"]  # CURVE_FIELDS of each logged step
+Images = UInt8[np.ndarray, "images height width 3"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """All that a working directory says, with what could not be read in `notes`."""
+    """All that a working directory holds; `notes` says what could not be read."""
 
     name: str
     question: str
@@ -38,13 +42,13 @@ class Study:
     config_hash: str
     runs: tuple[RunSpec, ...]  # by budget, then size
     records: Mapping[str, TrainRecord]  # by run_id; planned runs only
-    curves: Mapping[str, np.ndarray]  # by run_id: [logged steps, CURVE_FIELDS]
+    curves: Mapping[str, Curve]  # by run_id
     fit: FitResult | None
     frontier: Frontier | None
     evaluations: tuple[EvalRecord, ...]
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
     samples: SampleRecord | None
-    images: np.ndarray | None  # uint8 [n, height, width, 3]
+    images: Images | None
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -109,21 +113,25 @@ def read(workdir: pathlib.Path) -> Study:
             f"--config experiments/NAME.py --workdir {workdir}"
         )
     runs.sort(key=lambda run: (run.budget_flops, run.params, run.run_id))
-    notes: list[str] = []
-    experiment = _json(workdir, "experiment.json", notes) or {}
+    reader = _Reader(workdir)
+    experiment = reader.part("experiment.json", _json) or {}
     trained: dict[str, TrainRecord] = {}
     kept: dict[str, tuple[int, ...]] = {}
-    curves: dict[str, np.ndarray] = {}
+    curves: dict[str, Curve] = {}
     for run in runs:
         folder = f"runs/{run.run_id}"
-        record = _record(workdir, f"{folder}/record.json", TrainRecord, notes)
+        record = reader.part(f"{folder}/record.json", _record, TrainRecord)
         if record is not None:
             trained[run.run_id] = record
             if record.status == "finished":
-                kept[run.run_id] = tuple(runs_lib.checkpoint_steps(workdir, run))
-        if (curve := _curve(workdir, f"{folder}/metrics.jsonl", notes)) is not None:
+                kept[run.run_id] = tuple(checkpoint_steps(workdir, run))
+        curve = reader.part(f"{folder}/metrics.jsonl", reader.curve)
+        if curve is not None and len(curve):
             curves[run.run_id] = curve
-    samples = _record(workdir, "samples/record.json", SampleRecord, notes)
+    samples = reader.part("samples/record.json", _record, SampleRecord)
+    images = reader.part(samples.images_file, _images) if samples else None
+    if samples and not (workdir / samples.images_file).is_file():
+        reader.notes.append(f"{samples.images_file} could not be read: no such file")
     return Study(
         name=str(experiment.get("name", runs[0].study)),
         question=str(experiment.get("question", "")),
@@ -136,15 +144,53 @@ def read(workdir: pathlib.Path) -> Study:
         runs=tuple(runs),
         records=trained,
         curves=curves,
-        fit=_record(workdir, "laws.json", FitResult, notes),
-        frontier=_record(workdir, "frontier.json", Frontier, notes),
-        evaluations=_evaluations(workdir, notes),
+        fit=reader.part("laws.json", _record, FitResult),
+        frontier=reader.part("frontier.json", _record, Frontier),
+        evaluations=reader.part("evaluations.jsonl", _evaluations) or (),
         checkpoints=kept,
         samples=samples,
-        images=_images(workdir, samples, notes) if samples else None,
-        environment=_json(workdir, "environment.json", notes) or {},
-        notes=tuple(notes),
+        images=images,
+        environment=reader.part("environment.json", _json) or {},
+        notes=tuple(reader.notes),
     )
+
+
+class _Reader:
+    """Reads the files of a working directory; what cannot be read becomes a note."""
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        self.workdir, self.notes = workdir, []
+
+    def part(self, name: str, read: Callable[..., Any], *given: Any) -> Any:
+        """`read(path, *given)`; None where there is no such file, or it is damaged."""
+        path = self.workdir / name
+        if not path.is_file():
+            return None
+        try:
+            return read(path, *given)
+        except (ValueError, TypeError, OSError, EOFError) as e:
+            self.notes.append(f"{name} could not be read: {e}")
+            return None
+
+    def curve(self, path: pathlib.Path) -> np.ndarray:
+        """The logged steps; a step logged again after a restart counts once, the last.
+
+        A line that cannot be read is counted in a note.
+        """
+        rows, bad = {}, 0
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                value = json.loads(line)
+                row = tuple(float(value[k]) for k in CURVE_FIELDS)
+            except (ValueError, TypeError, KeyError):
+                bad += 1
+                continue
+            rows[row[0]] = row
+        if bad:
+            name = path.relative_to(self.workdir)
+            lines = f"{bad} unreadable line{'s' * (bad > 1)}"
+            self.notes.append(f"{name}: {lines} passed over")
+        return np.array([rows[step] for step in sorted(rows)])
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,81 +222,28 @@ def _without_types(tree: Any) -> Any:
     return tree
 
 
-def _json(workdir: pathlib.Path, name: str, notes: list[str]) -> dict | None:
-    path = workdir / name
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        notes.append(f"{name} could not be read: {e}")
-        return None
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        notes.append(f"{name} could not be read: not a JSON object")
-        return None
+        raise ValueError("not a JSON object")
     return value
 
 
-def _record(workdir: pathlib.Path, name: str, kind: type, notes: list[str]) -> Any:
-    path = workdir / name
-    if not path.is_file():
-        return None
-    try:
-        value = records.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as e:
-        notes.append(f"{name} could not be read: {e}")
-        return None
+def _record(path: pathlib.Path, kind: type) -> Any:
+    value = records.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, kind):
-        notes.append(f"{name} could not be read: it holds no {kind.__name__}")
-        return None
+        raise ValueError(f"it holds no {kind.__name__}")
     return value
 
 
-def _evaluations(workdir: pathlib.Path, notes: list[str]) -> tuple[EvalRecord, ...]:
-    path = workdir / "evaluations.jsonl"
-    if not path.is_file():
-        return ()
-    try:
-        found = records.read_jsonl(path)
-    except records.Damaged as e:
-        notes.append(f"evaluations.jsonl could not be read: {e}")
-        return ()
-    return tuple(r for r in found if isinstance(r, EvalRecord))
+def _evaluations(path: pathlib.Path) -> tuple[EvalRecord, ...]:
+    return tuple(r for r in records.read_jsonl(path) if isinstance(r, EvalRecord))
 
 
-def _curve(workdir: pathlib.Path, name: str, notes: list[str]) -> np.ndarray | None:
-    """The logged steps; a step logged again after a restart counts once, the last."""
-    path = workdir / name
-    if not path.is_file():
-        return None
-    rows, bad = {}, 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-            row = tuple(float(value[k]) for k in CURVE_FIELDS)
-        except (ValueError, TypeError, KeyError):
-            bad += 1
-            continue
-        rows[row[0]] = row
-    if bad:
-        notes.append(f"{name}: {bad} unreadable line{'s' * (bad > 1)} passed over")
-    return np.array([rows[step] for step in sorted(rows)]) if rows else None
-
-
-def _images(
-    workdir: pathlib.Path, record: SampleRecord, notes: list[str]
-) -> np.ndarray | None:
-    name = record.images_file
-    try:
-        images = np.load(workdir / name, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        reason = "no such file" if isinstance(e, FileNotFoundError) else e
-        notes.append(f"the sampled images ({name}) could not be read: {reason}")
-        return None
+def _images(path: pathlib.Path) -> Images:
+    images = np.load(path, allow_pickle=False)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        notes.append(
-            f"the sampled images ({name}) are {images.dtype} {list(images.shape)}; "
-            "expected uint8 [n, height, width, 3]"
+        raise ValueError(
+            f"{images.dtype} {list(images.shape)}; expected uint8 [n, height, width, 3]"
         )
-        return None
     return images

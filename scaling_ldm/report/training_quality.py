@@ -1,8 +1,8 @@
-"""Quality against training compute: which size is best where, and what crosses.
+"""Quality against training compute: which sizes cross, and which is better then.
 
-The numbers of one metric and one protocol are one `Comparison`; numbers of two
-protocols never meet. Between its checkpoints a run's curve is linear in ln FLOPs, and
-in ln value where values span much: straight as it is drawn.
+The numbers of one metric and one protocol are one `Comparison`. Numbers of two
+protocols are never compared. Between its checkpoints a run's curve is linear in ln
+FLOPs. Where values span much it is linear in ln value too, as it is drawn.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
+from scaling_ldm.frontier.cells import HIGHER_IS_BETTER
 from scaling_ldm.records import EvalRecord
-from scaling_ldm.report.format import count, prefixed, scientific, spoken
+from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study
+from scaling_ldm.report.table import Column, Row, Table, cell, text
 
-_HIGHER = ("precision", "recall", "inception_score", "clip_score")
 _LOG_FROM = 4.0  # times the lowest value, from which values are logarithmic
 _GRID = 2001  # points on which curves are compared, besides the checkpoints
 _FEW = 6  # checkpoints that are named one by one
+
+Grid = Float[np.ndarray, "x"]  # training FLOPs
+Band = tuple[Grid, Grid, Grid]  # value, low and high at each x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class Comparison:
 
     @property
     def less_is_better(self) -> bool:
-        return not self.metric.startswith(_HIGHER)
+        return not self.metric.startswith(HIGHER_IS_BETTER)
 
     @property
     def logarithmic(self) -> bool:
@@ -112,11 +117,12 @@ def _of_checkpoints(study: Study) -> list[EvalRecord]:
 
 
 def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:
-    """What kept checkpoints of finished runs have no number yet; nothing: all have.
+    """Which kept checkpoints of finished runs have no number yet, a line per metric.
 
     Args:
-      found: what is compared. Where that is nothing yet, and the experiment wants every
-        checkpoint, each metric and protocol with a number is looked at.
+      study: what was read.
+      found: what is compared. This may be nothing yet. Then, where the experiment wants
+        every checkpoint, each metric and protocol with a number is looked at.
     """
     kept = [
         (run.run_id, step)
@@ -129,16 +135,16 @@ def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:
     groups = [(c.metric, c.protocol_hash) for c in found]
     if not groups and study.config.get("evaluate", {}).get("through_training"):
         groups = sorted(measured)
-    said: dict[str, list[str]] = {}
+    lines = []
     for metric, protocol in groups:
         missing = [at for at in kept if at not in measured[metric, protocol]]
         if missing:
-            text = f"{len(kept) - len(missing)} of {len(kept)} kept checkpoints are "
-            text += f"measured; missing: {_listed(missing)}."
-            said.setdefault(text, []).append(f"{spoken(metric)} (protocol {protocol})")
-    if len(said) == 1 and sum(map(len, said.values())) == len(groups):
-        return tuple(said)
-    return tuple(f"By {', '.join(of)} {text}" for text, of in said.items())
+            lines.append(
+                f"{len(kept) - len(missing)} of {len(kept)} kept checkpoints are "
+                f"measured by {fmt.spoken(metric)} (protocol {protocol}); missing: "
+                f"{_listed(missing)}."
+            )
+    return tuple(lines)
 
 
 def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
@@ -151,7 +157,7 @@ def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
         of = "one run" if len(runs) == 1 else f"{len(runs)} runs"
         return f"{len(checkpoints)}, of {of}"
     return "; ".join(
-        f"{run_id} at step{'s' * (len(steps) > 1)} {', '.join(map(count, steps))}"
+        f"{run_id} at step{'s' * (len(steps) > 1)} {', '.join(map(fmt.count, steps))}"
         for run_id, steps in runs.items()
     )
 
@@ -159,14 +165,12 @@ def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
 def _labels(study: Study, runs: set[str]) -> dict[str, str]:
     """The size of each run; with width and depth where two sizes look the same."""
     specs = [run for run in study.runs if run.run_id in runs]
-    shown = {run.run_id: prefixed(getattr(run, study.size)) for run in specs}
-    shapes: dict[str, set[tuple[int, int]]] = {}
-    for run in specs:
-        shapes.setdefault(shown[run.run_id], set()).add((run.width, run.depth))
+    size = {run.run_id: fmt.prefixed(getattr(run, study.size)) for run in specs}
+    shapes = {(size[run.run_id], run.width, run.depth) for run in specs}
+    alike = [shown for shown, _, _ in shapes]
     return {
-        run.run_id: shown[run.run_id]
-        if len(shapes[shown[run.run_id]]) == 1
-        else f"{shown[run.run_id]} ({run.width} × {run.depth})"
+        run.run_id: size[run.run_id]
+        + (f" ({run.width} × {run.depth})" if alike.count(size[run.run_id]) > 1 else "")
         for run in specs
     }
 
@@ -179,50 +183,59 @@ def name(found: Comparison) -> str:
 def caption(found: Comparison) -> str:
     """What the figure shows, and how it was measured."""
     first = found.curves[0].points[0]
-    words = f"{spoken(found.metric)} against training compute, a line per run, a "
-    words += "colour per size, a point per checkpoint."
-    words = words[0].upper() + words[1:]
-    if found.level is None:
-        words += " No intervals are known."
-    else:
-        words += f" Bands: {100 * found.level:.0f}% intervals."
-    how = [f"{count(first.images)} pictures"]
     given = first.protocol
-    if "sampler" in given and "steps" in given and "guidance" in given:
-        how.append(
-            f"{given['sampler']}, {given['steps']} steps, guidance "
-            f"{given['guidance']:g}"
-        )
-    return f"{words} {'; '.join(how)}; protocol {found.protocol_hash}."
+    how = f"{fmt.count(first.images)} pictures"
+    if {"sampler", "steps", "guidance"} <= given.keys():
+        how += f"; {given['sampler']}, {given['steps']} steps, guidance "
+        how += f"{given['guidance']:g}"
+    words = fmt.spoken(found.metric)
+    level = "No intervals are known."
+    if found.level is not None:
+        level = f"Bands: {100 * found.level:.0f}% intervals."
+    return (
+        f"{words[0].upper()}{words[1:]} against training compute, a line per run, a "
+        f"colour per size, a point per checkpoint. {level} {how}; protocol "
+        f"{found.protocol_hash}."
+    )
 
 
-def sentences(found: Comparison) -> tuple[str, ...]:
-    """Which size is best at which compute, and where the curves cross."""
+def pairs(found: Comparison) -> Table:
+    """Where the curves of each two sizes cross, and where they cannot be told apart."""
     lines = [c for c in found.curves if len(c.points) > 1]
     labels = [label for label in found.labels if any(c.label == label for c in lines)]
-    if len(labels) < 2:
-        return (f"Only {labels[0]} was measured at more than one checkpoint.",)
-    x = _grid(lines)
-    sizes = [_of_size(found, [c for c in lines if c.label == n], x) for n in labels]
-    pairs = [
-        _pair(labels[i], labels[i + 1], x, sizes[i], sizes[i + 1])
-        for i in range(len(labels) - 1)
-    ]
-    said = [line for line in (_best(found, labels, x, sizes), *pairs) if line]
-    if found.level is None:
-        said.append("No intervals are known: any of this may be chance.")
-    return tuple(said)
-
-
-def _grid(lines: Sequence[QualityCurve]) -> np.ndarray:
     every = np.concatenate([c.flops for c in lines])
-    return np.union1d(np.geomspace(every.min(), every.max(), _GRID), every)
+    x = np.union1d(np.geomspace(every.min(), every.max(), _GRID), every)
+    bands = {n: _of_size(found, [c for c in lines if c.label == n], x) for n in labels}
+    rows = [
+        {"smaller": a, "larger": b} | _crossing(x, a, bands[a], b, bands[b])
+        for a, b in itertools.combinations(labels, 2)
+    ]
+    columns = (
+        text("smaller", "smaller"),
+        text("larger", "larger"),
+        Column("compared over, FLOPs", lambda r: _between(r, "flops")),
+        cell("crossings", "crossings", fmt.count),
+        Column("at, FLOPs", lambda r: _between(r, "at")),
+        text("better, after the last", "better"),
+        text("intervals overlap", "overlap"),
+        Column("around the crossing, FLOPs", lambda r: _between(r, "overlap")),
+    )
+    caption = (
+        f"By {fmt.spoken(found.metric)}, each two sizes at the same compute. Several "
+        "crossings: the first to the last. One crossing with two ends: not both sizes "
+        "were measured in between."
+    )
+    if found.level is None:
+        caption += " No intervals are known: any of this may be chance."
+    return Table(f"{name(found)}_pairs", caption, rows, columns)
 
 
-Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # value, low, high: [x]
+def _between(row: Row, key: str) -> str:
+    ends = [row[f"{key}_low"], row[f"{key}_high"]]
+    return " to ".join(map(fmt.scientific, dict.fromkeys(ends)))
 
 
-def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: np.ndarray) -> Band:
+def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: Grid) -> Band:
     """The best run of a size at each x, so that less is better; nan: not measured."""
     bands = []
     for c in lines:
@@ -239,105 +252,48 @@ def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: np.ndarray) ->
     return value, low, high
 
 
-def _best(
-    found: Comparison, labels: Sequence[str], x: np.ndarray, sizes: Sequence[Band]
-) -> str:
-    """The stretches of compute and the best size in each, if there is one."""
-    values, low, high = np.array(sizes).transpose(1, 0, 2)  # [size, x]: less is better
-    known = np.isfinite(values)
-    if not (known.sum(0) > 1).any():
-        return "No two sizes were measured at the same compute."
-    best = np.where(known, values, np.inf).argmin(0)
-    of_best = np.arange(len(x))
-    overlap = known & (low <= high[best, of_best]) & (low[best, of_best] <= high)
-    told = (overlap.sum(0) == 1) | (found.level is None)  # its own interval alone
-    alone = known.sum(0) == 1
-    at = np.flatnonzero(known.any(0))
-    runs = [
-        (state, list(members))
-        for state, members in itertools.groupby(
-            at, key=lambda i: (best[i] if told[i] else -1, bool(alone[i]))
-        )
-    ]
-    parts = []
-    for n, ((size, single), members) in enumerate(runs):
-        last = members[-1]
-        end, why = float(x[last]), ""
-        if n + 1 < len(runs) and size >= 0 and not single:
-            (after, _), then = runs[n + 1][0], runs[n + 1][1][0]
-            if not known[size, then]:
-                why = " (not measured beyond)"
-            elif after not in (-1, size) and then == last + 1 and known[after, last]:
-                end = _root(x, values[size] - values[after], last, then)
-        if size < 0:
-            what = "no size is told apart"
-        else:
-            what = f"only {labels[size]} is measured" if single else labels[size]
-        parts.append(f"{what} to {scientific(end)}{why}")
-    return (
-        f"By {spoken(found.metric)} the best size at the same compute, from "
-        f"{scientific(x[at[0]])}: {', then '.join(parts)} FLOPs."
+def _crossing(x: Grid, small: str, a: Band, large: str, b: Band) -> Row:
+    """How often the curves of two sizes cross, where, and which is better then."""
+    row = dict.fromkeys(
+        "flops_low flops_high crossings at_low at_high better overlap overlap_low "
+        "overlap_high".split()
     )
-
-
-def _pair(small: str, large: str, x: np.ndarray, a: Band, b: Band) -> str:
-    """Where the curves of two neighbouring sizes cross, or that they do not."""
     d = b[0] - a[0]  # below 0: the larger is better
     both = np.flatnonzero(np.isfinite(d))
     if not len(both):
-        return f"{small} and {large} share no compute."
+        return row | {"overlap": "no common compute"}
+    row |= {"flops_low": float(x[both[0]]), "flops_high": float(x[both[-1]])}
     overlap = (a[1] <= b[2]) & (b[1] <= a[2])
-    where = f"from {scientific(x[both[0]])} to {scientific(x[both[-1]])} FLOPs"
     if overlap[both].all():
-        return (
-            f"{small} and {large} cannot be told apart: their intervals overlap "
-            f"throughout, {where}."
-        )
-    signed = both[d[both] != 0]
+        return row | {"overlap": "throughout"}
+    row["overlap"] = "in part" if overlap[both].any() else ""
+    signed = both[d[both] != 0].tolist()
     turns = [
         (i, j) for i, j in itertools.pairwise(signed) if np.sign(d[i]) != np.sign(d[j])
     ]
+    row |= {"crossings": len(turns), "better": large if d[signed[-1]] < 0 else small}
     if not turns:
-        better = large if d[signed[0]] < 0 else small
-        return (
-            f"{small} and {large} do not cross: {better} is better {where}"
-            f"{_doubt(overlap[both])}."
-        )
-    if len(turns) > 1:
-        first, last = (_root(x, d, *turn) for turn in (turns[0], turns[-1]))
-        return (
-            f"{small} and {large} cross {len(turns)} times from {scientific(first)} to "
-            f"{scientific(last)} FLOPs{_doubt(overlap[both])}."
-        )
-    ((i, j),) = turns
-    better = large if d[j] < 0 else small
-    where = f"at {scientific(_root(x, d, i, j))}"
-    if not np.isfinite(d[i:j]).all():  # one of them was not measured in between
-        where = f"between {scientific(x[i])} and {scientific(x[j])}"
-    words = f"{small} and {large} cross {where} FLOPs"
-    if overlap[i] or overlap[j]:
-        low, high = _around(overlap, i if overlap[i] else j)
-        words += (
-            f" (intervals overlap from {scientific(x[low])} to {scientific(x[high])})"
-        )
-    return f"{words}, from where {better} is better."
+        return row
+    ends = [_root(x, d, *turn) for turn in (turns[0], turns[-1])]
+    if len(turns) == 1:
+        i, j = turns[0]
+        if not np.isfinite(d[i:j]).all():  # one of them was not measured in between
+            ends = [float(x[i]), float(x[j])]
+        if overlap[i] or overlap[j]:
+            around = _around(overlap, i if overlap[i] else j)
+            row |= zip(("overlap_low", "overlap_high"), x[around].tolist(), strict=True)
+    return row | {"at_low": ends[0], "at_high": ends[1]}
 
 
-def _doubt(overlap: np.ndarray) -> str:
-    return " (intervals overlap in part)" if overlap.any() else ""
-
-
-def _around(true: np.ndarray, i: int) -> tuple[int, int]:
+def _around(true: np.ndarray, i: int) -> list[int]:
     """First and last index of the stretch of `true` that holds i."""
-    low = high = i
-    while low > 0 and true[low - 1]:
-        low -= 1
-    while high < len(true) - 1 and true[high + 1]:
-        high += 1
-    return low, high
+    false = np.flatnonzero(~true)
+    before, after = false[false < i], false[false > i]
+    first = before[-1] + 1 if len(before) else 0
+    return [int(first), int(after[0]) - 1 if len(after) else len(true) - 1]
 
 
-def _root(x: np.ndarray, d: np.ndarray, i: int, j: int) -> float:
+def _root(x: Grid, d: Grid, i: int, j: int) -> float:
     """Where d, linear in ln x from i to j, is zero."""
     share = d[i] / (d[i] - d[j])
     return float(x[i] * (x[j] / x[i]) ** share)

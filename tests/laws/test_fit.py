@@ -534,7 +534,10 @@ def test_units_of_compute_change_only_the_coefficient(scale):
 
 
 def record(k, c, n, d, loss, **changes):
-    values = {f.name: 0 for f in dataclasses.fields(TrainRecord)} | {
+    """A record of a run of n parameters; n and d are rounded to whole numbers."""
+    n, d = round(n), round(d)
+    fields = dataclasses.fields(TrainRecord)
+    values = {f.name: "" if f.type == "str" else 0 for f in fields} | {
         "run_id": f"run{k}",
         "status": "finished",
         "detail": "",
@@ -550,7 +553,10 @@ def record(k, c, n, d, loss, **changes):
 
 
 def test_tuples_mappings_arrays_and_records_are_the_same_points():
-    points = study(np.random.default_rng(0), 0.01)
+    points = [
+        (c, round(n), round(d), y)
+        for c, n, d, y in study(np.random.default_rng(0), 0.01)
+    ]
     names = ("budget_flops", "params", "tokens", "loss")
     expected = fit.isoflop(points, bootstrap=50)
     mappings = [dict(zip(names, p, strict=True)) for p in points]

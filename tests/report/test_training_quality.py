@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import math
-import re
 import struct
 
 import numpy as np
 import pytest
+from finished_study import table_rows
 
 from scaling_ldm import records, report
+from scaling_ldm.report import html, training_quality
 from scaling_ldm.report import study as reading
-from scaling_ldm.report import training_quality
 
 SIZES = {"a": 10_000, "b": 40_000, "c": 160_000}
 MARKS = (1e9, 4e9, 1.6e10, 6.4e10)
@@ -82,9 +82,17 @@ def train(workdir, run_id, steps, status="finished"):
         (folder / "checkpoints" / str(step)).mkdir(parents=True)
 
 
-def said(workdir, found, **how):
+def compared(workdir, found, **how):
+    """The row of each two sizes, of the only comparison."""
     (only,) = training_quality.comparisons(written(workdir, found, **how))
-    return " ".join(training_quality.sentences(only))
+    return training_quality.pairs(only).rows
+
+
+SMALL, LARGE = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
+
+
+def ends(row, key):
+    return [row[f"{key}_low"], row[f"{key}_high"]]
 
 
 @pytest.mark.parametrize("half", [0.0, 0.1])
@@ -93,8 +101,9 @@ def test_an_order_without_intervals_is_said_to_be_doubtful(tmp_path, half, curve
         *curve("a", line(0.0, 9.0), half=half),
         *curve("b", line(0.0, 3.0), half=half),
     ]
-    doubtful = "any of this may be chance" in said(tmp_path, found)
-    assert doubtful == (half == 0.0)
+    (only,) = training_quality.comparisons(written(tmp_path, found))
+    caption = training_quality.pairs(only).caption
+    assert ("any of this may be chance" in caption) == (half == 0.0)
 
 
 @pytest.mark.parametrize(
@@ -109,66 +118,56 @@ def test_a_crossing_is_where_the_curves_meet(tmp_path, metric, scale, curve):
     else:
         small, large = line(-1, 20, scale), line(-3, 20 + 2 * math.log(2), scale)
     found = curve("a", small, metric=metric) + curve("b", large, metric=metric)
-    text = said(tmp_path, found)
-    assert (
-        "10.0\N{NO-BREAK SPACE}k and 40.0\N{NO-BREAK SPACE}k cross at 2.00×10¹⁰ FLOPs, "
-        "from where 40.0\N{NO-BREAK SPACE}k is better." in text
-    )
-    assert (
-        "from 1.00×10⁹: 10.0\N{NO-BREAK SPACE}k to 2.00×10¹⁰, "
-        "then 40.0\N{NO-BREAK SPACE}k to 6.40×10¹⁰ FLOPs." in text
-    )
+    (crossing,) = compared(tmp_path, found)
+    assert (crossing["smaller"], crossing["larger"]) == (SMALL, LARGE)
+    assert (crossing["crossings"], crossing["better"]) == (1, LARGE)
+    np.testing.assert_allclose(ends(crossing, "at"), 2e10, rtol=1e-3)
+    assert ends(crossing, "flops") == [1e9, 6.4e10]
 
 
 def test_curves_that_do_not_cross_are_said_not_to(tmp_path, curve):
     found = curve("a", line(-1, 20), half=0.9) + curve("b", line(-1, 18), half=0.9)
-    text = said(tmp_path, found)
-    assert "do not cross: 40.0\N{NO-BREAK SPACE}k is better from 1.00×10⁹ to" in text
-    assert "overlap" not in text
-    wide = said(tmp_path, curve("a", line(-1, 20), half=1.2) + found[len(MARKS) :])
-    assert "told apart: their intervals overlap throughout, from 1.00×10⁹" in wide
-    assert "cross" not in wide
+    (row,) = compared(tmp_path, found)
+    assert (row["crossings"], row["better"], row["overlap"]) == (0, LARGE, "")
+    assert ends(row, "at") == ends(row, "overlap") == [None, None]
+    assert ends(row, "flops") == [1e9, 6.4e10]
+    wide = curve("a", line(-1, 20), half=1.2) + found[len(MARKS) :]
+    (row,) = compared(tmp_path, wide)
+    assert row["overlap"] == "throughout" and ends(row, "flops") == [1e9, 6.4e10]
+    assert row["crossings"] is row["better"] is None
 
 
 def test_a_crossing_comes_with_the_compute_at_which_intervals_overlap(tmp_path, curve):
     half = math.log(4)  # of each: both together are the distance at 1e10 / 4 and x 4
     found = curve("a", line(-1, 20), half=half) + curve("b", line(-3, 20), half=half)
-    assert re.search(
-        r"cross at 1\.00×10¹⁰ FLOPs \(intervals overlap from 2\.5\d×10⁹ to "
-        r"(3\.99|4\.00)×10¹⁰\), from where",
-        said(tmp_path, found),
-    )
+    (row,) = compared(tmp_path, found)
+    assert (row["crossings"], row["better"], row["overlap"]) == (1, LARGE, "in part")
+    np.testing.assert_allclose(ends(row, "at"), 1e10, rtol=1e-3)
+    np.testing.assert_allclose(ends(row, "overlap"), [2.5e9, 4e10], rtol=0.01)
 
 
-def test_no_size_is_named_where_intervals_overlap_or_nothing_else_is_measured(
-    tmp_path, curve
-):
-    half = math.log(4)
-    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
-    found = curve("a", line(-1, 20), half=half) + curve("b", line(-3, 20), half=half)
-    assert re.search(
-        rf"from 1\.00×10⁹: {small} to 2\.(49|50)×10⁹, then no size is told apart to "
-        rf"(3\.99|4\.00)×10¹⁰, then {large} to 6\.40×10¹⁰ FLOPs\.",
-        said(tmp_path, found),
-    )
+def test_sizes_are_compared_where_both_are_measured(tmp_path, curve):
     found = curve("a", line(0, 20), half=1.0) + curve("b", line(0, 19), half=1.0)
-    text = said(tmp_path, found)
-    assert "from 1.00×10⁹: no size is told apart to 6.40×10¹⁰ FLOPs." in text
+    (row,) = compared(tmp_path, found)
+    assert (row["overlap"], ends(row, "flops")) == ("throughout", [1e9, 6.4e10])
     found = curve("a", line(0, 20), marks=MARKS[:3], half=0.1)
     found += curve("b", line(0, 19), marks=MARKS[1:], half=0.1)
-    assert re.search(
-        rf"from 1\.00×10⁹: only {small} is measured to (3\.99|4\.00)×10⁹, then {large} "
-        rf"to 1\.60×10¹⁰, then only {large} is measured to 6\.40×10¹⁰ FLOPs\.",
-        said(tmp_path, found),
-    )
+    (row,) = compared(tmp_path, found)
+    assert ends(row, "flops") == [4e9, 1.6e10]
+    assert (row["crossings"], row["better"], row["overlap"]) == (0, LARGE, "")
 
 
 def test_a_size_that_ends_is_not_said_to_be_overtaken(tmp_path, curve):
     found = curve("a", line(-1, 10), marks=MARKS[:3])
     found += curve("b", line(-1, 15)) + curve("c", line(-1, 18))
-    text = said(tmp_path, found)
-    assert "10.0\N{NO-BREAK SPACE}k to 1.60×10¹⁰ (not measured beyond), then" in text
-    assert text.count("do not cross") == 2 and " cross at " not in text
+    rows = compared(tmp_path, found)
+    assert [(row["smaller"], row["crossings"]) for row in rows] == [
+        (SMALL, 0),
+        (SMALL, 0),
+        (LARGE, 0),
+    ]
+    assert [row["flops_high"] for row in rows] == [1.6e10, 1.6e10, 6.4e10]
+    assert {row["better"] for row in rows[:2]} == {SMALL}
 
 
 def test_what_is_said_does_not_depend_on_the_order_of_the_records(tmp_path, curve):
@@ -176,7 +175,8 @@ def test_what_is_said_does_not_depend_on_the_order_of_the_records(tmp_path, curv
     found = [*curve("a", line(-1, 20)), *curve("b", line(-3, 20))]
     found += curve("c", line(-4, 19))
     orders = (found, found[::-1], [*found[5:], *found[:5]])
-    assert len({said(tmp_path, order) for order in orders}) == 1
+    first, *others = (compared(tmp_path, order) for order in orders)
+    assert all(other == first for other in others)
     for order in orders:
         (only,) = training_quality.comparisons(written(tmp_path, order))
         assert [c.size for c in only.curves] == list(SIZES.values())
@@ -187,19 +187,19 @@ def test_what_is_said_does_not_depend_on_the_order_of_the_records(tmp_path, curv
 def test_several_crossings_are_counted(tmp_path, curve):
     values = iter((5.0, 3.0, 5.0, 3.0))
     found = curve("a", lambda _: 4.0) + curve("b", lambda _: next(values))
-    assert "cross 3 times from 2.00×10⁹ to 3.20×10¹⁰ FLOPs" in said(tmp_path, found)
+    (row,) = compared(tmp_path, found)
+    assert row["crossings"] == 3
+    np.testing.assert_allclose(ends(row, "at"), [2e9, 3.2e10])
 
 
 def test_a_crossing_where_one_size_has_no_number_is_somewhere_between(tmp_path, curve):
     """Of one size one run ended before the other began."""
     found = curve("a", line(0, 5), marks=MARKS[:2])
     found += curve("a2", line(0, 9), marks=MARKS[2:]) + curve("b", line(0, 7))
-    text = said(tmp_path, found, runs={"a": 10_000, "a2": 10_000, "b": 40_000})
-    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
-    assert (
-        f"{small} and {large} cross between 4.00×10⁹ and 1.60×10¹⁰ FLOPs, from where "
-        f"{large} is better." in text
-    )
+    runs = {"a": 10_000, "a2": 10_000, "b": 40_000}
+    (row,) = compared(tmp_path, found, runs=runs)
+    assert (row["crossings"], row["better"]) == (1, LARGE)
+    assert ends(row, "at") == [4e9, 1.6e10]
 
 
 def test_an_order_that_intervals_leave_open_in_part_says_so(tmp_path, curve):
@@ -207,14 +207,15 @@ def test_an_order_that_intervals_leave_open_in_part_says_so(tmp_path, curve):
     found = curve("b", line(0, 5), half=narrow)
     far = curve("a", line(0, 9), marks=MARKS[:2], half=narrow)
     near = curve("a", line(0, 5.5), marks=MARKS[2:], half=wide)
-    text = said(tmp_path, [*found, *far, *near])
-    assert (
-        "better from 1.00×10⁹ to 6.40×10¹⁰ FLOPs (intervals overlap in part)." in text
-    )
+    (row,) = compared(tmp_path, [*found, *far, *near])
+    assert (row["crossings"], row["better"], row["overlap"]) == (0, LARGE, "in part")
+    assert ends(row, "flops") == [1e9, 6.4e10]
     values = iter((5.0, 3.0, 5.0, 3.0))
     found = curve("a", lambda _: 4.0, half=0.5)
     found += curve("b", lambda _: next(values), half=0.25)
-    assert "to 3.20×10¹⁰ FLOPs (intervals overlap in part)." in said(tmp_path, found)
+    (row,) = compared(tmp_path, found)
+    assert (row["crossings"], row["overlap"]) == (3, "in part")
+    np.testing.assert_allclose(row["at_high"], 3.2e10)
 
 
 @pytest.mark.parametrize(("half", "logarithmic"), [(0.5, True), (1.5, False)])
@@ -230,19 +231,17 @@ def test_an_interval_beyond_zero_has_no_place_on_a_logarithmic_axis(
 def test_sizes_without_a_common_compute_are_not_compared(tmp_path, curve):
     found = curve("a", line(0, 5), marks=MARKS[:2])
     found += curve("b", line(0, 7), marks=MARKS[2:])
-    small, large = "10.0\N{NO-BREAK SPACE}k", "40.0\N{NO-BREAK SPACE}k"
-    assert said(tmp_path, found) == (
-        "No two sizes were measured at the same compute. "
-        f"{small} and {large} share no compute. "
-        "No intervals are known: any of this may be chance."
-    )
+    (row,) = compared(tmp_path, found)
+    assert row["overlap"] == "no common compute"
+    assert row["crossings"] is row["better"] is row["flops_low"] is None
 
 
 def test_of_several_runs_of_a_size_the_best_counts(tmp_path, curve):
     found = curve("a", line(0, 9), marks=MARKS[:2]) + curve("a2", line(0, 5))
     found += curve("b", line(0, 7))
-    text = said(tmp_path, found, runs={"a": 10_000, "a2": 10_000, "b": 40_000})
-    assert "do not cross: 10.0\N{NO-BREAK SPACE}k is better" in text
+    runs = {"a": 10_000, "a2": 10_000, "b": 40_000}
+    (row,) = compared(tmp_path, found, runs=runs)
+    assert (row["crossings"], row["better"]) == (0, SMALL)
 
 
 def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path, curve):
@@ -256,8 +255,10 @@ def test_numbers_of_two_protocols_and_two_metrics_never_meet(tmp_path, curve):
     ]
     assert len({training_quality.name(c) for c in several}) == 3
     for c in several:
-        (line_,) = training_quality.sentences(c)
-        assert line_.startswith("Only ")
+        assert training_quality.pairs(c).rows == []
+
+
+MEASURED = f"kept checkpoints are measured by FD-Lite0 (protocol {'p' * 16})"
 
 
 def told(workdir):
@@ -277,14 +278,13 @@ def test_kept_checkpoints_without_a_number_are_named(tmp_path, curve):
         for name in ("damaged-7", "9.orbax-checkpoint-tmp-1"):
             (tmp_path / "runs" / run_id / "checkpoints" / name).mkdir()
     train(tmp_path, "c", [3], status="non_finite_loss")  # nobody will measure it
-    line_ = "5 of 8 kept checkpoints are measured; missing: b at steps 40, 160, 640."
+    line_ = f"5 of 8 {MEASURED}; missing: b at steps 40, 160, 640."
     assert told(tmp_path) == [line_]
     page = report.write(tmp_path).read_text(encoding="utf-8")
-    assert page.count(f'<p><span class="bad">Not complete:</span> {line_}</p>') == 1
+    said = f'<p><span class="bad">Not complete:</span> {html.prose(line_)}</p>'
+    assert page.count(said) == 1
     written(tmp_path, [*found, *curve("b", line(-1, 21), marks=MARKS[1:3])])
-    assert told(tmp_path) == [
-        "7 of 8 kept checkpoints are measured; missing: b at step 640."
-    ]
+    assert told(tmp_path) == [f"7 of 8 {MEASURED}; missing: b at step 640."]
     written(tmp_path, [*found, *curve("b", line(-1, 21))])
     assert told(tmp_path) == []  # and then nothing is said
 
@@ -293,12 +293,11 @@ def test_many_checkpoints_without_a_number_are_counted(tmp_path, curve):
     written(tmp_path, curve("a", line(-1, 20)))
     train(tmp_path, "a", [10, 40, *range(41, 47)])
     assert told(tmp_path) == [
-        "2 of 8 kept checkpoints are measured; missing: "
-        "a at steps 41, 42, 43, 44, 45, 46."
+        f"2 of 8 {MEASURED}; missing: a at steps 41, 42, 43, 44, 45, 46."
     ]
     train(tmp_path, "b", [10])
     (only,) = told(tmp_path)
-    assert only == "2 of 9 kept checkpoints are measured; missing: 7, of 2 runs."
+    assert only == f"2 of 9 {MEASURED}; missing: 7, of 2 runs."
 
 
 def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path, curve):
@@ -309,10 +308,7 @@ def test_of_each_metric_and_protocol_what_is_missing_is_its_own(tmp_path, curve)
     ]
     written(tmp_path, found + exported)
     train(tmp_path, "a", [10, 40, 160, 640])
-    assert told(tmp_path) == [
-        f"By FD-Lite0 (protocol {'p' * 16}) 2 of 4 kept checkpoints are measured; "
-        "missing: a at steps 160, 640."
-    ]
+    assert told(tmp_path) == [f"2 of 4 {MEASURED}; missing: a at steps 160, 640."]
 
 
 def test_before_any_curve_the_experiment_says_whether_there_will_be_one(
@@ -323,9 +319,7 @@ def test_before_any_curve_the_experiment_says_whether_there_will_be_one(
     assert told(tmp_path) == []
     config = {"name": "s", "config": {"evaluate": {"through_training": True}}}
     (tmp_path / "experiment.json").write_text(json.dumps(config))
-    assert told(tmp_path) == [
-        "1 of 2 kept checkpoints are measured; missing: a at step 40."
-    ]
+    assert told(tmp_path) == [f"1 of 2 {MEASURED}; missing: a at step 40."]
     # Once there are curves they alone count, not what was measured of one checkpoint.
     other = curve("a", line(-1, 20), marks=MARKS[:1], protocol="q" * 16)
     written(tmp_path, [*other, *curve("a", line(-1, 20), marks=MARKS[:2])])
@@ -372,7 +366,7 @@ def test_sizes_that_look_alike_are_told_apart(tmp_path, curve):
     assert [label.split(" ", 1)[1] for label in only.labels] == ["(16 × 2)", "(12 × 4)"]
 
 
-def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(
+def test_the_page_has_a_figure_and_its_tables_for_each_comparison(
     tmp_path, curve, measured
 ):
     found = []
@@ -393,9 +387,12 @@ def test_the_page_has_a_figure_and_its_sentence_for_each_comparison(
     several = training_quality.comparisons(reading.read(tmp_path))
     assert [c.logarithmic for c in several] == [True, False]
     assert [c.level for c in several] == [0.9, 0.9]
-    plain = re.sub('<span class="whole">(.*?)</span>', r"\1", text)
     for c in several:
-        words = " ".join(training_quality.sentences(c)).replace("<", "&lt;")
-        assert words.replace(">", "&gt;") in plain
+        table = training_quality.pairs(c)
+        assert table_rows(tmp_path, table.name) == [
+            {k: "" if v is None else str(v) for k, v in row.items()}
+            for row in table.rows
+        ]
+        assert len(table.rows) == 3 and html.table(table) in text
     assert "5\N{NO-BREAK SPACE}000 pictures; ddim, 50 steps, guidance 3" in text
     np.testing.assert_array_equal(several[0].curves[1].flops, MARKS)

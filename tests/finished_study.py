@@ -1,0 +1,234 @@
+"""A working directory with a finished study whose laws are known, and its page."""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from html import parser
+
+import numpy as np
+
+from scaling_ldm import records
+from scaling_ldm.laws import fit
+from scaling_ldm.records import RunSpec, SampleRecord, TrainRecord
+
+BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
+EXPONENT = 0.47  # of the N law that the losses are made from
+TROUBLE = "<script>alert('caption')</script> & \"quoted\""
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+
+
+def make_workdir(
+    workdir: pathlib.Path, kind: str = "plain", lean: bool = False
+) -> pathlib.Path:
+    """A finished study: 5 budgets x 7 sizes, one failed run, samples and a fit.
+
+    Args:
+      workdir: where to write.
+      kind: "plain"; "refused": the smallest budget's minimum is outside its grid;
+        "few": two budgets only, so that every law is refused; "unfitted": no
+        laws.json and no samples.
+      lean: without training curves and samples, whose figures take time.
+    """
+    rng = np.random.default_rng(0)
+    budgets = BUDGETS[:2] if kind == "few" else BUDGETS
+    specs, trained = [], []
+    for budget in budgets:
+        best = 1.4e5 * (budget / 4e11) ** EXPONENT
+        floor = 0.31 * (budget / 4e11) ** -0.09
+        centre = best * 8 if kind == "refused" and budget == budgets[0] else best
+        for i, width in enumerate((32, 48, 64, 80, 96, 128, 160)):
+            n = int(centre * 5 ** ((i - 3) / 3))
+            loss = floor + 0.035 * math.log(n / best) ** 2 + rng.normal(0, 0.003)
+            spec, record = _run(budget, n, width, loss)
+            if budget == budgets[-1] and i == 6:
+                record = dataclasses.replace(
+                    record,
+                    status="non_finite_loss",
+                    detail="loss became nan at step 37 of 900",
+                    **{
+                        k: getattr(record, k) / 20
+                        for k in ("flops", "hardware_flops", "six_nd", "seconds")
+                    },
+                    validation_loss=math.nan,
+                    validation_loss_ema=math.nan,
+                )
+            specs.append(spec)
+            trained.append(record)
+    records.write_jsonl(workdir / "runs.jsonl", specs)
+    for spec, record in zip(specs, trained, strict=True):
+        folder = workdir / "runs" / spec.run_id
+        records.write_jsonl(folder / "record.json", [record])
+        if lean:
+            continue
+        steps = np.arange(1, 61) * record.steps / 60
+        curve = record.train_loss_smoothed * (1 + 3 * np.exp(-steps / steps[-1] * 14))
+        curve *= 1 + 0.4 * (steps / steps[-1] + 0.02) ** -0.25 - 0.4
+        curve += rng.normal(0, 0.01, 60)
+        lines = [
+            {"step": s, "loss": y, "flops": s * spec.flops_per_step, "seconds": s / 50}
+            for s, y in zip(steps.round().tolist(), curve.tolist(), strict=True)
+        ]
+        if record.status != "finished":
+            lines = [*lines[:3], {**lines[3], "loss": "nan"}]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        records.write_text(folder / "metrics.jsonl", text)
+    experiment = {
+        "name": "icons",
+        "question": "How should a small budget be split between size and data?",
+        "config": {
+            "model": {"record": "Model", "depth": 4, "note": TROUBLE},
+            "optim": {"beta2": 0.99},
+        },
+        "config_hash": "0123456789abcdef",
+    }
+    records.write_text(workdir / "experiment.json", json.dumps(experiment))
+    environment = {"versions": {"numpy": np.__version__}, "host": {"cores": 2}}
+    records.write_text(workdir / "environment.json", json.dumps(environment))
+    if kind == "unfitted":
+        return workdir
+    result = fit.fit_records(trained, bootstrap=200)
+    records.write_text(workdir / "laws.json", records.dumps(result))
+    if not lean:
+        sample(workdir, specs[-2].run_id)
+    return workdir
+
+
+def _run(budget: float, n: int, width: int, loss: float) -> tuple[RunSpec, TrainRecord]:
+    batch, positions = 32, 80
+    per_step = int(6.6 * n * batch * positions)
+    steps = round(budget / per_step)
+    tokens = steps * batch * positions
+    same = {
+        "run_id": f"c{budget:.2g}-w{width}-d4",
+        "study": "icons",
+        "budget_flops": budget,
+        "width": width,
+        "depth": 4,
+        "params": n + 9000,
+        "params_without_embeddings": n,
+        "steps": steps,
+        "images": steps * batch,
+        "tokens": tokens,
+        "learning_rate": 3e-3 * 64 / width,
+        "seed": 0,
+        "recipe_hash": "abcdef0123456789",
+    }
+    spec = RunSpec(
+        **same,
+        planned_flops=float(steps * per_step),
+        flops_per_step=per_step,
+        hardware_flops_per_step=per_step,
+        heads=width // 16,
+        batch_size=batch,
+        image_tokens=steps * batch * 64,
+        text_tokens=steps * batch * 16,
+        warmup_steps=20,
+        state_bytes=16 * n,
+        activation_bytes=10**6,
+        memory_bytes_per_device=10**7,
+        accelerator="cpu",
+        hours=0.01,
+        utilisation=0.3,
+    )
+    record = TrainRecord(
+        **same,
+        status="finished",
+        detail="",
+        steps_planned=steps,
+        flops=float(steps * per_step),
+        hardware_flops=1.25 * steps * per_step,
+        six_nd=6.0 * n * tokens,
+        validation_loss=loss + 0.01,
+        validation_loss_ema=loss,
+        train_loss_smoothed=loss + 0.02,
+        seconds=steps * per_step / 6e10,
+        device="cpu",
+        devices=2,
+        flops_per_second=6e10,
+        mfu=None,
+        mfu_reason="no peak is listed for this device",
+        restarts=0,
+    )
+    return spec, record
+
+
+def sample(workdir: pathlib.Path, run_id: str) -> None:
+    size = np.arange(32)
+    images = np.full((16, 32, 32, 3), 245, np.uint8)
+    for i, image in enumerate(images):
+        r = np.hypot(size[:, None] - 15.5, size[None] - 15.5)
+        image[r < 5 + i % 8] = (40 * (i % 5), 30, 200 - 12 * i)
+    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    np.save(workdir / "samples" / "images.npy", images)
+    words = ("a blue circle", "a red magnifying glass on white", "a dark green cloud")
+    record = SampleRecord(
+        run_id=run_id,
+        checksum="",
+        sampler="euler",
+        spacing="auto",
+        steps=32,
+        guidance=2.0,
+        nfe=64,
+        flops=3.1e11,
+        seconds=5.4,
+        weights="ema",
+        seed=0,
+        images=16,
+        captions=(TROUBLE, *(words[i % 3] for i in range(15))),
+        images_file="samples/images.npy",
+    )
+    records.write_jsonl(workdir / "samples" / "record.json", [record])
+
+
+class Page(parser.HTMLParser):
+    """Checks that elements nest, and keeps what a test wants to ask about."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.wrong, self.attributes, self.words = [], [], [], []
+        self.tags, self.tables = [], []
+        self.feed(text)
+        self.close()
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v) for k, v in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v) for k, v in attrs]
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open[-1] != tag:
+            self.wrong.append((tag, self.getpos()))
+        else:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    def cells(self, heading: str) -> list[list[str]]:
+        """Body and foot rows of the first table that has this column heading."""
+        found = next(t for t in self.tables if heading in t[0])
+        return found[1:]
+
+
+def table_rows(workdir: pathlib.Path, name: str) -> list[dict[str, str]]:
+    """Of a table of the report."""
+    with open(workdir / "report" / "tables" / f"{name}.csv", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
