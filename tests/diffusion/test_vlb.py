@@ -77,7 +77,7 @@ def prior(schedule, x0):
 
 @pytest.mark.parametrize(
     ("variance", "levels"),
-    [(v, n) for v in vlb.VARIANCES for n in (256, None)] + [("fixed_small", 5)],
+    [(v, n) for v in prediction.VARIANCES for n in (256, None)] + [("fixed_small", 5)],
 )
 def test_rows_are_those_of_scipy(variance, levels):
     """A network that ignores its noisy input leaves nothing to chance."""

@@ -1,10 +1,10 @@
 """What the bounds and the exact likelihood share: units, keys, ends; jax only.
 
 "Bits per dim" is -log2 p divided by the number of values of one sample. For pictures of
-L levels p is a probability and the number is a code length, between 0 and about
-log2(L). For continuous data and for latents p is a density: the number may be negative,
-it moves by log2(c) when the data are multiplied by c, and it compares models of the
-same latents only, never with bits per dim of pixels.
+L levels, p is a probability and the number is a code length, between 0 and about
+log2(L). For continuous data and for latents, p is a density. Then the number may be
+negative, and it changes by log2(c) when the data are multiplied by c. It compares
+models of the same latents only, and never with bits per dim of pixels.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.objectives.denoise import batch_sharding
+from scaling_ldm.diffusion.shapes import ValueB
 
 Network = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
-LOGSNR_LIMIT = 20.0  # stands for the ends of a schedule whose logsnr is infinite there
+LOGSNR_LIMIT = 20.0  # replaces an infinite logsnr at an end of a schedule
 
 
 def bits_per_dim(nats_B: jax.Array, x: jax.Array) -> jax.Array:
     """Nats of a whole sample of x [B, ...] as bits per value."""
-    return nats_B / (math.log(2) * values(x))
+    return nats_B / (math.log(2) * count_values(x))
 
 
-def values(x: jax.Array) -> int:
+def count_values(x: jax.Array) -> int:
     """Values in one sample of x [B, ...]."""
     return math.prod(x.shape[1:])
 
@@ -40,18 +43,18 @@ def floating(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def total(x: jax.Array) -> jax.Array:
+def sum_values(x: jax.Array) -> ValueB:
     """The sum over all axes but the first, [B]."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-def mean(x: jax.Array) -> jax.Array:
+def mean_values(x: jax.Array) -> ValueB:
     """The mean over all axes but the first, [B]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
-def full(t: Any, x: jax.Array) -> jax.Array:
-    """One time for all samples of x: [B], sharded as they are."""
+def time_of_all(t: Any, x: jax.Array) -> ValueB:
+    """One time for all samples of x, [B], sharded as they are."""
     return jnp.full(x.shape[:1], t, x.dtype, device=batch_sharding(x, ndim=1))
 
 
@@ -79,12 +82,12 @@ def sample_keys(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def fold_in(key_B: jax.Array, number: Any) -> jax.Array:
-    """The same number folded into every key."""
+    """Folds the same number into every key."""
     return jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
 
 
-def prediction_alone(said: jax.Array, x: jax.Array) -> jax.Array:
-    """What a network said without the channels of a learned variance, if it has them.
+def without_variance(said: jax.Array, x: jax.Array) -> jax.Array:
+    """The network's output without the channels of a learned variance, if it has them.
 
     Raises:
       ValueError: neither the shape of x nor twice its channels.
@@ -99,7 +102,7 @@ def prediction_alone(said: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def normal(key_B: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of x, each sample from its own key."""
+    """Standard normal noise of the shape of x; each sample's comes from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(key_B)
 
 
@@ -158,3 +161,46 @@ def _inside(
         return inside
     lacks = "noise" if logsnr > 0 else "signal"
     raise ValueError(f"{name} = {t:g} has no {lacks}; {inside:.3g} has a little")
+
+
+def log_bin(x: jax.Array, mean: jax.Array, std: jax.Array, levels: int) -> jax.Array:
+    """log of the mass that N(mean, std^2) has in the bin of each level x.
+
+    Bins reach half a spacing to both sides, the outer ones to infinity (Ho et al. 2020,
+    eq. 13). Exact in the tails, where published code puts a floor of log 1e-12.
+    """
+    half = spacing(levels) / 2
+    outer = 1 - half
+    above = (x + half - mean) / std
+    below = (x - half - mean) / std
+    above = jnp.where(x > outer, jnp.inf, above)
+    below = jnp.where(x < -outer, -jnp.inf, below)
+    # By symmetry the bin may lie left of the mean, where log_ndtr has no cancellation.
+    mirror = x > mean
+    high = log_ndtr(jnp.where(mirror, -below, above))
+    low = log_ndtr(jnp.where(mirror, -above, below))
+    return high + jnp.log(-jnp.expm1(jnp.minimum(low - high, -1e-37)))
+
+
+def prior_bits(bar: float, x0: jax.Array) -> jax.Array:
+    """KL(q(x_T | x0) || N(0, I)) in bits per dim, [B]; bar = alpha^2 = 1 - sigma^2."""
+    constant = float(-np.log1p(-bar) - bar)
+    nats = 0.5 * sum_values(bar * x0**2 + constant)
+    return bits_per_dim(nats, x0)
+
+
+def decoder_nats(
+    x0: jax.Array, eps: jax.Array, std: float, levels: int | None
+) -> jax.Array:
+    """-log p(x0 | z) with p(x0 | z) ~ q(z | x0) and z / alpha = x0 + std eps, [B]."""
+    if levels is None:
+        nats = 0.5 * np.log(2 * np.pi * np.e * std**2)
+        return jnp.full_like(sum_values(x0), nats * count_values(x0))
+    grid = jnp.linspace(-1, 1, levels, dtype=x0.dtype)
+
+    def add(so_far: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
+        here = -0.5 * ((x0 - level) / std + eps) ** 2
+        return jnp.logaddexp(so_far, here), None
+
+    everything = jax.lax.scan(add, jnp.full_like(x0, -jnp.inf), grid)[0]
+    return sum_values(everything + 0.5 * eps**2)

@@ -7,9 +7,10 @@ For a chain of T steps (Ho et al. 2020, arXiv 2006.11239, eq. 5),
                      - log p(x0 | x_1) ].                                    terms[0]
 
 Rows are counted from 0 as in `noise.Discrete`: row t has the network's evaluation at
-time t, and row 0 is the decoder. Its Gaussian is cut into bins (ibid., eq. 13) when the
-data are `levels` evenly spaced values in [-1, 1], and left as it is for continuous data
-and latents (`levels=None`); see `likelihood` for what the number means then.
+time t, and row 0 is the decoder. If the data are `levels` evenly spaced values in
+[-1, 1], the decoder's Gaussian is cut into bins (ibid., eq. 13). For continuous data
+and latents (`levels=None`) it is a density; `likelihood` says what the number then
+means.
 
 The variance of p is one of
 
@@ -17,11 +18,11 @@ The variance of p is one of
     fixed_large    beta_t                            ibid.
     learned        between them, by the network      Nichol & Dhariwal 2021, eq. 15
 
-At row 0 the first is zero. There fixed_small and fixed_large take its value at row 1,
-as the published numbers of pictures do, and beta_0 for continuous data: the noise that
-row 0 has, without which the bound would be up to 0.2 bits per dim higher. A network
-with a learned variance has twice the channels in its last axis: the prediction, then w
-in [-1, 1] with log variance linear in w, as for `samplers`.
+At row 0 the first is zero. For pictures, fixed_small and fixed_large use its value at
+row 1 there, as the published numbers do. For continuous data they use beta_0, which is
+the noise that row 0 has; otherwise the bound would be up to 0.2 bits per dim higher. A
+network with a learned variance has twice the channels in its last axis: the prediction,
+then w in [-1, 1]. The log variance is linear in w, as for `samplers`.
 
 >>> import jax, jax.numpy as jnp
 >>> from scaling_ldm import noise
@@ -47,14 +48,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion import prediction as predictions
 from scaling_ldm.diffusion.objectives import likelihood
 from scaling_ldm.diffusion.objectives.likelihood import Network
-
-VARIANCES = ("fixed_small", "fixed_large", "learned")
+from scaling_ldm.diffusion.prediction import VARIANCES
 
 
 class Bound(NamedTuple):
@@ -99,7 +98,7 @@ def bits_per_dim(
       x0: [B, ...], data in [-1, 1] if `levels` is a number.
       key: one typed key, or one for each sample (`likelihood.sample_keys`).
       prediction: the network's kind, a name of `prediction.PREDICTIONS`.
-      cond: handed to the network as it is.
+      cond: given to the network as it is.
       variance: one of VARIANCES.
       levels: of the data; None for continuous data and latents.
       clip: x0 estimates are clipped to [-clip, clip]. The published numbers of Ho et
@@ -115,14 +114,14 @@ def bits_per_dim(
 
     def row(_: None, inputs: Any) -> tuple[None, tuple[jax.Array, ...]]:
         step, table = inputs
-        t = likelihood.full(step, x0)
+        t = likelihood.time_of_all(step, x0)
         eps = likelihood.normal(likelihood.fold_in(keys, step), x0)
         return None, _term(chain, table, network, x0, eps, t, cond)
 
     steps = jnp.arange(schedule.steps)
     _, (nats, x0_mse, eps_mse) = jax.lax.scan(row, None, (steps, chain.table(x0)))
     terms = likelihood.bits_per_dim(nats, x0)
-    prior = _prior(schedule.alphas_bar[-1], x0)
+    prior = likelihood.prior_bits(schedule.alphas_bar[-1], x0)
     return Bound(prior + jnp.sum(terms, axis=0), prior, terms, x0_mse, eps_mse)
 
 
@@ -161,7 +160,7 @@ def estimate(
         return None, schedule.steps * _term(chain, at_t, network, x0, eps, t, cond)[0]
 
     _, nats = jax.lax.scan(one, None, jnp.arange(_positive(draws)))
-    prior = _prior(schedule.alphas_bar[-1], x0)
+    prior = likelihood.prior_bits(schedule.alphas_bar[-1], x0)
     return prior + likelihood.bits_per_dim(jnp.mean(nats, axis=0), x0)
 
 
@@ -212,18 +211,18 @@ def continuous(
         alpha, sigma = schedule.from_logsnr(logsnr)
         x = predictions.corrupt(x0, eps, alpha, sigma)
         said = network(x, schedule.time(logsnr), cond)
-        said = likelihood.prediction_alone(said, x)
+        said = likelihood.without_variance(said, x)
         said = predictions.convert(
             said, x, alpha, sigma, source=prediction, to="epsilon"
         )
-        return None, likelihood.total((eps - said) ** 2)
+        return None, likelihood.sum_values((eps - said) ** 2)
 
     _, squares = jax.lax.scan(one, None, jnp.arange(_positive(draws)))
     diffusion = 0.5 * (high - low) * jnp.mean(squares, axis=0)
     diffusion = likelihood.bits_per_dim(diffusion, x0)
-    prior = _prior(float(np.exp(-np.logaddexp(-low, 0))), x0)
+    prior = likelihood.prior_bits(float(np.exp(-np.logaddexp(-low, 0))), x0)
     eps = likelihood.normal(likelihood.fold_in(keys, draws), x0)
-    decoder = _level_nats(x0, eps, np.exp(-high / 2), levels)
+    decoder = likelihood.decoder_nats(x0, eps, np.exp(-high / 2), levels)
     decoder = likelihood.bits_per_dim(decoder, x0)
     return ContinuousBound(prior + decoder + diffusion, prior, decoder, diffusion)
 
@@ -313,7 +312,7 @@ def _term(
         place = said[..., x0.shape[-1] :]
         place = 0.5 * (place + 1)
         log_variance = place * c["high"] + (1 - place) * c["low"]
-    said = likelihood.prediction_alone(said, x)
+    said = likelihood.without_variance(said, x)
     x0_hat = predictions.convert(
         said, x, at_t["alpha"], at_t["sigma"], source=chain.prediction, to="x0"
     )
@@ -327,54 +326,11 @@ def _term(
     if chain.levels is None:
         end = 0.5 * (np.log(2 * np.pi) + log_variance + precision * square)
     else:
-        end = -_log_bin(x0, x0_hat, jnp.exp(0.5 * log_variance), chain.levels)
+        end = -likelihood.log_bin(x0, x0_hat, jnp.exp(0.5 * log_variance), chain.levels)
     first = predictions.batched(t == 0, x0)
-    nats = likelihood.total(jnp.where(first, end, step))
-    mse = likelihood.mean(square)
+    nats = likelihood.sum_values(jnp.where(first, end, step))
+    mse = likelihood.mean_values(square)
     return nats, mse, at_t["snr"] * mse
-
-
-def _log_bin(x: jax.Array, mean: jax.Array, std: jax.Array, levels: int) -> jax.Array:
-    """log of the mass that N(mean, std^2) has in the bin of each level x.
-
-    Bins reach half a spacing to both sides, the outer ones to infinity (Ho et al. 2020,
-    eq. 13). Exact in the tails, where published code puts a floor of log 1e-12.
-    """
-    half = likelihood.spacing(levels) / 2
-    outer = 1 - half
-    above = (x + half - mean) / std
-    below = (x - half - mean) / std
-    above = jnp.where(x > outer, jnp.inf, above)
-    below = jnp.where(x < -outer, -jnp.inf, below)
-    # By symmetry the bin may lie left of the mean, where log_ndtr has no cancellation.
-    mirror = x > mean
-    high = log_ndtr(jnp.where(mirror, -below, above))
-    low = log_ndtr(jnp.where(mirror, -above, below))
-    return high + jnp.log(-jnp.expm1(jnp.minimum(low - high, -1e-37)))
-
-
-def _prior(bar: float, x0: jax.Array) -> jax.Array:
-    """KL(q(x_T | x0) || N(0, I)) in bits per dim, [B]; bar = alpha^2 = 1 - sigma^2."""
-    constant = float(-np.log1p(-bar) - bar)
-    nats = 0.5 * likelihood.total(bar * x0**2 + constant)
-    return likelihood.bits_per_dim(nats, x0)
-
-
-def _level_nats(
-    x0: jax.Array, eps: jax.Array, std: float, levels: int | None
-) -> jax.Array:
-    """-log p(x0 | z) with p(x0 | z) ~ q(z | x0) and z / alpha = x0 + std eps, [B]."""
-    if levels is None:
-        nats = 0.5 * np.log(2 * np.pi * np.e * std**2)
-        return jnp.full_like(likelihood.total(x0), nats * likelihood.values(x0))
-    grid = jnp.linspace(-1, 1, levels, dtype=x0.dtype)
-
-    def add(so_far: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
-        here = -0.5 * ((x0 - level) / std + eps) ** 2
-        return jnp.logaddexp(so_far, here), None
-
-    everything = jax.lax.scan(add, jnp.full_like(x0, -jnp.inf), grid)[0]
-    return likelihood.total(everything + 0.5 * eps**2)
 
 
 def _stratified(
