@@ -36,6 +36,7 @@ SMALLEST = 1e-18  # replaces zero in a divisor; its square is a normal float32
 # the posterior's variance; beta; between them, as the network predicts.
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
+Level = float | int | np.floating | np.ndarray  # one number
 Pair = tuple[Any, Any]
 Rule = Callable[[Any, Any], Pair]
 
@@ -98,7 +99,7 @@ def kind(name: str) -> PredictionKind:
         raise ValueError(f"prediction {name!r} is none of {known}") from None
 
 
-def is_defined(name: str, wanted: str, alpha: ArrayLike, sigma: ArrayLike) -> bool:
+def is_defined(name: str, wanted: str, alpha: Level, sigma: Level) -> bool:
     """Whether a prediction `name` determines x0 or epsilon at (alpha, sigma)."""
     if name in ("epsilon", "score") and wanted == "x0":
         return bool(alpha > 0)

@@ -133,7 +133,7 @@ def test_no_error_is_below_the_conditional_variance(schedule, kind):
     goal = objective(
         schedule=SCHEDULES[schedule],
         prediction=kind,
-        timestep_sampling=denoise.uniform_law(),
+        timestep_sampling=denoise.uniform_times(),
     )
     t = validation.stratified_times(n, goal, seed=0)
     arguments = optimal(goal), None, data(n), {}, jnp.asarray(t), jnp.arange(n)
@@ -154,7 +154,7 @@ def test_no_error_is_below_the_conditional_variance(schedule, kind):
                 "schedule": SCHEDULES["scaled_linear"],
                 "prediction": "v",
                 "weighting": denoise.min_snr(2.0),
-                "timestep_sampling": denoise.uniform_law(),
+                "timestep_sampling": denoise.uniform_times(),
             },
             lambda snr: np.minimum(snr, 2.0) / (snr + 1),
         ),
@@ -242,7 +242,7 @@ def test_one_estimate_has_one_loss_and_gradient_in_every_space(weighting):
             schedule=schedule,
             prediction=kind,
             weighting=denoise.WEIGHTINGS[weighting](),
-            timestep_sampling=denoise.uniform_law(),
+            timestep_sampling=denoise.uniform_times(),
         )
 
         def net(params, x, t, cond):
@@ -298,7 +298,7 @@ def test_all_is_finite_at_both_ends(schedule):
 
 
 LAWS = {
-    "uniform": (denoise.uniform_law(), lambda t: t),
+    "uniform": (denoise.uniform_times(), lambda t: t),
     "logit_normal": (
         denoise.logit_normal(-0.5, 1.5),
         lambda t: stats.norm.cdf((np.log(t / (1 - t)) + 0.5) / 1.5),
@@ -353,7 +353,7 @@ def test_a_shift_lowers_logsnr_alike_everywhere():
 @pytest.mark.parametrize("steps", [4, 1000])
 def test_a_table_of_steps_is_drawn_whole_and_evenly(steps):
     goal = objective(
-        schedule=noise.cosine(steps), timestep_sampling=denoise.uniform_law()
+        schedule=noise.cosine(steps), timestep_sampling=denoise.uniform_times()
     )
     t = np.asarray(goal.times(jax.random.normal(jax.random.key(0), (40_000,))))
     assert (t == np.floor(t)).all()
@@ -368,7 +368,7 @@ def test_the_loss_of_a_sharded_batch_is_the_same():
         schedule=SCHEDULES["zero_terminal"],
         prediction="v",
         weighting=denoise.min_snr(),
-        timestep_sampling=denoise.uniform_law(),
+        timestep_sampling=denoise.uniform_times(),
     )
     batch = {"x": data(16)}
 
@@ -417,7 +417,7 @@ def test_strata_are_covered_once_in_a_fixed_order():
 
 
 def test_strata_of_a_table_are_whole_steps():
-    goal = objective(schedule=noise.linear(), timestep_sampling=denoise.uniform_law())
+    goal = objective(schedule=noise.linear(), timestep_sampling=denoise.uniform_times())
     t = validation.stratified_times(500, goal, seed=0)
     assert_allclose(np.sort(t), 1 + 2 * np.arange(500))
 

@@ -58,14 +58,14 @@ def averaged(experiment, workdir):
 def test_the_divergence_is_that_of_gaussians():
     mean, log_variance = np.array([0.5, -1.0]), np.array([0.3, -0.7])
     moments = jnp.asarray(np.concatenate([mean, log_variance]), jnp.float32)
-    got = reconstruct.divergence(jnp.broadcast_to(moments, (3, 2, 2, 4)))
+    got = reconstruct.kl_divergence(jnp.broadcast_to(moments, (3, 2, 2, 4)))
     draws = mean + np.exp(log_variance / 2) * np.random.default_rng(0).normal(
         size=(400_000, 2)
     )
     log_ratio = (draws**2 - ((draws - mean) / np.exp(log_variance / 2)) ** 2) / 2
     want = 4 * (log_ratio - log_variance / 2).mean(0).sum()
     assert_allclose(got, want, rtol=1e-2)
-    assert_allclose(reconstruct.divergence(jnp.zeros((2, 4, 4, 6))), 0)
+    assert_allclose(reconstruct.kl_divergence(jnp.zeros((2, 4, 4, 6))), 0)
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
@@ -91,7 +91,7 @@ def test_the_loss_weighs_distance_and_divergence_per_value(recipe, distance):
     difference = network.decode(params, autoencoder_kl.sample(moments, noise)) - x
     power = {"l1": 1, "l2": 2}[distance]
     assert_allclose(loss(0.0), np.mean(np.abs(difference) ** power), rtol=1e-5)
-    extra = np.mean(reconstruct.divergence(moments)) / (8 * 8 * 3)
+    extra = np.mean(reconstruct.kl_divergence(moments)) / (8 * 8 * 3)
     assert_allclose(loss(2.0) - loss(0.0), 2 * extra, rtol=1e-3)
 
 

@@ -14,7 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm.diffusion.noise.schedule import Real, VariancePreserving, floats
+from scaling_ldm.diffusion.noise.schedule import (
+    Real,
+    Schedule,
+    VariancePreserving,
+    floats,
+)
 
 
 def _look_up(table: Any, index: Any) -> Any:
@@ -166,7 +171,7 @@ def cosine(
     return from_betas(np.minimum(1 - bar[1:] / bar[:-1], beta_max))
 
 
-def zero_terminal_snr(schedule: Discrete) -> Discrete:
+def zero_terminal_snr(schedule: Schedule) -> Discrete:
     """The same schedule with a last step of pure noise (Lin et al. 2023, algorithm 1).
 
     alpha is shifted to reach zero and scaled to keep its first value. A network on this

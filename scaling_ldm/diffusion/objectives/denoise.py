@@ -2,8 +2,8 @@
 
     x_t = alpha(t) x0 + sigma(t) eps,   loss = mean_t w(t) mean (prediction - target)^2
 
-Any schedule of `noise`, any kind of prediction of `prediction`. Everything is computed
-in float32 and stays finite at both ends of a schedule.
+Any schedule of `noise` and any kind of `prediction` will do. Everything is computed in
+float32 and stays finite at both ends of a schedule.
 
 **Weightings** are formulas of the signal-to-noise ratio SNR = alpha^2 / sigma^2, each
 stated for the squared error in which its paper states it:
@@ -16,19 +16,21 @@ stated for the squared error in which its paper states it:
 | `p2` | epsilon | 1 / (k + SNR)^gamma | Choi et al. 2022 |
 | `sigmoid` | epsilon | sigmoid(bias - log SNR) | Kingma & Gao 2023 |
 
-An error of one kind of prediction is another's times a factor: x0 = c x + d p gives
-|x0' - x0|^2 = d^2 |p' - p|^2. So a weight w of the x0 error is d^2 w of p's, with d
-from `prediction.PREDICTIONS`: min_snr becomes min(SNR, gamma) / SNR for epsilon and
-min(SNR, gamma) / (SNR + 1) for v. `uniform` alone is another loss for every kind.
+The errors of two kinds of prediction differ by a factor: from x0 = c x + d p follows
+|x0' - x0|^2 = d^2 |p' - p|^2. So a weight w of the x0 error is a weight d^2 w of the
+error of p, with d from `prediction.PREDICTIONS`. min_snr becomes min(SNR, gamma) / SNR
+for epsilon and min(SNR, gamma) / (SNR + 1) for v. Only `uniform` is a different loss
+for each kind.
 
-Weights are not normalised. Kingma & Gao write their loss as an integral over log SNR;
-a weight here multiplies the density of log SNR that schedule and law of t imply. Their
-integral has the further factor -dlogsnr/dt, which is left out (as Hang et al. and Choi
-et al. do).
+Weights are not normalised. Kingma & Gao write their loss as an integral over log SNR. A
+weight here multiplies the density of log SNR, which the schedule and the distribution
+of t determine. Their integral has the further factor -dlogsnr/dt. It is left out here,
+as in Hang et al. and Choi et al.
 
-**Laws of t** are increasing functions of a standard normal draw, onto a fraction of the
-schedule, 0 at the data and 1 at the noise. So the quantile q of a law is its value at
-the normal's quantile q, which is how validation takes its strata.
+**Distributions of t** (`timestep_sampling`) are increasing functions of a standard
+normal draw. Their value is a fraction of the schedule, 0 at the data and 1 at the
+noise. So the quantile q of t is the function's value at the normal's quantile q, and
+validation takes its strata in this way.
 
 | name | fraction of the schedule | source |
 |---|---|---|
@@ -36,8 +38,8 @@ the normal's quantile q, which is how validation takes its strata.
 | `logit_normal` | sigmoid(location + scale normal) | Esser et al. 2024, section 3.1 |
 | `cosmap` | 1 - 1 / (1 + tan(pi/2 Phi(normal))) | Esser et al. 2024, section 3.1 |
 
-Paper B trains flow on rectified flow under `logit_normal`. It does not state location
-and scale; 0 and 1 are this library's assumption.
+Paper B trains flow on rectified flow with `logit_normal`. It does not state location
+and scale; this library assumes 0 and 1.
 
 References: Ho 2006.11239, Salimans & Ho 2202.00512, Choi 2204.00227, Kingma & Gao
 2303.00848, Hang 2303.09556, Esser 2403.03206.
@@ -55,20 +57,21 @@ import numpy as np
 import scipy.special
 
 from scaling_ldm.diffusion import noise
-from scaling_ldm.diffusion import prediction as prediction_lib
-from scaling_ldm.models.shapes import LatentBHWC, TimeB
+from scaling_ldm.diffusion import prediction as predictions
+from scaling_ldm.diffusion.shapes import LatentBHWC, ValueB
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # arrays by name
 Values = TypeVar("Values", np.ndarray, jax.Array)
 
-LOGSNR_LIMIT = 20.0  # of weights: noise or picture beyond it is lost in float32
+# Of weights. Beyond it, the noise or the picture is lost in float32 rounding.
+LOGSNR_LIMIT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighting:
     """A weight of the squared error of one kind of prediction.
 
-    of: a name of `prediction.PREDICTIONS`; "" for whatever kind the network predicts.
+    of: a name of `prediction.PREDICTIONS`; "" is the kind that the network predicts.
     weight: float32 [B] of logsnr [B], which is finite.
     """
 
@@ -82,7 +85,7 @@ def uniform_weight() -> Weighting:
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(SNR, gamma): no noise level pulls harder than SNR = gamma does."""
+    """min(SNR, gamma): no noise level has a larger weight than that of SNR = gamma."""
     return Weighting("x0", lambda logsnr: jnp.minimum(jnp.exp(logsnr), gamma))
 
 
@@ -92,18 +95,19 @@ def truncated_snr() -> Weighting:
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
-    """1 / (k + SNR)^gamma: less for the levels that only clean up."""
+    """1 / (k + SNR)^gamma: less weight on levels with little noise."""
     return Weighting("epsilon", lambda logsnr: (k + jnp.exp(logsnr)) ** -gamma)
 
 
 def sigmoid(bias: float = 0.0) -> Weighting:
-    """sigmoid(bias - logsnr); a larger bias asks for more detail.
+    """sigmoid(bias - logsnr); a larger bias puts more weight on levels of little noise.
 
     Hoogeboom et al. 2024 (arXiv 2410.19324) call it the sigmoid loss.
     """
     return Weighting("epsilon", lambda logsnr: jax.nn.sigmoid(bias - logsnr))
 
 
+# The functions of the names in config.WEIGHTINGS.
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "uniform": uniform_weight,
     "min_snr": min_snr,
@@ -112,41 +116,43 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "sigmoid": sigmoid,
 }
 
-TimeLaw = Callable[[Values], Values]
+TimestepSampling = Callable[[Values], Values]
 
 
 def _special(value: Any) -> Any:
-    """float32 functions for jax arrays, float64 ones for numpy's."""
+    """Functions of float32 for jax arrays, of float64 for numpy arrays."""
     return jax.scipy.special if isinstance(value, jax.Array) else scipy.special
 
 
-def uniform_law() -> TimeLaw:
-    """Every fraction is as likely as any other."""
+def uniform_times() -> TimestepSampling:
+    """Every fraction is equally likely."""
     return lambda normal: _special(normal).ndtr(normal)
 
 
-def logit_normal(location: float = 0.0, scale: float = 1.0) -> TimeLaw:
+def logit_normal(location: float = 0.0, scale: float = 1.0) -> TimestepSampling:
     """Most draws in the middle; a positive location moves them towards noise."""
     return lambda normal: _special(normal).expit(location + scale * normal)
 
 
-def cosmap() -> TimeLaw:
-    """Those of a rectified flow whose log SNR is distributed as a cosine schedule's.
+def cosmap() -> TimestepSampling:
+    """On a rectified flow, log SNR is distributed as on a cosine schedule.
 
-    tan = sin / cos, and cos(pi/2 u) = sin(pi/2 (1 - u)): exact at both ends.
+    tan is written as sin / cos, with cos(pi/2 u) = sin(pi/2 (1 - u)). It is then exact
+    at both ends.
     """
 
-    def law(normal: Values) -> Values:
-        xp = jnp if isinstance(normal, jax.Array) else np
+    def fraction(normal: Values) -> Values:
+        xp: Any = jnp if isinstance(normal, jax.Array) else np
         rising = xp.sin(np.pi / 2 * _special(normal).ndtr(normal))
         falling = xp.sin(np.pi / 2 * _special(normal).ndtr(-normal))
         return rising / (rising + falling)
 
-    return law
+    return fraction
 
 
-TIMESTEP_SAMPLING: dict[str, Callable[..., TimeLaw]] = {
-    "uniform": uniform_law,
+# The functions of the names in config.TIMESTEP_SAMPLING.
+TIMESTEP_SAMPLING: dict[str, Callable[..., TimestepSampling]] = {
+    "uniform": uniform_times,
     "logit_normal": logit_normal,
     "cosmap": cosmap,
 }
@@ -154,38 +160,38 @@ TIMESTEP_SAMPLING: dict[str, Callable[..., TimeLaw]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionObjective:
-    """What a network learns to predict, of which noise, and what counts how much."""
+    """What a network learns: schedule, prediction, weights, distribution of times."""
 
     schedule: noise.Schedule
     prediction: str  # a name of prediction.PREDICTIONS
     weighting: Weighting
-    timestep_sampling: TimeLaw
-    time_shift: float = 1.0  # of noise.shift_time, applied to the fraction
-    caption_dropout: float
+    timestep_sampling: TimestepSampling
+    time_shift: float = 1.0  # factor of noise.shift_time, applied to the fraction
+    caption_dropout: float  # probability of the null condition in training
 
     def times(self, normal: Values) -> Values:
-        """Times of the schedule from standard normal draws; float64 from numpy's."""
+        """Times of the schedule from standard normal draws; numpy's give float64."""
         fraction = noise.shift_time(self.timestep_sampling(normal), self.time_shift)
         return self.schedule.at_fraction(fraction)
 
-    def weight(self, t_B: TimeB) -> jax.Array:
+    def weight(self, t_B: ValueB) -> ValueB:
         """The weight of each sample's squared error in the prediction's own space.
 
         Beyond +-LOGSNR_LIMIT it is the weight at the limit, which is finite for every
-        kind; without noise or without a picture its formula may be 0 times infinity.
+        kind. Without noise or without a picture the formula may be 0 times infinity.
         """
         logsnr = jnp.clip(self.schedule.logsnr(t_B), -LOGSNR_LIMIT, LOGSNR_LIMIT)
         alpha, sigma = self.schedule.from_logsnr(logsnr)
         stated_in = self.weighting.of or self.prediction
-        _, factor = prediction_lib.factors(self.prediction, stated_in, alpha, sigma)
+        _, factor = predictions.factors(self.prediction, stated_in, alpha, sigma)
         return self.weighting.weight(logsnr) * factor**2
 
 
 def drop_captions(cond: Batch, uncond: Batch, drop_B: jax.Array) -> Batch:
-    """Replaces the condition of each sample with `drop` by the null condition.
+    """Replaces the condition by the null condition where drop_B is true.
 
-    `null` holds one unbatched array per array of `cond` that can be dropped; the others
-    stay.
+    `uncond` holds one unbatched array for each array of `cond` that can be dropped. The
+    other arrays stay.
     """
     dropped = dict(cond)
     for name, nothing in uncond.items():
@@ -196,25 +202,25 @@ def drop_captions(cond: Batch, uncond: Batch, drop_B: jax.Array) -> Batch:
 
 
 def per_example_loss(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     params: Any,
     x0_BHWC: LatentBHWC,
     eps_BHWC: LatentBHWC,
-    t_B: TimeB,
+    t_B: ValueB,
     cond: Batch,
     objective: DiffusionObjective,
-) -> jax.Array:
+) -> ValueB:
     """Mean squared error of each sample's prediction, unweighted, [B], float32."""
     schedule, kind = objective.schedule, objective.prediction
     alpha, sigma = schedule.alpha(t_B), schedule.sigma(t_B)
-    x_t = prediction_lib.corrupt(x0_BHWC, eps_BHWC, alpha, sigma)
+    x_t = predictions.corrupt(x0_BHWC, eps_BHWC, alpha, sigma)
     predicted = apply(params, x_t, schedule.unit_time(t_B), cond)
-    wanted = prediction_lib.target(kind, x0_BHWC, eps_BHWC, alpha, sigma)
+    wanted = predictions.target(kind, x0_BHWC, eps_BHWC, alpha, sigma)
     return jnp.mean((predicted - wanted) ** 2, axis=(1, 2, 3))
 
 
 def loss(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     params: Any,
     batch: Batch,
     uncond: Batch,
@@ -225,11 +231,11 @@ def loss(
     """The training loss of one batch, a float32 scalar.
 
     Args:
-      apply: a denoiser's apply; it is given `schedule.unit_time(t)`.
+      apply: a denoiser's apply; its time is `schedule.unit_time(t)`.
       batch: "x" [B, H, W, C] and the arrays of the denoiser's conditioning.
       uncond: the null condition, unbatched arrays; a coarse "image" has none.
-      key: of this step; noise, t and dropout come from it alone.
-      objective: what is predicted and how it is weighed.
+      key: of this step; noise, t and dropout depend on it alone.
+      objective: what is predicted, at which times, with which weights.
     """
     x0 = batch["x"].astype(jnp.float32)
     cond = {name: value for name, value in batch.items() if name != "x"}
@@ -245,7 +251,7 @@ def loss(
 
 
 def batch_sharding(x: jax.Array, ndim: int | None = None) -> Any:
-    """The sharding of x's batch axis for an array of `ndim` axes; None without mesh."""
+    """The sharding of x's batch axis for an array of `ndim` axes; None if no mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return None
     sharding = jax.typeof(x).sharding

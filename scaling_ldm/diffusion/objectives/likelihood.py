@@ -102,21 +102,21 @@ def without_variance(said: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def normal(key_B: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of x; each sample's comes from its own key."""
+    """Standard normal noise of the shape of x, each sample's from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(key_B)
 
 
 def spacing(levels: int) -> float:
-    """Distance of `levels` values evenly spaced from -1 to 1, both included.
+    """The distance of `levels` values evenly spaced from -1 to 1, ends included.
 
-    256 levels k -> 2 k / 255 - 1 are 2 / 255 apart. Of values that were scaled as
-    k -> k / 128 - 1 the distance is 1 / 128.
+    256 levels scaled as k -> 2 k / 255 - 1 are 2 / 255 apart. If
+    scaled as k -> k / 128 - 1, they are 1 / 128 apart.
     """
     return 2 / (levels - 1)
 
 
 def dequantise(x: jax.Array, key: jax.Array, *, spacing: float) -> jax.Array:
-    """Levels that are `spacing` apart, plus uniform noise that fills the gaps.
+    """Levels that are `spacing` apart, plus uniform noise that fills the gaps between.
 
     Then -log p(level) <= E[-log p(x)] - D log(spacing) (Theis et al. 2016):
     the density of the result is turned into bits of the level by adding

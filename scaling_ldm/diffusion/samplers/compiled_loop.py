@@ -177,7 +177,7 @@ def advance(
     network: Callable[..., jax.Array],
     build: LoopBuild,
     state: LoopState,
-    packed: jax.Array,
+    packed: np.ndarray | jax.Array,
     start: Any,
     stop: Any,
     inputs: LoopInputs,

@@ -22,7 +22,7 @@ class DiffusionModel:
     A call estimates x0: denoise(x [B, ...], t scalar or [B], cond) -> [B, ...].
     """
 
-    network: Callable[..., Any] | None
+    network: Any
     schedule: noise.Schedule
     prediction: str
     params: Any = None

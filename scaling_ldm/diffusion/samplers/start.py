@@ -122,7 +122,7 @@ def widen(value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
     return value if value.shape == shape else jnp.broadcast_to(value, shape)
 
 
-def _floats(*given: Any) -> list[jax.Array | None]:
+def _floats(*given: Any) -> list[Any]:
     """All as float64 if one of them is, else as float32; None stays None."""
     arrays = [None if value is None else jnp.asarray(value) for value in given]
     wide = any(a is not None and a.dtype == jnp.float64 for a in arrays)
