@@ -59,7 +59,7 @@ TFGAN = [
     "tensorflow-probability==0.25.0",
     "tf-keras==2.21.0",
 ]
-# The site of docs/; it is built from the source text and imports nothing of the library.
+# The site of docs/. It is built from the source text and does not import the library.
 DOCS = [
     "mkdocs-material>=9.8,<10",
     "mkdocstrings-python>=2.0.11,<3",

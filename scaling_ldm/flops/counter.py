@@ -21,8 +21,8 @@ Control flow:
 - `while` multiplies by its trip count if start, bound and step are constants. If they
   are not and the body has FLOPs, it raises `UnknownTripCount`.
 - `cond` and `switch` count their most expensive branch, and leave a note if the
-  branches differ. `platform_dependent` counts its default, so that the count is the same on
-  every machine.
+  branches differ. `platform_dependent` counts its default, so that the count is the
+  same on every machine.
 - `shard_map` multiplies the body of one shard by the number of devices on its manual
   axes. So work that is replicated over such an axis counts on each device.
 - Attention kernels get no discount for causal masks, windows or padded sequences.

@@ -90,7 +90,7 @@ class Place:
         run: list[str] = []  # scopes since the last transformation
         recomputed, in_gradient = self.recomputed, self.in_gradient
         for item in (*eqn.source_info.name_stack.stack, None):
-            if type(item).__name__ == "Scope":
+            if item is not None and type(item).__name__ == "Scope":
                 if item.name == _REMAT_SCOPE:
                     recomputed, in_gradient = True, False
                 else:
@@ -331,7 +331,7 @@ def trip_count(params: Mapping[str, Any], inputs: Sequence[int | None]) -> int |
     if test is None or len(test.invars) != 2:
         return None
     (left, left_step), (right, right_step) = map(side, test.invars)
-    if None in (left, left_step, right, right_step):
+    if left is None or left_step is None or right is None or right_step is None:
         return None
     # The loop goes on while gap < 0; each iteration adds `rate` to the gap.
     gap, rate = left - right, left_step - right_step

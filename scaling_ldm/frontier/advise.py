@@ -137,8 +137,9 @@ def _memory(
     table: CellTable, frontier: Frontier, device: str | None
 ) -> tuple[np.ndarray, bool, str]:
     elsewhere = device is not None and not _same(device, frontier.device)
-    if all(cell.memory_bytes is not None for cell in table.cells):
-        memory = np.array([float(c.memory_bytes) for c in table.cells])
+    planned = [c.memory_bytes for c in table.cells if c.memory_bytes is not None]
+    if len(planned) == len(table.cells):
+        memory = np.array([float(count) for count in planned])
         basis = (
             "parameters, and what the compiler plans beside them for one image, "
             f"on {frontier.device}"

@@ -236,7 +236,7 @@ def make_choice(
     """A chosen cell, given the cell that each draw chooses and its value there."""
     cell, value = table.cells[best], float(table.value[best])
     expected, interval, probability = value, None, None
-    if drawn is not None:
+    if table.draws is not None and drawn is not None:
         chosen, values = drawn
         error = values - table.value[chosen]
         a = (1 - table.level) / 2

@@ -118,12 +118,13 @@ def front_of(
 
     def choice(place: int, chosen: np.ndarray | None):
         pair = None
-        if chosen is not None:
+        if drawn is not None and chosen is not None:
             pair = order[chosen], drawn[0][np.arange(len(chosen)), chosen]
         return make_choice(table, int(order[place]), costs, pair)
 
     if isinstance(budgets, int):
-        budgets = np.unique(np.geomspace(at_cost[0], at_cost[-1], budgets))
+        spaced = np.geomspace(at_cost[0], at_cost[-1], budgets)
+        budgets = np.unique(spaced).tolist()
     names = np.array([cell.model for cell in table.cells])
     points = []
     for budget in budgets:

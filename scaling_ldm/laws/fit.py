@@ -85,7 +85,7 @@ def _law(
     )
     if isinstance(law, Refusal):
         return law, None, []
-    usable = np.isfinite(samples).all(axis=1)
+    usable = np.all(np.isfinite(samples), axis=1)
     if usable.sum() < 20:
         refusal = Refusal(
             quantity=name,
@@ -125,7 +125,7 @@ def _law(
     for x in forms.band_grid(budgets, extend):
         i = predict(float(x))[1]
         band.append((float(x), i.low, i.high))
-    law = dataclasses.replace(
+    complete = dataclasses.replace(
         law,
         coef_interval=_exp_interval(math.log(law.coef), coef),
         exponent_interval=Interval(
@@ -135,7 +135,7 @@ def _law(
         ),
         band=tuple(band),
     )
-    return law, predict, notes
+    return complete, predict, notes
 
 
 def _held_out(
@@ -160,7 +160,7 @@ def _held_out(
             with np.errstate(invalid="ignore", divide="ignore"):
                 value, noise = float(np.log(value)), np.log(noise)
         reason, detail = "loss not positive", "a power law cannot predict it"
-        if predict is None:
+        if isinstance(law, Refusal):
             reason, detail = law.reason, f"{law.detail}, the largest left out"
         if predict is None or not math.isfinite(value):
             out.append(

@@ -174,16 +174,19 @@ def _draw(
                 "parabola's intervals use its own residuals only"
             )
     parts = [forms.exchangeable(c.residuals, c.leverage, c.dof) for c in curves]
+    common = None
     if together:
         pool = np.concatenate(parts)
         mean_square = float(np.mean(pool**2))
         if mean_square > 0:
             pool = pool * math.sqrt(rss.sum() / dof.sum() / mean_square)
-        scale = np.sqrt(dof.sum() / rng.chisquare(dof.sum(), (draws, 1)))
+        common = pool, np.sqrt(dof.sum() / rng.chisquare(dof.sum(), (draws, 1)))
     out = []
     for c, part in zip(curves, parts, strict=True):
-        if not together:
+        if common is None:
             pool, scale = part, np.sqrt(c.dof / rng.chisquare(c.dof, (draws, 1)))
+        else:
+            pool, scale = common
         noise = rng.choice(pool, (draws, len(c.x))) * scale
         out.append(c.coefs + noise @ c.solve.T)
     return out, notes

@@ -38,13 +38,13 @@ class PublishedLaw:
         Raises:
           ValueError: a constant or unit is not known.
         """
-        unknown = [k for k, v in self.constants.items() if v is None]
+        c = {k: v for k, v in self.constants.items() if v is not None}
+        unknown = [k for k in self.constants if k not in c]
         if unknown or self.input_scale is None or self.output_scale is None:
             raise ValueError(
                 f"{self.key} cannot be evaluated: "
                 f"{', '.join(unknown) or 'its unit'} not known. {self.note}"
             )
-        c = self.constants
         if self.form == "surface":
             n, d = inputs
             return c["E"] + c["A"] / n ** c["alpha"] + c["B"] / d ** c["beta"]

@@ -4,8 +4,8 @@
                     trained and how far, what the network reads, the SHA-256 of the
                     weights
 
-A U-Net in diffusers' layout may come from elsewhere, without a card. Its identity is then
-its folder's name and its weights' SHA-256, and how far it was trained is unknown.
+A U-Net in diffusers' layout may come from elsewhere, without a card. Its identity is
+then its folder's name and its weights' SHA-256, and how far it was trained is unknown.
 """
 
 from __future__ import annotations
