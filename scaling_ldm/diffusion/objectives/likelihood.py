@@ -164,10 +164,11 @@ def _inside(
 
 
 def log_bin(x: jax.Array, mean: jax.Array, std: jax.Array, levels: int) -> jax.Array:
-    """log of the mass that N(mean, std^2) has in the bin of each level x.
+    """The log of the mass of N(mean, std^2) in the bin of each level x.
 
-    Bins reach half a spacing to both sides, the outer ones to infinity (Ho et al. 2020,
-    eq. 13). Exact in the tails, where published code puts a floor of log 1e-12.
+    Bins reach half a spacing to both sides, and the outer ones to infinity (Ho et al.
+    2020, eq. 13). It is exact in the tails, where published code puts a floor of log
+    1e-12.
     """
     half = spacing(levels) / 2
     outer = 1 - half
@@ -175,7 +176,7 @@ def log_bin(x: jax.Array, mean: jax.Array, std: jax.Array, levels: int) -> jax.A
     below = (x - half - mean) / std
     above = jnp.where(x > outer, jnp.inf, above)
     below = jnp.where(x < -outer, -jnp.inf, below)
-    # By symmetry the bin may lie left of the mean, where log_ndtr has no cancellation.
+    # By symmetry the bin is moved left of the mean, where log_ndtr is accurate.
     mirror = x > mean
     high = log_ndtr(jnp.where(mirror, -below, above))
     low = log_ndtr(jnp.where(mirror, -above, below))

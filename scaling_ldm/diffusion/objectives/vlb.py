@@ -89,8 +89,8 @@ def bits_per_dim(
 ) -> Bound:
     """The bound of every step, with one draw of noise for each.
 
-    Costs T = schedule.steps evaluations, one after another, in the memory of one
-    (`estimate` costs a single evaluation). Call it under jax.jit: compiled once.
+    It costs T = schedule.steps evaluations, one after another, in the memory of one
+    (`estimate` costs a single one). Call it under jax.jit, where it compiles once.
 
     Args:
       network: (x [B, ...], t [B], cond) -> prediction, t in the schedule's own unit.
@@ -102,7 +102,7 @@ def bits_per_dim(
       variance: one of VARIANCES.
       levels: of the data; None for continuous data and latents.
       clip: x0 estimates are clipped to [-clip, clip]. The published numbers of Ho et
-        al. and Nichol & Dhariwal have 1; sample with it too, it is part of the model.
+        al. and Nichol & Dhariwal have 1. It is a part of the model: sample with it too.
 
     Raises:
       ValueError: an unknown variance or prediction, a schedule without a table, or a
@@ -140,10 +140,10 @@ def estimate(
 ) -> jax.Array:
     """An unbiased estimate of `bits_per_dim(...).total`, [B], from `draws` rows.
 
-    Costs `draws` evaluations. Each sample has its own rows, one from each of `draws`
-    equal strata of 0 ... T - 1, so the rows are uniform and the variance falls faster
-    than 1 / draws; average over samples for a data set's number. Arguments as for
-    `bits_per_dim`.
+    It costs `draws` evaluations. Each sample has its own rows, one from each of `draws`
+    equal strata of 0 ... T - 1. So the rows are uniform, and the variance falls faster
+    than 1 / draws. A data set's number is the average over samples. Other arguments are
+    those of `bits_per_dim`.
 
     Raises:
       ValueError: as `bits_per_dim`, or draws < 1.
@@ -179,21 +179,21 @@ def continuous(
 ) -> ContinuousBound:
     """The bound of infinitely many steps (Kingma et al. 2021, arXiv 2107.00630).
 
-    Its middle part is 1/2 the integral over logsnr of E |eps - eps_hat|^2 (eq. 15-18),
-    which depends on the schedule through its ends alone, so any schedule will do, also
-    those that preserve no variance. It is estimated without bias at `draws` random
-    logsnr, uniform, stratified for each sample; `draws` evaluations. The decoder
-    belongs to the data and not to the network: p(x0 | z) ~ q(z | x0) over the levels
-    as there, or N(x0; z / alpha, sigma^2 / alpha^2) for continuous data, whose
-    expectation is taken exactly.
+    Its middle part is 1/2 the integral over logsnr of E |eps - eps_hat|^2 (eq. 15-18).
+    Of the schedule only the ends matter to it, so any schedule will do, also one that
+    does not preserve variance. It is estimated without bias at `draws` random logsnr,
+    uniform and stratified for each sample, which costs `draws` evaluations. The decoder
+    depends on the data and not on the network. Over levels it is p(x0 | z) ~ q(z | x0),
+    as in the paper. For continuous data it is N(x0; z / alpha, sigma^2 / alpha^2), and
+    its expectation is exact.
 
     Args:
       schedule: any of noise.SCHEDULES.
-      t_min: least noise, by default `t_data`, or the time of logsnr 20 if `t_data` has
-        no noise. What lies below is the decoder's: less noise lowers the bound until
-        the network's errors there outweigh it.
-      t_max: most noise, by default `t_noise`, or the time of logsnr -20 if that has no
-        signal. The standard normal prior is paid for there.
+      t_min: the least noise, by default `t_data`, or the time of logsnr 20 if `t_data`
+        has no noise. Below it the decoder takes over. Less noise lowers the bound,
+        until the network's errors at such noise raise it again.
+      t_max: the most noise, by default `t_noise`, or the time of logsnr -20 if
+        `t_noise` has no signal. The prior is compared with the data there.
       network, x0, key, prediction, cond, levels, draws: as for `bits_per_dim`.
 
     Raises:
@@ -229,7 +229,7 @@ def continuous(
 
 @dataclasses.dataclass(frozen=True)
 class _Chain:
-    """The chain's constants, float64, checked."""
+    """The checked settings of a chain, and its constants."""
 
     schedule: noise.Discrete
     prediction: str
@@ -238,7 +238,7 @@ class _Chain:
     clip: float | None
 
     def table(self, x: jax.Array) -> dict[str, jax.Array]:
-        """What a row needs, each [T]: computed in float64, cast to the dtype of x.
+        """The constants of all rows, each [T], computed in float64, in the dtype of x.
 
         mean: factor of x0 in the mean of q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 7).
         true, low, high: log variances of q and of the ends of the learned range; `low`
@@ -299,9 +299,9 @@ def _term(
     t: jax.Array,
     cond: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Nats, squared error of x0 and of eps of the rows t [B], each [B].
+    """(nats, squared error of x0, of eps) of the rows t [B], each [B].
 
-    at_t: the table's rows: scalars, or [B].
+    at_t: the constants of these rows: scalars, or [B].
     """
     c = {name: predictions.batched(value, x0) for name, value in at_t.items()}
     x = c["alpha"] * x0 + c["sigma"] * eps

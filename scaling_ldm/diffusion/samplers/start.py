@@ -30,7 +30,7 @@ class Start(NamedTuple):
     """The state before the first step, and what later steps need of it."""
 
     x: jax.Array  # [B, ...] at the grid's first point
-    initial: Any  # [B, ...], the noise in x; None for an inversion
+    initial: Any  # [B, ...], the noise in x, for inpainting, or None
     keys: Any  # one key per sample, [B], or None
     step_noise: Any  # [evaluations, B, ...], or None
     image: Any  # [B, ...], the known image, or None
