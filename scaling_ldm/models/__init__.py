@@ -1,5 +1,7 @@
-"""Networks: their parts, denoisers, frozen encoders, and weights in others' layouts.
+"""Networks as pure functions of nested dicts of arrays.
 
-`from_config` makes the network of an experiment, `pretrained` opens frozen ones by
-name. Everything is a pure function of a dict of arrays. May import: config, records.
+denoisers and encoders hold the networks, weights reads and writes their published
+parameters. layers, attention and positions are the parts that they share, and shapes
+names the array types. `from_config` builds the network of an experiment; `pretrained`
+opens a frozen network by name. May import: records, config.
 """

@@ -1,4 +1,4 @@
-"""Softmax attention with a gradient of its own. jax only.
+"""Softmax attention with its own reverse derivative.
 
 Letters: B batch, T queries, S keys, K heads, H features of a head.
 """
@@ -9,24 +9,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float
 
+from scaling_ldm.models.shapes import Array
+
+# From this many scores of one head on, the gradient computes them again.
 LONG = 512 * 512
-"""Scores of one head above which the gradient computes them again (2 megabytes)."""
 
 
 def attend(
-    q_BTKH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask: jax.Array | None,
-) -> jax.Array:
-    """softmax(q k / sqrt(H)) v, the softmax in float32; `mask` is [B, 1, 1 or T, S].
+    q_BTKH: Float[Array, "B T K H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask: Bool[Array, "_ 1 _ S"] | None,
+) -> Float[Array, "B T K H"]:
+    """softmax(q k / sqrt(H)) v, with the softmax in float32.
 
-    What `jax.nn.dot_product_attention` computes, with the scale on the queries, which
-    are fewer than the scores. It has a reverse derivative only. From `LONG` scores a
-    head on, that derivative computes the scores again instead of keeping B x K x T x S
-    of them (Dao et al. 2022, arXiv 2205.14135), and a CPU by itself goes through the
-    heads one at a time, so that the scores stay in its cache.
+    This computes what `jax.nn.dot_product_attention` does. The scale is applied to the
+    queries, which are fewer than the scores. Only reverse derivatives exist. From
+    `LONG` scores per head on, the derivative computes the scores again instead of
+    storing B x K x T x S of them (Dao et al. 2022, arXiv 2205.14135). A single CPU
+    device then computes one head at a time, so that the scores stay in its cache.
+
+    Args:
+      mask: true where a query attends to a key, [B or 1, 1, 1 or T, S]; None: all do.
     """
     q_BKTH = (q_BTKH * q_BTKH.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
@@ -45,10 +51,10 @@ def _scores(q_BKTH: Any, k_BKHS: Any, mask: Any) -> jax.Array:
 def _pull_back(
     q_BKTH: Any, k_BKHS: Any, v_BKSH: Any, weights_BKTS: Any, dot_BKT1: Any, g_BKTH: Any
 ) -> tuple[jax.Array, ...]:
-    """Gradients of q, k and v that leave the T x S arrays as they lie in memory.
+    """Gradients of q, k and v that do not transpose the T x S arrays.
 
-    The automatic ones transpose two of them, which takes a CPU longer than all the
-    arithmetic. A masked weight is zero, and so is its gradient.
+    The automatic gradients transpose two of them, which takes a CPU longer than all the
+    arithmetic. A masked weight is zero, so its gradient is zero too.
     """
     dtype = v_BKSH.dtype
     dv_BKHS = jnp.einsum(
@@ -67,7 +73,7 @@ def _pull_back(
 
 
 def _dot(g_BKTH: jax.Array, out_BKTH: jax.Array) -> jax.Array:
-    """The sum over S in the softmax's gradient, as one over H (Dao, appendix B.2)."""
+    """The sum over S in the softmax's gradient, computed over H (Dao, appendix B.2)."""
     product = g_BKTH.astype(jnp.float32) * out_BKTH.astype(jnp.float32)
     return jnp.sum(product, -1, keepdims=True)
 
@@ -85,8 +91,8 @@ def _attend_forward(
     return out_BKTH, (q_BKTH, k_BKHS, v_BKSH, weights_BKTS, out_BKTH)
 
 
-def _attend_backward(kept: Any, g_BKTH: jax.Array) -> tuple[Any, ...]:
-    *given, out_BKTH = kept
+def _attend_backward(saved: Any, g_BKTH: jax.Array) -> tuple[Any, ...]:
+    *given, out_BKTH = saved
     return *_pull_back(*given, _dot(g_BKTH, out_BKTH), g_BKTH), None
 
 
@@ -116,15 +122,17 @@ def _long_forward(
     return out_BKTH, (*given, out_BKTH, log_total_BKT1)
 
 
-def _long_backward(kept: Any, g_BKTH: jax.Array) -> tuple[Any, ...]:
+def _long_backward(saved: Any, g_BKTH: jax.Array) -> tuple[Any, ...]:
     def backward(
         q: Any, k: Any, v: Any, mask: Any, log_total: Any, dot: Any, g: Any
     ) -> tuple[jax.Array, ...]:
-        with jax.named_scope("rematted_computation"):  # the name that `flops` knows
+        with jax.named_scope(
+            "rematted_computation"
+        ):  # `flops` counts it as recomputation
             weights = jnp.exp(_scores(q, k, mask) - log_total)
         return _pull_back(q, k, v, weights, dot, g)
 
-    q, k, v, mask, out_BKTH, log_total_BKT1 = kept
+    q, k, v, mask, out_BKTH, log_total_BKT1 = saved
     dot_BKT1 = _dot(g_BKTH, out_BKTH)
     given = (q, k, v, mask, log_total_BKT1, dot_BKT1, g_BKTH)
     return *_by_heads(backward, (q, k, v), *given), None
@@ -134,15 +142,15 @@ _attend_long.defvjp(_long_forward, _long_backward)
 
 
 def _by_heads(fn: Any, like: tuple[Any, ...], *args: Any) -> tuple[jax.Array, ...]:
-    """`fn` of arrays [B, K, ...]: all at once, or pair by pair on one CPU device.
+    """Applies `fn` to arrays [B, K, ...] at once or, on one CPU device, pair by pair.
 
-    Its results are sharded as the arrays of `like`. Several devices hold parts of B or
-    K, which a loop over the pairs would collect.
+    The results are sharded as the arrays of `like`. Several devices hold parts of B or
+    K, which a loop over the pairs would gather, so there is no loop then.
     """
     B, K = args[0].shape[:2]
 
     def one_by_one(*args: Any) -> tuple[Any, ...]:
-        # An axis of 1 stays: XLA's batched product takes half the time of its other.
+        # An axis of 1 stays, because XLA's batched product takes half the time.
         pairs = jax.tree.map(lambda a: a.reshape(B * K, 1, *a.shape[2:]), args)
         found = jax.lax.map(lambda pair: fn(*pair), pairs)
         return jax.tree.map(lambda a: a.reshape(B, K, *a.shape[2:]), found)
@@ -150,7 +158,7 @@ def _by_heads(fn: Any, like: tuple[Any, ...], *args: Any) -> tuple[jax.Array, ..
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) > 1:
         return fn(*args)
-    if not mesh.empty:  # of one device: no axis is really cut, and any may be merged
+    if not mesh.empty:  # of one device: no axis is divided, so axes may be merged
         args = jax.tree.map(lambda a: jax.sharding.reshard(a, PartitionSpec()), args)
     found = jax.lax.platform_dependent(
         *args, cpu=one_by_one, default=lambda *args: fn(*args)

@@ -1,4 +1,7 @@
-"""From an experiment and a size to its network: the one reader of config.Model."""
+"""From an experiment and a size to its network.
+
+Only this module reads `config.ModelConfig`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from scaling_ldm.models import denoisers, encoders
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.encoders import autoencoder_kl
 
-# Widths of an autoencoder's resolutions, in its base width.
+# Widths of the resolutions of an autoencoder, in units of its base width.
 AUTOENCODER_MULTIPLES = (1, 2, 2, 4)
 
 
 def denoiser(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> denoisers.Denoiser:
-    """The network that two numbers of `config.plan.sizes` make of an experiment.
+    """The network of an experiment with one pair of numbers of `config.plan.sizes`.
 
     Raises:
       ConfigError: no network can be made of them.
@@ -33,7 +36,7 @@ def denoiser(
 
 
 def _text(experiment: config.Experiment) -> dict[str, Any]:
-    """What a network is to know of captions: words to look up, or frozen features."""
+    """The fields about captions, which are words to look up or frozen features."""
     words = experiment.reads_words
     return {
         "text_tokens": experiment.data.text_tokens,
@@ -70,7 +73,7 @@ def _two_streams(
 
 
 def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str, Any]:
-    """What every transformer's shape says."""
+    """The fields that every transformer has."""
     model = experiment.model
     return _text(experiment) | {
         "width": width,
@@ -92,7 +95,7 @@ def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str
 def _unet(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
 ) -> denoisers.Denoiser:
-    del unroll  # no two of its blocks in a row have the same shape
+    del unroll  # its blocks differ, so there is no stack
     return denoisers.u_net(unet_config(experiment, width, depth))
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from scaling_ldm.config import names
 from scaling_ldm.models.positions import sinusoid
-from scaling_ldm.models.shapes import Array, LatentBHWC, TimeB
+from scaling_ldm.models.shapes import Array, LatentBHWC, TimeB, TokensBTD
 
 # Keys are those of config.names.ACTIVATIONS.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -222,6 +222,32 @@ def project(
         (parts, *features), use_bias=use_bias, dtype=dtype, name=name
     )
     return [jnp.squeeze(a, 2) for a in jnp.split(dense(x), parts, axis=2)]
+
+
+def join_heads(
+    x_BTKH: Float[Array, "B T K H"],
+    width: int,
+    dtype: Any,
+    name: str,
+    use_bias: bool = True,
+) -> Float[Array, "B T D"]:
+    """The output projection of an attention: all heads to `width` features."""
+    dense = nn.DenseGeneral(
+        width, axis=(-2, -1), use_bias=use_bias, dtype=dtype, name=name
+    )
+    return dense(x_BTKH)
+
+
+def perceptron(
+    x_BTD: TokensBTD,
+    hidden: int,
+    activation: Callable[[jax.Array], jax.Array],
+    dtype: Any,
+    prefix: str,
+) -> TokensBTD:
+    """Two dense layers, called `prefix` up and down, around an activation."""
+    h = nn.Dense(hidden, dtype=dtype, name=f"{prefix}up")(x_BTD)
+    return nn.Dense(x_BTD.shape[-1], dtype=dtype, name=f"{prefix}down")(activation(h))
 
 
 def unstack(blocks: Any) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """Pretrained networks by the names that config.encode gives them.
 
-A name is one that the library knows, a folder in its publisher's layout, or a hub id.
-Each network comes with its identity: what it is called, a digest of its files
-(configuration, weights, tokenizer) and the numbers that decide how its output is read.
+A name is one that the library knows, a folder in the layout of its publisher, or a hub
+id. Each network comes with its identity: its name, a digest of its files
+(configuration, weights, tokenizer), and the numbers that decide how its output is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Identity = dict[str, Any]
 _HERE = pathlib.Path(__file__).parent
 _SHIPPED = {"icons_f4": _HERE / "encoders" / "icons_f4"}
 _TEXT = {"t5": t5, "clip": clip, "clip_text_model": clip, "bert": bert}
-# What decides a network's output, of all that its folder may hold.
+# The files of a folder that decide the output of its network.
 _DECIDING = (
     "config.json",
     "*.safetensors",
@@ -40,7 +40,7 @@ _DECIDING = (
 
 
 class PretrainedAutoencoder(NamedTuple):
-    """An autoencoder that is not trained any more."""
+    """An autoencoder whose parameters are fixed."""
 
     network: encoders.Autoencoder
     params: Any
@@ -48,7 +48,7 @@ class PretrainedAutoencoder(NamedTuple):
 
 
 class PretrainedTextEncoder(NamedTuple):
-    """A text encoder that is not trained any more.
+    """A text encoder whose parameters are fixed.
 
     tokenizer.encode(captions, length) -> (ids int32, mask bool), [n, length] each.
     """
@@ -66,7 +66,7 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> PretrainedAutoenco
       name: config.encode.autoencoder, not "none".
 
     Raises:
-      ConfigError: its files are not there, or are another network's.
+      ConfigError: its files are missing, or belong to another network.
     """
     where = f"config.encode.autoencoder = {name!r}"
     folder = directory(name, where)
@@ -86,7 +86,7 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEnc
       name: config.encode.text_encoder, not "vocabulary".
 
     Raises:
-      ConfigError: its files are not there, or are another network's.
+      ConfigError: its files are missing, or belong to another network.
     """
     where = f"config.encode.text_encoder = {name!r}"
     folder = directory(name, where)
@@ -109,10 +109,10 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEnc
 
 
 def autoencoder_identity(name: str) -> Identity:
-    """What an autoencoder is, without its weights in memory.
+    """The identity of an autoencoder, read without loading or downloading its weights.
 
-    Its name, and where its files are on this machine "digest", "factor", "scale" and
-    "shift": nothing is downloaded.
+    It has "name" and, where the files are on this machine, "digest", "factor", "scale"
+    and "shift".
     """
     folder = None if name == "none" else _nearby(name)
     return (
@@ -123,7 +123,7 @@ def autoencoder_identity(name: str) -> Identity:
 
 
 def text_identity(name: str) -> Identity:
-    """As `autoencoder_identity`, of a text encoder: its name and "digest"."""
+    """The identity of a text encoder: "name" and, if its files are here, "digest"."""
     folder = None if name == "vocabulary" else _nearby(name)
     return {"name": _label(name)} if folder is None else _text_identity(name, folder)
 
@@ -147,17 +147,17 @@ def _text_identity(name: str, folder: pathlib.Path) -> Identity:
 
 
 def _label(name: str) -> str:
-    """A name that means the same on every machine: of a folder, its last part."""
+    """A name that means the same on every machine; for a folder, its last part."""
     path = pathlib.Path(name).expanduser()
     folder = path.is_dir() or path.is_absolute()  # it may be on another machine
     return path.resolve().name if name not in _SHIPPED and folder else name
 
 
 def directory(name: str, where: str) -> pathlib.Path:
-    """The files of a network; a hub id is downloaded to the hub's usual cache.
+    """The folder of a network's files; a hub id is downloaded to the hub's cache.
 
     Raises:
-      ConfigError: they are not to be had; it says what to do.
+      ConfigError: the files cannot be found; the message says what to do.
     """
     if (folder := _nearby(name)) is not None:
         return folder
@@ -180,7 +180,7 @@ def directory(name: str, where: str) -> pathlib.Path:
 
 
 def _nearby(name: str) -> pathlib.Path | None:
-    """The files of a network if they are on this machine; asks no network."""
+    """The folder of a network if it is on this machine; nothing is downloaded."""
     if name in _SHIPPED:
         return _SHIPPED[name] if _SHIPPED[name].is_dir() else None
     if name == "minilm":
@@ -201,7 +201,7 @@ def _hub_id(name: str) -> tuple[str, str]:
 
 
 def _digest(folder: pathlib.Path) -> str:
-    """32 hexadecimal digits of the files that decide what a network says."""
+    """32 hexadecimal digits of the files that decide the output of a network."""
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
     stamps = []
     for path in sorted(path for path in found if path.is_file()):

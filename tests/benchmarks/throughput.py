@@ -148,7 +148,7 @@ def time_size(
 ) -> Row:
     """One row of the table."""
     uncond = data.sources(recipe, pathlib.Path())[0].uncond
-    names = denoisers.ARCHITECTURES[recipe.model.architecture]
+    names = denoisers.CONDITIONING[recipe.model.architecture]
     uncond = {name: uncond[name] for name in names}
     batch = {name: batch[name] for name in ("x", *names)}
     ours = Ours(recipe, size, device_mesh, batch, uncond)

@@ -1,4 +1,8 @@
-"""Denoisers behind one seam, `Denoiser(init, apply)`, and the table that names them."""
+"""Denoisers behind one interface, `Denoiser(init, apply)`, and their builders.
+
+dit, mmdit and unet hold the networks, transformer_parts what the first two share, and
+presets the published sizes. May import: records, config, models above this folder.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +16,37 @@ import jax
 import jax.numpy as jnp
 
 from scaling_ldm.models import layers, positions
-from scaling_ldm.models.denoisers import dit, mmdit
-from scaling_ldm.models.denoisers import unet as unet_lib
-
-Params = dict[str, Any]
+from scaling_ldm.models.denoisers import dit, mmdit, unet
+from scaling_ldm.models.shapes import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network as two pure functions.
 
-    init(key) -> params: float32 pytree of dicts.
+    init(key) -> params: float32, nested dicts of arrays.
     apply(params, x_BHWC, t_B, cond) -> prediction_BHWC, float32. `cond` is a dict of
       the arrays named in `conditioning`: "text" (int ids [B, S], or float features
       [B, S, E]), "mask" (bool [B, S], true where there is text), "label" (int [B]),
       "pooled" (float [B, P]), "guidance" (float [B]), "image" (float [B, H, W, C]).
-    embeddings: paths of parameter leaves that only look words or labels up.
+    image_tokens, other_tokens: positions that the trunk processes; the others are those
+      of text and time.
+    embeddings: paths of the parameters that are tables of words or labels.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., jax.Array]
     conditioning: tuple[str, ...]
     image_tokens: int
-    other_tokens: int  # text and time positions that the trunk processes
+    other_tokens: int
     embeddings: tuple[str, ...]
 
 
-# What each reads at the least; `Denoiser.conditioning` is what a network does read.
-ARCHITECTURES: dict[str, tuple[str, ...]] = {
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What every network of an architecture reads. Some networks read more; all that one
+# network reads is in its `Denoiser.conditioning`.
+CONDITIONING: dict[str, tuple[str, ...]] = {
     "in_context": ("text", "mask"),
     "cross_attention": ("text", "mask"),
     "adaln_zero": ("label",),
@@ -48,8 +55,9 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "unet": ("text", "mask"),
 }
 
-# Text enters the trunk's sequence in context and in both streams of an MMDiT or FLUX; a
-# cross-attention network reads its text tokens all the same, so they count as data too.
+# Text is part of the trunk's sequence in context, and of both streams of an MMDiT or
+# FLUX. A cross-attention network only reads its text tokens, but they are data too, so
+# they count.
 _OTHER_TOKENS: dict[str, Callable[[int], int]] = {
     "in_context": lambda text_tokens: text_tokens + 1,
     "cross_attention": lambda text_tokens: text_tokens,
@@ -58,11 +66,11 @@ _OTHER_TOKENS: dict[str, Callable[[int], int]] = {
 
 
 def transformer(config: dit.DiTConfig) -> Denoiser:
-    """A diffusion transformer of the given shape.
+    """The diffusion transformer of a config.
 
     Raises:
-      ValueError: an unknown architecture or switch, or a width that the heads do not
-        divide, or divide into heads too narrow for rotary positions.
+      ValueError: an unknown architecture, norm or kind of positions; a width that the
+        heads do not divide, or divide into heads too narrow for rotary positions.
     """
     if config.architecture not in _OTHER_TOKENS:
         raise ValueError(
@@ -71,27 +79,26 @@ def transformer(config: dit.DiTConfig) -> Denoiser:
     _check_heads(config)
     if config.positions == "rope":
         positions.rope_axes(config.width // config.heads, 2)
-    H, W, _ = config.image_shape
     return Denoiser(
         init=functools.partial(dit.init, config),
         apply=functools.partial(dit.apply, config),
-        conditioning=ARCHITECTURES[config.architecture],
-        image_tokens=H * W // config.patch_size**2,
+        conditioning=CONDITIONING[config.architecture],
+        image_tokens=math.prod(config.image_shape[:2]) // config.patch_size**2,
         other_tokens=_OTHER_TOKENS[config.architecture](config.text_tokens),
         embeddings=("entry/word_embedding", "entry/label_embedding"),
     )
 
 
 def mm_dit(config: mmdit.MMDiTConfig) -> Denoiser:
-    """An MMDiT or, with single-stream blocks, a FLUX of the given shape.
+    """The MMDiT of a config or, with single-stream blocks, its FLUX.
 
-    For a study's (width, depth): "mmdit" has `depth` blocks, "flux" has
-    `mmdit.split(depth)` = (depth, single_depth), rotary positions and an RMSNorm of
+    For a study's (width, depth), "mmdit" has `depth` blocks. "flux" has
+    `mmdit.split(depth)` = (depth, single_depth), rotary positions, and an RMSNorm of
     queries and keys.
 
     Raises:
-      ValueError: an unknown switch, heads that do not divide the width or do not fit
-        the rotary axes, or an MMDiT of fewer than two blocks.
+      ValueError: an unknown norm or kind of positions; heads that do not divide the
+        width or do not fit the rotary axes; an MMDiT of fewer than two blocks.
     """
     _check_heads(config)
     if config.positions == "rope":
@@ -123,8 +130,8 @@ def _check_heads(config: dit.DiTConfig | mmdit.MMDiTConfig) -> None:
         )
 
 
-def u_net(config: unet_lib.UNetConfig) -> Denoiser:
-    """Paper A's U-Net of the given shape.
+def u_net(config: unet.UNetConfig) -> Denoiser:
+    """Paper A's U-Net of a config.
 
     A U-Net has no tokens. So that data is counted alike for every network, its image
     tokens are those that a transformer with patches of 2 would have.
@@ -134,9 +141,9 @@ def u_net(config: unet_lib.UNetConfig) -> Denoiser:
         cannot be halved often enough.
     """
     H, W, _ = config.image_shape
-    if config.base % unet_lib.GROUPS or config.base % config.heads:
+    if config.base % unet.GROUPS or config.base % config.heads:
         raise ValueError(
-            f"base width {config.base} must be divisible by {unet_lib.GROUPS} groups "
+            f"base width {config.base} must be divisible by {unet.GROUPS} groups "
             f"and {config.heads} heads"
         )
     halvings = len(config.multiples) - 1
@@ -144,8 +151,8 @@ def u_net(config: unet_lib.UNetConfig) -> Denoiser:
         raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")
     extra = ("image",) if config.extra_channels else ()
     return Denoiser(
-        init=functools.partial(unet_lib.init, config),
-        apply=functools.partial(unet_lib.apply, config),
+        init=functools.partial(unet.init, config),
+        apply=functools.partial(unet.apply, config),
         conditioning=("text", "mask", *extra),
         image_tokens=H * W // 4,
         other_tokens=config.text_tokens,
@@ -167,6 +174,3 @@ def count_params(denoiser: Any) -> tuple[int, int]:
         if "/".join(str(k.key) for k in path) in denoiser.embeddings:
             lookup += size
     return total, total - lookup
-
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -1,25 +1,25 @@
-"""Diffusion transformers: one block, three ways to condition it; jax and flax only.
+"""Diffusion transformers with one stream of tokens, conditioned in one of three ways.
 
 in_context       plain pre-norm blocks over [time, text, image] tokens (paper B: Liang
                  et al. 2024, arXiv 2410.08184; "vanilla in-context").
 cross_attention  text by cross-attention, time by adaLN-single (PixArt-alpha: Chen et
                  al. 2023, arXiv 2310.00426, section 2.3).
 adaln_zero       class and time by adaLN-Zero (DiT: Peebles and Xie 2022, arXiv
-                 2212.09748, section 3.2); ignores text, so it needs classes > 0.
+                 2212.09748, section 3.2). It ignores text, so it needs classes > 0.
 
-Paper B does not state heads, text tokens, positions or normalisation; here: fixed 2-D
-sinusoidal positions, LayerNorm before each branch, and the caption's words after the
-time token. These are this library's assumptions.
+Paper B does not state heads, text tokens, positions or normalisation. These are
+assumptions of this library: fixed 2-D sinusoidal positions, LayerNorm before each
+branch, and the words of the caption after the time token.
 
-The fields of `DiTConfig` that have defaults are switches. Rotary positions turn queries
-and keys of image tokens by their row and column (half of each head's features each).
-Time and text tokens are not turned; words keep the sinusoids that tell their order.
+Rotary positions rotate queries and keys of image tokens by their row and their column,
+with half of each head's features each. Time and text tokens are not rotated. Words keep
+the sinusoids that tell their order.
 
-adaln_zero is DiT as published but for the order of features in its table of positions
-and their initialisation; `layers.Grid(columns_first=True)` has DiT's order.
+adaln_zero is DiT as published, except for the initialisation and for the order of the
+features in its table of positions. `PositionGrid(columns_first=True)` has DiT's order.
 
-Blocks are stacked along a leading layer axis and run by `lax.scan`, or by a Python
-loop over `lax.split` slices where a scan is slow (CPU); the parameters are the same.
+Blocks are stacked along a leading axis of layers. They run by `lax.scan`, or by a
+Python loop over slices where a scan is slow (CPU). The parameters are the same.
 """
 
 from __future__ import annotations
@@ -30,61 +30,38 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from scaling_ldm.models import attention, layers, positions
-from scaling_ldm.models.positions import PositionGrid
-from scaling_ldm.models.shapes import LatentBHWC, TimeB, TokensBTD
-
-Params = dict[str, Any]
+from scaling_ldm.models.denoisers import transformer_parts
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params, TimeB, TokensBTD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig:
-    """What decides a transformer's parameters and arithmetic."""
+class DiTConfig(transformer_parts.TransformerConfig):
+    """What decides a DiT's parameters and arithmetic.
+
+    Attributes:
+      architecture: "in_context", "cross_attention" or "adaln_zero".
+      classes: labels of adaln_zero.
+      mlp_epsilon: of the norm before the perceptron.
+      time_ends: 1 makes the time sinusoids those of diffusers' DiT.
+    """
 
     architecture: str
-    width: int
-    depth: int
-    heads: int
-    image_shape: tuple[int, int, int]  # H, W, C
-    patch_size: int
-    mlp_ratio: int
-    activation: str
-    text_tokens: int
-    text_width: int
-    time_width: int
-    vocab_size: int  # 0: text arrives as features, not ids
-    classes: int
-    dtype: Any
-    remat: bool
-    unroll: bool
-    norm: str = "layer"  # one of layers.NORMS
-    qk_norm: str = "none"  # one of layers.QK_NORMS
-    positions: str = "sinusoidal"  # one of layers.POSITIONS
-    grid: PositionGrid = PositionGrid()  # of sinusoidal positions
-    out_channels: int = 0  # 0: as many as come in; DiT's 2 C also predict a variance
-    mlp_epsilon: float = 1e-6  # of the norm before the perceptron
-    time_ends: int = 0  # 1: the time sinusoids of diffusers' DiT
-
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """H, W and the channels of the prediction."""
-        H, W, C = self.image_shape
-        return H, W, self.out_channels or C
-
-    @property
-    def patches(self) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        H, W, _ = self.image_shape
-        return H // self.patch_size, W // self.patch_size
+    classes: int = 0
+    mlp_epsilon: float = 1e-6
+    time_ends: int = 0
 
 
-def _modulate(x_BTD: TokensBTD, shift_BD: jax.Array, scale_BD: jax.Array) -> TokensBTD:
+def _modulate(
+    x_BTD: TokensBTD, shift_BD: Float[Array, "B D"], scale_BD: Float[Array, "B D"]
+) -> TokensBTD:
     return x_BTD * (1 + scale_BD[:, None, :]) + shift_BD[:, None, :]
 
 
 def _rope(config: DiTConfig) -> Any:
-    """The turns of a block's tokens, image tokens last; None without."""
+    """The rotations of a block's tokens, image tokens last; None without."""
     if config.positions != "rope":
         return None
     before = config.text_tokens + 1 if config.architecture == "in_context" else 0
@@ -93,9 +70,9 @@ def _rope(config: DiTConfig) -> Any:
 
 
 class DiTAttention(nn.Module):
-    """Multi-head attention of x over `source` (x itself when None).
+    """Multi-head attention of x over `source`; without a source, over x itself.
 
-    Rotary positions, where given, are those of x, and of self-attention only.
+    Rotary positions, where given, are those of x. They serve self-attention only.
     """
 
     width: int
@@ -107,25 +84,40 @@ class DiTAttention(nn.Module):
     def __call__(
         self,
         x_BTD: TokensBTD,
-        mask_B11S: jax.Array | None,
-        source: Any = None,
+        mask_B11S: Bool[Array, "B 1 1 S"] | None,
+        source: Float[Array, "B S D"] | None = None,
         rope: Any = None,
     ) -> TokensBTD:
         head = (self.heads, self.width // self.heads)
         if source is None:
-            qkv = nn.DenseGeneral((3, *head), dtype=self.dtype, name="qkv")(x_BTD)
-            q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
+            q, k, v = layers.project(x_BTD, 3, head, self.dtype, "qkv")
         else:
             q = nn.DenseGeneral(head, dtype=self.dtype, name="q")(x_BTD)
-            kv = nn.DenseGeneral((2, *head), dtype=self.dtype, name="kv")(source)
-            k, v = (jnp.squeeze(a, 2) for a in jnp.split(kv, 2, axis=2))
+            k, v = layers.project(source, 2, head, self.dtype, "kv")
         q = layers.head_norm(self.qk_norm, q, self.dtype, "q_norm")
         k = layers.head_norm(self.qk_norm, k, self.dtype, "k_norm")
         q, k = positions.rotate(q, rope), positions.rotate(k, rope)
         out_BTKH = attention.attend(q, k, v, mask_B11S)
-        return nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(
-            out_BTKH
-        )
+        return layers.join_heads(out_BTKH, self.width, self.dtype, "out")
+
+
+def _zero_dense(config: DiTConfig, parts: int, condition_BD: jax.Array) -> Any:
+    """`parts` vectors [B, D] from the condition, zero before training."""
+    dense = nn.Dense(
+        parts * config.width,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.zeros,
+        name="modulation",
+    )
+    return jnp.split(dense(jax.nn.silu(condition_BD)), parts, axis=-1)
+
+
+def _modulation_table(module: Any, parts: int) -> jax.Array:
+    """adaLN-single's learned offsets [1, parts * D] of one block."""
+    cfg: DiTConfig = module.config
+    small = nn.initializers.normal(cfg.width**-0.5)
+    table = module.param("modulation_table", small, (1, parts * cfg.width))
+    return table.astype(cfg.dtype)
 
 
 class DiTBlock(nn.Module):
@@ -134,73 +126,53 @@ class DiTBlock(nn.Module):
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
+    def __call__(self, x_BTD: TokensBTD, side: dict[str, Any]) -> TokensBTD:
         cfg = self.config
         plain = cfg.architecture == "in_context"
 
         if plain:
             modulation = None
         elif cfg.architecture == "adaln_zero":
-            modulation = nn.Dense(
-                6 * cfg.width,
-                dtype=cfg.dtype,
-                kernel_init=nn.initializers.zeros,
-                name="modulation",
-            )(jax.nn.silu(side["condition"]))
-            modulation = jnp.split(modulation, 6, axis=-1)
+            modulation = _zero_dense(cfg, 6, side["condition"])
         else:
-            table = self.param(
-                "modulation_table",
-                nn.initializers.normal(cfg.width**-0.5),
-                (1, 6 * cfg.width),
-            )
-            modulation = jnp.split(
-                side["modulation"] + table.astype(cfg.dtype), 6, axis=-1
-            )
+            table = _modulation_table(self, 6)
+            modulation = jnp.split(side["modulation"] + table, 6, axis=-1)
+
+        def attend(name: str) -> DiTAttention:
+            return DiTAttention(cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name=name)
 
         h = layers.norm(cfg.norm, cfg.dtype, "attention_norm", plain)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[0], modulation[1])
-        attention = DiTAttention(
-            cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name="attention"
-        )
-        h = attention(h, side.get("mask"), rope=_rope(cfg))
+        h = attend("attention")(h, side.get("mask"), rope=_rope(cfg))
         x_BTD = x_BTD + (h if modulation is None else modulation[2][:, None, :] * h)
         if cfg.architecture == "cross_attention":
-            cross = DiTAttention(
-                cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name="cross_attention"
-            )
+            cross = attend("cross_attention")
             x_BTD = x_BTD + cross(x_BTD, side["text_mask"], side["text"])
         h = layers.norm(cfg.norm, cfg.dtype, "mlp_norm", plain, cfg.mlp_epsilon)(x_BTD)
         if modulation is not None:
             h = _modulate(h, modulation[3], modulation[4])
-        h = nn.Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name="mlp_up")(h)
-        h = layers.ACTIVATIONS[cfg.activation](h)
-        h = nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
+        activation = layers.ACTIVATIONS[cfg.activation]
+        hidden = cfg.mlp_ratio * cfg.width
+        h = layers.perceptron(h, hidden, activation, cfg.dtype, "mlp_")
         return x_BTD + (h if modulation is None else modulation[5][:, None, :] * h)
 
 
 class DiTEmbed(nn.Module):
-    """Inputs -> the trunk's tokens, and the side inputs every block sees."""
+    """Inputs to the trunk's tokens, and the side inputs that every block reads.
+
+    Its key in the tree of parameters is "entry", and that of `DiTHead` is "exit": these
+    names stand in stored checkpoints.
+    """
 
     config: DiTConfig
 
     @nn.compact
     def __call__(
-        self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, jax.Array]
-    ) -> tuple[TokensBTD, dict[str, jax.Array]]:
+        self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, Any]
+    ) -> tuple[TokensBTD, dict[str, Any]]:
         cfg = self.config
-        x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
-        x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
-        if cfg.positions == "sinusoidal":
-            position = positions.grid_positions(cfg.grid, *cfg.patches, cfg.width)
-            x = x + position.astype(cfg.dtype)[None]
-        elif cfg.positions == "learned":
-            x = x + self.param(
-                "position_table",
-                nn.initializers.normal(0.02),
-                (1, x.shape[1], cfg.width),
-            ).astype(cfg.dtype)
+        x = transformer_parts.image_tokens(self, x_BHWC)
         time = layers.TimeEmbedding(
             cfg.width, cfg.time_width, cfg.dtype, cfg.time_ends, name="time"
         )(t_B)
@@ -215,15 +187,7 @@ class DiTEmbed(nn.Module):
             label = layers.embed(table.astype(cfg.dtype), cond["label"])
             return x, {"condition": time + label}
 
-        text = cond["text"]
-        if cfg.vocab_size:
-            table = self.param(
-                "word_embedding",
-                nn.initializers.normal(1.0),
-                (cfg.vocab_size, cfg.text_width),
-            )
-            text = layers.embed(table, text)
-        text = text.astype(cfg.dtype)
+        text = transformer_parts.text_features(self, cond["text"])
         if cfg.architecture == "cross_attention":
             text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text_up")(text)
             text = layers.ACTIVATIONS["gelu"](text)
@@ -238,71 +202,42 @@ class DiTEmbed(nn.Module):
                 "time": time,
             }
         text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
-        words = positions.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
-        text = text + words.astype(cfg.dtype)[None]
+        text = text + transformer_parts.word_positions(cfg)
         tokens = jnp.concatenate([time[:, None, :], text, x], axis=1)
         mask = jnp.pad(
             cond["mask"], ((0, 0), (1, x.shape[1])), constant_values=True
-        )  # time and image tokens are always seen
+        )  # time and image tokens are never masked
         return tokens, {"mask": mask[:, None, None, :]}
 
 
 class DiTHead(nn.Module):
-    """The trunk's image tokens -> the prediction, float32, zero at initialisation."""
+    """The trunk's image tokens to the prediction, in float32, zero before training."""
 
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
+    def __call__(self, x_BTD: TokensBTD, side: dict[str, Any]) -> LatentBHWC:
         cfg = self.config
         images = cfg.patches[0] * cfg.patches[1]
         x = x_BTD[:, x_BTD.shape[1] - images :, :]
         plain = cfg.architecture == "in_context"
         x = layers.norm(cfg.norm, cfg.dtype, "norm", plain)(x)
         if cfg.architecture == "adaln_zero":
-            shift, scale = jnp.split(
-                nn.Dense(
-                    2 * cfg.width,
-                    dtype=cfg.dtype,
-                    kernel_init=nn.initializers.zeros,
-                    name="modulation",
-                )(jax.nn.silu(side["condition"])),
-                2,
-                axis=-1,
-            )
+            shift, scale = _zero_dense(cfg, 2, side["condition"])
             x = _modulate(x, shift, scale)
         elif cfg.architecture == "cross_attention":
-            table = self.param(
-                "modulation_table",
-                nn.initializers.normal(cfg.width**-0.5),
-                (1, 2 * cfg.width),
-            ).astype(cfg.dtype)
+            table = _modulation_table(self, 2)
             time = jnp.concatenate([side["time"], side["time"]], axis=-1)
             shift, scale = jnp.split(time + table, 2, axis=-1)
             x = _modulate(x, shift, scale)
-        x = nn.Dense(
-            cfg.patch_size**2 * cfg.out_shape[-1],
-            dtype=cfg.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="patch",
-        )(x)
-        return layers.unpatchify(x.astype(jnp.float32), cfg.patch_size, cfg.out_shape)
+        return transformer_parts.prediction(cfg, x)
 
 
 def init(config: DiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of "blocks" have a leading axis of `depth`."""
     entry_key, block_key, exit_key = jax.random.split(key, 3)
-    x = jnp.zeros((1, *config.image_shape))
-    t = jnp.zeros((1,))
-    if config.vocab_size:
-        text = jnp.zeros((1, config.text_tokens), jnp.int32)
-    else:
-        text = jnp.zeros((1, config.text_tokens, config.text_width))
-    cond = {
-        "text": text,
-        "mask": jnp.ones((1, config.text_tokens), bool),
-        "label": jnp.zeros((1,), jnp.int32),
-    }
+    x, t, cond = transformer_parts.example_inputs(config)
+    cond["label"] = jnp.zeros((1,), jnp.int32)
     entry = DiTEmbed(config)
     entry_params = entry.init(entry_key, x, t, cond)
     tokens, side = entry.apply(entry_params, x, t, cond)
@@ -322,14 +257,19 @@ def apply(
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
-    cond: dict[str, jax.Array],
-) -> LatentBHWC:
-    """The prediction [B, H, W, C] in float32 for x at times t in [0, 1]."""
+    cond: dict[str, Any],
+) -> Float[Array, "B H W out"]:
+    """The prediction in float32 for x at times t in [0, 1].
+
+    Args:
+      cond: "label" [B] for adaln_zero; else "text" (ids [B, S] with a vocabulary, or
+        features [B, S, E]) and "mask" [B, S], true where there is text.
+    """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
         x, side = DiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
 
-    def layer(x: TokensBTD, block: Params, side: dict[str, jax.Array]) -> TokensBTD:
+    def layer(x: TokensBTD, block: Params, side: dict[str, Any]) -> TokensBTD:
         return DiTBlock(config).apply({"params": block}, x, side)
 
     with jax.named_scope("blocks"):
@@ -337,4 +277,5 @@ def apply(
             layer, x, params["blocks"], side, remat=config.remat, unroll=config.unroll
         )
     with jax.named_scope("exit"):
-        return DiTHead(config).apply({"params": layers.gather(params["exit"])}, x, side)
+        exit_params = layers.gather(params["exit"])
+        return DiTHead(config).apply({"params": exit_params}, x, side)

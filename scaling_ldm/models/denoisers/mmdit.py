@@ -1,27 +1,31 @@
-"""Transformers with a stream of tokens each for picture and text; jax and flax only.
+"""Transformers with one stream of tokens for the picture and one for the text.
 
-MMDiT     (SD3: Esser et al. 2024, arXiv 2403.03206, section 4): two streams with
-          weights of their own that meet in one attention, both modulated by time and
-          pooled text. The last block drops its text after the attention.
-FLUX      (Black Forest Labs 2024, as its published code has it): such double-stream
-          blocks, whose text goes on, then single-stream blocks over both kinds of
-          token, the perceptron beside the attention; rotary positions over three axes
-          (index, row, column), queries and keys with an RMSNorm, the guidance scale
-          as a third condition.
+MMDiT     (SD3: Esser et al. 2024, arXiv 2403.03206, section 4): the two streams have
+          weights of their own and meet in one attention. Time and pooled text modulate
+          both. The last block drops its text after the attention.
+FLUX      (Black Forest Labs 2024, as in its published code): such double-stream blocks,
+          whose text goes on, then single-stream blocks over both kinds of token, with
+          the perceptron beside the attention. Positions are rotary over three axes
+          (index, row, column), queries and keys have an RMSNorm, and the guidance
+          scale is a third condition.
 
-Published networks know no padding; with every word of a caption real, these are they.
-This library's assumptions: padding is hidden from all attention; without pooled
-features (`pooled_width` 0) the mean of the caption's features stands in; words looked
-up here (`vocab_size` > 0) get sinusoids of their order, which features of a text
-encoder tell already; every modulation starts at zero, as in DiT.
+The published networks know no padding. Where every word of a caption is real, these
+compute the same. Assumptions of this library:
+- Padding is hidden from all attention.
+- Without pooled features (`pooled_width` 0), the mean of the caption's features
+  replaces them.
+- Words that are looked up here (`vocab_size` > 0) get sinusoids of their order. The
+  features of a text encoder need none.
+- Every modulation starts at zero, as in DiT.
 
-A study's (width, depth, heads): an MMDiT has `depth` blocks, a FLUX of that depth
-`split(depth)` double and single ones. In both, heads divide width (64 wide each in SD3,
-128 in FLUX) and the published SD3 has width = 64 depth, heads = depth.
+A study states (width, depth, heads). An MMDiT has `depth` blocks; a FLUX of that depth
+has `split(depth)` double and single ones. Heads divide the width; they are 64 wide in
+SD3 and 128 in FLUX. The published SD3 has width = 64 depth and heads = depth.
 
-Parameters: "entry", "blocks" (double-stream, stacked), "last" (MMDiT's, without a layer
-axis), "single_blocks" (FLUX's, stacked), "exit". Where text is dropped, its queries are
-dead parameters, kept because the published weights have them.
+Parameters: "entry", "blocks" (double-stream, stacked), "last" (MMDiT's last block,
+without an axis of layers), "single_blocks" (FLUX's, stacked), "exit". Where the text is
+dropped, its queries are parameters that nothing reads. They are kept because the
+published weights have them.
 """
 
 from __future__ import annotations
@@ -32,68 +36,43 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scaling_ldm.models import attention, layers, positions
-from scaling_ldm.models.positions import PositionGrid
-from scaling_ldm.models.shapes import LatentBHWC, TimeB, TokensBTD
+from scaling_ldm.models.denoisers import transformer_parts
+from scaling_ldm.models.shapes import (
+    Array,
+    LatentBHWC,
+    MaskBS,
+    Params,
+    TextBSE,
+    TimeB,
+    TokensBTD,
+)
 
-Params = dict[str, Any]
-Streams = tuple[TokensBTD, TokensBTD]  # image, text
+Streams = tuple[jax.Array, jax.Array]  # image and text tokens, [B, N, D] and [B, S, D]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MMDiTConfig:
+class MMDiTConfig(transformer_parts.TransformerConfig):
     """What decides a two-stream transformer's parameters and arithmetic.
 
     Attributes:
-      depth: double-stream blocks, the last one's text dropped if single_depth is 0.
-      single_depth: single-stream blocks; 0: an MMDiT, more: FLUX.
+      depth: double-stream blocks; the last one drops its text if single_depth is 0.
+      single_depth: single-stream blocks; 0 makes an MMDiT, more make a FLUX.
       pooled_width: of the pooled text features; 0: the mean of the text features.
       guidance: whether cond["guidance"], a scale for each example, is a condition.
       rope_axes: features of a head per axis (index, row, column); (): FLUX's shares.
-      grid: of sinusoidal positions; SD3's is the middle of a larger table.
-      out_channels: 0: as many as come in.
     """
 
-    width: int
-    depth: int
-    heads: int
-    image_shape: tuple[int, int, int]  # H, W, C
-    patch_size: int
-    mlp_ratio: int
-    activation: str
-    text_tokens: int
-    text_width: int
-    time_width: int
-    vocab_size: int  # 0: text arrives as features, not ids
-    dtype: Any
-    remat: bool
-    unroll: bool
     single_depth: int = 0
     pooled_width: int = 0
     guidance: bool = False
-    norm: str = "layer"
-    qk_norm: str = "none"
-    positions: str = "sinusoidal"
     rope_axes: tuple[int, ...] = ()
-    grid: PositionGrid = PositionGrid()
-    out_channels: int = 0
-
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """H, W and the channels of the prediction."""
-        H, W, C = self.image_shape
-        return H, W, self.out_channels or C
-
-    @property
-    def patches(self) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        H, W, _ = self.image_shape
-        return H // self.patch_size, W // self.patch_size
 
 
 def split(depth: int) -> tuple[int, int]:
-    """(double, single) blocks of a FLUX of this depth, as its 19 + 38 of 57.
+    """(double, single) blocks of a FLUX of this depth; FLUX.1 has 19 + 38 of 57.
 
     Raises:
       ValueError: a depth below 2, too few for one of each.
@@ -105,7 +84,7 @@ def split(depth: int) -> tuple[int, int]:
 
 
 def _rope(config: MMDiTConfig) -> Any:
-    """The turns of all tokens, text (which does not turn) first; None without."""
+    """The rotations of all tokens, first text, which does not rotate; None without."""
     if config.positions != "rope":
         return None
     axes = config.rope_axes or positions.rope_axes(config.width // config.heads, 3)
@@ -115,7 +94,7 @@ def _rope(config: MMDiTConfig) -> Any:
 def _modulation(
     config: MMDiTConfig, parts: int, condition_BD: jax.Array, name: str
 ) -> Any:
-    """`parts` vectors [B, 1, D] from the condition, zero at initialisation."""
+    """`parts` vectors [B, 1, D] from the condition, zero before training."""
     dense = nn.Dense(
         parts * config.width,
         dtype=config.dtype,
@@ -128,21 +107,20 @@ def _modulation(
 def _qkv(config: MMDiTConfig, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
     """Queries, keys and values [B, T, K, H], the first two normalised."""
     head = (config.heads, config.width // config.heads)
-    qkv = nn.DenseGeneral((3, *head), dtype=config.dtype, name=f"{name}qkv")(x_BTD)
-    q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
+    q, k, v = layers.project(x_BTD, 3, head, config.dtype, f"{name}qkv")
     q = layers.head_norm(config.qk_norm, q, config.dtype, f"{name}q_norm")
     k = layers.head_norm(config.qk_norm, k, config.dtype, f"{name}k_norm")
     return [q, k, v]
 
 
-class Double(nn.Module):
-    """One block over two streams; without `keeps_text` the text ends here."""
+class DoubleBlock(nn.Module):
+    """One block over two streams; without `keeps_text`, the text ends here."""
 
     config: MMDiTConfig
     keeps_text: bool = True
 
     @nn.compact
-    def __call__(self, x: Streams, side: dict[str, jax.Array]) -> Streams:
+    def __call__(self, x: Streams, side: dict[str, Any]) -> Streams:
         cfg = self.config
         image, text = x
         condition, S = side["condition"], text.shape[1]
@@ -171,19 +149,15 @@ class Double(nn.Module):
         out = attention.attend(q, k, v, side.get("mask"))
 
         def after(x: TokensBTD, out: jax.Array, by: Any, name: str) -> TokensBTD:
-            """The rest of a stream's block: output, then the perceptron."""
-            h = nn.DenseGeneral(
-                cfg.width, axis=(-2, -1), dtype=cfg.dtype, name=f"{name}_out"
-            )(out)
+            """The rest of a stream's block: output projection, then perceptron."""
+            h = layers.join_heads(out, cfg.width, cfg.dtype, f"{name}_out")
             x = x + by[2] * h
             h = norm(x, f"{name}_norm2") * (1 + by[4]) + by[3]
-            h = nn.Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name=f"{name}_up")(
-                h
+            activation = layers.ACTIVATIONS[cfg.activation]
+            hidden = cfg.mlp_ratio * cfg.width
+            return x + by[5] * layers.perceptron(
+                h, hidden, activation, cfg.dtype, f"{name}_"
             )
-            h = layers.ACTIVATIONS[cfg.activation](h)
-            return x + by[5] * nn.Dense(
-                cfg.width, dtype=cfg.dtype, name=f"{name}_down"
-            )(h)
 
         if not self.keeps_text:
             return after(image, out, image_by, "image"), text
@@ -191,13 +165,13 @@ class Double(nn.Module):
         return image, after(text, out[:, :S], text_by, "text")
 
 
-class Single(nn.Module):
+class SingleBlock(nn.Module):
     """One block over text and image tokens alike, attention beside perceptron."""
 
     config: MMDiTConfig
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, side: dict[str, jax.Array]) -> TokensBTD:
+    def __call__(self, x_BTD: TokensBTD, side: dict[str, Any]) -> TokensBTD:
         cfg = self.config
         B, T, D = x_BTD.shape
         shift, scale, gate = _modulation(cfg, 3, side["condition"], "modulation")
@@ -213,52 +187,36 @@ class Single(nn.Module):
 
 
 class MMDiTEmbed(nn.Module):
-    """Inputs -> both streams, and the side inputs every block sees."""
+    """Inputs to both streams, and the side inputs that every block reads.
+
+    Its key in the tree of parameters is "entry", and that of `MMDiTHead` is "exit".
+    """
 
     config: MMDiTConfig
 
     @nn.compact
     def __call__(
-        self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, jax.Array]
-    ) -> tuple[Streams, dict[str, jax.Array]]:
+        self, x_BHWC: LatentBHWC, t_B: TimeB, cond: dict[str, Any]
+    ) -> tuple[Streams, dict[str, Any]]:
         cfg = self.config
-        x = layers.patchify(x_BHWC.astype(cfg.dtype), cfg.patch_size)
-        x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch")(x)
-        if cfg.positions == "sinusoidal":
-            position = positions.grid_positions(cfg.grid, *cfg.patches, cfg.width)
-            x = x + position.astype(cfg.dtype)[None]
-        elif cfg.positions == "learned":
-            x = x + self.param(
-                "position_table",
-                nn.initializers.normal(0.02),
-                (1, x.shape[1], cfg.width),
-            ).astype(cfg.dtype)
-
-        text, mask = cond["text"], cond.get("mask")
-        if cfg.vocab_size:
-            table = self.param(
-                "word_embedding",
-                nn.initializers.normal(1.0),
-                (cfg.vocab_size, cfg.text_width),
-            )
-            text = layers.embed(table, text)
-        text = text.astype(cfg.dtype)
+        x = transformer_parts.image_tokens(self, x_BHWC)
+        text = transformer_parts.text_features(self, cond["text"])
+        mask = cond.get("mask")
         pooled = (
             cond["pooled"].astype(cfg.dtype) if cfg.pooled_width else _mean(text, mask)
         )
         text = nn.Dense(cfg.width, dtype=cfg.dtype, name="text")(text)
         if cfg.vocab_size:
-            words = positions.sinusoid(jnp.arange(cfg.text_tokens), cfg.width, 10_000.0)
-            text = text + words.astype(cfg.dtype)[None]
+            text = text + transformer_parts.word_positions(cfg)
 
-        def sinusoids(name: str, value_B: jax.Array) -> jax.Array:
+        def embedded(name: str, value_B: TimeB) -> jax.Array:
             return layers.TimeEmbedding(
                 cfg.width, cfg.time_width, cfg.dtype, name=name
             )(value_B)
 
-        condition = sinusoids("time", t_B)
+        condition = embedded("time", t_B)
         if cfg.guidance:
-            condition = condition + sinusoids("guidance", cond["guidance"])
+            condition = condition + embedded("guidance", cond["guidance"])
         pooled = nn.Dense(cfg.width, dtype=cfg.dtype, name="pooled_up")(pooled)
         condition = condition + nn.Dense(cfg.width, dtype=cfg.dtype, name="pooled_out")(
             jax.nn.silu(pooled)
@@ -270,7 +228,7 @@ class MMDiTEmbed(nn.Module):
         return (x, text), side
 
 
-def _mean(text_BSE: jax.Array, mask_BS: jax.Array | None) -> jax.Array:
+def _mean(text_BSE: TextBSE, mask_BS: MaskBS | None) -> Float[Array, "B E"]:
     """The mean of a caption's features in float32; 0 where there is no word."""
     if mask_BS is None:
         return jnp.mean(text_BSE, axis=1, dtype=jnp.float32).astype(text_BSE.dtype)
@@ -281,33 +239,23 @@ def _mean(text_BSE: jax.Array, mask_BS: jax.Array | None) -> jax.Array:
 
 
 class MMDiTHead(nn.Module):
-    """Image tokens -> the prediction, float32, zero at initialisation."""
+    """Image tokens to the prediction, in float32, zero before training."""
 
     config: MMDiTConfig
 
     @nn.compact
-    def __call__(self, x_BND: TokensBTD, side: dict[str, jax.Array]) -> LatentBHWC:
+    def __call__(self, x_BND: TokensBTD, side: dict[str, Any]) -> LatentBHWC:
         cfg = self.config
         scale, shift = _modulation(cfg, 2, side["condition"], "modulation")
         x = layers.norm(cfg.norm, cfg.dtype, "norm", False)(x_BND) * (1 + scale) + shift
-        x = nn.Dense(
-            cfg.patch_size**2 * cfg.out_shape[-1],
-            dtype=cfg.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="patch",
-        )(x)
-        return layers.unpatchify(x.astype(jnp.float32), cfg.patch_size, cfg.out_shape)
+        return transformer_parts.prediction(cfg, x)
 
 
 def init(config: MMDiTConfig, key: jax.Array) -> Params:
     """Float32 parameters; leaves of the "blocks" have a leading axis of layers."""
     keys = jax.random.split(key, 5)
-    x, t = jnp.zeros((1, *config.image_shape)), jnp.zeros((1,))
-    kind = jnp.int32 if config.vocab_size else jnp.float32
-    width = () if config.vocab_size else (config.text_width,)
-    cond = {
-        "text": jnp.zeros((1, config.text_tokens, *width), kind),
-        "mask": jnp.ones((1, config.text_tokens), bool),
+    x, t, cond = transformer_parts.example_inputs(config)
+    cond |= {
         "pooled": jnp.zeros((1, config.pooled_width)),
         "guidance": jnp.zeros((1,)),
     }
@@ -322,15 +270,17 @@ def init(config: MMDiTConfig, key: jax.Array) -> Params:
 
     if config.single_depth:
         both = jnp.concatenate([text, image], axis=1)
-        params["blocks"] = stack(Double(config), (image, text), keys[1], config.depth)
+        params["blocks"] = stack(
+            DoubleBlock(config), (image, text), keys[1], config.depth
+        )
         params["single_blocks"] = stack(
-            Single(config), both, keys[2], config.single_depth
+            SingleBlock(config), both, keys[2], config.single_depth
         )
     else:
         params["blocks"] = stack(
-            Double(config), (image, text), keys[1], config.depth - 1
+            DoubleBlock(config), (image, text), keys[1], config.depth - 1
         )
-        last = Double(config, keeps_text=False)
+        last = DoubleBlock(config, keeps_text=False)
         params["last"] = last.init(keys[3], (image, text), side)["params"]
     params["exit"] = MMDiTHead(config).init(keys[4], image, side)["params"]
     return params
@@ -341,28 +291,28 @@ def apply(
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
-    cond: dict[str, jax.Array],
-) -> LatentBHWC:
-    """The prediction [B, H, W, C] in float32 for x at times t in [0, 1].
+    cond: dict[str, Any],
+) -> Float[Array, "B H W out"]:
+    """The prediction in float32 for x at times t in [0, 1].
 
     Args:
       cond: "text" (features [B, S, E], or ids [B, S] with a vocabulary); "mask" [B, S],
-        true where there is text, may be left out; "pooled" [B, P] with a pooled_width;
-        "guidance" [B] with guidance.
+        true where there is text, which may be left out; "pooled" [B, P] with a
+        pooled_width; "guidance" [B] with guidance.
     """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
         x, side = MMDiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
 
     def double(x: Streams, block: Params, side: Any) -> Streams:
-        return Double(config).apply({"params": block}, x, side)
+        return DoubleBlock(config).apply({"params": block}, x, side)
 
     def last(x: Streams, block: Params, side: Any) -> Streams:
         block = layers.gather(block)
-        return Double(config, keeps_text=False).apply({"params": block}, x, side)
+        return DoubleBlock(config, keeps_text=False).apply({"params": block}, x, side)
 
     def single(x: TokensBTD, block: Params, side: Any) -> TokensBTD:
-        return Single(config).apply({"params": block}, x, side)
+        return SingleBlock(config).apply({"params": block}, x, side)
 
     how = {"remat": config.remat, "unroll": config.unroll}
     with jax.named_scope("blocks"):

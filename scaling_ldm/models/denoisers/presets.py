@@ -1,22 +1,22 @@
-"""Networks of the papers by name, each with what it should measure; jax and flax only.
+"""Networks of the papers by name, each with what counting it should give.
 
 Parameters and forward FLOPs of paper A's U-Nets (arXiv 2404.01367, table 1) are those
-of its layout at a 64 x 64 x 4 latent and 77 text tokens, 2 x MAC, every tap counted.
-The paper prints these parameters, rounded, and FLOPs that leave out taps on padding and
-add elementwise ones; its 25.3 GFLOP of the smallest contradicts its own cost column.
+of its layout with a 64 x 64 x 4 latent and 77 text tokens, 2 x MAC, with every tap
+counted. The paper prints these parameters, rounded. Its FLOPs leave out taps on padding
+and add elementwise operations. The 25.3 GFLOP that it prints for the smallest network
+contradict its own cost column.
 
-Forward FLOPs of the transformers are 2 x MAC of one evaluation at the shape given here
-(DiT: 256-pixel pictures; PixArt: 512; SD3 and FLUX: 1024). The "Gflops" that DiT's
-paper prints are MACs (118.64 for XL/2), and its parameters include the fixed table of
+Forward FLOPs of the transformers are 2 x MAC of one evaluation with the inputs given
+here (DiT: 256-pixel pictures; PixArt: 512; SD3 and FLUX: 1024). The "Gflops" that DiT's
+paper prints are MACs (118.64 for XL/2). Its parameters include the fixed table of
 positions, `patches` x width, which is no parameter here (675.1M for XL/2). SD3's last
-block computes no attention for its text, which nothing reads; its authors' code does.
+block computes no attention for its text here, because nothing reads it; the code of its
+authors does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-
-import jax.numpy as jnp
 
 from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit, mmdit, unet
@@ -24,7 +24,10 @@ from scaling_ldm.models.denoisers import dit, mmdit, unet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiserPreset:
-    """A network and what counting it should give."""
+    """A network and what counting it should give.
+
+    params counts all parameters; forward_gflops is 2 x MAC of one evaluation.
+    """
 
     config: unet.UNetConfig | dit.DiTConfig | mmdit.MMDiTConfig
     params: int
@@ -37,7 +40,7 @@ class UNetPreset(DenoiserPreset):
     """One of paper A's family."""
 
     config: unet.UNetConfig
-    relative_cost: float  # as printed: of one evaluation, the 866M network's being 1
+    relative_cost: float  # of one evaluation, as printed; that of the 866M is 1
 
 
 def _unet(base: int, params: int, gflops: float, relative_cost: float) -> UNetPreset:
@@ -46,12 +49,8 @@ def _unet(base: int, params: int, gflops: float, relative_cost: float) -> UNetPr
             base=base,
             heads=8,
             image_shape=(64, 64, 4),
-            extra_channels=0,
             text_tokens=77,
             text_width=1024,
-            vocab_size=0,
-            dtype=jnp.float32,
-            remat=False,
         ),
         params=params,
         forward_gflops=gflops,
@@ -85,16 +84,7 @@ def _dit(size: str, patch: int, params: int, gflops: float) -> DenoiserPreset:
             heads=heads,
             image_shape=(32, 32, 4),
             patch_size=patch,
-            mlp_ratio=4,
-            activation="gelu",
-            text_tokens=0,
-            text_width=0,
-            time_width=256,
-            vocab_size=0,
             classes=1000,
-            dtype=jnp.float32,
-            remat=False,
-            unroll=False,
             grid=positions.PositionGrid(columns_first=True),
             out_channels=8,  # a variance beside the noise
         ),
@@ -135,16 +125,8 @@ PIXARTS = {
             heads=16,
             image_shape=(64, 64, 4),
             patch_size=2,
-            mlp_ratio=4,
-            activation="gelu",
             text_tokens=120,
             text_width=4096,
-            time_width=256,
-            vocab_size=0,
-            classes=0,
-            dtype=jnp.float32,
-            remat=False,
-            unroll=False,
             grid=positions.PositionGrid(columns_first=True),
             out_channels=8,
         ),
@@ -162,15 +144,8 @@ MMDITS = {
             heads=24,
             image_shape=(128, 128, 16),
             patch_size=2,
-            mlp_ratio=4,
-            activation="gelu",
             text_tokens=154,
             text_width=4096,
-            time_width=256,
-            vocab_size=0,
-            dtype=jnp.float32,
-            remat=False,
-            unroll=False,
             pooled_width=2048,
             grid=positions.PositionGrid(columns_first=True, step=64 / 192, table=192),
         ),
@@ -185,15 +160,8 @@ MMDITS = {
             heads=24,
             image_shape=(128, 128, 16),
             patch_size=2,
-            mlp_ratio=4,
-            activation="gelu",
             text_tokens=512,
             text_width=4096,
-            time_width=256,
-            vocab_size=0,
-            dtype=jnp.float32,
-            remat=False,
-            unroll=False,
             single_depth=38,
             pooled_width=768,
             guidance=True,

@@ -1,15 +1,17 @@
-"""The latent U-Net of paper A, one parameterisation from 39M to 5B; jax and flax only.
+"""The latent U-Net of paper A, one family from 39M to 5B parameters.
 
 Paper A ("Bigger is not Always Better", Mei et al. 2024, arXiv 2404.01367, table 1)
 scales Stable Diffusion's network (Rombach et al. 2022, arXiv 2112.10752) by its base
-width c alone: four resolutions of widths c, 2c, 4c, 4c, two residual blocks each on the
-way down and three on the way up, a transformer after every block of the first three and
-in the middle, eight heads at every width, text 1024 wide by cross-attention. The
-table's parameter counts are those of this layout, to the last one.
+width c alone. There are four resolutions of widths c, 2c, 4c, 4c. Each has two residual
+blocks on the way down and three on the way up. A transformer follows every block of the
+first three resolutions and stands in the middle. It has eight heads at every width and
+reads text, 1024 wide, by cross-attention. This layout has exactly the parameter counts
+of the table.
 
-Not stated there and taken from Stable Diffusion: 32 groups in every GroupNorm, SiLU,
-GEGLU perceptrons four times as wide, query, key and value without bias, a time
-embedding 4c wide. weights/unet.py reads and writes its published weights.
+The paper does not state these, which are taken from Stable Diffusion: 32 groups in
+every GroupNorm, SiLU, GEGLU perceptrons four times as wide, query, key and value
+without bias, a time embedding 4c wide. weights/unet.py reads and writes its published
+weights.
 """
 
 from __future__ import annotations
@@ -21,11 +23,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from scaling_ldm.models import attention, layers
-from scaling_ldm.models.shapes import LatentBHWC, TextBSE, TimeB, TokensBTD
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import (
+    Array,
+    LatentBHWC,
+    Params,
+    TextBSE,
+    TimeB,
+    TokensBTD,
+)
 
 MULTIPLES = (1, 2, 4, 4)  # widths of the resolutions, in c
 BLOCKS = 2  # residual blocks at each on the way down; one more on the way up
@@ -40,27 +48,28 @@ class UNetConfig:
       base: c, a multiple of 32.
       image_shape: H, W, C of the latents; H and W are halved at every resolution but
         the last.
-      extra_channels: of an input concatenated to x, as for super-resolution.
       text_tokens, text_width: of the caption.
-      vocab_size: 0: text arrives as features, not ids.
-      multiples, blocks: fewer make a network for tests; paper A's are the defaults.
+      extra_channels: of an input concatenated to x, as for super-resolution.
+      vocab_size: 0: text arrives as features, not as ids.
+      remat: recompute each block in the backward pass.
+      multiples, blocks: the defaults are paper A's; fewer make a network for tests.
     """
 
     base: int
     heads: int
     image_shape: tuple[int, int, int]
-    extra_channels: int
     text_tokens: int
     text_width: int
-    vocab_size: int
-    dtype: Any
-    remat: bool
+    extra_channels: int = 0
+    vocab_size: int = 0
+    dtype: Any = jnp.float32
+    remat: bool = False
     multiples: tuple[int, ...] = MULTIPLES
     blocks: int = BLOCKS
 
 
 def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
-    """3 x 3 with a border of zeros all around, whatever the stride."""
+    """3 x 3 with a border of zeros on all sides, for every stride."""
     return nn.Conv(
         features,
         (3, 3),
@@ -82,7 +91,9 @@ class UNetResidual(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BHWC: LatentBHWC, time_BD: jax.Array) -> LatentBHWC:
+    def __call__(
+        self, x_BHWC: LatentBHWC, time_BD: Float[Array, "B D"]
+    ) -> Float[Array, "B H W width"]:
         h = nn.silu(_norm(self.dtype, "norm1")(x_BHWC))
         h = _conv(self.width, self.dtype, "conv1")(h)
         time = nn.Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
@@ -101,22 +112,27 @@ class UNetAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, source: Any, mask: Any) -> TokensBTD:
+    def __call__(
+        self,
+        x_BTD: TokensBTD,
+        source: TextBSE,
+        mask: Bool[Array, "B 1 1 S"] | None,
+    ) -> TokensBTD:
         width = x_BTD.shape[-1]
         head = (self.heads, width // self.heads)
 
-        def project(name: str, tokens: jax.Array) -> jax.Array:
+        def project(name: str, tokens: Float[Array, "B _ _"]) -> jax.Array:
             return nn.DenseGeneral(head, use_bias=False, dtype=self.dtype, name=name)(
                 tokens
             )
 
         q, k, v = project("q", x_BTD), project("k", source), project("v", source)
-        out = attention.attend(q, k, v, mask)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(out)
+        out_BTKH = attention.attend(q, k, v, mask)
+        return layers.join_heads(out_BTKH, width, self.dtype, "out")
 
 
-class Transformer(nn.Module):
-    """Self-attention, attention to the text, a gated perceptron, over all pixels."""
+class UNetTransformer(nn.Module):
+    """Self-attention, attention to the text and a gated perceptron, over all pixels."""
 
     heads: int
     dtype: Any
@@ -146,19 +162,19 @@ class Transformer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Latents, time and text features to a prediction; no text embedding of its own."""
+    """Latents, time and text features to a prediction; words are embedded outside."""
 
     config: UNetConfig
 
     @nn.compact
     def __call__(
         self, x_BHWC: LatentBHWC, t_B: TimeB, text_BSE: TextBSE, mask: Any
-    ) -> LatentBHWC:
+    ) -> Float[Array, "B H W out"]:
         cfg = self.config
         widths = [cfg.base * multiple for multiple in cfg.multiples]
         residual, transformer = (
             layers.gathered(UNetResidual),
-            layers.gathered(Transformer),
+            layers.gathered(UNetTransformer),
         )
         if cfg.remat:
             residual, transformer = nn.remat(residual), nn.remat(transformer)
@@ -174,21 +190,21 @@ class UNet(nn.Module):
             return x
 
         x = _conv(cfg.base, cfg.dtype, "enter")(x_BHWC.astype(cfg.dtype))
-        kept = [x]
+        skips = [x]
         for level in range(len(widths)):
             for i in range(cfg.blocks):
                 x = stage(x, level, f"down{level}_{i}")
-                kept.append(x)
+                skips.append(x)
             if level < len(widths) - 1:
                 x = _conv(widths[level], cfg.dtype, f"down{level}_halve", stride=2)(x)
-                kept.append(x)
+                skips.append(x)
         middle = widths[-1]
         x = residual(middle, cfg.dtype, name="middle_residual0")(x, time)
         x = transformer(cfg.heads, cfg.dtype, name="middle_transformer")(x, text, mask)
         x = residual(middle, cfg.dtype, name="middle_residual1")(x, time)
         for level in reversed(range(len(widths))):
             for i in range(cfg.blocks + 1):
-                x = jnp.concatenate([x, kept.pop()], axis=-1)
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = stage(x, level, f"up{level}_{i}")
             if level:
                 x = layers.double(x)
@@ -198,15 +214,15 @@ class UNet(nn.Module):
 
 
 def _by_itself(name: str) -> bool:
-    """Whether a module gathers its own parameters, under remat once more."""
+    """Whether a module gathers its own parameters, which remat then does again."""
     return "_residual" in name or "_transformer" in name
 
 
 def _inputs(path: str, shape: tuple[int, ...]) -> int:
     """Inputs of one output of a kernel; 0 where it begins at zero.
 
-    The last convolution, and the last one of every residual block, begin at zero: an
-    untrained network predicts nothing, and its blocks pass on what they are given.
+    The last convolution and the last one of every residual block begin at zero. An
+    untrained network therefore predicts zero, and its blocks return their inputs.
     """
     name = path.split("/")[-2]
     if name in ("exit", "conv2"):
@@ -215,7 +231,10 @@ def _inputs(path: str, shape: tuple[int, ...]) -> int:
 
 
 def init(config: UNetConfig, key: jax.Array) -> Params:
-    """Float32 parameters, named as the modules of `UNet`, and the caption's words."""
+    """Float32 parameters named as the modules of `UNet`.
+
+    With a vocabulary, its table is "entry"/"word_embedding".
+    """
     word_key, key = jax.random.split(key)
     H, W, C = config.image_shape
 
@@ -240,11 +259,14 @@ def apply(
     params: Params,
     x_BHWC: LatentBHWC,
     t_B: TimeB,
-    cond: dict[str, jax.Array],
+    cond: dict[str, Any],
 ) -> LatentBHWC:
-    """The prediction [B, H, W, C] in float32 for x at times t in [0, 1].
+    """The prediction in float32 for x at times t in [0, 1].
 
-    With extra channels, cond holds "image" [B, H, W, extra_channels].
+    Args:
+      cond: "text" (features [B, S, E], or ids [B, S] with a vocabulary); "mask" [B, S],
+        true where there is text, which may be left out; with extra channels "image"
+        [B, H, W, extra_channels].
     """
     params = {
         name: leaves if _by_itself(name) else layers.gather(leaves)

@@ -1,51 +1,53 @@
-"""Frozen networks around a denoiser, each behind a seam of pure functions."""
+"""Networks around a denoiser, most of them pretrained, as pure functions.
+
+Autoencoders (autoencoder_kl), text encoders (t5, clip, bert) and their tokenizers, and
+the networks that judge pictures (inception, dinov2, clip_features, efficientnet_lite,
+lpips, clip_score). May import: records, config, models above this folder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from scaling_ldm.models.encoders import autoencoder_kl, bert, blocks, clip, t5
-from scaling_ldm.models.shapes import LatentBHWC
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import LatentBHWC, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoder:
-    """Pictures in [-1, 1] <-> latents, as pure functions.
+    """Pictures in [-1, 1] to latents and back, as pure functions.
 
-    init(key) -> params: float32 pytree of dicts.
+    init(key) -> params: float32, nested dicts of arrays.
     encode(params, x_BHWC) -> moments, float32: means and log-variances along channels,
       from which `autoencoder_kl.sample` draws.
     decode(params, z_BHWC) -> x_BHWC, float32.
     factor: pixels of a picture along one side of a latent pixel.
-    scale, shift: from what encode and decode speak to what a denoiser reads.
+    scale, shift: a denoiser reads (z - shift) scale.
     """
 
     init: Callable[[jax.Array], Params]
-    encode: Callable[[Params, LatentBHWC], LatentBHWC]
-    decode: Callable[[Params, LatentBHWC], LatentBHWC]
+    encode: Callable[..., jax.Array]
+    decode: Callable[..., jax.Array]
     factor: int
     latent_channels: int
     scale: float
     shift: float
 
     def to_latent(self, z_BHWC: LatentBHWC) -> LatentBHWC:
-        """What a denoiser reads."""
+        """From what `encode` gives to what a denoiser reads."""
         return (z_BHWC - self.shift) * self.scale
 
     def from_latent(self, z_BHWC: LatentBHWC) -> LatentBHWC:
-        """What `decode` reads, from what a denoiser made."""
+        """From what a denoiser made to what `decode` reads."""
         return z_BHWC / self.scale + self.shift
 
 
 def autoencoder(config: autoencoder_kl.AutoencoderConfig) -> Autoencoder:
-    """The autoencoder of the given shape.
+    """The autoencoder of a config.
 
     Raises:
       ValueError: no resolutions, widths that the groups do not divide, or a scale of 0.
@@ -72,7 +74,7 @@ def autoencoder(config: autoencoder_kl.AutoencoderConfig) -> Autoencoder:
 class TextEncoder:
     """A text encoder as two pure functions.
 
-    init(key) -> params: random, float32; weights/ reads trained ones.
+    init(key) -> params: random, float32; the folder weights reads trained ones.
     apply(params, ids_BS, mask_BS) -> features [B, S, width], float32; mask_BS is true
       where there is text, or None where padding is read like text.
     max_tokens: S is at most this.
@@ -87,7 +89,7 @@ class TextEncoder:
 def text_encoder(
     config: t5.T5Config | clip.ClipTextConfig | bert.BertConfig,
 ) -> TextEncoder:
-    """The text encoder of a shape.
+    """The text encoder of a config.
 
     Raises:
       ValueError: no network can be made of it; see `blocks.check`.

@@ -1,8 +1,8 @@
-"""The autoencoder of latent diffusion models, pictures <-> latents; jax and flax only.
+"""The autoencoder of latent diffusion models, from pictures to latents and back.
 
 Rombach et al. 2022 (arXiv 2112.10752, appendix G): residual blocks and one attention in
-the middle on both sides of a Gaussian bottleneck. Stable Diffusion 1-3, SDXL and FLUX
-publish this layout with other weights, bottlenecks and scales (presets.py);
+the middle, on both sides of a Gaussian bottleneck. Stable Diffusion 1 to 3, SDXL and
+FLUX publish this layout with other weights, bottlenecks and scales (presets.py).
 weights/autoencoder_kl.py reads and writes them. Pictures are in [-1, 1].
 """
 
@@ -14,14 +14,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scaling_ldm.models import attention, layers
-from scaling_ldm.models.shapes import LatentBHWC
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params
 
 EPSILON = 1e-6  # of every norm
-LOG_VARIANCES = (-30.0, 20.0)  # what the encoder says is clipped to these
+LOG_VARIANCES = (-30.0, 20.0)  # the encoder's are clipped to these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class AutoencoderConfig:
     Attributes:
       channels: widths of the resolutions; each but the last halves height and width.
       blocks: residual blocks at each on the way down; one more on the way up.
-      latent_channels: Z; the encoder says a mean and a log-variance of each.
+      latent_channels: Z; the encoder gives a mean and a log-variance of each.
       groups: of every norm.
       middle_attention: whether the lowest resolution attends over all its pixels.
       quant_conv: whether 1 x 1 convolutions surround the bottleneck.
@@ -57,12 +56,12 @@ class AutoencoderConfig:
 
 
 def _conv(features: int, dtype: Any, name: str) -> nn.Conv:
-    """3 x 3 with a border of zeros all around."""
+    """3 x 3 with a border of zeros on all sides."""
     return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
 
 
 def _halve(features: int, dtype: Any, name: str) -> nn.Conv:
-    """3 x 3 at every second pixel, with zeros below and to the right alone."""
+    """3 x 3 at every second pixel, with zeros only below and to the right."""
     padding = ((0, 1), (0, 1))
     return nn.Conv(features, (3, 3), strides=2, padding=padding, dtype=dtype, name=name)
 
@@ -75,7 +74,7 @@ class AutoencoderResidual(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+    def __call__(self, x_BHWC: LatentBHWC) -> Float[Array, "B H W width"]:
         h = x_BHWC
         for i in (1, 2):
             norm = layers.GroupNorm(self.groups, EPSILON, self.dtype, name=f"norm{i}")
@@ -86,7 +85,7 @@ class AutoencoderResidual(nn.Module):
 
 
 class AutoencoderAttention(nn.Module):
-    """One head over all pixels."""
+    """Self-attention with one head over all pixels."""
 
     groups: int
     dtype: Any
@@ -118,18 +117,20 @@ def _middle(config: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
     return _residual(config, -1, "middle_residual1")(x)
 
 
-def _exit(config: AutoencoderConfig, x_BHWC: LatentBHWC, features: int) -> LatentBHWC:
+def _exit(
+    config: AutoencoderConfig, x_BHWC: LatentBHWC, features: int
+) -> Float[Array, "B H W features"]:
     norm = layers.GroupNorm(config.groups, EPSILON, config.dtype, name="exit_norm")
     return _conv(features, config.dtype, "exit")(nn.silu(norm(x_BHWC)))
 
 
 class Encoder(nn.Module):
-    """Pictures to means and log-variances, the latter not yet clipped."""
+    """Pictures to means and log-variances, which are not clipped here."""
 
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
+    def __call__(self, x_BHWC: LatentBHWC) -> Float[Array, "B h w moments"]:
         cfg = self.config
         x = _conv(cfg.channels[0], cfg.dtype, "enter")(x_BHWC.astype(cfg.dtype))
         for level, width in enumerate(cfg.channels):
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, z_BHWC: LatentBHWC) -> LatentBHWC:
+    def __call__(self, z_BHWC: LatentBHWC) -> Float[Array, "B rows columns out"]:
         cfg = self.config
         x = z_BHWC.astype(cfg.dtype)
         if cfg.quant_conv:
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
 
 
 def _gather(params: Params) -> Params:
-    """Whole copies of what no module gathers by itself."""
+    """Gathers the parameters that no module gathers by itself."""
     own = ("_residual", "_attention")
     return {
         name: leaves if any(part in name for part in own) else layers.gather(leaves)
@@ -175,7 +176,7 @@ def _gather(params: Params) -> Params:
 
 
 def init(config: AutoencoderConfig, key: jax.Array) -> Params:
-    """Float32 parameters {"encoder", "decoder"}, named as the modules of these."""
+    """Float32 parameters {"encoder", "decoder"}, named as the modules in each."""
     side = config.factor
 
     def modules(key: jax.Array) -> Params:
@@ -189,7 +190,9 @@ def init(config: AutoencoderConfig, key: jax.Array) -> Params:
     return layers.initialise(jax.eval_shape(modules, key), key)
 
 
-def encode(config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+def encode(
+    config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC
+) -> Float[Array, "B h w moments"]:
     """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
 
     Raises:
@@ -207,13 +210,15 @@ def encode(config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC) -> Lat
     return jnp.concatenate([mean, log_variance], axis=-1)
 
 
-def decode(config: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC) -> LatentBHWC:
+def decode(
+    config: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC
+) -> Float[Array, "B rows columns out"]:
     """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
     params = _gather(params["decoder"])
     return Decoder(config).apply({"params": params}, z_BHWC)
 
 
-def sample(moments: LatentBHWC, noise: LatentBHWC) -> LatentBHWC:
-    """The Gaussian's draw for standard normal noise; zeros give its mean."""
+def sample(moments: Float[Array, "B H W moments"], noise: LatentBHWC) -> LatentBHWC:
+    """Draws latents, given standard normal noise; zeros give the mean."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean + jnp.exp(0.5 * log_variance) * noise

@@ -1,9 +1,9 @@
-"""BERT and its small relatives such as MiniLM; jax and flax only.
+"""BERT and its small relatives such as MiniLM.
 
-Devlin et al. 2018 (arXiv 1810.04805): word, position and type embeddings, normalised;
-blocks that normalise after each residual. all-MiniLM-L6-v2 (Wang et al. 2020, arXiv
-2002.10957, tuned by sentence-transformers) makes a sentence of the mean of its tokens,
-scaled to length one.
+Devlin et al. 2018 (arXiv 1810.04805): embeddings of word, position and type are summed
+and normalised; blocks normalise after each residual. For all-MiniLM-L6-v2 (Wang et al.
+2020, arXiv 2002.10957, tuned by sentence-transformers), the vector of a sentence is the
+mean over its tokens, scaled to length one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import blocks
-from scaling_ldm.models.shapes import MaskBS, TextBS, TextBSE, TokensBTD
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import (
+    Array,
+    MaskBS,
+    Params,
+    TextBS,
+    TextBSE,
+    TokensBTD,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,7 @@ class BertConfig:
 
     Attributes:
       hidden: width of the perceptrons.
-      types: of segments; a caption is all of type 0.
+      types: of segments; every token of a caption has type 0.
       pooler: whether there are parameters for `first_token`.
     """
 
@@ -56,14 +62,13 @@ class BertBlock(nn.Module):
         cfg = self.config
         h = blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(x_BTD, mask)
         x = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD + h)
-        h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="mlp_up")(x)
-        h = blocks.ACTIVATIONS[cfg.activation](h)
-        h = nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
+        activation = blocks.PUBLISHED_ACTIVATIONS[cfg.activation]
+        h = layers.perceptron(x, cfg.hidden, activation, cfg.dtype, "mlp_")
         return blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x + h)
 
 
 class BertEmbed(nn.Module):
-    """Words, positions and the type of a single sentence, summed and normalised."""
+    """Embeddings of words, positions and type 0, summed and normalised."""
 
     config: BertConfig
 
@@ -97,7 +102,7 @@ def init(config: BertConfig, key: jax.Array) -> Params:
 def apply(
     config: BertConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Features [B, S, width] in float32 of every token; padding is not attended to.
+    """Float32 features of every token; no token attends to padding.
 
     Raises:
       ValueError: more tokens than positions.
@@ -116,15 +121,17 @@ def apply(
     return x.astype(jnp.float32)
 
 
-def first_token(config: BertConfig, params: Params, features_BSE: TextBSE) -> jax.Array:
-    """BERT's own summary of a text, [B, width]: a layer on the first token."""
+def first_token(
+    config: BertConfig, params: Params, features_BSE: TextBSE
+) -> Float[Array, "B E"]:
+    """BERT's own vector of a text: a dense layer and tanh on the first token."""
     dense = nn.Dense(config.width, dtype=config.dtype)
     pooler = layers.gather(params["pooler"])
     return jnp.tanh(dense.apply({"params": pooler}, features_BSE[:, 0]))
 
 
-def sentence(features_BSE: TextBSE, mask_BS: MaskBS) -> jax.Array:
-    """A unit vector [B, E] for a text: the mean over its tokens, padding left out."""
+def sentence(features_BSE: TextBSE, mask_BS: MaskBS) -> Float[Array, "B E"]:
+    """A unit vector for a text: the mean over its tokens, without padding."""
     weight_BS1 = mask_BS.astype(features_BSE.dtype)[:, :, None]
     total = jnp.sum(features_BSE * weight_BS1, axis=1)
     mean = total / jnp.maximum(jnp.sum(weight_BS1, axis=1), 1e-9)

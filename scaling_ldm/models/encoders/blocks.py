@@ -1,8 +1,8 @@
-"""What the pretrained transformers share; jax and flax only.
+"""What the pretrained transformers share.
 
-Blocks are stacked along a leading layer axis. They run by `lax.scan`, or with `unroll`
-by a Python loop over slices, which copies every weight in every call: for a frozen
-network `unstacked` once, whose tuple of blocks is looped over without, is faster.
+Blocks are stacked along a leading axis of layers. They run by `lax.scan` or, with
+`unroll`, by a Python loop over slices, which copies every weight in every call. For a
+frozen network it is faster to call `unstacked` once and pass its tuple of blocks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+from jaxtyping import Bool
 
-from scaling_ldm.models import attention
-from scaling_ldm.models.shapes import TokensBTD
+from scaling_ldm.models import attention, layers
+from scaling_ldm.models.shapes import Array, MaskBS, Params, TokensBTD
 
-Params = dict[str, Any]
-
-# As config.json names them.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+# Keys are the names that a published config.json gives.
+PUBLISHED_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -37,27 +35,25 @@ class EncoderAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, mask_B1TS: jax.Array | None) -> TokensBTD:
+    def __call__(
+        self, x_BTD: TokensBTD, mask: Bool[Array, "_ 1 _ T"] | None
+    ) -> TokensBTD:
         width = x_BTD.shape[-1]
-        qkv = nn.DenseGeneral(
-            (3, self.heads, width // self.heads), dtype=self.dtype, name="qkv"
-        )(x_BTD)
-        q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
-        out_BTKH = attention.attend(q, k, v, mask_B1TS)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(
-            out_BTKH
-        )
+        head = (self.heads, width // self.heads)
+        q, k, v = layers.project(x_BTD, 3, head, self.dtype, "qkv")
+        out_BTKH = attention.attend(q, k, v, mask)
+        return layers.join_heads(out_BTKH, width, self.dtype, "out")
 
 
 def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm that subtracts the mean first: pretrained features have outliers."""
+    """A LayerNorm that subtracts the mean first, since the features have outliers."""
     return nn.LayerNorm(
         epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
     )
 
 
-def key_mask(mask_BS: jax.Array | None) -> jax.Array | None:
-    """[B, S], true where there is text -> [B, 1, 1, S]."""
+def key_mask(mask_BS: MaskBS | None) -> Bool[Array, "B 1 1 S"] | None:
+    """The mask that attention reads, from one that is true where there is text."""
     return None if mask_BS is None else mask_BS[:, None, None, :]
 
 
@@ -74,7 +70,7 @@ def run(
     blocks: Params | tuple[Params, ...],
     unroll: bool,
 ) -> TokensBTD:
-    """x after every block in turn."""
+    """Passes x through all blocks in order."""
     if not isinstance(blocks, tuple) and not unroll:
         return jax.lax.scan(lambda x, block: (layer(x, block), None), x_BTD, blocks)[0]
     for block in unstacked(blocks):
@@ -83,47 +79,40 @@ def run(
 
 
 def unstacked(blocks: Params | tuple[Params, ...]) -> tuple[Params, ...]:
-    """Stacked blocks one by one."""
-    if isinstance(blocks, tuple):
-        return blocks
-    leaves, tree = jax.tree.flatten(blocks)
-    depth = leaves[0].shape[0]
-    rows = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
-    return tuple(
-        jax.tree.unflatten(tree, [jnp.squeeze(part, 0) for part in row])
-        for row in zip(*rows, strict=True)
-    )
+    """The blocks one by one; a tuple of blocks is returned as it is."""
+    return blocks if isinstance(blocks, tuple) else tuple(layers.unstack(blocks))
 
 
 def first(
     blocks: Params | tuple[Params, ...], count: int
 ) -> Params | tuple[Params, ...]:
-    """Only the first blocks."""
+    """The first `count` blocks."""
     if isinstance(blocks, tuple):
         return blocks[:count]
     return jax.tree.map(lambda leaf: leaf[:count], blocks)
 
 
 def check_length(tokens: int, most: int) -> None:
-    """Refuses more tokens than a network has positions for.
+    """Checks the length of a text.
 
     Raises:
-      ValueError: too many.
+      ValueError: more tokens than the network has positions for.
     """
     if tokens > most:
         raise ValueError(f"{tokens} text tokens, but this encoder reads at most {most}")
 
 
 def check(config: Any) -> None:
-    """Refuses shapes of which no network can be made.
+    """Checks the config of a pretrained transformer.
 
     Raises:
       ValueError: an unknown activation, heads that do not divide the width, or as
         many blocks left out as there are.
     """
-    if config.activation not in ACTIVATIONS:
+    if config.activation not in PUBLISHED_ACTIVATIONS:
         raise ValueError(
-            f"activation {config.activation!r}; known: {', '.join(ACTIVATIONS)}"
+            f"activation {config.activation!r}; "
+            f"known: {', '.join(PUBLISHED_ACTIVATIONS)}"
         )
     if not hasattr(config, "head_width") and config.width % config.heads:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""CLIP's text and image towers (OpenAI's and OpenCLIP's); jax and flax only.
+"""CLIP's text and image towers (OpenAI's and OpenCLIP's).
 
-Radford et al. 2021 (arXiv 2103.00020): two pre-norm transformers whose projected
-summaries of a text and of its picture point the same way. The text tower is causal; its
-summary is the feature of the end-of-text token. Stable Diffusion reads the features of
-all 77 tokens, padding too, so it passes no mask: 1 the last layer's, 2 (OpenCLIP-H) and
-SDXL the last but one's, SDXL without the final norm.
+Radford et al. 2021 (arXiv 2103.00020): two pre-norm transformers. Their projected
+vectors of a text and of its picture have similar directions. The text tower is causal,
+and its vector is that of the end-of-text token. Stable Diffusion reads the features of
+all 77 tokens, padding too, so it passes no mask. Stable Diffusion 1 reads the last
+layer; 2 (OpenCLIP-H) and SDXL read the last but one, SDXL without the final norm.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ import numpy as np
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import blocks
-from scaling_ldm.models.shapes import LatentBHWC, MaskBS, TextBS, TextBSE, TokensBTD
+from scaling_ldm.models.shapes import (
+    LatentBHWC,
+    MaskBS,
+    Params,
+    TextBS,
+    TextBSE,
+    TokensBTD,
+)
 
-Params = dict[str, Any]
-
-# Of the pictures in [0, 1] that CLIP was trained on: it reads (x - MEAN) / STD.
+# Of the pictures in [0, 1] that CLIP was trained on. It reads (x - MEAN) / STD.
 MEAN = np.asarray([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.asarray([0.26862954, 0.26130258, 0.27577711], np.float32)
-LEGACY_END = 2  # in old configurations; the end of text is the largest id there
+LEGACY_END = 2  # in old configurations, which mean the largest id of each text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,9 @@ class ClipTextConfig:
 
     Attributes:
       hidden: width of the perceptrons.
-      projection: width of the space shared with pictures; 0: no parameters for it.
-      end_token: id of the end of text; LEGACY_END stands for the largest id of each.
-      skip: `apply` leaves out so many of the last blocks (1: the last but one's).
+      projection: width of the space shared with pictures; 0: there is no projection.
+      end_token: id of the end of text; LEGACY_END means the largest id of each text.
+      skip: how many of the last blocks `apply` leaves out.
       final_norm: whether `apply` normalises what it returns.
     """
 
@@ -75,10 +80,13 @@ class ClipVisionConfig:
     unroll: bool = False
 
 
+ClipConfig = ClipTextConfig | ClipVisionConfig
+
+
 class ClipBlock(nn.Module):
     """Attention and a perceptron, each normalised before and around a residual."""
 
-    config: ClipTextConfig | ClipVisionConfig
+    config: ClipConfig
 
     @nn.compact
     def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
@@ -88,15 +96,14 @@ class ClipBlock(nn.Module):
             h, mask
         )
         h = blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x)
-        h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="mlp_up")(h)
-        h = blocks.ACTIVATIONS[cfg.activation](h)
-        return x + nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_down")(h)
+        activation = blocks.PUBLISHED_ACTIVATIONS[cfg.activation]
+        return x + layers.perceptron(h, cfg.hidden, activation, cfg.dtype, "mlp_")
 
 
 class Projection(nn.Module):
-    """To the shared space, without a bias; nothing where there is none."""
+    """To the shared space, without a bias; the identity where there is none."""
 
-    config: ClipTextConfig | ClipVisionConfig
+    config: ClipConfig
 
     @nn.compact
     def __call__(self, x_BD: jax.Array) -> jax.Array:
@@ -111,7 +118,7 @@ class Projection(nn.Module):
 class ClipHead(nn.Module):
     """The norm at the end."""
 
-    config: ClipTextConfig | ClipVisionConfig
+    config: ClipConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,7 +126,7 @@ class ClipHead(nn.Module):
 
 
 class ClipVisionEmbed(nn.Module):
-    """Patches after a class token, with positions, normalised."""
+    """Patches after a class token, with positions, then a norm."""
 
     config: ClipVisionConfig
 
@@ -138,7 +145,7 @@ class ClipVisionEmbed(nn.Module):
 
 
 def _run(
-    config: ClipTextConfig | ClipVisionConfig,
+    config: ClipConfig,
     params: Params,
     x: TokensBTD,
     mask: jax.Array | None,
@@ -150,20 +157,16 @@ def _run(
         return blocks.run(layer, x, params["blocks"], config.unroll)
 
 
-def _normed(
-    config: ClipTextConfig | ClipVisionConfig, params: Params, x: jax.Array
-) -> jax.Array:
+def _normed(config: ClipConfig, params: Params, x: jax.Array) -> jax.Array:
     return ClipHead(config).apply({"params": layers.gather(params["exit"])}, x)
 
 
-def _projected(
-    config: ClipTextConfig | ClipVisionConfig, params: Params, x_BD: jax.Array
-) -> jax.Array:
+def _projected(config: ClipConfig, params: Params, x_BD: jax.Array) -> jax.Array:
     projection = layers.gather(params.get("pooled", {}))
     return Projection(config).apply({"params": projection}, x_BD).astype(jnp.float32)
 
 
-def _init_common(config: ClipTextConfig | ClipVisionConfig, key: jax.Array) -> Params:
+def _init_common(config: ClipConfig, key: jax.Array) -> Params:
     block_key, exit_key, projection_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, config.width))
     params = {
@@ -192,10 +195,10 @@ def init(config: ClipTextConfig, key: jax.Array) -> Params:
 def apply(
     config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Features [B, S, width] in float32 of every token, which saw those before it.
+    """Float32 features of every token, which attends to those before it.
 
-    With a mask, padding is not attended to either. Where padding comes last, that
-    changes the features of padding only.
+    With a mask, no token attends to padding. Where padding comes last, the mask changes
+    only the features of padding.
 
     Raises:
       ValueError: more tokens than positions.
@@ -211,7 +214,7 @@ def apply(
 def _text(
     config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TokensBTD:
-    """Through all blocks in `params`."""
+    """The features after all blocks in `params`."""
     tokens = ids_BS.shape[1]
     blocks.check_length(tokens, config.max_tokens)
     with jax.named_scope("entry"):
@@ -227,9 +230,9 @@ def _text(
 def embed_text(
     config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> jax.Array:
-    """A text's vector [B, projection] (or [B, width]): that of its end-of-text token.
+    """The vector of a text: that of its end-of-text token, [B, projection or width].
 
-    It has gone through all blocks and the final norm, whatever `apply` leaves out.
+    It is taken after all blocks and the final norm, whatever `apply` leaves out.
     """
     x = _normed(config, params, _text(config, params, ids_BS, mask_BS))
     if config.end_token == LEGACY_END:
@@ -253,10 +256,10 @@ def init_vision(config: ClipVisionConfig, key: jax.Array) -> Params:
 def apply_vision(
     config: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> TokensBTD:
-    """Features [B, 1 + patches, width] in float32: class token, patches row by row.
+    """Float32 features [B, 1 + patches, width]: class token, then patches by row.
 
     Args:
-      x_BHWC: pictures of the network's size, (those in [0, 1] - MEAN) / STD.
+      x_BHWC: pictures of the network's size; of one x in [0, 1], (x - MEAN) / STD.
 
     Raises:
       ValueError: pictures of another size.
@@ -273,6 +276,6 @@ def apply_vision(
 def embed_image(
     config: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> jax.Array:
-    """A picture's vector [B, projection] (or [B, width]): of its class token."""
+    """The vector of a picture: its class token's, [B, projection or width]."""
     x = apply_vision(config, params, x_BHWC)[:, 0].astype(config.dtype)
     return _projected(config, params, _normed(config, params, x))

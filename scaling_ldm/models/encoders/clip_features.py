@@ -1,26 +1,21 @@
-"""CLIP's image tower as a network that judges pictures; jax only.
+"""CLIP's image tower as a feature network.
 
-The features are a picture's projected vector before it is scaled to length 1, as
-CLIP's `encode_image` gives it: of ViT-L/14, 768 numbers. A Frechet distance between
-them is no FID. `scaling_ldm.models.weights.clip.open_vision_directory` reads shape and
-parameters from a checkpoint's folder; for scores of pictures and captions see
-clip_score.
+The features are the projected vector of a picture before it is scaled to length 1, as
+CLIP's `encode_image` gives it: 768 numbers of ViT-L/14. A Frechet distance between them
+is no FID. `weights.clip.open_vision_directory` reads the config and the parameters from
+a checkpoint's folder. For scores of pictures and captions see clip_score.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from scaling_ldm.models.encoders import clip
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.models.shapes import LatentBHWC
+from scaling_ldm.models.shapes import Params, PictureBHWC
 
-Params = dict[str, Any]
-
-SIZE = 224  # of ViT-L/14's pictures; others read `shape.image_size`
+SIZE = 224  # of ViT-L/14's pictures; that of others is in their config
 
 
 def init(config: clip.ClipVisionConfig, key: jax.Array) -> Params:
@@ -29,7 +24,7 @@ def init(config: clip.ClipVisionConfig, key: jax.Array) -> Params:
 
 
 def apply(
-    config: clip.ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
+    config: clip.ClipVisionConfig, params: Params, x_BHWC: PictureBHWC
 ) -> Features:
     """Features [B, projection] of pictures.
 

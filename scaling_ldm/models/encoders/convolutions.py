@@ -1,6 +1,6 @@
-"""Convolutions of frozen networks, batch norms folded in; jax only.
+"""Convolutions of frozen networks, with batch norms folded in.
 
-A layer is {"kernel", "bias"}. Products are in full float32 on every device, since
+A layer is {"kernel", "bias"}. Products are in full float32 on every device, because
 distances between features are compared across machines.
 """
 
@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
-from scaling_ldm.models.shapes import LatentBHWC
+from scaling_ldm.models.shapes import Array, LatentBHWC
 
 Layer = dict[str, jax.Array]
 Padding = Sequence[tuple[int, int]]  # rows and columns, before and after
@@ -26,18 +27,23 @@ _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def rectified(path: str, shape: tuple[int, ...]) -> int:
-    """Inputs of a kernel for `layers.initialise`; a relu then lets half through."""
-    return max(layers.all_but_last(path, shape) // 2, 1)  # He et al. 2015
+    """Inputs of a kernel for `layers.initialise`, where a relu follows.
+
+    The relu lets half of them through (He et al. 2015, arXiv 1502.01852).
+    """
+    return max(layers.all_but_last(path, shape) // 2, 1)
 
 
 def same(size: Sequence[int], kernel: int, stride: int) -> list[tuple[int, int]]:
-    """TensorFlow's SAME padding: ceil(size / stride) outputs, an odd pixel after."""
+    """TensorFlow's SAME padding: ceil(size / stride) outputs; an odd pixel is last."""
     missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
     return [(total // 2, total - total // 2) for total in missing]
 
 
-def dense(layer: Layer, x: jax.Array) -> jax.Array:
-    """Of the last axis [..., in] -> [..., out]: also a convolution of one pixel."""
+def dense(
+    layer: Layer, x: Float[Array, "*batch inputs"]
+) -> Float[Array, "*batch outputs"]:
+    """A product along the last axis; it is also a convolution of one pixel."""
     numbers = (((x.ndim - 1,), (0,)), ((), ()))
     y = lax.dot_general(x, layer["kernel"], numbers, precision=_PRECISION)
     return y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
@@ -45,11 +51,11 @@ def dense(layer: Layer, x: jax.Array) -> jax.Array:
 
 def convolution(
     layer: Layer, x_BHWC: LatentBHWC, stride: int, padding: Padding
-) -> LatentBHWC:
-    """With a kernel [kh, kw, in, out].
+) -> Float[Array, "B h w outputs"]:
+    """A convolution with a kernel [kh, kw, in, out].
 
-    On a CPU one without padding gets a row and a column of it, and what these make is
-    cut off: XLA takes up to four times as long for the other.
+    On a CPU, one without padding is given a row and a column of padding, and what they
+    make is cut off. Without them XLA takes up to four times as long.
     """
     kernel = layer["kernel"]
     if stride == 1 and not np.any(padding):
@@ -80,11 +86,11 @@ def _convolve(
 
 def depthwise(
     layer: Layer, x_BHWC: LatentBHWC, stride: int, padding: Padding
-) -> LatentBHWC:
-    """Each channel by itself, with a kernel [k, k, C].
+) -> Float[Array, "B h w C"]:
+    """A convolution of each channel by itself, with a kernel [k, k, C].
 
-    On a CPU it is a sum of shifted pictures, each times one tap: XLA has no fast
-    grouped convolution there.
+    On a CPU it is a sum of shifted pictures, each times one tap, because XLA has no
+    fast grouped convolution there.
     """
     y = lax.platform_dependent(
         x_BHWC,
@@ -120,16 +126,20 @@ def _shifted(x: Any, kernel_HWC: Any, stride: int, padding: Padding) -> jax.Arra
     return y
 
 
-def max_pool(x_BHWC: LatentBHWC, size: int, stride: int, padding: int) -> LatentBHWC:
-    """The largest of size x size pixels: of rows, then of columns."""
+def max_pool(
+    x_BHWC: LatentBHWC, size: int, stride: int, padding: int
+) -> Float[Array, "B h w C"]:
+    """The largest of size x size pixels: first of rows, then of columns."""
     for axis in (1, 2):
         parts = _taps(x_BHWC, axis, size, stride, padding, -jnp.inf)
         x_BHWC = functools.reduce(jnp.maximum, parts)
     return x_BHWC
 
 
-def mean_pool(x_BHWC: LatentBHWC, size: int, stride: int, padding: int) -> LatentBHWC:
-    """The mean of those among size x size pixels that are in the picture."""
+def mean_pool(
+    x_BHWC: LatentBHWC, size: int, stride: int, padding: int
+) -> Float[Array, "B h w C"]:
+    """The mean of size x size pixels; pixels outside the picture do not count."""
     for axis in (1, 2):
         parts = _taps(x_BHWC, axis, size, stride, padding, 0.0)
         first = np.arange(parts[0].shape[axis]) * stride - padding

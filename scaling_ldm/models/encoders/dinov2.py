@@ -1,11 +1,11 @@
-"""DINOv2's vision transformers without registers; jax and flax only.
+"""DINOv2's vision transformers without registers.
 
 Oquab et al. 2023 (arXiv 2304.07193): a pre-norm transformer with a learned scale on
 each residual (LayerScale, Touvron et al. 2021, arXiv 2103.17239), trained without
-labels. Stein et al. 2023 (arXiv 2306.04675) find Frechet distances on its class token
-closest to what people see; theirs are ViT-L/14's on pictures of 224 x 224.
+labels. Stein et al. 2023 (arXiv 2306.04675) find that Frechet distances on its class
+token agree best with what people see. They use ViT-L/14 on pictures of 224 x 224.
 
-The table of positions is one of 518 x 518 pixels. Other sizes read it interpolated.
+The table of positions is for 518 x 518 pixels; it is interpolated for other sizes.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.models.shapes import LatentBHWC, TokensBTD
+from scaling_ldm.models.shapes import Array, Params, PictureBHWC, TokensBTD
 
-Params = dict[str, Any]
+SIZE = 224  # side in pixels of the pictures that distances are measured on
 
-SIZE = 224  # pixels along a side of what distances are measured on
-
-# Of ImageNet's pictures in [0, 1]: the network reads (x - MEAN) / STD.
+# Of ImageNet's pictures in [0, 1]. The network reads (x - MEAN) / STD.
 MEAN = np.asarray([0.485, 0.456, 0.406], np.float32)
 STD = np.asarray([0.229, 0.224, 0.225], np.float32)
 
@@ -38,12 +37,12 @@ class DinoConfig:
 
     Attributes:
       hidden: width of the perceptrons; of each half where they are gated.
-      gated: silu(gate) * up, as the giant has it, instead of `activation`.
-      image_size: pixels along a side of the table of positions.
-      offset: patches added to a picture's sides when the table is interpolated: 0 as in
-        transformers, 0.1 as in the code the weights were published with.
-      mask_token: whether there are parameters for masked patches, which only training
-        reads; published weights have them.
+      gated: silu(gate) * up instead of `activation`, as the giant has it.
+      image_size: side in pixels of the pictures that the table of positions is for.
+      offset: patches added to the sides of a picture when the table is interpolated: 0
+        as in transformers, 0.1 as in the code that the weights were published with.
+      mask_token: whether there are parameters for masked patches. The published weights
+        have them, but only training reads them.
     """
 
     width: int
@@ -67,7 +66,7 @@ class DinoConfig:
         return self.image_size // self.patch_size
 
 
-class Mlp(nn.Module):
+class DinoMlp(nn.Module):
     """A perceptron, gated or not."""
 
     config: DinoConfig
@@ -75,14 +74,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: TokensBTD) -> TokensBTD:
         cfg = self.config
-        if cfg.gated:
-            pair = nn.DenseGeneral((2, cfg.hidden), dtype=cfg.dtype, name="up")(x_BTD)
-            gate, up = (jnp.squeeze(part, 2) for part in jnp.split(pair, 2, axis=2))
-            h = jax.nn.silu(gate) * up
-        else:
-            h = nn.Dense(cfg.hidden, dtype=cfg.dtype, name="up")(x_BTD)
-            h = blocks.ACTIVATIONS[cfg.activation](h)
-        return nn.Dense(cfg.width, dtype=cfg.dtype, name="down")(h)
+        if not cfg.gated:
+            activation = blocks.PUBLISHED_ACTIVATIONS[cfg.activation]
+            return layers.perceptron(x_BTD, cfg.hidden, activation, cfg.dtype, "")
+        gate, up = layers.project(x_BTD, 2, (cfg.hidden,), cfg.dtype, "up")
+        down = nn.Dense(cfg.width, dtype=cfg.dtype, name="down")
+        return down(jax.nn.silu(gate) * up)
 
 
 class DinoBlock(nn.Module):
@@ -102,7 +99,7 @@ class DinoBlock(nn.Module):
         h = blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(h, None)
         x = x_BTD + scaled(h, "attention_scale")
         h = blocks.norm(cfg.epsilon, cfg.dtype, "mlp_norm")(x)
-        return x + scaled(Mlp(cfg, name="mlp")(h), "mlp_scale")
+        return x + scaled(DinoMlp(cfg, name="mlp")(h), "mlp_scale")
 
 
 class DinoEmbed(nn.Module):
@@ -111,7 +108,7 @@ class DinoEmbed(nn.Module):
     config: DinoConfig
 
     @nn.compact
-    def __call__(self, x_BHWC: LatentBHWC) -> TokensBTD:
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> TokensBTD:
         cfg = self.config
         small = nn.initializers.normal(0.02)
         height, width = (side // cfg.patch_size for side in x_BHWC.shape[1:3])
@@ -138,12 +135,12 @@ class DinoHead(nn.Module):
 
 
 def positions(
-    config: DinoConfig, table_ND: jax.Array, height: int, width: int
-) -> jax.Array:
-    """Those of a class token and of height x width patches, [1 + patches, D].
+    config: DinoConfig, table_ND: Float[Array, "N D"], height: int, width: int
+) -> Float[Array, "M D"]:
+    """Positions [1 + height * width, D] of a class token and of the patches.
 
-    Bicubic interpolation as torch's, which reads four rows and columns wherever it is
-    (Keys 1981 with a = -0.75) and repeats the table's edge.
+    The interpolation is torch's bicubic one: it always reads four rows and columns
+    (Keys 1981 with a = -0.75) and repeats the edge of the table.
     """
     if (height, width) == (config.grid, config.grid):
         return table_ND
@@ -178,7 +175,7 @@ def init(config: DinoConfig, key: jax.Array) -> Params:
     """Random float32 parameters; leaves of "blocks" have a leading axis of `depth`.
 
     Raises:
-      ValueError: no network can be made of the shape; see `blocks.check`.
+      ValueError: no network can be made of the config; see `blocks.check`.
     """
     blocks.check(config)
     if config.image_size % config.patch_size:
@@ -197,11 +194,11 @@ def init(config: DinoConfig, key: jax.Array) -> Params:
     }
 
 
-def tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
-    """Features [B, 1 + patches, width] in float32: class token, patches row by row.
+def tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD:
+    """Float32 features [B, 1 + patches, width]: class token, then patches by row.
 
     Args:
-      x_BHWC: RGB in 0..255, already of the wanted size.
+      x_BHWC: RGB from 0 to 255, already of the wanted size.
 
     Raises:
       ValueError: sides that the patches do not divide, or other channels.
@@ -217,7 +214,7 @@ def tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
         return _tokens(config, params, x_BHWC)
 
 
-def _tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD:
+def _tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
         return DinoBlock(config).apply({"params": layers.gather(block)}, x)
 
@@ -231,6 +228,6 @@ def _tokens(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> TokensBTD
     return x.astype(jnp.float32)
 
 
-def apply(config: DinoConfig, params: Params, x_BHWC: LatentBHWC) -> Features:
-    """The class token's features [B, width] after the last norm; see `tokens`."""
+def apply(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> Features:
+    """The features [B, width] of the class token after the last norm; see `tokens`."""
     return Features(tokens(config, params, x_BHWC)[:, 0], None)

@@ -1,27 +1,25 @@
-"""EfficientNet-Lite0, a small classifier of ImageNet-1k; jax only.
+"""EfficientNet-Lite0, a small classifier of ImageNet-1k.
 
-Tan and Le 2019 (arXiv 1905.11946), without squeeze-and-excitation and with ReLU6, as
-TensorFlow's EfficientNet-Lite has it: inverted residuals of a 1 x 1 convolution that
-widens, a depthwise one and a 1 x 1 one that narrows. Its batch norms, which are fixed,
-are part of the convolutions here. A distance between its features is no FID.
+Tan and Le 2019 (arXiv 1905.11946), without squeeze-and-excitation and with ReLU6, as in
+TensorFlow's EfficientNet-Lite. An inverted residual is a 1 x 1 convolution that widens,
+a depthwise one, and a 1 x 1 one that narrows. Its batch norms are fixed, so they are
+part of the convolutions here. A distance between its features is no FID.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import convolutions
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.models.shapes import LatentBHWC
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
 
-Params = dict[str, Any]
-
-SIZE = 224  # of the pictures it was trained on; any other will do
+SIZE = 224  # of the pictures it was trained on; it reads any other size too
 FEATURES, CLASSES = 1280, 1000
 EPSILON = 1e-3  # of the batch norms
 MEAN, SCALE = 127.0, 128.0  # it reads (x - MEAN) / SCALE
@@ -30,7 +28,7 @@ STEM = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InvertedResidual:
-    """One inverted residual; `expansion` of the inputs are in the middle."""
+    """One inverted residual; its middle has `expansion` times as many channels."""
 
     inputs: int
     outputs: int
@@ -107,11 +105,11 @@ def init(key: jax.Array) -> Params:
     return layers.initialise(shapes(), key, convolutions.rectified)
 
 
-def apply(params: Params, x_BHWC: LatentBHWC) -> Features:
+def apply(params: Params, x_BHWC: PictureBHWC) -> Features:
     """Features [B, 1280] before the classifier, and its logits [B, 1000].
 
     Args:
-      x_BHWC: RGB from 0 to 255, of any size: distances depend on it.
+      x_BHWC: RGB from 0 to 255, of any size, which distances depend on.
     """
     x = (x_BHWC.astype(jnp.float32) - MEAN) / SCALE
     with jax.named_scope("stem"):
@@ -130,7 +128,7 @@ def apply(params: Params, x_BHWC: LatentBHWC) -> Features:
 
 def _inverted_residual(
     block: InvertedResidual, params: Params, x_BHWC: LatentBHWC
-) -> LatentBHWC:
+) -> Float[Array, "B h w outputs"]:
     x = x_BHWC
     if block.expansion > 1:
         x = jax.nn.relu6(convolutions.dense(params["expand"], x))

@@ -1,24 +1,25 @@
-"""What a network that judges pictures gives; jax only.
+"""What a feature network returns.
 
-Each of them is a module with `init(key) -> params` and `apply(params, x_BHWC) ->
-Features`, of pictures in RGB from 0 to 255 that already have the network's size; how
-the network wants them normalised is its own affair.
+A feature network is a module with `init(key) -> params` and `apply(params, x_BHWC) ->
+Features`. Its pictures are RGB from 0 to 255 and already have the network's size. The
+network itself normalises them.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Float
+
+from scaling_ldm.models.shapes import Array
 
 
 class Features(NamedTuple):
-    """Of a batch of pictures, in float32.
+    """Float32 features of a batch of pictures, between which distances are measured.
 
     Attributes:
-      features: [B, D], what distances are measured in.
-      logits: [B, K] over classes; None where the network has none.
+      logits: over classes; None where the network has none.
     """
 
-    features: jax.Array
-    logits: jax.Array | None
+    features: Float[Array, "B D"]
+    logits: Float[Array, "B classes"] | None

@@ -1,13 +1,13 @@
-"""The InceptionV3 of 2015 on which FID is defined; jax only.
+"""The InceptionV3 of 2015 on which FID is defined.
 
 Szegedy et al. 2015 (arXiv 1512.00567) as in TensorFlow's inception-2015-12-05 graph,
 which Heusel et al. 2017 (arXiv 1706.08500) and Salimans et al. 2016 (arXiv 1606.03498)
 measured with. It is not torchvision's: average pools leave padding out of the mean, the
 last block takes a maximum where the one before it takes a mean, and there are 1008
-classes. Its batch norms, which are fixed, are part of the convolutions here.
+classes. Its batch norms are fixed, so they are part of the convolutions here.
 
-Two programs read the same weights and differ in what they show the network; the choice
-is a part of the protocol. See PROTOCOLS.
+Two programs read the same weights but show the network different pictures. The choice
+is a part of the protocol: see PROTOCOLS.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import convolutions
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.models.shapes import LatentBHWC
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
 
 SIZE = 299
 FEATURES, CLASSES = 2048, 1008
@@ -34,7 +33,7 @@ EPSILON = 1e-3  # of the batch norms
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """With batch norm and relu; `same` keeps the size, else no pixel is padded."""
+    """With batch norm and relu; `same` keeps the size, otherwise nothing is padded."""
 
     name: str
     outputs: int
@@ -45,7 +44,7 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Of 3 x 3 pixels: those of stride 1 keep the size, the others pad nothing."""
+    """Of 3 x 3 pixels; with stride 1 it keeps the size, otherwise nothing is padded."""
 
     mean: bool
     stride: int
@@ -53,7 +52,7 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """Branches that read the same and whose channels are joined."""
+    """Branches that read the same input and whose channels are concatenated."""
 
     branches: tuple[tuple[Convolution | Pool | Fork, ...], ...]
 
@@ -170,7 +169,7 @@ def shapes() -> Params:
         }
 
     def walk(step: Step, inputs: int, tree: Params) -> int:
-        """Adds a step's layers; how many channels come out of it."""
+        """Adds the layers of a step; returns how many channels come out of it."""
         if isinstance(step, Pool):
             return inputs
         if isinstance(step, Fork):
@@ -199,17 +198,17 @@ def init(key: jax.Array) -> Params:
 
 def apply(
     params: Params,
-    x_BHWC: LatentBHWC,
+    x_BHWC: PictureBHWC,
     protocol: str = "torch_fidelity",
     bias: bool = False,
 ) -> Features:
-    """The last pool's features [B, 2048], and logits [B, 1008].
+    """The features of the last pool [B, 2048], and logits [B, 1008].
 
     Args:
       x_BHWC: RGB from 0 to 255 of SIZE x SIZE pixels, by the protocol's `resize`.
       protocol: one of PROTOCOLS; it decides how pictures are normalised.
-      bias: whether the logits have the classifier's. Inception Scores are measured
-        without, since the first one was.
+      bias: whether the logits have the classifier's bias. Inception Scores are measured
+        without it, as the first one was.
 
     Raises:
       ValueError: pictures of another size, or an unknown protocol.
@@ -234,13 +233,17 @@ def apply(
         return Features(features, convolutions.dense(last, features))
 
 
-def _through(steps: tuple[Step, ...], params: Params, x: LatentBHWC) -> LatentBHWC:
+def _through(
+    steps: tuple[Step, ...], params: Params, x: LatentBHWC
+) -> Float[Array, "B h w outputs"]:
     for step in steps:
         x = _step(step, params, x)
     return x
 
 
-def _step(step: Step, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
+def _step(
+    step: Step, params: Params, x_BHWC: LatentBHWC
+) -> Float[Array, "B h w outputs"]:
     x = x_BHWC
     if isinstance(step, Fork):
         parts = [_through(branch, params, x) for branch in step.branches]
@@ -256,24 +259,29 @@ def _step(step: Step, params: Params, x_BHWC: LatentBHWC) -> LatentBHWC:
     return jax.nn.relu(convolutions.convolution(layer, x, step.stride, padding))
 
 
-def resize_tf1(x_BHWC: LatentBHWC, size: int = SIZE) -> LatentBHWC:
-    """To size x size pixels, bilinear as TensorFlow 1 had it: no half-pixel offset.
+def resize_tf1(x_BHWC: PictureBHWC, size: int = SIZE) -> Float[Array, "B size size C"]:
+    """Resizes to size x size pixels, bilinear without half-pixel offset: TensorFlow 1.
 
-    Output i lies on input i * inputs / outputs, so that the picture moves by up to half
-    a pixel and, made smaller, is not smoothed.
+    Output i lies on input i * inputs / outputs. The picture therefore moves by up to
+    half a pixel. It is not smoothed when it is made smaller.
     """
     return _resize(x_BHWC, size, 0.0)
 
 
-def resize_torch(x_BHWC: LatentBHWC, size: int = SIZE) -> LatentBHWC:
-    """To size x size pixels, bilinear as torch's `interpolate` without align_corners.
+def resize_torch(
+    x_BHWC: PictureBHWC, size: int = SIZE
+) -> Float[Array, "B size size C"]:
+    """Resizes to size x size pixels, bilinear as torch's `interpolate`.
 
-    Centres of pixels lie on one another; made smaller, a picture is not smoothed.
+    This is `align_corners=False`: the centres of pixels coincide. A picture is not
+    smoothed when it is made smaller.
     """
     return _resize(x_BHWC, size, 0.5)
 
 
-def _resize(x_BHWC: LatentBHWC, size: int, centre: float) -> LatentBHWC:
+def _resize(
+    x_BHWC: PictureBHWC, size: int, centre: float
+) -> Float[Array, "B size size C"]:
     x, (rows, columns) = x_BHWC.astype(jnp.float32), x_BHWC.shape[1:3]
     if rows != size:
         matrix = _bilinear(rows, size, centre)
@@ -285,7 +293,7 @@ def _resize(x_BHWC: LatentBHWC, size: int, centre: float) -> LatentBHWC:
 
 
 def _bilinear(inputs: int, outputs: int, centre: float) -> np.ndarray:
-    """[outputs, inputs]: how much of each input is in each output; in float32."""
+    """A float32 matrix [outputs, inputs]: the weight of each input in each output."""
     step, centre_ = np.float32(inputs / outputs), np.float32(centre)
     place = (np.arange(outputs, dtype=np.float32) + centre_) * step - centre_
     place = np.maximum(place, np.float32(0))
@@ -307,7 +315,7 @@ class Protocol:
       middle: the network reads (x - middle) / middle.
     """
 
-    resize: Callable[[LatentBHWC], LatentBHWC]
+    resize: Callable[..., jax.Array]
     middle: float
 
 

@@ -1,44 +1,44 @@
-"""LPIPS 0.1, a distance between two pictures that follows people's; jax only.
+"""LPIPS 0.1, a distance between two pictures that follows human judgement.
 
-Zhang et al. 2018 (arXiv 1801.03924), eq. 1: features of five layers of a classifier,
-scaled to length 1 at each place, are subtracted and squared, the channels weighted by
-heads that were fitted to judgements, averaged over places and summed over layers.
-Lower is nearer. Distances differ between backbones: always say which.
+Zhang et al. 2018 (arXiv 1801.03924), eq. 1. The features of five layers of a classifier
+are scaled to length 1 at each place, subtracted and squared. The channels are weighted
+by heads that were fitted to judgements. The result is averaged over places and summed
+over layers. Lower is nearer. Distances differ between backbones: always say which.
 
-The config is VGG16 or ALEXNET. `scaling_ldm.models.weights.lpips.load` reads the
-parameters from torchvision's file of the backbone and the package's heads;
-`find_heads` finds the heads after `pip install --no-deps lpips==0.1.4`. Pictures are
-RGB from 0 to 255.
+The config is VGG16 or ALEXNET. `weights.lpips.load` reads the parameters from
+torchvision's file of the backbone and from the heads of the package lpips; `find_heads`
+finds the heads after `pip install --no-deps lpips==0.1.4`. Pictures are RGB from 0 to
+255.
 
 Example:
   >>> from scaling_ldm.models.encoders import lpips
   >>> from scaling_ldm.models.weights import lpips as weights
-  >>> shape = lpips.ALEXNET
-  >>> heads = weights.find_heads(shape)
-  >>> params = weights.load("alexnet-owt-7be5be79.pth", heads, shape)
-  >>> distances_B = lpips.distance(shape, params, x_BHWC, y_BHWC)
+  >>> config = lpips.ALEXNET
+  >>> heads = weights.find_heads(config)
+  >>> params = weights.load("alexnet-owt-7be5be79.pth", heads, config)
+  >>> distances_B = lpips.distance(config, params, x_BHWC, y_BHWC)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float, Num
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import convolutions
-from scaling_ldm.models.shapes import LatentBHWC
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
 
-Params = dict[str, Any]
+ScoreB = Float[Array, "B"]
 
-# Of pictures in [-1, 1]: the backbones read (x - SHIFT) / SCALE.
+# Of pictures in [-1, 1]. The backbones read (x - SHIFT) / SCALE.
 SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
-_LEAST = 1e-10  # added to lengths
+_EPSILON = 1e-10  # added to lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Layer:
 
     Attributes:
       index: of the convolution among torchvision's `features`.
-      pool: side of a maximum of stride 2 before it; 0: none.
+      pool: side of a maximum pool of stride 2 before it; 0: none.
       compared: whether the distance reads its output.
     """
 
@@ -62,7 +62,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LpipsConfig:
-    """A backbone: "vgg" and "alex" are their heads' files' names."""
+    """A backbone; its name, "vgg" or "alex", is that of the file of its heads."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -74,7 +74,7 @@ class LpipsConfig:
 
     @property
     def smallest(self) -> int:
-        """Pixels along a side that leave one place in the last layer."""
+        """The side in pixels that leaves one place in the last layer."""
         side = 1
         for layer in reversed(self.layers):
             side = (side - 1) * layer.stride + layer.kernel - 2 * layer.padding
@@ -137,21 +137,21 @@ def shapes(config: LpipsConfig) -> Params:
 
 
 def init(config: LpipsConfig, key: jax.Array) -> Params:
-    """Random float32 parameters; the heads', as fitted ones, not below zero."""
+    """Random float32 parameters; the heads' are not negative, as fitted ones are."""
     params = layers.initialise(shapes(config), key, convolutions.rectified)
     return {**params, "heads": jax.tree.map(jnp.abs, params["heads"])}
 
 
 def _compared(
-    config: LpipsConfig, params: Params, x_BHWC: LatentBHWC
+    config: LpipsConfig, params: Params, x_BHWC: PictureBHWC
 ) -> list[jax.Array]:
-    """Outputs of the layers that have a head, each place of length 1."""
+    """Outputs of the layers that have a head, of length 1 at each place."""
     x = x_BHWC.astype(jnp.float32) / 127.5 - 1
     x = (x - SHIFT[None, None, None]) / SCALE[None, None, None]
     found = []
     for layer in config.layers:
         if layer.pool:
-            x = _largest(x, layer.pool)
+            x = _max_pool(x, layer.pool)
         padding = [(layer.padding, layer.padding)] * 2
         kernel = layers.gather(params["backbone"][str(layer.index)])
         x = jax.nn.relu(convolutions.convolution(kernel, x, layer.stride, padding))
@@ -160,27 +160,30 @@ def _compared(
     return found
 
 
-def _largest(x_BHWC: LatentBHWC, side: int) -> LatentBHWC:
+def _max_pool(x_BHWC: LatentBHWC, side: int) -> Float[Array, "B h w C"]:
     window, stride = (1, side, side, 1), (1, 2, 2, 1)
     return lax.reduce_window(x_BHWC, -jnp.inf, lax.max, window, stride, "VALID")
 
 
 def _unit(x_BHWC: LatentBHWC) -> LatentBHWC:
-    """Of length 1 along channels; zeros stay.
+    """Scales to length 1 along channels; zeros stay zeros.
 
-    The gradient of a length is not finite at zeros, but the ReLU before them stops it.
+    The gradient of a length is not finite at zeros, but the ReLU before stops it.
     """
     length = jnp.sqrt(jnp.sum(x_BHWC**2, axis=-1, keepdims=True))
-    return x_BHWC / (length + _LEAST)
+    return x_BHWC / (length + _EPSILON)
 
 
 def distance(
-    config: LpipsConfig, params: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC
-) -> jax.Array:
-    """LPIPS [B] in float32 of each picture of x from that of y; 0 where they are equal.
+    config: LpipsConfig,
+    params: Params,
+    x_BHWC: PictureBHWC,
+    y_BHWC: Num[Array, "N h w c"],
+) -> ScoreB:
+    """LPIPS in float32 between each picture of x and that of y; equal ones have 0.
 
     Args:
-      x_BHWC, y_BHWC: RGB from 0 to 255, of any size: distances depend on it.
+      x_BHWC, y_BHWC: RGB from 0 to 255, of one size, which distances depend on.
 
     Raises:
       ValueError: pictures of two sizes, too small, or not of three channels.

@@ -1,8 +1,8 @@
-"""Published frozen networks by name, each with what it should measure; jax and flax.
+"""Published networks around a denoiser by name, and what counting them should give.
 
-Parameters are exact. The four autoencoders share channels, blocks and groups; their
-forward FLOPs are of one 256 x 256 picture, 2 x MAC, every tap counted; scale and shift
-are those of the weights' published configurations.
+Parameters are exact. The four autoencoders share channels, blocks and groups. Their
+forward FLOPs are for one 256 x 256 picture, 2 x MAC, with every tap counted. Scale and
+shift are those of the published configurations.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ AUTOENCODERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderPreset:
-    """An encoder, how many parameters counting it should give, and where it is."""
+    """An encoder, how many parameters it should have, and where it is published."""
 
     config: (
         t5.T5Config
@@ -69,7 +69,7 @@ class EncoderPreset:
 
 
 def _t5(width: int, depth: int, heads: int, hidden: int) -> t5.T5Config:
-    """Of version 1.1."""
+    """T5 of version 1.1."""
     return t5.T5Config(
         width=width,
         depth=depth,
@@ -134,7 +134,7 @@ PRESETS = {
         params=303_966_208,
         source="openai/clip-vit-large-patch14",
     ),
-    "openclip_h_text": EncoderPreset(  # its last layer is left out: Stable Diffusion 2
+    "openclip_h_text": EncoderPreset(  # Stable Diffusion 2 leaves its last layer out
         config=clip.ClipTextConfig(
             width=1024,
             depth=23,
@@ -179,7 +179,7 @@ def _dinov2(
     )
 
 
-DINOV2 = {  # the mask token's parameters included
+DINOV2 = {  # counted with the mask token's parameters
     "dinov2_s14": _dinov2("small", 384, 12, 6, 22_056_576),
     "dinov2_b14": _dinov2("base", 768, 12, 12, 86_580_480),
     "dinov2_l14": _dinov2("large", 1024, 24, 16, 304_368_640),

@@ -1,10 +1,10 @@
-"""T5's encoder, original and 1.1; jax and flax only.
+"""T5's encoder, original and version 1.1.
 
-Raffel et al. 2019 (arXiv 1910.10683): no absolute positions but a bias on the scores,
-learnt per head and bucket of distance and shared by all layers (section 2.1); RMSNorm;
-no biases anywhere; scores are not divided by sqrt(H). Version 1.1 gates its perceptrons
-with a GELU (Shazeer 2020, arXiv 2002.05202). Imagen, PixArt, SD3 and Flux read its
-largest encoder.
+Raffel et al. 2019 (arXiv 1910.10683). There are no absolute positions. Instead a bias
+is added to the scores; it is learnt per head and bucket of distance, and shared by all
+layers (section 2.1). Norms are RMSNorms, no layer has a bias, and scores are not
+divided by sqrt(H). Version 1.1 gates its perceptrons with a GELU (Shazeer 2020, arXiv
+2002.05202). Imagen, PixArt, SD3 and FLUX read its largest encoder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import blocks
-from scaling_ldm.models.shapes import MaskBS, TextBS, TextBSE, TokensBTD
-
-Params = dict[str, Any]
+from scaling_ldm.models.shapes import (
+    Array,
+    MaskBS,
+    Params,
+    TextBS,
+    TextBSE,
+    TokensBTD,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,9 @@ class T5Config:
       head_width: of each head; heads * head_width need not be the width.
       hidden: width of the perceptrons.
       gated: whether they are gated, as in version 1.1.
-      max_tokens: as trained; positions being relative, more would run as well.
-      buckets, max_distance: of the bias: distances from max_distance on share a bucket.
+      max_tokens: as trained; more would run too, because positions are relative.
+      buckets, max_distance: of the bias; all distances from max_distance on share one
+        bucket.
     """
 
     width: int
@@ -53,18 +60,20 @@ class T5Config:
     unroll: bool = False
 
 
-def distance_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each (query, key), [T, T]: section 2.1.
+def distance_buckets(
+    tokens: int, buckets: int, max_distance: int
+) -> Int[np.ndarray, "T T"]:
+    """The bucket of each (query, key): section 2.1.
 
-    Half of the buckets are for keys after the query. Of each half, half are single
-    distances and the rest grow geometrically up to max_distance.
+    Half of the buckets are for keys after the query. In each half, half of the buckets
+    hold one distance each, and the others grow geometrically up to max_distance.
     """
     half = buckets // 2
     exact = half // 2
     position = np.arange(tokens, dtype=np.int32)
     ahead = position[None, :] - position[:, None]
     distance = np.abs(ahead)
-    # In float32, where it was trained: this decides on which side of a bound it falls.
+    # In float32, as it was trained: rounding decides the bucket at a boundary.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(math.log(max_distance / exact))
     far = exact + (ratio * np.float32(half - exact)).astype(np.int32)
@@ -73,12 +82,12 @@ def distance_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 def _attend(
-    q_BTKH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    bias_1KTS: jax.Array,
-    mask_B11S: jax.Array | None,
-) -> jax.Array:
+    q_BTKH: Float[Array, "B T K H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    bias_1KTS: Float[Array, "1 K T S"],
+    mask_B11S: Bool[Array, "B 1 1 S"] | None,
+) -> Float[Array, "B T K H"]:
     """softmax(q k + bias) v, the softmax in float32."""
     scores_BKTS = jnp.einsum(
         "BTKH,BSKH->BKTS", q_BTKH, k_BSKH, preferred_element_type=jnp.float32
@@ -90,7 +99,7 @@ def _attend(
     return jnp.einsum("BKTS,BSKH->BTKH", weights_BKTS, v_BSKH)
 
 
-def _norm(config: T5Config, name: str) -> nn.RMSNorm:
+def _norm(config: T5Config, name: str | None) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
@@ -105,24 +114,24 @@ class T5Block(nn.Module):
     ) -> TokensBTD:
         cfg = self.config
 
-        def dense(features: Any, name: str, axis: Any = -1) -> nn.DenseGeneral:
-            return nn.DenseGeneral(
-                features, axis=axis, use_bias=False, dtype=cfg.dtype, name=name
-            )
+        def up(x_BTD: TokensBTD, parts: int, features: tuple[int, ...], name: str):
+            return layers.project(x_BTD, parts, features, cfg.dtype, name, False)
 
         h = _norm(cfg, "attention_norm")(x_BTD)
-        qkv = dense((3, cfg.heads, cfg.head_width), "qkv")(h)
-        q, k, v = (jnp.squeeze(a, 2) for a in jnp.split(qkv, 3, axis=2))
+        q, k, v = up(h, 3, (cfg.heads, cfg.head_width), "qkv")
         h = _attend(q, k, v, bias_1KTS, mask_B11S)
-        x = x_BTD + dense(cfg.width, "out", (-2, -1))(h)
+        x = x_BTD + layers.join_heads(h, cfg.width, cfg.dtype, "out", use_bias=False)
         h = _norm(cfg, "mlp_norm")(x)
-        act = blocks.ACTIVATIONS[cfg.activation]
+        activation = blocks.PUBLISHED_ACTIVATIONS[cfg.activation]
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, dtype=cfg.dtype, name=name)
+
         if cfg.gated:
-            h = dense((2, cfg.hidden), "mlp_up")(h)
-            gate, value = (jnp.squeeze(a, 2) for a in jnp.split(h, 2, axis=2))
-            h = act(gate) * value
+            gate, value = up(h, 2, (cfg.hidden,), "mlp_up")
+            h = activation(gate) * value
         else:
-            h = act(dense(cfg.hidden, "mlp_up")(h))
+            h = activation(dense(cfg.hidden, "mlp_up")(h))
         return x + dense(cfg.width, "mlp_down")(h)
 
 
@@ -147,7 +156,7 @@ def init(config: T5Config, key: jax.Array) -> Params:
 def apply(
     config: T5Config, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Features [B, S, width] in float32 of every token; padding is not attended to."""
+    """Float32 features of every token; no token attends to padding."""
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
         x = layers.embed(entry["word_embedding"], ids_BS).astype(config.dtype)

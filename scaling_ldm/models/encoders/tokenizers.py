@@ -1,4 +1,4 @@
-"""Captions to ids, with the tokenizers that come with checkpoints; numpy only.
+"""Captions to ids, with the tokenizers that come with checkpoints.
 
 transformers is imported when a tokenizer is loaded, not before.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> Tokenizer:
-        """The tokenizer whose files are in a directory; no network, no code from there.
+        """Reads the tokenizer of a directory; nothing is downloaded, no code is run.
 
         Raises:
           ValueError: no tokenizer there, or one that cannot pad.
         """
-        # Else it says on every import that its networks need torch; ours do not.
+        # Without this, every import warns that its networks need torch; ours do not.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
@@ -38,7 +39,7 @@ class Tokenizer:
             theirs = transformers.AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-        except Exception as e:  # of many kinds, by what is missing
+        except Exception as e:  # of many types, by what is missing
             raise ValueError(
                 f"no tokenizer can be loaded from {directory}: {type(e).__name__}: "
                 f"{e}. It needs tokenizer.json and tokenizer_config.json, or the "
@@ -50,15 +51,15 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this."""
+        """All ids are below this."""
         return len(self.theirs)
 
     def encode(
         self, captions: Sequence[str], length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 and mask bool, [B, length]; true where there is text.
+    ) -> tuple[Int32[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+        """Ids and mask, [B, length]; the mask is true where there is text.
 
-        Longer captions lose their ends, but not their last special token.
+        Longer captions are cut, but keep their last special token.
         """
         found = self.theirs(
             list(captions),

@@ -1,8 +1,8 @@
-"""Autoencoders in the layout of diffusers' `AutoencoderKL`; jax for shapes only.
+"""Autoencoders in the layout of diffusers' `AutoencoderKL`.
 
 A directory holds config.json and diffusion_pytorch_model.safetensors. Stable Diffusion
-1 and 2 were first stored with other names in the attention and with its matrices as
-1 x 1 convolutions: both are read, today's are written.
+1 and 2 were first stored with other names in the attention, and with its matrices as
+1 x 1 convolutions. Both forms are read, and today's is written.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import jax
 import numpy as np
 
 from scaling_ldm.models.encoders import autoencoder_kl
-from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import files, layout
+from scaling_ldm.records.errors import WeightsError
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 _RESIDUAL = {"shortcut": "conv_shortcut"}  # other parts have the same name there
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v"}
 _ATTENTION["out"] = "to_out.0"
 _ENDS = {"enter": "conv_in", "exit_norm": "conv_norm_out", "exit": "conv_out"}
 _QUANT = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# What their configurations leave out means this there.
+# What diffusers assumes where a configuration says nothing.
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -48,15 +48,15 @@ _DEFAULTS: dict[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-# How a pipeline runs the network, not what it is.
+# They say how a pipeline runs the network.
 _NOT_READ = {"sample_size", "force_upcast"}
 
 
 def from_config(published: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfig:
-    """The shape that a config.json describes; arithmetic in float32.
+    """The config, in float32, of diffusers' config.json.
 
     Raises:
-      layout.WeightsError: another kind of network; every reason is listed.
+      WeightsError: another kind of network; every reason is listed.
     """
     c = _DEFAULTS | {k: v for k, v in published.items() if not k.startswith("_")}
     levels = len(c["block_out_channels"])
@@ -76,9 +76,10 @@ def from_config(published: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfi
         for name, value in wanted.items()
         if _plain(given[name]) != value
     ]
-    problems += [f"{name}: not known" for name in sorted(c.keys() - _known())]
+    unknown = c.keys() - _DEFAULTS.keys() - _NOT_READ
+    problems += [f"{name}: not known" for name in sorted(unknown)]
     if problems:
-        raise layout.WeightsError(
+        raise WeightsError(
             "this is not the configuration of an autoencoder that can be built here:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
@@ -95,10 +96,6 @@ def from_config(published: Mapping[str, Any]) -> autoencoder_kl.AutoencoderConfi
     )
 
 
-def _known() -> set[str]:
-    return _DEFAULTS.keys() | _NOT_READ
-
-
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -106,11 +103,11 @@ def _plain(value: Any) -> Any:
 def to_config(
     config: autoencoder_kl.AutoencoderConfig, sample_size: int = 512
 ) -> dict[str, Any]:
-    """What config.json says of a shape.
+    """What diffusers' config.json says of a network.
 
     Args:
-      sample_size: the side in pixels from which diffusers cuts pictures into tiles,
-        where it is asked to.
+      sample_size: where diffusers is asked to cut pictures into tiles, it does so from
+        this side in pixels on.
     """
     levels = len(config.channels)
     return {
@@ -134,14 +131,14 @@ def to_config(
 
 
 def _name(path: layout.Path, last: int) -> str:
-    side, first, *rest, leaf = path
+    side, first, *rest = path
     if first == "quant":
-        return f"{_QUANT[side]}.{_LEAVES[leaf]}"
+        return _QUANT[side]
     theirs = [side]
     if found := re.fullmatch(r"down(\d+)_(\d+)_residual", first):
         theirs.append(f"down_blocks.{found[1]}.resnets.{found[2]}")
     elif found := re.fullmatch(r"up(\d+)_(\d+)_residual", first):
-        # Theirs counts the way up from the middle.
+        # Theirs count the way up from the middle.
         theirs.append(f"up_blocks.{last - int(found[1])}.resnets.{found[2]}")
     elif found := re.fullmatch(r"down(\d+)_halve", first):
         theirs.append(f"down_blocks.{found[1]}.downsamplers.0.conv")
@@ -155,30 +152,23 @@ def _name(path: layout.Path, last: int) -> str:
         theirs.append(_ENDS[first])
     names = _ATTENTION if first == "middle_attention" else _RESIDUAL
     theirs += [names.get(part, part) for part in rest]
-    return ".".join([*theirs, _LEAVES[leaf]])
+    return ".".join(theirs)
 
 
 def pairs(config: autoencoder_kl.AutoencoderConfig) -> list[layout.Pair]:
     """Every leaf of an autoencoder and its tensor."""
     tree = jax.eval_shape(lambda: autoencoder_kl.init(config, jax.random.key(0)))
-    found = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = tuple(key.key for key in keys)
-        name = _name(path, len(config.channels) - 1)
-        if path[-1] != "kernel":
-            found.append(layout.vector(path, name, leaf.shape))
-        elif leaf.ndim == 4:
-            found.append(layout.convolution(path, name, leaf.shape))
-        else:
-            pointwise = path[-2] in ("shortcut", "quant")
-            found.append(layout.dense(path, name, leaf.shape, as_convolution=pointwise))
-    return found
+    return layout.leaves(
+        tree,
+        lambda path: _name(path, len(config.channels) - 1),
+        lambda path: path[-1] in ("shortcut", "quant"),
+    )
 
 
 def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
-    """The same tensors under today's names, attention matrices as matrices.
+    """The tensors with today's names, and with matrices in the attention.
 
-    A tensor whose new name is taken keeps its old one, so that reading will list it.
+    A tensor whose new name is taken keeps its old one, so that `read` lists it.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -195,10 +185,10 @@ def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
 def read(
     tensors: layout.Tensors, config: autoencoder_kl.AutoencoderConfig
 ) -> dict[str, Any]:
-    """Float32 parameters; half precision is widened, which is exact.
+    """Float32 parameters from tensors; half precision is widened, which is exact.
 
     Raises:
-      layout.WeightsError: tensors of another network; all differences are listed.
+      WeightsError: tensors of another network; all differences are listed.
     """
     tree = layout.read(pairs(config), modern(tensors), "this autoencoder's")
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
@@ -207,17 +197,13 @@ def read(
 def load(
     directory: str | pathlib.Path,
 ) -> tuple[autoencoder_kl.AutoencoderConfig, dict[str, Any]]:
-    """Shape and parameters from a directory as diffusers writes it.
+    """Reads config and parameters from a directory that diffusers wrote.
 
     Raises:
-      layout.WeightsError: a file is missing, or describes another network.
+      WeightsError: a file is missing, or it describes another network.
     """
     directory = pathlib.Path(directory)
-    try:
-        published = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise layout.WeightsError(f"{directory / CONFIG} cannot be read: {e}") from e
-    config = from_config(published)
+    config = from_config(files.config(directory))
     return config, read(layout.load(directory / WEIGHTS), config)
 
 
@@ -227,10 +213,10 @@ def save(
     config: autoencoder_kl.AutoencoderConfig,
     sample_size: int = 512,
 ) -> None:
-    """Writes a directory as diffusers reads it; `sample_size` as in `to_config`."""
+    """Writes a directory that diffusers reads; `sample_size` as in `to_config`."""
     directory = pathlib.Path(directory)
     tensors = layout.write(pairs(config), params)
     directory.mkdir(parents=True, exist_ok=True)
     layout.save(tensors, directory / WEIGHTS)
-    published = json.dumps(to_config(config, sample_size), indent=2)
-    (directory / CONFIG).write_text(published + "\n", encoding="utf-8")
+    text = json.dumps(to_config(config, sample_size), indent=2) + "\n"
+    (directory / files.CONFIG).write_text(text, encoding="utf-8")

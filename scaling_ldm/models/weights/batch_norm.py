@@ -1,7 +1,7 @@
-"""Convolutions and the fixed batch norms behind them, as one layer; numpy only.
+"""Convolutions and the fixed batch norms after them, as one layer.
 
-A checkpoint holds a kernel and the norm's scale, bias, mean and variance. Here they
-are a kernel and a bias: y = (k * x - mean) scale / sqrt(variance + epsilon) + bias.
+A checkpoint holds a kernel and the norm's scale, bias, mean and variance. Here they are
+a kernel and a bias: y = (k * x - mean) scale / sqrt(variance + epsilon) + bias.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm.models.weights import layout
+from scaling_ldm.records.errors import WeightsError
 
 _NORM = {
     "scale": "weight",
@@ -23,7 +24,7 @@ _COUNTER = ".num_batches_tracked"
 
 
 def kernel(path: layout.Path, name: str, shape: tuple[int, ...]) -> layout.Pair:
-    """[kh, kw, in, out], [k, k, C] of a depthwise one or [in, out] of a pixel."""
+    """A kernel [kh, kw, in, out], [k, k, C] if depthwise, or [in, out] of one pixel."""
     path, name = (*path, "kernel"), f"{name}.weight"
     if len(shape) == 4:
         return layout.convolution(path, name, shape)
@@ -45,15 +46,15 @@ def pairs(
 
 
 def known(tensors: layout.Tensors) -> dict[str, Any]:
-    """Without the norms' counters of training steps."""
+    """Leaves out the norms' counters of training steps."""
     return {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
 
 
 def fold(tree: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    """The same tree, each layer that has a norm become {"kernel", "bias"} in float32.
+    """The tree with every norm folded into its layer, {"kernel", "bias"} in float32.
 
     Raises:
-      layout.WeightsError: variances below zero.
+      WeightsError: variances below zero.
     """
     if "norm" not in tree:
         return {
@@ -62,7 +63,7 @@ def fold(tree: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
         }
     norm = {key: np.asarray(value, np.float64) for key, value in tree["norm"].items()}
     if not np.all(norm["variance"] + epsilon > 0):
-        raise layout.WeightsError("a batch norm's variance is below zero")
+        raise WeightsError("a batch norm's variance is below zero")
     gain = norm["scale"] / np.sqrt(norm["variance"] + epsilon)
     folded = {
         "kernel": np.asarray(tree["kernel"], np.float64) * gain,

@@ -1,4 +1,4 @@
-"""BERT (and MiniLM) in the layout of transformers' `BertModel`; jax for shapes only."""
+"""BERT (and MiniLM) in the layout of transformers' `BertModel`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import jax
 import numpy as np
 
 from scaling_ldm.models.encoders import bert
-from scaling_ldm.models.weights import files, layout, stacks
+from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.records.errors import WeightsError
 
 _BLOCK = {
-    "attention/qkv": tuple(f"attention.self.{n}" for n in ("query", "key", "value")),
-    "attention/out": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "mlp_up": ("intermediate.dense",),
-    "mlp_down": ("output.dense",),
-    "mlp_norm": ("output.LayerNorm",),
+    "attention/qkv": [f"attention.self.{n}" for n in ("query", "key", "value")],
+    "attention/out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp_up": "intermediate.dense",
+    "mlp_down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
 }
 _ENTRY = {
     "word_embedding": "embeddings.word_embeddings.weight",
@@ -30,15 +31,18 @@ _POOLER = "pooler.dense"
 
 
 def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig:
-    """The shape that a config.json of a BERT states, defaults as in transformers.
+    """The config of a config.json of a BERT, with the defaults of transformers.
+
+    Args:
+      changes: to fields of the config.
 
     Raises:
-      layout.WeightsError: positions or a direction that this network does not have.
+      WeightsError: relative positions, or a decoder.
     """
     if published.get("position_embedding_type", "absolute") != "absolute":
-        raise layout.WeightsError("only BERTs with absolute positions are known")
+        raise WeightsError("only BERTs with absolute positions are known")
     if published.get("is_decoder", False):
-        raise layout.WeightsError("this BERT is a decoder; only encoders are known")
+        raise WeightsError("this BERT is a decoder; only encoders are known")
     found = bert.BertConfig(
         width=published.get("hidden_size", 768),
         depth=published.get("num_hidden_layers", 12),
@@ -56,23 +60,19 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig
 def pairs(config: bert.BertConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
     tree = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
-    found = [
-        layout.vector(("entry", ours), theirs, tree["entry"][ours].shape)
-        for ours, theirs in _ENTRY.items()
-    ]
-    for ours, theirs in (("scale", "weight"), ("bias", "bias")):
-        name = f"embeddings.LayerNorm.{theirs}"
-        found.append(layout.vector(("entry", "norm", ours), name, (config.width,)))
-    found += stacks.pairs(tree["blocks"], _BLOCK, "encoder.layer.{}")
+    found = blocks.Pairs(tree)
+    for ours, theirs in _ENTRY.items():
+        found.table(f"entry/{ours}", theirs)
+    found.module("entry/norm", "embeddings.LayerNorm")
+    for i in range(config.depth):
+        found.block("blocks", _BLOCK, f"encoder.layer.{i}", i)
     if config.pooler:
-        square = (config.width, config.width)
-        found.append(layout.dense(("pooler", "kernel"), f"{_POOLER}.weight", square))
-        found.append(layout.vector(("pooler", "bias"), f"{_POOLER}.bias", square[:1]))
-    return found
+        found.module("pooler", _POOLER)
+    return found.done()
 
 
 def _rename(name: str) -> str | None:
-    """Heads and counters are left out; the first checkpoints had other words."""
+    """Leaves out heads and counters; the first checkpoints had other names."""
     if name.startswith("cls.") or name.endswith("embeddings.position_ids"):
         return None
     name = name.removeprefix("bert.")
@@ -86,13 +86,13 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 def load(
     path: str | pathlib.Path, config: bert.BertConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
-    """Parameters from a checkpoint's file or directory.
+    """Reads parameters from a checkpoint's file or directory.
 
     Args:
       dtype: of the parameters; None: as stored.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     return layout.read(pairs(config), _tensors(path), "this BERT's", dtype)
 
@@ -100,10 +100,10 @@ def load(
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[bert.BertConfig, dict[str, Any]]:
-    """The shape and parameters of a checkpoint's directory.
+    """Reads config and parameters from a checkpoint's directory.
 
     Args:
-      changes: to fields of the shape, such as dtype or unroll.
+      changes: to fields of the config, such as dtype or unroll.
     """
     pooler = f"{_POOLER}.weight" in _tensors(directory)
     config = from_config(files.config(directory), pooler=pooler)
@@ -114,5 +114,5 @@ def open_directory(
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: bert.BertConfig
 ) -> None:
-    """Writes parameters as transformers' `BertModel` reads them."""
+    """Writes parameters so that transformers' `BertModel` reads them."""
     layout.save(layout.write(pairs(config), params), path)

@@ -1,7 +1,7 @@
-"""Pairs of transformers whose layers are stacked here and numbered there.
+"""Pairs of transformers, whose layers are stacked here and numbered there.
 
-`Pairs` walks one of our trees of shapes: each method claims the leaves under a path for
-the tensors of a torch module, and `done` checks that no leaf was left.
+`Pairs` walks one of our trees of shapes. Each of its methods pairs the leaves under a
+path with the tensors of a torch module. `done` checks that no leaf is left.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import Any
 import jax
 
 from scaling_ldm.models.weights import layout
+from scaling_ldm.records.errors import WeightsError
 
-Path = str | tuple[str, ...]
+# Module of one of our blocks -> its name there; several names where ours fuses theirs.
+Names = Mapping[str, str | Sequence[str]]
+_KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 class Pairs:
     """Collects the pairs of one network.
 
-    Methods take `layer`: which one of a stack, or None for a leaf without layer axis.
+    Paths are keys of our tree joined by "/". `layer` says which layer of a stack is
+    meant; None means a leaf without an axis of layers.
     """
 
     def __init__(self, tree: Any) -> None:
-        """tree: of shapes, as `jax.eval_shape` gives it for our `init`."""
+        """Takes a tree of shapes, as `jax.eval_shape` gives it for our `init`."""
         self._shapes = {
             tuple(key.key for key in keys): leaf.shape
             for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -33,7 +37,7 @@ class Pairs:
 
     def _add(
         self,
-        path: layout.Path,
+        path: str,
         name: str,
         *,
         layer: int | None,
@@ -43,8 +47,15 @@ class Pairs:
         merged: tuple[int, ...] | None = None,
         order: tuple[int, ...] | None = None,
     ) -> None:
-        """inputs: axes of a matrix that are inputs; 0: a vector, flat there."""
-        whole = self._shapes[path]
+        """Pairs one leaf, or with `part` a part of it.
+
+        Args:
+          inputs: how many axes of a matrix are inputs; 0: a vector, flat there.
+          theirs, merged, order: as in `layout.Pair`; they replace what follows from
+            `inputs`.
+        """
+        keys = tuple(path.split("/"))
+        whole = self._shapes[keys]
         index = part if layer is None else (layer, *part)
         ours = whole if layer is None else whole[1:]
         ours = tuple(
@@ -60,73 +71,86 @@ class Pairs:
         assert order is not None
         theirs = theirs or tuple(merged[axis] for axis in order)
         self._found.append(
-            layout.Pair(path, name, ours, theirs, merged, order, at=index, whole=whole)
+            layout.Pair(keys, name, ours, theirs, merged, order, at=index, whole=whole)
         )
 
-    def linear(
-        self, path: Path, name: str, layer: int | None = None, inputs: int = 1
-    ) -> None:
-        """A dense kernel and bias; `inputs` = 2 where heads are joined."""
-        path = _split(path)
-        self._add((*path, "kernel"), f"{name}.weight", layer=layer, inputs=inputs)
-        self._add((*path, "bias"), f"{name}.bias", layer=layer)
+    def _leaves(self, path: str) -> list[str]:
+        """Which of kernel, scale and bias a module has."""
+        keys = tuple(path.split("/"))
+        return [kind for kind in _KINDS if (*keys, kind) in self._shapes]
 
-    def fused(self, path: Path, names: Sequence[str], layer: int | None) -> None:
-        """A projection to heads [in, n, K, H] that there is n of their own."""
-        path = _split(path)
+    def module(self, path: str, name: str, layer: int | None = None) -> None:
+        """A dense layer, with or without a bias, or a norm.
+
+        The inputs of an output projection, whose name ends in "out", are all heads.
+        """
+        for kind in self._leaves(path):
+            inputs = 0
+            if kind == "kernel":
+                shape = self._shapes[tuple(f"{path}/kernel".split("/"))]
+                axes = len(shape) - (layer is not None)
+                inputs = axes - 1 if path.endswith("out") else 1
+            theirs = f"{name}.{_KINDS[kind]}"
+            self._add(f"{path}/{kind}", theirs, layer=layer, inputs=inputs)
+
+    def fused(self, path: str, names: Sequence[str], layer: int | None = None) -> None:
+        """A projection [in, n, ...] that is n projections there."""
         for i, name in enumerate(names):
-            self._add(
-                (*path, "kernel"),
-                f"{name}.weight",
-                layer=layer,
-                part=(slice(None), i),
-                inputs=1,
-            )
-            self._add((*path, "bias"), f"{name}.bias", layer=layer, part=(i,))
+            for kind in self._leaves(path):
+                matrix = kind == "kernel"
+                self._add(
+                    f"{path}/{kind}",
+                    f"{name}.{_KINDS[kind]}",
+                    layer=layer,
+                    part=(slice(None), i) if matrix else (i,),
+                    inputs=1 if matrix else 0,
+                )
+
+    def block(self, path: str, names: Names, theirs: str, layer: int | None) -> None:
+        """The modules of one block, which is called `theirs` there."""
+        for ours, name in names.items():
+            if isinstance(name, str):
+                self.module(f"{path}/{ours}", f"{theirs}.{name}", layer)
+            else:
+                parts = [f"{theirs}.{part}" for part in name]
+                self.fused(f"{path}/{ours}", parts, layer)
 
     def vector(
         self,
-        path: Path,
+        path: str,
         name: str,
         layer: int | None = None,
         theirs: tuple[int, ...] | None = None,
     ) -> None:
-        """A leaf that is the same there but for its axes' grouping."""
-        self._add(_split(path), name, layer=layer, theirs=theirs)
+        """A leaf with the same numbers in the same order, flat there or as `theirs`."""
+        self._add(path, name, layer=layer, theirs=theirs)
 
-    def table(self, path: Path, name: str) -> None:
+    def table(self, path: str, name: str) -> None:
         """Rows to look up, the same there."""
-        path = _split(path)
-        self._add(
-            path,
-            name,
-            layer=None,
-            merged=self._shapes[path],
-            order=(0, 1),
-        )
+        shape = self._shapes[tuple(path.split("/"))]
+        self._add(path, name, layer=None, merged=shape, order=(0, 1))
 
-    def patches_in(self, path: Path, name: str, patch: int, flat: bool = False) -> None:
-        """[p p C, D] <-> a convolution's [D, C, p, p], or flat [D, C p p]."""
-        path = _split(path)
-        size, width = self._shapes[(*path, "kernel")]
+    def patches_in(self, path: str, name: str, patch: int, flat: bool = False) -> None:
+        """[p p C, D] here; there a convolution's [D, C, p, p], or flat [D, C p p]."""
+        size, width = self._shapes[(*path.split("/"), "kernel")]
         channels = size // patch**2
         self._add(
-            (*path, "kernel"),
+            f"{path}/kernel",
             f"{name}.weight",
             layer=None,
             merged=(patch, patch, channels, width),
             order=(3, 2, 0, 1),
             theirs=(width, size) if flat else None,
         )
-        self._add((*path, "bias"), f"{name}.bias", layer=None)
+        if "bias" in self._leaves(path):
+            self._add(f"{path}/bias", f"{name}.bias", layer=None)
 
-    def patches_out(self, path: Path, name: str, patch: int) -> None:
-        """[D, p p C] <-> [C p p, D], channels first within a patch."""
-        path = _split(path)
-        width, size = self._shapes[(*path, "kernel")]
+    def patches_out(self, path: str, name: str, patch: int) -> None:
+        """[D, p p C] here, [C p p, D] there: channels first within a patch."""
+        width, size = self._shapes[(*path.split("/"), "kernel")]
         sizes = (patch, patch, size // patch**2)
         self._add(
-            (*path, "kernel"),
+            f"{path}/kernel",
             f"{name}.weight",
             layer=None,
             merged=(width, *sizes),
@@ -134,7 +158,7 @@ class Pairs:
             theirs=(size, width),
         )
         self._add(
-            (*path, "bias"),
+            f"{path}/bias",
             f"{name}.bias",
             layer=None,
             merged=sizes,
@@ -146,7 +170,7 @@ class Pairs:
         """All pairs.
 
         Raises:
-          ValueError: a leaf that none of them names: the network has more than theirs.
+          ValueError: a leaf that no pair names, because their network has no such part.
         """
         rest = self._shapes.keys() - {pair.path for pair in self._found}
         if rest:
@@ -155,8 +179,20 @@ class Pairs:
         return self._found
 
 
-def _split(path: Path) -> layout.Path:
-    return tuple(path.split("/")) if isinstance(path, str) else path
+def require(config: Any, wanted: Mapping[str, Any], what: str, *more: str) -> None:
+    """Checks that a network computes the same as a published one.
+
+    Args:
+      wanted: field of the config -> the value that it must have.
+      more: further differences that the caller found.
+
+    Raises:
+      ValueError: other values; the message lists all of them.
+    """
+    have = {name: getattr(config, name) for name in wanted}
+    wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
+    if wrong := [*wrong, *more]:
+        raise ValueError(f"{what} computes otherwise: {'; '.join(wrong)}")
 
 
 def settings(
@@ -165,14 +201,16 @@ def settings(
     only: Mapping[str, tuple[Any, ...]],
     what: str,
 ) -> dict[str, Any]:
-    """A published config with its defaults, checked.
+    """Checks a published config.json and fills in its defaults.
 
     Args:
-      defaults: every key that is read or checked, as the library that wrote it has it.
-      only: key -> the values that our network can be.
+      defaults: every key that is read or checked -> what the publisher's library
+        assumes where it is absent.
+      only: key -> the values that our network can have.
+      what: whose config it should be, for the message of an error.
 
     Raises:
-      layout.WeightsError: other values, or keys that are set but unknown: all of them.
+      WeightsError: other values, or keys that are set but unknown; all are listed.
     """
     found = {
         **defaults,
@@ -189,7 +227,7 @@ def settings(
         if found[key] not in values
     ]
     if problems:
-        raise layout.WeightsError(
+        raise WeightsError(
             f"this config is not {what}:\n" + "\n".join(f"  - {p}" for p in problems)
         )
     return {key: found[key] for key in defaults}

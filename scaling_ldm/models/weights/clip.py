@@ -1,6 +1,6 @@
-"""CLIP's towers in the layouts of transformers; jax for shapes only.
+"""CLIP's towers in the layouts of transformers.
 
-One file may hold both towers (`CLIPModel`) or one, whose names have the prefix
+A file may hold both towers (`CLIPModel`) or one. The names of one have the prefix
 "text_model." or "vision_model." or, since transformers 5.6, none.
 """
 
@@ -15,23 +15,22 @@ import jax
 import numpy as np
 
 from scaling_ldm.models.encoders import clip, clip_score, tokenizers
-from scaling_ldm.models.weights import files, layout, stacks
-
-ClipConfig = clip.ClipTextConfig | clip.ClipVisionConfig
+from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.records.errors import WeightsError
 
 _BLOCK = {
-    "attention/qkv": tuple(f"self_attn.{n}_proj" for n in "qkv"),
-    "attention/out": ("self_attn.out_proj",),
-    "attention_norm": ("layer_norm1",),
-    "mlp_up": ("mlp.fc1",),
-    "mlp_down": ("mlp.fc2",),
-    "mlp_norm": ("layer_norm2",),
+    "attention/qkv": [f"self_attn.{n}_proj" for n in "qkv"],
+    "attention/out": "self_attn.out_proj",
+    "attention_norm": "layer_norm1",
+    "mlp_up": "mlp.fc1",
+    "mlp_down": "mlp.fc2",
+    "mlp_norm": "layer_norm2",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Tower:
-    """Names of one tower; those of the other are left out when this one is read."""
+    """Names of one tower; tensors of the other are left out when it is read."""
 
     prefix: str
     projection: str
@@ -56,34 +55,39 @@ _VISION = _Tower(
 )
 
 
-def _tower(config: ClipConfig) -> _Tower:
+def _tower(config: clip.ClipConfig) -> _Tower:
     return _TEXT if isinstance(config, clip.ClipTextConfig) else _VISION
 
 
 def _own(published: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
     """The part of a config.json that describes one tower.
 
-    Of a whole CLIP, the width of the shared space is stated beside the towers.
+    A whole CLIP states the width of the shared space beside the towers.
     """
     if published.get("model_type", "clip") != "clip":
         return dict(published)
     if not {"text_config", "vision_config"} & set(published):
         return dict(published)
-    # Where both are, the second one counts and has the defaults besides.
+    # Where a tower is stated twice, the "_dict" counts.
     own = published.get(f"{tower.section}_dict") or published.get(tower.section) or {}
     return {**own, "projection_dim": published.get("projection_dim", 512)}
 
 
 def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfig:
-    """The text tower of a config.json, of one or of both; defaults as transformers'.
+    """The config of the text tower, from a config.json of one tower or of both.
+
+    The defaults are those of transformers.
+
+    Args:
+      changes: to fields of the config.
 
     Raises:
-      layout.WeightsError: several ids for the end of text.
+      WeightsError: several ids for the end of text.
     """
     own = _own(published, _TEXT)
     end = own.get("eos_token_id", 49407)
     if not isinstance(end, int):
-        raise layout.WeightsError(f"eos_token_id is {end!r}; wanted one id")
+        raise WeightsError(f"eos_token_id is {end!r}; wanted one id")
     found = clip.ClipTextConfig(
         width=own.get("hidden_size", 512),
         depth=own.get("num_hidden_layers", 12),
@@ -102,7 +106,7 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextCo
 def vision_from_config(
     published: Mapping[str, Any], **changes: Any
 ) -> clip.ClipVisionConfig:
-    """The image tower of a config.json, of one or of both."""
+    """The config of the image tower, as `from_config`."""
     own = _own(published, _VISION)
     found = clip.ClipVisionConfig(
         width=own.get("hidden_size", 768),
@@ -119,40 +123,28 @@ def vision_from_config(
     return dataclasses.replace(found, **changes)
 
 
-def _norm(path: layout.Path, name: str, width: int) -> list[layout.Pair]:
-    return [
-        layout.vector((*path, ours), f"{name}.{theirs}", (width,))
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-    ]
-
-
-def pairs(config: ClipConfig) -> list[layout.Pair]:
+def pairs(config: clip.ClipConfig) -> list[layout.Pair]:
     """Every leaf of a tower and its tensor, without the tower's prefix."""
     vision, tower = isinstance(config, clip.ClipVisionConfig), _tower(config)
     init = clip.init_vision if vision else clip.init
     tree: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    entry, found = tree["entry"], []
-
-    def table(ours: str, theirs: str) -> None:
-        path, name = ("entry", ours), f"embeddings.{theirs}"
-        found.append(layout.vector(path, name, entry[ours].shape))
-
-    table("position_embedding", "position_embedding.weight")
-    if vision:
-        table("class_embedding", "class_embedding")
-        path, patch = ("entry", "patch", "kernel"), entry["patch"]["kernel"].shape
-        name = "embeddings.patch_embedding.weight"
-        found.append(layout.patches(path, name, patch, config.patch_size))
-        found += _norm(("entry", "norm"), "pre_layrnorm", config.width)
+    found = blocks.Pairs(tree)
+    places = "embeddings.position_embedding.weight"
+    found.table("entry/position_embedding", places)
+    if isinstance(config, clip.ClipVisionConfig):
+        found.vector("entry/class_embedding", "embeddings.class_embedding")
+        patches = "embeddings.patch_embedding"
+        found.patches_in("entry/patch", patches, config.patch_size)
+        found.module("entry/norm", "pre_layrnorm")  # their spelling
     else:
-        table("word_embedding", "token_embedding.weight")
-    found += stacks.pairs(tree["blocks"], _BLOCK, "encoder.layers.{}")
-    found += _norm(("exit", "norm"), tower.norm, config.width)
+        found.table("entry/word_embedding", "embeddings.token_embedding.weight")
+    for i in range(config.depth):
+        found.block("blocks", _BLOCK, f"encoder.layers.{i}", i)
+    found.module("exit/norm", tower.norm)
     if config.projection:
-        path = ("pooled", "projection", "kernel")
-        size = (config.width, config.projection)
-        found.append(layout.dense(path, tower.projection, size))
-    return found
+        name = tower.projection.removesuffix(".weight")
+        found.module("pooled/projection", name)
+    return found.done()
 
 
 def _tensors(path: str | pathlib.Path, tower: _Tower) -> dict[str, Any]:
@@ -165,15 +157,15 @@ def _tensors(path: str | pathlib.Path, tower: _Tower) -> dict[str, Any]:
 
 
 def load(
-    path: str | pathlib.Path, config: ClipConfig, dtype: Any = np.float32
+    path: str | pathlib.Path, config: clip.ClipConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
-    """A tower's parameters from a checkpoint's file or directory.
+    """Reads the parameters of a tower from a checkpoint's file or directory.
 
     Args:
       dtype: of the parameters; None: as stored.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     what = f"this CLIP's {_tower(config).prefix.removesuffix('_model.')} tower's"
     return layout.read(pairs(config), _tensors(path, _tower(config)), what, dtype)
@@ -182,12 +174,12 @@ def load(
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[clip.ClipTextConfig, dict[str, Any]]:
-    """The text tower of a checkpoint's directory: its shape and parameters.
+    """Reads config and parameters of the text tower from a checkpoint's directory.
 
     A checkpoint without the projection is read without it.
 
     Args:
-      changes: to fields of the shape, such as dtype, skip or final_norm.
+      changes: to fields of the config, such as dtype, skip or final_norm.
     """
     config = from_config(files.config(directory))
     if _TEXT.projection not in _tensors(directory, _TEXT):
@@ -199,7 +191,7 @@ def open_directory(
 def open_vision_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[clip.ClipVisionConfig, dict[str, Any]]:
-    """The image tower, as `open_directory`."""
+    """Reads config and parameters of the image tower, as `open_directory`."""
     config = vision_from_config(files.config(directory))
     if _VISION.projection not in _tensors(directory, _VISION):
         config = dataclasses.replace(config, projection=0)
@@ -210,14 +202,14 @@ def open_vision_directory(
 def open_both(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> clip_score.Clip:
-    """Both towers and the tokenizer of a checkpoint's directory, to score pictures.
+    """Reads both towers and the tokenizer from a directory, to score pictures.
 
     Args:
-      changes: to fields of both shapes, such as dtype or unroll.
+      changes: to fields of both configs, such as dtype or unroll.
 
     Raises:
-      layout.WeightsError: one of the towers is another network's.
-      ValueError: no tokenizer there, or towers that cannot be compared.
+      WeightsError: a tower belongs to another network.
+      ValueError: there is no tokenizer, or the towers cannot be compared.
     """
     image, image_params = open_vision_directory(directory, dtype, **changes)
     text, text_params = open_directory(directory, dtype, **changes)
@@ -229,8 +221,8 @@ def open_both(
     )
 
 
-def tensors(params: dict[str, Any], config: ClipConfig) -> dict[str, np.ndarray]:
-    """A tower under the names of transformers' `CLIPModel`."""
+def tensors(params: dict[str, Any], config: clip.ClipConfig) -> dict[str, np.ndarray]:
+    """The tensors of a tower, with the names of transformers' `CLIPModel`."""
     tower = _tower(config)
     return {
         name if name == tower.projection else f"{tower.prefix}{name}": value
@@ -238,7 +230,11 @@ def tensors(params: dict[str, Any], config: ClipConfig) -> dict[str, np.ndarray]
     }
 
 
-def save(params: dict[str, Any], path: str | pathlib.Path, config: ClipConfig) -> None:
-    """Writes a tower as transformers' `CLIPTextModel`, `CLIPVisionModel` or their
-    relatives "WithProjection" read it."""
+def save(
+    params: dict[str, Any], path: str | pathlib.Path, config: clip.ClipConfig
+) -> None:
+    """Writes a tower so that transformers reads it.
+
+    Its classes are `CLIPTextModel`, `CLIPVisionModel`, and both "WithProjection".
+    """
     layout.save(tensors(params, config), path)

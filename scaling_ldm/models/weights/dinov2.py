@@ -1,7 +1,7 @@
-"""DINOv2 in the layouts of transformers' `Dinov2Model`; jax for shapes only.
+"""DINOv2 in the layouts of transformers' `Dinov2Model`.
 
-Two are read: the published one, which all versions of transformers read too and which
-is written, and the names that its modules have since version 5.
+Two layouts are read. One is the published layout, which every version of transformers
+reads and which is written here. The other has the names of the modules since version 5.
 """
 
 from __future__ import annotations
@@ -16,28 +16,32 @@ import numpy as np
 
 from scaling_ldm.models.encoders import dinov2
 from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.records.errors import WeightsError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Names:
-    """Of modules in a block; `gated` has one name where both halves are one tensor."""
+    """Modules of a block that the layouts name differently.
 
-    qkv: tuple[str, ...]
+    `gated` is one name where both halves are one tensor, else two names.
+    """
+
+    qkv: list[str]
     out: str
-    gated: tuple[str, ...]
+    gated: str | list[str]
     gated_down: str
 
 
 _PUBLISHED = _Names(
-    qkv=tuple(f"attention.attention.{n}" for n in ("query", "key", "value")),
+    qkv=[f"attention.attention.{n}" for n in ("query", "key", "value")],
     out="attention.output.dense",
-    gated=("mlp.weights_in",),
+    gated="mlp.weights_in",
     gated_down="mlp.weights_out",
 )
 _MODULES = _Names(
-    qkv=tuple(f"attention.{n}_proj" for n in "qkv"),
+    qkv=[f"attention.{n}_proj" for n in "qkv"],
     out="attention.o_proj",
-    gated=("mlp.gate_proj", "mlp.up_proj"),
+    gated=["mlp.gate_proj", "mlp.up_proj"],
     gated_down="mlp.down_proj",
 )
 _DEFAULTS = {
@@ -58,16 +62,19 @@ _DEFAULTS = {
 
 
 def hidden_width(width: int, ratio: float, gated: bool) -> int:
-    """Of the perceptrons: gated ones have two thirds, up to a multiple of 8."""
+    """The width of a perceptron; gated ones have two thirds, up to a multiple of 8."""
     whole = int(width * ratio)
     return (int(whole * 2 / 3) + 7) // 8 * 8 if gated else whole
 
 
 def from_config(published: Mapping[str, Any], **changes: Any) -> dinov2.DinoConfig:
-    """The shape that a config.json states, defaults as in transformers.
+    """The config of a config.json, with the defaults of transformers.
+
+    Args:
+      changes: to fields of the config.
 
     Raises:
-      layout.WeightsError: another network, or one without biases on its queries.
+      WeightsError: another network, or one whose queries have no bias.
     """
     c = {**_DEFAULTS, **published}
     problems = [
@@ -81,7 +88,7 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> dinov2.DinoConf
         if not isinstance(c[key], int)
     ]
     if problems:
-        raise layout.WeightsError(f"not a known DINOv2: {'; '.join(problems)}")
+        raise WeightsError(f"not a known DINOv2: {'; '.join(problems)}")
     gated = c["use_swiglu_ffn"]
     found = dinov2.DinoConfig(
         width=c["hidden_size"],
@@ -104,15 +111,10 @@ def pairs(config: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.
     tree = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))
     found = blocks.Pairs(tree)
 
-    def norm(path: str, name: str, layer: int | None = None) -> None:
-        found.vector(f"{path}/scale", f"{name}.weight", layer)
-        found.vector(f"{path}/bias", f"{name}.bias", layer)
-
     first, count = "embeddings", 1 + config.grid**2
     row = (1, config.width)
-    found.patches_in(
-        "entry/patch", f"{first}.patch_embeddings.projection", config.patch_size
-    )
+    patches = f"{first}.patch_embeddings.projection"
+    found.patches_in("entry/patch", patches, config.patch_size)
     found.vector("entry/class_embedding", f"{first}.cls_token", theirs=(1, *row))
     found.vector(
         "entry/position_embedding",
@@ -121,29 +123,25 @@ def pairs(config: dinov2.DinoConfig, names: _Names = _PUBLISHED) -> list[layout.
     )
     if config.mask_token:
         found.vector("entry/mask_embedding", f"{first}.mask_token", theirs=row)
+    table = {
+        "attention_norm": "norm1",
+        "mlp_norm": "norm2",
+        "attention/qkv": names.qkv,
+        "attention/out": names.out,
+        "mlp/up": names.gated if config.gated else "mlp.fc1",
+        "mlp/down": names.gated_down if config.gated else "mlp.fc2",
+    }
     for layer in range(config.depth):
-        block = f"encoder.layer.{layer}."
-        norm("blocks/attention_norm", f"{block}norm1", layer)
-        norm("blocks/mlp_norm", f"{block}norm2", layer)
-        found.vector("blocks/attention_scale", f"{block}layer_scale1.lambda1", layer)
-        found.vector("blocks/mlp_scale", f"{block}layer_scale2.lambda1", layer)
-        qkv = [block + name for name in names.qkv]
-        found.fused("blocks/attention/qkv", qkv, layer)
-        found.linear("blocks/attention/out", block + names.out, layer, inputs=2)
-        up, down = ("mlp.fc1",), "mlp.fc2"
-        if config.gated:
-            up, down = names.gated, names.gated_down
-        if len(up) == 1:
-            found.linear("blocks/mlp/up", block + up[0], layer)
-        else:
-            found.fused("blocks/mlp/up", [block + name for name in up], layer)
-        found.linear("blocks/mlp/down", block + down, layer)
-    norm("exit/norm", "layernorm")
+        block = f"encoder.layer.{layer}"
+        found.block("blocks", table, block, layer)
+        found.vector("blocks/attention_scale", f"{block}.layer_scale1.lambda1", layer)
+        found.vector("blocks/mlp_scale", f"{block}.layer_scale2.lambda1", layer)
+    found.module("exit/norm", "layernorm")
     return found.done()
 
 
 def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
-    """Without a classifier's head; its network has a prefix."""
+    """The tensors without the head of a classifier and without its prefix."""
 
     def rename(name: str) -> str | None:
         if name.startswith("classifier."):
@@ -156,13 +154,13 @@ def _tensors(path: str | pathlib.Path) -> dict[str, Any]:
 def load(
     path: str | pathlib.Path, config: dinov2.DinoConfig, dtype: Any = np.float32
 ) -> dict[str, Any]:
-    """Parameters from a checkpoint's file or directory.
+    """Reads parameters from a checkpoint's file or directory.
 
     Args:
       dtype: of the parameters; None: as stored.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     tensors = _tensors(path)
     new = any(f".{_MODULES.out}." in name for name in tensors)
@@ -173,10 +171,10 @@ def load(
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[dinov2.DinoConfig, dict[str, Any]]:
-    """The shape and parameters of a checkpoint's directory.
+    """Reads config and parameters from a checkpoint's directory.
 
     Args:
-      changes: to fields of the shape, such as dtype, unroll or offset.
+      changes: to fields of the config, such as dtype, unroll or offset.
     """
     config = from_config(files.config(directory))
     params = load(directory, config, dtype)
@@ -186,5 +184,5 @@ def open_directory(
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dinov2.DinoConfig
 ) -> None:
-    """Writes parameters as transformers' `Dinov2Model` reads them."""
+    """Writes parameters so that transformers' `Dinov2Model` reads them."""
     layout.save(layout.write(pairs(config), params), path)

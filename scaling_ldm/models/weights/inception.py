@@ -1,7 +1,8 @@
-"""The weights of the 2015 Inception as torch-fidelity and pytorch-fid give them.
+"""The weights of the 2015 Inception, as torch-fidelity and pytorch-fid publish them.
 
-weights-inception-2015-12-05-6726825d.pth and pt_inception-2015-12-05-6726825d.pth: both
-name the layers alike and are read as they are, or once saved as .safetensors.
+The files are weights-inception-2015-12-05-6726825d.pth and
+pt_inception-2015-12-05-6726825d.pth. Both name the layers alike. They are read as they
+are, or from .safetensors.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scaling_ldm.models.weights import batch_norm, layout, torch_file
 
 
 def pairs() -> list[layout.Pair]:
-    """Every tensor, norms not yet folded."""
+    """Every leaf and its tensor, before the norms are folded."""
     found: list[layout.Pair] = []
 
     def walk(path: layout.Path, tree: dict[str, Any]) -> None:
@@ -36,10 +37,10 @@ def pairs() -> list[layout.Pair]:
 
 
 def read(tensors: layout.Tensors) -> dict[str, Any]:
-    """Parameters, of a state dict's tensors.
+    """Parameters from the tensors of a state dict.
 
     Raises:
-      layout.WeightsError: another network's; all differences are listed.
+      WeightsError: tensors of another network; all differences are listed.
     """
     tree = layout.read(
         pairs(), batch_norm.known(tensors), "the 2015 Inception's", np.float32
@@ -48,9 +49,10 @@ def read(tensors: layout.Tensors) -> dict[str, Any]:
 
 
 def load(path: str | pathlib.Path) -> dict[str, Any]:
-    """Parameters from a torch file or a .safetensors file, or a directory with one.
+    """Reads parameters from a torch file, a .safetensors file or its directory.
 
     Raises:
-      layout.WeightsError: no such file, or another network's, such as torchvision's.
+      WeightsError: there is no such file, or it belongs to another network, such as
+        torchvision's Inception.
     """
     return read(torch_file.tensors(path))

@@ -1,9 +1,9 @@
-"""One table of names and shapes, read in both directions; numpy and safetensors only.
+"""One table of names and shapes, read in both directions.
 
 A layout pairs each leaf of one of our parameter trees, or a part of it, with a tensor
 of a published checkpoint: its name there, its shape there, and how axes move. Reading
-and writing are the two directions of the same pairs, so what is read and written again
-is bit for bit what it was. Nothing is ever unpickled.
+and writing are the two directions of the same pairs. What is read and written again is
+therefore bit for bit what it was. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from safetensors import numpy as safetensors
 
 from scaling_ldm import records
 from scaling_ldm.models.weights import files
+from scaling_ldm.records.errors import WeightsError
 
 Path = tuple[str, ...]
-Tensors = Mapping[str, Any]  # name -> what has a shape and becomes an array
-WeightsError = files.WeightsError
+Tensors = Mapping[str, Any]  # name -> an array, or what np.asarray makes one of
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Pair:
       path: keys of our tree.
       name: of the tensor.
       ours, theirs: shapes.
-      order: axes of ours, merged to len(order) groups, in their order: a dense kernel
-        [in, out] is theirs [out, in], order (1, 0).
-      merged: how ours is grouped into axes before they are reordered, as sizes.
-      at, whole: the leaf has the shape `whole` and this pair is leaf[at]: one layer
-        of stacked ones, one of fused projections. Parts must cover the leaf.
+      merged: ours is first reshaped to these sizes.
+      order: then its axes are put in this order, and it is reshaped to theirs. A dense
+        kernel [in, out] is [out, in] there, so its order is (1, 0).
+      at, whole: the leaf has the shape `whole` and this pair is leaf[at], such as one
+        layer of a stack or one of several fused projections. Parts must cover the leaf.
     """
 
     path: Path
@@ -55,7 +56,7 @@ class Pair:
         return self.whole if self.at else self.ours
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
-        """Theirs -> ours."""
+        """From theirs to ours."""
         grouped = tuple(self.merged[axis] for axis in self.order)
         back = tuple(int(i) for i in np.argsort(self.order))
         return np.ascontiguousarray(
@@ -63,33 +64,27 @@ class Pair:
         )
 
     def write(self, leaf: np.ndarray) -> np.ndarray:
-        """Ours -> theirs."""
+        """From ours to theirs."""
         moved = np.asarray(leaf).reshape(self.merged).transpose(self.order)
         return np.ascontiguousarray(moved.reshape(self.theirs))
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedTensor:
-    """A tensor of theirs that is a constant here: checked if given, always written."""
+    """A tensor that is a constant here; checked where given, and always written."""
 
     name: str
     value: np.ndarray
     tolerance: float = 5e-3  # it may have been stored in bfloat16
 
 
-def vector(path: Path, name: str, shape: tuple[int, ...], **part: Any) -> Pair:
-    """A bias, a scale, a table: the same on both sides."""
-    return Pair(path, name, shape, shape, shape, tuple(range(len(shape))), **part)
-
-
-def joined(path: Path, name: str, shape: tuple[int, ...], **part: Any) -> Pair:
-    """[heads, head width] <-> [heads * head width]."""
-    size = (math.prod(shape),)
-    return Pair(path, name, shape, size, size, (0,), **part)
+def vector(path: Path, name: str, shape: tuple[int, ...]) -> Pair:
+    """A bias, a scale or a table, which is the same on both sides."""
+    return Pair(path, name, shape, shape, shape, tuple(range(len(shape))))
 
 
 def convolution(path: Path, name: str, shape: tuple[int, ...]) -> Pair:
-    """[kh, kw, in, out] <-> [out, in, kh, kw]."""
+    """[kh, kw, in, out] here, [out, in, kh, kw] there."""
     theirs = (shape[3], shape[2], shape[0], shape[1])
     return Pair(path, name, shape, theirs, shape, (3, 2, 0, 1))
 
@@ -100,36 +95,60 @@ def dense(
     shape: tuple[int, ...],
     inputs: int = 1,
     as_convolution: bool = False,
-    **part: Any,
 ) -> Pair:
-    """[in ..., out ...] <-> [out, in], or [out, in, 1, 1].
+    """[in ..., out ...] here, [out, in] or [out, in, 1, 1] there.
 
     Args:
-      inputs: how many axes of ours are inputs: 2 for heads joined at the end.
-      part: `at` and `whole`, where it is a part of a leaf.
+      inputs: how many axes of ours are inputs; 2 where heads are joined.
     """
     merged = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
     theirs = merged[::-1] + ((1, 1) if as_convolution else ())
-    return Pair(path, name, shape, theirs, merged, (1, 0), **part)
+    return Pair(path, name, shape, theirs, merged, (1, 0))
 
 
-def patches(path: Path, name: str, shape: tuple[int, ...], patch: int) -> Pair:
-    """[patch * patch * in, out] of a dense layer on cut patches <-> a convolution."""
-    merged = (patch, patch, shape[0] // patch**2, shape[1])
-    theirs = (merged[3], merged[2], patch, patch)
-    return Pair(path, name, shape, theirs, merged, (3, 2, 0, 1))
+def leaves(
+    tree: Any, name: Callable[[Path], str], pointwise: Callable[[Path], bool]
+) -> list[Pair]:
+    """Every leaf of a network that has no stacks, and its tensor.
+
+    Args:
+      tree: of shapes, as `jax.eval_shape` gives it for our `init`.
+      name: path of a module -> its name there.
+      pointwise: path of a module whose kernel is a matrix here -> whether it is a
+        convolution of one pixel there.
+    """
+    found: list[Pair] = []
+
+    def walk(node: Mapping[str, Any], path: Path) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, (*path, key))
+                continue
+            place, shape = (*path, key), tuple(value.shape)
+            theirs = f"{name(path)}.{_LEAVES[key]}"
+            if key != "kernel":
+                found.append(vector(place, theirs, shape))
+            elif len(shape) == 4:
+                found.append(convolution(place, theirs, shape))
+            else:
+                inputs = len(shape) - 1 if path[-1] == "out" else 1  # joined heads
+                pair = dense(place, theirs, shape, inputs, pointwise(path))
+                found.append(pair)
+
+    walk(tree, ())
+    return found
 
 
 def named(
     tensors: Tensors, rename: Callable[[str], str | None], what: str
 ) -> dict[str, Any]:
-    """The tensors under the names that a layout knows.
+    """The tensors of a checkpoint under the names that a layout knows.
 
     Args:
-      rename: None leaves a tensor out, by its name.
+      rename: name there -> name in the layout; None leaves the tensor out.
 
     Raises:
-      WeightsError: two different tensors become one.
+      WeightsError: two different tensors get one name.
     """
     renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -148,16 +167,17 @@ def read(
     dtype: Any = None,
     fixed: Sequence[FixedTensor] = (),
 ) -> dict[str, Any]:
-    """Our tree, from a checkpoint's tensors.
+    """Our tree, from the tensors of a checkpoint.
 
     Args:
       pairs: where several name the same part of a leaf, their tensors must be equal.
+      what: whose tensors they should be, for the message of an error.
       dtype: of every leaf; None: as stored.
       fixed: constants that may be there.
 
     Raises:
-      WeightsError: tensors missing, left over, of another shape, constants of another
-        value, or copies that differ: all of them.
+      WeightsError: tensors that are missing, unknown or of another shape, constants of
+        another value, or copies that differ. The message lists all of them.
     """
     wanted = {pair.name: pair for pair in pairs}
     known = wanted.keys() | {constant.name for constant in fixed}
@@ -216,12 +236,12 @@ def _differences(constant: FixedTensor, tensor: Any) -> list[str]:
 def write(
     pairs: Sequence[Pair], tree: Mapping[str, Any], fixed: Sequence[FixedTensor] = ()
 ) -> dict[str, np.ndarray]:
-    """A checkpoint's tensors, from our tree.
+    """The tensors of a checkpoint, from our tree.
 
     Raises:
-      WeightsError: leaves missing or of another shape.
+      WeightsError: leaves that are missing or of another shape; all are listed.
     """
-    leaves = {constant.name: constant.value for constant in fixed}
+    tensors = {constant.name: constant.value for constant in fixed}
     problems = []
     for pair in pairs:
         node: Any = tree
@@ -231,24 +251,24 @@ def write(
             have = "missing" if node is None else f"of shape {tuple(node.shape)}"
             problems.append(f"{'/'.join(pair.path)}: {have}, wanted {pair.leaf}")
         else:
-            leaves[pair.name] = pair.write(np.asarray(node)[pair.at])
+            tensors[pair.name] = pair.write(np.asarray(node)[pair.at])
     if problems:
         raise WeightsError(
             "this tree is not the network's:\n"
             + "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         )
-    return leaves
+    return tensors
 
 
 def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a .safetensors file, or of a checkpoint's directory.
+    """Reads all tensors of a .safetensors file or of a checkpoint's directory.
 
     Raises:
-      WeightsError: nothing to read, or what is there is not safetensors.
+      WeightsError: there is nothing to read, or it is not safetensors.
     """
     return {name: np.asarray(tensor) for name, tensor in files.stored(path).items()}
 
 
 def save(tensors: Tensors, path: str | pathlib.Path) -> None:
-    """Writes a .safetensors file, as readable as other new files; whole or not."""
+    """Writes a .safetensors file, completely or not at all."""
     records.write_file(path, lambda file: file.write(safetensors.save(dict(tensors))))

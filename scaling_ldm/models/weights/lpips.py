@@ -1,8 +1,8 @@
-"""LPIPS: torchvision's backbones and the heads of the package lpips; no torch.
+"""LPIPS: torchvision's backbones and the heads of the package lpips, without torch.
 
-The heads (a few thousand values) are in the wheel of lpips 0.1.4, a backbone is a file
-of torchvision's: vgg16-397923af.pth or alexnet-owt-7be5be79.pth. Both are read from a
-path. The package asks for torch and torchvision, which its files do not need:
+The heads (a few thousand values) are in the wheel of lpips 0.1.4. A backbone is a file
+of torchvision: vgg16-397923af.pth or alexnet-owt-7be5be79.pth. Both are read from a
+path. The package depends on torch and torchvision, which its files do not need:
 `pip install --no-deps lpips==0.1.4`.
 """
 
@@ -21,7 +21,7 @@ FILE = "weights/v0.1/{}.pth"
 
 
 def find_heads(config: network.LpipsConfig) -> pathlib.Path | None:
-    """The heads' file in the installed package, None without it; imports nothing."""
+    """The file of the heads in the installed package, or None; nothing is imported."""
     place = hub.package(PACKAGE)
     if place is None or not (place / FILE.format(config.name)).is_file():
         return None
@@ -30,31 +30,27 @@ def find_heads(config: network.LpipsConfig) -> pathlib.Path | None:
 
 def pairs(config: network.LpipsConfig) -> list[layout.Pair]:
     """Every leaf and its tensor."""
-    tree, found = network.shapes(config), []
-    for index, layer in tree["backbone"].items():
-        path, name = ("backbone", index), f"features.{index}"
-        kernel, bias = ((*path, part) for part in ("kernel", "bias"))
-        size = layer["kernel"].shape
-        found.append(layout.convolution(kernel, f"{name}.weight", size))
-        found.append(layout.vector(bias, f"{name}.bias", size[-1:]))
-    for i, head in tree["heads"].items():
-        path, name = ("heads", i, "kernel"), f"lin{i}.model.1.weight"
-        size = head["kernel"].shape
-        found.append(layout.dense(path, name, size, as_convolution=True))
-    return found
+    tree = network.shapes(config)
+
+    def name(path: layout.Path) -> str:
+        part, index = path
+        return f"features.{index}" if part == "backbone" else f"lin{index}.model.1"
+
+    return layout.leaves(tree, name, lambda path: True)
 
 
 def load(
     backbone: str | pathlib.Path, heads: str | pathlib.Path, config: network.LpipsConfig
 ) -> dict[str, Any]:
-    """Parameters; both may be one file, as `save` writes it.
+    """Reads parameters; both may be one file, as `save` writes it.
 
     Args:
       backbone: torchvision's state dict, whose classifier is left out.
       heads: those of the package.
 
     Raises:
-      layout.WeightsError: no such files, or of another network; all differences.
+      WeightsError: there is no such file, or the tensors belong to another network; all
+        differences are listed.
     """
     given = {**torch_file.tensors(backbone), **torch_file.tensors(heads)}
     given = {
@@ -69,5 +65,5 @@ def load(
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: network.LpipsConfig
 ) -> None:
-    """Writes backbone and heads to one .safetensors file, under the names above."""
+    """Writes backbone and heads to one .safetensors file, which `load` reads."""
     layout.save(layout.write(pairs(config), params), path)

@@ -1,9 +1,9 @@
-"""SD3 and FLUX in the layout of diffusers; jax for shapes only.
+"""SD3 and FLUX in the layout of diffusers.
 
-`SD3Transformer2DModel` (without SD3.5-medium's second attention) and
-`FluxTransformer2DModel`, which denoisers/mmdit.py is with single_depth 0 and more.
-Ours take t = SD3's timestep / 1000 = FLUX's timestep, and cut FLUX's 2 x 2 patches of
-the 16-channel latents themselves, where diffusers' pipeline packs them.
+These are `SD3Transformer2DModel`, without the second attention of SD3.5-medium, and
+`FluxTransformer2DModel`. denoisers/mmdit.py is the first with single_depth 0 and the
+second with more. Our t is SD3's timestep / 1000, and FLUX's timestep. Our network cuts
+FLUX's 2 x 2 patches of the 16-channel latents itself, where diffusers' pipeline does.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import mmdit
 from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.records.errors import WeightsError
 
 _SD3 = {
     "sample_size": 128,
@@ -50,6 +50,33 @@ _FLUX = {
 }
 _QK_NORMS = {None: "none", "rms_norm": "rms", "layer_norm": "layer"}
 FLUX_PATCH = 2
+_DOUBLE_BLOCK = {
+    "image_modulation": "norm1.linear",
+    "text_modulation": "norm1_context.linear",
+    "image_qkv": [f"attn.to_{n}" for n in "qkv"],
+    "text_qkv": [f"attn.add_{n}_proj" for n in "qkv"],
+    "image_out": "attn.to_out.0",
+    "image_up": "ff.net.0.proj",
+    "image_down": "ff.net.2",
+}
+_DOUBLE_TEXT = {  # which the last block of an MMDiT does not have
+    "text_out": "attn.to_add_out",
+    "text_up": "ff_context.net.0.proj",
+    "text_down": "ff_context.net.2",
+}
+_DOUBLE_NORMS = {
+    "image_q_norm": "attn.norm_q",
+    "image_k_norm": "attn.norm_k",
+    "text_q_norm": "attn.norm_added_q",
+    "text_k_norm": "attn.norm_added_k",
+}
+_SINGLE_BLOCK = {
+    "modulation": "norm.linear",
+    "qkv": [f"attn.to_{n}" for n in "qkv"],
+    "up": "proj_mlp",
+    "out": "proj_out",
+}
+_SINGLE_NORMS = {"q_norm": "attn.norm_q", "k_norm": "attn.norm_k"}
 
 
 def _config(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
@@ -57,15 +84,8 @@ def _config(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
         width=c["num_attention_heads"] * c["attention_head_dim"],
         depth=c["num_layers"],
         heads=c["num_attention_heads"],
-        mlp_ratio=4,
-        activation="gelu",
         text_width=c["joint_attention_dim"],
         pooled_width=c["pooled_projection_dim"],
-        time_width=256,
-        vocab_size=0,
-        dtype=jnp.float32,
-        remat=False,
-        unroll=False,
         **more,
     )
 
@@ -73,14 +93,14 @@ def _config(c: dict[str, Any], **more: Any) -> mmdit.MMDiTConfig:
 def sd3_from_config(
     published: Mapping[str, Any], text_tokens: int, side: int = 0
 ) -> mmdit.MMDiTConfig:
-    """The float32 shape of an SD3 config.
+    """The config, in float32, of diffusers' config.json of an SD3.
 
     Args:
       text_tokens: of a caption; 77 of CLIP and 77 or 256 of T5.
-      side: of the latents; 0: the config's sample_size.
+      side: of the latents; 0: the published sample_size.
 
     Raises:
-      layout.WeightsError: a setting that denoisers/mmdit.py has not.
+      WeightsError: a setting that denoisers/mmdit.py does not have.
     """
     only = {"qk_norm": tuple(_QK_NORMS), "dual_attention_layers": ((), [])}
     c = blocks.settings(published, _SD3, only, "an SD3's")
@@ -98,7 +118,7 @@ def sd3_from_config(
         out_channels=c["out_channels"] or c["in_channels"],
     )
     if c["caption_projection_dim"] != config.width:
-        raise layout.WeightsError(
+        raise WeightsError(
             f"caption_projection_dim {c['caption_projection_dim']} is not the width "
             f"{config.width}"
         )
@@ -108,13 +128,14 @@ def sd3_from_config(
 def flux_from_config(
     published: Mapping[str, Any], text_tokens: int, image_size: tuple[int, int]
 ) -> mmdit.MMDiTConfig:
-    """The float32 shape of a FLUX config, at latents of this height and width.
+    """The config, in float32, of diffusers' config.json of a FLUX.
 
     Args:
-      text_tokens: of a caption; FLUX.1-dev's are 512.
+      text_tokens: of a caption; FLUX.1-dev has 512.
+      image_size: height and width of the latents.
 
     Raises:
-      layout.WeightsError: a setting that denoisers/mmdit.py has not.
+      WeightsError: a setting that denoisers/mmdit.py does not have.
     """
     c = blocks.settings(published, _FLUX, {"patch_size": (1,)}, "a FLUX's")
     return _config(
@@ -132,7 +153,7 @@ def flux_from_config(
 
 
 def to_config(config: mmdit.MMDiTConfig) -> dict[str, Any]:
-    """The diffusers config of a shape: FLUX's with single-stream blocks, else SD3's.
+    """What diffusers' config.json says of a FLUX or, without single blocks, an SD3.
 
     Raises:
       ValueError: a network that neither can be.
@@ -195,20 +216,15 @@ def _check(config: mmdit.MMDiTConfig) -> None:
         wanted["grid"] = positions.PositionGrid(
             columns_first=True, step=step, table=table
         )
-    have = {name: getattr(config, name) for name in wanted}
-    wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
-    if not config.pooled_width:
-        wrong.append("pooled_width = 0")
-    if wrong:
-        name = "FLUX" if flux else "SD3"
-        raise ValueError(f"{name} computes otherwise: {'; '.join(wrong)}")
+    pooled = () if config.pooled_width else ("pooled_width = 0",)
+    blocks.require(config, wanted, "FLUX" if flux else "SD3", *pooled)
 
 
 def pairs(config: mmdit.MMDiTConfig) -> list[layout.Pair]:
     """Every leaf of an SD3 or a FLUX and its tensors.
 
     Raises:
-      ValueError: a shape that gives other numbers than the published network.
+      ValueError: a config that gives other numbers than the published network.
     """
     _check(config)
     found = blocks.Pairs(jax.eval_shape(lambda: mmdit.init(config, jax.random.key(0))))
@@ -218,81 +234,32 @@ def pairs(config: mmdit.MMDiTConfig) -> list[layout.Pair]:
         found.patches_out("exit/patch", "proj_out", config.patch_size)
     else:
         found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
-        found.linear("exit/patch", "proj_out")
+        found.module("exit/patch", "proj_out")
     embedders = {"time": "timestep_embedder"}
     if config.guidance:
         embedders["guidance"] = "guidance_embedder"
     for ours, name in embedders.items():
-        found.linear(f"entry/{ours}/up", f"time_text_embed.{name}.linear_1")
-        found.linear(f"entry/{ours}/out", f"time_text_embed.{name}.linear_2")
-    found.linear("entry/pooled_up", "time_text_embed.text_embedder.linear_1")
-    found.linear("entry/pooled_out", "time_text_embed.text_embedder.linear_2")
-    found.linear("entry/text", "context_embedder")
-    found.linear("exit/modulation", "norm_out.linear")
-    for i in range(config.depth):
-        if i == config.depth - 1 and not flux:
-            _double(found, config, "last", i, None)
-        else:
-            _double(found, config, "blocks", i, i)
+        found.module(f"entry/{ours}/up", f"time_text_embed.{name}.linear_1")
+        found.module(f"entry/{ours}/out", f"time_text_embed.{name}.linear_2")
+    found.module("entry/pooled_up", "time_text_embed.text_embedder.linear_1")
+    found.module("entry/pooled_out", "time_text_embed.text_embedder.linear_2")
+    found.module("entry/text", "context_embedder")
+    found.module("exit/modulation", "norm_out.linear")
+    qk_norms = config.qk_norm != "none"
+    double = _DOUBLE_BLOCK | (_DOUBLE_NORMS if qk_norms else {})
+    single = _SINGLE_BLOCK | (_SINGLE_NORMS if qk_norms else {})
+    stacked = config.depth if flux else config.depth - 1
+    for i in range(stacked):
+        found.block("blocks", double | _DOUBLE_TEXT, f"transformer_blocks.{i}", i)
+    if not flux:
+        found.block("last", double, f"transformer_blocks.{stacked}", None)
     for i in range(config.single_depth):
-        _single(found, config, i)
+        found.block("single_blocks", single, f"single_transformer_blocks.{i}", i)
     return found.done()
 
 
-def _norms(
-    found: blocks.Pairs,
-    config: mmdit.MMDiTConfig,
-    names: Mapping[str, str],
-    layer: int | None,
-) -> None:
-    """Scales, and biases of a LayerNorm, of queries and keys."""
-    for ours, name in names.items() if config.qk_norm != "none" else ():
-        found.vector(f"{ours}/scale", f"{name}.weight", layer)
-        if config.qk_norm == "layer":
-            found.vector(f"{ours}/bias", f"{name}.bias", layer)
-
-
-def _double(
-    found: blocks.Pairs, config: mmdit.MMDiTConfig, ours: str, i: int, layer: int | None
-) -> None:
-    block = f"transformer_blocks.{i}"
-    attention = f"{block}.attn"
-    found.linear(f"{ours}/image_modulation", f"{block}.norm1.linear", layer)
-    found.linear(f"{ours}/text_modulation", f"{block}.norm1_context.linear", layer)
-    found.fused(f"{ours}/image_qkv", [f"{attention}.to_{n}" for n in "qkv"], layer)
-    found.fused(f"{ours}/text_qkv", [f"{attention}.add_{n}_proj" for n in "qkv"], layer)
-    names = {
-        f"{ours}/image_q_norm": f"{attention}.norm_q",
-        f"{ours}/image_k_norm": f"{attention}.norm_k",
-        f"{ours}/text_q_norm": f"{attention}.norm_added_q",
-        f"{ours}/text_k_norm": f"{attention}.norm_added_k",
-    }
-    _norms(found, config, names, layer)
-    found.linear(f"{ours}/image_out", f"{attention}.to_out.0", layer, inputs=2)
-    found.linear(f"{ours}/image_up", f"{block}.ff.net.0.proj", layer)
-    found.linear(f"{ours}/image_down", f"{block}.ff.net.2", layer)
-    if ours == "blocks":
-        found.linear(f"{ours}/text_out", f"{attention}.to_add_out", layer, inputs=2)
-        found.linear(f"{ours}/text_up", f"{block}.ff_context.net.0.proj", layer)
-        found.linear(f"{ours}/text_down", f"{block}.ff_context.net.2", layer)
-
-
-def _single(found: blocks.Pairs, config: mmdit.MMDiTConfig, i: int) -> None:
-    block = f"single_transformer_blocks.{i}"
-    attention = f"{block}.attn"
-    found.linear("single_blocks/modulation", f"{block}.norm.linear", i)
-    found.fused("single_blocks/qkv", [f"{attention}.to_{n}" for n in "qkv"], i)
-    names = {
-        "single_blocks/q_norm": f"{attention}.norm_q",
-        "single_blocks/k_norm": f"{attention}.norm_k",
-    }
-    _norms(found, config, names, i)
-    found.linear("single_blocks/up", f"{block}.proj_mlp", i)
-    found.linear("single_blocks/out", f"{block}.proj_out", i)
-
-
 def fixed(config: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
-    """SD3's whole table of positions, of which ours computes the middle."""
+    """SD3's whole table of positions, whose middle our network computes."""
     if config.single_depth:
         return []
     side = config.grid.table
@@ -301,10 +268,10 @@ def fixed(config: mmdit.MMDiTConfig) -> list[layout.FixedTensor]:
 
 
 def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
-    """Parameters from diffusers' safetensors: a file, or the index of several.
+    """Reads parameters from safetensors that diffusers wrote: a file or an index.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     tensors = layout.load(path)
     return layout.read(
@@ -315,5 +282,5 @@ def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: mmdit.MMDiTConfig
 ) -> None:
-    """Writes parameters as diffusers reads them."""
+    """Writes parameters so that diffusers reads them."""
     layout.save(layout.write(pairs(config), params, fixed(config)), path)

@@ -1,7 +1,7 @@
-"""Parameters under this library's own names, for networks nobody else publishes.
+"""Parameters under this library's own names, for networks that nobody else publishes.
 
-A folder holds model.safetensors, whose tensors are named by their paths ("entry/patch/
-kernel"), and config.json, which says what to build.
+A folder holds model.safetensors, whose tensors are named by their paths, such as
+"entry/patch/kernel", and config.json, which says what to build.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights.files import CONFIG
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 def pairs(tree: Mapping[str, Any]) -> list[layout.Pair]:
-    """Every leaf, under its own path.
+    """Every leaf, named by its own path.
 
     Args:
       tree: nested dicts of arrays, or of shapes (`jax.eval_shape`).
@@ -41,7 +42,7 @@ def pairs(tree: Mapping[str, Any]) -> list[layout.Pair]:
 def save(
     params: Mapping[str, Any], folder: str | pathlib.Path, config: Mapping[str, Any]
 ) -> None:
-    """Writes the folder; `config` is what the network is built from."""
+    """Writes the folder; `config` says what the network is built from."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layout.write(pairs(params), params)
@@ -51,10 +52,10 @@ def save(
 
 
 def load(folder: str | pathlib.Path, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of the given tree of shapes.
+    """Reads the parameters of a tree of shapes.
 
     Raises:
-      layout.WeightsError: no such file, or one of another network.
+      WeightsError: there is no such file, or it belongs to another network.
     """
     tensors = layout.load(pathlib.Path(folder) / WEIGHTS)
     return layout.read(pairs(tree), tensors, "this network's")

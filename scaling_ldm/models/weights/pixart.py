@@ -1,8 +1,8 @@
 """PixArt-alpha (Chen et al. 2023, arXiv 2310.00426) in the layout of diffusers.
 
-diffusers' `PixArtTransformer2DModel` without the extra conditions (resolution and
-aspect ratio) of the 1024-pixel weights: what denoisers/dit.py is with
-"cross_attention". Ours take t = their timestep / 1000.
+This is diffusers' `PixArtTransformer2DModel` without the extra conditions (resolution
+and aspect ratio) of the 1024-pixel weights. denoisers/dit.py computes the same with
+"cross_attention". Our t is their timestep / 1000.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.records.errors import WeightsError
 
 _DEFAULTS = {
     "num_attention_heads": 16,
@@ -42,6 +42,15 @@ _DEFAULTS = {
     "caption_channels": None,
     "attention_type": "default",
 }
+_BLOCK = {
+    "attention/qkv": [f"attn1.to_{name}" for name in "qkv"],
+    "attention/out": "attn1.to_out.0",
+    "cross_attention/q": "attn2.to_q",
+    "cross_attention/kv": [f"attn2.to_{name}" for name in "kv"],
+    "cross_attention/out": "attn2.to_out.0",
+    "mlp_up": "ff.net.0.proj",
+    "mlp_down": "ff.net.2",
+}
 _ONLY = {
     "attention_bias": (True,),
     "activation_fn": ("gelu-approximate",),
@@ -53,13 +62,13 @@ _ONLY = {
 
 
 def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig:
-    """The float32 shape of a diffusers config.
+    """The config, in float32, of diffusers' config.json.
 
     Args:
-      text_tokens: of a caption; PixArt-alpha's are 120.
+      text_tokens: of a caption; PixArt-alpha has 120.
 
     Raises:
-      layout.WeightsError: a setting that denoisers/dit.py has not.
+      WeightsError: a setting that denoisers/dit.py does not have.
     """
     c = blocks.settings(published, _DEFAULTS, _ONLY, "a PixArt-alpha's")
     width = c["num_attention_heads"] * c["attention_head_dim"]
@@ -73,7 +82,7 @@ def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig
     if c["cross_attention_dim"] != width:
         problems.append(f"cross_attention_dim other than the width {width}")
     if problems:
-        raise layout.WeightsError(f"not supported: {'; '.join(problems)}")
+        raise WeightsError(f"not supported: {'; '.join(problems)}")
     return dit.DiTConfig(
         architecture="cross_attention",
         width=width,
@@ -81,16 +90,8 @@ def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig
         heads=c["num_attention_heads"],
         image_shape=(side, side, c["in_channels"]),
         patch_size=c["patch_size"],
-        mlp_ratio=4,
-        activation="gelu",
         text_tokens=text_tokens,
         text_width=c["caption_channels"],
-        time_width=256,
-        vocab_size=0,
-        classes=0,
-        dtype=jnp.float32,
-        remat=False,
-        unroll=False,
         grid=positions.PositionGrid(
             columns_first=True,
             step=1 / (c["interpolation_scale"] or max(side // 64, 1)),
@@ -100,7 +101,7 @@ def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig
 
 
 def to_config(config: dit.DiTConfig) -> dict[str, Any]:
-    """The diffusers config of a shape.
+    """What diffusers' config.json says of a network.
 
     Raises:
       ValueError: a network that diffusers' PixArt cannot be.
@@ -141,26 +142,23 @@ def _check(config: dit.DiTConfig) -> None:
         "mlp_epsilon": 1e-6,
         "vocab_size": 0,
     }
-    have = {name: getattr(config, name) for name in wanted}
-    wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
-    if wrong:
-        raise ValueError(f"PixArt-alpha computes otherwise: {'; '.join(wrong)}")
+    blocks.require(config, wanted, "PixArt-alpha")
 
 
 def pairs(config: dit.DiTConfig) -> list[layout.Pair]:
     """Every leaf of a PixArt-alpha and its tensors.
 
     Raises:
-      ValueError: a shape that gives other numbers than the published network.
+      ValueError: a config that gives other numbers than the published network.
     """
     _check(config)
     found = blocks.Pairs(jax.eval_shape(lambda: dit.init(config, jax.random.key(0))))
     found.patches_in("entry/patch", "pos_embed.proj", config.patch_size)
-    found.linear("entry/time/up", "adaln_single.emb.timestep_embedder.linear_1")
-    found.linear("entry/time/out", "adaln_single.emb.timestep_embedder.linear_2")
-    found.linear("entry/modulation", "adaln_single.linear")
-    found.linear("entry/text_up", "caption_projection.linear_1")
-    found.linear("entry/text_out", "caption_projection.linear_2")
+    found.module("entry/time/up", "adaln_single.emb.timestep_embedder.linear_1")
+    found.module("entry/time/out", "adaln_single.emb.timestep_embedder.linear_2")
+    found.module("entry/modulation", "adaln_single.linear")
+    found.module("entry/text_up", "caption_projection.linear_1")
+    found.module("entry/text_out", "caption_projection.linear_2")
     for i in range(config.depth):
         block = f"transformer_blocks.{i}"
         found.vector(
@@ -169,26 +167,17 @@ def pairs(config: dit.DiTConfig) -> list[layout.Pair]:
             i,
             theirs=(6, config.width),
         )
-        own, cross = f"{block}.attn1", f"{block}.attn2"
-        found.fused("blocks/attention/qkv", [f"{own}.to_{name}" for name in "qkv"], i)
-        found.linear("blocks/attention/out", f"{own}.to_out.0", i, inputs=2)
-        found.linear("blocks/cross_attention/q", f"{cross}.to_q", i)
-        found.fused(
-            "blocks/cross_attention/kv", [f"{cross}.to_{name}" for name in "kv"], i
-        )
-        found.linear("blocks/cross_attention/out", f"{cross}.to_out.0", i, inputs=2)
-        found.linear("blocks/mlp_up", f"{block}.ff.net.0.proj", i)
-        found.linear("blocks/mlp_down", f"{block}.ff.net.2", i)
+        found.block("blocks", _BLOCK, block, i)
     found.vector("exit/modulation_table", "scale_shift_table", theirs=(2, config.width))
-    found.linear("exit/patch", "proj_out")
+    found.module("exit/patch", "proj_out")
     return found.done()
 
 
 def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
-    """Parameters from a diffusers safetensors file.
+    """Reads parameters from safetensors that diffusers wrote.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     return layout.read(
         pairs(config), layout.load(path), "this PixArt-alpha's", np.float32
@@ -198,5 +187,5 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig
 ) -> None:
-    """Writes parameters as diffusers reads them."""
+    """Writes parameters so that diffusers reads them."""
     layout.save(layout.write(pairs(config), params), path)

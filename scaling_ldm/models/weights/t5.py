@@ -1,6 +1,6 @@
-"""T5's encoder in the layout of transformers' `T5EncoderModel`; jax for shapes only.
+"""T5's encoder in the layout of transformers' `T5EncoderModel`.
 
-Whole T5s are read as well: their decoder is left out, by name.
+Whole T5s are read too. Their decoder is left out, by name.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import jax
 import numpy as np
 
 from scaling_ldm.models.encoders import t5
-from scaling_ldm.models.weights import files, layout, stacks
+from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.records.errors import WeightsError
 
 _ATTENTION, _MLP = "layer.0", "layer.1"
 _BLOCK = {
-    "attention_norm": (f"{_ATTENTION}.layer_norm",),
-    "qkv": tuple(f"{_ATTENTION}.SelfAttention.{n}" for n in "qkv"),
-    "out": (f"{_ATTENTION}.SelfAttention.o",),
-    "mlp_norm": (f"{_MLP}.layer_norm",),
-    "mlp_down": (f"{_MLP}.DenseReluDense.wo",),
+    "attention_norm": f"{_ATTENTION}.layer_norm",
+    "qkv": [f"{_ATTENTION}.SelfAttention.{n}" for n in "qkv"],
+    "out": f"{_ATTENTION}.SelfAttention.o",
+    "mlp_norm": f"{_MLP}.layer_norm",
+    "mlp_down": f"{_MLP}.DenseReluDense.wo",
 }
 _UP = {
-    True: tuple(f"{_MLP}.DenseReluDense.{n}" for n in ("wi_0", "wi_1")),
-    False: (f"{_MLP}.DenseReluDense.wi",),
+    True: [f"{_MLP}.DenseReluDense.{n}" for n in ("wi_0", "wi_1")],
+    False: f"{_MLP}.DenseReluDense.wi",
 }
 _WORDS = "shared.weight"
 _BIAS = f"block.0.{_ATTENTION}.SelfAttention.relative_attention_bias.weight"
@@ -34,18 +35,21 @@ _OUT = "final_layer_norm.weight"
 
 
 def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
-    """The shape that a config.json of a T5 states, defaults as in transformers.
+    """The config of a config.json of a T5, with the defaults of transformers.
+
+    Args:
+      changes: to fields of the config.
 
     Raises:
-      layout.WeightsError: perceptrons that this network does not have.
+      WeightsError: perceptrons that this network does not have.
     """
     *gated, activation = published.get("feed_forward_proj", "relu").split("-")
     if gated not in ([], ["gated"]):
-        raise layout.WeightsError(
+        raise WeightsError(
             f"feed_forward_proj is {published['feed_forward_proj']!r}; known are an "
             "activation, and gated-<activation>"
         )
-    # Version 1.1 writes gelu and means its tanh form.
+    # Version 1.1 writes gelu where it means the tanh form.
     known = {"gelu": "gelu_new"} if gated else {}
     found = t5.T5Config(
         width=published.get("d_model", 512),
@@ -67,14 +71,14 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
 def pairs(config: t5.T5Config) -> list[layout.Pair]:
     """Every leaf and its tensor, without the prefix "encoder."."""
     tree = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
-    entry, names = tree["entry"], {**_BLOCK, "mlp_up": _UP[config.gated]}
-    words = entry["word_embedding"].shape
-    return [
-        layout.vector(("entry", "word_embedding"), _WORDS, words),
-        layout.vector(("entry", "relative_bias"), _BIAS, entry["relative_bias"].shape),
-        *stacks.pairs(tree["blocks"], names, "block.{}"),
-        layout.vector(("exit", "scale"), _OUT, (config.width,)),
-    ]
+    found = blocks.Pairs(tree)
+    found.table("entry/word_embedding", _WORDS)
+    found.table("entry/relative_bias", _BIAS)
+    names = {**_BLOCK, "mlp_up": _UP[config.gated]}
+    for i in range(config.depth):
+        found.block("blocks", names, f"block.{i}", i)
+    found.vector("exit/scale", _OUT)
+    return found.done()
 
 
 def _rename(name: str) -> str | None:
@@ -87,13 +91,13 @@ def _rename(name: str) -> str | None:
 def load(
     path: str | pathlib.Path, config: t5.T5Config, dtype: Any = np.float32
 ) -> dict[str, Any]:
-    """Parameters from a checkpoint's file or directory, of an encoder or a whole T5.
+    """Reads parameters from a file or directory, of an encoder or of a whole T5.
 
     Args:
       dtype: of the parameters; None: as stored.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     tensors = layout.named(files.stored(path), _rename, str(path))
     return layout.read(pairs(config), tensors, "this T5 encoder's", dtype)
@@ -102,10 +106,10 @@ def load(
 def open_directory(
     directory: str | pathlib.Path, dtype: Any = np.float32, **changes: Any
 ) -> tuple[t5.T5Config, dict[str, Any]]:
-    """The shape and parameters of a checkpoint's directory.
+    """Reads config and parameters from a checkpoint's directory.
 
     Args:
-      changes: to fields of the shape, such as dtype or unroll.
+      changes: to fields of the config, such as dtype or unroll.
     """
     config = from_config(files.config(directory))
     params = load(directory, config, dtype)
@@ -113,7 +117,7 @@ def open_directory(
 
 
 def save(params: dict[str, Any], path: str | pathlib.Path, config: t5.T5Config) -> None:
-    """Writes parameters as transformers' `T5EncoderModel` reads them."""
+    """Writes parameters so that transformers' `T5EncoderModel` reads them."""
     tensors = layout.write(pairs(config), params)
     layout.save(
         {

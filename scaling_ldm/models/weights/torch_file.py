@@ -1,10 +1,11 @@
-"""Tensors of a torch .pt or .pth file without torch, and without running its pickle.
+"""Tensors of a torch .pt or .pth file, without torch and without running its pickle.
 
 A .pt file is a pickle beside raw storages: in a zip (torch 1.6 and later), or one after
-the other in a plain file (before). The pickle may name functions, which is how such a
-file runs code; here it may name those that rebuild tensors and nothing else, and these
-are stand-ins that only note what to cut from which storage. All else is refused by
-name: optimizer states with classes of their own, argparse's Namespace, os.system.
+the other in a plain file (before). A pickle may name functions, and naming them is how
+such a file runs code. Here it may only name those that rebuild tensors. They are
+replaced by functions that note what to read from which storage. Everything else is
+refused by name: optimizer states with their own classes, argparse's Namespace,
+os.system.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from scaling_ldm.models.weights import files, layout
+from scaling_ldm.records.errors import WeightsError
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -49,7 +51,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """What to cut from a storage: first element, sizes and strides in elements."""
+    """What to read from a storage: first element, sizes and strides in elements."""
 
     storage: _Storage
     offset: int
@@ -58,7 +60,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, numbers, strings and `_Tensor`s; refuses all else.
+    """Builds dicts, lists, numbers, strings and `_Tensor`s; refuses everything else.
 
     A pickle can also set fields of what it has built, so `_cut` checks them at the end.
     """
@@ -74,30 +76,33 @@ class _Unpickler(pickle.Unpickler):
             )
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda tensor, *_: tensor
-        raise layout.WeightsError(
+        raise WeightsError(
             f"it names {module}.{name}; only tensors in dicts and lists are read"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         word, kind, key, _, count, *view = pid
         if word != "storage" or kind not in _STORAGES or (view and view[0] is not None):
-            raise layout.WeightsError(f"it refers to {pid!r}, which is no storage")
+            raise WeightsError(f"it refers to {pid!r}, which is no storage")
         return _Storage(kind, str(key), count)
 
 
 def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
-    """The tensor, if it lies within its storage: numpy would read on behind it."""
+    """Reads the tensor, after a check that it lies within its storage.
+
+    numpy itself would read past the end.
+    """
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
     sizes = (*shape, *strides, offset)
     if not all(isinstance(n, int) and n >= 0 for n in sizes):
-        raise layout.WeightsError(f"{sizes} are not a tensor's sizes")
+        raise WeightsError(f"{sizes} are not a tensor's sizes")
     reach = offset + sum(
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
     )
     if not math.prod(shape):
         return np.zeros(shape, values.dtype)
     if reach >= values.size:
-        raise layout.WeightsError(
+        raise WeightsError(
             f"a tensor {shape} with strides {strides} at {offset} exceeds its storage "
             f"of {values.size}"
         )
@@ -111,7 +116,7 @@ def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
-    """The tree with arrays for `_Tensor`s and plain dicts for OrderedDicts."""
+    """The tree with `_Tensor`s replaced by arrays and OrderedDicts by dicts."""
     if isinstance(tree, _Tensor):
         return _cut(tree, values(tree.storage))
     if isinstance(tree, Mapping):
@@ -124,7 +129,7 @@ def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
 def _values(data: bytes, storage: _Storage) -> np.ndarray:
     dtype = np.dtype(_STORAGES[storage.kind])
     if len(data) != storage.count * dtype.itemsize:
-        raise layout.WeightsError(
+        raise WeightsError(
             f"storage {storage.key} has {len(data)} bytes, not {storage.count} x "
             f"{dtype.itemsize}"
         )
@@ -135,19 +140,19 @@ def _read_zip(file: zipfile.ZipFile) -> Any:
     names = set(file.namelist())
     found = [name for name in names if name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise layout.WeightsError("a zip that is not torch's: it has no data.pkl")
+        raise WeightsError("a zip that is not torch's: it has no data.pkl")
     root = found[0].removesuffix("data.pkl")
     if f"{root}byteorder" in names and file.read(f"{root}byteorder") != b"little":
-        raise layout.WeightsError("its byte order is not little-endian")
+        raise WeightsError("its byte order is not little-endian")
     cache: dict[_Storage, np.ndarray] = {}
 
     def values(storage: _Storage) -> np.ndarray:
         if storage not in cache:
             member = f"{root}data/{storage.key}"
             if member not in names:
-                raise layout.WeightsError(f"storage {storage.key} is missing")
+                raise WeightsError(f"storage {storage.key} is missing")
             if file.getinfo(member).compress_type != zipfile.ZIP_STORED:
-                raise layout.WeightsError(f"storage {storage.key} is compressed")
+                raise WeightsError(f"storage {storage.key} is compressed")
             cache[storage] = _values(file.read(member), storage)
         return cache[storage]
 
@@ -156,24 +161,24 @@ def _read_zip(file: zipfile.ZipFile) -> Any:
 
 def _read_plain(file: BinaryIO) -> Any:
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
-        raise layout.WeightsError("neither torch's zip nor its older format")
+        raise WeightsError("neither torch's zip nor its older format")
     if not _Unpickler(file).load().get("little_endian", False):
-        raise layout.WeightsError("its byte order is not little-endian")
+        raise WeightsError("its byte order is not little-endian")
     tree = _Unpickler(file).load()
     storages: dict[str, _Storage] = {}
     _collect(tree, storages)
     found = {}
     for key in _Unpickler(file).load():
         if key not in storages:
-            raise layout.WeightsError(f"storage {key} belongs to no tensor")
+            raise WeightsError(f"storage {key} belongs to no tensor")
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != storage.count:
-            raise layout.WeightsError(f"storage {key} is not of {storage.count}")
+            raise WeightsError(f"storage {key} is not of {storage.count}")
         size = storage.count * np.dtype(_STORAGES[storage.kind]).itemsize
         found[key] = _values(file.read(size), storage)
     missing = storages.keys() - found.keys()
     if missing:
-        raise layout.WeightsError(f"storages {sorted(missing)} are missing")
+        raise WeightsError(f"storages {sorted(missing)} are missing")
     return _resolve(tree, lambda storage: found[storage.key])
 
 
@@ -187,63 +192,61 @@ def _collect(tree: Any, storages: dict[str, _Storage]) -> None:
 
 
 def read(path: str | pathlib.Path) -> Any:
-    """What was saved: dicts, lists and values, with numpy arrays for tensors.
+    """Reads what was saved: dicts, lists and values, with numpy arrays for tensors.
 
     Raises:
-      layout.WeightsError: no such file, a damaged one, or one that names anything but
-        tensors; nothing of it has run.
+      WeightsError: the file is missing or damaged, or it names something other than
+        tensors. None of its code has run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise layout.WeightsError(f"{path}: no file there")
+        raise WeightsError(f"{path}: no file there")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 return _read_zip(file)
         with path.open("rb") as file:
             return _read_plain(file)
-    except layout.WeightsError as e:
-        raise layout.WeightsError(f"{path} is refused: {e}") from e
+    except WeightsError as e:
+        raise WeightsError(f"{path} is refused: {e}") from e
     except Exception as e:  # a damaged pickle raises anything
-        raise layout.WeightsError(f"{path} cannot be read as a torch file: {e}") from e
+        raise WeightsError(f"{path} cannot be read as a torch file: {e}") from e
 
 
 def load(path: str | pathlib.Path, key: str = "") -> dict[str, np.ndarray]:
     """The tensors of a state dict by name.
 
     Args:
-      key: of the state dict in a checkpoint that holds several; "": the only one, or
-        "ema", which DiT's own loader takes as well.
+      key: of the state dict, in a checkpoint that holds several. "" means the only one
+        or "ema", as DiT's own loader has it.
 
     Raises:
-      layout.WeightsError: as `read`, or no state dict there.
+      WeightsError: as `read`, or there is no such state dict.
     """
     tree = read(path)
     if not isinstance(tree, dict):
-        raise layout.WeightsError(f"{path} holds a {type(tree).__name__}, not tensors")
+        raise WeightsError(f"{path} holds a {type(tree).__name__}, not tensors")
     nested = {name: value for name, value in tree.items() if isinstance(value, dict)}
     if not key and nested:
         key = "ema" if "ema" in nested else ""
         key = next(iter(nested)) if len(nested) == 1 else key
     if key not in nested and (key or nested):
-        raise layout.WeightsError(
-            f"{path} has no state dict {key!r}; it has {sorted(nested)}"
-        )
+        raise WeightsError(f"{path} has no state dict {key!r}; it has {sorted(nested)}")
     tree = nested[key] if key else tree
     other = [name for name, value in tree.items() if not isinstance(value, np.ndarray)]
     if other:
-        raise layout.WeightsError(f"{path}: {other} are no tensors")
+        raise WeightsError(f"{path}: {other} are no tensors")
     return tree
 
 
 def tensors(path: str | pathlib.Path) -> layout.Tensors:
-    """The tensors of a checkpoint by name, whichever way it was written.
+    """The tensors of a checkpoint of either kind, by name.
 
     Args:
-      path: a directory or .safetensors file as `files.stored` takes it; else torch's.
+      path: a directory or .safetensors file, as in `files.stored`, or a file of torch.
 
     Raises:
-      layout.WeightsError: as either reader.
+      WeightsError: as in the reader of that kind.
     """
     path = pathlib.Path(path)
     if path.is_dir() or path.suffix in (".safetensors", ".json"):

@@ -1,8 +1,9 @@
-"""Stable Diffusion's U-Net (1.x, 2.x) in the layout of diffusers; jax for shapes only.
+"""Stable Diffusion's U-Net (1.x, 2.x) in the layout of diffusers.
 
-diffusers' `UNet2DConditionModel` with four resolutions, two blocks each, transformers
-in the first three: what denoisers/unet.py is at any width. Stable Diffusion 1 writes
-the projections around a transformer as 1 x 1 convolutions, 2 as matrices.
+This is diffusers' `UNet2DConditionModel` with four resolutions, two blocks each, and
+transformers in the first three. denoisers/unet.py is the same at any width. Stable
+Diffusion 1 stores the projections around a transformer as 1 x 1 convolutions, 2 stores
+them as matrices.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.records.errors import WeightsError
 
 _RESIDUAL = {
     "norm1": "norm1",
@@ -41,11 +42,10 @@ _TRANSFORMER = {
     "leave": "proj_out",
 }
 _PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def _stage(name: str, last: int) -> str:
-    """Ours: down0_1, middle, up3_2; theirs counts the way up from the middle."""
+    """Ours are down0_1, middle, up3_2; theirs count the way up from the middle."""
     if found := re.fullmatch(r"down(\d)_(\d)_(residual|transformer)", name):
         level, block, kind = found.groups()
         return f"down_blocks.{level}.{_list(kind)}.{block}"
@@ -66,7 +66,7 @@ def _list(kind: str) -> str:
 
 
 def _name(path: layout.Path, last: int) -> str:
-    first, *rest, leaf = path
+    first, *rest = path
     if first == "time":
         theirs = ["time_embedding", {"up": "linear_1", "out": "linear_2"}[rest[0]]]
     else:
@@ -76,41 +76,27 @@ def _name(path: layout.Path, last: int) -> str:
         elif "_transformer" in first:
             theirs.append(_TRANSFORMER[rest[0]])
             theirs += [_PROJECTIONS[part] for part in rest[1:]]
-    return ".".join([*theirs, _LEAVES[leaf]])
+    return ".".join(theirs)
 
 
 def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layout.Pair]:
     """Every leaf of a U-Net and its tensor.
 
     Args:
-      linear_projection: True for Stable Diffusion 2, False for 1.
+      linear_projection: true for Stable Diffusion 2, false for 1.
     """
     if config.vocab_size:
         raise ValueError("published U-Nets read text features: vocab_size must be 0")
     tree = jax.eval_shape(lambda: unet.init(config, jax.random.key(0)))
-    found = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = tuple(key.key for key in keys)
-        name = _name(path, len(config.multiples) - 1)
-        if path[-1] != "kernel":
-            found.append(layout.vector(path, name, leaf.shape))
-        elif leaf.ndim == 4:
-            found.append(layout.convolution(path, name, leaf.shape))
-        else:
-            around = path[-2] in ("enter", "leave") and not linear_projection
-            found.append(
-                layout.dense(
-                    path,
-                    name,
-                    leaf.shape,
-                    inputs=2 if path[-2] == "out" and leaf.ndim == 3 else 1,
-                    as_convolution=path[-2] == "shortcut" or around,
-                )
-            )
-    return found
+    around = () if linear_projection else ("enter", "leave")
+    return layout.leaves(
+        tree,
+        lambda path: _name(path, len(config.multiples) - 1),
+        lambda path: path[-1] in ("shortcut", *around),
+    )
 
 
-# What their configurations leave out means this there.
+# What diffusers assumes where a configuration says nothing.
 _DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 4,
@@ -141,14 +127,14 @@ _DEFAULTS: dict[str, Any] = {
     "transformer_layers_per_block": 1,
     "dropout": 0.0,
     "addition_embed_type_num_heads": 64,  # of an embedding that is not there
-    # How training code once ran it, not what it is.
+    # How training code once ran the network.
     "dual_cross_attention": False,
     "only_cross_attention": False,
     "upcast_attention": False,
 }
 
 
-_AS_THERE = (  # what a shape cannot say: no other value can be built
+_AS_THERE = (  # our network has no other value
     "mid_block_type",
     "act_fn",
     "norm_num_groups",
@@ -181,7 +167,7 @@ def _blocks(levels: int) -> dict[str, list[str]]:
 def to_config(
     config: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
-    """What diffusers' config.json says of a shape."""
+    """What diffusers' config.json says of a network."""
     H, W, C = config.image_shape
     return {
         "_class_name": "UNet2DConditionModel",
@@ -191,7 +177,7 @@ def to_config(
         "block_out_channels": [config.base * multiple for multiple in config.multiples],
         "layers_per_block": config.blocks,
         "cross_attention_dim": config.text_width,
-        "attention_head_dim": config.heads,  # so named for history's sake
+        "attention_head_dim": config.heads,  # diffusers calls the number of heads so
         "use_linear_projection": linear_projection,
         **_blocks(len(config.multiples)),
     }
@@ -200,13 +186,16 @@ def to_config(
 def from_config(
     published: Mapping[str, Any], text_tokens: int = 77
 ) -> tuple[unet.UNetConfig, bool]:
-    """The shape that a config.json describes, and whether projections are matrices.
+    """The config, in float32, of diffusers' config.json; are projections matrices?
 
     Args:
-      text_tokens: of a caption; the configuration does not know.
+      text_tokens: of a caption, which config.json does not say.
+
+    Returns:
+      The config, and `linear_projection` of the other functions here.
 
     Raises:
-      layout.WeightsError: another kind of network; every reason is listed.
+      WeightsError: another kind of network; every reason is listed.
     """
     published = {
         k: list(v) if isinstance(v, tuple) else v for k, v in published.items()
@@ -219,7 +208,7 @@ def from_config(
     heads = c["num_attention_heads"] or c["attention_head_dim"]
     base, rest = given[0], [width % given[0] for width in given]
     if not isinstance(heads, int) or any(rest):
-        raise layout.WeightsError(
+        raise WeightsError(
             f"heads {heads} and widths {given}: one number of heads, and widths that "
             "are multiples of the first, can be built here"
         )
@@ -232,9 +221,6 @@ def from_config(
         extra_channels=c["in_channels"] - c["out_channels"],
         text_tokens=text_tokens,
         text_width=c["cross_attention_dim"],
-        vocab_size=0,
-        dtype=jnp.float32,
-        remat=False,
         multiples=tuple(width // base for width in given),
         blocks=c["layers_per_block"],
     )
@@ -244,10 +230,10 @@ def from_config(
 def load(
     path: str | pathlib.Path, config: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
-    """Parameters from a diffusers safetensors file.
+    """Reads parameters from safetensors that diffusers wrote.
 
     Raises:
-      layout.WeightsError: the file is another network's; all differences are listed.
+      WeightsError: the file belongs to another network; all differences are listed.
     """
     tensors = layout.load(path)
     return layout.read(
@@ -261,5 +247,5 @@ def save(
     config: unet.UNetConfig,
     linear_projection: bool = True,
 ) -> None:
-    """Writes parameters as diffusers reads them."""
+    """Writes parameters so that diffusers reads them."""
     layout.save(layout.write(pairs(config, linear_projection), params), path)
