@@ -1,4 +1,4 @@
-"""Attention and its own gradient, with the scores kept and computed again."""
+"""Attention and its own gradient, with stored and with recomputed scores."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from scaling_ldm.models import attention
 
 @pytest.fixture(params=["keep the scores", "compute them again"])
 def both(request, monkeypatch):
-    """Each test sees both ways at its small size."""
+    """Each test runs with stored scores and, at the same size, with recomputed ones."""
     again = request.param == "compute them again"
     monkeypatch.setattr(attention, "LONG", 1 if again else 10**9)
 
@@ -50,7 +50,7 @@ def test_value_and_gradients_are_those_of_the_definition(masked):
         ours,
         theirs,
     )
-    if masked:  # nothing reaches what nobody attends to
+    if masked:  # a key that is always masked has no gradient
         assert not np.any(ours[1][1][1, 4:]) and not np.any(ours[1][2][2, 1:])
 
 
@@ -112,7 +112,7 @@ def test_long_sequences_keep_no_scores_and_recompute_is_not_the_models_flops(
     again = flops.count(derivative, *args)
     lowered = jax.jit(derivative).lower(*args)
     memory = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert memory < 4 * 512 * 512 * 4  # all scores once; the gradient knows them twice
+    assert memory < 4 * 512 * 512 * 4  # one array of scores, not two
     monkeypatch.setattr(attention, "LONG", 10**9)
     jax.clear_caches()
     kept = flops.count(derivative, *args)
@@ -154,4 +154,4 @@ def test_no_array_of_queries_by_keys_is_transposed():
         if "transpose[" in line and ("[3,2,5,7]" in line or "[3,2,7,5]" in line)
     ]
     assert not moved
-    assert "f32[3,2,5,7]" in text  # the arrays are there to be seen
+    assert "f32[3,2,5,7]" in text  # the check above does look at such arrays

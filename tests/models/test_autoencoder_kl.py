@@ -1,4 +1,4 @@
-"""The published autoencoders' counts, their own parts, and their files."""
+"""Autoencoders: published counts, parts of the network, files."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ DECODE = jax.jit(functools.partial(autoencoder_kl.decode, SMALL))
 
 
 def drawn():
-    """Random parameters, norms and biases too, without compiling an initialiser."""
+    """Random parameters, also of norms and biases; compiles no initialiser."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: rng.normal(scale=0.2, size=s.shape).astype("f"), SHAPES()
@@ -44,7 +44,7 @@ def pictures():
 
 
 def loss(spec):
-    """Through both networks, and the draw between them."""
+    """Encodes, samples and decodes."""
     net = encoders.autoencoder(spec)
 
     def value(params, x):
@@ -80,7 +80,7 @@ def test_every_parameter_gets_a_gradient(reference):
     for path, leaf in jax.tree_util.tree_leaves_with_path(reference[1][1]):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all(), name
-        if "['k']['bias']" not in name:  # the same for every score: softmax forgets it
+        if "['k']['bias']" not in name:  # the softmax ignores what all scores share
             assert np.abs(leaf).max() > 1e-7, name
 
 
@@ -165,12 +165,12 @@ def test_first_values_have_unit_gain_and_depend_on_key_and_path():
     params = layers.initialise(shapes, jax.random.key(0))
     kernel = np.asarray(params["a"]["conv"]["kernel"])
     assert_allclose(kernel.std(), (9 * 64) ** -0.5, rtol=0.02)
-    assert np.abs(kernel).max() < 2.3 * (9 * 64) ** -0.5  # cut
+    assert np.abs(kernel).max() < 2.3 * (9 * 64) ** -0.5  # truncated
     assert_allclose(kernel.mean(), 0, atol=1e-3)
     assert_array_equal(params["a"]["norm"]["scale"], 1)
     assert_array_equal(params["b"]["bias"], 0)
     assert abs(np.corrcoef(kernel.ravel(), params["b"]["kernel"].ravel())[0, 1]) < 0.02
-    # Neither other leaves nor their order matter; the key does.
+    # Other leaves and their order do not matter; the key does.
     alone = {"a": {"conv": {"kernel": conv["kernel"]}}}
     again = layers.initialise(alone, jax.random.key(0))["a"]["conv"]["kernel"]
     assert_array_equal(again, kernel)
@@ -194,7 +194,7 @@ def test_options_decide_which_parameters_there_are():
         extra = more[side].keys() - params[side].keys()
         assert extra == {"middle_attention", "quant"}
     out = jax.jit(encoders.autoencoder(fewer).encode)(params, pictures()[:1])
-    assert 0.1 < np.abs(out).max() < 10  # first values keep activations of order one
+    assert 0.1 < np.abs(out).max() < 10  # initial values keep activations of order one
 
 
 @pytest.mark.parametrize(

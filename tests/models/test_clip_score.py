@@ -137,7 +137,7 @@ def test_captions_have_one_vector_each(network):
     alone = embed(network.params["text"], ids)
     assert_allclose(vectors[:1], alone, atol=1e-5)
     same = network.captions(["a red cat dog dog dog dog", "a red cat dog"])
-    assert_allclose(same[0], same[1], atol=1e-5)  # what exceeds the tokens is cut off
+    assert_allclose(same[0], same[1], atol=1e-5)  # later words are cut
     assert np.abs(vectors[0] - same[0]).max() > 1e-3
 
 
@@ -175,7 +175,7 @@ def test_towers_that_do_not_belong_together_are_refused(network):
 
 
 def test_the_modules_example_runs(network, place, tmp_path, monkeypatch):
-    """On random weights, in a folder as transformers saves it."""
+    """The example of the module, with random weights as transformers saves them."""
     (tmp_path / "clip-vit-large-patch14").symlink_to(place)
     monkeypatch.chdir(tmp_path)
     x = pictures()

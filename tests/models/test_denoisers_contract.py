@@ -1,4 +1,4 @@
-"""What every denoiser promises, whatever its architecture."""
+"""What every denoiser promises, for all architectures."""
 
 import dataclasses
 
@@ -106,7 +106,7 @@ def inputs():
 
 
 def noisy(params, seed=1):
-    """Parameters away from their zero initialisation, so that everything acts."""
+    """Parameters without zeros, so that every one of them has an effect."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(
@@ -158,7 +158,7 @@ def test_every_parameter_gets_a_gradient(reference):
         if "['last']['text_q_norm']" in name:  # of queries that nothing reads
             assert not np.any(leaf), name
             continue
-        # An attention bias on all keys shifts every score alike: no gradient there.
+        # A bias on all keys shifts all scores equally, so it has no gradient.
         if not ("kv" in name or "k_norm" in name) or "bias" not in name:
             assert np.abs(leaf).max() > 1e-8, name
 
@@ -177,7 +177,7 @@ def test_scan_unroll_and_remat_agree(case, reference, change):
 
 
 def test_remat_recomputes(case):
-    """The remat switch does something: more hardware FLOPs, the same model FLOPs."""
+    """remat has an effect: more hardware FLOPs, the same model FLOPs."""
     spec, net, params, x, t, cond = case
     other = build(dataclasses.replace(spec, remat=True))
 
@@ -219,7 +219,7 @@ def test_padding_is_invisible(case):
 
 
 def test_in_context_without_text_is_a_plain_transformer():
-    """With every text token masked, attention sees the time and image tokens alone."""
+    """With every text token masked, attention reads only time and image tokens."""
     spec = one_stream("in_context", depth=1)
     net = denoisers.transformer(spec)
     params = noisy(net.init(jax.random.key(0)))

@@ -118,7 +118,7 @@ def test_positions_are_interpolated():
     assert_array_equal(found[0], given[0])
     grid = np.asarray(given[1:]).reshape(5, 5, 3)
     middle = np.asarray(found[1:]).reshape(5, 3, 3)[:, 1]
-    assert_allclose(middle, grid[:, 2], atol=1e-6)  # the centres fall together
+    assert_allclose(middle, grid[:, 2], atol=1e-6)  # the centres coincide
     flat = jnp.full_like(given, 2.5)  # weights sum to 1, at the edges too
     for config in (PLAIN, dataclasses.replace(PLAIN, offset=0.1)):
         assert_allclose(dinov2.positions(config, flat, 7, 2), flat[:15], rtol=1e-6)
@@ -133,7 +133,7 @@ def test_halfway_between_rows_a_line_goes_on():
 
 
 def test_an_offset_moves_positions_back():
-    """As if the table were stretched over that part of a patch more."""
+    """An offset acts as if the table covered that part of a patch more."""
     config = dataclasses.replace(PLAIN, image_size=40, offset=1.0)
     line = np.repeat(np.arange(10, dtype="f"), 10)
     given = jnp.asarray(np.concatenate([[0], line])[:, None], jnp.float32)
@@ -152,7 +152,7 @@ def test_parameters_of_published_networks(name):
 
 
 def test_flops_are_of_products_only():
-    """Interpolated positions cost none, so that 224 and 518 pixels count alike."""
+    """Interpolated positions add no FLOPs, so 224 and 518 pixels are counted alike."""
     config = presets.DINOV2["dinov2_l14"].config
     apply = functools.partial(dinov2.apply, config)
     params = jax.eval_shape(lambda: dinov2.init(config, jax.random.key(0)))

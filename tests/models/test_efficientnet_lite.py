@@ -30,7 +30,7 @@ def pictures(size=32, batch=8):
 
 
 def drawn(shapes, seed=0):
-    """Random leaves of the size that flax would give them; no bias is zero."""
+    """Random leaves as large as flax makes them; no bias is zero."""
     rng = np.random.default_rng(seed)
 
     def leaf(s):
@@ -41,7 +41,7 @@ def drawn(shapes, seed=0):
 
 
 def state_dict(seed=0):
-    """Random tensors under the package's names, their counters too."""
+    """Random tensors with the names of the package, also its counters."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for pair in weights.pairs():
@@ -239,7 +239,7 @@ def worse(images, kind, level):
 
 @pytest.fixture(scope="module")
 def real():
-    """Of each kind of real pictures two sets, uint8 [128, 64, 64, 3] each."""
+    """Two sets of real pictures of each kind, uint8 [128, 64, 64, 3]."""
     sets = {}
     icons = sources.open_pictures("icons", count=256, split="validation", seed=0)
     sets["icons"] = np.stack(
@@ -257,7 +257,7 @@ def real():
 @installed
 @pytest.mark.parametrize("of", ["icons", "photo"])
 def test_the_distance_grows_with_noise_and_with_blur(real, of):
-    """As Heusel et al. 2017, figure 3; untouched pictures are nearest.
+    """Distances grow with distortion (Heusel et al. 2017, figure 3).
 
     Noise of a deviation of 128 of 255 hides an icon, and comes nearer again.
     """

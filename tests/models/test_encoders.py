@@ -1,4 +1,4 @@
-"""What every frozen encoder promises; weights and numbers of others are in parity/."""
+"""What every text encoder promises; comparisons with others are in parity/."""
 
 import dataclasses
 import functools

@@ -34,7 +34,7 @@ def small(monkeypatch):
 
 
 def state_dict(seed=0):
-    """Random tensors under the published names, with counters as some files have."""
+    """Random tensors with the published names, and with counters as in some files."""
     rng = np.random.default_rng(seed)
     tensors = {
         pair.name: np.exp(0.1 * rng.normal(size=pair.theirs)).astype("f")
@@ -121,7 +121,7 @@ def test_resizes_on_a_mesh():
 
 
 def test_resizes_of_a_ramp():
-    """Places by hand: 4 pixels 0, 10, 20, 30 become 8, 2 or 4."""
+    """Computed by hand: 4 pixels 0, 10, 20, 30 become 8, 2 or 4."""
     x = np.broadcast_to(np.arange(4)[:, None, None] * 10.0, (1, 4, 4, 1)).astype("f")
 
     def rows(resize, size):
@@ -184,7 +184,7 @@ def test_weights_are_read_by_name(tmp_path):
 
 
 def test_another_inception_is_refused():
-    """torchvision's: 1000 classes, and an auxiliary classifier."""
+    """torchvision's Inception has 1000 classes and an auxiliary classifier."""
     tensors = state_dict()
     tensors["fc.weight"] = tensors["fc.weight"][:1000]
     tensors["fc.bias"] = tensors["fc.bias"][:1000]

@@ -66,7 +66,7 @@ def test_a_distance_grows_with_noise():
 
 
 def test_the_backbone_reads_pictures_of_its_own_scale():
-    """Grey at (shift + 1) / 2 of 255 becomes zero, so that biases alone are left."""
+    """Grey at (shift + 1) / 2 of 255 becomes zero, so only biases remain."""
     first = dataclasses.replace(TINY, layers=TINY.layers[:1])
     params = drawn(first)
     grey = np.broadcast_to((lpips.SHIFT + 1) * 127.5, (1, SIDE, SIDE, 3))
@@ -194,8 +194,8 @@ def test_heads_are_found_in_the_package_without_importing_it(tmp_path, monkeypat
 
 
 def write_torch(path, tensors):
-    """A torch zip of a state dict, as both files are published; pickled by hand."""
-    # Protocol 2: an empty dict, a mark, name and tensor after name and tensor.
+    """A state dict in a torch zip, as both files are published; pickled by hand."""
+    # Protocol 2: an empty dict, a mark, then names and tensors in turn.
     pickled = [b"\x80\x02}("]
 
     def text(value):
@@ -222,7 +222,7 @@ def write_torch(path, tensors):
 
 
 def test_the_modules_example_runs(tmp_path, monkeypatch):
-    """On random weights in the files' published layout and places."""
+    """The example of the module, with random weights in files as published."""
     params = drawn(lpips.ALEXNET)
     tensors = layout.write(weights.pairs(lpips.ALEXNET), params)
     heads = {name: value for name, value in tensors.items() if name.startswith("lin")}

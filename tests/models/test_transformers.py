@@ -1,4 +1,4 @@
-"""MMDiT, FLUX and the switches of the transformers: what holds for these alone."""
+"""MMDiT, FLUX, and the options of the transformers."""
 
 import dataclasses
 import json
@@ -123,9 +123,9 @@ def test_rotary_scores_tell_relative_positions_only(axes):
 def test_rotary_positions_of_text_and_image():
     table = positions.image_rope(2, 3, (4, 6, 6), before=5)
     assert table.shape == (2, 11, 8)
-    assert_array_equal(table[0, :5], 1.0)  # text does not turn
+    assert_array_equal(table[0, :5], 1.0)  # text is not rotated
     assert_array_equal(table[1, :5], 0.0)
-    assert_array_equal(table[1, 5:, :2], 0.0)  # nor does anything on the index axis
+    assert_array_equal(table[1, 5:, :2], 0.0)  # and the index axis rotates nothing
     assert_allclose(table[1, 5 + 4, 2], np.sin(1), rtol=1e-6)  # row 1, column 1
     assert_allclose(table[1, 5 + 2, 5], np.sin(2), rtol=1e-6)  # row 0, column 2
     assert positions.rope_axes(128, 3) == (16, 56, 56)  # FLUX
@@ -155,7 +155,7 @@ def test_orders_of_the_fixed_table_are_the_same_features():
 
 @pytest.mark.parametrize("spec", [DIT, SD3], ids=["dit", "sd3"])
 def test_positions_matter_as_chosen(spec):
-    """Without any, a transformer could not tell a picture from its patches mixed."""
+    """Without positions, a permutation of the patches would permute the output."""
     x, t, cond = inputs(spec)
     p = spec.patch_size
     mixed = np.concatenate([x[:, :, p:], x[:, :, :p]], axis=2)  # columns of patches
@@ -342,7 +342,7 @@ def test_parameters_of_the_presets(name):
     ],
 )
 def test_the_printed_numbers_of_dit(name, millions, gmacs):
-    """As printed: parameters with the fixed table of positions, FLOPs as MACs."""
+    """The paper prints parameters with the fixed table of positions, FLOPs as MACs."""
     preset = PRESETS[name]
     table = np.prod(preset.config.patches) * preset.config.width
     assert_allclose((preset.params + table) / 1e6, millions, atol=0.05)

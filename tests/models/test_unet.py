@@ -65,7 +65,7 @@ def test_flops_of_the_family(name):
 
 
 def test_the_printed_costs_are_those_of_the_layout():
-    """But for rounding: their FLOPs leave out padding and add elementwise ones."""
+    """Up to rounding; the paper's FLOPs leave out padding, and add elementwise ones."""
     largest = presets.UNETS["unet_866m"].forward_gflops
     for preset in presets.UNETS.values():
         assert_allclose(

@@ -19,7 +19,7 @@ flop_counter = pytest.importorskip("torch.utils.flop_counter")
 
 pytestmark = pytest.mark.parity
 
-# What the published families differ in, at small widths and in both depths.
+# The differences between the published families, at small widths and both depths.
 FOUR, THREE = (32, 64, 64, 96), (32, 64, 64)
 CASES = {
     "sd": {"channels": FOUR, "scaling_factor": 0.18215},
@@ -56,7 +56,7 @@ def theirs(channels, quant=True, blocks=2, device="cpu", **options):
             **options,
         )
     for name, parameter in net.named_parameters():
-        if device == "cpu" and parameter.ndim == 1:  # norms and biases act too
+        if device == "cpu" and parameter.ndim == 1:  # norms and biases
             near = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             torch.nn.init.normal_(parameter, near, 0.3)
     return net.eval()

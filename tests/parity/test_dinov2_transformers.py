@@ -29,7 +29,7 @@ SMALL = {
 
 
 def noisy(gated):
-    """A network whose parameters are all away from zeros and ones."""
+    """A network without parameters that are 0 or 1."""
     config = transformers.Dinov2Config(**SMALL, use_swiglu_ffn=gated)
     torch.manual_seed(0)
     net = transformers.Dinov2Model(config)

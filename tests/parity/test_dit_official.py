@@ -1,4 +1,4 @@
-"""DiT in its authors' layout, and torch's files, against torch itself."""
+"""DiT in the layout of its authors, and torch's files, compared with torch."""
 
 import collections
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class Dit(nn.Module):
-    """The published network restated from its paper, under its authors' names."""
+    """The published network, written again from its paper with its authors' names."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +153,7 @@ def test_weights_go_round(theirs, tmp_path):
     back = layout.load(tmp_path / "out.safetensors")
     assert back.keys() == given.keys()
     for name, value in given.items():
-        if name == "pos_embed":  # computed on the way out
+        if name == "pos_embed":  # computed when it is written
             np.testing.assert_allclose(back[name], value, atol=1e-7)
         else:
             assert_array_equal(back[name], value, err_msg=name)

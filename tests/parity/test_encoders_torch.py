@@ -19,7 +19,7 @@ BATCH = 2
 
 
 def theirs(config):
-    """The same network of transformers'."""
+    """The same network, made by transformers."""
     if isinstance(config, t5.T5Config):
         return transformers.T5EncoderModel(
             transformers.T5Config(

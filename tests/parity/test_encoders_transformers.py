@@ -67,7 +67,7 @@ def seeded():
 
 
 def noisy(net):
-    """Every parameter away from zeros and ones, so that all of them act."""
+    """No parameter is 0 or 1, so that each has an effect."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
@@ -115,7 +115,7 @@ def saved(net, path, config=None):
 
 
 def goes_round(module, params, config, tmp_path, wanted=None):
-    """Export, import again: the same bits."""
+    """Saves and loads: the bits are the same."""
     module.save(params, tmp_path / "out.safetensors", config)
     back = module.load(tmp_path / "out.safetensors", config)
     jax.tree.map(assert_array_equal, back, params)
@@ -127,7 +127,7 @@ def goes_round(module, params, config, tmp_path, wanted=None):
 
 
 def reloaded(kind, config, path, tmp_path):
-    """What transformers makes of our file; it must use all of it and want no more."""
+    """Loads our file with transformers, which must use all of it and miss nothing."""
     place = tmp_path / "reloaded"
     place.mkdir()
     config.save_pretrained(place)
@@ -236,7 +236,7 @@ def test_clip_text(activation, end, unroll, tmp_path):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_clip_text_without_projection(flat, tmp_path):
-    """Stable Diffusion's, as saved since transformers 5.6 and before."""
+    """Stable Diffusion's text tower, as saved before and since transformers 5.6."""
     net = noisy(transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_TEXT)))
     place = saved(net, tmp_path / "clip")
     given = files.stored(place)

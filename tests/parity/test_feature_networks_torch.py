@@ -1,4 +1,4 @@
-"""Networks that judge pictures give torch's numbers, and cost what torch counts."""
+"""Feature networks give torch's numbers and have the FLOPs that torch counts."""
 
 import importlib.util
 import math
@@ -37,7 +37,7 @@ def channels_first(x):
 
 
 def assert_same(ours, theirs):
-    """Relative to the largest value, which is not small."""
+    """The error relative to the largest value, which is not small."""
     for got, want in zip(ours, theirs, strict=True):
         want = want.detach().numpy()
         assert got.shape == want.shape and np.abs(want).max() > 0.1
@@ -50,7 +50,7 @@ def lite(net, size):
 
 
 def stored(net, path):
-    """A state dict in the form that the file's name asks for."""
+    """Writes a state dict in the format that the name of the file says."""
     if path.suffix == ".safetensors":
         safetensors = pytest.importorskip("safetensors.torch")
         safetensors.save_file(net.state_dict(), path)
@@ -84,7 +84,7 @@ def test_lite0_on_its_weights():
 
 
 def counted(net, size):
-    """Parameters, channels with a norm and FLOPs of torch's, on the meta device."""
+    """torch's parameters, channels with a norm, and FLOPs, on the meta device."""
     with flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(torch.empty((2, 3, size, size), device="meta"))
     params = sum(p.numel() for p in net.parameters())
@@ -159,7 +159,7 @@ def test_resize_as_torch(sides):
 
 @pytest.mark.parametrize("sides", SIDES)
 def test_resize_as_tensorflow_1(sides):
-    """Four pixels around each place, which is rounded down: by gathering in torch."""
+    """Bilinear resizing in torch: gathers the four pixels around each place."""
     x = np.random.default_rng(0).uniform(0, 255, (2, *sides, 3)).astype("f")
     want = channels_first(x).double()
     for axis, side in zip((2, 3), sides, strict=True):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 
 
 def vgg16():
-    """`features` of torchvision's vgg16 without its last maximum, and the taps."""
+    """`features` of torchvision's vgg16 without the last pool, and the layers read."""
     found, inputs = [], 3
     for stage in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
         for outputs in stage:
@@ -94,7 +94,7 @@ def randomised(name):
 
 
 def saved(net, place, form):
-    """Backbone and heads in two files, as torchvision's and the package's are."""
+    """Writes backbone and heads to two files, as torchvision and the package do."""
     heads = {k: v for k, v in net.state_dict().items() if k.startswith("lin")}
     rest = {k: v for k, v in net.state_dict().items() if k not in heads}
     paths = []

@@ -28,7 +28,7 @@ SMALL = {"num_attention_heads": 2, "attention_head_dim": 16}
 
 
 def randomised(net):
-    """Every parameter away from its initialisation: zeros would hide what is wrong."""
+    """Changes every parameter, because zeros would hide errors."""
     torch.manual_seed(1)
     for name, parameter in net.named_parameters():
         scale_of_a_norm = name.endswith(".weight") and parameter.ndim == 1
@@ -161,7 +161,7 @@ class Sd3(Dit):
         return randomised(
             diffusers.SD3Transformer2DModel(
                 **SMALL,
-                sample_size=2 * SIDE,  # so that the positions are a table's middle
+                sample_size=2 * SIDE,  # positions from the middle of a table
                 in_channels=4,
                 out_channels=4,
                 num_layers=3,
@@ -239,7 +239,7 @@ class Flux(Sd3):
     def apply(self, config, params, data):
         names = ("text", "pooled", "guidance") if self.guidance else ("text", "pooled")
         cond = {name: data[name] for name in names}
-        cond["mask"] = np.ones((BATCH, TOKENS), bool)  # all real: as without a mask
+        cond["mask"] = np.ones((BATCH, TOKENS), bool)  # every word is real
         t = jnp.asarray(TIMES / 1000, "f")
         return mmdit.apply(config, params, data["x"], t, cond)
 
@@ -279,7 +279,7 @@ def test_forward(case):
 def test_gradients(case):
     kind, net, config, data, params = case
     # Sines of 3500, FLUX's guidance times 1000, differ by 2e-4 between two float32
-    # libraries; forwards take that within 1e-4, small gradients do not.
+    # libraries. Outputs still agree to 1e-4, but small gradients do not.
     data = data | {"guidance": data["guidance"] / 10}
     net.zero_grad()
     kind.run(net, data).pow(2).mean().backward()
@@ -289,7 +289,7 @@ def test_gradients(case):
     for name, parameter in net.named_parameters():
         if parameter.grad is not None:
             wanted[name] = parameter.grad.numpy()
-    if kind.__class__ is Dit:  # blocks hold copies of one embedder: gradients add up
+    if kind.__class__ is Dit:  # blocks hold copies of one embedder; their gradients sum
         for name in [name for name in wanted if ".norm1.emb." in name]:
             rest = name.split(".norm1.emb.")[1]
             wanted[name] = sum(
@@ -299,7 +299,7 @@ def test_gradients(case):
     scale = max(np.abs(value).max() for value in wanted.values())
     assert len(wanted) > 40
     for name, value in wanted.items():
-        # A bias on all keys shifts all scores alike: its gradient is rounding alone.
+        # A bias on all keys shifts all scores equally; its gradient is rounding error.
         size = scale if ".to_k.bias" in name else np.abs(value).max()
         assert np.abs(ours[name] - value).max() <= 1e-4 * size, name
     for name in ours.keys() - wanted.keys():  # text queries of SD3's last block
@@ -432,7 +432,7 @@ def test_counts_of_pixart():
 
 
 def test_counts_of_sd3():
-    """diffusers lets the last block's text attend, and drops what comes of it."""
+    """In diffusers the text of the last block attends too, and is then dropped."""
     preset = presets.MMDITS["sd3_medium"]
     config = mmdit_weights.to_config(preset.config)
     with torch.device("meta"):

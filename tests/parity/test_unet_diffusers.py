@@ -29,7 +29,7 @@ def theirs(base, text_width, linear_projection, heads=8):
         block_out_channels=[base * multiple for multiple in unet.MULTIPLES],
         layers_per_block=unet.BLOCKS,
         cross_attention_dim=text_width,
-        attention_head_dim=heads,  # so named for history's sake: it is their number
+        attention_head_dim=heads,  # diffusers calls the number of heads so
         use_linear_projection=linear_projection,
     )
     return net.eval()
@@ -85,7 +85,7 @@ def test_forward(base, text_width, linear):
 
 
 def test_forward_at_the_width_of_stable_diffusion():
-    """320 channels, of two resolutions with a block each."""
+    """A width of 320 channels, two resolutions, one block each."""
     spec = dataclasses.replace(
         network(320, 1024), multiples=(1, 2), blocks=1, image_shape=(8, 8, 4)
     )
@@ -172,7 +172,7 @@ def test_every_difference_is_listed():
 
 @pytest.mark.parametrize("name", presets.UNETS)
 def test_flops_and_parameters_are_torchs(name):
-    """At a latent of 64 x 64 x 4 and 77 tokens, every tap counted."""
+    """FLOPs with a latent of 64 x 64 x 4 and 77 tokens, every tap counted."""
     preset = presets.UNETS[name]
     config = unet_weights.to_config(preset.config)
     with torch.device("meta"):

@@ -26,6 +26,14 @@ _PRECISION = lax.Precision.HIGHEST
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
+def layer_shapes(*kernel: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The float32 shapes of a layer with this kernel."""
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in (("kernel", kernel), ("bias", kernel[-1:]))
+    }
+
+
 def rectified(path: str, shape: tuple[int, ...]) -> int:
     """Inputs of a kernel for `layers.initialise`, where a relu follows.
 

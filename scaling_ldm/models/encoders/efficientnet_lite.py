@@ -81,12 +81,7 @@ BLOCKS = _blocks()
 def shapes() -> Params:
     """The parameters' tree of float32 shapes; "blocks" has keys "0", "1", ..."""
 
-    def layer(*kernel: int) -> Params:
-        return {
-            name: jax.ShapeDtypeStruct(shape, jnp.float32)
-            for name, shape in (("kernel", kernel), ("bias", kernel[-1:]))
-        }
-
+    layer = convolutions.layer_shapes
     tree: Params = {"stem": layer(3, 3, 3, STEM), "blocks": {}}
     for i, block in enumerate(BLOCKS):
         parts = tree["blocks"][str(i)] = {

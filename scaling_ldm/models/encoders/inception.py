@@ -162,12 +162,6 @@ BLOCKS: dict[str, Fork] = {
 def shapes() -> Params:
     """The parameters' tree of float32 shapes, named as in the published files."""
 
-    def leaves(*kernel: int) -> Params:
-        return {
-            name: jax.ShapeDtypeStruct(shape, jnp.float32)
-            for name, shape in (("kernel", kernel), ("bias", kernel[-1:]))
-        }
-
     def walk(step: Step, inputs: int, tree: Params) -> int:
         """Adds the layers of a step; returns how many channels come out of it."""
         if isinstance(step, Pool):
@@ -175,7 +169,7 @@ def shapes() -> Params:
         if isinstance(step, Fork):
             return sum(through(branch, inputs, tree) for branch in step.branches)
         kernel = () if step.kernel == (1, 1) else step.kernel
-        tree[step.name] = leaves(*kernel, inputs, step.outputs)
+        tree[step.name] = convolutions.layer_shapes(*kernel, inputs, step.outputs)
         return step.outputs
 
     def through(steps: tuple[Step, ...], width: int, tree: Params) -> int:
@@ -188,7 +182,7 @@ def shapes() -> Params:
     for name, block in BLOCKS.items():
         tree[name] = {}
         width = walk(block, width, tree[name])
-    return {**tree, "fc": leaves(width, CLASSES)}
+    return {**tree, "fc": convolutions.layer_shapes(width, CLASSES)}
 
 
 def init(key: jax.Array) -> Params:

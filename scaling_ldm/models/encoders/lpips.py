@@ -121,18 +121,14 @@ def shapes(config: LpipsConfig) -> Params:
     tree: Params = {"backbone": {}, "heads": {}}
     inputs = 3
 
-    def leaf(*size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, jnp.float32)
-
     for layer in config.layers:
-        kernel = leaf(layer.kernel, layer.kernel, inputs, layer.outputs)
-        tree["backbone"][str(layer.index)] = {
-            "kernel": kernel,
-            "bias": leaf(layer.outputs),
-        }
+        kernel = (layer.kernel, layer.kernel, inputs, layer.outputs)
+        tree["backbone"][str(layer.index)] = convolutions.layer_shapes(*kernel)
         inputs = layer.outputs
     for i, layer in enumerate(config.compared):
-        tree["heads"][str(i)] = {"kernel": leaf(layer.outputs, 1)}
+        tree["heads"][str(i)] = {
+            "kernel": jax.ShapeDtypeStruct((layer.outputs, 1), jnp.float32)
+        }
     return tree
 
 
