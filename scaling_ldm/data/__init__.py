@@ -1,7 +1,10 @@
-"""Sources of pictures and captions: random access, the same on every host.
+"""Sources of pictures and captions, with random access, the same on every host.
 
-`pictures` reads other people's layouts, `encoded` the records of the encode stage,
-`icons` the embedded pictures. May import: config, records, models.
+`sources` gives what an experiment trains on and `pipeline` its batches. `pictures`
+reads sets of pictures in common layouts, from the files of `storage`. `encoded` and
+`shards` are the records of the encode stage. `icons` paints the embedded icons of
+`icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
+position, `split` chooses the validation captions. May import: config, records, models.
 """
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack

@@ -1,9 +1,9 @@
-"""Records of the encode stage: what they must be of, and the source that reads them.
+"""Records of the encode stage: what they are made of, and the source that reads them.
 
-Rows of position p are a pure function of (data.seed, p): the record is that of p under
-the permutations of the epochs, and a latent is drawn from its record's moments with
-noise keyed by p. Validation rows are drawn in the same way, so that the loss is of the
-distribution that is trained on; their positions being fixed, so are the draws.
+The row of position p is a pure function of (data.seed, p). A permutation for each epoch
+says which record p has, and a latent is drawn from the moments of the record with noise
+keyed by p. Validation rows are drawn in the same way, so that the loss is measured on
+the distribution that is trained on. Their positions are fixed, so their draws are too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from scaling_ldm.models import pretrained
 
 Manifest = dict[str, Any]
 
-_ORDER, _NOISE = 101, 102  # streams of the hash, none of them the icons' own
+_ORDER, _NOISE = 101, 102  # streams of the hash; the icons use none of them
 _OPEN_FILES = 256  # shards held open at once
-KEPT_BYTES = 1 << 29  # a split that takes no more stays in memory once it is read
+KEPT_BYTES = 1 << 29  # a split of at most this size stays in memory once it is read
 
 
 def identity(experiment: config.Experiment) -> dict[str, Any]:
-    """What records of an experiment are made of, as far as its config says it.
+    """What the records of an experiment are made of, as far as its config says it.
 
-    Networks whose files are not found here are known by their name alone.
+    A network whose files are not found on this machine is known by its name alone.
     """
     cfg, source = experiment.encode, experiment.data.source
     found: dict[str, Any] = {
@@ -56,10 +56,10 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
 
 
 def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What of `wanted` is otherwise in `held`, a line each.
+    """The entries of `wanted` that differ in `held`, a line for each.
 
-    Two networks are the same if their files are; where the files of one are not known,
-    if they have the same name.
+    Two networks are the same if their files are the same. If the files of one are not
+    known, they are the same if they have the same name.
     """
     lines = []
     for key, value in wanted.items():
@@ -77,7 +77,7 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
 
 
 def refuse(folder: str, found: list[str]) -> None:
-    """Raises the ConfigError of a folder whose records differ from what is wanted."""
+    """Raises ConfigError if a folder's records differ from what is wanted."""
     if found:
         listed = "".join(f"\n  {line}" for line in found)
         raise config.ConfigError(
@@ -90,9 +90,9 @@ class Encoded:
     """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
 
     Raises:
-      ConfigError: no finished records, records of something else, none in this split,
-        or text features of another width than config.model.text_width.
-      Damaged: files that are not what was written; reading rows raises it too.
+      ConfigError: there are no finished records, they are of something else, none is in
+        this split, or text features have another width than config.model.text_width.
+      Damaged: files are not what was written; reading rows may raise it too.
     """
 
     def __init__(self, folder: str, experiment: config.Experiment, split: str) -> None:
@@ -128,7 +128,7 @@ class Encoded:
         self.uncond = self._null()
 
     def __len__(self) -> int:
-        """Pictures in the split, and positions in an epoch."""
+        """Number of pictures in the split, which are the positions of an epoch."""
         return len(self._index)
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -147,14 +147,14 @@ class Encoded:
 
     @functools.cached_property
     def _fits(self) -> bool:
-        """Whether all of the split may stay in memory once it has been read."""
+        """Whether the whole split may stay in memory once it has been read."""
         one = self._fresh(np.zeros(1, np.int64))
         return len(self) * sum(array.nbytes for array in one.values()) <= KEPT_BYTES
 
     def _kept(self, places: np.ndarray) -> Rows:
-        """Some of what is in memory; what is not there yet is read first.
+        """Rows from memory; those that are not there yet are read first.
 
-        Several threads may read the same record, to the same values.
+        Several threads may read the same record; they write the same values.
         """
         if not self._memory:
             one = self._fresh(places[:1])
@@ -180,7 +180,7 @@ class Encoded:
         return stored
 
     def _split(self, validation: bool) -> np.ndarray:
-        """int64 [records of the split, 2]: shard, and index in it."""
+        """int64 [records of the split, 2]: the shard, and the index in the shard."""
         parts = []
         for number, summary in enumerate(self._manifest["shards"]):
             places = np.flatnonzero(shards.held_out_bits(summary) == validation)
@@ -188,7 +188,7 @@ class Encoded:
         return np.concatenate(parts)
 
     def _places(self, positions: np.ndarray) -> np.ndarray:
-        """Which record of the split each position has: a permutation an epoch."""
+        """The record of each position: every epoch has its own permutation."""
         positions = np.asarray(positions, np.int64)
         epoch, slot = np.divmod(positions, len(self._index))
         keys = hashing.draw(self._seed, _ORDER, epoch.astype(np.uint64))
@@ -218,7 +218,7 @@ class Encoded:
         return self._store.fetch([shards.shard_name(n) for n in range(count)])
 
     def _sample(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """What the network sees of stored pixels, or a draw from stored moments."""
+        """Stored pixels as the network sees them, or a draw from stored moments."""
         if self._layout.dtype == "uint8":
             return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
         mean, log_variance = np.split(x.astype(np.float32), 2, axis=-1)
@@ -263,10 +263,10 @@ class Encoded:
 
 
 def check_width(experiment: config.Experiment, width: int) -> None:
-    """Refuses a network for text features of another width than the encoder's.
+    """Checks that the network takes text features of the encoder's width.
 
     Raises:
-      ConfigError: names the width that it must be.
+      ConfigError: it does not; the error names the right width.
     """
     wanted = experiment.model.text_width
     if width and width != wanted:
@@ -284,10 +284,13 @@ def manifest_of(
     uncond: np.ndarray | None,
     first_bad: list[tuple[str, str]],
 ) -> Manifest:
-    """The whole of a folder of records, for JSON, from the summaries of its shards.
+    """The manifest of a folder of records, for JSON, from the summaries of its shards.
 
     Args:
-      null: features of the empty caption, [tokens, E]; None where text is words.
+      identity: see the function `identity`.
+      summaries: one for each shard; see `shards.Writer.finish`.
+      uncond: features of the empty caption, [tokens, E]; None if text is words.
+      first_bad: (name, reason) of the first bad records.
     """
     words: dict[str, int] = {}
     for summary in summaries:
@@ -314,7 +317,7 @@ def manifest_of(
         },
         "classes": 1 + max(s["largest_label"] for s in summaries) if labels else 0,
         "layout": json.loads(json.dumps(vars(layout))),
-        # Of what a denoiser reads, by channel, over the training split.
+        # Of the values that a denoiser reads, by channel, over the training split.
         "mean": np.atleast_1d(mean).tolist(),
         "std": np.atleast_1d(np.sqrt(variance)).tolist(),
         "null": None if uncond is None else base64.b64encode(uncond.tobytes()).decode(),

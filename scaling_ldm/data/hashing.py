@@ -6,9 +6,13 @@ All of it is uint64 arithmetic modulo 2**64, vectorised over positions; numpy on
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int64, UInt64
+
+BitsN = UInt64[np.ndarray, "N"]
+NumbersN = Int64[np.ndarray, "N"]
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray | np.uint64) -> BitsN:
     """The finaliser of splitmix64, a bijection of uint64 that looks random."""
     x = np.array(x, np.uint64, ndmin=1)
     x += np.uint64(0x9E3779B97F4A7C15)
@@ -20,24 +24,24 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def draw(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
-    """64 random bits for each position: uint64 [n], of (seed, stream, position)."""
+def draw(seed: int, stream: int, positions: BitsN) -> BitsN:
+    """64 random bits for each position, uint64 [n]: a hash of all three arguments."""
     key = mix(mix(np.uint64(seed % 2**64)) ^ np.uint64(stream))
     return mix(mix(positions) ^ key)
 
 
-def below(bits: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+def below(bits: BitsN, bound: NumbersN | int) -> NumbersN:
     """Maps 64 random bits to int64 of 0..bound-1; bound below 2**31."""
     bound = np.asarray(bound, np.uint64)
     return (((bits >> np.uint64(32)) * bound) >> np.uint64(32)).astype(np.int64)
 
 
-def permute(slots: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+def permute(slots: NumbersN, keys: BitsN, size: int) -> NumbersN:
     """A keyed permutation of 0..size-1: int64 [n] slots, uint64 [n] keys -> int64 [n].
 
-    A Feistel network of six rounds on the smallest even number of bits that holds
-    `size`; where it leaves the range it is applied again until it is back, which keeps
-    it a bijection and takes fewer than four turns on average.
+    It is a Feistel network of six rounds on the smallest even number of bits that holds
+    `size`. A result outside the range goes through it again until it is inside. That
+    keeps it a bijection and takes fewer than four turns on average.
 
     References: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
     """

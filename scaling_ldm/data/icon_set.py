@@ -43,7 +43,7 @@ def unpack(packed: np.ndarray) -> np.ndarray:
 
 
 def _inflate(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Decompresses into one array, without a second copy of it in memory."""
+    """Decompresses into one array, without a second copy in memory."""
     array = np.empty(shape, np.uint8)
     flat, filled = array.reshape(-1), 0
     decompressor = lzma.LZMADecompressor()
@@ -64,11 +64,11 @@ def _inflate(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class IconSet:
-    """The embedded masks and what they are called. Masks are in the order of names.
+    """The embedded masks and their names. Masks are in the order of names.
 
     Attributes:
       packed: uint8 [masks, 16, 32]; a byte holds row 2r (high bits) and row 2r + 1.
-      offsets: int64 [names + 1]; masks offsets[k] to offsets[k + 1] bear name k.
+      offsets: int64 [names + 1]; masks offsets[k] to offsets[k + 1] have name k.
       names: base names, [a-z0-9 ], sorted and distinct.
       keys: a split key for each name; names with one key differ in form alone.
       styles: style words, for example "thin outline" or "".
@@ -94,20 +94,20 @@ class IconSet:
         counts = np.diff(self.offsets)
         return np.repeat(np.arange(len(self.names), dtype=np.int32), counts)
 
-    def levels(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def levels(self, indices: Sequence[int | np.integer] | np.ndarray) -> np.ndarray:
         """Alpha of some masks as stored: int [n] -> intp [n, 32, 32], 0..15."""
         return unpack(self.packed[np.asarray(indices, np.int64)])
 
-    def masks(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def masks(self, indices: Sequence[int | np.integer] | np.ndarray) -> np.ndarray:
         """Alpha of some masks: int [n] -> uint8 [n, 32, 32], 0..255."""
         return (self.levels(indices) * 17).astype(np.uint8)
 
     def split_names(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
         """The names of each split: {"train": int64 [a], "validation": int64 [b]}.
 
-        A name's side is a hash of its key, so it depends on no other name, and raising
-        the fraction only moves names from train to validation. Names whose every
-        drawing is also a drawing of a train name are in neither split.
+        A hash of a name's key decides its side, so it depends on no other name. A
+        larger fraction only moves names from train to validation. A name is in neither
+        split if every drawing of it is also a drawing of a train name.
         """
         return {
             split: np.unique(self.mask_name[masks])
@@ -117,8 +117,8 @@ class IconSet:
     def split_masks(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
         """The masks of each split: {"train": int64 [a], "validation": int64 [b]}.
 
-        Those of its names, without validation masks that look like a train mask: the
-        same at 16 x 16, at two levels.
+        These are the masks of its names. Validation masks that look like a train mask
+        (the same at 16 x 16, in two levels) are left out.
         """
         if not 0.0 < validation_fraction < 1.0:
             raise ValueError(
@@ -143,13 +143,13 @@ class IconSet:
 
 
 def manifest() -> dict:
-    """What was built: counts, source, and bytes and sha256 of each file."""
+    """The manifest of the files: counts, source, and size and SHA-256 of each."""
     return json.loads(_read("manifest.json"))
 
 
 @functools.lru_cache(maxsize=1)
 def load() -> IconSet:
-    """Reads the embedded icons, about a second and 110 MB; later calls are free."""
+    """Reads the embedded icons once; it takes about a second and 110 MB."""
     with np.load(io.BytesIO(_read("names.npz")), allow_pickle=False) as data:
         arrays = {name: data[name] for name in data.files}
     text = {

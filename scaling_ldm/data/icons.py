@@ -1,12 +1,12 @@
-"""Icons in random colours with captions, by position; imports numpy and stdlib only.
+"""Icons in random colours with captions, by position; numpy only.
 
-A source of pictures for studies of text-to-image scaling that needs no download: about
-200,000 real shapes (drawn by many hands, see icons/NOTICES.md) of about 40,000 names,
-each painted in two named colours and described by a caption. The shapes are real, the
-colours procedural.
+This source of pictures for studies of text-to-image scaling needs no download. It has
+about 200,000 shapes of about 40,000 names (see `icon_set`). Each is painted in two
+named colours and described by a caption. The shapes are real; a procedure chooses the
+colours.
 
-Picture i of a source is a pure function of (seed, i), so it is the same on every host,
-at every batch size and after every restart, and any picture costs the same to reach:
+Picture i of a source is a pure function of (seed, i). So it is the same on every host,
+at every batch size and after every restart, and every picture takes the same time:
 
     epoch, slot  = divmod(i, number of names)
     name         = P_(seed, epoch)(slot), a keyed permutation of the names
@@ -14,8 +14,8 @@ at every batch size and after every restart, and any picture costs the same to r
     colours      = one of the pairs that contrast, uniformly, each jittered
     caption      = one of a few word orders, uniformly
 
-where each choice is a 64-bit hash of (seed, choice, i). In every epoch each name is
-shown once, so common words of user interfaces weigh no more than rare ones.
+Each choice is a 64-bit hash of (seed, choice, i). Every epoch shows each name once, so
+common words of user interfaces weigh no more than rare ones.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from scaling_ldm.data.icon_set import SIDE, IconSet
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
 
 SPLITS = ("train", "validation")
+Positions = Sequence[int | np.integer] | np.ndarray  # [n], from 0
 
-# sRGB, 0..255. Only pairs that contrast are painted together, see below.
+# sRGB, 0..255. Only pairs with enough contrast are painted together.
 PALETTE = {
     "black": (16, 16, 16),
     "white": (245, 245, 245),
@@ -53,9 +54,9 @@ PALETTE = {
     "dark green": (14, 70, 30),
 }
 JITTER = 10  # of 255, largest change of one channel
-# Of two palette colours painted together, in OKLab: distance, and lightness alone.
+# The least difference of a pair of colours in OKLab: distance, and lightness alone.
 MIN_CONTRAST, MIN_LIGHTNESS = 0.3, 0.15
-# Word orders. {a_fore} and {a_back} are the colour with the article that it asks for.
+# Word orders. {a_fore} and {a_back} are a colour with its article, "a" or "an".
 TEMPLATES = (
     "{a_fore} {style} {name} on {back}",
     "{style} {name} in {fore} on {a_back} background",
@@ -64,7 +65,7 @@ TEMPLATES = (
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB of 0..1 -> OKLab, float64 [..., 3]; its distances match seen ones.
+    """sRGB of 0..1 -> OKLab, float64 [..., 3], whose distances match perceived ones.
 
     References: B. Ottosson, "A perceptual color space for image processing", 2020.
     """
@@ -160,7 +161,7 @@ class PaintedIcons:
     Args:
       split: "train" or "validation"; no base name, key or drawing is in both.
       seed: selects the order of names, the masks, the colours and the captions.
-      size: pixels of a side, 32, 16 or 8; smaller ones are averaged from 32.
+      size: pixels of a side: 32, 16 or 8; smaller pictures are averaged from 32.
       vocabulary: of `token_ids`; by default `build_vocabulary()`.
       validation_fraction: share of the names that is held out.
 
@@ -206,10 +207,10 @@ class PaintedIcons:
         )
 
     def __len__(self) -> int:
-        """Positions in an epoch: the number of names. Positions go on past it."""
+        """The number of positions in an epoch: that of the names."""
         return len(self.names)
 
-    def choose(self, positions: Sequence[int] | np.ndarray) -> Choices:
+    def choose(self, positions: Positions) -> Choices:
         """Name, mask, colours and word order at each position."""
         positions = np.asarray(positions, np.int64)
         if positions.ndim != 1 or (positions.size and positions.min() < 0):
@@ -228,15 +229,15 @@ class PaintedIcons:
             template=template,
         )
 
-    def colours(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    def colours(self, positions: Positions) -> np.ndarray:
         """Foreground and background: float32 [n, 2, 3], sRGB of 0..1."""
         return self._jittered(positions, self.choose(positions))
 
-    def paint(self, positions: Sequence[int] | np.ndarray) -> dict:
+    def paint(self, positions: Positions) -> dict:
         """Pictures and captions.
 
         Args:
-          positions: int [n], from 0; they may repeat and go on past an epoch.
+          positions: int [n], from 0; they may repeat and may go past an epoch.
 
         Returns:
           {"image": float32 [n, size, size, 3] in [-1, 1], "caption": list of n str}.
@@ -255,8 +256,8 @@ class PaintedIcons:
             image = image.mean((2, 4), dtype=np.float32)
         return {"image": image, "caption": self._captions(choices)}
 
-    def captions(self, positions: Sequence[int] | np.ndarray) -> list[str]:
-        """The captions alone; lower case, [a-z0-9 ]."""
+    def captions(self, positions: Positions) -> list[str]:
+        """The captions without the pictures; lower case, [a-z0-9 ]."""
         return self._captions(self.choose(positions))
 
     @functools.cached_property
@@ -267,11 +268,11 @@ class PaintedIcons:
         return build_vocabulary(validation_fraction=self._validation_fraction)
 
     def token_ids(
-        self, positions: Sequence[int] | np.ndarray, length: int
+        self, positions: Positions, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The captions as ids, int32 [n, length], and where they are: bool [n, length].
+        """The captions as ids int32 [n, length], and their mask bool [n, length].
 
-        Equal to `vocabulary.encode(caption, length)` of each caption.
+        The ids are equal to `vocabulary.encode(caption, length)` of each caption.
         """
         choices = self.choose(positions)
         fore, back = self.pairs[choices.pair].T
@@ -287,7 +288,7 @@ class PaintedIcons:
         ids = np.full((len(choices.name), length), PADDING, np.int32)
         for number, template in enumerate(TEMPLATES):
             rows = np.flatnonzero(choices.template == number)
-            # The parts side by side, each padded; then the padding is squeezed out.
+            # The parts stand side by side, each padded; then the padding is removed.
             parts = [
                 tables[part][index[part][rows]]
                 if part in index
@@ -303,7 +304,7 @@ class PaintedIcons:
 
     @functools.cached_property
     def _token_tables(self) -> dict[str, np.ndarray]:
-        """{part of a template: int32 [its values, its words at most]}."""
+        """{part of a template: int32 [number of values, most words of one]}."""
         texts = {
             "{name}": self.icons.names,
             "{style}": self.icons.styles,

@@ -1,9 +1,9 @@
-"""Sources -> an iterator of batches, through grain; numpy in, numpy out.
+"""From sources to an iterator of batches, through grain; everything is numpy.
 
-A batch is addressed by its number alone: batch b holds the stream's positions
-b * B ... b * B + B - 1, and a process computes only its own rows of them. So the stream
-is the same for every process count, and the iterator's state is one number that any
-process count can continue from.
+A batch is known by its number alone: batch b holds positions b * B to b * B + B - 1 of
+the stream, and a process computes only its own rows of it. So the stream is the same
+for every number of processes. The state of the iterator is one number, and any number
+of processes can continue from it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Source(Protocol):
     """Random access to an endless stream of pictures with captions.
 
     shape: (H, W, C) of a picture.
-    classes: how many labels there are; 0 without "label".
-    null: the condition that says nothing, for caption dropout and guidance, unbatched.
+    classes: number of labels; 0 if rows have no "label".
+    uncond: the empty condition of one picture, for caption dropout and guidance.
     rows(positions): "x" float32 [n, H, W, C] in [-1, 1] (or latents), "text" int32
       [n, S] (or float32 features [n, S, E]), "mask" bool [n, S], and "label" int32 [n]
-      where there are classes; a pure function of the positions.
-    captions(positions): the same pictures' captions.
+      if there are classes; a pure function of the positions.
+    captions(positions): the captions of the same pictures.
     """
 
     shape: tuple[int, int, int]
@@ -43,8 +43,8 @@ class Source(Protocol):
 class _Batches:
     """A grain data source whose record b is batch b.
 
-    Neighbouring batches are made together, about BLOCK rows at once, which is several
-    times quicker for small batches; what is in them does not depend on it.
+    Neighbouring batches are made together, about BLOCK rows at once. That is several
+    times faster for small batches and does not change what is in them.
     """
 
     BLOCK = 512
@@ -63,7 +63,7 @@ class _Batches:
         return self._source.rows(positions.reshape(-1))
 
     def __len__(self) -> int:
-        return 2**40  # grain wants an end; no run gets there
+        return 2**40  # grain needs an end; no run gets there
 
     def __getitem__(self, number: Any) -> Rows:
         block, place = divmod(int(number), self._together)
@@ -83,7 +83,7 @@ def batches(
     Args:
       batch_size: pictures in a global batch.
       rows: this process's part of each global batch.
-      prefetch: batches made ahead by one thread; 0 makes them when asked for.
+      prefetch: batches that one thread makes ahead; with 0 none are made ahead.
     """
     dataset = grain.MapDataset.source(_Batches(source, batch_size, rows))
     options = grain.ReadOptions(
@@ -95,7 +95,7 @@ def batches(
 def stack(iterator: Batches, count: int, rows: int) -> Rows:
     """The next `count` batches along a new leading axis of length `rows`.
 
-    What is beyond `count` is zero: a compiled loop takes one shape.
+    Rows beyond `count` are zero, because a compiled loop takes one shape.
     """
     stacked: Rows = {}
     for i in range(count):

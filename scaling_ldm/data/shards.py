@@ -1,15 +1,15 @@
-"""Shards of encoded pictures: what a record holds, byte by byte, and where shards lie.
+"""Shards of encoded pictures: the bytes of a record, and the files of a folder.
 
 A folder of records holds
-    identity.json               what is being encoded, written first
+    identity.json               what the records are made of, written first
     shard-00000.array_record    records of consecutive pictures
     shard-00000.json            counts, sums and the checksum of that shard, written
                                 after it: with this file a shard is complete
-    manifest.json               the whole, written last: all that training reads first
+    manifest.json               everything that training reads first, written last
 
-A record is a header, then an array (moments or pixels), text features of the real
-tokens (if there is a text encoder), the caption and the picture's name; numbers are
-little-endian. The header begins with the CRC-32 of all that follows it.
+A record is a header, an array (moments or pixels), text features of the tokens without
+padding (if there is a text encoder), the caption, and the name of the picture. Numbers
+are little-endian. The header begins with the CRC-32 of all that follows it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IDENTITY, MANIFEST = "identity.json", "manifest.json"
 VERSION = 1
 SUFFIX = ".array_record"
 _HEADER = struct.Struct("<IIIIHBi")  # checksum, three lengths, tokens, flags, label
-_CHECKED = 4  # the checksum covers what is after these bytes
+_CHECKED = 4  # the checksum covers the bytes after these
 _NO_LABEL = -1
 _PARTIAL = ".partial"
 # Records that are compressed one by one can be read one by one.
@@ -54,10 +54,11 @@ _WRITE, _READ = "group_size:1", "readahead_buffer_size:0,max_parallelism:0"
 class Layout:
     """What the records of a folder have in common.
 
-    shape: of the array: [h, w, 2 Z] moments, or [H, W, 3] pixels.
-    dtype: of the array: "uint8" for pixels.
-    text_width: E of the features; 0 where text is the caption alone.
-    text_dtype: of the features.
+    Attributes:
+      shape: of the array: [h, w, 2 Z] moments, or [H, W, 3] pixels.
+      dtype: of the array: "uint8" for pixels.
+      text_width: E of the text features; 0 if the text is only the caption.
+      text_dtype: of the text features.
     """
 
     shape: tuple[int, int, int]
@@ -79,7 +80,7 @@ class Record:
 
 
 def pack(record: Record) -> bytes:
-    """The bytes of a record."""
+    """A record as bytes."""
     features = b"" if record.features is None else record.features.tobytes()
     tokens = 0 if record.features is None else len(record.features)
     caption, name = record.caption.encode(), record.name.encode()
@@ -95,7 +96,7 @@ def unpack(data: bytes, layout: Layout, where: str) -> Record:
     """The inverse of `pack`.
 
     Raises:
-      Damaged: the bytes are not those that were written.
+      Damaged: the bytes are not those that `pack` gave.
     """
     if len(data) < _HEADER.size:
         raise records.Damaged(f"{where} is cut short: {len(data)} bytes")
@@ -124,24 +125,24 @@ def unpack(data: bytes, layout: Layout, where: str) -> Record:
 
 
 def words(caption: str) -> list[str]:
-    """What a vocabulary knows of a caption: lower case, without punctuation."""
+    """The words of a caption for a vocabulary: lower case, without punctuation."""
     return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
 
 
 def shard_name(number: int) -> str:
-    """Of the file of records; its summary has the same stem."""
+    """The name of a file of records; its summary has the same stem."""
     return f"shard-{number:05d}{SUFFIX}"
 
 
 def summary_name(number: int) -> str:
-    """Of the file that makes a shard complete."""
+    """The name of the file that makes a shard complete."""
     return f"shard-{number:05d}.json"
 
 
 class Store:
     """The folder of the records: local, or a URL that fsspec knows ("gs://...").
 
-    Files appear complete or not at all.
+    A file appears when it is complete.
     """
 
     def __init__(self, folder: str) -> None:
@@ -194,7 +195,7 @@ class Store:
 
     @contextlib.contextmanager
     def replace(self, name: str) -> Iterator[pathlib.Path]:
-        """A local path to write, which becomes the file `name` when all went well."""
+        """A local path to write; it becomes the file `name` if no error is raised."""
         if self._far:
             with tempfile.TemporaryDirectory() as folder:
                 partial = pathlib.Path(folder) / name
@@ -219,10 +220,10 @@ class Store:
                 partial.unlink(missing_ok=True)
 
     def fetch(self, names: Sequence[str]) -> dict[str, pathlib.Path]:
-        """Local paths of some files; far ones are copied to the user's cache once.
+        """Local paths of some files; remote ones are copied once to the user's cache.
 
         Raises:
-          Damaged: one is not there.
+          Damaged: a file is not there.
         """
         if missing := sorted(set(names) - self.names()):
             raise records.Damaged(f"{self._path(missing[0])} is missing")
@@ -234,7 +235,7 @@ class Store:
 
 
 def _sweep(target: pathlib.Path) -> None:
-    """Removes what killed processes left of a file: nobody locks it any more."""
+    """Removes partial files of killed processes: they are no longer locked."""
     for left in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
         with contextlib.suppress(OSError), open(left, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,19 +243,20 @@ def _sweep(target: pathlib.Path) -> None:
 
 
 def _umask() -> int:
-    """What new files are kept from; it can only be read by setting it."""
+    """The permissions that new files do not get. It can be read only by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 class Writer:
-    """Writes one shard and sums it up.
+    """Writes one shard and its summary.
 
     Args:
-      count_words: of the captions of the training split, for a vocabulary.
+      count_words: whether to count the words of training captions, for a vocabulary.
 
-    bytes: of the records so far, before compression.
+    Attributes:
+      bytes: size of the records so far, before compression.
     """
 
     def __init__(self, path: pathlib.Path, count_words: bool) -> None:
@@ -271,7 +273,7 @@ class Writer:
         """Appends a record.
 
         Args:
-          mean, variance: float32 [h, w, C] of what a denoiser will read.
+          mean, variance: float32 [h, w, C], of the values that a denoiser will read.
         """
         data = pack(record)
         self._file.write(data)
@@ -287,7 +289,7 @@ class Writer:
                 self._words.update(words(record.caption))
 
     def finish(self, bad: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """Closes the file; the summary of the shard, for JSON."""
+        """Closes the file; returns the summary of the shard, for JSON."""
         self.close()
         bits = np.packbits(np.array(self._held_out, bool)).tobytes()
         return {
@@ -305,7 +307,7 @@ class Writer:
         }
 
     def close(self) -> None:
-        """Closes the file, complete or not."""
+        """Closes the file, whether it is complete or not."""
         if self._file.is_open():
             self._file.close()
 
@@ -319,7 +321,7 @@ def file_digest(path: pathlib.Path) -> str:
 
 
 def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
-    """bool [records] of a shard's summary."""
+    """Which records of a shard are held out: bool [records], from its summary."""
     bits = np.frombuffer(base64.b64decode(summary["held_out"]), np.uint8)
     return np.unpackbits(bits, count=summary["records"]).astype(bool)
 
@@ -354,7 +356,7 @@ class ShardReader:
         """Some records.
 
         Raises:
-          Damaged: one of them is not what was written; it names shard and index.
+          Damaged: a record is not what was written; the error names shard and index.
         """
         try:
             found = self._file.read(indices)

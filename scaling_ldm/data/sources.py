@@ -50,10 +50,10 @@ class Icons:
 
 
 class Coarse:
-    """A source, with "image": each x averaged over k x k pixels and spread out again.
+    """A source with the condition of super-resolution (paper A, section 3.4).
 
-    What super-resolution conditions on (paper A, section 3.4): for latents, the mean of
-    k x k latents stands for the latents of the smaller picture.
+    Its rows also have "image": x averaged over k x k pixels and repeated to full size.
+    For latents, the mean of k x k latents stands for those of the smaller picture.
     """
 
     def __init__(self, source: Source, factor: int) -> None:
@@ -76,17 +76,17 @@ class Coarse:
 
 
 def records_folder(experiment: config.Experiment, workdir: pathlib.Path) -> str:
-    """Where the encode stage writes and training reads; may be a URL."""
+    """The folder that encode writes and training reads; it may be a URL."""
     return experiment.encode.path or str(workdir / "encoded")
 
 
 def sources(
     experiment: config.Experiment, workdir: pathlib.Path
 ) -> tuple[Source, Source]:
-    """The train and the validation source of an experiment.
+    """The training source and the validation source of an experiment.
 
     Raises:
-      ConfigError: files, shape, text or labels that do not fit.
+      ConfigError: files, shape, text or labels do not fit the experiment.
     """
     if experiment.encoded:
         folder = records_folder(experiment, workdir)
@@ -110,7 +110,7 @@ def sources(
 
 
 def null_words(text_tokens: int, classes: int) -> Rows:
-    """The null condition where text is word ids."""
+    """The empty condition of a source whose text is word ids."""
     text = np.full(text_tokens, PADDING, np.int32)
     text[0] = NULL
     return {"text": text, "mask": text != PADDING, "label": np.int32(classes)}

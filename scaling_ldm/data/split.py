@@ -1,4 +1,4 @@
-"""Which captions are held out of training: a hash decides, the same on every host."""
+"""Which captions are held out of training: a hash decides, equally on every host."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import hashlib
 
 
 def caption_fraction(caption: str) -> float:
-    """A number in [0, 1) of the caption's words, whatever their order and case."""
+    """A hash of the caption's words in [0, 1); their order and case do not matter."""
     key = " ".join(sorted(caption.lower().split()))
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def held_out(caption: str, fraction: float) -> bool:
-    """Whether the caption belongs to the validation split, a `fraction` of them all.
+    """Whether a caption belongs to the validation split.
 
-    Equal captions never straddle; growing the fraction keeps what was held out.
+    Equal captions are always on one side. A larger fraction keeps what a smaller one
+    held out.
+
+    Args:
+      fraction: about this share of all captions is held out.
     """
     return caption_fraction(caption) < fraction

@@ -1,7 +1,8 @@
-"""Files here or far away: what there is, how large, and any part of one.
+"""Local and remote files: lists them, says their sizes, and reads any part of one.
 
 A path is local ("~/data", "file:///data") or a URL that fsspec knows ("gs://", "s3://",
-"https://", "memory://"), read with the credentials of its backend's own defaults.
+"https://", "memory://"). The backend of a URL finds its credentials by its own
+defaults.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 
 from scaling_ldm import config
 
-# What to install for a kind of URL, where fsspec finds no backend.
+# The package to install for a kind of URL, if fsspec finds no backend.
 _BACKENDS = {
     "gs": "gcsfs",
     "gcs": "gcsfs",
@@ -35,15 +36,15 @@ _BACKENDS = {
     "https": "aiohttp requests",
     "hf": "huggingface_hub",
 }
-# What a store says of a file's version; the first that it says is taken.
+# Fields in which stores give the version of a file; the first that is there is taken.
 _STAMPS = ("etag", "ETag", "md5Hash", "updated", "LastModified", "mtime", "created")
 EDGE = 1 << 17  # two blocks of ArrayRecord
-_THREADS = 16  # for many small requests to a store far away
+_THREADS = 16  # for many small requests to a remote store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
-    """size: bytes. stamp: changes when the file does, where the store tells."""
+    """size: bytes. stamp: changes with the file, if the store tells; else empty."""
 
     size: int
     stamp: str
@@ -52,8 +53,9 @@ class File:
 class Folder:
     """Files under one root; their names are relative to it, with forward slashes.
 
-    root: as given, for messages.
-    files: {name: File}, sorted by name.
+    Attributes:
+      root: the path as given, for messages.
+      files: {name: File}, sorted by name.
     """
 
     def __init__(self, root: str, fs: Any, base: str, files: dict[str, File]) -> None:
@@ -72,7 +74,7 @@ class Folder:
         """`size` bytes of a file from `start`, or all that follow; fewer at its end.
 
         Raises:
-          OSError, or what the store's backend raises.
+          OSError, or an exception of the store's backend.
         """
         if size is not None and size <= 0:
             return b""
@@ -84,8 +86,8 @@ class Folder:
         end = None if size is None else start + size
         return self._fs.cat_file(self.location(name), start=start, end=end)
 
-    def open(self, name: str) -> BinaryIO:
-        """A file opened for reading, seekable."""
+    def open(self, name: str) -> Any:
+        """A file opened for reading bytes, seekable."""
         if self._fs is None:
             return open(self.location(name), "rb")
         return self._fs.open(self.location(name), "rb")
@@ -93,8 +95,8 @@ class Folder:
     def sketches(self, names: Sequence[str]) -> list[tuple[str, int, str]]:
         """(name, bytes, digest of its first and last EDGE bytes) of each file.
 
-        Container formats round their files up, so equal sizes say little; what indexes
-        their records stands at the end.
+        Container formats round the size of their files up, so equal sizes say little.
+        The index of their records stands at the end.
         """
 
         def one(name: str) -> tuple[str, int, str]:
@@ -107,14 +109,14 @@ class Folder:
             return list(pool.map(one, names))
 
     def fetch(self, names: Sequence[str], cache: str, why: str) -> list[pathlib.Path]:
-        """The files on this machine: themselves, or copies that are made once.
+        """Local paths of files: their own, or those of copies that are made once.
 
         Args:
-          cache: local folder for the copies; needed where the files are far away.
-          why: what cannot be read far away, for the message.
+          cache: local folder for the copies; needed if the files are remote.
+          why: what cannot be read remotely, for the message.
 
         Raises:
-          ConfigError: they are far away and there is no cache.
+          ConfigError: the files are remote and there is no cache.
         """
         if self._fs is None:
             return [pathlib.Path(self.location(name)) for name in names]
@@ -141,7 +143,7 @@ class Folder:
 
 @contextlib.contextmanager
 def atomic(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `target`, which takes its place when all went well."""
+    """A temporary path beside `target`; it replaces `target` if no error is raised."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
     os.close(handle)
@@ -154,7 +156,7 @@ def atomic(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def cache_folder(cache: str = "") -> pathlib.Path:
-    """The given folder, or this user's: $XDG_CACHE_HOME/scaling_ldm."""
+    """The given folder, or the user's cache: $XDG_CACHE_HOME/scaling_ldm."""
     if cache:
         return pathlib.Path(cache).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -162,15 +164,15 @@ def cache_folder(cache: str = "") -> pathlib.Path:
 
 
 def find(path: str, suffixes: Sequence[str] = ()) -> Folder:
-    """The files that a path means.
+    """The files that a path stands for.
 
     Args:
-      path: a folder (all that is under it), one file, or a pattern with "*", "?",
-        "[...]", "{00000..00099}" or "{a,b}". What begins with a dot is passed over.
-      suffixes: with a folder, only the files that end so, in any case; () for all.
+      path: a folder (all files under it), one file, or a pattern with "*", "?",
+        "[...]", "{00000..00099}" or "{a,b}". Names that begin with a dot are left out.
+      suffixes: of a folder, only files with these endings, in any case; () for all.
 
     Raises:
-      ConfigError: nothing is there, a part of a pattern is not, the store cannot be
+      ConfigError: no such file, a part of a pattern matches none, the store cannot be
         reached, or its backend is not installed.
     """
     if not path:
@@ -207,7 +209,7 @@ def _find(path: str, fs: Any, base: str, suffixes: tuple[str, ...]) -> Folder:
 
 
 def _pattern(path: str, fs: Any, pattern: str) -> Folder:
-    # The root is the part before the first wildcard, so that names say the rest.
+    # The root is the part before the first wildcard; names are the rest.
     base = posixpath.dirname(re.split(r"[*?\[{]", pattern)[0])
     names, missing = [], []
     exact = list(_braces(pattern))
@@ -217,7 +219,7 @@ def _pattern(path: str, fs: Any, pattern: str) -> Folder:
         for one, kind in zip(exact, kinds, strict=True):
             (names if kind == "file" else missing).append(one)
     else:
-        # No deeper than the pattern goes: there may be much below.
+        # Not deeper than the pattern goes: there may be many files below.
         levels = None if "**" in pattern else pattern[len(base) :].strip("/").count("/")
         depth = None if levels is None else levels + 1
         below = {posixpath.join(base, name) for name, _ in _walk(fs, base, depth)}
@@ -284,7 +286,7 @@ def _file(info: dict[str, Any]) -> File:
 
 
 def _walk(fs: Any, base: str, depth: int | None = None) -> Iterator[tuple[str, File]]:
-    """(name, File) of all that lies under a folder, `depth` deep, and is not hidden."""
+    """(name, File) of the files under a folder down to `depth`, without hidden ones."""
     if fs is not None:
         limit = {} if depth is None else {"maxdepth": depth}
         for full, info in fs.find(base, detail=True, **limit).items():
@@ -292,7 +294,7 @@ def _walk(fs: Any, base: str, depth: int | None = None) -> Iterator[tuple[str, F
             if info["type"] == "file" and not any(map(_hidden, name.split("/"))):
                 yield name, _file(info)
         return
-    seen = set()  # of links to folders, which may lead in a circle
+    seen = set()  # folders: links may lead back to one
     for folder, folders, names in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
         if (real := os.path.realpath(folder)) in seen:

@@ -242,7 +242,9 @@ def test_every_epoch_shows_every_name_once(split):
         chosen = source.choose(epoch * len(source) + np.arange(len(source)))
         np.testing.assert_array_equal(np.sort(chosen.name), names)
         np.testing.assert_array_equal(
-            icon_set.load().mask_name[chosen.mask], chosen.name, "a mask of another name"
+            icon_set.load().mask_name[chosen.mask],
+            chosen.name,
+            "a mask of another name",
         )
         orders.append(chosen.name)
     assert np.mean(orders[0] == orders[1]) < 0.01

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling_ldm import config, records
+from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, protocol
 from scaling_ldm.metrics import Moments, resize
 from scaling_ldm.models.encoders import dinov2
@@ -248,8 +248,8 @@ def test_other_weights_give_other_numbers_that_are_not_compared(
         )
     a, b = found
     assert a.protocol_hash != b.protocol_hash and a.value != b.value
-    with pytest.raises(evaluate.ProtocolError, match="weights: "):
-        evaluate.difference(a, b)
+    with pytest.raises(evaluation.ProtocolError, match="weights: "):
+        evaluation.difference(a, b)
     known = records.read_jsonl(workdir / "evaluations.jsonl")
     assert a in known and b in known
 
@@ -522,8 +522,8 @@ def test_the_stage_by_tfgan(generated, tmp_path):
     assert theirs[0].value == pytest.approx(ours[0].value, rel=1e-6)
     assert [r.protocol["backend"] for r in theirs] == ["tfgan", "numpy"]
     assert theirs[1] == ours[1]
-    with pytest.raises(evaluate.ProtocolError, match="backend: 'numpy' and 'tfgan'"):
-        evaluate.difference(ours[0], theirs[0])
+    with pytest.raises(evaluation.ProtocolError, match="backend: 'numpy' and 'tfgan'"):
+        evaluation.difference(ours[0], theirs[0])
 
 
 # --- How pictures come to a network's size is a part of the protocol.
@@ -571,8 +571,8 @@ def test_numbers_of_another_resize_are_not_compared(
         for value, of in ((1.0, identity), (2.0, other))
     )
     assert a.protocol_hash != b.protocol_hash
-    with pytest.raises(evaluate.ProtocolError, match=f"{before}.*{after}"):
-        evaluate.difference(a, b)
+    with pytest.raises(evaluation.ProtocolError, match=f"{before}.*{after}"):
+        evaluation.difference(a, b)
 
 
 @pytest.mark.parametrize("order", resize.ORDERS)

@@ -1,4 +1,4 @@
-"""Which column of a table holds what: named by the user, or by its usual name."""
+"""Chooses the columns of a table: named by the user, or with a usual name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def choose(
 
     Args:
       found: the columns there are.
-      wanted: the user's choice, "" for the one with a usual name, in any case.
+      wanted: the user's choice; "" for the column with a usual name, in any case.
       option: how the user names it.
       where: the file, for messages.
 
@@ -49,22 +49,22 @@ def choose(
 
 
 def optional(found: Iterable[str], wanted: str, option: str, where: str) -> str:
-    """The column that the user has named, "" for none; ConfigError if it is not."""
+    """The column that the user has named, or ""; ConfigError if it is not there."""
     return choose(found, wanted, (), option, where) if wanted else ""
 
 
 def first(value: object) -> object:
-    """Of several captions the first, None of none."""
+    """The first of several captions; None if there is none."""
     if isinstance(value, list | tuple):
         return value[0] if value else None
     return value
 
 
 def whole(value: object, name: str) -> int:
-    """A label.
+    """A label as an integer.
 
     Raises:
-      BadRecord: it is no whole number, or below 0.
+      BadRecord: it is not a whole number, or it is below 0.
     """
     try:
         label = int(value)  # type: ignore[call-overload]

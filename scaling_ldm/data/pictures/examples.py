@@ -1,7 +1,8 @@
 """ArrayRecord files of tf.train.Example records, without TensorFlow.
 
 A record has a bytes feature with an encoded picture (JPEG, PNG, ...) and one with the
-caption in UTF-8, of several captions the first; `write_array_record` makes such files.
+caption in UTF-8; of several captions the first is taken. `write_array_record` makes
+such files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +23,7 @@ from scaling_ldm.data import storage
 from scaling_ldm.data.pictures import columns, record, wire
 
 SUFFIXES = (".array_record", ".arrayrecord")
-_TRIED = 16  # records looked into for the names of the features
+_TRIED = 16  # records that are read to find the names of the features
 WHY = "ArrayRecord files are read"
 
 
@@ -60,7 +62,11 @@ class Records:
         return f"{self._names[number]}:{index - self._starts[number]}"
 
     def features(self, index: int) -> wire.Features:
-        """Raises BadRecord where the bytes are damaged or no tf.train.Example."""
+        """The features of a record.
+
+        Raises:
+          BadRecord: the bytes are damaged, or are no tf.train.Example.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect.bisect_right(self._starts, index) - 1
@@ -80,7 +86,11 @@ class Records:
 def picture(
     features: wire.Features, name: str, image: str, caption: object, label: object
 ) -> record.Picture:
-    """The picture in the feature `image`; BadRecord without one, or a caption."""
+    """The picture in the feature `image`.
+
+    Raises:
+      BadRecord: there is no picture or no caption.
+    """
     encoded = columns.first(features.get(image))
     if not isinstance(encoded, bytes):
         raise record.BadRecord(name, f"it has no picture: no bytes in {image!r}")
@@ -97,11 +107,12 @@ class ArrayRecords:
 
     Args:
       path: folder, file, pattern or URL.
-      image, caption, label: features; "" for the usual names, and for no label.
-      cache: local folder where files from far away are copied.
+      image, caption, label: features; "" for the usual names, or for no label.
+      cache: local folder where remote files are copied.
 
     Raises:
-      ConfigError: no files, broken ones, no such features, far away without a cache.
+      ConfigError: no files, broken files, no such features, or remote files without a
+        cache.
     """
 
     def __init__(
@@ -155,14 +166,17 @@ class ArrayRecords:
 
 
 def write_array_record(
-    path: str, pictures: Iterable[record.Picture | tuple[bytes, str]], shards: int = 1
+    path: str | os.PathLike[str],
+    pictures: Iterable[record.Picture | tuple[bytes, str]],
+    shards: int = 1,
 ) -> list[pathlib.Path]:
     """Writes pictures as ArrayRecord files that the source "array_record" reads.
 
     Args:
       path: "FOLDER/NAME"; the files are NAME-00000-of-00002.array_record and so on.
-      pictures: a Picture, kept as PNG, or (encoded picture, caption), kept as it is.
-      shards: files, which the pictures go to in turn.
+      pictures: each is a Picture, stored as PNG, or (encoded picture, caption), stored
+        as it is.
+      shards: number of files; the pictures go to them in turn.
     """
     base = pathlib.Path(path).expanduser()
     base.parent.mkdir(parents=True, exist_ok=True)

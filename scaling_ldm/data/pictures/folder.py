@@ -1,4 +1,4 @@
-"""Pictures in a folder, their captions in a table, beside them, or in folder names.
+"""Pictures in a folder. Captions are in a table, in text files, or in folder names.
 
     photos/                     photos/                  photos/
       captions.csv                cat.jpg                  red_fox/1.jpg
@@ -31,18 +31,20 @@ class ImageFolder:
     """A folder of pictures; records are sorted by file name.
 
     Args:
-      path: folder or URL; all under it is taken, save what begins with a dot.
+      path: folder or URL; all files under it count, but not names that begin with a
+        dot.
       captions: "auto", "folders", "txt", or the name of a table in the folder. "auto"
-        is the one of TABLES that is there, else "txt" if any picture has such a file,
-        else "folders" if every picture lies in one.
-      file, caption, label: columns of the table; "" for the usual names, and for no
+        takes the one of TABLES that is there; else "txt" if any picture has such a
+        file; else "folders" if every picture lies in a folder.
+      file, caption, label: columns of the table; "" for the usual names, or for no
         label.
 
-    A picture that the table leaves out, or the other way round, is a bad record.
+    A picture without a row of the table is a bad record, and so is a row without a
+    picture.
 
     Raises:
-      ConfigError: no pictures, no captions, a table without the columns, with several
-        captions for a picture, or one that cannot be read.
+      ConfigError: no pictures or no captions; a table that lacks the columns, has
+        several captions for a picture, or cannot be read.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ def _table(
     data: bytes, where: str, file: str, caption: str, label: str
 ) -> dict[str, tuple[object, object]]:
     """{file: (caption, label or None)} of a table of captions."""
-    # Bytes that are not UTF-8 spoil their own line only: `clean_caption` refuses it.
+    # Bytes that are not UTF-8 make only their own line bad: `clean_caption` refuses it.
     text = data.decode("utf-8-sig", errors="surrogateescape")
     numbered = _jsonl(text, where) if where.endswith(".jsonl") else _csv(text, where)
     names = {key: None for _, row in numbered for key in row}

@@ -19,10 +19,11 @@ class Memory:
       images: uint8 [h, w, 3] each; sizes may differ.
       captions: as many; an empty one is a bad record.
       labels: as many, or None.
-      name: for messages, and the path by which the source "memory" finds it.
+      name: for messages; it is also the path by which the source "memory" finds it.
 
     Raises:
-      ConfigError: another number of captions, or an array of another kind.
+      ConfigError: the numbers of images and captions differ, or an array is of another
+        kind.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ def memory(
     labels: Sequence[int] | None = None,
     name: str = "memory",
 ) -> Memory:
-    """A set of arrays, also found as open_pictures("memory", name) from now on."""
+    """A set of arrays; open_pictures("memory", name) finds it from now on."""
     _REGISTERED[name] = Memory(images, captions, labels, name)
     return _REGISTERED[name]
 
 
 def registered(path: str) -> Memory:
-    """The source "memory": what `memory` has made under this name."""
+    """The source "memory": the set that `memory` has made under this name."""
     if path not in _REGISTERED:
         known = ", ".join(map(repr, _REGISTERED)) or "none"
         raise config.ConfigError(

@@ -1,4 +1,4 @@
-"""The embedded icons as a set of pictures: real files are not needed to try a study."""
+"""The embedded icons as a set of pictures, to try a study without files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from scaling_ldm import config
 from scaling_ldm.data import icons
 from scaling_ldm.data.pictures import record
 
-_BLOCK = 64  # painted together, several times quicker than one by one
+_BLOCK = 64  # pictures painted together: several times faster than one by one
 
 
 class Painted:
     """Painted icons at positions 0 .. count - 1, 32 x 32 (see `icons`).
 
     Args:
-      path: none is taken.
-      split: "train" or "validation", which share no base name; "both" is `count`
-        pictures of which the last are validation's, with `held_out` set.
-      validation_fraction: of base names; with "both", of pictures too.
-      seed: of the order, colours and captions.
+      path: must be empty.
+      count: number of pictures.
+      split: "train" or "validation", which share no base name. With "both", the last
+        pictures are those of validation; `held_out` says which.
+      validation_fraction: share of the base names; with "both", also of the pictures.
+      seed: of the order, the colours and the captions.
 
-    `label` is the foreground colour.
+    The label of a picture is its foreground colour.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Painted:
                 f"{validation_fraction} between 0 and 1"
             )
         self._count = count
-        # Positions below are train's, the others, counted from 0 again, validation's.
+        # Positions below this one are those of train. The others are those of
+        # validation, counted from 0 again.
         self._train = {
             "train": count,
             "validation": 0,

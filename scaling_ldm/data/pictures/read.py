@@ -1,4 +1,4 @@
-"""Many records read at once by threads, handed out in order; through grain."""
+"""Reads many records at once by threads and gives them in order, through grain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures
 
 
 class _Found:
-    """A grain data source: record i is (indices[i], what is found there)."""
+    """A grain data source: record i is (indices[i], the picture or BadRecord there)."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ def read_ahead(
 ) -> Iterator[tuple[int, Any]]:
     """(index, picture or BadRecord) for each index, in the order given.
 
-    Decoding lets go of the interpreter lock, so threads use as many cores; a store far
-    away wants more of them than there are cores. At most 4 * workers records are held.
+    Decoding releases the interpreter lock, so threads use several cores. A remote store
+    needs more threads than there are cores. At most 4 * workers records are in memory.
 
     Args:
-      workers: threads; 0 reads when asked for.
-      prepare: applied to each picture in the threads, as to `fit` it.
+      workers: number of threads; with 0 nothing is read ahead.
+      prepare: applied to each picture in the threads, for example to `fit` it.
 
     Raises:
-      what the store raises (see `Pictures.read`), where its record would come.
+      An error of the store (see `Pictures.read`), at the place of its record.
     """
     if not len(indices):
         return

@@ -1,7 +1,7 @@
-"""A picture with its caption, the sets that hold them, and what may be wrong with one.
+"""A picture with its caption, the interface of sets of them, and decoding.
 
-Imports numpy and pillow. A set (`Pictures`) is random access to records in a fixed
-order; it is read by any number of threads and opened anew on every host.
+A set (`Pictures`) gives random access to records in a fixed order. Any number of
+threads may read it; every host opens it for itself.
 """
 
 from __future__ import annotations
@@ -10,47 +10,54 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from scaling_ldm.records.errors import BadRecord
 
-# Formats decoded, by pillow's names; not EPS and the like, which run programs.
+# The formats that are decoded, by pillow's names. EPS and the like run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Larger pictures are refused before they are decoded; 0.27 GB as RGB.
 MAX_PIXELS = 89_478_485
 
 
+ImageHWC = UInt8[np.ndarray, "H W 3"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
     """One record.
 
-    image: uint8 [h, w, 3], sRGB, of any size.
-    caption: not empty, no space at its ends.
-    name: where it is from, for messages: "shard-00003.tar:000017.jpg".
-    label: class, where the set has classes.
-    held_out: where the set has a split of its own; None: `split.held_out` decides.
+    Attributes:
+      image: uint8 [h, w, 3], sRGB, of any size.
+      caption: not empty, without space at its ends.
+      name: where it is from, for messages: "shard-00003.tar:000017.jpg".
+      label: its class, if the set has classes.
+      held_out: whether it is held out, if the set has its own split; with None,
+        `split.held_out` decides.
     """
 
-    image: np.ndarray
+    image: ImageHWC
     caption: str
     name: str
     label: int | None = None
     held_out: bool | None = None
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """Random access to pictures with captions.
 
-    len(): records, good and bad.
-    read(index): the picture at 0 <= index < len(); may be called by several threads.
-      Raises BadRecord where the record is at fault, OSError where the store is.
-    identity: hexadecimal digest of what the set is, not of where it lies: the names of
-      its files and what their sizes, indices or edges tell of their content (not all
-      their bytes), and the options that choose among it.
+    len(): number of records, good and bad.
+    read(index): the picture at 0 <= index < len(); several threads may call it. It
+      raises BadRecord if the record is at fault, and OSError if the store is.
+    identity: hexadecimal digest of the content of the set, not of its place. It covers
+      the names of the files, what their sizes, indices or edges tell of their content
+      (not all their bytes), and the options that choose among them.
     """
 
     def __len__(self) -> int: ...
@@ -62,7 +69,7 @@ class Pictures(Protocol):
 
 
 def digest(*parts: object) -> str:
-    """32 hexadecimal digits of the parts' text; bytes count as they are."""
+    """32 hexadecimal digits, from the parts as text; bytes count as they are."""
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode()
@@ -72,7 +79,7 @@ def digest(*parts: object) -> str:
 
 
 def listing_digest(kind: str, files: Iterable[tuple], *parts: object) -> str:
-    """The identity of a set that is files: (name, bytes, ...) each, in any order."""
+    """The identity of a set of files, each (name, bytes, ...), in any order."""
     return digest(kind, *sorted(files), *parts)
 
 
@@ -80,7 +87,7 @@ def clean_caption(value: object, name: str) -> str:
     """The caption as text, stripped.
 
     Raises:
-      BadRecord: it is missing, empty, no text, or bytes that are not UTF-8.
+      BadRecord: it is missing, empty, not text, or bytes that are not UTF-8.
     """
     if value is None:
         raise BadRecord(name, "it has no caption")
@@ -100,15 +107,15 @@ def clean_caption(value: object, name: str) -> str:
     return value.strip()
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str) -> ImageHWC:
     """An encoded picture -> uint8 [h, w, 3].
 
-    The EXIF orientation is applied; transparency is laid over white; grey, palette,
-    CMYK and 16-bit grey pictures become RGB. Of an animation, the first frame. Colour
-    profiles are not applied.
+    The EXIF orientation is applied. Transparent pixels are laid over white. Grey,
+    palette, CMYK and 16-bit grey pictures become RGB. An animation gives its first
+    frame. Colour profiles are not applied.
 
     Raises:
-      BadRecord: no bytes, no picture, a truncated one, or more than MAX_PIXELS.
+      BadRecord: no bytes, no picture, a truncated one, or more than MAX_PIXELS pixels.
     """
     if not data:
         raise BadRecord(name, "it is empty (0 bytes)")
@@ -131,7 +138,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise BadRecord(name, f"cannot be decoded: {type(e).__name__}: {e}") from e
 
 
-def _rgb(image: Image.Image, name: str) -> np.ndarray:
+def _rgb(image: Image.Image, name: str) -> ImageHWC:
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
     if image.mode in ("I", "F"):
@@ -142,10 +149,10 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def fit(image: ImageHWC, height: int, width: int) -> np.ndarray:
     """The largest centred part of this aspect, resized: uint8 [height, width, 3].
 
-    Lanczos with antialiasing where it shrinks, bicubic where it grows, both in sRGB.
+    A picture shrinks by Lanczos with antialiasing and grows by bicubic, both in sRGB.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width):

@@ -3,9 +3,9 @@
     pets/data/train-00000-of-00002.parquet     as on the Hub, downloaded
     pets/train/state.json, data-00000....arrow  as `DatasetDict.save_to_disk` writes
 
-The picture is a column of struct<bytes, path> (the Image feature) or of bytes, the
-caption one of text, of several captions the first. Needs the extra `huggingface`
-(pyarrow); nothing is downloaded.
+The picture is a column of struct<bytes, path> (the Image feature) or of bytes. The
+caption is a column of text; of several captions the first is taken. The extra
+`huggingface` (pyarrow) is needed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Tables:
 
     Args:
       path: folder, file, pattern or URL.
-      split: of several in the folder, as the files or folders are named.
-      image, caption, label: columns; "" for the usual ones, and for no label.
-      cache: local folder where Arrow files from far away are copied; Parquet files are
-        read where they are.
+      split: the name of one of several splits, as the files or folders are named.
+      image, caption, label: columns; "" for the usual names, or for no label.
+      cache: local folder where remote Arrow files are copied; Parquet files are read
+        where they are.
 
     Raises:
-      ConfigError: pyarrow is missing; no files, broken ones, or none of this split; no
-        such columns.
+      ConfigError: pyarrow is missing; no files, broken files, or no files of this
+        split; no such columns.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Parquet:
         try:
             table = self._group(number, names)
         except self._damage as e:
-            # pyarrow tells damage by an OSError too, but without a number.
+            # For damage pyarrow also raises an OSError, but without a number.
             if getattr(e, "errno", None):
                 raise
             reason = f"its row group {number} is damaged: {e}"

@@ -1,8 +1,9 @@
-"""Good and bad records counted, and the end of patience with the bad ones."""
+"""Counts good and bad records, and stops when too many are bad."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from scaling_ldm import config
 from scaling_ldm.data.pictures.record import BadRecord
@@ -14,12 +15,15 @@ REMEMBERED = 20  # bad records kept by name; all are counted
 class Tally:
     """Counts records and stops when more than a fraction of them are bad.
 
-    allowed: the largest accepted fraction of bad records.
-    minimum: records seen before the fraction is judged; `finish` judges at any count,
-      and allowed = 0 refuses the first bad record.
-    first: (name, reason) of the first bad records.
+    Attributes:
+      allowed: the largest accepted fraction of bad records.
+      minimum: the fraction is judged after this many records. `finish` judges at any
+        count, and allowed = 0 refuses the first bad record.
+      good: number of good records.
+      bad: number of bad records.
+      first: (name, reason) of the first bad records.
 
-    `dataclasses.asdict` is its state for JSON, `Tally(**state)` continues from it.
+    `dataclasses.asdict` gives its state for JSON; `Tally(**state)` continues from it.
 
     Example:
       tally = Tally(allowed=0.01)
@@ -29,11 +33,11 @@ class Tally:
       tally.finish()
     """
 
-    allowed: float
+    allowed: float | int
     minimum: int = 1000
     good: int = 0
     bad: int = 0
-    first: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    first: list[Any] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.allowed < 1:
@@ -51,7 +55,7 @@ class Tally:
         """Counts a picture or a BadRecord; true if it is good.
 
         Raises:
-          ConfigError: too many are bad; it names the first of them.
+          ConfigError: too many are bad; the error names the first of them.
         """
         if not isinstance(found, BadRecord):
             self.good += 1
@@ -64,7 +68,7 @@ class Tally:
         return False
 
     def finish(self) -> None:
-        """Judges the whole.
+        """Judges all records.
 
         Raises:
           ConfigError: too many are bad, or none is good.
@@ -72,15 +76,6 @@ class Tally:
         self._judge()
         if not self.good:
             raise config.ConfigError(f"no usable picture: {self.summary()}")
-
-    def merge(self, other: Tally) -> Tally:
-        """Both together, as of two hosts."""
-        return dataclasses.replace(
-            self,
-            good=self.good + other.good,
-            bad=self.bad + other.bad,
-            first=(self.first + other.first)[:REMEMBERED],
-        )
 
     def summary(self) -> str:
         """One line, and one more for each remembered bad record."""

@@ -4,11 +4,11 @@
 
 The key is the member's path up to the first dot of its last part. A sample has a
 picture (.jpg, .png, .webp, ...), a caption (.txt, .caption, or .json with such an
-entry) and perhaps a label (.cls); other members are passed over.
+entry) and perhaps a label (.cls). Other members are ignored.
 
-The headers of every shard are read once and the places of the members kept in a cache,
-so a sample is then one read of a part of a file, here or far away. Far away that first
-pass reads about the whole shard.
+The headers of every shard are read once, and the places of the members are stored in a
+cache. Then a sample is one read of a part of a file, local or remote. For a remote
+shard the first pass reads about the whole shard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import pathlib
 import tarfile
 import zipfile
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -46,15 +46,17 @@ _TROUBLES = (
     "it has two pictures, captions or labels",
 )
 _NO_PICTURE, _NO_CAPTION, _NO_FILE, _TWICE = range(1, 5)
-_GAP = 1 << 20  # bytes read in vain to fetch a sample's parts in one request
+_GAP = 1 << 20  # unneeded bytes that are read to get a sample in one request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Index:
     """The samples of a shard.
 
-    keys: bytes [n]. spans: int64 [n, 4, 2], (offset, size) of each part, size -1
-    without one. trouble: uint8 [n], in _TROUBLES.
+    Attributes:
+      keys: bytes [n].
+      spans: int64 [n, 4, 2], (offset, size) of each part; size -1 if it has none.
+      trouble: uint8 [n], an index into _TROUBLES.
     """
 
     keys: np.ndarray
@@ -68,10 +70,11 @@ class TarShards:
     Args:
       path: folder, shard, pattern ("shard-{00000..00099}.tar", "*.tar") or URL.
       caption: entry of the .json parts; "" for one with a usual name.
-      cache: local folder of the indices; "" for this user's.
+      cache: local folder of the indices; "" for the user's cache.
 
     Raises:
-      ConfigError: no shards, compressed ones, or some that are cut off or no tar files.
+      ConfigError: no shards, compressed shards, or shards that are cut off or no tar
+        files.
     """
 
     def __init__(self, path: str, caption: str = "", cache: str = "") -> None:
@@ -99,7 +102,7 @@ class TarShards:
         if not sum(counts):
             raise config.ConfigError(f"{path}: there is no sample in its shards")
         self._starts = [0, *itertools.accumulate(counts)]
-        # Every member's name and size; the shards' own sizes are rounded up.
+        # The name and size of every member; the size of a shard is rounded up.
         files = [
             (
                 name,
@@ -124,7 +127,7 @@ class TarShards:
             raise record.BadRecord(name, _TROUBLES[trouble])
         spans = table.spans[row].copy()
         if spans[_TEXT, 1] >= 0:
-            spans[_JSON] = 0, -1  # a text file goes before an entry
+            spans[_JSON] = 0, -1  # a text file takes precedence
         picture, text, entries, label = self._parts(shard, spans)
         caption = self._entry(entries, name) if text is None else text
         return record.Picture(
@@ -175,7 +178,7 @@ class TarShards:
             with np.load(target, allow_pickle=False) as stored:
                 return _Index(**stored)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-            pass  # not there yet, or not whole: read the headers
+            pass  # not there yet, or damaged: read the headers
         try:
             with self._folder.open(shard) as opened:
                 index = _read_headers(opened)
@@ -186,7 +189,7 @@ class TarShards:
         return index
 
 
-def _read_headers(file: BinaryIO) -> _Index:
+def _read_headers(file: Any) -> _Index:
     """One pass over the headers of a shard; TarError if it is broken."""
     keys, spans, trouble = [], [], []
     previous = None
@@ -211,7 +214,7 @@ def _read_headers(file: BinaryIO) -> _Index:
             elif spans[-1][part][1] >= 0:
                 trouble[-1] = _TWICE
             spans[-1][part] = [member.offset_data, member.size]
-        # tarfile ends without a word at a header that it cannot read.
+        # tarfile stops without an error at a header that it cannot read.
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"no header where one should be, byte {tar.offset}")

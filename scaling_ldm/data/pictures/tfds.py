@@ -22,12 +22,12 @@ class Tfds:
     """A split of a data set that TFDS has prepared as ArrayRecord files.
 
     Args:
-      path: folder of a version, or one above it with a single version below it.
-      split: its name, or several, "train+test".
-      image, caption, label: features, those within others as "captions/text"; "" for
-        the only Image, Text and ClassLabel feature, or the one with a usual name.
-        Without any Text the caption is the name of the class.
-      cache: local folder where files from far away are copied.
+      path: folder of a version, or a folder above it that holds a single version.
+      split: its name, or several as "train+test".
+      image, caption, label: features; those within others as "captions/text"; "" for
+        the only Image, Text or ClassLabel feature, or the one with a usual name. If
+        there is no Text, the caption is the name of the class.
+      cache: local folder where remote files are copied.
 
     Raises:
       ConfigError: no such data set or split, other file formats, no such features.

@@ -1,4 +1,4 @@
-"""tf.train.Example without TensorFlow: just enough of protocol buffers' wire format.
+"""tf.train.Example without TensorFlow: the part of protocol buffers that it needs.
 
     Example  { features: 1 }
     Features { map: 1 { key: 1, value: 2 } }
@@ -19,7 +19,7 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 
 def parse_example(data: bytes) -> Features:
-    """{name: its bytes or whole numbers; None for floats, which are passed over}.
+    """{name: its bytes or whole numbers; None for floats, which are not read}.
 
     Raises:
       ValueError: the bytes are no Example.
@@ -39,7 +39,7 @@ def parse_example(data: bytes) -> Features:
 
 
 def encode_example(features: Mapping[str, bytes | str | int]) -> bytes:
-    """The Example of one value for each name."""
+    """An Example with one value for each name."""
     entries = b""
     for name, value in features.items():
         if isinstance(value, int):

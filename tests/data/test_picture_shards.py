@@ -1,0 +1,188 @@
+"""WebDataset shards: bad samples, broken shards, and the cached index."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from numpy.testing import assert_array_equal
+from picture_layouts import (
+    COUNT,
+    assert_are,
+    make_originals,
+    outcomes,
+    png,
+    tar,
+    write_shards,
+)
+from PIL import Image
+
+from scaling_ldm import config
+from scaling_ldm.data import pictures
+from scaling_ldm.data.pictures import tar_shards
+
+
+@pytest.fixture(scope="module")
+def originals():
+    return make_originals()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_shards_with_bad_samples(tmp_path, originals):
+    good = png(originals[0].image)
+    out = io.BytesIO()
+    Image.fromarray(originals[1].image).save(out, "JPEG")
+    members = [
+        ("0.jpg", out.getvalue()),
+        ("0.json", json.dumps({"caption": "from json", "width": 3}).encode()),
+        ("1.png", good[: len(good) // 2]),
+        ("1.txt", b"a cut picture"),
+        ("2.png", b""),
+        ("2.txt", b"an empty one"),
+        ("3.png", good),
+        ("3.npy", b"no caption"),
+        ("4.txt", b"no picture"),
+        ("5.png", good),
+        ("5.txt", "caf\u00e9".encode("latin-1")),
+        ("6.png", good),
+        ("6.jpg", good),
+        ("6.txt", b"two pictures"),
+        ("7.png", good),
+        ("7.json", b'{"alt": "x"}'),
+        ("8.png", good),
+        ("8.json", b"{"),
+        ("9.json", b'{"text": "x"}'),
+        ("9.txt", b"the text goes first"),
+        ("9.png", good),
+        ("a.png", good),
+        ("a.txt", b"x"),
+        ("a.cls", b"dog"),
+        ("b.png", good),
+        ("b.json", b'{"captions": ["of several", "the first"]}'),
+        ("b.cls", b"7\n"),
+    ]
+    tar(tmp_path / "s.tar", members)
+    with tarfile.open(tmp_path / "s.tar", "a") as out:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        out.addfile(link)
+        text = tarfile.TarInfo("c.txt")
+        text.size = 1
+        out.addfile(text, io.BytesIO(b"x"))
+    found = pictures.open_pictures("webdataset", str(tmp_path))
+    got = outcomes(found)
+    said = {
+        "0": "from json",
+        "1": "cannot be decoded: OSError: ",
+        "2": "it is empty (0 bytes)",
+        "3": "it has no caption: neither .txt",
+        "4": "it has no picture",
+        "5": "its caption is not UTF-8",
+        "6": "it has two pictures",
+        "7": ".json: no column with a usual name for the caption",
+        "8": "its .json cannot be read",
+        "9": "the text goes first",
+        "a": "its label is b'dog', no whole number",
+        "b": "of several",
+        "c": "a part of it is a link",
+    }
+    assert len(got) == len(said) == len(found)
+    for key, words in said.items():
+        assert got[f"s.tar:{key}"].startswith(words)
+    assert found.read(11).label == 7
+    tally = pictures.Tally(allowed=0.5)
+    with pytest.raises(config.ConfigError, match="10 of 13 records are bad") as caught:
+        for _, item in pictures.read_ahead(found, range(13), 2):
+            tally.add(item)
+        tally.finish()
+    assert "s.tar:5: its caption is not UTF-8" in str(caught.value)
+    chosen = pictures.open_pictures("webdataset", str(tmp_path), caption="alt")
+    assert outcomes(chosen)["s.tar:7"] == "x"
+
+
+def test_shards_with_long_and_foreign_names(tmp_path, originals):
+    keys = ["a" * 150, "ordner/über" + "b" * 120, "v1.5/x"]
+    members = []
+    for key in keys:
+        members += [(f"{key}.png", png(originals[0].image)), (f"{key}.txt", b"c")]
+    tar(tmp_path / "s.tar", members)
+    found = pictures.open_pictures("webdataset", str(tmp_path / "s.tar"))
+    assert [found.read(i).name for i in range(3)] == [f"s.tar:{key}" for key in keys]
+
+
+def test_shards_far_apart_parts_are_read_one_by_one(tmp_path, originals, monkeypatch):
+    monkeypatch.setattr(tar_shards, "_GAP", 1000)
+    members = [
+        ("0.txt", b"first"),
+        ("0.npy", b"\0" * 5000),
+        ("0.png", png(originals[0].image)),
+        ("0.json", b'{"caption": "not needed"}'),
+    ]
+    tar(tmp_path / "s.tar", members)
+    found = pictures.open_pictures("webdataset", str(tmp_path))
+    sizes = []
+    read = found._folder.read
+    monkeypatch.setattr(
+        found._folder, "read", lambda n, a, s: sizes.append(s) or read(n, a, s)
+    )
+    assert_array_equal(found.read(0).image, originals[0].image)
+    assert sizes == [len(members[2][1]), 5]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda d: b"", "empty file"),
+        (lambda d: b"<html>not found</html>" * 99, "shard-00001.tar: "),
+        (
+            lambda d: d[: len(d) // 2 - 300],
+            "unexpected end of data|no header|truncated",
+        ),
+        (lambda d: d[:512] + d[1024:], "no header where one should be"),
+        (lambda d: b"\x1f\x8b" + d, "shard-00001.tar: "),
+    ],
+    ids=["empty", "html", "cut", "slipped", "gzip"],
+)
+def test_broken_shards_are_named(tmp_path, originals, spoil, said):
+    write_shards(tmp_path, originals)
+    shard = tmp_path / "shard-00001.tar"
+    shard.write_bytes(spoil(shard.read_bytes()))
+    with pytest.raises(config.ConfigError, match="1 of 2 shards are broken") as caught:
+        pictures.open_pictures("webdataset", str(tmp_path))
+    assert "shard-00001.tar" in str(caught.value)
+    with pytest.raises(config.ConfigError, match=said):
+        pictures.open_pictures("webdataset", str(tmp_path))
+
+
+def test_compressed_shards_are_refused(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(b"x")
+    with pytest.raises(config.ConfigError, match=r"a.tar.gz.*gunzip"):
+        pictures.open_pictures("webdataset", str(tmp_path))
+
+
+def test_the_headers_are_read_once(tmp_path, originals, monkeypatch):
+    write_shards(tmp_path / "set", originals)
+    calls = []
+    read = tar_shards._read_headers
+    monkeypatch.setattr(
+        tar_shards, "_read_headers", lambda file: calls.append(1) or read(file)
+    )
+    options = {"cache": str(tmp_path / "cache")}
+
+    def openings():
+        calls.clear()
+        found = pictures.open_pictures("webdataset", str(tmp_path / "set"), **options)
+        assert_are(found, originals, range(COUNT))
+        return len(calls)
+
+    assert (openings(), openings()) == (2, 0)
+    (damaged, _) = (tmp_path / "cache/tar").iterdir()
+    damaged.write_bytes(b"PK\x03\x04 half")
+    assert openings() == 1
+    shard = tmp_path / "set/shard-00000.tar"
+    shard.write_bytes(shard.read_bytes() + b"\0" * 512)
+    assert (openings(), openings()) == (1, 0)

@@ -1,0 +1,115 @@
+"""Hugging Face data sets: Parquet and Arrow files."""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from picture_layouts import (
+    COUNT,
+    make_originals,
+    outcomes,
+    png,
+    table,
+    write_parquet,
+    write_saved,
+)
+
+from scaling_ldm import config
+from scaling_ldm.data import pictures
+
+
+@pytest.fixture(scope="module")
+def originals():
+    return make_originals()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_tables_splits(tmp_path, originals):
+    write_saved(tmp_path / "train", originals)
+    write_saved(tmp_path / "test", originals[:9])
+    with pytest.raises(config.ConfigError, match=r"several splits \(test, train\)"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+    with pytest.raises(config.ConfigError, match="no split 'dev'; it has: test, train"):
+        pictures.open_pictures("huggingface", str(tmp_path), split="dev")
+    assert len(pictures.open_pictures("huggingface", str(tmp_path), split="test")) == 9
+
+
+def test_tables_bad_rows_and_plain_bytes(tmp_path, originals):
+    good = png(originals[0].image)
+    rows = {
+        "picture": [good, good[:50], None, good, b""],
+        "prompt": ["good", "cut", "none", None, "empty"],
+        "n": [1, 2, 3, 4, None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    got = outcomes(pictures.open_pictures("huggingface", str(tmp_path)))
+    said = ["good", "cannot be dec", "it has no pic", "it has no cap", "it is empty"]
+    for i, words in enumerate(said):
+        assert got[f"x.parquet:{i}"].startswith(words)
+    for options, words in (
+        ({"image": "n"}, "column 'n' holds int64; pictures are"),
+        ({"image": "x"}, "no column 'x'.*it has: 'picture', 'prompt', 'n'"),
+        ({"caption": "n"}, "no column 'n' .*it has: 'prompt'"),
+        ({"label": "x"}, "no column 'x'"),
+    ):
+        with pytest.raises(config.ConfigError, match=words):
+            pictures.open_pictures("huggingface", str(tmp_path), **options)
+
+
+def test_tables_pictures_that_are_paths(tmp_path):
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": None, "path": "/photos/a.png"}]
+    pq.write_table(
+        pa.table({"image": pa.array(rows, image), "text": ["x"]}),
+        tmp_path / "x.parquet",
+    )
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    with pytest.raises(pictures.BadRecord, match="only its path /photos/a.png"):
+        found.read(0)
+
+
+def test_tables_that_are_broken_or_differ(tmp_path, originals):
+    write_parquet(tmp_path, originals)
+    second = tmp_path / "data/train-00001-of-00002.parquet"
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-100])
+    with pytest.raises(config.ConfigError, match="train-00001.*cannot be read"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+    pq.write_table(table(originals).drop_columns("text"), second)
+    with pytest.raises(config.ConfigError, match="train-00001.* has no column text"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+
+
+def test_a_damaged_row_group_is_bad_rows(tmp_path, originals):
+    write_parquet(tmp_path, originals)
+    path = tmp_path / "data/train-00000-of-00002.parquet"
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    got = [item for _, item in pictures.read_ahead(found, range(COUNT), 2)]
+    bad = [i for i, item in enumerate(got) if isinstance(item, pictures.BadRecord)]
+    assert bad == [3, 4, 5]
+    assert "row group 1 is damaged" in got[3].reason
+
+
+def test_without_pyarrow_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(config.ConfigError, match=r"scaling_ldm\[huggingface\]"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+
+
+def test_row_groups_are_kept_but_few(tmp_path, originals):
+    write_parquet(tmp_path, originals * 4)
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    for i in range(len(found)):
+        found.read(i)
+    assert all(len(t._groups) <= 4 for t in found._tables)
+    np.testing.assert_array_equal(found.read(0).image, originals[0].image)
