@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 from small_sampler import (
     COND,
@@ -252,15 +251,6 @@ REFUSED = {
         "its table says is not",
     ),
 }
-
-
-@pytest.fixture
-def unchecked():
-    """Without the check of annotations, which would refuse wrong types first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize("what", REFUSED)

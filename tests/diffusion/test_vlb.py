@@ -359,7 +359,7 @@ def test_pictures_spread_over_devices_have_the_same_bound():
         (dict(prediction="v", schedule=noise.vp_sde()), "noise.Discrete"),
     ],
 )
-def test_what_cannot_be_is_refused(options, says):
+def test_what_cannot_be_is_refused(options, says, unchecked):
     options = dict(schedule=SHORT) | options
     schedule = options.pop("schedule")
     with pytest.raises(ValueError, match=says):

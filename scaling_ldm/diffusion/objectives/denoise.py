@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +58,10 @@ import scipy.special
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion import prediction as predictions
+from scaling_ldm.diffusion.noise import Real
 from scaling_ldm.diffusion.shapes import LatentBHWC, ValueB
 
 Batch = dict[str, Any]  # arrays by name
-Values = TypeVar("Values", np.ndarray, jax.Array)
 
 # Of weights. Beyond it, the noise or the picture is lost in float32 rounding.
 LOGSNR_LIMIT = 20.0
@@ -116,7 +116,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "sigmoid": sigmoid,
 }
 
-TimestepSampling = Callable[[Values], Values]
+TimestepSampling = Callable[[Real], Real]
 
 
 def _special(value: Any) -> Any:
@@ -141,7 +141,7 @@ def cosmap() -> TimestepSampling:
     at both ends.
     """
 
-    def fraction(normal: Values) -> Values:
+    def fraction(normal: Real) -> Real:
         xp: Any = jnp if isinstance(normal, jax.Array) else np
         rising = xp.sin(np.pi / 2 * _special(normal).ndtr(normal))
         falling = xp.sin(np.pi / 2 * _special(normal).ndtr(-normal))
@@ -169,7 +169,7 @@ class DiffusionObjective:
     time_shift: float = 1.0  # factor of noise.shift_time, applied to the fraction
     caption_dropout: float  # probability of the null condition in training
 
-    def times(self, normal: Values) -> Values:
+    def times(self, normal: Real) -> Real:
         """Times of the schedule from standard normal draws; numpy's give float64."""
         fraction = noise.shift_time(self.timestep_sampling(normal), self.time_shift)
         return self.schedule.at_fraction(fraction)
