@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm import config
+from scaling_ldm import config, records
 from scaling_ldm.data import hashing, shards
 from scaling_ldm.data.pipeline import Rows
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, Vocabulary
@@ -108,7 +108,8 @@ class Encoded:
         layout = manifest["layout"]
         self._layout = shards.Layout(**layout | {"shape": tuple(layout["shape"])})
         check_width(experiment, self._layout.text_width)
-        self.shape = experiment.data.shape
+        H, W, C = experiment.data.shape
+        self.shape = (H, W, C)
         self.classes = manifest["classes"]
         self.identity = manifest["identity"]
         self._manifest, self._seed = manifest, experiment.data.seed
@@ -241,6 +242,8 @@ class Encoded:
         text = np.zeros(shape, np.dtype(self._layout.text_dtype))
         mask = np.zeros(shape[:2], bool)
         for i, record in enumerate(found):
+            if record.features is None:
+                raise records.Damaged(f"{record.name} has no features of its caption")
             tokens = len(record.features)
             text[i, :tokens], mask[i, :tokens] = record.features, True
         return {"text": text, "mask": mask}
@@ -249,7 +252,7 @@ class Encoded:
         return self._vocabulary.encode(" ".join(shards.words(caption)), self._length)
 
     def _null(self) -> Rows:
-        label = np.int32(self.classes)
+        label = np.array(self.classes, np.int32)
         if not self._layout.text_width:
             text = self._vocabulary.uncond(self._length)
             return {"text": text, "mask": text != PADDING, "label": label}

@@ -21,7 +21,7 @@ SIDE = 32  # pixels of a side of a mask
 
 
 def _read(name: str) -> bytes:
-    file = importlib.resources.files(__package__).joinpath("icons", name)
+    file = importlib.resources.files("scaling_ldm.data").joinpath("icons", name)
     try:
         return file.read_bytes()
     except FileNotFoundError as e:

@@ -9,7 +9,7 @@ of processes can continue from it.
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import numpy as np
@@ -65,8 +65,8 @@ class _Batches:
     def __len__(self) -> int:
         return 2**40  # grain needs an end; no run gets there
 
-    def __getitem__(self, number: Any) -> Rows:
-        block, place = divmod(int(number), self._together)
+    def __getitem__(self, index: SupportsIndex) -> Rows:
+        block, place = divmod(int(index), self._together)
         rows = len(self._offsets)
         part = slice(place * rows, (place + 1) * rows)
         return {name: value[part] for name, value in self._block(block).items()}

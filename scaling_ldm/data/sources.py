@@ -18,13 +18,13 @@ class Icons:
     classes = len(icons.PALETTE)
 
     def __init__(self, cfg: config.DataConfig, split: str) -> None:
-        self.shape = cfg.shape
         side, fits = cfg.shape[0], icon_set.SIDE
         if cfg.shape != (side, side, 3) or fits % side:
             sizes = [(s, s, 3) for s in (32, 16, 8)]
             raise config.ConfigError(
                 f"config.data.shape = {cfg.shape}: the icons source has one of {sizes}"
             )
+        self.shape = (side, side, 3)
         self._length = cfg.text_tokens
         self.uncond = null_words(cfg.text_tokens, self.classes)
         self._painted = icons.PaintedIcons(
@@ -113,4 +113,4 @@ def null_words(text_tokens: int, classes: int) -> Rows:
     """The empty condition of a source whose text is word ids."""
     text = np.full(text_tokens, PADDING, np.int32)
     text[0] = NULL
-    return {"text": text, "mask": text != PADDING, "label": np.int32(classes)}
+    return {"text": text, "mask": text != PADDING, "label": np.array(classes, np.int32)}

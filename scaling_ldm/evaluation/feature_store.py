@@ -118,9 +118,12 @@ class StoredFeatures:
         self.images += len(features.features)
         self.after = after
         if mesh.is_primary():
-            sha = hashlib.sha256(np.ascontiguousarray(pictures)).digest()
-            arrays = {"images": np.int64(self.images), "after": np.int64(after)}
-            arrays["sha256"] = np.frombuffer(sha, np.uint8)
+            sha = hashlib.sha256(np.ascontiguousarray(pictures).data).digest()
+            arrays: dict[str, Any] = {
+                "images": np.int64(self.images),
+                "after": np.int64(after),
+                "sha256": np.frombuffer(sha, np.uint8),
+            }
             arrays |= {k: v for k, v in features._asdict().items() if v is not None}
             records.write_file(
                 self._path(self._count), lambda file: np.savez(file, **arrays)

@@ -91,6 +91,17 @@ def measure(
     return dict(zip(names(metric, cfg.network), found, strict=True))
 
 
+def _given(array: np.ndarray | None, what: str) -> np.ndarray:
+    """What a metric reads.
+
+    Raises:
+      ValueError: it is not there.
+    """
+    if array is None:
+        raise ValueError(f"this metric reads {what}, and there are none")
+    return array
+
+
 def _fd(
     cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
@@ -128,7 +139,7 @@ def _kid(
     cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
     del show
-    ours, theirs = generated.features, real.features
+    ours, theirs = generated.features, _given(real.features, "features of real ones")
     return [
         kernel.kid(
             ours,
@@ -145,15 +156,16 @@ def _precision_recall(
 ) -> list[Estimate]:
     """The interval is that of other generated pictures; the real ones are fixed."""
     del show
+    theirs = _given(real.features, "features of real ones")
     if not cfg.bootstrap:
-        found = manifold.compare(real.features, generated.features)
+        found = manifold.compare(theirs, generated.features)
         return [
             Estimate.without_interval(value)
             for value in (found.precision, found.recall)
         ]
     return list(
         manifold.precision_recall(
-            real.features,
+            theirs,
             generated.features,
             seed=cfg.seed,
             replicates=cfg.bootstrap,
@@ -166,7 +178,8 @@ def _inception_score(
     cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
     del real, show
-    return [classifier_score.inception_score(generated.logits, level=cfg.confidence)]
+    logits = _given(generated.logits, "logits")
+    return [classifier_score.inception_score(logits, level=cfg.confidence)]
 
 
 def _clip_score(
@@ -174,7 +187,8 @@ def _clip_score(
 ) -> list[Estimate]:
     """The mean of 100 cosines, with the normal interval of a mean."""
     del real, show
-    scores = np.asarray(clip_score.clip_score(generated.features, generated.captions))
+    captions = _given(generated.captions, "vectors of captions")
+    scores = np.asarray(clip_score.clip_score(generated.features, captions))
     mean = float(np.mean(scores, dtype=np.float64))
     half = statistics.NormalDist().inv_cdf((1 + cfg.confidence) / 2)
     half *= float(np.std(scores, ddof=1)) / len(scores) ** 0.5

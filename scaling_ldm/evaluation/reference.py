@@ -160,13 +160,13 @@ def statistics(
         {"pictures": stored.pictures_sha256(), "network": extract.identity}
     )
     if mesh.is_primary() and _digest_of(path) != digest:
-        total = Moments.of(features for features, _ in stored.batches())
+        total = Moments.of(np.asarray(batch.features) for batch in stored.batches())
         total.save(path, provenance | {"images": stored.images, "digest": digest})
     mesh.barrier("reference")
     total, _ = Moments.load(path)
     return RealStatistics(
         moments=total,
-        load=lambda: stored.load().features,
+        load=lambda: np.asarray(stored.load().features),
         digest=digest,
         images=stored.images,
     )

@@ -83,8 +83,10 @@ def _curve(
     return x[last], y[:, last]
 
 
-def _at(x: Costs, curve: tuple[Costs, Curves]) -> Curves:
-    """Curves at x."""
+def _at(
+    x: Costs, curve: tuple[Float[np.ndarray, " knots"], Float[np.ndarray, "rows knots"]]
+) -> Float[np.ndarray, "rows costs"]:
+    """Curves, given at knots, interpolated at x."""
     knots, values = curve
     weights = np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))])
     return values @ weights

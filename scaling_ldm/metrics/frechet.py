@@ -92,7 +92,7 @@ def distance(a: Gaussian, b: Gaussian, *, backend: str = "numpy") -> float:
         from scaling_ldm.metrics import tfgan
 
         return tfgan.distance(mean_a, cov_a, mean_b, cov_b)
-    shared = scipy.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
+    shared = np.sum(scipy.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)))
     traces = float(np.trace(cov_a) + np.trace(cov_b))
     return _total(_squared(mean_a - mean_b), traces, float(shared))
 
@@ -239,7 +239,7 @@ class _Sample:
         # the largest.
         y = self._centred(counts)
         values = scipy.linalg.svdvals(y, overwrite_a=True, check_finite=False)
-        return self._distance(counts, float(values.sum()))
+        return self._distance(counts, float(np.sum(values)))
 
     def resampled(self, rows: np.ndarray) -> float:
         """`distance` to about 1e-7 of its value, several times faster, for a spread."""
@@ -254,7 +254,9 @@ class _Sample:
             gram -= means
             gram -= (means - w @ means / n)[:, None]
             gram *= np.sqrt(np.outer(w, w)) / (n - 1)
-        values = scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
+        values = np.asarray(
+            scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
+        )
         kept = values[values > len(values) * _EPS * values[-1]]
         return self._distance(counts, float(np.sqrt(kept).sum()))
 
@@ -297,7 +299,7 @@ def _factor(cov: np.ndarray) -> np.ndarray:
     """
     if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-6 * abs(np.trace(cov))):
         raise ValueError("a covariance that is not symmetric")
-    values, vectors = scipy.linalg.eigh((cov + cov.T) / 2)
+    values, vectors = map(np.asarray, scipy.linalg.eigh((cov + cov.T) / 2))
     if values[0] < -1e-5 * max(values[-1], 0.0):
         raise ValueError(
             f"no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"

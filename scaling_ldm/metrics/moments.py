@@ -83,7 +83,7 @@ class Moments:
             return self.stored_digest
         sha = hashlib.sha256(f"{FORMAT} {self.count} {len(self.mean)}".encode())
         for array in (self.mean, self.cov):
-            sha.update(np.ascontiguousarray(array, "<f8"))
+            sha.update(np.ascontiguousarray(array, "<f8").data)
         return sha.hexdigest()
 
     def save(self, path: str | os.PathLike, provenance: dict[str, Any]) -> None:
@@ -176,8 +176,8 @@ def _read_format_1(file: Any) -> Moments:
         scaled = n * _join(products[:, i]) - total[i] * total
         cov[i] = scaled.astype(np.float64) * 2.0**-88 / (n * (n - 1.0))
     sha = hashlib.sha256(f"1 {n} {dim}".encode())
-    sha.update(sums.astype("<i8"))
-    sha.update(products.astype("<i8"))
+    sha.update(sums.astype("<i8").data)
+    sha.update(products.astype("<i8").data)
     return Moments(
         count=n,
         mean=np.array([value / (n << 44) for value in total.tolist()]),

@@ -35,7 +35,7 @@ def distance(
       ImportError: its packages are not installed.
     """
     metrics = load()
-    import tensorflow as tf
+    import tensorflow as tf  # pyrefly: ignore[missing-import]  # optional
 
     a, b = tf.constant(cov_a, tf.float64), tf.constant(cov_b, tf.float64)
     shared = metrics.trace_sqrt_product(a, b)

@@ -92,8 +92,9 @@ def _attend_forward(
 
 
 def _attend_backward(saved: Any, g_BKTH: jax.Array) -> tuple[Any, ...]:
-    *given, out_BKTH = saved
-    return *_pull_back(*given, _dot(g_BKTH, out_BKTH), g_BKTH), None
+    q, k, v, weights_BKTS, out_BKTH = saved
+    dot_BKT1 = _dot(g_BKTH, out_BKTH)
+    return *_pull_back(q, k, v, weights_BKTS, dot_BKT1, g_BKTH), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

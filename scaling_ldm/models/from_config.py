@@ -104,11 +104,12 @@ def unet_config(
 ) -> unet.UNetConfig:
     """The U-Net of `depth` resolutions that an experiment trains."""
     model = experiment.model
+    H, W, C = experiment.data.shape
     return unet.UNetConfig(
         base=width,
         heads=model.heads,
-        image_shape=experiment.data.shape,
-        extra_channels=experiment.data.shape[-1] if experiment.data.coarse else 0,
+        image_shape=(H, W, C),
+        extra_channels=C if experiment.data.coarse else 0,
         dtype=denoisers.DTYPES[model.compute_dtype],
         remat=model.remat,
         multiples=unet.MULTIPLES[:depth],

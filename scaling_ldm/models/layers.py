@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 
 from scaling_ldm.config import names
 from scaling_ldm.models.positions import sinusoid
-from scaling_ldm.models.shapes import Array, LatentBHWC, TimeB, TokensBTD
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params, TimeB, TokensBTD
 
 # Keys are those of config.names.ACTIVATIONS.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -47,6 +47,17 @@ def gathered(module: Any) -> Any:
     return nn.map_variables(
         module, "params", trans_in_fn=gather, init=True, mutable=True
     )
+
+
+def init_module(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    """The parameters that a flax module draws; it has no other variables."""
+    variables: Any = module.init(key, *inputs)
+    return variables["params"]
+
+
+def apply_module(module: nn.Module, params: Params, *inputs: Any) -> Any:
+    """What a flax module returns; it changes no variables."""
+    return module.apply({"params": params}, *inputs)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -116,7 +127,7 @@ def embed(
     if jax.sharding.get_abstract_mesh().empty:
         return table_VE[ids]
     spec = jax.typeof(ids).sharding.spec
-    return table_VE.at[ids].get(out_sharding=PartitionSpec(*spec, None))
+    return jnp.asarray(table_VE).at[ids].get(out_sharding=PartitionSpec(*spec, None))
 
 
 def patchify(x_BHWC: LatentBHWC, patch: int) -> Float[Array, "B N ppC"]:
@@ -159,7 +170,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (C,))
         x = x_BHWC.astype(jnp.float32)
 
-        def group_mean(of_BHWC: jax.Array) -> jax.Array:
+        def group_mean(of_BHWC: Array) -> jax.Array:
             """The mean over pixels and over a group's channels, [B, 1, 1, C]."""
             of_BGF = jnp.mean(of_BHWC, axis=(1, 2)).reshape(B, G, C // G)
             mean_BG1 = jnp.mean(of_BGF, axis=-1, keepdims=True)
@@ -241,7 +252,7 @@ def join_heads(
 def perceptron(
     x_BTD: TokensBTD,
     hidden: int,
-    activation: Callable[[jax.Array], jax.Array],
+    activation: Callable[[Array], Array],
     dtype: Any,
     prefix: str,
 ) -> TokensBTD:

@@ -11,9 +11,18 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from scaling_ldm.laws.published import PublishedLaw
-from scaling_ldm.records import HeldOut, Interval, Parabola, PowerLaw, Refusal, RunSpec
+from scaling_ldm.records import (
+    FitResult,
+    HeldOut,
+    Interval,
+    Parabola,
+    PowerLaw,
+    Refusal,
+    RunSpec,
+)
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report import frontier_figures, quality_figures, training_quality
 from scaling_ldm.report.plotting import (
@@ -28,7 +37,7 @@ from scaling_ldm.report.plotting import (
     render,
     shade,
 )
-from scaling_ldm.report.study import QUANTITIES, Study, smooth
+from scaling_ldm.report.study import QUANTITIES, Images, Study, smooth
 
 # Legend entries by their first word, in the order in which they are read.
 _ORDER = ("fit:", "minimum", "held-out", "predicted", "slope")
@@ -62,7 +71,10 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
         if not study.by_steps and any(study.points(b) for b in study.budgets()):
             pictures.append(isoflop(study))
         if not study.by_steps and study.fit is not None:
-            pictures += [law(study, q, published.get(q)) for q in QUANTITIES]
+            budgets = study.budgets()
+            pictures += [
+                law(study.fit, budgets, q, published.get(q)) for q in QUANTITIES
+            ]
         if study.curves:
             pictures.append(training(study))
         if study.frontier is not None:
@@ -72,7 +84,7 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
             for found in training_quality.comparisons(study)
         ]
         if study.images is not None and study.samples is not None:
-            pictures.append(samples(study))
+            pictures.append(samples(study.images, study.samples.captions))
     return pictures
 
 
@@ -129,15 +141,22 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
     return np.maximum(np.nan_to_num(ends), 0.0)
 
 
-def law(study: Study, quantity: str, other: PublishedLaw | None) -> Plot:
-    """One quantity's minima against budget, its law, band, and the held-out budget."""
-    symbol, fitted = fmt.SYMBOLS[quantity], study.fit.laws.get(quantity)
+def law(
+    fit: FitResult, budgets: Sequence[float], quantity: str, other: PublishedLaw | None
+) -> Plot:
+    """One quantity's minima against budget, its law, band, and the held-out budget.
+
+    Args:
+      budgets: the planned ones. The axis spans them where no minimum was found.
+      other: the published law whose slope is drawn.
+    """
+    symbol, fitted = fmt.SYMBOLS[quantity], fit.laws.get(quantity)
     figure = Figure(figsize=(3.7, 4.1), layout="constrained")
     axes = figure.add_subplot()
-    minima = [p for p in study.fit.parabolas if isinstance(p, Parabola)]
-    held = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
+    minima = [p for p in fit.parabolas if isinstance(p, Parabola)]
+    held = [h for h in fit.held_out if isinstance(h, HeldOut)]
     held = [h for h in held if h.quantity == quantity]
-    reach = [p.budget_flops for p in minima] or study.budgets()
+    reach = [p.budget_flops for p in minima] or budgets
     left, right = min(reach) / 1.35, max(reach) * 1.45
     heights = []
     if isinstance(fitted, PowerLaw):
@@ -228,6 +247,8 @@ def _slope(
     centre = math.exp(np.mean(np.log([p.budget_flops for p in minima])))
     heights = [getattr(p, quantity.lower()) for p in minima]
     middle, slope = math.exp(np.mean(np.log(heights))), other.constants["exponent"]
+    if slope is None:
+        raise ValueError(f"{other.key}: its exponent is not known")
     label = f"slope of {fmt.who(other.source)}: {_signed(slope)}, anchored here"
     line = middle * (ends / centre) ** slope
     axes.plot(ends, line, "--", color=OTHER, linewidth=1.2, label=label)
@@ -248,8 +269,7 @@ def training(study: Study) -> Plot:
     rows = math.ceil(len(panels) / columns)
     width, height = (5.0, 3.4) if study.by_steps else (3.1, 2.6)
     size = (width * columns + 0.2, height * rows + 0.2)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     ends: list[tuple[float, float]] = []
     for axes, runs in zip(grid.flat, panels, strict=False):
@@ -305,10 +325,10 @@ def _curves(
     return ends
 
 
-def samples(study: Study, most: int = 64) -> Plot:
-    """The sampled images with their captions."""
-    images = study.images[:most]
-    captions = (*study.samples.captions, *[""] * len(images))[: len(images)]
+def samples(images: Images, captions: Sequence[str], most: int = 64) -> Plot:
+    """The first of the sampled images, with their captions as far as there are any."""
+    images = images[:most]
+    captions = (*captions, *[""] * len(images))[: len(images)]
     columns = min(8, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(1.05 * columns, 1.4 * rows))

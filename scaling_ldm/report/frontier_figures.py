@@ -77,8 +77,8 @@ def values(frontier: Frontier) -> Plot:
             colour = shade(i, len(models))
             axes.plot(x, y, "o-", color=colour, markersize=3.2, linewidth=1.2, zorder=3)
             heights += y.tolist()
-            if all(c.interval for c in found):
-                ends = [(c.interval.low, c.interval.high) for c in found]
+            ends = [(i.low, i.high) for c in found if (i := c.interval) is not None]
+            if len(ends) == len(found):
                 low, high = np.array(ends).T
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 heights += [*low, *high]

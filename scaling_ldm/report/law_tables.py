@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm.laws.published import PublishedLaw
-from scaling_ldm.records import HeldOut, Parabola, PowerLaw, Refusal
+from scaling_ldm.records import FitResult, HeldOut, Parabola, PowerLaw, Refusal
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import (
@@ -32,14 +32,19 @@ def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
     """Every table of the fit; each law is followed by the published ones."""
     if study.fit is None:
         return []
-    found = [minima(study), laws(study, published), held_out(study)]
-    return [*found, parametric(study), excluded(study)]
+    return [
+        minima(study.fit),
+        laws(study.fit, published, max(study.budgets())),
+        held_out(study.fit),
+        parametric(study.fit),
+        excluded(study.fit),
+    ]
 
 
-def minima(study: Study) -> Table:
+def minima(fit: FitResult) -> Table:
     """The vertex of each budget's parabola, or the refusal."""
     rows = []
-    for p in study.fit.parabolas:
+    for p in fit.parabolas:
         row = pick(p, "budget_flops points") | spread(p, "n_opt d_opt l_opt")
         share = p.d_opt / p.n_opt if isinstance(p, Parabola) else None
         rows.append(row | {"tokens_per_param": share} | pick(p, "rmse") | refused(p))
@@ -53,16 +58,16 @@ def minima(study: Study) -> Table:
         cell("rms residual, loss", "rmse", fmt.scientific),
         text("refused", "refused"),
     )
-    caption = f"Minimum of each isoFLOP parabola, with {level(study)} intervals."
+    caption = f"Minimum of each isoFLOP parabola, with {level(fit)} intervals."
     return Table("minima", caption, rows, columns)
 
 
-def laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
-    top = max(study.budgets())
+def laws(fit: FitResult, published: Sequence[PublishedLaw], top: float) -> Table:
+    """Each law and the published ones; `top` is the largest budget, in FLOPs."""
     rows = []
     for q in QUANTITIES:
-        if q in study.fit.laws:
-            rows.append(_law_row(q, study.fit.laws[q], top))
+        if q in fit.laws:
+            rows.append(_law_row(q, fit.laws[q], top))
         rows += [_published_row(p, top) for p in published if p.quantity == q]
     columns = (
         text("quantity", "quantity"),
@@ -77,7 +82,7 @@ def laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
     )
     caption = (
         "quantity = coefficient × C^exponent, C in FLOPs, N in parameters, D in "
-        f"tokens; {level(study)} intervals. Published laws are extrapolated far "
+        f"tokens; {level(fit)} intervals. Published laws are extrapolated far "
         "outside the budgets they were fitted over: compare exponents, not values."
     )
     return Table("laws", caption, rows, columns)
@@ -137,9 +142,9 @@ def _shown(key: str) -> Any:
     return lambda r: fmt.quantity(r["quantity"])(r[key])
 
 
-def held_out(study: Study) -> Table:
+def held_out(fit: FitResult) -> Table:
     rows = []
-    for h in study.fit.held_out:
+    for h in fit.held_out:
         row = pick(h, "quantity budget_flops") | spread(h, "predicted")
         row |= pick(h, "measured relative_error")
         row["inside"] = ("yes" if inside(h) else "no") if isinstance(h, HeldOut) else ""
@@ -169,8 +174,8 @@ def inside(check: HeldOut) -> bool:
     return i.low <= check.measured <= i.high
 
 
-def parametric(study: Study) -> Table:
-    p, rows = study.fit.parametric, []
+def parametric(fit: FitResult) -> Table:
+    p, rows = fit.parametric, []
     if isinstance(p, Refusal):
         return Table("parametric", "", rows, ())
     for name, i in p.intervals.items():
@@ -191,15 +196,15 @@ def parametric(study: Study) -> Table:
     return Table("parametric", caption, rows, columns)
 
 
-def excluded(study: Study) -> Table:
-    rows = [{"excluded": line} for line in study.fit.excluded]
+def excluded(fit: FitResult) -> Table:
+    rows = [{"excluded": line} for line in fit.excluded]
     columns = (text("point, and why it was left out", "excluded"),)
     return Table("excluded", "", rows, columns)
 
 
-def level(study: Study) -> str:
+def level(fit: FitResult) -> str:
     """The level of the fit's intervals, e.g. "90% bootstrap"."""
-    for found in study.fit.parabolas:
+    for found in fit.parabolas:
         if isinstance(found, Parabola):
             return f"{100 * found.n_opt_interval.level:.0f}% bootstrap"
     return "bootstrap"

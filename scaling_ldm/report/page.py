@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from scaling_ldm.records import HeldOut, PowerLaw, Refusal
+from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report import (
     frontier_tables,
@@ -108,7 +108,7 @@ def _headline(study: Study) -> str:
         said = (
             f"<p>At the best size for each budget C: {shown}, fitted over {law.points} "
             f"budgets from {fmt.scientific(law.x_min)} to {fmt.scientific(law.x_max)} "
-            f"FLOPs; in brackets {law_tables.level(study)} intervals.</p>"
+            f"FLOPs; in brackets {law_tables.level(study.fit)} intervals.</p>"
         )
     reasons: dict[str, list[str]] = {}
     for found in (*laws.values(), *study.fit.held_out):
@@ -116,13 +116,15 @@ def _headline(study: Study) -> str:
             reasons.setdefault(found.why, []).append(found.what)
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
     return (
-        said + html.paragraphs(_held_out(study)) + html.paragraphs(refused, "Refused:")
+        said
+        + html.paragraphs(_held_out(study.fit))
+        + html.paragraphs(refused, "Refused:")
     )
 
 
-def _held_out(study: Study) -> list[str]:
+def _held_out(fit: FitResult) -> list[str]:
     """The largest budget, predicted from the smaller ones: errors, how many inside."""
-    found = [h for h in study.fit.held_out if isinstance(h, HeldOut)]
+    found = [h for h in fit.held_out if isinstance(h, HeldOut)]
     if not found:
         return []
     errors = (

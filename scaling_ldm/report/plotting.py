@@ -140,7 +140,10 @@ def _inline(svg: str, name: str, caption: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", svg)
-    width = float(re.search(r'width="([\d.]+)pt"', svg).group(1)) * 4 / 3
+    points = re.search(r'width="([\d.]+)pt"', svg)
+    if points is None:
+        raise ValueError(f"figure {name}: its SVG has no width in points")
+    width = float(points.group(1)) * 4 / 3
     head = f'<svg role="img" aria-label="{_attribute(caption)}" '
     head += f'style="max-width:{1.15 * width:.0f}px"'
     svg = re.sub(r'<svg (width|height)="[^"]*" (width|height)="[^"]*"', head, svg)

@@ -48,6 +48,11 @@ def quality(found: Comparison, size: str) -> Plot:
     axes.set_ylabel(spoken(found.metric))
     entries = line_entries(labels, 3.4)
     columns = math.ceil(len(entries) / math.ceil(len(entries) / 6))
-    place = {"loc": "outside lower center", "ncols": columns}
-    figure.legend(handles=entries, title=f"N, {size}", title_fontsize=8.0, **place)
+    figure.legend(
+        handles=entries,
+        title=f"N, {size}",
+        title_fontsize=8.0,
+        loc="outside lower center",
+        ncols=columns,
+    )
     return render(figure, name(found), caption(found))

@@ -118,13 +118,15 @@ def _without_budget(row: Row) -> dict[str, Any]:
 def _sum(rows: Sequence[Row]) -> dict[str, Any]:
     """Sums of what adds up, ratios of the sums."""
     out = {k: sum(row[k] for row in rows) for k in _ADDITIVE.split()}
-    known = all(row["mfu"] is not None for row in rows)
-    weighted = sum(row["mfu"] * row["device_hours"] for row in rows) if known else None
+    mfu = None
+    if all(row["mfu"] is not None for row in rows):
+        weighted = sum(row["mfu"] * row["device_hours"] for row in rows)
+        mfu = _ratio(weighted, out["device_hours"])
     return {
         **out,
         "six_nd_over_model": _ratio(out["six_nd_flops"], out["model_flops"]),
         "flops_per_second": _ratio(out["model_flops"], out["seconds"]),
-        "mfu": _ratio(weighted, out["device_hours"]) if known else None,
+        "mfu": mfu,
     }
 
 

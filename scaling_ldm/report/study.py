@@ -93,7 +93,8 @@ class Study:
             budget: p
             for budget in self.budgets()
             for p in found
-            if math.isclose(p.budget_flops, budget, rel_tol=1e-5)
+            if p.budget_flops is not None
+            and math.isclose(p.budget_flops, budget, rel_tol=1e-5)
         }
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -40,7 +41,7 @@ class QualityCurve:
 
     @property
     def flops(self) -> np.ndarray:
-        return np.array([r.train_flops for r in self.points])
+        return np.array([_spent(r) for r in self.points])
 
     def of(self, field: str) -> np.ndarray:
         """value, low or high of each point."""
@@ -100,15 +101,26 @@ def comparisons(study: Study) -> list[Comparison]:
             QualityCurve(
                 label=labels[run_id],
                 size=float(getattr(specs[run_id], study.size)),
-                points=tuple(sorted(points, key=lambda r: r.train_flops)),
+                points=tuple(sorted(points, key=_spent)),
             )
             for run_id, points in group.items()
         ]
-        curves.sort(key=lambda c: (c.size, c.label, c.points[0].train_flops))
+        curves.sort(key=lambda c: (c.size, c.label, _spent(c.points[0])))
         found.append(
             Comparison(metric=metric, protocol_hash=protocol_hash, curves=tuple(curves))
         )
     return found
+
+
+def _spent(record: EvalRecord) -> float:
+    """The training FLOPs of a run's checkpoint.
+
+    Raises:
+      ValueError: they are not known. Only weights from a folder may lack them.
+    """
+    if record.train_flops is None:
+        raise ValueError(f"{record.run_id}, step {record.step}: no training FLOPs")
+    return record.train_flops
 
 
 def _of_checkpoints(study: Study) -> list[EvalRecord]:
@@ -252,9 +264,9 @@ def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: Grid) -> Band:
     return value, low, high
 
 
-def _crossing(x: Grid, small: str, a: Band, large: str, b: Band) -> Row:
+def _crossing(x: Grid, small: str, a: Band, large: str, b: Band) -> dict[str, Any]:
     """How often the curves of two sizes cross, where, and which is better then."""
-    row = dict.fromkeys(
+    row: dict[str, Any] = dict.fromkeys(
         "flops_low flops_high crossings at_low at_high better overlap overlap_low "
         "overlap_high".split()
     )

@@ -214,7 +214,9 @@ class _Evaluator:
             captions = sampler.captions(np.arange(sampling.images))
             caption_vectors = self._extract.captions(captions)
         seen = measures.Generated(
-            features=features.features, logits=features.logits, captions=caption_vectors
+            features=np.asarray(features.features),
+            logits=None if features.logits is None else np.asarray(features.logits),
+            captions=caption_vectors,
         )
         for metric in cfg.metrics:
             keys = {

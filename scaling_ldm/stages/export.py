@@ -60,6 +60,8 @@ def run(
     write = _WRITERS.get(experiment.model.architecture, _native)
     written = write(experiment, workdir, model, params)
     record = runs.read_record(workdir, spec.run_id)
+    if record is None:
+        raise config.ConfigError(f"{spec.run_id} has no record any more")
     more = {}
     if experiment.model.architecture == "autoencoder_kl":
         more = _held_out(experiment, record)

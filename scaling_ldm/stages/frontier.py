@@ -266,7 +266,7 @@ class _CellMeasurer:
     ) -> tuple[np.ndarray, float]:
         """Features of the cell's pictures, and the seconds for drawing one picture."""
         images, seconds = sampler.timed(np.arange(sampling.images), sampling)
-        return self._extract(images).features, seconds
+        return np.asarray(self._extract(images).features), seconds
 
     def _cell(
         self,

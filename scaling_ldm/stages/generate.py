@@ -227,7 +227,8 @@ def _finish(
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     index += 1
-                tar.members.clear()  # otherwise it keeps a header of every picture
+                # Otherwise it keeps a header of every picture.
+                tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
 
     records.write_file(folder / "images.tar", archive)
     images = np.concatenate(first)

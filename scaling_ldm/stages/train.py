@@ -33,18 +33,24 @@ def run(
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
     """
-    done = {spec.run_id: runs.read_record_of(workdir, spec) for _, spec in numbered}
-    missing = [(k, spec) for k, spec in numbered if done[spec.run_id] is None]
+    done: dict[str, records.TrainRecord] = {}
+    missing: list[tuple[int, records.RunSpec]] = []
+    for number, spec in numbered:
+        record = runs.read_record_of(workdir, spec)
+        if record is None:
+            missing.append((number, spec))
+        else:
+            done[spec.run_id] = record
     if len(missing) < len(numbered):
         progress.say(f"{len(numbered) - len(missing)} of {len(numbered)} runs are done")
     for record in done.values():
-        if record is not None and record.status != "finished":
+        if record.status != "finished":
             progress.say(
                 f"{record.run_id} is skipped: {record.status}, {record.detail} "
                 f"(remove runs/{record.run_id} to try it again)"
             )
     if not missing:
-        return list(done.values())
+        return [done[spec.run_id] for _, spec in numbered]
     device_mesh = mesh.build(
         experiment.mesh,
         {
@@ -89,7 +95,7 @@ def run(
             sweep.end()
             if record.status == "finished":
                 sweep.result(record.validation_loss_ema)
-    return list(done.values())
+    return [done[spec.run_id] for _, spec in numbered]
 
 
 def check(experiment: config.Experiment) -> None:

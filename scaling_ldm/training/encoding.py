@@ -30,7 +30,7 @@ class FrozenNetworks:
 
     def __init__(self, experiment: config.Experiment) -> None:
         self._experiment = experiment
-        cfg, shape = experiment.encode, experiment.data.shape
+        cfg, (H, W, C) = experiment.encode, experiment.data.shape
         local = jax.local_devices()
         self._mesh = mesh.build(
             config.MeshConfig(fsdp=math.gcd(experiment.mesh.fsdp, len(local))),
@@ -43,32 +43,32 @@ class FrozenNetworks:
         self._image: pretrained.PretrainedAutoencoder | None = None
         self._text: pretrained.PretrainedTextEncoder | None = None
         params: dict[str, Any] = {}
-        factor, stored, kind, width = 1, shape, "uint8", 0
+        factor, stored, kind, width = 1, (H, W, C), "uint8", 0
         if cfg.autoencoder != "none":
             self._image = pretrained.autoencoder(cfg.autoencoder, cfg.compute_dtype)
             network = self._image.network
             _check_latents(experiment, network.factor, network.latent_channels)
             params["image"] = self._image.params
             factor, kind = network.factor, cfg.dtype
-            stored = (*shape[:2], 2 * shape[2])
+            stored = (H, W, 2 * C)
         if not experiment.reads_words:
             self._text = pretrained.text_encoder(cfg.text_encoder, cfg.compute_dtype)
             width = self._text.network.width
             encoded.check_width(experiment, width)
             _check_tokens(experiment, self._text.network.max_tokens)
             params["text"] = self._text.params
-        self.side = (shape[0] * factor, shape[1] * factor)
+        self.side = (H * factor, W * factor)
         self.layout = shards.Layout(
             shape=stored, dtype=kind, text_width=width, text_dtype=cfg.dtype
         )
         self._params = mesh.place_params(self._mesh, params)
         batch = mesh.named_sharding(self._mesh, mesh.BATCH)
         self._apply = jax.jit(self._forward, out_shardings=batch)
-        self.uncond = None
+        self.uncond: np.ndarray | None = None
         if self._text is not None:
             blank = np.zeros((*self.side, 3), np.uint8)
             _, features = self.read(self.start([blank], [""]))
-            self.uncond = features[0]
+            self.uncond = features[0] if features else None
 
     def describe(self) -> str:
         """Names and shapes, for people."""
@@ -83,7 +83,7 @@ class FrozenNetworks:
         return f"{said}, {cfg.text_encoder} ({self._length} tokens of {s.text_width})"
 
     def _forward(self, params: Any, given: dict[str, jax.Array]) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         if self._image is not None:
             x = given["image"].astype(jnp.float32) / 127.5 - 1
             moments = self._image.network.encode(params["image"], x)
@@ -139,7 +139,7 @@ class FrozenNetworks:
         mean, log_variance = np.split(x, 2, axis=-1)
         network = self._image.network
         variance = np.exp(log_variance) * np.float32(network.scale**2)
-        return network.to_latent(mean), variance
+        return np.asarray(network.to_latent(mean)), variance
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

@@ -292,6 +292,10 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
     """Bytes that a function holds at once on one device, as the compiler plans it."""
     with jax.set_mesh(None):
         planned = jax.jit(function).lower(*abstract).compile().memory_analysis()
+    if planned is None:
+        raise RuntimeError(
+            "this device's compiler does not say how much memory it uses"
+        )
     return (
         planned.argument_size_in_bytes
         + planned.output_size_in_bytes

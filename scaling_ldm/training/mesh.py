@@ -185,10 +185,11 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 def rows_of_process(mesh: Mesh, rows: int) -> slice:
     """The rows of a global batch that this process feeds to its devices."""
     sharding = NamedSharding(mesh, BATCH)
-    mine = sharding.addressable_devices_indices_map((rows,)).values()
+    indices = sharding.addressable_devices_indices_map((rows,)).values()
+    mine = [index[0] for index in indices if index is not None]
     return slice(
-        min(index[0].start or 0 for index in mine),
-        max(rows if index[0].stop is None else index[0].stop for index in mine),
+        min(part.start or 0 for part in mine),
+        max(rows if part.stop is None else part.stop for part in mine),
     )
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.typing import ArrayLike
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
 from scaling_ldm.models import from_config
+from scaling_ldm.models.shapes import IndexB, TimeB
 
-Batch = dict[str, ArrayLike]
+Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,18 @@ def _denoising(
     settings = diffusion_objective(experiment.objective)
 
     def per_example_loss(
-        params: Any, batch: Batch, t: ArrayLike, index: ArrayLike, key: jax.Array
+        params: Any, batch: Batch, t_B: TimeB, index_B: IndexB, key: jax.Array
     ) -> jax.Array:
         cond = {name: batch[name] for name in denoiser.conditioning}
         return validation.per_example_loss(
-            denoiser.apply, params, batch["x"], cond, t, index, key, objective=settings
+            denoiser.apply,
+            params,
+            batch["x"],
+            cond,
+            t_B,
+            index_B,
+            key,
+            objective=settings,
         )
 
     return Objective(
@@ -87,9 +94,9 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ob
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
     def per_example_loss(
-        params: Any, batch: Batch, t: ArrayLike, index: ArrayLike, key: jax.Array
+        params: Any, batch: Batch, t_B: TimeB, index_B: IndexB, key: jax.Array
     ) -> jax.Array:
-        del t, index, key
+        del t_B, index_B, key
         return reconstruct.per_example_loss(network, params, batch["x"])
 
     return Objective(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from scaling_ldm import config
 from scaling_ldm.models.shapes import Count, Scalar
@@ -36,7 +37,9 @@ def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
     return cfg.learning_rate * cfg.policy_width / width
 
 
-def learning_rate(step: Count, peak: Scalar, warmup: Scalar) -> Scalar:
+def learning_rate(
+    step: Count, peak: Float[jax.Array, ""], warmup: Scalar
+) -> Float[jax.Array, ""]:
     """Linear warm-up over `warmup` steps, then constant; `step` counts from 0."""
     return peak * jnp.minimum(1.0, (step + 1.0) / jnp.maximum(warmup, 1.0))
 

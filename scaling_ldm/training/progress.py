@@ -38,7 +38,7 @@ def mute() -> None:
 
 def format_duration(seconds: float) -> str:
     """3661 -> "1:01:01", 61 -> "1:01"."""
-    minutes, seconds = divmod(int(round(max(seconds, 0))), 60)
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 

@@ -141,7 +141,7 @@ def test_sharded_pictures_and_heads_stay_where_they_are(parts):
 
 
 def test_no_array_of_queries_by_keys_is_transposed():
-    """On a CPU these transpositions take longer than the arithmetic (docs, Benchmarks)."""
+    """On a CPU these transpositions take longer than the arithmetic."""
     args, mask, weights = inputs()
     text = str(
         jax.make_jaxpr(jax.grad(loss(attention.attend, mask, weights), (0, 1, 2)))(

@@ -424,8 +424,9 @@ def test_a_directory_without_a_tokenizer(tmp_path):
 def test_importing_stays_light():
     code = (
         "import sys\n"
-        "import scaling_ldm.models.encoders.tokenizers, scaling_ldm.weights.hub\n"
-        "import scaling_ldm.models.weights.t5, scaling_ldm.weights.clip\n"
+        "import scaling_ldm.models.encoders.tokenizers\n"
+        "import scaling_ldm.models.weights.hub\n"
+        "import scaling_ldm.models.weights.t5, scaling_ldm.models.weights.clip\n"
         "import scaling_ldm.models.weights.bert\n"
         "heavy = ('transformers', 'torch', 'tensorflow', 'huggingface_hub')\n"
         "found = [m for m in heavy if m in sys.modules]\n"

@@ -154,14 +154,15 @@ class ArrayRecords:
         return picture(features, name, self._image, caption, label)
 
     def _feature_names(self, path: str) -> list[str]:
+        problem = ""
         for index in range(min(_TRIED, len(self._records))):
             try:
                 return list(self._records.features(index))
             except record.BadRecord as e:
-                bad = e
+                problem = str(e)
         raise config.ConfigError(
-            f"{path}: its records are no tf.train.Example messages ({bad}); write them "
-            "with scaling_ldm.data.pictures.examples.write_array_record"
+            f"{path}: its records are no tf.train.Example messages ({problem}); write "
+            "them with scaling_ldm.data.pictures.examples.write_array_record"
         )
 
 

@@ -183,8 +183,8 @@ def _table(
 
 
 def _csv(text: str, where: str) -> list[tuple[int, dict]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise config.ConfigError(f"{where}, line {reader.line_num}: {e}") from e

@@ -24,12 +24,12 @@ class _Found:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, place: SupportsIndex) -> tuple[int, Any]:
-        index = int(self._indices[int(place)])
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, Any]:
+        number = int(self._indices[int(index)])
         try:
-            return index, self._prepare(self._pictures.read(index))
+            return number, self._prepare(self._pictures.read(number))
         except BadRecord as bad:
-            return index, bad
+            return number, bad
 
     def __repr__(self) -> str:
         return f"{len(self)} records of {type(self._pictures).__name__}"

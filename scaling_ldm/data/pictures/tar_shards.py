@@ -97,7 +97,7 @@ class TarShards:
                 f"{path}: {len(broken)} of {len(found)} shards are broken; copy them "
                 f"again or leave them out:\n  {lines}"
             )
-        self._indices: list[_Index] = found  # type: ignore[assignment]
+        self._indices = [item for item in found if not isinstance(item, str)]
         counts = [len(index.keys) for index in self._indices]
         if not sum(counts):
             raise config.ConfigError(f"{path}: there is no sample in its shards")
@@ -128,29 +128,32 @@ class TarShards:
         spans = table.spans[row].copy()
         if spans[_TEXT, 1] >= 0:
             spans[_JSON] = 0, -1  # a text file takes precedence
-        picture, text, entries, label = self._parts(shard, spans)
-        caption = self._entry(entries, name) if text is None else text
+        parts = self._parts(shard, spans)
+        if _TEXT in parts:
+            caption = parts[_TEXT]
+        else:
+            caption = self._entry(parts[_JSON], name)
+        label = parts.get(_LABEL)
         return record.Picture(
-            image=record.decode(picture, name),
+            image=record.decode(parts[_PICTURE], name),
             caption=record.clean_caption(caption, name),
             name=name,
             label=None if label is None else columns.whole(label, name),
         )
 
-    def _parts(self, shard: str, spans: np.ndarray) -> list[bytes | None]:
-        """The bytes of each (offset, size), None where the size is -1."""
+    def _parts(self, shard: str, spans: np.ndarray) -> dict[int, bytes]:
+        """The bytes of each part that is there."""
         there = spans[spans[:, 1] >= 0]
         first, last = int(there[:, 0].min()), int(there.sum(1).max())
         near = last - first <= int(there[:, 1].sum()) + _GAP
         data = self._folder.read(shard, first, last - first) if near else b""
-        parts: list[bytes | None] = []
-        for at, size in spans.tolist():
-            if size < 0:
-                parts.append(None)
-            elif near:
-                parts.append(data[at - first : at - first + size])
+        parts = {}
+        for part in np.flatnonzero(spans[:, 1] >= 0).tolist():
+            at, size = spans[part].tolist()
+            if near:
+                parts[part] = data[at - first : at - first + size]
             else:
-                parts.append(self._folder.read(shard, at, size))
+                parts[part] = self._folder.read(shard, at, size)
         return parts
 
     def _entry(self, data: bytes, name: str) -> object:
@@ -195,7 +198,8 @@ def _read_headers(file: Any) -> _Index:
     previous = None
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while member := tar.next():
-            tar.members.clear()  # it would keep them all
+            # It would keep them all.
+            tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
             folder, slash, last = member.name.rpartition("/")
             stem, dot, ending = last.partition(".")
             part = _PARTS.get(dot + ending.lower())

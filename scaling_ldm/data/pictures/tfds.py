@@ -75,10 +75,11 @@ class Tfds:
     def read(self, index: int) -> record.Picture:
         features, name = self._records.features(index), self._records.name(index)
         label = columns.first(features.get(self._label)) if self._label else None
-        if label is not None and label < 0:
+        if isinstance(label, int) and label < 0:
             label = None  # how TFDS writes "unknown", as in a test split
         caption = columns.first(features.get(self._caption)) if self._caption else None
-        if not self._caption and label is not None and label < len(self._classes):
+        known = isinstance(label, int) and label < len(self._classes)
+        if known and not self._caption:
             caption = self._classes[label].replace("_", " ").replace("-", " ")
         return examples.picture(features, name, self._image, caption, label)
 

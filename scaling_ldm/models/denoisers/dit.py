@@ -239,16 +239,16 @@ def init(config: DiTConfig, key: jax.Array) -> Params:
     x, t, cond = transformer_parts.example_inputs(config)
     cond["label"] = jnp.zeros((1,), jnp.int32)
     entry = DiTEmbed(config)
-    entry_params = entry.init(entry_key, x, t, cond)
-    tokens, side = entry.apply(entry_params, x, t, cond)
+    entry_params = layers.init_module(entry, entry_key, x, t, cond)
+    tokens, side = layers.apply_module(entry, entry_params, x, t, cond)
 
     def init_block(key: jax.Array) -> Params:
-        return DiTBlock(config).init(key, tokens, side)["params"]
+        return layers.init_module(DiTBlock(config), key, tokens, side)
 
     return {
-        "entry": entry_params["params"],
+        "entry": entry_params,
         "blocks": jax.vmap(init_block)(jax.random.split(block_key, config.depth)),
-        "exit": DiTHead(config).init(exit_key, tokens, side)["params"],
+        "exit": layers.init_module(DiTHead(config), exit_key, tokens, side),
     }
 
 
@@ -258,7 +258,7 @@ def apply(
     x_BHWC: LatentBHWC,
     t_B: TimeB,
     cond: dict[str, Any],
-) -> Float[Array, "B H W out"]:
+) -> Float[jax.Array, "B H W out"]:
     """The prediction in float32 for x at times t in [0, 1].
 
     Args:
@@ -267,10 +267,10 @@ def apply(
     """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = DiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = layers.apply_module(DiTEmbed(config), entry, x_BHWC, t_B, cond)
 
     def layer(x: TokensBTD, block: Params, side: dict[str, Any]) -> TokensBTD:
-        return DiTBlock(config).apply({"params": block}, x, side)
+        return layers.apply_module(DiTBlock(config), block, x, side)
 
     with jax.named_scope("blocks"):
         x = layers.scan_blocks(
@@ -278,4 +278,4 @@ def apply(
         )
     with jax.named_scope("exit"):
         exit_params = layers.gather(params["exit"])
-        return DiTHead(config).apply({"params": exit_params}, x, side)
+        return layers.apply_module(DiTHead(config), exit_params, x, side)

@@ -50,7 +50,8 @@ from scaling_ldm.models.shapes import (
     TokensBTD,
 )
 
-Streams = tuple[jax.Array, jax.Array]  # image and text tokens, [B, N, D] and [B, S, D]
+# Image and text tokens.
+Streams = tuple[Float[Array, "B N D"], Float[Array, "B S D"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,10 @@ def _modulation(
     return jnp.split(dense(condition_BD)[:, None, :], parts, axis=-1)
 
 
-def _qkv(config: MMDiTConfig, x_BTD: TokensBTD, name: str) -> list[jax.Array]:
-    """Queries, keys and values [B, T, K, H], the first two normalised."""
+def _qkv(
+    config: MMDiTConfig, x_BTD: TokensBTD, name: str
+) -> list[Float[Array, "B T K H"]]:
+    """Queries, keys and values, the first two normalised."""
     head = (config.heads, config.width // config.heads)
     q, k, v = layers.project(x_BTD, 3, head, config.dtype, f"{name}qkv")
     q = layers.head_norm(config.qk_norm, q, config.dtype, f"{name}q_norm")
@@ -129,11 +132,12 @@ class DoubleBlock(nn.Module):
             return layers.norm(cfg.norm, cfg.dtype, name, False)(x)
 
         image_by = _modulation(cfg, 6, condition, "image_modulation")
-        if self.keeps_text:
-            text_by = _modulation(cfg, 6, condition, "text_modulation")
-            shift, scale = text_by[:2]
-        else:  # scale first, as published
-            scale, shift = _modulation(cfg, 2, condition, "text_modulation")
+        text_by = _modulation(
+            cfg, 6 if self.keeps_text else 2, condition, "text_modulation"
+        )
+        shift, scale = text_by[:2]
+        if not self.keeps_text:  # scale first, as published
+            scale, shift = shift, scale
         h_image = norm(image, "image_norm1") * (1 + image_by[1]) + image_by[0]
         h_text = norm(text, "text_norm1") * (1 + scale) + shift
         q, k, v = (
@@ -148,7 +152,7 @@ class DoubleBlock(nn.Module):
             q = q[:, S:]
         out = attention.attend(q, k, v, side.get("mask"))
 
-        def after(x: TokensBTD, out: jax.Array, by: Any, name: str) -> TokensBTD:
+        def after(x: TokensBTD, out: Array, by: Any, name: str) -> TokensBTD:
             """The rest of a stream's block: output projection, then perceptron."""
             h = layers.join_heads(out, cfg.width, cfg.dtype, f"{name}_out")
             x = x + by[2] * h
@@ -209,7 +213,7 @@ class MMDiTEmbed(nn.Module):
         if cfg.vocab_size:
             text = text + transformer_parts.word_positions(cfg)
 
-        def embedded(name: str, value_B: TimeB) -> jax.Array:
+        def embedded(name: str, value_B: TimeB) -> Float[Array, "B D"]:
             return layers.TimeEmbedding(
                 cfg.width, cfg.time_width, cfg.dtype, name=name
             )(value_B)
@@ -260,11 +264,11 @@ def init(config: MMDiTConfig, key: jax.Array) -> Params:
         "guidance": jnp.zeros((1,)),
     }
     entry = MMDiTEmbed(config)
-    params = {"entry": entry.init(keys[0], x, t, cond)["params"]}
-    (image, text), side = entry.apply({"params": params["entry"]}, x, t, cond)
+    params = {"entry": layers.init_module(entry, keys[0], x, t, cond)}
+    (image, text), side = layers.apply_module(entry, params["entry"], x, t, cond)
 
     def stack(module: nn.Module, x: Any, key: jax.Array, depth: int) -> Params:
-        return jax.vmap(lambda key: module.init(key, x, side)["params"])(
+        return jax.vmap(lambda key: layers.init_module(module, key, x, side))(
             jax.random.split(key, depth)
         )
 
@@ -281,8 +285,8 @@ def init(config: MMDiTConfig, key: jax.Array) -> Params:
             DoubleBlock(config), (image, text), keys[1], config.depth - 1
         )
         last = DoubleBlock(config, keeps_text=False)
-        params["last"] = last.init(keys[3], (image, text), side)["params"]
-    params["exit"] = MMDiTHead(config).init(keys[4], image, side)["params"]
+        params["last"] = layers.init_module(last, keys[3], (image, text), side)
+    params["exit"] = layers.init_module(MMDiTHead(config), keys[4], image, side)
     return params
 
 
@@ -292,7 +296,7 @@ def apply(
     x_BHWC: LatentBHWC,
     t_B: TimeB,
     cond: dict[str, Any],
-) -> Float[Array, "B H W out"]:
+) -> Float[jax.Array, "B H W out"]:
     """The prediction in float32 for x at times t in [0, 1].
 
     Args:
@@ -302,17 +306,18 @@ def apply(
     """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x, side = MMDiTEmbed(config).apply({"params": entry}, x_BHWC, t_B, cond)
+        x, side = layers.apply_module(MMDiTEmbed(config), entry, x_BHWC, t_B, cond)
 
     def double(x: Streams, block: Params, side: Any) -> Streams:
-        return DoubleBlock(config).apply({"params": block}, x, side)
+        return layers.apply_module(DoubleBlock(config), block, x, side)
 
     def last(x: Streams, block: Params, side: Any) -> Streams:
         block = layers.gather(block)
-        return DoubleBlock(config, keeps_text=False).apply({"params": block}, x, side)
+        module = DoubleBlock(config, keeps_text=False)
+        return layers.apply_module(module, block, x, side)
 
     def single(x: TokensBTD, block: Params, side: Any) -> TokensBTD:
-        return SingleBlock(config).apply({"params": block}, x, side)
+        return layers.apply_module(SingleBlock(config), block, x, side)
 
     how = {"remat": config.remat, "unroll": config.unroll}
     with jax.named_scope("blocks"):
@@ -332,4 +337,4 @@ def apply(
             )
     with jax.named_scope("exit"):
         exit_params = layers.gather(params["exit"])
-        return MMDiTHead(config).apply({"params": exit_params}, image, side)
+        return layers.apply_module(MMDiTHead(config), exit_params, image, side)

@@ -12,11 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scaling_ldm.models import layers
 from scaling_ldm.models import positions as positions_lib
 from scaling_ldm.models.positions import PositionGrid
-from scaling_ldm.models.shapes import LatentBHWC, TextBSE, TokensBTD
+from scaling_ldm.models.shapes import Array, LatentBHWC, TextBSE, TokensBTD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,8 @@ def text_features(module: Any, text: Any) -> TextBSE:
     return text.astype(cfg.dtype)
 
 
-def word_positions(config: TransformerConfig) -> jax.Array:
-    """Sinusoids [1, S, D] that tell the order of a caption's words."""
+def word_positions(config: TransformerConfig) -> Float[Array, "1 S D"]:
+    """Sinusoids that tell the order of a caption's words."""
     places = jnp.arange(config.text_tokens)
     table = positions_lib.sinusoid(places, config.width, 10_000.0)
     return table.astype(config.dtype)[None]

@@ -239,13 +239,14 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
     H, W, C = config.image_shape
 
     def modules(key: jax.Array) -> Params:
-        return UNet(config).init(
+        return layers.init_module(
+            UNet(config),
             key,
             jnp.zeros((1, H, W, C + config.extra_channels)),
             jnp.zeros((1,)),
             jnp.zeros((1, config.text_tokens, config.text_width)),
             None,
-        )["params"]
+        )
 
     params = layers.initialise(jax.eval_shape(modules, key), key, _inputs)
     if config.vocab_size:
@@ -260,7 +261,7 @@ def apply(
     x_BHWC: LatentBHWC,
     t_B: TimeB,
     cond: dict[str, Any],
-) -> LatentBHWC:
+) -> Float[jax.Array, "B H W _"]:
     """The prediction in float32 for x at times t in [0, 1].
 
     Args:
@@ -279,4 +280,4 @@ def apply(
     if config.extra_channels:
         x_BHWC = jnp.concatenate([x_BHWC, cond["image"]], axis=-1)
     mask = cond["mask"][:, None, None, :] if "mask" in cond else None
-    return UNet(config).apply({"params": params}, x_BHWC, t_B, text, mask)
+    return layers.apply_module(UNet(config), params, x_BHWC, t_B, text, mask)

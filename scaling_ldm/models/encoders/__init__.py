@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 
 from scaling_ldm.models.encoders import autoencoder_kl, bert, blocks, clip, t5
-from scaling_ldm.models.shapes import LatentBHWC, Params
+from scaling_ldm.models.shapes import Array, LatentBHWC, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class TextEncoder:
     """
 
     init: Callable[[jax.Array], Params]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Array]
     width: int
     max_tokens: int
 

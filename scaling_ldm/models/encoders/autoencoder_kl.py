@@ -183,8 +183,8 @@ def init(config: AutoencoderConfig, key: jax.Array) -> Params:
         image = jnp.zeros((1, side, side, config.image_channels))
         latent = jnp.zeros((1, 1, 1, config.latent_channels))
         return {
-            "encoder": Encoder(config).init(key, image)["params"],
-            "decoder": Decoder(config).init(key, latent)["params"],
+            "encoder": layers.init_module(Encoder(config), key, image),
+            "decoder": layers.init_module(Decoder(config), key, latent),
         }
 
     return layers.initialise(jax.eval_shape(modules, key), key)
@@ -192,7 +192,7 @@ def init(config: AutoencoderConfig, key: jax.Array) -> Params:
 
 def encode(
     config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC
-) -> Float[Array, "B h w moments"]:
+) -> Float[jax.Array, "B h w moments"]:
     """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
 
     Raises:
@@ -204,7 +204,7 @@ def encode(
             f"pictures of {H} x {W} pixels: both must be multiples of {config.factor}"
         )
     params = _gather(params["encoder"])
-    moments = Encoder(config).apply({"params": params}, x_BHWC)
+    moments = layers.apply_module(Encoder(config), params, x_BHWC)
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     log_variance = jnp.clip(log_variance, *LOG_VARIANCES)
     return jnp.concatenate([mean, log_variance], axis=-1)
@@ -212,10 +212,10 @@ def encode(
 
 def decode(
     config: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC
-) -> Float[Array, "B rows columns out"]:
+) -> Float[jax.Array, "B rows columns out"]:
     """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
     params = _gather(params["decoder"])
-    return Decoder(config).apply({"params": params}, z_BHWC)
+    return layers.apply_module(Decoder(config), params, z_BHWC)
 
 
 def sample(moments: Float[Array, "B H W moments"], noise: LatentBHWC) -> LatentBHWC:

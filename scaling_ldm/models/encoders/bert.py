@@ -89,13 +89,13 @@ def init(config: BertConfig, key: jax.Array) -> Params:
     entry_key, block_key, exit_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, config.width))
     params = {
-        "entry": BertEmbed(config).init(entry_key, jnp.zeros((1, 1), jnp.int32))[
-            "params"
-        ],
+        "entry": layers.init_module(
+            BertEmbed(config), entry_key, jnp.zeros((1, 1), jnp.int32)
+        ),
         "blocks": blocks.init(BertBlock(config), config.depth, block_key, x, None),
     }
     if config.pooler:
-        params["pooler"] = nn.Dense(config.width).init(exit_key, x)["params"]
+        params["pooler"] = layers.init_module(nn.Dense(config.width), exit_key, x)
     return params
 
 
@@ -111,10 +111,10 @@ def apply(
     mask = blocks.key_mask(mask_BS)
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = BertEmbed(config).apply({"params": entry}, ids_BS)
+        x = layers.apply_module(BertEmbed(config), entry, ids_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return BertBlock(config).apply({"params": layers.gather(block)}, x, mask)
+        return layers.apply_module(BertBlock(config), layers.gather(block), x, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
@@ -127,7 +127,7 @@ def first_token(
     """BERT's own vector of a text: a dense layer and tanh on the first token."""
     dense = nn.Dense(config.width, dtype=config.dtype)
     pooler = layers.gather(params["pooler"])
-    return jnp.tanh(dense.apply({"params": pooler}, features_BSE[:, 0]))
+    return jnp.tanh(layers.apply_module(dense, pooler, features_BSE[:, 0]))
 
 
 def sentence(features_BSE: TextBSE, mask_BS: MaskBS) -> Float[Array, "B E"]:

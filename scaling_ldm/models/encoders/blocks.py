@@ -18,7 +18,7 @@ from scaling_ldm.models import attention, layers
 from scaling_ldm.models.shapes import Array, MaskBS, Params, TokensBTD
 
 # Keys are the names that a published config.json gives.
-PUBLISHED_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+PUBLISHED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -59,7 +59,7 @@ def key_mask(mask_BS: MaskBS | None) -> Bool[Array, "B 1 1 S"] | None:
 
 def init(block: nn.Module, depth: int, key: jax.Array, *inputs: Any) -> Params:
     """Parameters of `depth` blocks, stacked."""
-    return jax.vmap(lambda key: block.init(key, *inputs)["params"])(
+    return jax.vmap(lambda key: layers.init_module(block, key, *inputs))(
         jax.random.split(key, depth)
     )
 

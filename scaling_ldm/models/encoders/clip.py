@@ -20,6 +20,7 @@ import numpy as np
 from scaling_ldm.models import layers
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.shapes import (
+    Array,
     LatentBHWC,
     MaskBS,
     Params,
@@ -121,7 +122,7 @@ class ClipHead(nn.Module):
     config: ClipConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         return blocks.norm(self.config.epsilon, self.config.dtype, "norm")(x)
 
 
@@ -151,19 +152,19 @@ def _run(
     mask: jax.Array | None,
 ) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return ClipBlock(config).apply({"params": layers.gather(block)}, x, mask)
+        return layers.apply_module(ClipBlock(config), layers.gather(block), x, mask)
 
     with jax.named_scope("blocks"):
         return blocks.run(layer, x, params["blocks"], config.unroll)
 
 
-def _normed(config: ClipConfig, params: Params, x: jax.Array) -> jax.Array:
-    return ClipHead(config).apply({"params": layers.gather(params["exit"])}, x)
+def _normed(config: ClipConfig, params: Params, x: Array) -> jax.Array:
+    return layers.apply_module(ClipHead(config), layers.gather(params["exit"]), x)
 
 
 def _projected(config: ClipConfig, params: Params, x_BD: jax.Array) -> jax.Array:
     projection = layers.gather(params.get("pooled", {}))
-    return Projection(config).apply({"params": projection}, x_BD).astype(jnp.float32)
+    return layers.apply_module(Projection(config), projection, x_BD).astype(jnp.float32)
 
 
 def _init_common(config: ClipConfig, key: jax.Array) -> Params:
@@ -171,11 +172,11 @@ def _init_common(config: ClipConfig, key: jax.Array) -> Params:
     x = jnp.zeros((1, 1, config.width))
     params = {
         "blocks": blocks.init(ClipBlock(config), config.depth, block_key, x, None),
-        "exit": ClipHead(config).init(exit_key, x)["params"],
+        "exit": layers.init_module(ClipHead(config), exit_key, x),
     }
     if config.projection:
-        pooled = Projection(config).init(projection_key, x[0])
-        params["pooled"] = pooled["params"]
+        projection = Projection(config)
+        params["pooled"] = layers.init_module(projection, projection_key, x[0])
     return params
 
 
@@ -223,7 +224,7 @@ def _text(
         x = (x + entry["position_embedding"][None, :tokens]).astype(config.dtype)
         mask = jnp.tri(tokens, dtype=bool)[None, None]
         if mask_BS is not None:
-            mask = mask & blocks.key_mask(mask_BS)
+            mask = mask & mask_BS[:, None, None, :]
     return _run(config, params, x, mask)
 
 
@@ -249,7 +250,7 @@ def init_vision(config: ClipVisionConfig, key: jax.Array) -> Params:
     entry_key, key = jax.random.split(key)
     side = config.image_size
     x = jnp.zeros((1, side, side, config.channels))
-    entry = ClipVisionEmbed(config).init(entry_key, x)["params"]
+    entry = layers.init_module(ClipVisionEmbed(config), entry_key, x)
     return {"entry": entry, **_init_common(config, key)}
 
 
@@ -269,7 +270,7 @@ def apply_vision(
         raise ValueError(f"pictures of {x_BHWC.shape[1:]}; this tower reads {wanted}")
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
-        x = ClipVisionEmbed(config).apply({"params": entry}, x_BHWC)
+        x = layers.apply_module(ClipVisionEmbed(config), entry, x_BHWC)
     return _run(config, params, x, None).astype(jnp.float32)
 
 

@@ -41,7 +41,7 @@ def cosine(a_BD: VectorsBD, b_BD: VectorsBD) -> ScoresB:
     return jnp.sum(_unit(a_BD) * _unit(b_BD), axis=-1)
 
 
-def _unit(x_BD: jax.Array) -> jax.Array:
+def _unit(x_BD: VectorsBD) -> VectorsBD:
     x = jnp.asarray(x_BD, jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -104,7 +104,7 @@ class Clip:
                 f"{self.text.vocab_size}"
             )
 
-    def pictures(self, x_BHWC: PictureBHWC) -> jax.Array:
+    def pictures(self, x_BHWC: PictureBHWC) -> VectorsBD:
         """Vectors [B, projection] of pictures: see `clip_features.apply`."""
         return _pictures(self.image, self.params["image"], x_BHWC)
 
@@ -120,7 +120,7 @@ class Clip:
 @functools.partial(jax.jit, static_argnums=0)
 def _pictures(
     config: clip.ClipVisionConfig, params: Params, x_BHWC: PictureBHWC
-) -> jax.Array:
+) -> VectorsBD:
     return clip_features.apply(config, params, x_BHWC).features
 
 

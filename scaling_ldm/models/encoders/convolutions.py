@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scaling_ldm.models import layers
 from scaling_ldm.models.shapes import Array, LatentBHWC
 
-Layer = dict[str, jax.Array]
+Layer = dict[str, Array]
 Padding = Sequence[tuple[int, int]]  # rows and columns, before and after
 
 _PRECISION = lax.Precision.HIGHEST
@@ -120,18 +120,17 @@ def _shifted(x: Any, kernel_HWC: Any, stride: int, padding: Padding) -> jax.Arra
     reach = [
         (n - k) // stride * stride + 1 for n, k in zip(size, taps, strict=True)
     ]  # from the first to the last place of one tap
-    y = None
-    for row in range(taps[0]):
-        for column in range(taps[1]):
-            shifted = lax.slice(
-                x,
-                (0, row, column, 0),
-                (batch, row + reach[0], column + reach[1], channels),
-                (1, stride, stride, 1),
-            )
-            term = shifted * kernel_HWC[row, column][None, None, None]
-            y = term if y is None else y + term
-    return y
+
+    def term(row: int, column: int) -> jax.Array:
+        shifted = lax.slice(
+            x,
+            (0, row, column, 0),
+            (batch, row + reach[0], column + reach[1], channels),
+            (1, stride, stride, 1),
+        )
+        return shifted * kernel_HWC[row, column][None, None, None]
+
+    return functools.reduce(jnp.add, (term(*place) for place in np.ndindex(taps)))
 
 
 def max_pool(
@@ -159,7 +158,7 @@ def mean_pool(
 
 
 def _taps(
-    x: jax.Array, axis: int, size: int, stride: int, padding: int, fill: float
+    x: Array, axis: int, size: int, stride: int, padding: int, fill: float
 ) -> list[jax.Array]:
     """The pixels under each place of a window along one axis."""
     sides = [(0, 0)] * x.ndim

@@ -11,6 +11,7 @@ The table of positions is for 518 x 518 pixels; it is interpolated for other siz
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -150,10 +151,11 @@ def positions(
         index, weight = _cubic(config.grid, count, config.offset)
         side = [1, 1, 1]
         side[axis] = count
-        x_HWD = sum(
+        taps = [
             jnp.take(x_HWD, i, axis=axis) * w.reshape(side)
             for i, w in zip(index, weight, strict=True)
-        )
+        ]
+        x_HWD = functools.reduce(jnp.add, taps)
     return jnp.concatenate([table_ND[:1], x_HWD.reshape(height * width, features)])
 
 
@@ -188,9 +190,9 @@ def init(config: DinoConfig, key: jax.Array) -> Params:
     x = jnp.zeros((1, 1, config.width))
     pictures = jnp.zeros((1, side, side, config.channels))
     return {
-        "entry": DinoEmbed(config).init(entry_key, pictures)["params"],
+        "entry": layers.init_module(DinoEmbed(config), entry_key, pictures),
         "blocks": blocks.init(DinoBlock(config), config.depth, block_key, x),
-        "exit": DinoHead(config).init(exit_key, x)["params"],
+        "exit": layers.init_module(DinoHead(config), exit_key, x),
     }
 
 
@@ -216,15 +218,15 @@ def tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD
 
 def _tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return DinoBlock(config).apply({"params": layers.gather(block)}, x)
+        return layers.apply_module(DinoBlock(config), layers.gather(block), x)
 
     with jax.named_scope("entry"):
         mean, std = (v[None, None, None] for v in (MEAN, STD))
         x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
-        x = DinoEmbed(config).apply({"params": layers.gather(params["entry"])}, x)
+        x = layers.apply_module(DinoEmbed(config), layers.gather(params["entry"]), x)
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
-    x = DinoHead(config).apply({"params": layers.gather(params["exit"])}, x)
+    x = layers.apply_module(DinoHead(config), layers.gather(params["exit"]), x)
     return x.astype(jnp.float32)
 
 

@@ -309,7 +309,7 @@ class Protocol:
       middle: the network reads (x - middle) / middle.
     """
 
-    resize: Callable[..., jax.Array]
+    resize: Callable[..., Array]
     middle: float
 
 

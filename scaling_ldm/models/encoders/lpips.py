@@ -22,6 +22,7 @@ Example:
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ def init(config: LpipsConfig, key: jax.Array) -> Params:
 
 def _compared(
     config: LpipsConfig, params: Params, x_BHWC: PictureBHWC
-) -> list[jax.Array]:
+) -> list[Float[Array, "B _ _ _"]]:
     """Outputs of the layers that have a head, of length 1 at each place."""
     x = x_BHWC.astype(jnp.float32) / 127.5 - 1
     x = (x - SHIFT[None, None, None]) / SCALE[None, None, None]
@@ -196,9 +197,10 @@ def distance(
     )
     with jax.named_scope("lpips"):
         both = (_compared(config, params, pictures) for pictures in (x_BHWC, y_BHWC))
-        return sum(_difference(*three) for three in zip(heads, *both, strict=True))
+        parts = (_difference(*three) for three in zip(heads, *both, strict=True))
+        return functools.reduce(jnp.add, parts)
 
 
-def _difference(head: Params, x_BHWC: jax.Array, y_BHWC: jax.Array) -> jax.Array:
+def _difference(head: Params, x_BHWC: LatentBHWC, y_BHWC: LatentBHWC) -> ScoreB:
     mean_BC = jnp.mean((x_BHWC - y_BHWC) ** 2, axis=(1, 2))
     return jnp.sum(mean_BC * head["kernel"][None, :, 0], axis=-1)

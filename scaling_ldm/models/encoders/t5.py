@@ -149,7 +149,7 @@ def init(config: T5Config, key: jax.Array) -> Params:
             "relative_bias": config.width**-0.5 * jax.random.normal(bias_key, table),
         },
         "blocks": blocks.init(T5Block(config), config.depth, block_key, x, bias, None),
-        "exit": _norm(config, None).init(key, x)["params"],
+        "exit": layers.init_module(_norm(config, None), key, x),
     }
 
 
@@ -166,10 +166,12 @@ def apply(
         mask = blocks.key_mask(mask_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return T5Block(config).apply({"params": layers.gather(block)}, x, bias, mask)
+        block = layers.gather(block)
+        return layers.apply_module(T5Block(config), block, x, bias, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
     with jax.named_scope("exit"):
-        x = _norm(config, None).apply({"params": layers.gather(params["exit"])}, x)
+        exit_params = layers.gather(params["exit"])
+        x = layers.apply_module(_norm(config, None), exit_params, x)
     return x.astype(jnp.float32)

@@ -45,7 +45,7 @@ class Tokenizer:
                 f"{e}. It needs tokenizer.json and tokenizer_config.json, or the "
                 "vocabulary files that config.json's model_type asks for."
             ) from e
-        if theirs.pad_token_id is None:
+        if theirs is None or theirs.pad_token_id is None:
             raise ValueError(f"the tokenizer of {directory} has no token for padding")
         return cls(theirs)
 

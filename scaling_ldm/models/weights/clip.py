@@ -7,6 +7,7 @@ A file may hold both towers (`CLIPModel`) or one. The names of one have the pref
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -125,10 +126,12 @@ def vision_from_config(
 
 def pairs(config: clip.ClipConfig) -> list[layout.Pair]:
     """Every leaf of a tower and its tensor, without the tower's prefix."""
-    vision, tower = isinstance(config, clip.ClipVisionConfig), _tower(config)
-    init = clip.init_vision if vision else clip.init
-    tree: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    found = blocks.Pairs(tree)
+    tower = _tower(config)
+    if isinstance(config, clip.ClipVisionConfig):
+        init = functools.partial(clip.init_vision, config)
+    else:
+        init = functools.partial(clip.init, config)
+    found = blocks.Pairs(jax.eval_shape(init, jax.random.key(0)))
     places = "embeddings.position_embedding.weight"
     found.table("entry/position_embedding", places)
     if isinstance(config, clip.ClipVisionConfig):

@@ -44,7 +44,7 @@ _MODULES = _Names(
     gated=["mlp.gate_proj", "mlp.up_proj"],
     gated_down="mlp.down_proj",
 )
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,

@@ -118,7 +118,7 @@ def to_config(config: dit.DiTConfig) -> dict[str, Any]:
 def _check(config: dit.DiTConfig, kind: str) -> None:
     if kind not in LAYOUTS:
         raise ValueError(f"layout {kind!r}; known: {', '.join(LAYOUTS)}")
-    wanted = {
+    wanted: dict[str, Any] = {
         "architecture": "adaln_zero",
         "norm": "layer",
         "qk_norm": "none",

@@ -47,9 +47,9 @@ def pairs() -> list[layout.Pair]:
     found = batch_norm.pairs(("stem",), "_conv_stem", "_bn0", size("stem"))
     for i, block in tree["blocks"].items():
         for part in block:
-            names = (f"_blocks.{i}.{name}" for name in _PARTS[part])
+            convolution, norm = (f"_blocks.{i}.{name}" for name in _PARTS[part])
             path = ("blocks", i, part)
-            found += batch_norm.pairs(path, *names, size(*path))
+            found += batch_norm.pairs(path, convolution, norm, size(*path))
     found += batch_norm.pairs(("head",), "_conv_head", "_bn1", size("head"))
     found.append(layout.dense(("logits", "kernel"), "_fc.weight", size("logits")))
     found.append(layout.vector(("logits", "bias"), "_fc.bias", (network.CLASSES,)))
