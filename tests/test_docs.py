@@ -391,6 +391,7 @@ def test_paths_in_the_text_exist(path):
 @functools.cache
 def _builder() -> types.ModuleType:
     path = ROOT / "tools" / "build_pages.py"
+    sys.path.append(str(path.parent))  # its neighbour record_meanings
     spec = importlib.util.spec_from_file_location("build_pages", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

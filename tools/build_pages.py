@@ -18,6 +18,8 @@ import re
 import tokenize
 from collections.abc import Iterable, Iterator
 
+from record_meanings import MEANINGS
+
 from scaling_ldm import PUBLIC, config
 from scaling_ldm.config import fields as config_fields
 from scaling_ldm.config import names as config_names
@@ -39,97 +41,6 @@ SHARED_MODULES = {
     "weights": ("batch_norm", "blocks", "files", "layout", "stacks"),
 }
 SINGLE_MODULES = {"flops": ("peaks",), "records": ("errors",)}
-
-
-# What fields of records mean that have no comment in the code, because their names say
-# it there. "Class.field" goes before "field".
-MEANINGS = {
-    "A": "constant of the term in N",
-    "B": "constant of the term in D",
-    "E": "the loss that remains however large N and D are",
-    "Frontier.best": "the best guidance of each model, sampler and number of steps",
-    "Frontier.bootstrap": "number of bootstrap draws",
-    "FrontPoint.budget": "a cost, in the unit of the front",
-    "Advice.budget": "of one image, in `unit`",
-    "Crossing.at": "the cost where the two are equally good",
-    "EvalRecord.level": "of the interval, e.g. 0.9",
-    "Frontier.level": "of all intervals, e.g. 0.9",
-    "Frontier.notes": "doubts, a line each",
-    "FitResult.seed": "of the bootstrap",
-    "Frontier.seed": "of the bootstrap",
-    "PowerLaw.points": "number of budgets that were fitted",
-    "SampleRecord.seconds": "wall time for all images",
-    "SampleRecord.seed": "of the noise",
-    "accelerator": "a name of the table of peaks, or any other name",
-    "alpha": "exponent of N",
-    "band": "rows of (x, low, high), see above",
-    "batch_size": "pictures in one optimizer step, all devices together",
-    "beta": "exponent of D",
-    "bootstrap": "number of bootstrap draws",
-    "budget_flops": "training FLOPs of the budget",
-    "cells": "every cell that was measured",
-    "choice": "the best that this budget buys",
-    "coef": "y at x = 1",
-    "coef_interval": "interval of coef",
-    "crossings": "between neighbouring sizes, or why there is none",
-    "d_opt_interval": "interval of d_opt",
-    "depth": "number of blocks, or of resolutions",
-    "device": "kind of device that was used",
-    "devices": "number of devices",
-    "exponent": "slope of ln y against ln x",
-    "exponent_interval": "interval of exponent",
-    "flops_per_second": "model FLOPs a second, all devices together",
-    "fronts": "for each kind of cost, of each sampler and of all together",
-    "guidance": "scale of classifier-free guidance",
-    "hardware_flops": "FLOPs spent, with recomputation",
-    "heads": "attention heads",
-    "held_out": "the largest budget, predicted from the smaller ones",
-    "high": "upper end",
-    "images": "number of pictures",
-    "l_opt": "loss at the minimum",
-    "l_opt_interval": "interval of l_opt",
-    "label": "name for people, e.g. 83M",
-    "larger": "label of the larger size",
-    "learning_rate": "peak of the schedule",
-    "level": "e.g. 0.9",
-    "low": "lower end",
-    "measured": "the minimum that was measured there",
-    "metric": "e.g. fd_lite0",
-    "mfu_reason": "why mfu is None",
-    "model": "run_id of the model",
-    "n_opt": "parameters at the minimum",
-    "n_opt_interval": "interval of n_opt",
-    "nfe": "network evaluations for one picture, guidance counted",
-    "parabolas": "a minimum for each budget, or why there is none",
-    "parametric": "the surface over all runs, or why there is none",
-    "params": "parameters, all of them",
-    "params_without_embeddings": "parameters without the embedding table of words",
-    "points": "number of runs that were fitted",
-    "predicted": "by the laws of the smaller budgets",
-    "predicted_interval": "interval of predicted",
-    "protocol": "digest of how the metric was measured",
-    "quantity": "what was asked, see above",
-    "recipe_hash": "identity of the recipe; see Files of a working directory",
-    "restarts": "how often the run was continued",
-    "run_id": "name of the run",
-    "sampler": "name of the sampler",
-    "seed": "of initialisation, noise, t and caption dropout",
-    "sentences": "what the frontier says, for people",
-    "status": "finished or non_finite_loss",
-    "steps": "number of steps",
-    "steps_planned": "optimizer steps of the plan",
-    "study": "name of the experiment",
-    "tokens": "image, text and time positions, over the run",
-    "unit": "of the cost: seconds, flops, relative_cost or memory_bytes",
-    "utilisation": "stated share of the accelerator's peak",
-    "value": "of the metric",
-    "warmup_steps": "steps in which the learning rate rises from 0",
-    "width": "width of the network, or base width",
-    "x_max": "largest x that was fitted",
-    "x_min": "smallest x that was fitted",
-    "x_name": "what x is",
-    "y_name": "what y is",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

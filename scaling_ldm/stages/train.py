@@ -33,22 +33,8 @@ def run(
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
     """
-    done: dict[str, records.TrainRecord] = {}
-    missing: list[tuple[int, records.RunSpec]] = []
-    for number, spec in numbered:
-        record = runs.read_record_of(workdir, spec)
-        if record is None:
-            missing.append((number, spec))
-        else:
-            done[spec.run_id] = record
-    if len(missing) < len(numbered):
-        progress.say(f"{len(numbered) - len(missing)} of {len(numbered)} runs are done")
-    for record in done.values():
-        if record.status != "finished":
-            progress.say(
-                f"{record.run_id} is skipped: {record.status}, {record.detail} "
-                f"(remove runs/{record.run_id} to try it again)"
-            )
+    done = _records(workdir, numbered)
+    missing = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not missing:
         return [done[spec.run_id] for _, spec in numbered]
     device_mesh = mesh.build(
@@ -96,6 +82,26 @@ def run(
             if record.status == "finished":
                 sweep.result(record.validation_loss_ema)
     return [done[spec.run_id] for _, spec in numbered]
+
+
+def _records(
+    workdir: pathlib.Path, numbered: Sequence[tuple[int, records.RunSpec]]
+) -> dict[str, records.TrainRecord]:
+    """The records that exist, by run_id; says how many, and which runs failed."""
+    done: dict[str, records.TrainRecord] = {}
+    for _, spec in numbered:
+        record = runs.read_record_of(workdir, spec)
+        if record is not None:
+            done[spec.run_id] = record
+    if done:
+        progress.say(f"{len(done)} of {len(numbered)} runs are done")
+    for record in done.values():
+        if record.status != "finished":
+            progress.say(
+                f"{record.run_id} is skipped: {record.status}, {record.detail} "
+                f"(remove runs/{record.run_id} to try it again)"
+            )
+    return done
 
 
 def check(experiment: config.Experiment) -> None:
