@@ -151,8 +151,8 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
     if network == "lite0" and 0 < size < names.LITE0_LEAST:
         problems.append(
             f"config.evaluate.input_size = {size}: at least {names.LITE0_LEAST}, or 0 "
-            "for lite0's own; the map that its features are the mean of is 32 times "
-            "smaller"
+            "for lite0's own size; its features are averages over a map whose sides "
+            "are 1/32 of this size, and a smaller map has too few positions"
         )
     return problems
 

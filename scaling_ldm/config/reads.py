@@ -129,5 +129,5 @@ def unread(e: fields.Experiment) -> list[str]:
 
 
 def _records_read(e: fields.Experiment, field: str) -> bool:
-    """Whether records of text features must match it, even if no network reads it."""
+    """Whether the encoded records depend on the field, even if no denoiser reads it."""
     return field == "model.text_width" and not e.reads_words

@@ -105,9 +105,11 @@ class IconSet:
     def split_names(self, validation_fraction: float = 0.05) -> dict[str, np.ndarray]:
         """The names of each split: {"train": int64 [a], "validation": int64 [b]}.
 
-        A hash of a name's key decides its side, so it depends on no other name. A
-        larger fraction only moves names from train to validation. A name is in neither
-        split if every drawing of it is also a drawing of a train name.
+        A hash of a name's key decides its side, so its side depends on no other name. A
+        name of the validation side is in neither split if each of its masks looks like
+        a train mask (see `split_masks`). With a larger fraction, no name joins train
+        and no name leaves validation. So a name in neither split may join validation,
+        and a train name may end in neither.
         """
         return {
             split: np.unique(self.mask_name[masks])

@@ -15,16 +15,24 @@ mapped back to its forward pass, and one rule counts that. Per spatial dimension
   input dilation       I * K          every tap of every input; inserted zeros are free
   both, with a stride  O * K / d      rounded up: taps not on an inserted zero
 
-An equation is a gradient if the transformations around it say `transpose`. JAX's
-transpose rules then show which gradient it is. The input gradient multiplies cotangents
-with the reversed kernel: there is a `rev` on its right side, and stride and input
-dilation trade places. The kernel gradient has its batch and feature dimensions swapped;
-stride and kernel dilation trade places, and so do window and output. Flipped
-activations, feature-first layouts and hand-written rules may show both signs or
-neither; a window larger than the output is then taken for a cotangent. So forward +
-backward is exactly 3 x forward for every stride, dilation, padding and grouping. Second
-derivatives are exact up to padding. JAX writes a transposed convolution of stride 1 as
-a plain one; it is counted as such.
+An equation is a gradient if the transformations around it say `transpose`. What JAX's
+transpose rules write shows which gradient it is:
+
+  input gradient    convolves the output's gradient with the reversed kernel: the right
+                    operand comes from a `rev`. Stride and input dilation trade places.
+  kernel gradient   convolves the inputs with the output's gradient, which is now the
+                    right operand (the window): batch and feature dimensions are
+                    swapped. Stride and kernel dilation trade places, and so do window
+                    and output.
+
+Flipped activations, feature-first layouts and hand-written rules may have both marks
+(the `rev` and the swapped dimensions) or neither. Then the sizes decide: if the window
+is larger than the output, it is taken for an output's gradient, and the equation for a
+kernel gradient. Otherwise the equation is taken for an input gradient.
+
+With these rules, forward + backward is exactly 3 x forward for every stride, dilation,
+padding and grouping. Second derivatives are exact up to padding. JAX writes a
+transposed convolution of stride 1 as a plain one; it is counted as such.
 """
 
 import math

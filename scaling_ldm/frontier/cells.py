@@ -6,13 +6,23 @@ shifted until their mean is the measured value. A draw takes one of them for eac
 independently of the other cells and of their order. (Cells sampled from the same noise
 err together. So their differences are surer than the draws say.)
 
-Choice. The lowest of many noisy values is low by luck too. Let v_i be the measured
-values, d_i those of a draw, and s the cell that the draw chooses. Then e = d_s - v_s is
-how much too low the chosen value is, in a world whose truth is v. So the truth of the
-cell chosen from the measured values, with value v*, is expected at v* - mean(e). The
-noise n of the cell's own draws lies around that: [- q_n(1 - a/2), - q_n(a/2)], 1 - a
-the level. Without the first term a nominal 90% interval of the best of eight equals
-covers 67%.
+Choice. The lowest of many noisy values is low by luck too. The draws show by how much,
+because a draw lies around the measured values as these lie around the truth. Let v_i be
+the measured values, d_i those of a draw, and s the cell that the draw chooses. Then
+e = d_s - v_s is the error of the chosen value in this draw. On average it is below 0.
+Let v* be the measured value of the cell chosen from all measured values. The truth of
+this cell is expected at
+
+    E = v* - mean(e).
+
+The noise of this cell alone is n = d* - v*, with d* its value in a draw. Let q(p) be
+the p-quantile of n over all draws. The truth is the measured value minus its noise, so
+the largest noise gives the low end. The interval of level 1 - a is
+
+    [E - q(1 - a/2), E - q(a/2)].
+
+Without mean(e), a nominal 90% interval of the best of eight equal cells holds the truth
+in only 67% of the cases.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 A size's curve g(c) is the lowest value that it reaches at cost c. It is the lowest over
 the guidance at each sampler and step count, then the lowest so far along the cost. It
-is linear in ln c between the measured step counts and constant beyond the last. The
-larger wins from the cost after which its curve stays below the smaller's. Each
-bootstrap draw has its own curves, and so its own crossing, or none.
+is linear in ln c between the measured step counts. Beyond the last it is constant: it
+is assumed that more steps would not improve it. The larger wins from the cost after
+which its curve stays below the smaller's. Each bootstrap draw has its own curves, and
+so its own crossing, or none.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def _doubt(at: float, gap: np.ndarray, smaller_ends: float) -> str:
     if at > smaller_ends:
         doubts.append(
             "beyond the smaller's last measured cost of "
-            f"{math.exp(smaller_ends):.4g}: more steps are taken not to help it"
+            f"{math.exp(smaller_ends):.4g}: this assumes that more steps would not "
+            "improve the smaller one"
         )
     turns = int(np.sum(np.diff(gap < 0)))
     if turns > 1:

@@ -108,7 +108,11 @@ def front_of(
         drawn = values, _running_best(values)
 
     def buys(budget: float) -> tuple[int, np.ndarray | None]:
-        """Places in `order` of the best within a budget: measured, and by draw."""
+        """The best cell within a budget, as its place in `order`.
+
+        Returns:
+          The place by the measured values, and the place by each draw [bootstrap].
+        """
         last = int(np.searchsorted(at_cost, budget * (1 + 1e-9), side="right")) - 1
         if last < 0:
             raise ValueError(

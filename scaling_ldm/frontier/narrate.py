@@ -28,13 +28,17 @@ def sentences(
     crossings: Iterable[Crossing | Refusal],
     best: Sequence[BestGuidance] = (),
 ) -> tuple[str, ...]:
-    """A line per front, per sampler's crossings, per reason of a refusal, and of ends.
+    """The findings, one line each.
+
+    There is a line for each front, for the crossings of each sampler, and for each
+    reason of refusals. If some best guidances are an end of what was tried, the last
+    line says how many.
 
     Args:
       metric: what was measured.
       fronts: the fronts to speak of, of one cost.
       crossings: of neighbouring sizes.
-      best: the best guidances; ends of what was tried get a line.
+      best: the best guidances.
     """
     lines = [_front(metric, front) for front in fronts]
     won: dict[str, list[str]] = {}

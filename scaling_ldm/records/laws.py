@@ -19,9 +19,9 @@ class Interval:
 class Refusal:
     """A question that the data cannot answer, and why.
 
-    The first three fields say what was asked. The quantities are "isoFLOP minimum",
-    the y of a power law such as "N_opt", "N_opt held out", "parametric surface",
-    "crossing", and "advice" within an amount.
+    The first three fields say what was asked. `quantity` is "isoFLOP minimum", the y of
+    a power law such as "N_opt", the same "held out" ("N_opt held out"), "parametric
+    surface", "crossing", or the advice with its budget ("advice within 0.001 s").
     """
 
     quantity: str

@@ -124,7 +124,11 @@ def _spent(record: EvalRecord) -> float:
 
 
 def _of_checkpoints(study: Study) -> list[EvalRecord]:
-    """Those of this study's runs; a folder's weights have a checksum, wherever from."""
+    """The evaluations of the runs' own checkpoints.
+
+    An evaluation with a checksum is of exported weights in a folder. It is left out,
+    even if these weights come from a run of this study.
+    """
     return [r for r in study.evaluations if not r.checksum]
 
 
@@ -188,7 +192,7 @@ def _labels(study: Study, runs: set[str]) -> dict[str, str]:
 
 
 def name(found: Comparison) -> str:
-    """Of its figure: a word, another for each metric and protocol."""
+    """The figure's name: one word, different for each metric and protocol."""
     return re.sub(r"\W+", "_", f"quality_{found.metric}_{found.protocol_hash}")
 
 

@@ -153,9 +153,11 @@ class RemainingRun:
 class SweepProgress:
     """Progress over all runs: which run, at which speed, and the time left.
 
-    The time left is that of the remaining steps, at a + b FLOPs seconds a step: a
-    dominates in small networks, b in large ones. To it is added what a run takes beyond
-    its steps: compilation for the first run of a size, validation and saving for all.
+    The time left is the sum over all remaining steps, and over what each run takes
+    beyond its steps: compilation for the first run of a size, validation and saving for
+    all. A step whose FLOPs were measured before takes the mean time measured. Any other
+    step takes a + b x (its FLOPs) seconds, with a and b fitted to the measured ones: a
+    matters most in small networks, b in large ones.
 
     Args:
       runs: in the whole plan.

@@ -56,8 +56,9 @@ class Pictures(Protocol):
     read(index): the picture at 0 <= index < len(); several threads may call it. It
       raises BadRecord if the record is at fault, and OSError if the store is.
     identity: hexadecimal digest of the content of the set, not of its place. It covers
-      the names of the files, what their sizes, indices or edges tell of their content
-      (not all their bytes), and the options that choose among them.
+      the names of the files and the options that choose among them. Not every byte of
+      a file is read for it: its size, its index of records, or its first and last bytes
+      stand for its content.
     """
 
     def __len__(self) -> int: ...

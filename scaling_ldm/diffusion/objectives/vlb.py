@@ -18,11 +18,14 @@ The variance of p is one of
     fixed_large    beta_t                            ibid.
     learned        between them, by the network      Nichol & Dhariwal 2021, eq. 15
 
-At row 0 the first is zero. For pictures, fixed_small and fixed_large use its value at
-row 1 there, as the published numbers do. For continuous data they use beta_0, which is
-the noise that row 0 has; otherwise the bound would be up to 0.2 bits per dim higher. A
-network with a learned variance has twice the channels in its last axis: the prediction,
-then w in [-1, 1]. The log variance is linear in w, as for `samplers`.
+At row 0 the variance of q(x_{t-1} | x_t, x0) is zero, so another one is used there. For
+pictures (`levels` is a number), fixed_small and fixed_large both use that of q at row
+1, as the published numbers do. For continuous data (`levels=None`) both use beta_0,
+which is the noise that row 0 has; otherwise the bound would be up to 0.2 bits per dim
+higher. The range of a learned variance goes from that of q at row 1 to beta_0.
+
+A network with a learned variance has twice the channels in its last axis: the
+prediction, then w in [-1, 1]. The log variance is linear in w, as for `samplers`.
 
 >>> import jax, jax.numpy as jnp
 >>> from scaling_ldm import noise

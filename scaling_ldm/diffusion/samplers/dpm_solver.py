@@ -225,11 +225,18 @@ def _stage(
 
 
 def _share(table: SolverTable, points: Sequence[GridPoint]) -> None:
-    """Rewrites the last step so that each stage continues the noise of the one before.
+    """Rewrites the last step so that all its stages follow one Brownian path.
 
-    From b to c the path is scaled by keep = c.sigma / b.sigma e^-h, with h the distance
-    in lambda, and new noise is added. The coefficients of m are the difference between
-    this stage's own and the scaled ones of the stage before.
+    As added, each stage goes from the start of the step to its own end, with noise of
+    its own. Rewritten, a stage goes on from b, where the stage before ended, to its own
+    end c. So it keeps the noise up to b, and only the noise from b to c is new. The
+    state at b is multiplied by
+
+        keep = (c.sigma / b.sigma) * exp(-h),    h = c.lam - b.lam.
+
+    That state holds the predictions m with the coefficients of the stage before. So
+    keep times these is subtracted from this stage's own coefficients: without noise,
+    the stage ends where it ended before it was rewritten.
     """
     stages = len(points) - 1
     rows = table.rows[-stages:]
@@ -237,7 +244,7 @@ def _share(table: SolverTable, points: Sequence[GridPoint]) -> None:
         b, c = points[i], points[i + 1]
         h = c.lam - b.lam
         keep = c.sigma / b.sigma * math.exp(-h)
-        before = (0.0, *rows[i - 1].x_m)  # one evaluation older than then
+        before = (0.0, *rows[i - 1].x_m)  # after it, one newer m was added in front
         table.rows[i - stages] = rows[i]._replace(
             x_x=keep,
             x_s=0.0,

@@ -89,8 +89,9 @@ class SolverTable:
           save: True puts the evaluated x into s; a tuple gives the coefficients of the
             new s; False leaves s as it is.
           ends_step: False for the stages inside a step.
-          log_variance: the two log variances between which the network's learned one
-            lies; then z is 1 or 0.
+          log_variance: for a learned variance, the two log variances between which the
+            network chooses. The noise then has the chosen standard deviation times z,
+            so z is 1, or 0 for no noise.
 
         Raises:
           ValueError: the row uses more than the table says.
