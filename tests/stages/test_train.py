@@ -76,8 +76,8 @@ def assert_identical(experiment, workdir, reference):
     assert [(r["step"], r["loss"]) for r in a] == [(r["step"], r["loss"]) for r in b]
 
 
-class StopAt:
-    """Like `mesh.StopSignal`, asked to stop at the n-th dispatch of the process."""
+class StopAt(mesh.StopSignal):
+    """A signal that arrives at the n-th dispatch of the process."""
 
     def __init__(self, dispatch):
         self.left = dispatch
@@ -164,7 +164,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             runs.run_files(pathlib.Path(), row.run_id),
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
-            None,
+            mesh.StopSignal(),
         )
         source, _ = data_lib.sources(experiment, pathlib.Path())
         data = data_lib.batches(
