@@ -13,6 +13,8 @@ from scaling_ldm.flops import peaks
 from scaling_ldm.models.denoisers import presets
 from scaling_ldm.records import Cell, Crossing, Refusal
 from scaling_ldm.stages import frontier as grid
+from scaling_ldm.stages import plan
+from scaling_ldm.training import mesh
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 GUIDANCES = (1.5, 2.0, 3.0, 4.0)
@@ -553,6 +555,9 @@ def test_a_cells_protocol_is_that_of_the_same_pictures_measured_by_evaluate(
     monkeypatch.setattr(grid, "Extractor", lambda *_: extract)
     monkeypatch.setattr(grid.reference, "statistics", lambda *_: real)
     monkeypatch.setattr(grid.frechet.Reference, "of", lambda _: None)
+    cost = types.SimpleNamespace(flops=2.0, nfe=1)
+    sampler = types.SimpleNamespace(cost=lambda _: cost)
+    monkeypatch.setattr(grid._CellMeasurer, "_sampler", lambda *_: sampler)
     found = {}
     for backend in config.FD_BACKENDS:
         c = tiny.copy_and_resolve_references()
@@ -560,8 +565,10 @@ def test_a_cells_protocol_is_that_of_the_same_pictures_measured_by_evaluate(
         c.generate.images = c.frontier.images = 8
         experiment = config.resolve(c)
         how = experiment.generate
-        shelf = grid._Grid(experiment, tmp_path, [], None)._shelf
-        found[backend] = shelf.protocol(how)
+        device_mesh = mesh.build(experiment.mesh, {})
+        specs = plan.plan(experiment)
+        cells = grid._CellMeasurer(experiment, tmp_path, specs, device_mesh)
+        found[backend] = cells._files.protocol(how)
         measured = protocol.measurement_parts(
             experiment, extract.identity, real.digest, real.images
         ) | protocol.sampling_parts(how)
