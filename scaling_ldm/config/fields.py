@@ -127,7 +127,7 @@ class PlanConfig:
     steps: int = 0  # optimizer steps of every run, as in paper A; 0: by the budgets
     # The ladder of sizes (see ARCHITECTURES); a budget takes those around its optimum.
     sizes: tuple[tuple[int, int], ...] = tuple((64 * n, n) for n in range(2, 16))
-    sizes_per_budget: int = 7  # 0: all sizes, as always where steps are given
+    sizes_per_budget: int = 7  # 0: all sizes; if steps are given, always all
     # a of the expected optimum N = a * C^b, in parameters without embeddings.
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681  # b of the same formula
@@ -231,7 +231,7 @@ class AdviseConfig:
     unit: str = "seconds"  # one of ADVICE_UNITS
     # A device with a known peak (flops/peaks.py); "": where seconds were measured.
     device: str = ""
-    dtype: str = "bfloat16"  # whose peak counts on another device; one of DTYPES
+    dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
     utilisation: float = 0.3  # assumed share of that peak
 
 

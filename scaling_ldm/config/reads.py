@@ -1,8 +1,7 @@
 """Which choice reads which field; a field that nothing reads may not be changed.
 
-A field that is in no table here is always read. The captions' text_tokens and
-vocab_size belong to the data: they are read, too, if a network looks only at labels or
-pixels.
+A field that is in no table here is always read. So are text_tokens and vocab_size, even
+if a network reads only labels or pixels: they belong to the captions of the data.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "optimizer", names.LEARNING_RATE_POLICIES
     ),
 }
-# Fields of config.encode that only a frozen network reads. Records read all its fields
-# but the names of the networks.
+# FROZEN: fields of config.encode that only a frozen network reads. RECORDS: fields that
+# encoded records depend on, which are all but the names of the networks.
 FROZEN = ("encode.dtype", "encode.compute_dtype")
 RECORDS = tuple(
     f"encode.{name}"

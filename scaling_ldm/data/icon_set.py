@@ -1,7 +1,7 @@
 """The embedded icons: their masks and names, read from data/icons; numpy only.
 
-About 207,000 shapes, drawn by many hands, of about 40,000 names. icons/NOTICES.md has
-their sets and licences; tools/build_icons.py builds the files.
+There are about 207,000 shapes of about 40,000 names, from many icon sets.
+icons/NOTICES.md has the sets and their licences; tools/build_icons.py builds the files.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class Folder:
     def sketches(self, names: Sequence[str]) -> list[tuple[str, int, str]]:
         """(name, bytes, digest of its first and last EDGE bytes) of each file.
 
-        Container formats round the size of their files up, so equal sizes say little.
-        The index of their records stands at the end.
+        Sizes alone are not enough: container formats round them up, so files of equal
+        size may differ. The index of the records is at the end of a file.
         """
 
         def one(name: str) -> tuple[str, int, str]:

@@ -50,7 +50,7 @@ Values = Float[np.ndarray, "cells"]
 Draws = Float[np.ndarray, "bootstrap cells"]
 Indices = Int[np.ndarray, "chosen"]
 MIN_REPLICATES = 20  # fewer say too little about the ends of an interval
-# How the names of metrics begin of which more is better.
+# A metric whose name begins with one of these is better if it is higher.
 HIGHER_IS_BETTER = tuple(
     "clip_score clip_i inception_score precision recall psnr ssim".split()
 )
@@ -120,7 +120,7 @@ def compare(
     Raises:
       ValueError: no usable cell, a cell twice, several metrics, several protocols not
         allowed by name, a cost that is not positive, a model with two sizes or costs,
-        a metric of which more is better.
+        a metric that is better if it is higher.
     """
     if not 0 < level < 1 or bootstrap < 1:
         raise ValueError(

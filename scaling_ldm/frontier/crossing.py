@@ -32,9 +32,9 @@ def crossings(
 ) -> tuple[Crossing | Refusal, ...]:
     """For each pair of neighbouring sizes, the cost from which the larger wins.
 
-    A refusal's reason is "never" (the smaller is the better one still at the largest
-    cost measured), "always" (the larger wins wherever both can run) or "uncertain"
-    (more draws than the level allows say otherwise).
+    A refusal's reason is "never" (at the largest cost measured, the smaller is still
+    the better one), "always" (the larger wins at every cost at which both can run),
+    "uncertain" (more draws than the level allows say otherwise) or "the same size".
 
     Args:
       cells: of one metric and protocol.
@@ -59,7 +59,7 @@ def crossings_of(
 def _curve(
     table: CellTable, model: str, cost: str, sampler: str
 ) -> tuple[Costs, Curves]:
-    """ln cost, and the lowest value reached by there.
+    """ln cost, and the lowest value that costs no more than that.
 
     The first row is that of the measured values, the others are those of the draws.
     """

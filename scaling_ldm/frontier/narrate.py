@@ -12,12 +12,12 @@ _COSTS = {
     "flops": "{:.3g} FLOPs",
     "seconds": "{:.3g} s",
 }
-_SURE = 0.9  # a choice of lower probability is said to be unsure
+_SURE = 0.9  # a sentence counts the choices with a lower probability
 _REFUSED = {
     "never": "The smaller is the better one up to the largest cost measured",
     "always": "The larger wins wherever both can run",
-    "uncertain": "Where the larger wins, if it does, the draws do not agree",
-    "the same size": "Of the same size",
+    "uncertain": "The draws do not agree on where the larger wins, or whether it does",
+    "the same size": "Both have the same size",
 }
 _EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
 

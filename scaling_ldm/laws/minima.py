@@ -193,10 +193,11 @@ def _draw(
 
 
 def _cubic_note(fitted: Sequence[tuple[IsoflopCurve, Interval]]) -> list[str]:
-    """A line where one cubic term, common to all budgets, moves the minima.
+    """A line if a cubic term would move minima out of their intervals; else none.
 
-    F-test of the common coefficient against the pooled residuals; then the minimum of
-    each curve with that term, beside the interval of its parabola.
+    The term has one coefficient for all budgets, which an F-test compares with the
+    pooled residuals. If it is significant (p <= 1%), each curve's minimum with the term
+    is compared with the interval from its parabola.
     """
     dof = sum(c.dof for c, _ in fitted) - 1
     if dof < 1:

@@ -39,10 +39,10 @@ def kid(
 ) -> Estimate:
     """The mean over random subsets of both sets, and an interval for other images.
 
-    Subsets of m out of n rows scatter with a variance v. Other sets of n rows then
-    scatter with v (m / n) / (1 - m / n); the finite number of subsets adds v / subsets.
-    Near equal distributions the variance falls faster than 1 / n, so the interval is
-    too wide there.
+    Let v be the variance of the values of subsets of m out of n rows. Values of other
+    sets of n rows then have the variance v (m / n) / (1 - m / n). The finite number of
+    subsets adds v / subsets. If the distributions are almost equal, the variance falls
+    faster than 1 / n, so the interval is too wide.
 
     Raises:
       ValueError: as `distance`, or subsets of more than half of the smaller set: they

@@ -156,9 +156,10 @@ def _read(file: Any) -> Moments:
 def _read_format_1(file: Any) -> Moments:
     """Moments from exact integer sums.
 
-    A feature x was the integer x 2^44, in three signed digits of 20 bits. "sums" holds
-    the sum of each digit, "products" the upper triangles of the sums of the products of
-    two digits, those of one weight together, the heaviest first.
+    A feature x was the integer x 2^44, in three signed digits of 20 bits, the highest
+    first. "sums" [3, D] holds the sum of each digit. "products" [5, D (D + 1) / 2]
+    holds the sums of the products of two digits, as upper triangles. Products of equal
+    weight are added up, and the highest weight is first.
     """
     n, sums, triangles = int(file["count"]), file["sums"], file["products"]
     dim = sums.shape[-1]

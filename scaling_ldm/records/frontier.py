@@ -20,7 +20,7 @@ class Cell:
     model: str  # the run's id
     label: str  # e.g. "83M"
     params: int
-    relative_cost: float  # of one evaluation; that of a stated model is 1
+    relative_cost: float  # of one evaluation; the reference model's is 1
     sampler: str
     steps: int
     guidance: float
@@ -54,7 +54,7 @@ class Choice:
     guidance: float
     cost: float  # in the unit of the question
     value: float  # as measured
-    expected: float  # without the luck of the chosen; `value` without replicates
+    expected: float  # corrected for luck in the choice; `value` without replicates
     interval: Interval | None  # None without replicates
     probability: float | None  # share of the bootstrap draws that choose this cell
 
@@ -66,7 +66,9 @@ class BestGuidance:
     choice: Choice  # its cost is relative cost x steps
     tried: tuple[float, ...]  # ascending
     ties: tuple[float, ...]  # others that cannot be told from the best at the level
-    edge: str  # "", or in doubt: the best is the "low" | "high" end, the "only" one
+    # Which end of what was tried the best is: "low", "high", or "only" one was tried.
+    # Then a better one may lie beyond. "": the best is at no end.
+    edge: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

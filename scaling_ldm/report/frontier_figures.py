@@ -50,7 +50,7 @@ def sizes(frontier: Frontier) -> dict[str, str]:
 
 
 def samplers(frontier: Frontier) -> list[str]:
-    """In the order of the table; those with a front of the paper's cost."""
+    """Samplers with a front of the paper's cost, in the order of the table."""
     return [f.sampler for f in frontier.fronts if f.cost == COST]
 
 
@@ -101,8 +101,8 @@ def values(frontier: Frontier) -> Plot:
     )
     if any(b.choice.interval for b in frontier.best):
         caption += (
-            f"Bands: {100 * frontier.level:.0f}% bootstrap intervals; what the best of "
-            "several guidances owes to luck is taken off. "
+            f"Bands: {100 * frontier.level:.0f}% bootstrap intervals; values are "
+            "corrected for the luck of the best of several guidances. "
         )
     caption += "Rings: settings that nothing cheaper reaches."
     caption += _cost_words(frontier)
@@ -110,7 +110,7 @@ def values(frontier: Frontier) -> Plot:
 
 
 def _choices(frontier: Frontier, sampler: str) -> list[Choice]:
-    """At the best guidance of each setting of a sampler, or of all where it is ""."""
+    """Each setting of a sampler at its best guidance; "": of all samplers."""
     return [b.choice for b in frontier.best if sampler in ("", b.choice.sampler)]
 
 

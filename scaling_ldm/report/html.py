@@ -10,9 +10,9 @@ from scaling_ldm.report.format import NONE
 from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.table import Column, Row, Table
 
-MOST_ROWS = 12  # of a table that is not folded away beside its figure
-# What a line may not be broken in: a size, a number with its unit, an interval, names
-# and ranges with a digit and a hyphen in them.
+MOST_ROWS = 12  # a longer table is folded away
+# Lines must not be broken inside these: a size, a number with its unit, an interval,
+# names and ranges with a digit and a hyphen in them.
 _WHOLE = re.compile(
     r"\b\d+ x \d+\b|\b\d+ px\b|\[[^\[\]&]{1,40}\]"
     r"|(?<![\w.+-])(?=[\w.+-]*\d)[\w.+]{1,16}(?:-[\w.+]{1,16})+(?<=\w)(?![\w+-]|\.\w)"
@@ -44,7 +44,7 @@ def folded(title: str, inside: str) -> str:
 
 
 def shown(title: str, found: Table | None) -> str:
-    """A table under its title; folded away where it is long: figures say the most."""
+    """A table under its title; a long one is folded away, as figures show its data."""
     if found is None or len(found.rows) <= MOST_ROWS:
         inside = table(found)
         return f"<h3>{escape(title)}</h3>{inside}" if inside else ""

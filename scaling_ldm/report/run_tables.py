@@ -30,7 +30,7 @@ _COSTS = (
 
 
 def runs(study: Study) -> Table:
-    """Every planned run: what it reached, or why it did not; plan against actual."""
+    """Every planned run: what it reached, or why it failed; plan beside result."""
     rows = []
     for run in study.runs:
         r = study.records.get(run.run_id)
@@ -116,7 +116,7 @@ def _without_budget(row: Row) -> dict[str, Any]:
 
 
 def _sum(rows: Sequence[Row]) -> dict[str, Any]:
-    """Sums of what adds up, ratios of the sums."""
+    """The totals of some rows; ratios are computed from the sums."""
     out = {k: sum(row[k] for row in rows) for k in _ADDITIVE.split()}
     mfu = None
     if all(row["mfu"] is not None for row in rows):

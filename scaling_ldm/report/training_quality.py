@@ -1,8 +1,8 @@
-"""Quality against training compute: which sizes cross, and which is better then.
+"""Quality against training compute: where sizes cross, and which is better after that.
 
 The numbers of one metric and one protocol are one `Comparison`. Numbers of two
 protocols are never compared. Between its checkpoints a run's curve is linear in ln
-FLOPs. Where values span much it is linear in ln value too, as it is drawn.
+FLOPs. If the values span a wide range, it is linear in ln value too, as it is drawn.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Comparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the sizes, smallest first."""
+        """The labels of the sizes, smallest first."""
         return tuple(dict.fromkeys(curve.label for curve in self.curves))
 
     @property
     def level(self) -> float | None:
-        """Of the intervals; None where there are none."""
+        """The level of the intervals; None if there are none."""
         levels = [r.level for c in self.curves for r in c.points if r.low < r.high]
         return max(levels, default=None)
 
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def comparisons(study: Study) -> list[Comparison]:
-    """By metric and protocol; those in which some run has two checkpoints."""
+    """One for each metric and protocol in which some run has two checkpoints."""
     specs = {run.run_id: run for run in study.runs}
     own = [r for r in _of_checkpoints(study) if r.run_id in specs]
     labels = _labels(study, {r.run_id for r in own})
@@ -164,7 +164,7 @@ def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:
 
 
 def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
-    """The few by run and step, the many by their number."""
+    """Few checkpoints are named by run and step; many are only counted."""
     runs = {
         run_id: [step for _, step in group]
         for run_id, group in itertools.groupby(checkpoints, key=lambda at: at[0])
@@ -238,8 +238,8 @@ def pairs(found: Comparison) -> Table:
     )
     caption = (
         f"By {fmt.spoken(found.metric)}, each two sizes at the same compute. Several "
-        "crossings: the first to the last. One crossing with two ends: not both sizes "
-        "were measured in between."
+        "crossings: the range is from the first to the last. One crossing with a "
+        "range: it lies between the two ends, where not both sizes were measured."
     )
     if found.level is None:
         caption += " No intervals are known: any of this may be chance."
@@ -252,7 +252,10 @@ def _between(row: Row, key: str) -> str:
 
 
 def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: Grid) -> Band:
-    """The best run of a size at each x, so that less is better; nan: not measured."""
+    """The best run of a size at each x; nan where none was measured.
+
+    Values are made such that less is better, and are logarithms if the figure's are.
+    """
     bands = []
     for c in lines:
         three = []
@@ -269,7 +272,7 @@ def _of_size(found: Comparison, lines: Sequence[QualityCurve], x: Grid) -> Band:
 
 
 def _crossing(x: Grid, small: str, a: Band, large: str, b: Band) -> dict[str, Any]:
-    """How often the curves of two sizes cross, where, and which is better then."""
+    """How often and where the curves of two sizes cross; which is better in the end."""
     row: dict[str, Any] = dict.fromkeys(
         "flops_low flops_high crossings at_low at_high better overlap overlap_low "
         "overlap_high".split()

@@ -55,9 +55,9 @@ def descend(params: Any, direction: Any, rate: Scalar) -> Any:
 def average(ema: Any, params: Any, step: Count, decay: float) -> Any:
     """The moving average after `step` updates (from 1), with a smaller decay at first.
 
-    decay_s = min(decay, (1 + s) / (10 + s)). While the second is the smaller one, the
-    first s of S steps have the weight (s / S)^9, about: it is the product of the decays
-    after s. So the mean age of what is averaged is S / 10.
+    decay_s = min(decay, (1 + s) / (10 + s)). While the second term is the smaller one,
+    the first s of S steps have together a weight of about (s / S)^9, the product of the
+    decays after s. So a short run averages parameters whose mean age is S / 10.
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)

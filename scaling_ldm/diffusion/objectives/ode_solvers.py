@@ -97,10 +97,10 @@ class FixedStepSolver:
 class AdaptiveSolver:
     """Dormand & Prince 1980, order 5(4), six evaluations per step.
 
-    A step's error may be atol + rtol |z| in the root mean square of each sample, and as
-    much per dim in the scalar of each sample. The result is NaN, and never that of a
-    shorter path, after max_steps, or where no step is small enough (a network that
-    gives NaN, a tolerance below the rounding error).
+    The error of a step is at most atol + rtol |z|, as a root mean square over each
+    sample. The scalar of each sample has the same limit per dim. If max_steps are not
+    enough, or if no step is small enough (a network that gives NaN, a tolerance below
+    the rounding error), the result is NaN, and never that of a shorter path.
     """
 
     rtol: ArrayLike = 1e-5

@@ -26,7 +26,7 @@ def _clip(limit: float) -> X0Transform:
 
 
 def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0) -> X0Transform:
-    """Scales each sample's estimate of x0 to at most `limit`, but for its outliers.
+    """Clips the outliers of each sample's estimate of x0; scales it to at most `limit`.
 
     Saharia et al. 2022, section 2.3: clip to s = max(limit, quantile of |x0|), then
     divide by s / limit.

@@ -11,9 +11,9 @@ Paper B does not state heads, text tokens, positions or normalisation. These are
 assumptions of this library: fixed 2-D sinusoidal positions, LayerNorm before each
 branch, and the words of the caption after the time token.
 
-Rotary positions rotate queries and keys of image tokens by their row and their column,
-with half of each head's features each. Time and text tokens are not rotated. Words keep
-the sinusoids that tell their order.
+Rotary positions rotate queries and keys of image tokens: the row rotates one half of
+each head's features, the column the other half. Time and text tokens are not rotated.
+Words keep the sinusoids that tell their order.
 
 adaln_zero is DiT as published, except for the initialisation and for the order of the
 features in its table of positions. `PositionGrid(columns_first=True)` has DiT's order.
@@ -61,7 +61,7 @@ def _modulate(
 
 
 def _rope(config: DiTConfig) -> Any:
-    """The rotations of a block's tokens, image tokens last; None without."""
+    """A block's rotations, image tokens last; None without rotary positions."""
     if config.positions != "rope":
         return None
     before = config.text_tokens + 1 if config.architecture == "in_context" else 0

@@ -85,7 +85,10 @@ def split(depth: int) -> tuple[int, int]:
 
 
 def _rope(config: MMDiTConfig) -> Any:
-    """The rotations of all tokens, first text, which does not rotate; None without."""
+    """The rotations of all tokens, text first, which does not rotate.
+
+    None without rotary positions.
+    """
     if config.positions != "rope":
         return None
     axes = config.rope_axes or positions.rope_axes(config.width // config.heads, 3)

@@ -4,9 +4,9 @@ Paper A ("Bigger is not Always Better", Mei et al. 2024, arXiv 2404.01367, table
 scales Stable Diffusion's network (Rombach et al. 2022, arXiv 2112.10752) by its base
 width c alone. There are four resolutions of widths c, 2c, 4c, 4c. Each has two residual
 blocks on the way down and three on the way up. A transformer follows every block of the
-first three resolutions and stands in the middle. It has eight heads at every width and
-reads text, 1024 wide, by cross-attention. This layout has exactly the parameter counts
-of the table.
+first three resolutions, and there is one in the middle. It has eight heads at every
+width and reads text, 1024 wide, by cross-attention. This layout has exactly the
+parameter counts of the table.
 
 The paper does not state these, which are taken from Stable Diffusion: 32 groups in
 every GroupNorm, SiLU, GEGLU perceptrons four times as wide, query, key and value
