@@ -34,7 +34,18 @@ def test_it_resolves_and_says_question_cost_and_command(path):
     assert f"--config experiments/{path.name}" in doc
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+# Tracing the largest U-Nets takes long; unet_866m plans one of them in the fast run.
+SLOW = {"unet_family", "sampling_frontier"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in FILES
+    ],
+    ids=lambda p: p.stem,
+)
 def test_it_plans(path):
     """On two sizes of its ladder: a whole plan traces every size."""
     c = config.load(path)

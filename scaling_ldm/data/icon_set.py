@@ -20,8 +20,11 @@ import numpy as np
 SIDE = 32  # pixels of a side of a mask
 
 
+PACKAGE = "scaling_ldm.data"  # whose folder icons/ holds the files
+
+
 def _read(name: str) -> bytes:
-    file = importlib.resources.files("scaling_ldm.data").joinpath("icons", name)
+    file = importlib.resources.files(PACKAGE).joinpath("icons", name)
     try:
         return file.read_bytes()
     except FileNotFoundError as e:

@@ -19,7 +19,7 @@ from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
 from scaling_ldm.models import from_config
 from scaling_ldm.models.shapes import IndexB, TimeB
 
-Batch = dict[str, jax.Array]
+Batch = denoise.Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def test_notices_list_every_set_and_licence(embedded):
 
 
 def test_missing_file_says_how_to_build(monkeypatch):
-    monkeypatch.setattr(icon_set, "__package__", "scaling_ldm")
+    monkeypatch.setattr(icon_set, "PACKAGE", "scaling_ldm")
     with pytest.raises(FileNotFoundError, match="tools/build_icons.py"):
         icon_set.manifest()
 

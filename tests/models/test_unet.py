@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from scaling_ldm.models.denoisers import presets, unet
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.stages import export
 from scaling_ldm.training import mesh
+from scaling_ldm.training.trained_model import TrainedModel
 
 SMALL = unet.UNetConfig(
     base=32,
@@ -184,7 +184,9 @@ def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
     net = from_config_lib.denoiser(experiment, 32, 2, unroll=False)
     params = jax.device_get(net.init(jax.random.key(0)))
     (tmp_path / "export").mkdir()
-    model = types.SimpleNamespace(width=32, depth=2)
+    model = TrainedModel(
+        run_id="a", width=32, depth=2, step=1, train_flops=None, load=lambda _: params
+    )
     said = export._unet(experiment, tmp_path, model, params)
     assert "UNet2DConditionModel" in said
     settings = json.loads((tmp_path / "export" / "config.json").read_text())
