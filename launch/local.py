@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from scaling_ldm.workdir.runs import read_record
+
 PREEMPTED = 75
 
 
@@ -23,11 +25,7 @@ def missing_rows(workdir: pathlib.Path) -> list[int]:
     """Numbers of the rows of the plan that have no record yet."""
     lines = (workdir / "runs.jsonl").read_text().splitlines()
     ids = [json.loads(line)["run_id"] for line in lines]
-    return [
-        k
-        for k, run_id in enumerate(ids)
-        if not (workdir / "runs" / run_id / "record.json").exists()
-    ]
+    return [k for k, run_id in enumerate(ids) if not read_record(workdir, run_id)]
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-from jaxtyping import install_import_hook  # noqa: E402
+import annotations  # noqa: E402
 
 # Packages whose annotations are checked at every call in the tests.
 CHECKED = [
@@ -51,10 +51,7 @@ CHECKED = [
     "scaling_ldm.training",
     "scaling_ldm.workdir",
 ]
-# An int may be given where float is written, as type checkers have it (PEP 484).
-install_import_hook(
-    CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+annotations.install(CHECKED)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

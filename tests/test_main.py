@@ -6,10 +6,11 @@ import re
 
 import jax
 import pytest
+from absl import flags, logging
 from processes import ROOT
 from processes import run_main as run
 
-from scaling_ldm import config, records, study
+from scaling_ldm import config, main, records, study
 from scaling_ldm.config import command_line
 from scaling_ldm.evaluation import extractors
 from scaling_ldm.records import errors
@@ -24,6 +25,32 @@ def smoke(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smoke") / "tiny"
     out, err = run("--config=experiments/tiny.py", f"--workdir={workdir}")
     return workdir, out, err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """call(*arguments, expect=0): the entry point in this process, as `run` is."""
+    monkeypatch.chdir(ROOT)
+    verbosity = logging.get_verbosity()
+    values = {name: flags.FLAGS[name].value for name in flags.FLAGS}
+
+    def run_here(*arguments, expect=0):
+        capsys.readouterr()
+        try:
+            status = main.main(main.parse(["main.py", *arguments]))
+        except SystemExit as e:
+            status = e.code
+        finally:
+            for name in set(flags.FLAGS) - set(values):
+                delattr(flags.FLAGS, name)  # config and its fields
+            for name, value in values.items():
+                flags.FLAGS[name].value = value
+            logging.set_verbosity(verbosity)
+        out, err = capsys.readouterr()
+        assert status == expect, err
+        return out, err
+
+    return run_here
 
 
 def test_every_stage_leaves_its_files(smoke):
@@ -67,9 +94,10 @@ def test_a_finished_study_does_nothing_and_says_so(smoke):
     assert {p: p.stat().st_mtime_ns for p in (workdir / "runs").rglob("*")} == before
 
 
-def test_another_experiment_is_refused_and_says_what_differs(smoke):
+def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
     workdir, _, _ = smoke
-    _, err = run(
+    _, err = call(
+        "--config.mesh.cpu_devices=8",
         "--config=experiments/tiny.py",
         f"--workdir={workdir}",
         "--config.optimizer.learning_rate=0.5",
@@ -121,24 +149,26 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke):
         (["--config.train.batch_size=3"], "config.train.batch_size = 3"),
         (["--config.generate.spacing=linspace"], "cannot sample with sampler"),
         (["--config.generate.sampler=plms"], "config.generate.sampler = 'plms'"),
-        (["--config.mesh.fsdp=3"], "does not divide the 2 devices"),
+        (["--config.mesh.fsdp=3"], "does not divide the 8 devices"),
         (["--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
     ],
 )
-def test_a_bad_request_is_one_message_before_any_compilation(arguments, said, tmp_path):
+def test_a_bad_request_is_one_message_before_any_compilation(
+    arguments, said, tmp_path, call
+):
     base = ["--config=experiments/tiny.py", f"--workdir={tmp_path / 'w'}"]
-    base += ["--config.mesh.cpu_devices=2"]
+    base += ["--config.mesh.cpu_devices=8"]
     if not any(a.startswith("--config.") or "stages" in a for a in arguments):
         base = base[1:2] if arguments[:1] != ["--wrkdir=x"] else base
-    _, err = run(*base, *arguments, expect=study.EXIT["bad configuration"])
+    _, err = call(*base, *arguments, expect=study.EXIT["bad configuration"])
     assert err.startswith("error: "), err
     assert said in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
-def test_help_shows_our_flags_an_example_and_no_other_flags(flag):
-    out, err = run(flag)
+def test_help_shows_our_flags_an_example_and_no_other_flags(flag, call):
+    out, err = call(flag)
     assert re.findall(r"^ +--(\w+):", out, re.M) == list(command_line.FLAGS)
     assert command_line.EXAMPLE in out
     assert all(stage in out for stage in command_line.STAGES)
@@ -178,13 +208,13 @@ BUGS = {
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_bug_in_an_experiment_file_is_reported_as_that_bug(name, tmp_path):
+def test_a_bug_in_an_experiment_file_is_reported_as_that_bug(name, tmp_path, call):
     path = tmp_path / "mine.py"
     path.write_text(
         f"from scaling_ldm import config\n\n\ndef get_config():\n{BUGS[name]}\n"
     )
     workdir = tmp_path / "w"
-    _, err = run(f"--config={path}", f"--workdir={workdir}", expect=2)
+    _, err = call(f"--config={path}", f"--workdir={workdir}", expect=2)
     first, *others = err.splitlines()
     assert first == f"error: {path} fails:"
     assert others[-1].startswith(f"  {name}: ")
@@ -213,19 +243,21 @@ def test_a_bug_in_a_neighbour_is_reported_with_both_lines(tmp_path):
     ]
 
 
-def test_an_unknown_key_in_an_experiment_file_has_its_line_and_the_nearest(tmp_path):
+def test_an_unknown_key_in_an_experiment_file_has_its_line_and_the_nearest(
+    tmp_path, call
+):
     path = tmp_path / "mine.py"
     path.write_text(
         "from scaling_ldm import config\n\n\ndef get_config():\n"
         "    c = config.default()\n    c.train.batchsize = 3\n    return c\n"
     )
-    _, err = run(f"--config={path}", expect=2)
+    _, err = call(f"--config={path}", expect=2)
     _, where, what = err.splitlines()
     assert where == f"  {path}:6 in get_config: c.train.batchsize = 3"
     assert "unknown key batchsize: did you mean batch_size? known: " in what
 
 
-def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path):
+def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path, call):
     """One line on standard error has today's name; the plan is the same."""
     path = tmp_path / "tiny.py"
     text = (ROOT / "experiments" / "tiny.py").read_text()
@@ -236,12 +268,12 @@ def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path):
     )
     plan = ("--stages=plan", f"--workdir={tmp_path / 'w'}")
     said = "config.objective.time_law is now config.objective.timestep_sampling\n"
-    out, err = run(f"--config={path}", *plan)
+    out, err = call(f"--config={path}", *plan)
     assert err == said
     flag = "--config.objective.time_law=uniform"
-    assert run("--config=experiments/tiny.py", flag, *plan) == (out, said)
+    assert call("--config=experiments/tiny.py", flag, *plan) == (out, said)
     today = "--config.objective.timestep_sampling=uniform"
-    assert run("--config=experiments/tiny.py", today, *plan) == (out, "")
+    assert call("--config=experiments/tiny.py", today, *plan) == (out, "")
 
 
 def test_run_plans_and_trains_one_row(tmp_path):

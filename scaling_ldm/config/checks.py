@@ -356,7 +356,7 @@ _NOT_NEGATIVE = {
     "evaluate": ("input_size", "bootstrap", "seed"),
     "frontier": ("images",),
     "advise": ("budget",),
-    "fit": ("bootstrap", "seed"),
+    "fit": ("seed",),
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
@@ -371,5 +371,6 @@ _RANGES = (
     ("plan", "utilisation", 0.001, 1.0),
     ("evaluate", "confidence", 0.5, 0.999),
     ("advise", "utilisation", 0.001, 1.0),
+    ("fit", "bootstrap", 50, 1_000_000),
     ("fit", "confidence", 0.5, 0.999),
 )

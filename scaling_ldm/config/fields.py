@@ -27,7 +27,7 @@ class DataConfig:
     vocab_size: int = 2048  # caption words with an embedding of their own
     validation_fraction: float = 0.05  # share of base names kept out of training
     prefetch_batches: int = 2  # batches prepared ahead of the training step
-    seed: int = 0  # of the order, colours and captions of the stream
+    seed: int = 0  # seed of the stream: order, colours, captions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class EncodeConfig:
     pictures: int = 0  # how many are encoded; 0: all of a finite source
     batch_size: int = 64  # pictures in one call of the networks, on each host
     records_per_shard: int = 4096  # records in one file
-    dtype: str = "float16"  # of stored moments and features; one of RECORD_DTYPES
-    compute_dtype: str = "float32"  # of the networks' arithmetic; one of DTYPES
+    dtype: str = "float16"  # type of stored moments and features; one of RECORD_DTYPES
+    compute_dtype: str = "float32"  # type of the networks' arithmetic; one of DTYPES
     largest_bad_fraction: float = 0.01  # more unreadable records than this: an error
     workers: int = 2  # threads that read and decode pictures
 
@@ -58,8 +58,8 @@ class ModelConfig:
     heads: int = 0  # attention heads at every width; 0: width / head_dim
     mlp_ratio: int = 4  # hidden width of the MLP / width of the block
     activation: str = "gelu"  # one of ACTIVATIONS; gelu is the tanh form
-    norm: str = "layer"  # of the blocks; one of NORMS
-    qk_norm: str = "none"  # of queries and keys; one of QK_NORMS
+    norm: str = "layer"  # normalisation of the blocks; one of NORMS
+    qk_norm: str = "none"  # normalisation of queries and keys; one of QK_NORMS
     positions: str = "sinusoidal"  # encoding of patch positions; one of POSITIONS
     text_width: int = 256  # width of a caption token's features, at every model size
     time_width: int = 256  # sinusoidal features of t
@@ -84,7 +84,7 @@ class ObjectiveConfig:
     schedule_steps: int = 1000  # steps of a discrete schedule
     zero_terminal_snr: bool = False  # the last step of the schedule is noise alone
     prediction: str = "flow"  # what the network predicts; one of PREDICTIONS
-    weighting: str = "uniform"  # of the loss over t; one of WEIGHTINGS
+    weighting: str = "uniform"  # weight of the loss at each t; one of WEIGHTINGS
     min_snr_gamma: float = 5.0  # largest weight of the x0 error
     p2_gamma: float = 1.0  # gamma of the weight 1 / (k + SNR)^gamma
     p2_k: float = 1.0  # k of the same weight, which is on the epsilon error
@@ -135,7 +135,7 @@ class PlanConfig:
     # A device with a known peak (flops/peaks.py), or any name with a stated speed.
     accelerator: str = "tpu-v5p"
     devices: int = 64  # devices of one run
-    utilisation: float = 0.4  # of the accelerator's peak; stated, not measured
+    utilisation: float = 0.4  # share of the accelerator's peak; stated, not measured
     # Measured model FLOP/s of one device, for hardware without a known peak; 0: none.
     flops_per_second_per_device: float = 0.0
 
@@ -145,7 +145,7 @@ class TrainConfig:
     """One training run."""
 
     batch_size: int = 1024  # pictures per optimizer step, over all devices
-    seed: int = 0  # of initialisation, noise, t and caption dropout
+    seed: int = 0  # seed of initialisation, noise, t, caption dropout
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
     optimize_code: bool = True  # False: on a CPU, compile faster and run slower
     checkpoints_per_run: int = 10  # evenly spaced; the last one is at the end
@@ -164,7 +164,7 @@ class ValidationConfig:
 
     samples: int = 4096  # pictures, each with its own noise and stratum of t
     batch_size: int = 1024  # pictures in one call, over all devices
-    seed: int = 0  # of the noise and of t
+    seed: int = 0  # seed of the noise and of t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,8 +188,8 @@ class GenerateConfig:
     spacing: str = "auto"  # time grid; "auto": the sampler's own, or one of SPACINGS
     steps: int = 50  # sampler steps; some samplers evaluate the network twice a step
     guidance: float = 3.0  # classifier-free guidance scale; 1: none
-    seed: int = 0  # of the noise
-    format: str = "png"  # of the grid and the archive; one of PICTURE_FORMATS
+    seed: int = 0  # seed of the noise
+    format: str = "png"  # format of grid and archive; one of PICTURE_FORMATS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ class EvaluateConfig:
     batch_size: int = 32  # pictures in one call of the network
     bootstrap: int = 50  # resamples of the generated pictures; 0: no interval
     confidence: float = 0.9  # level of the interval
-    seed: int = 0  # of the resamples
+    seed: int = 0  # seed of the resamples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,14 +243,14 @@ class FitConfig:
     size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
     confidence: float = 0.9  # level of the intervals
     bootstrap: int = 1000  # draws, at least 50
-    seed: int = 0  # of the draws
+    seed: int = 0  # seed of the bootstrap draws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment, checked and frozen; `resolve` makes it."""
 
-    name: str = "experiment"  # of the study and of its default working directory
+    name: str = "experiment"  # name of the study and its default workdir
     question: str = ""  # printed at the head of the report
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     encode: EncodeConfig = dataclasses.field(default_factory=EncodeConfig)

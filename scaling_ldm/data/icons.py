@@ -284,7 +284,7 @@ class PaintedIcons:
             "{a_fore}": fore,
             "{a_back}": back,
         }
-        tables = self._token_tables
+        tables = _token_tables(self.vocabulary)
         ids = np.full((len(choices.name), length), PADDING, np.int32)
         for number, template in enumerate(TEMPLATES):
             rows = np.flatnonzero(choices.template == number)
@@ -301,32 +301,6 @@ class PaintedIcons:
             row, column = np.nonzero(words & (target < length))
             ids[rows[row], target[row, column]] = wide[row, column]
         return ids, ids != PADDING
-
-    @functools.cached_property
-    def _token_tables(self) -> dict[str, np.ndarray]:
-        """{part of a template: int32 [number of values, most words of one]}."""
-        texts = {
-            "{name}": self.icons.names,
-            "{style}": self.icons.styles,
-            "{fore}": tuple(PALETTE),
-            "{back}": tuple(PALETTE),
-            "{a_fore}": tuple(map(_article, PALETTE)),
-            "{a_back}": tuple(map(_article, PALETTE)),
-        }
-        for template in TEMPLATES:
-            for part in template.split():
-                texts.setdefault(part, (part,))
-        tables = {}
-        for part, values in texts.items():
-            words = [[self._id(word) for word in value.split()] for value in values]
-            table = np.full((len(words), max(map(len, words))), PADDING, np.int32)
-            for row, known in zip(table, words, strict=True):
-                row[: len(known)] = known
-            tables[part] = table
-        return tables
-
-    def _id(self, word: str) -> int:
-        return self.vocabulary.ids.get(word, UNKNOWN)
 
     def _jittered(self, positions, choices: Choices) -> np.ndarray:
         at = np.asarray(positions, np.int64).astype(np.uint64)
@@ -357,3 +331,28 @@ class PaintedIcons:
             )
             captions.append(" ".join(caption.split()))
         return captions
+
+
+@functools.lru_cache(maxsize=4)
+def _token_tables(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """{part of a template: int32 [number of values, most words of one]}."""
+    icons, ids = icon_set.load(), vocabulary.ids
+    texts = {
+        "{name}": icons.names,
+        "{style}": icons.styles,
+        "{fore}": tuple(PALETTE),
+        "{back}": tuple(PALETTE),
+        "{a_fore}": tuple(map(_article, PALETTE)),
+        "{a_back}": tuple(map(_article, PALETTE)),
+    }
+    for template in TEMPLATES:
+        for part in template.split():
+            texts.setdefault(part, (part,))
+    tables = {}
+    for part, values in texts.items():
+        words = [[ids.get(word, UNKNOWN) for word in v.split()] for v in values]
+        table = np.full((len(words), max(map(len, words))), PADDING, np.int32)
+        for row, known in zip(table, words, strict=True):
+            row[: len(known)] = known
+        tables[part] = table
+    return tables

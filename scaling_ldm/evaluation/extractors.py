@@ -66,8 +66,8 @@ class FeatureNetwork(NamedTuple):
     captions: CaptionEncoder | None = None
 
 
-ORDER = "horizontal"  # of the passes of Pillow's resize: one of resize.ORDERS
-OFFSET = 0.1  # of DINOv2's positions: as in its published code, which FD-DINOv2 uses
+ORDER = "horizontal"  # order of the passes of Pillow's resize: one of resize.ORDERS
+OFFSET = 0.1  # offset of DINOv2's positions, as in its published code
 
 
 def _bicubic(side: int, images: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ PARTS = (
     "reference_images",
     "images",
     "captions",  # which the pictures were asked to show
-    "seed",  # of their noise
+    "seed",  # seed of the noise
     "ema",  # whether the weights were averaged
     *SAMPLING,
 )

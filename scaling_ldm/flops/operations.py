@@ -63,6 +63,8 @@ _CARRIERS = frozenset(
 )
 
 
+# The class of a name in a name stack; the other items are transformations.
+_Scope: type[Any] = type(source_info_util.new_name_stack("name").stack[0])
 _REMAT_SCOPE = "rematted_computation"  # pushed by jax.checkpoint
 
 
@@ -98,7 +100,7 @@ class Place:
         run: list[str] = []  # scopes since the last transformation
         recomputed, in_gradient = self.recomputed, self.in_gradient
         for item in (*eqn.source_info.name_stack.stack, None):
-            if item is not None and type(item).__name__ == "Scope":
+            if isinstance(item, _Scope):
                 if item.name == _REMAT_SCOPE:
                     recomputed, in_gradient = True, False
                 else:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from scaling_ldm.records import Interval, PowerLaw, Refusal
 
-MAX_FAILED_DRAWS = 0.1  # of a bootstrap; beyond it an estimate is not identified
+MAX_FAILED_DRAWS = 0.1  # share of the draws; above it, not identified
 
 Points = Float[np.ndarray, "points"]
 Draws = Float[np.ndarray, "draws"]

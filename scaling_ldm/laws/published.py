@@ -24,7 +24,7 @@ class PublishedLaw:
     model: str
     form: str
     constants: Mapping[str, float | None]
-    input_unit: str  # of the printed law
+    input_unit: str  # unit in the printed law
     output_unit: str
     input_scale: float | None  # printed unit of the input in FLOPs
     output_scale: float | None

@@ -15,7 +15,7 @@ import scipy.stats
 from scaling_ldm.metrics.checks import check_finite, check_level, check_replicates
 from scaling_ldm.metrics.estimate import Estimate
 
-DEGREE = 3  # of the polynomial kernel
+DEGREE = 3  # degree of the polynomial kernel
 
 
 def distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:

@@ -112,7 +112,7 @@ def precision_recall(
     check_replicates(replicates)
     check_level(level)
     nearest = _nearest(generated, min(m - 1, 4 * k + 24))
-    radii_SM = np.empty((1 + replicates, m))  # of all rows, then of parts of them
+    radii_SM = np.empty((1 + replicates, m))  # radii of all rows, then of parts of them
     radii_SM[0] = nearest[0][:, k - 1]
     rng = np.random.default_rng(seed)
     for radii in radii_SM[1:]:

@@ -32,7 +32,7 @@ from scaling_ldm.metrics.checks import check_finite
 from scaling_ldm.metrics.shapes import CovDD, FeaturesND, MeanD
 
 CHUNK = 1024  # rows
-FORMAT = 2  # of the files that are written; format 1 holds exact integer sums
+FORMAT = 2  # format of written files; format 1 holds exact integer sums
 _NO_MOMENTS = (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from scaling_ldm.metrics.checks import check_finite
 
-PRECISION_BITS = 32 - 8 - 2  # of a weight on 8-bit pictures, so that sums fit int32
+PRECISION_BITS = 32 - 8 - 2  # bits of a weight on 8-bit pictures; sums fit int32
 BLOCK = 2**22  # values that a pass handles at a time
 
 

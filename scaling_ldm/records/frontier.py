@@ -20,7 +20,7 @@ class Cell:
     model: str  # the run's id
     label: str  # e.g. "83M"
     params: int
-    relative_cost: float  # of one evaluation; the reference model's is 1
+    relative_cost: float  # cost of one evaluation; the reference model's is 1
     sampler: str
     steps: int
     guidance: float

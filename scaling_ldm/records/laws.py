@@ -56,7 +56,7 @@ class Parabola:
     n_opt_interval: Interval
     d_opt_interval: Interval
     l_opt_interval: Interval
-    rmse: float  # of loss around the parabola: sqrt(RSS / (points - 3))
+    rmse: float  # error of the loss around the parabola: sqrt(RSS / (points - 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class PowerLaw:
     points: int
     x_min: float
     x_max: float
-    rmse_log: float  # of ln y around the law: sqrt(RSS / (points - 2))
+    rmse_log: float  # error of ln y around the law: sqrt(RSS / (points - 2))
     band: tuple[tuple[float, float, float], ...]
 
     def __call__(self, x: float) -> float:
@@ -92,9 +92,9 @@ class Parametric:
     B: float
     alpha: float
     beta: float
-    intervals: Mapping[str, Interval]  # of the constants and n_opt_exponent
+    intervals: Mapping[str, Interval]  # intervals of the constants and n_opt_exponent
     points: int
-    rmse: float  # of loss around the surface: sqrt(RSS / (points - 5))
+    rmse: float  # error of the loss around the surface: sqrt(RSS / (points - 5))
     n_opt_exponent: float  # beta / (alpha + beta)
     huber_delta: float | None = None  # None: least squares; else log-Huber width
 

@@ -86,7 +86,7 @@ class SampleRecord:
     run_id: str
     checksum: str  # SHA-256 of an export's weights; "": a run's own checkpoint
     sampler: str
-    spacing: str  # of the time grid; "auto": the sampler's own
+    spacing: str  # spacing of the time grid; "auto": the sampler's own
     steps: int
     guidance: float
     nfe: int  # network evaluations per image, guidance counted
@@ -95,7 +95,7 @@ class SampleRecord:
     weights: str  # "ema", "raw"; "unknown" where a folder does not say
     seed: int
     images: int
-    captions: tuple[str, ...]  # of the pictures in images_file
+    captions: tuple[str, ...]  # captions of the pictures in images_file
     images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
 
 
@@ -105,7 +105,7 @@ class EvalRecord:
 
     run_id: str
     checksum: str  # SHA-256 of an export's weights; "": a run's own checkpoint
-    step: int  # of the checkpoint; 0 for weights from a folder
+    step: int  # step of the checkpoint; 0 for weights from a folder
     train_flops: float | None  # spent when it was written; None: unknown
     metric: str  # e.g. "fd_lite0"
     value: float
@@ -115,6 +115,6 @@ class EvalRecord:
     doubt: str  # why the value may be off by more than the interval; "": no doubt
     images: int
     nfe: int
-    flops: float  # of one picture: network and decoder
+    flops: float  # FLOPs of one picture: network and decoder
     protocol: Mapping[str, Any]  # names of evaluate.protocol.PARTS -> values
-    protocol_hash: str  # of the protocol
+    protocol_hash: str  # digest of the protocol

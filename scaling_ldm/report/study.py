@@ -23,7 +23,8 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
 )
-from scaling_ldm.workdir.runs import checkpoint_steps
+from scaling_ldm.workdir import samples as sampled
+from scaling_ldm.workdir.runs import checkpoint_steps, run_files
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 CURVE_FIELDS = ("step", "loss", "flops", "seconds")
@@ -120,16 +121,16 @@ def read(workdir: pathlib.Path) -> Study:
     kept: dict[str, tuple[int, ...]] = {}
     curves: dict[str, Curve] = {}
     for run in runs:
-        folder = f"runs/{run.run_id}"
-        record = reader.part(f"{folder}/record.json", _record, TrainRecord)
+        files = run_files(workdir, run.run_id)
+        record = reader.part(files.record, _record, TrainRecord)
         if record is not None:
             trained[run.run_id] = record
             if record.status == "finished":
                 kept[run.run_id] = tuple(checkpoint_steps(workdir, run))
-        curve = reader.part(f"{folder}/metrics.jsonl", reader.curve)
+        curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
-    samples = reader.part("samples/record.json", _record, SampleRecord)
+    samples = reader.part(sampled.record_path(workdir), _record, SampleRecord)
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
         reader.notes.append(f"{samples.images_file} could not be read: no such file")
@@ -162,16 +163,21 @@ class _Reader:
     def __init__(self, workdir: pathlib.Path) -> None:
         self.workdir, self.notes = workdir, []
 
-    def part(self, name: str, read: Callable[..., Any], *given: Any) -> Any:
+    def part(
+        self, path: str | pathlib.Path, read: Callable[..., Any], *given: Any
+    ) -> Any:
         """`read(path, *given)`; None where there is no such file, or it is damaged."""
-        path = self.workdir / name
+        path = self.workdir / path
         if not path.is_file():
             return None
         try:
             return read(path, *given)
         except (ValueError, TypeError, OSError, EOFError) as e:
-            self.notes.append(f"{name} could not be read: {e}")
+            self.notes.append(f"{self._name(path)} could not be read: {e}")
             return None
+
+    def _name(self, path: pathlib.Path) -> str:
+        return path.relative_to(self.workdir).as_posix()
 
     def curve(self, path: pathlib.Path) -> np.ndarray:
         """The logged steps; a step logged again after a restart counts once, the last.
@@ -188,9 +194,8 @@ class _Reader:
                 continue
             rows[row[0]] = row
         if bad:
-            name = path.relative_to(self.workdir)
             lines = f"{bad} unreadable line{'s' * (bad > 1)}"
-            self.notes.append(f"{name}: {lines} passed over")
+            self.notes.append(f"{self._name(path)}: {lines} passed over")
         return np.array([rows[step] for step in sorted(rows)])
 
 

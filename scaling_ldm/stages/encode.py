@@ -348,7 +348,7 @@ class _EncodeProgress:
         self._total, self._done, self._processes = total, done, processes
         self._every = every_seconds
         self._mine = 0  # pictures of this process in its current shard
-        self._bytes = 0  # of the shards that this process has written
+        self._bytes = 0  # size of the shards that this process has written
         self._first: tuple[float, int] | None = None  # time and count once compiled
         self._shown = time.perf_counter()
 

@@ -20,7 +20,8 @@ from scaling_ldm import config, flops
 from scaling_ldm.training import mesh, objective, optimizer
 
 Batch = objective.Batch
-METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")  # of each step
+# What each step measures.
+METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")
 
 
 @functools.partial(

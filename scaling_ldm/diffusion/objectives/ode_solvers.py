@@ -31,7 +31,7 @@ class _Tableau:
     """An explicit Runge-Kutta method (Hairer et al. 1993, section II.1)."""
 
     nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]  # of each stage
+    rows: tuple[tuple[float, ...], ...]  # coefficients of each stage
     weights: tuple[float, ...]
 
     def matrix(self) -> np.ndarray:
@@ -187,7 +187,7 @@ class _Walk(NamedTuple):
     h: jax.Array  # the next step's length, positive
     state: State
     slope: State  # at q, once a step has been taken
-    error: jax.Array  # of the last accepted step
+    error: jax.Array  # error of the last accepted step
     steps: jax.Array
 
 

@@ -75,8 +75,8 @@ class LoopInputs(NamedTuple):
     params: Any
     cond: Any
     uncond: Any
-    scale: Any  # of guidance, scalar or [B]
-    rescale: Any  # of guidance, scalar
+    scale: Any  # guidance scale, scalar or [B]
+    rescale: Any  # rescale of guidance, scalar
     keys: Any  # one per sample, [B]
     step_noise: Any  # [rows, B, ...], in place of keys
     image: Any  # inpainting: the known image [B, ...],

@@ -1,0 +1,92 @@
+"""Checks the library's annotations at every call, by beartype and jaxtyping.
+
+jaxtyping has an import hook too. It also decorates nested functions, anew at every call
+of the function around them, and compiles two checkers for each. With it, the tests of
+the evaluate stage took SLOWER times as long. So this hook decorates the functions of a
+module and the methods of its classes, once.
+"""
+
+import ast
+import dataclasses
+import importlib.machinery
+import inspect
+import sys
+import typing
+
+import beartype
+import jaxtyping
+
+# An int may be given where float is written, as type checkers have it (PEP 484).
+_beartype = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
+
+def check(function):
+    """The function, with its annotations checked; a dataclass, with its fields checked.
+
+    Sizes that have one name in several arguments must be equal.
+    """
+    if inspect.isclass(function):
+        if dataclasses.is_dataclass(function):
+            function.__init__ = check(function.__init__)
+        return function
+    checked = _beartype(function)
+    return jaxtyping.jaxtyped(checked, typechecker=None) if _arrays(function) else checked
+
+
+def _arrays(function):
+    """Whether arrays of jaxtyping are in its annotations, or these are not known yet."""
+    try:
+        kinds = list(typing.get_type_hints(function).values())
+    except NameError:
+        return True
+    for kind in kinds:
+        if inspect.isclass(kind) and issubclass(kind, jaxtyping.AbstractArray):
+            return True
+        kinds.extend(typing.get_args(kind))
+    return False
+
+
+class _Decorate(ast.NodeTransformer):
+    """Puts `check` next to each function and around each class."""
+
+    def visit_ClassDef(self, node):
+        self.generic_visit(node)
+        node.decorator_list.insert(0, self._check(node))
+        return node
+
+    def visit_FunctionDef(self, node):
+        node.decorator_list.append(self._check(node))
+        return node  # functions inside are left as they are
+
+    def _check(self, node):
+        call = ast.parse("__import__('annotations').check", mode="eval").body
+        for part in ast.walk(call):
+            ast.copy_location(part, node)
+        return call
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def get_code(self, fullname):
+        path = self.get_filename(fullname)
+        tree = _Decorate().visit(ast.parse(self.get_data(path), path))
+        return compile(tree, path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    def __init__(self, packages):
+        self.packages = packages
+
+    def find_spec(self, name, path=None, target=None):
+        if not any(f"{name}.".startswith(f"{package}.") for package in self.packages):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and isinstance(
+            spec.loader, importlib.machinery.SourceFileLoader
+        ):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def install(packages):
+    """Modules of these packages are checked that are imported from now on."""
+    sys.meta_path.insert(0, _Finder(packages))
