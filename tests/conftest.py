@@ -27,31 +27,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import annotations  # noqa: E402
 
-# Packages whose annotations are checked at every call in the tests.
-CHECKED = [
-    # Not config.fields: an Experiment may hold wrong values until config.checks ran.
-    "scaling_ldm.config.checks",
-    "scaling_ldm.config.command_line",
-    "scaling_ldm.config.experiment_dict",
-    "scaling_ldm.config.files",
-    "scaling_ldm.config.names",
-    "scaling_ldm.config.reads",
-    "scaling_ldm.data",
-    "scaling_ldm.diffusion",
-    "scaling_ldm.evaluation",
-    "scaling_ldm.flops",
-    "scaling_ldm.frontier",
-    "scaling_ldm.laws",
-    "scaling_ldm.metrics",
-    "scaling_ldm.models",
-    "scaling_ldm.records",
-    "scaling_ldm.report",
-    "scaling_ldm.stages",
-    "scaling_ldm.study",
-    "scaling_ldm.training",
-    "scaling_ldm.workdir",
-]
-annotations.install(CHECKED)
+annotations.install(annotations.CHECKED)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
