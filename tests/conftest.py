@@ -40,8 +40,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def _collect_less():
     """What a file leaves behind is not looked at again by the garbage collector.
 
-    A worker holds millions of objects of compiled programs; going through them again
-    and again made the last files of a run several times slower.
+    A worker holds millions of objects of compiled programs by the end of a run.
     """
     yield
     gc.freeze()
@@ -54,11 +53,21 @@ LONGEST = (
     "test_faults",
     "test_train",
     "test_main",
+    "test_notebooks",
+    "test_denoisers_contract",
+    "test_autoencoder_training",
 )
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked; for tests that give what these would refuse."""
+    with annotations.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session")

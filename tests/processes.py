@@ -48,10 +48,11 @@ class MainProcess:
         self._thread.start()
 
     def _collect(self):
-        for line in self.popen.stdout:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
+        with self.popen.stdout as output:
+            for line in output:
+                with self._changed:
+                    self.lines.append(line)
+                    self._changed.notify_all()
         with self._changed:
             self._open = False
             self._changed.notify_all()

@@ -18,12 +18,15 @@ from scaling_ldm.stages import evaluate
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
 
+# The tiny study on pictures of 8 pixels.
+SMALL = ("--config=experiments/tiny.py", "--config.data.shape=(8, 8, 3)")
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """The tiny study, run once through every stage."""
+    """The small study, run once through every stage."""
     workdir = tmp_path_factory.mktemp("smoke") / "tiny"
-    out, err = run("--config=experiments/tiny.py", f"--workdir={workdir}")
+    out, err = run(*SMALL, f"--workdir={workdir}")
     return workdir, out, err
 
 
@@ -64,7 +67,9 @@ def test_every_stage_leaves_its_files(smoke):
         assert record.steps == spec.steps
         assert record.flops == spec.planned_flops
         assert 0 < record.validation_loss < 2
-        rows = [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+        rows = [
+            json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
         assert rows[-1]["step"] == spec.steps
         assert rows[-1]["flops"] == spec.planned_flops
     laws = records.loads((workdir / "laws.json").read_text())
@@ -88,7 +93,7 @@ def test_progress_names_run_loss_speed_and_time_left(smoke):
 def test_a_finished_study_does_nothing_and_says_so(smoke):
     workdir, _, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in (workdir / "runs").rglob("*")}
-    out, err = run("--config=experiments/tiny.py", f"--workdir={workdir}")
+    out, err = run(*SMALL, f"--workdir={workdir}")
     assert "nothing to do" in err
     assert out == ""
     assert {p: p.stat().st_mtime_ns for p in (workdir / "runs").rglob("*")} == before
@@ -97,8 +102,8 @@ def test_a_finished_study_does_nothing_and_says_so(smoke):
 def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
     workdir, _, _ = smoke
     _, err = call(
+        *SMALL,
         "--config.mesh.cpu_devices=8",
-        "--config=experiments/tiny.py",
         f"--workdir={workdir}",
         "--config.optimizer.learning_rate=0.5",
         expect=study.EXIT["bad configuration"],
@@ -276,9 +281,11 @@ def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path, call):
     assert call("--config=experiments/tiny.py", today, *plan) == (out, "")
 
 
-def test_run_plans_and_trains_one_row(tmp_path):
+def test_run_plans_and_trains_one_row(tmp_path, call):
     workdir = tmp_path / "one"
-    out, err = run("--config=experiments/tiny.py", f"--workdir={workdir}", "--run=3")
+    out, err = call(
+        *SMALL, "--config.mesh.cpu_devices=8", f"--workdir={workdir}", "--run=3"
+    )
     assert re.findall(r"^ *(\d+) +\S+ +\d+ x \d+ ", out, re.M) == ["3"]
     assert len(records.read_jsonl(workdir / "runs.jsonl")) == 12
     assert [p.parent.name for p in workdir.glob("runs/*/record.json")] == [

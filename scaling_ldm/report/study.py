@@ -23,7 +23,6 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
 )
-from scaling_ldm.workdir import samples as sampled
 from scaling_ldm.workdir.runs import checkpoint_steps, run_files
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
@@ -130,7 +129,7 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
-    samples = reader.part(sampled.record_path(workdir), _record, SampleRecord)
+    samples = reader.part("samples/record.json", _record, SampleRecord)
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
         reader.notes.append(f"{samples.images_file} could not be read: no such file")

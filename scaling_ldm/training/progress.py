@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from scaling_ldm.training.run_files import RunFiles
 
@@ -227,6 +226,8 @@ class SweepProgress:
         y = np.array([seconds / steps for steps, seconds in self._measured.values()])
         if len(x) == 1:  # assume that half of it grows with the FLOPs
             return float(y[0] * (0.5 + 0.5 * flops / x[0]))
+        from scipy import optimize  # half a second that few commands need
+
         a, b = optimize.nnls(np.stack([np.ones_like(x), x / x.max()], 1), y)[0]
         return float(a + b * flops / x.max())
 

@@ -275,7 +275,7 @@ def test_features_decide_their_width_where_no_network_reads_them():
 
 
 @pytest.mark.parametrize("source", config.DATA_SOURCES)
-def test_a_sources_fields_do_what_the_table_says(source, monkeypatch):
+def test_a_sources_fields_do_what_the_table_says(source, monkeypatch, unchecked):
     experiment = changed(
         base("in_context"),
         {"data.source": source, "data.path": "here", "encode.pictures": 9},

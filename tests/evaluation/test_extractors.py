@@ -199,7 +199,10 @@ def judged(generated, network, weights, **fields):
     return config.resolve(c)
 
 
-@pytest.mark.parametrize("network", networks_but("lite0", "inception_torch_fidelity"))
+@pytest.mark.parametrize(
+    "network",
+    networks_but("lite0", "inception_pytorch_fid", "inception_torch_fidelity"),
+)
 def test_a_run_is_measured_by_its_pictures_and_weights(
     generated, writers, tmp_path, monkeypatch, network
 ):

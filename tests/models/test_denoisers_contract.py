@@ -236,7 +236,7 @@ def test_in_context_without_text_is_a_plain_transformer():
     assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     _, net, params, *arguments = case

@@ -255,7 +255,7 @@ def real():
 
 
 @installed
-@pytest.mark.parametrize("of", ["icons", "photo"])
+@pytest.mark.parametrize("of", ["icons", pytest.param("photo", marks=pytest.mark.slow)])
 def test_the_distance_grows_with_noise_and_with_blur(real, of):
     """Distances grow with distortion (Heusel et al. 2017, figure 3).
 

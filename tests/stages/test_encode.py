@@ -130,6 +130,12 @@ def manifest(workdir):
     return json.loads((workdir / "encoded" / shards.MANIFEST).read_text())
 
 
+def layout_of(described):
+    """The layout in a manifest."""
+    layout = described["layout"]
+    return shards.Layout(**layout | {"shape": tuple(layout["shape"])})
+
+
 def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
     experiment = wanted()
     image, text = (
@@ -140,7 +146,7 @@ def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
     read = jax.jit(text.network.apply)
     images, captions, labels = painted
     described = manifest(whole)
-    layout = shards.Layout(**described["layout"])
+    layout = layout_of(described)
     assert described["records"] == COUNT
     for index in (0, 11, COUNT - 1):  # the last one is of a batch that is filled up
         shard, place = divmod(index, PER_SHARD)
@@ -443,7 +449,7 @@ def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypa
     assert not all(held)
     monkeypatch.setattr(encoding, "FrozenNetworks", lambda _: found)
     encode.run(experiment, tmp_path)
-    layout = shards.Layout(**manifest(whole)["layout"])
+    layout = layout_of(manifest(whole))
     for number, summary in enumerate(manifest(whole)["shards"]):
         indices = list(range(summary["records"]))
         got, want = (

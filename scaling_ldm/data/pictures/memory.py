@@ -28,7 +28,7 @@ class Memory:
 
     def __init__(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray] | np.ndarray,
         captions: Sequence[str],
         labels: Sequence[int] | None = None,
         name: str = "memory",
@@ -68,7 +68,7 @@ class Memory:
 
 
 def memory(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
     labels: Sequence[int] | None = None,
     name: str = "memory",
