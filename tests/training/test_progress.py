@@ -88,7 +88,8 @@ def test_the_log_drops_what_will_happen_again(tmp_path):
     log = progress.MetricLog(RunFiles(tmp_path), 10, tensorboard=False)
     log.write(11, {"loss": 0.5})
     log.close()
-    assert [json.loads(x)["step"] for x in path.open()] == [5, 10, 11]
+    lines = path.read_text().splitlines()
+    assert [json.loads(x)["step"] for x in lines] == [5, 10, 11]
 
 
 def test_tensorboard_events_are_written(tmp_path):
