@@ -31,7 +31,7 @@ from scaling_ldm.config.fields import (
     TrainConfig,
     ValidationConfig,
 )
-from scaling_ldm.config.files import continued, load, resolve
+from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
     ACTIVATIONS,
     ADVICE_UNITS,
@@ -124,7 +124,6 @@ __all__ = [
     "UNROLL",
     "ValidationConfig",
     "WEIGHTINGS",
-    "continued",
     "default",
     "load",
     "resolve",

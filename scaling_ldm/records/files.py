@@ -166,11 +166,13 @@ def loads(line: str, where: object = "a record") -> Any:
     """
     try:
         value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
         version = upgrade.version_of(value, where)
         return from_json(upgrade.unstamped(value, where), version)
     except NewerVersion:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError) as e:
         raise Damaged(f"not a record: {e}") from e
 
 

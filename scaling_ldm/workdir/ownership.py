@@ -21,6 +21,7 @@ from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.config import identity
+from scaling_ldm.config.files import continued
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
 
@@ -37,7 +38,7 @@ def as_made(experiment: config.Experiment, workdir: pathlib.Path) -> config.Expe
     held = _held(workdir)
     if held is None:
         return experiment
-    return config.continued(experiment, _unknown(held))
+    return continued(experiment, _unknown(held))
 
 
 def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
@@ -65,7 +66,7 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
     made_by = records.SCHEMA
     if held is not None:
         unknown, made_by = _unknown(held), _made_by(held)
-        experiment = config.continued(experiment, unknown)
+        experiment = continued(experiment, unknown)
         _compare(experiment, held, path)
         _say_as_then(experiment, workdir, made_by, unknown)
     content = {
