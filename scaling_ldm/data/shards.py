@@ -179,6 +179,8 @@ class Store:
             raise records.Damaged(f"{self._path(name)} is not JSON: {e}") from e
         if value is None or name == IDENTITY:  # an identity has a version of its own
             return value
+        if not isinstance(value, dict):
+            raise records.Damaged(f"{self._path(name)} is not a JSON object")
         return records.unstamped(value, self._path(name))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:

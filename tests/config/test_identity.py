@@ -24,6 +24,9 @@ class LaterOptimizer(config.OptimizerConfig):
     lookahead: tuple[float, ...] = DEFAULT
 
 
+LaterOptimizer.__name__ = config.OptimizerConfig.__name__  # files hold the name
+
+
 def with_lookahead(experiment, value=DEFAULT):
     """The experiment in a version that has the new field."""
     optimizer = LaterOptimizer(**vars(experiment.optimizer), lookahead=value)
