@@ -71,7 +71,8 @@ PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
 
 setup(
     name="scaling_ldm",
-    version="0.1.0",
+    # On the way to the release that introduces records.SCHEMA, and not it yet.
+    version="0.2.0.dev0",
     description="Plans, runs and reads scaling studies of latent diffusion models.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

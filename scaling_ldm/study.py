@@ -190,6 +190,7 @@ class _Study:
         """Runs the stages; returns one of EXIT's values."""
         if any(self._runs_networks(stage) for stage in self.stages):
             self._start_devices()
+        self.experiment = ownership.as_made(self.experiment, self.workdir)
         self._check_stages()
         self._register_workdir()
         every_stage = self.stages == config.STAGES
@@ -253,13 +254,13 @@ class _Study:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.
 
         Raises:
-          ConfigError: it holds another experiment.
+          ConfigError: it holds another experiment, or is a newer version's.
           OSError: it cannot be written.
         """
         refusal: Exception | None = None
         if self.primary:
             try:
-                ownership.register(self.experiment, self.workdir)
+                self.experiment = ownership.register(self.experiment, self.workdir)
             except (ConfigError, OSError) as e:
                 refusal = e
         if self.mesh and self.mesh.any_process(refusal is not None):

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from record_meanings import MEANINGS
 
 from scaling_ldm import PUBLIC, config
-from scaling_ldm.config import fields as config_fields
+from scaling_ldm.config import identity as config_identity
 from scaling_ldm.config import names as config_names
 from scaling_ldm.config import reads
 
@@ -212,7 +212,7 @@ def config_page() -> str:
         "directories made under the old name continue.\n"
     )
     out.append("| old name | name today |\n|---|---|")
-    for (section, field), old in config_fields.FIRST_NAMES.items():
+    for (section, field), old in config_identity.FIRST_NAMES.items():
         out.append(f"| `{section}.{old}` | `{section}.{field}` |")
     out.append("\n## Stages\n")
     out.append(
@@ -235,7 +235,8 @@ def records_page() -> str:
     out.append(
         "A record is a frozen dataclass of `scaling_ldm.records`. In a file it is one "
         "JSON object with its class name under `record`. Tuples are lists. A number "
-        "that is not finite is the string `nan`, `inf` or `-inf`. "
+        "that is not finite is the string `nan`, `inf` or `-inf`. The outermost "
+        "object says the version of its schema under `version`. "
         "`scaling_ldm.records.loads` reads one line, `read_jsonl` a file. "
         "[Files of a working directory](files.md) says which file holds which record.\n"
     )

@@ -4,9 +4,9 @@ An experiment file returns `default()` with a few fields changed. `resolve` turn
 mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError` that
 lists everything that is wrong: what was given, what is allowed, what to do.
 
-`names` has the tables of names, `fields` the fields, `checks` and `reads` what an
-experiment must fulfil, `files` loads it, `command_line` checks the flags. May import:
-records.
+`names` has the tables of names, `fields` the fields, `identity` which of them decide a
+run's numbers, `checks` and `reads` what an experiment must fulfil, `files` loads it,
+`command_line` checks the flags. May import: records.
 """
 
 from scaling_ldm.config.experiment_dict import (
@@ -30,7 +30,6 @@ from scaling_ldm.config.fields import (
     PlanConfig,
     TrainConfig,
     ValidationConfig,
-    identity,
 )
 from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
@@ -126,7 +125,6 @@ __all__ = [
     "ValidationConfig",
     "WEIGHTINGS",
     "default",
-    "identity",
     "load",
     "resolve",
     "to_config_dict",

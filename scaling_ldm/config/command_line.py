@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from scaling_ldm.config import names
 from scaling_ldm.config.experiment_dict import say_renamed, unknown
-from scaling_ldm.config.fields import FIRST_NAMES, Experiment
+from scaling_ldm.config.fields import Experiment
+from scaling_ldm.config.identity import FIRST_NAMES
 from scaling_ldm.records.errors import ConfigError
 
 STAGES = (*names.STAGES, *names.STAGES_ON_REQUEST)

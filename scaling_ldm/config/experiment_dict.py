@@ -9,7 +9,8 @@ from typing import Any
 import ml_collections
 
 from scaling_ldm.config import names
-from scaling_ldm.config.fields import FIRST_NAMES, Experiment
+from scaling_ldm.config.fields import Experiment
+from scaling_ldm.config.identity import FIRST_NAMES
 from scaling_ldm.records.errors import UnknownKey
 
 

@@ -7,10 +7,8 @@ the documentation is made from these comments and from the tables in names.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from scaling_ldm import records
+from scaling_ldm.config import identity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,70 +281,5 @@ class Experiment:
 
     @property
     def recipe_hash(self) -> str:
-        """Digest of everything that decides a run's numbers, apart from its RunSpec.
-
-        Left out are: which runs there are (plan, because a sweep may grow), where they
-        run (mesh, accelerator), how they log, and the stages after training.
-        """
-        deciding = identity(dataclasses.asdict(self))
-        for (section, field), first in FIRST_NAMES.items():
-            if field in deciding.get(section, {}):
-                deciding[section][first] = deciding[section].pop(field)
-        return records.digest(deciding)
-
-
-def identity(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an experiment, as nested dicts, that decides its runs' numbers.
-
-    A field under its first name is returned under today's name.
-    """
-    kept = {
-        section: dict(value) if isinstance(value, Mapping) else value
-        for section, value in experiment.items()
-        if section not in _NO_RECIPE
-    }
-    for (section, field), first in FIRST_NAMES.items():
-        if first in kept.get(section, {}):
-            kept[section][field] = kept[section].pop(first)
-    for section, field in _NOT_IDENTITY:
-        kept.get(section, {}).pop(field, None)
-    return kept
-
-
-# Renamed fields: today's name -> the first one. The recipe hash is of the first
-# names, so that working directories made before the renaming continue.
-FIRST_NAMES = {
-    ("objective", "timestep_sampling"): "time_law",
-    ("train", "checkpoint_flops"): "keep_flops",
-}
-_NO_RECIPE = (
-    "plan",
-    "mesh",
-    "generate",
-    "evaluate",
-    "frontier",
-    "advise",
-    "fit",
-    "question",
-    "record",
-)
-_NOT_IDENTITY = (
-    ("data", "path"),
-    ("data", "prefetch_batches"),
-    ("encode", "path"),
-    ("encode", "batch_size"),
-    ("encode", "records_per_shard"),
-    ("encode", "largest_bad_fraction"),
-    ("encode", "workers"),
-    ("model", "unroll"),
-    ("model", "remat"),
-    ("train", "steps_per_dispatch"),
-    ("train", "optimize_code"),
-    ("train", "checkpoints_per_run"),
-    ("train", "keep_checkpoints"),
-    ("train", "checkpoint_flops"),
-    ("train", "log_every_steps"),
-    ("train", "show_every_seconds"),
-    ("train", "tensorboard"),
-    ("train", "profile_steps"),
-)
+        """Digest of all that decides a run's numbers; see identity.recipe_hash."""
+        return identity.recipe_hash(dataclasses.asdict(self))

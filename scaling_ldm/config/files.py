@@ -9,12 +9,12 @@ import pathlib
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import checks, fields, names
+from scaling_ldm.config import checks, fields, identity, names, reads
 from scaling_ldm.config.experiment_dict import say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
@@ -78,11 +78,32 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
     if not problems:
         experiment = _choose_text_encoder(experiment)
         problems = checks.problems_of(experiment)
+    _refuse(problems)
+    return experiment
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raises ConfigError if there are reasons why an experiment cannot run."""
     if problems:
         raise ConfigError(
             "this experiment cannot run:\n" + "\n".join(f"  - {p}" for p in problems)
         )
-    return experiment
+
+
+def continued(experiment: Experiment, unknown: Iterable[identity.Field]) -> Experiment:
+    """The experiment as it continues a working directory that was made before fields.
+
+    Args:
+      unknown: the fields that its version did not know. Those that are at their
+        defaults take the values of before, whether they are read or not.
+
+    Raises:
+      ConfigError: other fields do not fit the values of before.
+    """
+    found = identity.continued(experiment, unknown)
+    unread = reads.unread(found)
+    _refuse([p for p in checks.problems_of(found) if p not in unread])
+    return found
 
 
 def _choose_text_encoder(experiment: Experiment) -> Experiment:
@@ -129,7 +150,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
 def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The given fields under today's names; says which names are old."""
     found = dict(given)
-    for (section, field), first in fields.FIRST_NAMES.items():
+    for (section, field), first in identity.FIRST_NAMES.items():
         if where == f"config.{section}" and first in found:
             say_renamed(section, field)
             found[field] = found.pop(first)

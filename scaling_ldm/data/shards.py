@@ -174,12 +174,19 @@ class Store:
         """
         data = self.read(name)
         try:
-            return None if data is None else json.loads(data)
+            value = None if data is None else json.loads(data)
         except ValueError as e:
             raise records.Damaged(f"{self._path(name)} is not JSON: {e}") from e
+        if value is None or name == IDENTITY:  # an identity has a version of its own
+            return value
+        if not isinstance(value, dict):
+            raise records.Damaged(f"{self._path(name)} is not a JSON object")
+        return records.unstamped(value, self._path(name))
 
-    def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=1) + "\n"
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a file's value, with the version of its schema."""
+        stamped = value if name == IDENTITY else records.stamped(value)
+        text = json.dumps(stamped, indent=1) + "\n"
         if self._far:
             self._fs.pipe_file(self._path(name), text.encode())
         else:

@@ -10,7 +10,6 @@ The folder may be deleted at any time: its features are then extracted again.
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +48,7 @@ class StoredFeatures:
             self.images, self.after = int(last["images"]), int(last["after"])
         about = self._folder / "about.json"
         self.complete = (
-            about.exists() and json.loads(about.read_text())["images"] == self.images
+            about.exists() and records.read_json(about)["images"] == self.images
         )
 
     def extract_missing(
@@ -76,7 +75,7 @@ class StoredFeatures:
         if mesh.is_primary():
             about = {"of": self._of, "images": self.images}
             path = self._folder / "about.json"
-            records.write_text(path, json.dumps(about, indent=1) + "\n")
+            records.write_json(path, about)
         mesh.barrier("features-kept")
         self.complete = True
 

@@ -1,18 +1,22 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `laws` and `frontier` hold the records, `files` writes and reads them, `errors`
-holds every exception of the library. May import: the standard library alone.
+`runs`, `laws` and `frontier` hold the records, `files` writes and reads them, `upgrade`
+knows the files of older versions, `errors` holds every exception of the library. May
+import: the standard library alone.
 """
 
-from scaling_ldm.records.errors import Damaged
+from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.files import (
     digest,
     dumps,
     from_json,
     loads,
+    read,
+    read_json,
     read_jsonl,
     to_json,
     write_file,
+    write_json,
     write_jsonl,
     write_text,
 )
@@ -36,6 +40,13 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records.upgrade import (
+    FIRST,
+    SCHEMA,
+    stamped,
+    unstamped,
+    version_of,
+)
 
 __all__ = [
     "Advice",
@@ -45,26 +56,35 @@ __all__ = [
     "Crossing",
     "Damaged",
     "EvalRecord",
+    "FIRST",
     "FitResult",
     "Front",
     "FrontPoint",
     "Frontier",
     "HeldOut",
     "Interval",
+    "NewerVersion",
     "Parabola",
     "Parametric",
     "PowerLaw",
     "Refusal",
     "RunSpec",
+    "SCHEMA",
     "SampleRecord",
     "TrainRecord",
     "digest",
     "dumps",
     "from_json",
     "loads",
+    "read",
+    "read_json",
     "read_jsonl",
+    "stamped",
     "to_json",
+    "unstamped",
+    "version_of",
     "write_file",
+    "write_json",
     "write_jsonl",
     "write_text",
 ]

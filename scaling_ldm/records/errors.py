@@ -18,7 +18,22 @@ class UnknownKey(KeyError):
 
 
 class Damaged(ValueError):
-    """A file of records that is cut off, foreign, or of another version."""
+    """A file of records that is cut off or foreign."""
+
+
+class NewerVersion(ConfigError):
+    """A file that a newer version of the library wrote; `needed` is the oldest one.
+
+    Neither another host nor a copy of the file helps, but another installation. So it
+    ends a study as a bad configuration does, not as damaged storage.
+    """
+
+    def __init__(self, where: object, needed: str, here: str) -> None:
+        super().__init__(
+            f"{where} was written by scaling_ldm {needed} or later; this is {here}: "
+            "install a newer one"
+        )
+        self.needed = needed
 
 
 class BadRecord(ValueError):

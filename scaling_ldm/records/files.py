@@ -1,9 +1,9 @@
 """Records as JSON lines, and files that are written whole or not at all.
 
 Every record is a frozen dataclass. It becomes one JSON line and is read back equal.
-A record of an older version is read through `UPGRADES`. Unknown keys are an error, so
-a file of a newer version is refused. Non-finite numbers are written as the strings
-"nan", "inf" and "-inf", so that the files stay standard JSON.
+A line says which schema it has; `upgrade` turns that of an older version into today's
+and refuses that of a newer one. Unknown keys are an error. Non-finite numbers are
+written as the strings "nan", "inf" and "-inf", so that the files stay standard JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import json
 import math
 import os
 import pathlib
-import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
-from scaling_ldm.records.errors import Damaged
+from scaling_ldm.records import upgrade
+from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.frontier import (
     Advice,
     BestGuidance,
@@ -70,37 +70,6 @@ _RECORDS = {
 }
 
 
-def _refusal(fields: dict[str, Any]) -> dict[str, Any]:
-    """The first version had one text, `what`, in place of three fields."""
-    if "what" not in fields:
-        return fields
-    fields = dict(fields)
-    what = fields.pop("what")
-    quantity, budget, group = what, None, ""
-    if found := re.fullmatch(r"isoFLOP minimum at (\S+) FLOPs", what):
-        quantity, budget = "isoFLOP minimum", float(found[1])
-    elif found := re.fullmatch(r"prediction of (\w+) at (\S+) FLOPs", what):
-        quantity, budget = f"{found[1]} held out", float(found[2])
-    elif found := re.fullmatch(r"power law of (.+) against \w+", what):
-        quantity = found[1]
-    elif what.startswith("parametric surface"):
-        quantity = "parametric surface"
-    elif found := re.fullmatch(r"(.+ over .+) \((.+)\)", what):
-        quantity, group = "crossing", f"{found[1]}, {found[2]}"
-    return fields | {"quantity": quantity, "budget_flops": budget, "group": group}
-
-
-# By record name: what turns the JSON fields of any older version into today's. A
-# function gets today's fields too and returns them as they are.
-UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"Refusal": _refusal}
-
-
-def upgraded(value: dict[str, Any]) -> dict[str, Any]:
-    """The JSON fields of one record under today's names; not those of nested ones."""
-    upgrade = UPGRADES.get(value.get("record", ""))
-    return upgrade(value) if upgrade else value
-
-
 def to_json(value: Any) -> Any:
     """Turns a record (or any nesting of them) into plain JSON values.
 
@@ -122,31 +91,43 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: Any, version: str = upgrade.SCHEMA) -> Any:
     """The inverse of `to_json`.
+
+    Args:
+      version: of the file that the value is from. A field that has a default may be
+        missing in a file of an older version: it came later.
 
     Raises:
       ValueError: an unknown record name, or fields that are missing or unknown.
     """
+    return _built(upgrade.upgraded(value, version), version == upgrade.SCHEMA)
+
+
+def _built(value: Any, complete: bool) -> Any:
+    """Records from JSON values of today; `complete`: every field must be there."""
     if isinstance(value, list):
-        return tuple(from_json(v) for v in value)
+        return tuple(_built(v, complete) for v in value)
     if not isinstance(value, dict):
         return value
     if "record" not in value:
-        return {k: from_json(v) for k, v in value.items()}
+        return {k: _built(v, complete) for k, v in value.items()}
     name = value["record"]
     if name not in _RECORDS:
         raise ValueError(
             f"unknown record {name!r}; known: {', '.join(sorted(_RECORDS))}"
         )
     cls = _RECORDS[name]
-    given = {k: from_json(v) for k, v in upgraded(value).items() if k != "record"}
+    given = {k: _built(v, complete) for k, v in value.items() if k != "record"}
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    if given.keys() != known:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    missing = {
+        k for k, f in fields.items() if k not in given and (complete or _required(f))
+    }
+    if missing or given.keys() - fields.keys():
         raise ValueError(
-            f"{name}: missing {sorted(known - given.keys())}, "
-            f"unknown {sorted(given.keys() - known)}; written by another version?"
+            f"{name}: missing {sorted(missing)}, "
+            f"unknown {sorted(given.keys() - fields.keys())}"
         )
     for k, v in given.items():
         if (
@@ -158,21 +139,72 @@ def from_json(value: Any) -> Any:
     return cls(**given)
 
 
+def _required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a record cannot be made without this field."""
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
 def dumps(record: Any) -> str:
-    """One JSON line, without the newline."""
-    return json.dumps(to_json(record), allow_nan=False)
+    """One JSON line with the version of its schema, without the newline.
+
+    Args:
+      record: a record, or a mapping of values and records.
+    """
+    return json.dumps(upgrade.stamped(to_json(record)), allow_nan=False)
 
 
-def loads(line: str) -> Any:
+def loads(line: str, where: object = "a record") -> Any:
     """A record from one JSON line.
+
+    Args:
+      where: the file, for a message.
 
     Raises:
       Damaged: it is none.
+      NewerVersion: a newer version of the library wrote it.
     """
     try:
-        return from_json(json.loads(line))
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        version = upgrade.version_of(value, where)
+        return from_json(upgrade.unstamped(value, where), version)
+    except NewerVersion:
+        raise
     except (ValueError, TypeError, KeyError) as e:
         raise Damaged(f"not a record: {e}") from e
+
+
+def read(path: str | os.PathLike) -> Any:
+    """The record of a file that holds one; raises as `loads`."""
+    try:
+        return loads(pathlib.Path(path).read_text(encoding="utf-8"), path)
+    except Damaged as e:
+        raise Damaged(f"{path}: {e}") from e
+
+
+def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+    """Writes one JSON object with the version of its schema; see `write_file`."""
+    text = json.dumps(upgrade.stamped(to_json(value)), indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object that `write_json` wrote, or an older version, as it is there.
+
+    Raises:
+      Damaged: the file holds none.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise Damaged(f"{path} is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is not a JSON object")
+    upgrade.version_of(value, path)
+    return value
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
@@ -185,12 +217,13 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
 
     Raises:
       Damaged: a line that is no record, with file and line number.
+      NewerVersion: a newer version of the library wrote the file.
     """
     records = []
     text = pathlib.Path(path).read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            records.append(loads(line))
+            records.append(loads(line, path))
         except Damaged as e:
             raise Damaged(f"{path}:{number}: {e}") from e
     return records

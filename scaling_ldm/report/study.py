@@ -186,9 +186,9 @@ class _Reader:
         rows, bad = {}, 0
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                value = json.loads(line)
+                value = records.unstamped(json.loads(line), path)
                 row = tuple(float(value[k]) for k in CURVE_FIELDS)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, AttributeError):
                 bad += 1
                 continue
             rows[row[0]] = row
@@ -228,14 +228,11 @@ def _without_types(tree: Any) -> Any:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+    return records.unstamped(records.read_json(path), path)
 
 
 def _record(path: pathlib.Path, kind: type) -> Any:
-    value = records.loads(path.read_text(encoding="utf-8"))
+    value = records.read(path)
     if not isinstance(value, kind):
         raise ValueError(f"it holds no {kind.__name__}")
     return value

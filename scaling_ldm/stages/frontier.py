@@ -156,7 +156,7 @@ class _CellFiles:
         self, spec: records.RunSpec, sampling: config.GenerateConfig
     ) -> records.Cell | None:
         path = self._path(spec, sampling)
-        return records.loads(path.read_text()) if path.exists() else None
+        return records.read(path) if path.exists() else None
 
     def write(
         self, spec: records.RunSpec, sampling: config.GenerateConfig, cell: records.Cell

@@ -166,9 +166,8 @@ def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> No
     Then it writes the settings to settings.json, by which the next call decides.
     """
     path = folder / "settings.json"
-    text = records.dumps(settings) + "\n"
-    before = path.read_text() if path.exists() else ""
-    if before == text:
+    before = _settings_in(path)
+    if before == settings:
         return
     shards = list(folder.glob("shards/*.npy"))
     if shards:
@@ -180,14 +179,20 @@ def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> No
     forms = (*folder.glob("grid.*"), *folder.glob("images.*"))
     for old in (*forms, *shards, *folder.glob("*.json")):
         old.unlink()
-    records.write_text(path, text)
+    records.write_text(path, records.dumps(settings) + "\n")
 
 
-def _differing(text: str, settings: dict[str, Any]) -> list[str]:
-    """The settings that differ from those in a settings.json, for people."""
+def _settings_in(path: pathlib.Path) -> dict[str, Any] | None:
+    """The settings in a settings.json; None if it is missing or damaged."""
     try:
-        before = dict(records.loads(text))
-    except (ValueError, TypeError):  # an empty or damaged file
+        return dict(records.read(path))
+    except (FileNotFoundError, records.Damaged, TypeError):
+        return None
+
+
+def _differing(before: dict[str, Any] | None, settings: dict[str, Any]) -> list[str]:
+    """The settings that differ from those that pictures were drawn with, for people."""
+    if before is None:
         return ["of unknown settings"]
     names = {"run_id": "run", "checksum": "SHA-256 of weights", "each": "in a shard"}
     return [

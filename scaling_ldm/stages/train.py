@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -137,9 +136,8 @@ def _check_data_identity(workdir: pathlib.Path, source: object) -> None:
     path, digest = workdir / "data.json", records.digest(identity)
     if not path.exists():
         if mesh.is_primary():
-            content = {"digest": digest, "identity": identity}
-            records.write_text(path, json.dumps(content, indent=1) + "\n")
-    elif json.loads(path.read_text())["digest"] != digest:
+            records.write_json(path, {"digest": digest, "identity": identity})
+    elif records.read_json(path)["digest"] != digest:
         raise config.ConfigError(
             f"the runs in {workdir} read other records than these (its data.json says "
             "which): use another --workdir"

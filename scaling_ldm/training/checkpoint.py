@@ -168,6 +168,7 @@ class Checkpoints:
             "processes": jax.process_count(),
             "checksum": checksum(state),
         }
+        meta = records.stamped(meta)
         meta["digest"] = records.digest(meta)
         try:
             saved = self._manager.save(
@@ -212,6 +213,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: a checkpoint belongs to another run.
+          NewerVersion: a newer version of the library wrote a checkpoint.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if only is not None and step != only:
@@ -224,7 +226,8 @@ class Checkpoints:
             if saved != read:
                 self._pass_over(step, ValueError(f"checksum {read}, saved as {saved}"))
                 continue
-            saved_spec = records.from_json(meta["spec"])
+            version = records.version_of(meta, self._directory / str(step))
+            saved_spec = records.from_json(meta["spec"], version)
             if _identity(saved_spec) != _identity(self._spec):
                 raise CheckpointError(
                     f"{self._directory / str(step)} belongs to another run: "
@@ -238,21 +241,27 @@ class Checkpoints:
     def _read(
         self, step: int, abstract_state: Any
     ) -> tuple[Any, Any, Exception | None]:
-        """(state, meta, None) as they are on disk, or (None, None, the error)."""
+        """(state, meta, None) as they are on disk, or (None, None, the error).
+
+        Raises:
+          NewerVersion: a newer version of the library wrote them.
+        """
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state),
-                    meta=ocp.args.JsonRestore(),
-                ),
-            )
-            meta = restored["meta"]
+            meta = self._part(step, meta=ocp.args.JsonRestore())
             if meta.pop("digest") != records.digest(meta):
                 raise ValueError("meta is not what was saved")
+            records.version_of(meta, self._directory / str(step))
+            args = ocp.args.StandardRestore(abstract_state)
+            return self._part(step, state=args), meta, None
+        except records.NewerVersion:
+            raise
         except Exception as e:  # whatever a damaged file makes orbax raise
             return None, None, e
-        return restored["state"], meta, None
+
+    def _part(self, step: int, **args: Any) -> Any:
+        """One part of a checkpoint as it is on disk."""
+        (name,) = args
+        return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
 
     def _pass_over(self, step: int, error: Exception | None) -> None:
         """Renames a damaged checkpoint and says so."""

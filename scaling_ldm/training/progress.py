@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_ldm import records
 from scaling_ldm.training.run_files import RunFiles
 
 
@@ -270,6 +271,7 @@ class MetricLog:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     break  # cut off in the middle of a write
+                records.version_of(row, path)
                 if row["step"] <= step:
                     kept.append(line + "\n")
         temporary = path.with_suffix(".tmp")
@@ -285,7 +287,7 @@ class MetricLog:
         """Writes the values of a step; TensorBoard gets those that are numbers."""
         if self._file is None:
             return
-        row = {"step": step, **values}
+        row = records.stamped({"step": step, **values})
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._events is not None:

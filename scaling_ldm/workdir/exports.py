@@ -11,7 +11,6 @@ then its folder's name and its weights' SHA-256, and how far it was trained is u
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 
 from scaling_ldm import config, records
+from scaling_ldm.config.identity import SINCE
 from scaling_ldm.data import encoded
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.models.denoisers import unet
@@ -86,8 +86,7 @@ def write_card(
         "weights_sha256": files.checksum(folder),
         "reads": weights_identity(experiment),
     }
-    text = json.dumps(records.to_json(card), indent=2)
-    records.write_text(folder / CARD, text + "\n")
+    records.write_json(folder / CARD, card)
 
 
 def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
@@ -100,6 +99,7 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
       ConfigError: there is no such folder, its weights are not those of its card, or
         they are of a network that the experiment does not describe. Every difference
         is listed.
+      NewerVersion: a newer version of the library wrote the folder.
     """
     where = f"config.generate.weights = {name!r}"
     folder = pathlib.Path(name).expanduser()
@@ -118,6 +118,7 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
         if layout.get("_class_name") == DIFFUSERS_UNET:
             return _unet(experiment, where, folder, card, layout)
         if "experiment" in layout:
+            records.version_of(layout, folder / files.CONFIG)
             return _native(experiment, where, folder, card)
     except (files.WeightsError, KeyError) as e:
         said = f"{CARD} does not say {e}" if isinstance(e, KeyError) else e
@@ -138,12 +139,15 @@ def _card(folder: pathlib.Path) -> dict[str, Any] | None:
     if not (folder / CARD).exists():
         return None
     card, checksum = files.read_json(folder / CARD), files.checksum(folder)
+    records.version_of(card, folder / CARD)
     if card["weights_sha256"] != checksum:
         raise files.WeightsError(
             f"the weights are not those that {CARD} is of: SHA-256 "
             f"{card['weights_sha256']} there, {checksum} of the file; export once more"
         )
-    return card
+    # What the weights were trained with whose card does not know a field of today.
+    before = {".".join(field): records.to_json(value) for field, value in SINCE.items()}
+    return card | {"reads": before | card["reads"]}
 
 
 def _model(

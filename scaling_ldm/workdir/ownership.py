@@ -1,62 +1,123 @@
 """Checks whether a working directory is this experiment's and whether it is complete.
 
-experiment.json    name, question, recipe and resolved config
+experiment.json    name, question, recipe, resolved config, and which version made it
 environment.json   versions and facts of the host that wrote last
 complete.json      a digest of all that the finished report shows
+
+A directory that an older version made is continued under the same experiment file. The
+fields that came since then take the values of before where they are at their defaults
+(config/identity.py). experiment.json keeps their names, so that this does not change
+when it is written again.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.config import identity
+from scaling_ldm.config.files import continued
+from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
 
 
-def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+def as_made(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
+    """The experiment as it continues this directory; itself if there is none yet.
+
+    Every process of a job comes to the same; nothing is written.
+
+    Raises:
+      ConfigError: experiment.json is damaged, or the values of before do not fit.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    held = _held(workdir)
+    if held is None:
+        return experiment
+    return continued(experiment, _unknown(held))
+
+
+def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
     """Writes experiment.json and environment.json; one process does it for all.
+
+    Returns:
+      The experiment to go on with; see `as_made`.
 
     Raises:
       ConfigError: the directory holds another experiment, or something else.
+      NewerVersion: a newer version of the library wrote it.
     """
     path = workdir / "experiment.json"
-    if path.exists():
-        _compare(experiment, path)
-    elif workdir.exists() and any(
-        not p.name.startswith(f".{path.name}.")  # a first write that was cut off
-        for p in workdir.iterdir()
-    ):
-        raise config.ConfigError(
-            f"{workdir} is not empty and holds no experiment.json: use another "
-            "--workdir"
-        )
-    resolved = records.to_json(experiment)
+    held = _held(workdir)
+    if held is None and workdir.exists():
+        if any(
+            not p.name.startswith(f".{path.name}.")  # a first write that was cut off
+            for p in workdir.iterdir()
+        ):
+            raise config.ConfigError(
+                f"{workdir} is not empty and holds no experiment.json: use another "
+                "--workdir"
+            )
+    unknown: list[identity.Field] = []
+    made_by = records.SCHEMA
+    if held is not None:
+        unknown, made_by = _unknown(held), _made_by(held)
+        experiment = continued(experiment, unknown)
+        _compare(experiment, held, path)
+        _say_as_then(experiment, workdir, made_by, unknown)
     content = {
         "name": experiment.name,
         "question": experiment.question,
         "recipe_hash": experiment.recipe_hash,
-        "config": {k: v for k, v in resolved.items() if k != "record"},
+        "made_by": made_by,
+        "made_without": [".".join(field) for field in unknown],
+        "config": _without_name(experiment),
     }
-    text = json.dumps(content, indent=1) + "\n"
-    if not path.exists() or path.read_text() != text:
-        records.write_text(path, text)
-    environment = json.dumps(_environment(), indent=1) + "\n"
-    records.write_text(workdir / "environment.json", environment)
+    if held != records.stamped(content):
+        records.write_json(path, content)
+    records.write_json(workdir / "environment.json", _environment())
+    return experiment
 
 
-def _compare(experiment: config.Experiment, path: pathlib.Path) -> None:
-    """Raises ConfigError unless an experiment.json belongs to this experiment."""
+def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What experiment.json holds; None if there is none."""
+    path = workdir / "experiment.json"
+    if not path.exists():
+        return None
     try:
-        held = json.loads(path.read_text())
-    except ValueError as e:
+        return records.read_json(path)
+    except records.Damaged as e:
         raise config.ConfigError(
             f"{path} is damaged ({e}): put a copy back, or use another --workdir"
         ) from e
+
+
+def _made_by(held: dict[str, Any]) -> str:
+    """The version that made a directory."""
+    return held.get("made_by", records.FIRST)
+
+
+def _unknown(held: dict[str, Any]) -> list[identity.Field]:
+    """The fields that this version did not know."""
+    without = held.get("made_without", [])
+    later = identity.unknown_to(held["config"])
+    return [f for f in identity.SINCE if f in later or ".".join(f) in without]
+
+
+def _without_name(experiment: config.Experiment) -> dict[str, Any]:
+    """The experiment as JSON values, without the name of its record."""
+    resolved = records.to_json(experiment)
+    return {k: v for k, v in resolved.items() if k != "record"}
+
+
+def _compare(
+    experiment: config.Experiment, held: dict[str, Any], path: pathlib.Path
+) -> None:
+    """Raises ConfigError unless an experiment.json belongs to this experiment."""
     mine = experiment.name, experiment.recipe_hash
     if (held["name"], held["recipe_hash"]) != mine:
         raise config.ConfigError(
@@ -64,22 +125,40 @@ def _compare(experiment: config.Experiment, path: pathlib.Path) -> None:
             f"{held['recipe_hash']}), wanted {experiment.name!r} (recipe "
             f"{experiment.recipe_hash}); use another --workdir"
             + _differences(
-                config.identity(held["config"]),
-                config.identity(records.to_json(experiment)),
+                identity.deciding(identity.filled(held["config"])),
+                identity.deciding(records.to_json(experiment)),
             )
         )
 
 
+def _say_as_then(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    made_by: str,
+    unknown: Iterable[identity.Field],
+) -> None:
+    """Names the fields whose values here are not those of a new directory."""
+    for section, field in unknown:
+        part = getattr(experiment, section)
+        value = getattr(part, field)
+        if value != getattr(type(part)(), field):
+            progress.say(
+                f"{workdir} was made by {made_by}: config.{section}.{field} = "
+                f"{value!r} as then"
+            )
+
+
 def mark_complete(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Records that every stage has run."""
-    text = json.dumps({"inputs": _inputs(experiment, workdir)}) + "\n"
-    records.write_text(workdir / "complete.json", text)
+    records.write_json(
+        workdir / "complete.json", {"inputs": _inputs(experiment, workdir)}
+    )
 
 
 def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
     """Whether every stage has run and nothing that the report shows has changed."""
     path = workdir / "complete.json"
-    return path.exists() and json.loads(path.read_text())["inputs"] == _inputs(
+    return path.exists() and records.read_json(path)["inputs"] == _inputs(
         experiment, workdir
     )
 
@@ -98,7 +177,8 @@ def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
     for name in names:
         path = workdir / name
         texts.append(path.read_text() if path.exists() else "")
-    return records.digest([records.to_json(experiment), texts])
+    shown = identity.as_before(records.to_json(experiment))
+    return records.digest([shown, texts])
 
 
 def _differences(held: Any, wanted: Any, where: str = "config") -> str:

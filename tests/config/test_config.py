@@ -7,6 +7,7 @@ import math
 import pytest
 
 from scaling_ldm import config
+from scaling_ldm.config import identity
 from scaling_ldm.diffusion import noise, prediction, samplers
 from scaling_ldm.diffusion.objectives import denoise
 from scaling_ldm.models.encoders import efficientnet_lite
@@ -357,6 +358,6 @@ def test_networks_that_read_no_text_get_no_text_encoder(monkeypatch):
 
 def test_what_differs_is_what_decides():
     mine = dataclasses.asdict(config.Experiment())
-    kept = config.identity(mine)
+    kept = identity.deciding(mine)
     assert "generate" not in kept and "path" not in kept["encode"]
     assert kept["train"]["batch_size"] == 1024 and "path" in mine["encode"]

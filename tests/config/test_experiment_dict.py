@@ -8,12 +8,12 @@ import pathlib
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.config import fields, names
+from scaling_ldm.config import fields, identity, names
 from scaling_ldm.records.errors import UnknownKey
 from scaling_ldm.workdir import ownership
 
 ROOT = pathlib.Path(__file__).parents[2]
-RENAMED = [(s, field, first) for (s, field), first in fields.FIRST_NAMES.items()]
+RENAMED = [(s, field, first) for (s, field), first in identity.FIRST_NAMES.items()]
 OTHER = {"time_law": "uniform", "keep_flops": (1e9, 2e9)}
 
 
@@ -92,8 +92,8 @@ def test_a_working_directory_made_under_old_names_is_accepted(tmp_path):
     ownership.register(tiny, tmp_path)
     objective = json.loads(path.read_text())["config"]["objective"]
     assert "timestep_sampling" in objective and "time_law" not in objective
-    assert config.identity(old(tiny)["config"]) == json.loads(
-        json.dumps(config.identity(dataclasses.asdict(tiny)))
+    assert identity.deciding(old(tiny)["config"]) == json.loads(
+        json.dumps(identity.deciding(dataclasses.asdict(tiny)))
     )
 
 

@@ -3,6 +3,7 @@
 import base64
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -228,6 +229,21 @@ def test_damage_names_shard_and_record(folder, tmp_path):
     (tmp_path / shards.MANIFEST).write_text("{")
     with pytest.raises(records.Damaged, match="manifest.json is not JSON"):
         encoded.Encoded(str(tmp_path), experiment(), "train")
+
+
+def test_the_files_of_a_folder_say_their_version(folder, tmp_path):
+    """A folder of 0.1.0 says none; the identity has a number of its own."""
+    store = shards.Store(str(folder))
+    for name in (shards.MANIFEST, shards.summary_name(0)):
+        value = json.loads(store.read(name))
+        assert value.pop("version") == records.SCHEMA
+        assert store.read_json(name) == value
+        (tmp_path / name).write_text(json.dumps(value))
+        assert shards.Store(str(tmp_path)).read_json(name) == value
+        (tmp_path / name).write_text(json.dumps(value | {"version": "9.0.0"}))
+        with pytest.raises(records.NewerVersion, match=f"{name} was written by"):
+            shards.Store(str(tmp_path)).read_json(name)
+    assert store.read_json(shards.IDENTITY)["version"] == shards.VERSION
 
 
 def test_damage_reaches_the_reader_of_batches(folder, tmp_path):

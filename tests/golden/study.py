@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm.records import files
+from scaling_ldm import records
 
 HERE = pathlib.Path(__file__).parent
 STORED = HERE / "tiny.json"
@@ -62,26 +62,27 @@ def processor() -> str:
 
 def numbers(workdir: pathlib.Path) -> dict[str, Any]:
     """Every number of a study that does not depend on the time of day."""
-
-    def records(path: pathlib.Path) -> list[Any]:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    plan = records(workdir / "runs.jsonl")
+    plan = records.to_json(records.read_jsonl(workdir / "runs.jsonl"))
     shards = sorted((workdir / "samples" / "shards").glob("*.npy"))
     images = np.concatenate([np.load(path) for path in shards])
     return {
         "plan": plan,
         "training": [
-            records(workdir / "runs" / row["run_id"] / "record.json")[0] for row in plan
+            records.to_json(
+                records.read(workdir / "runs" / row["run_id"] / "record.json")
+            )
+            for row in plan
         ],
-        "laws": json.loads((workdir / "laws.json").read_text()),
+        "laws": records.to_json(records.read(workdir / "laws.json")),
         "samples": hashlib.sha256(images.tobytes()).hexdigest(),
-        "evaluations": records(workdir / "evaluations.jsonl"),
+        "evaluations": records.to_json(
+            records.read_jsonl(workdir / "evaluations.jsonl")
+        ),
     }
 
 
 def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
-    """Where two studies differ, a line each. Older records are upgraded first."""
+    """Where two studies differ, a line each."""
     lines: list[str] = []
 
     def same(a: Any, b: Any, where: str, name: str) -> bool:
@@ -96,7 +97,6 @@ def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
         if name in TIMED:
             return
         if isinstance(a, dict) and isinstance(b, dict):
-            a, b = files.upgraded(a), files.upgraded(b)
             for key in sorted(a.keys() | b.keys()):
                 walk(a.get(key), b.get(key), f"{where}.{key}")
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -115,6 +115,8 @@ def compare(workdir: pathlib.Path) -> list[str]:
     """The lines of `differences` between the stored study and the one in a workdir."""
     stored = json.loads(STORED.read_text())
     same = stored.pop("processor") == processor()
+    version = stored.pop("version", records.FIRST)
+    stored = records.to_json(records.from_json(stored, version))
     print("compared", "to the bit" if same else "to rounding: another processor")
     return differences(stored, numbers(workdir), to_the_bit=same)
 
@@ -129,7 +131,7 @@ def main() -> int:
         print("\n".join(FLAGS))
         return 0
     if flags.update:
-        held = {"processor": processor(), **numbers(flags.workdir)}
+        held = records.stamped({"processor": processor(), **numbers(flags.workdir)})
         STORED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
         return 0
     lines = compare(flags.workdir)

@@ -1,12 +1,17 @@
 """Records: one JSON line each, read back equal, or refused."""
 
+import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import pytest
 
 from scaling_ldm import records
+from scaling_ldm.records import files, upgrade
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def interval(x):
@@ -133,3 +138,97 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="no room"):
         records.write_file(path, cut_off)
     assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
+
+
+def test_only_the_outermost_object_says_its_version():
+    value = json.loads(records.dumps(parabola()))
+    assert value.pop("version") == records.SCHEMA
+    assert "version" not in json.dumps(value)
+    assert records.from_json(value) == parabola()
+    line = records.dumps({"a": parabola()})
+    assert line.count("version") == 1
+    assert records.loads(line) == {"a": parabola()}
+    with pytest.raises(ValueError, match="version of a file's schema"):
+        records.dumps({"version": 3})
+
+
+def test_a_json_file_says_its_version(tmp_path):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"a": (1, 2)})
+    assert records.read_json(path) == {"version": records.SCHEMA, "a": [1, 2]}
+    for text, said in (("[1]", "is not a JSON object"), ("{", "is not JSON")):
+        path.write_text(text)
+        with pytest.raises(records.Damaged, match=said) as e:
+            records.read_json(path)
+        assert str(path) in str(e.value)
+
+
+def test_a_file_of_a_newer_version_names_the_version_that_it_needs(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    line = records.dumps(interval(1.0)).replace(records.SCHEMA, "12.0.0")
+    path.write_text(line + "\n")
+    said = (
+        f"{path} was written by scaling_ldm 12.0.0 or later; this is "
+        f"{records.SCHEMA}: install a newer one"
+    )
+    for read in (records.read_jsonl, records.read, records.read_json):
+        with pytest.raises(records.NewerVersion) as e:
+            read(path)
+        assert str(e.value) == said
+        assert e.value.needed == "12.0.0"
+
+
+@pytest.mark.parametrize("version", ["0.1.7", "2", "0.1", 1, None, ["0.1.0"]])
+def test_a_version_that_never_was_is_damage(version):
+    value = json.loads(records.dumps(interval(1.0))) | {"version": version}
+    with pytest.raises(records.Damaged, match="known are 0.1.0"):
+        records.loads(json.dumps(value))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterInterval(records.Interval):
+    """An interval with fields that came to it later."""
+
+    method: str = "residuals"
+    draws: tuple[int, ...] = dataclasses.field(default_factory=tuple)
+
+
+def test_a_new_field_with_a_default_is_read_from_an_older_file(monkeypatch):
+    monkeypatch.setitem(files._RECORDS, "Interval", LaterInterval)
+    fields = {"record": "Interval", "low": 1.0, "high": 2.0, "level": 0.9}
+    found = records.loads(json.dumps(fields))
+    assert found == LaterInterval(low=1.0, high=2.0, level=0.9)
+    nested = records.loads(json.dumps({"inside": [fields]}))
+    assert nested == {"inside": (found,)}
+    with pytest.raises(records.Damaged, match=r"missing \['draws', 'method'\]"):
+        records.loads(json.dumps(fields | {"version": records.SCHEMA}))
+    with pytest.raises(records.Damaged, match=r"missing \['level'\]"):
+        records.loads(json.dumps({k: v for k, v in fields.items() if k != "level"}))
+    with pytest.raises(records.Damaged, match=r"unknown \['mean'\]"):
+        records.loads(json.dumps(fields | {"mean": 1.0}))
+
+
+def test_an_old_record_goes_through_every_later_version(monkeypatch):
+    """The functions of one version apply to its files and to older ones, in turn."""
+    monkeypatch.setattr(upgrade, "VERSIONS", ("0.1.0", "0.2.0", "0.3.0"))
+    monkeypatch.setattr(upgrade, "SCHEMA", "0.3.0")
+    table = {
+        "0.1.0": {"Span": lambda f: f | {"record": "Interval", "high": f["low"] + 1}},
+        "0.2.0": {"Interval": lambda f: f | {"level": f["high"] / 4}},
+    }
+    monkeypatch.setattr(upgrade, "UPGRADES", table)
+    wanted = records.Interval(low=1, high=2, level=0.5)
+    span = {"record": "Span", "low": 1}
+    assert records.loads(json.dumps(span)) == wanted
+    second = {"version": "0.2.0", "record": "Interval", "low": 1, "high": 2}
+    assert records.loads(json.dumps(second)) == wanted
+    assert records.loads(json.dumps({"deep": [span]})) == {"deep": (wanted,)}
+    with pytest.raises(records.Damaged, match="unknown record 'Span'"):
+        records.loads(json.dumps({"version": "0.3.0", **span}))
+
+
+def test_the_package_is_not_older_than_its_schema():
+    found = re.search(r'version="(\d+)\.(\d+)\.(\d+)', (ROOT / "setup.py").read_text())
+    assert tuple(map(int, found.groups())) >= upgrade._order(records.SCHEMA)
+    assert sorted(upgrade.VERSIONS, key=upgrade._order) == list(upgrade.VERSIONS)
+    assert set(upgrade.UPGRADES) <= set(upgrade.VERSIONS[:-1])

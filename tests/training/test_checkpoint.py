@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_ldm import config
+from scaling_ldm import config, records
+from scaling_ldm.records import upgrade
 from scaling_ldm.stages import plan
 from scaling_ldm.training import checkpoint
 
@@ -50,6 +51,19 @@ def test_another_runs_checkpoint_is_refused_and_kept(spec, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="belongs to another run"):
         saved.restore(ABSTRACT)
     saved.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_newer_versions_checkpoint_is_refused_and_kept(spec, tmp_path, monkeypatch):
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    with monkeypatch.context() as newer:
+        newer.setattr(upgrade, "SCHEMA", "9.0.0")
+        saved.save(1, STATE, progress(1))
+        saved.wait()
+    with pytest.raises(records.NewerVersion) as e:
+        saved.restore({"another": ABSTRACT["w"]})  # before its state is looked at
+    saved.close()
+    assert str(e.value).startswith(f"{tmp_path / '1'} was written by scaling_ldm 9.0.0")
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from scaling_ldm import records
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
 
@@ -88,8 +89,9 @@ def test_the_log_drops_what_will_happen_again(tmp_path):
     log = progress.MetricLog(RunFiles(tmp_path), 10, tensorboard=False)
     log.write(11, {"loss": 0.5})
     log.close()
-    lines = path.read_text().splitlines()
-    assert [json.loads(x)["step"] for x in lines] == [5, 10, 11]
+    rows = [json.loads(x) for x in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 11]
+    assert {row["version"] for row in rows} == {records.SCHEMA}
 
 
 def test_tensorboard_events_are_written(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from scaling_ldm import config, records, study
+from scaling_ldm.config import identity
 from scaling_ldm.data import pictures
 from scaling_ldm.evaluation import extractors
 from scaling_ldm.models.encoders import bert
@@ -419,6 +420,34 @@ def test_runs_of_the_study_are_measured_beside_an_export(native, tmp_path):
     assert ran(c, workdir, "generate", "evaluate") == 0
     found = {(r.checksum, r.step) for r in evaluations(workdir) if r.metric[:2] == "fd"}
     assert found == {(native.card["weights_sha256"], 4), ("", 4), ("", 2)}
+
+
+def test_weights_of_before_a_field_are_those_of_its_value_then(native, monkeypatch):
+    """A card without a field that came later does not fit its new default."""
+    card = json.loads((native.export / exports.CARD).read_text())
+    assert card["version"] == records.SCHEMA
+    experiment = config.resolve(native.given)
+    read = exports.weights_identity(experiment)
+    assert exports.read_model(experiment, str(native.export)).step == 4
+    monkeypatch.setitem(identity.SINCE, ("model", "gate"), "none")
+    for value, said in (("none", ""), ("swish", "model.gate: 'none' there, 'swish'")):
+        now = read | {"model.gate": value}
+        monkeypatch.setattr(exports, "weights_identity", lambda _, now=now: now)
+        if not said:
+            exports.read_model(experiment, str(native.export))
+            continue
+        with pytest.raises(config.ConfigError, match=said):
+            exports.read_model(experiment, str(native.export))
+
+
+@pytest.mark.parametrize("name", [exports.CARD, "config.json"])
+def test_an_export_of_a_newer_version_is_refused(native, tmp_path, name):
+    newer = tmp_path / "export"
+    shutil.copytree(native.export, newer)
+    value = json.loads((newer / name).read_text()) | {"version": "9.0.0"}
+    (newer / name).write_text(json.dumps(value))
+    with pytest.raises(records.NewerVersion, match=f"{name} was written by"):
+        exports.read_model(config.resolve(native.given), str(newer))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_ldm import records
 from scaling_ldm.models.weights import layout
 from scaling_ldm.models.weights.files import CONFIG
 
@@ -47,7 +48,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layout.write(pairs(params), params)
     layout.save({k: np.asarray(v) for k, v in tensors.items()}, folder / WEIGHTS)
-    text = json.dumps(config, indent=2)
+    text = json.dumps(records.stamped(config), indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,143 @@
+"""Which fields of an experiment decide the numbers of its runs, and their digest.
+
+A working directory belongs to one recipe. Its digest does not change when the library
+does: it is made of the fields' first names, without fields that came later and have
+the value that behaves as before. So an older directory is continued by a newer version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scaling_ldm import records
+
+Field = tuple[str, str]  # section, name
+
+# Fields that came after 0.1.0 -> the value with which a study runs as before they came.
+# Every new field has a line here. Its default may be another value: a directory that
+# was made without the field goes on with the value here, and a new one starts with the
+# default.
+SINCE: dict[Field, Any] = {}
+# Renamed fields: today's name -> the first one. The recipe hash is of the first
+# names, so that working directories made before the renaming continue.
+FIRST_NAMES: dict[Field, str] = {
+    ("objective", "timestep_sampling"): "time_law",
+    ("train", "checkpoint_flops"): "keep_flops",
+}
+_NO_RECIPE = (
+    "plan",
+    "mesh",
+    "generate",
+    "evaluate",
+    "frontier",
+    "advise",
+    "fit",
+    "question",
+    "record",
+)
+_NOT_IDENTITY: tuple[Field, ...] = (
+    ("data", "path"),
+    ("data", "prefetch_batches"),
+    ("encode", "path"),
+    ("encode", "batch_size"),
+    ("encode", "records_per_shard"),
+    ("encode", "largest_bad_fraction"),
+    ("encode", "workers"),
+    ("model", "unroll"),
+    ("model", "remat"),
+    ("train", "steps_per_dispatch"),
+    ("train", "optimize_code"),
+    ("train", "checkpoints_per_run"),
+    ("train", "keep_checkpoints"),
+    ("train", "checkpoint_flops"),
+    ("train", "log_every_steps"),
+    ("train", "show_every_seconds"),
+    ("train", "tensorboard"),
+    ("train", "profile_steps"),
+)
+
+
+def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an experiment, as nested dicts, that decides its runs' numbers.
+
+    A field under its first name is returned under today's name.
+    """
+    kept = {
+        section: dict(value) if isinstance(value, Mapping) else value
+        for section, value in experiment.items()
+        if section not in _NO_RECIPE
+    }
+    for (section, field), first in FIRST_NAMES.items():
+        if first in kept.get(section, {}):
+            kept[section][field] = kept[section].pop(first)
+    for section, field in _NOT_IDENTITY:
+        kept.get(section, {}).pop(field, None)
+    return kept
+
+
+def recipe_hash(experiment: Mapping[str, Any]) -> str:
+    """Digest of everything that decides a run's numbers, apart from its RunSpec.
+
+    Left out are: which runs there are (plan, because a sweep may grow), where they
+    run (mesh, accelerator), how they log, and the stages after training.
+    """
+    found = as_before(deciding(experiment))
+    for (section, field), first in FIRST_NAMES.items():
+        if field in found.get(section, {}):
+            found[section][first] = found[section].pop(field)
+    return records.digest(found)
+
+
+def as_before(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment, as nested dicts, without later fields that behave as before."""
+    found = {
+        section: dict(value) if isinstance(value, Mapping) else value
+        for section, value in experiment.items()
+    }
+    for (section, field), before in SINCE.items():
+        fields = found.get(section, {})
+        if field in fields and _same(fields[field], before):
+            del fields[field]
+            if not fields.keys() - {"record"}:  # the section came later, too
+                del found[section]
+    return found
+
+
+def filled(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An older experiment, as nested dicts, with the fields that came after it."""
+    found = dict(experiment)
+    for (section, field), before in SINCE.items():
+        found[section] = {field: records.to_json(before), **found.get(section, {})}
+    return found
+
+
+def unknown_to(experiment: Mapping[str, Any]) -> list[Field]:
+    """The deciding fields that an older experiment, as nested dicts, does not have."""
+    later = [
+        (section, field)
+        for section, field in SINCE
+        if field not in experiment.get(section, {})
+    ]
+    return [(s, f) for s, f in later if f in deciding(filled({})).get(s, {})]
+
+
+def continued(experiment: Any, unknown: Iterable[Field]) -> Any:
+    """An Experiment with the values of before for fields that are at their defaults.
+
+    Args:
+      experiment: a `fields.Experiment`.
+      unknown: the fields that a working directory was made without.
+    """
+    for section, field in unknown:
+        part = getattr(experiment, section)
+        if getattr(part, field) == getattr(type(part)(), field):
+            part = dataclasses.replace(part, **{field: SINCE[section, field]})
+            experiment = dataclasses.replace(experiment, **{section: part})
+    return experiment
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are the same in a file."""
+    return records.to_json(a) == records.to_json(b)

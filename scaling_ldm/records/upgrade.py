@@ -1,0 +1,103 @@
+"""Which schema a file has, and what older files become under today's names.
+
+Every JSON object that the library writes for itself says which schema it has: the
+release that introduced it, as text, under "version". A file without one is of FIRST.
+In one object only the outermost one says it. A function of UPGRADES turns the fields of
+one record from its version into the next one's, so an old file goes through all later
+versions in turn. May import: the standard library and the errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scaling_ldm.records.errors import Damaged, NewerVersion
+
+FIRST = "0.1.0"  # its files do not say their version
+VERSIONS = (FIRST, "0.2.0")  # every schema that this library reads, oldest first
+SCHEMA = VERSIONS[-1]  # the one that it writes
+_KEY = "version"
+
+Fields = dict[str, Any]
+
+
+def stamped(value: Mapping[str, Any]) -> Fields:
+    """A JSON object of a file, with the version of its schema."""
+    if _KEY in value:
+        raise ValueError(f"{_KEY!r} is the version of a file's schema")
+    return {_KEY: SCHEMA, **value}
+
+
+def version_of(value: Mapping[str, Any], where: object) -> str:
+    """The version of a JSON object that `stamped` or an older version made.
+
+    Args:
+      where: the file, for a message.
+
+    Raises:
+      NewerVersion: this library is too old for it.
+      Damaged: it says no version that there is.
+    """
+    version = value.get(_KEY, FIRST)
+    if version in VERSIONS:
+        return version
+    if isinstance(version, str) and re.fullmatch(r"\d+\.\d+\.\d+", version):
+        if _order(version) > _order(SCHEMA):
+            raise NewerVersion(where, version, SCHEMA)
+    raise Damaged(f"{where} is of version {version!r}; known are {', '.join(VERSIONS)}")
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
+
+
+def unstamped(value: Mapping[str, Any], where: object) -> Fields:
+    """A JSON object without its version; raises as `version_of`."""
+    version_of(value, where)
+    return {k: v for k, v in value.items() if k != _KEY}
+
+
+def upgraded(value: Any, version: str) -> Any:
+    """A JSON value of any nesting: its records under today's names.
+
+    Args:
+      version: of the file that the value is from.
+    """
+    if isinstance(value, list):
+        return [upgraded(v, version) for v in value]
+    if not isinstance(value, dict):
+        return value
+    for step in VERSIONS[VERSIONS.index(version) : -1]:
+        if upgrade := UPGRADES.get(step, {}).get(value.get("record", "")):
+            value = upgrade(value)
+    return {k: upgraded(v, version) for k, v in value.items()}
+
+
+def _refusal(fields: Fields) -> Fields:
+    """Files of 0.1.0's first days had one text, `what`, in place of three fields."""
+    if "what" not in fields:
+        return fields
+    fields = dict(fields)
+    what = fields.pop("what")
+    quantity, budget, group = what, None, ""
+    if found := re.fullmatch(r"isoFLOP minimum at (\S+) FLOPs", what):
+        quantity, budget = "isoFLOP minimum", float(found[1])
+    elif found := re.fullmatch(r"prediction of (\w+) at (\S+) FLOPs", what):
+        quantity, budget = f"{found[1]} held out", float(found[2])
+    elif found := re.fullmatch(r"power law of (.+) against \w+", what):
+        quantity = found[1]
+    elif what.startswith("parametric surface"):
+        quantity = "parametric surface"
+    elif found := re.fullmatch(r"(.+ over .+) \((.+)\)", what):
+        quantity, group = "crossing", f"{found[1]}, {found[2]}"
+    return fields | {"quantity": quantity, "budget_flops": budget, "group": group}
+
+
+# By version: by name of a record, what turns its JSON fields into those of the next
+# version. A pure function; it gets the fields without those of records inside it done.
+# A field that only came to a record needs none: it has a default (see `from_json`).
+UPGRADES: dict[str, dict[str, Callable[[Fields], Fields]]] = {
+    FIRST: {"Refusal": _refusal}
+}

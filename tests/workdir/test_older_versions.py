@@ -1,0 +1,178 @@
+"""What every older release left is read, continued and drawn from by this version.
+
+The examples are in tests/data/workdirs; tests/older_workdirs.py makes them.
+"""
+
+import json
+
+import numpy as np
+import older_workdirs
+import pytest
+from golden import study as golden
+from processes import run_main
+
+from scaling_ldm import config, records, report, study
+
+EXAMPLES = sorted(path.parent for path in older_workdirs.MADE.glob("*/study.py"))
+RECORDS = ("runs.jsonl", "laws.json", "evaluations.jsonl", "frontier.json")
+
+
+@pytest.fixture(scope="module", params=EXAMPLES, ids=lambda path: path.name)
+def example(request):
+    """The folder of one release's example."""
+    return request.param
+
+
+@pytest.fixture
+def unpacked(example, tmp_path):
+    """unpacked(finished): the example's directory, with or without its last record."""
+
+    def unpack(finished):
+        older_workdirs.unpack(example, tmp_path / "older", finished)
+        return tmp_path / "older"
+
+    return unpack
+
+
+@pytest.fixture
+def run_here(example, capsys):
+    """run_here(workdir, stage): runs a stage; returns its lines on standard error.
+
+    Left out are those that say which values are those of then.
+    """
+
+    def run(workdir, stage):
+        status = study.run(
+            config.load(example / "study.py"),
+            workdir=str(workdir),
+            stages=(stage,),
+            only=None,
+            cluster=(None, None, None),
+        )
+        assert status == study.EXIT["done"]
+        said = f"{workdir} was made by {example.name}: "
+        lines = capsys.readouterr().err.splitlines()
+        return [line for line in lines if not line.startswith(said)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def continued(example, tmp_path_factory):
+    """(workdir, lines): the unfinished run and half of the pictures are made anew."""
+    workdir = tmp_path_factory.mktemp("continued") / "older"
+    older_workdirs.unpack(example, workdir, finished=False)
+    for name in ("shards/00001.npy", "images.npy", "grid.png", "record.json"):
+        (workdir / "samples" / name).unlink()
+    _, lines = run_main(
+        f"--config={example / 'study.py'}",
+        f"--workdir={workdir}",
+        "--stages=train,generate",
+    )
+    return workdir, lines
+
+
+def as_made(example):
+    """made.json, and whether numbers are the same to the bit on this processor."""
+    made = json.loads((example / "made.json").read_text())
+    return made, made["processor"] == golden.processor()
+
+
+def read(path):
+    """The records of a file as JSON values of today."""
+    return records.to_json(records.read_jsonl(path))
+
+
+def test_there_is_an_example_of_the_first_release():
+    assert records.FIRST in {path.name for path in EXAMPLES}
+
+
+def test_the_page_shows_everything(example, unpacked, run_here):
+    workdir = unpacked(finished=False)
+    run_here(workdir, "report")
+    found = report.study.read(workdir)
+    assert found.notes == ()
+    assert found.fit and found.samples and found.frontier and found.evaluations
+    specs = records.read_jsonl(workdir / "runs.jsonl")
+    assert len(found.records) == len(specs) - 1
+    assert set(found.curves) == {spec.run_id for spec in specs}
+    assert (workdir / "report" / "index.html").exists()
+    held = records.read_json(workdir / "experiment.json")
+    assert held["made_by"] == example.name
+
+
+def test_the_plan_is_the_same(example, unpacked, run_here):
+    workdir = unpacked(finished=False)
+    assert run_here(workdir, "plan") == []
+    before = example / "workdir" / "runs.jsonl"
+    assert read(workdir / "runs.jsonl") == read(before)
+
+
+def test_the_laws_are_the_same(example, unpacked, run_here):
+    workdir = unpacked(finished=True)
+    (workdir / "laws.json").unlink()
+    run_here(workdir, "fit")
+    (found,), (before,) = (
+        read(folder / "laws.json") for folder in (workdir, example / "workdir")
+    )
+    assert {name for name, law in before["laws"].items() if "coef" in law}
+    _, same = as_made(example)
+    if same:
+        assert found == before
+    for name, law in before["laws"].items():
+        assert found["laws"][name]["record"] == law["record"]
+
+
+def test_the_unfinished_run_comes_to_the_record_of_then(example, continued):
+    workdir, lines = continued
+    made, same = as_made(example)
+    assert f"{made['unfinished']} continues from step" in lines
+    assert "damaged" not in lines
+    found, before = (
+        {"plan": [], "training": read(path)}
+        for path in (
+            workdir / "runs" / made["unfinished"] / "record.json",
+            example / "finished.json",
+        )
+    )
+    assert golden.differences(before, found, to_the_bit=same) == []
+    line = (workdir / "runs" / made["unfinished"] / "metrics.jsonl").open().readlines()
+    assert json.loads(line[-1])["version"] == records.SCHEMA
+
+
+def test_the_pictures_are_the_same(example, continued):
+    workdir, lines = continued
+    assert "removes" not in lines
+    _, same = as_made(example)
+    for name in ("00000", "00001"):
+        found, before = (
+            np.load(folder / "samples" / "shards" / f"{name}.npy")
+            for folder in (workdir, example / "workdir")
+        )
+        assert found.shape == before.shape
+        assert not same or np.array_equal(found, before)
+
+
+@pytest.mark.slow  # a feature network is compiled
+def test_what_was_measured_is_not_measured_again(example, tmp_path):
+    workdir = tmp_path / "older"
+    older_workdirs.unpack(example, workdir, finished=True)
+    _, lines = run_main(
+        f"--config={example / 'study.py'}",
+        f"--workdir={workdir}",
+        "--stages=evaluate,frontier",
+    )
+    for name in ("evaluations.jsonl", "frontier.json"):
+        assert read(workdir / name) == read(example / "workdir" / name)
+
+
+def test_every_file_of_the_example_is_of_its_release(example):
+    """Nothing of a later version has come into it."""
+    for path in (example / "workdir").rglob("*.json*"):
+        for line in (
+            path.read_text().splitlines()[:1]
+            if path.suffix == ".jsonl"
+            else (path.read_text(),)
+        ):
+            value = json.loads(line)
+            assert value.get("version", records.FIRST) == example.name
