@@ -1,9 +1,10 @@
 """Records as JSON lines, and files that are written whole or not at all.
 
 Every record is a frozen dataclass. It becomes one JSON line and is read back equal.
-A record of an older version is read through `UPGRADES`. Unknown keys are an error, so
-a file of a newer version is refused. Non-finite numbers are written as the strings
-"nan", "inf" and "-inf", so that the files stay standard JSON.
+A record of an older version is read through `UPGRADES`. A field that it lacks takes its
+default. Unknown keys are an error, so a file of a newer version is refused. Non-finite
+numbers are written as the strings "nan", "inf" and "-inf", so that the files stay
+standard JSON.
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
 def from_json(value: Any) -> Any:
     """The inverse of `to_json`.
 
@@ -143,9 +148,10 @@ def from_json(value: Any) -> Any:
     given = {k: from_json(v) for k, v in upgraded(value).items() if k != "record"}
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
-    if given.keys() != known:
+    needed = {f.name for f in dataclasses.fields(cls) if _has_no_default(f)}
+    if not needed <= given.keys() <= known:
         raise ValueError(
-            f"{name}: missing {sorted(known - given.keys())}, "
+            f"{name}: missing {sorted(needed - given.keys())}, "
             f"unknown {sorted(given.keys() - known)}; written by another version?"
         )
     for k, v in given.items():
