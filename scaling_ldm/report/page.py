@@ -115,8 +115,8 @@ def _found(fit: FitResult) -> str:
         )
         law = next(iter(fitted.values()))
         said = (
-            f"<p>{escape(group)}At the best size for each budget C: {shown}, fitted over "
-            f"{law.points} budgets from {fmt.scientific(law.x_min)} to "
+            f"<p>{escape(group)}At the best size for each budget C: {shown}, fitted "
+            f"over {law.points} budgets from {fmt.scientific(law.x_min)} to "
             f"{fmt.scientific(law.x_max)} FLOPs; in brackets {law_tables.level(fit)} "
             "intervals.</p>"
         )
