@@ -277,13 +277,17 @@ def takes(
       budget: None where a study has no budgets.
     """
     axes, at = dict(plan.axes), {"budgets": budget, "sizes": size}
-    for name, only in plan.axes_only:
-        paths, first = name.split(","), axes[name][0]
-        values = tuple(overrides[path] for path in paths)
-        inside = all(at[kind] in allowed for kind, allowed in only)
-        if not inside and values != (first if len(paths) > 1 else (first,)):
-            return False
-    return True
+    return all(
+        all(at[kind] in allowed for kind, allowed in only)
+        or chosen(overrides, name) == axes[name][0]
+        for name, only in plan.axes_only
+    )
+
+
+def chosen(overrides: Overrides, name: str) -> Any:
+    """The value of an axis; a tuple if its fields are tied."""
+    row = tuple(overrides[path] for path in name.split(","))
+    return row if len(row) > 1 else row[0]
 
 
 def measured_alike(given: Sequence[Overrides]) -> bool:

@@ -79,16 +79,12 @@ def _values_of_no_run(
     cfg: config.PlanConfig, rows: Sequence[records.RunSpec]
 ) -> list[str]:
     """A line for each value of an axis that no run has."""
-    missing = [
-        f"{path} {run_names.value_text(value)}"
-        for overrides in axes.combinations(cfg)
-        for path, value in overrides.items()
-        if not any(row.overrides[path] == value for row in rows)
-    ]
     return [
-        f"no run has {what}: config.plan.axes_only leaves it no size that its budgets "
-        "take; see config.plan.sizes_per_budget"
-        for what in dict.fromkeys(missing)
+        f"no run has {name} {run_names.value_text(value)}: config.plan.axes_only "
+        "leaves it no size that its budgets take; see config.plan.sizes_per_budget"
+        for name, values in cfg.axes
+        for value in values
+        if not any(axes.chosen(row.overrides, name) == value for row in rows)
     ]
 
 
@@ -145,12 +141,16 @@ def _variants(study: config.Experiment) -> list[_Variant]:
                 name = f"{size[0]} x {size[1]}, {_values(overrides)}"
                 for problem in problems:
                     bad.setdefault(problem, []).append(name)
-        ladder.sort(key=lambda size: size.params_without_embeddings)
-        found.append(
-            _Variant(
-                study=study, overrides=overrides, experiment=experiment, ladder=ladder
+        if ladder:
+            ladder.sort(key=lambda size: size.params_without_embeddings)
+            found.append(
+                _Variant(
+                    study=study,
+                    overrides=overrides,
+                    experiment=experiment,
+                    ladder=ladder,
+                )
             )
-        )
     if bad:
         raise _refusal(f"{'; '.join(names)}: {why}" for why, names in bad.items())
     return found

@@ -49,6 +49,8 @@ def run(
         | {"config.validation.batch_size": experiment.validation.batch_size},
     )
     inputs = _Inputs(workdir, device_mesh)
+    for _, spec in missing:  # what does not fit is refused before anything is trained
+        inputs.sources(config.with_overrides(experiment, spec.overrides))
     sweep = progress.SweepProgress(
         planned,
         [
