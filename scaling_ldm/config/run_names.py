@@ -101,6 +101,4 @@ def run_id(experiment: Experiment, budget: str, size: str, overrides: Overrides)
     safe = re.sub(r"[^\w.+-]", "_", exact, flags=re.ASCII)
     if safe == exact and len(safe) <= LONGEST_ID:
         return safe
-    return (
-        f"{safe[: LONGEST_ID - 17]}-{records.digest([budget, size, dict(overrides)])}"
-    )
+    return f"{safe[: LONGEST_ID - 17]}-{records.digest(exact)}"

@@ -79,7 +79,7 @@ def run(
             own = config.with_overrides(experiment, spec.overrides)
             training = loop.TrainingRun(own, spec, files, device_mesh, sweep, stop)
             source, held_out_source = inputs.sources(own)
-            batches = inputs.held_out(own, held_out_source, training.names)
+            batches = inputs.validation(own, held_out_source, training.names)
             record = training.train(source, batches)
             if mesh.is_primary():
                 runs.write_record(workdir, record)
@@ -108,7 +108,7 @@ class _Inputs:
             self._sources[key] = found
         return self._sources[key]
 
-    def held_out(
+    def validation(
         self, own: config.Experiment, source: data.Source, names: Sequence[str]
     ) -> list[held_out.HeldOutBatch]:
         """The validation set of a run; the objective decides its times."""

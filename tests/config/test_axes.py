@@ -249,6 +249,9 @@ def test_long_and_strange_ids_stay_file_names(tiny):
     for found in ids:
         assert len(found) <= run_names.LONGEST_ID
         assert not set(found) & set("/ ")
+    # A value as in the experiment is no part of them either.
+    own = many | {"optimizer.weight_decay": e.optimizer.weight_decay}
+    assert run_names.run_id(e, "3.000e08", "16x2", own) == ids[0]
     # Two names that would become one are still two.
     pair = [
         run_names.run_id(e, "3.000e08", "16x2", {"model.norm": name})
