@@ -163,9 +163,9 @@ def test_every_combination_is_a_run_of_its_own_experiment(tiny):
     """Each row is the row of a plan without axes, with the values set."""
     e = changed(
         tiny,
+        budgets_flops=(3e9,),
         sizes=((16, 2), (16, 1)),
         sizes_per_budget=2,
-        minimum_steps=4,
         axes=(
             (f"{RATE},train.batch_size", ((1e-2, 8), (2e-3, 16))),
             ("train.seed", (0, 1)),
@@ -176,11 +176,11 @@ def test_every_combination_is_a_run_of_its_own_experiment(tiny):
     assert len(rows) == len({r.run_id for r in rows}) == 16
     assert len({r.recipe_hash for r in rows}) == 8
     assert len({r.group for r in rows}) == 4
-    assert rows[-1].run_id == "3.000e08-16x2-cross_attention-lr2e-3-batch16-seed1"
+    assert rows[-1].run_id == "3.000e09-16x2-cross_attention-lr2e-3-batch16-seed1"
     for row in (rows[0], rows[3], rows[-1]):
         c = tiny.copy_and_resolve_references()
         c.plan.sizes, c.plan.sizes_per_budget = ((16, 2), (16, 1)), 2
-        c.plan.minimum_steps = 4
+        c.plan.budgets_flops = (3e9,)
         for path, value in row.overrides.items():
             section, name = path.split(".")
             c[section][name] = value
