@@ -1,6 +1,7 @@
 """Every experiment file resolves, says what it costs, and plans."""
 
 import ast
+import math
 import pathlib
 import re
 
@@ -57,7 +58,8 @@ def test_it_plans(path):
     c.plan.budgets_flops = everything.budgets_flops[-1:]
     rows = plan.plan(config.resolve(c))
     everything = c.plan.steps or not c.plan.sizes_per_budget
-    assert len(rows) == (len(c.plan.sizes) if everything else c.plan.sizes_per_budget)
+    sizes = len(c.plan.sizes) if everything else c.plan.sizes_per_budget
+    assert len(rows) == sizes * math.prod(len(values) for _, values in c.plan.axes)
     for row in rows:
         assert row.hours > 0
 

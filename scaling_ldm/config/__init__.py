@@ -5,10 +5,12 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
-run's numbers, `checks` and `reads` what an experiment must fulfil, `files` loads it,
-`command_line` checks the flags. May import: records.
+run's numbers, `checks` and `reads` what an experiment must fulfil, `axes` what its runs
+vary, `run_names` what they are called, `files` loads it, `command_line` checks the
+flags. May import: records.
 """
 
+from scaling_ldm.config.axes import with_overrides
 from scaling_ldm.config.experiment_dict import (
     ExperimentDict,
     default,
@@ -128,4 +130,5 @@ __all__ = [
     "load",
     "resolve",
     "to_config_dict",
+    "with_overrides",
 ]

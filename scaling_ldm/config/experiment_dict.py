@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import names
+from scaling_ldm.config import axes, names
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.config.identity import FIRST_NAMES
 from scaling_ldm.records.errors import UnknownKey
@@ -18,11 +19,15 @@ class ExperimentDict(ml_collections.ConfigDict):
     """A ConfigDict that explains an unknown field and accepts a renamed one.
 
     An experiment file is stopped at the line that sets or reads a field that does not
-    exist, with the nearest one. A field under its first name is the field of today.
+    exist, with the nearest one. A field under its first name is the field of today. A
+    mapping for a field that holds a tuple becomes pairs: keys may then have dots.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(self._field(key) if self.is_locked else key, value)
+        key = self._field(key) if self.is_locked else key
+        if isinstance(value, Mapping) and isinstance(self.get(key), tuple):
+            value = axes.pairs(value)
+        super().__setitem__(key, value)
 
     def __getitem__(self, key: str) -> Any:
         return super().__getitem__(self._field(key))

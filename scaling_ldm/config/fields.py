@@ -7,6 +7,7 @@ the documentation is made from these comments and from the tables in names.py.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from scaling_ldm.config import identity
 
@@ -130,6 +131,12 @@ class PlanConfig:
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681  # b of the same formula
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
+    # What runs vary beside size and budget: {"section.field": values}, or (name,
+    # values) pairs. Fields with commas between them are tied.
+    axes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    # Axes that vary in some budgets or sizes alone, with their first value elsewhere:
+    # {name of an axis: {"budgets": budgets, "sizes": sizes}}.
+    axes_only: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     # A device with a known peak (flops/peaks.py), or any name with a stated speed.
     accelerator: str = "tpu-v5p"
     devices: int = 64  # devices of one run

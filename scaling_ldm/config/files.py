@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import checks, fields, identity, names, reads
+from scaling_ldm.config import axes, checks, fields, identity, names, reads
 from scaling_ldm.config.experiment_dict import say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
@@ -77,7 +77,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
     experiment = _build(Experiment, given, "config", problems)
     if not problems:
         experiment = _choose_text_encoder(experiment)
-        problems = checks.problems_of(experiment)
+        problems = checks.problems_of(experiment) + axes.problems_of(experiment)
     _refuse(problems)
     return experiment
 
@@ -142,6 +142,8 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
                 )
             else:
                 problems.append(f"{where}.{key} is a section, got {value!r}")
+        elif f"{where}.{key}" in ("config.plan.axes", "config.plan.axes_only"):
+            values[key] = axes.read(value, f"{where}.{key}", _coerce, problems)
         else:
             values[key] = _coerce(value, known[key], f"{where}.{key}", problems)
     return cls(**values)

@@ -135,3 +135,4 @@ class FitResult:
     bootstrap: int
     seed: int
     notes: tuple[str, ...] = ()  # doubts that are no refusals, a line each
+    group: str = ""  # RunSpec.group of the runs; "": the study has one group

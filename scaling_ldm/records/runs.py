@@ -41,7 +41,10 @@ class RunSpec:
     accelerator: str
     hours: float  # on `plan.devices` x accelerator at `utilisation`
     utilisation: float
-    recipe_hash: str  # Experiment.recipe_hash
+    recipe_hash: str  # Experiment.recipe_hash, with the overrides
+    # The run's value of each axis of the study: "section.field" -> value.
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    group: str = ""  # the values that it shares with the runs it is fitted with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

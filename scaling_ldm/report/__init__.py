@@ -73,6 +73,7 @@ def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
     every = [
         law_tables.published_laws(found, list(fit.published().values())),
         *law_tables.tables(found, beside),
+        *([run_tables.losses(found)] if found.varied else []),
         run_tables.samples(found),
         run_tables.evaluations(found),
         run_tables.pairs("config", found.config),

@@ -68,15 +68,8 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         pictures = []
-        if not study.by_steps and any(study.points(b) for b in study.budgets()):
-            pictures.append(isoflop(study))
-        if not study.by_steps and study.fit is not None:
-            budgets = study.budgets()
-            pictures += [
-                law(study.fit, budgets, q, published.get(q)) for q in QUANTITIES
-            ]
-        if study.curves:
-            pictures.append(training(study))
+        for part in study.parts():
+            pictures += _of_group(part, published)
         if study.frontier is not None:
             pictures += frontier_figures.draw(study.frontier)
         pictures += [
@@ -86,6 +79,26 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
         if study.images is not None and study.samples is not None:
             pictures.append(samples(study.images, study.samples.captions))
     return pictures
+
+
+def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
+    """The figures of one group of runs."""
+    pictures = []
+    if not study.by_steps and any(study.points(b) for b in study.budgets()):
+        pictures.append(isoflop(study))
+    if not study.by_steps and study.fit is not None:
+        pictures += [law(study, study.fit, q, published.get(q)) for q in QUANTITIES]
+    if any(run.run_id in study.curves for run in study.runs):
+        pictures.append(training(study))
+    return pictures
+
+
+def _finished(figure: Figure, name: str, caption: str, study: Study) -> Plot:
+    """The figure of a group, under its title."""
+    if study.group:
+        figure.suptitle(study.group, fontsize=9.0)
+        caption = f"{study.group}. {caption}"
+    return render(figure, name + study.suffix, caption)
 
 
 def isoflop(study: Study) -> Plot:
@@ -132,7 +145,7 @@ def isoflop(study: Study) -> Plot:
         if minima
         else "No fit has been made yet."
     )
-    return render(figure, "isoflop", caption)
+    return _finished(figure, "isoflop", caption, study)
 
 
 def _bars(value: float, interval: Interval) -> np.ndarray:
@@ -142,12 +155,13 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
 
 
 def law(
-    fit: FitResult, budgets: Sequence[float], quantity: str, other: PublishedLaw | None
+    study: Study, fit: FitResult, quantity: str, other: PublishedLaw | None
 ) -> Plot:
     """One quantity's minima against budget, its law, band, and the held-out budget.
 
     Args:
-      budgets: the planned ones. The axis spans them where no minimum was found.
+      study: of one group. The axis spans its budgets where no minimum was found.
+      fit: the laws of the group.
       other: the published law whose slope is drawn.
     """
     symbol, fitted = fmt.SYMBOLS[quantity], fit.laws.get(quantity)
@@ -156,7 +170,7 @@ def law(
     minima = [p for p in fit.parabolas if isinstance(p, Parabola)]
     held = [h for h in fit.held_out if isinstance(h, HeldOut)]
     held = [h for h in held if h.quantity == quantity]
-    reach = [p.budget_flops for p in minima] or budgets
+    reach = [p.budget_flops for p in minima] or study.budgets()
     left, right = min(reach) / 1.35, max(reach) * 1.45
     heights = []
     if isinstance(fitted, PowerLaw):
@@ -186,7 +200,7 @@ def law(
     else:
         reason = fitted.reason if fitted is not None else "not in laws.json"
         caption = f"{symbol} of each budget's minimum. No law: {reason}."
-    return render(figure, f"law_{symbol}", caption)
+    return _finished(figure, f"law_{symbol}", caption, study)
 
 
 def _fitted(
@@ -297,7 +311,7 @@ def training(study: Study) -> Plot:
         "Training loss, smoothed by an exponential moving average (0.9) over the "
         f"logged steps, against {against}."
     )
-    return render(figure, "training", caption)
+    return _finished(figure, "training", caption, study)
 
 
 def _curves(
@@ -305,6 +319,7 @@ def _curves(
 ) -> list[tuple[float, float]]:
     """The curves of some runs; returns the lowest and an early value of each."""
     ends = []
+    seeds = len({run.seed for run in runs}) > 1
     for i, run in enumerate(runs):
         curve = study.curves.get(run.run_id, np.empty((0, 4)))
         curve = curve[np.isfinite(curve[:, 1]) & (curve[:, 2] > 0)]
@@ -319,7 +334,9 @@ def _curves(
             ":" if failed else "-",
             color=MUTED if failed else shade(i, len(runs)),
             linewidth=1.1,
-            label=fmt.prefixed(getattr(run, study.size)) + "  failed" * failed,
+            label=fmt.prefixed(getattr(run, study.size))
+            + f", seed {run.seed}" * seeds
+            + "  failed" * failed,
         )
         ends.append((y.min(), y[len(y) // 50]))
     return ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,16 +30,32 @@ _LAW = (
 
 
 def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
-    """Every table of the fit; each law is followed by the published ones."""
-    if study.fit is None:
-        return []
-    return [
-        minima(study.fit),
-        laws(study.fit, published, max(study.budgets())),
-        held_out(study.fit),
-        parametric(study.fit),
-        excluded(study.fit),
-    ]
+    """Every table of each group's fit; laws are followed by the published ones."""
+    found = []
+    for part in study.parts():
+        if part.fit is None:
+            continue
+        every = [
+            minima(part.fit),
+            laws(part.fit, published, max(part.budgets())),
+            held_out(part.fit),
+            parametric(part.fit),
+            excluded(part.fit),
+        ]
+        found += [_of_group(table, part) for table in every]
+    return found
+
+
+def _of_group(table: Table, part: Study) -> Table:
+    """The table under the name of its group, and with a column of it in the CSV."""
+    if not part.group:
+        return table
+    return dataclasses.replace(
+        table,
+        name=table.name + part.suffix,
+        caption=f"{part.group}. {table.caption}".rstrip(),
+        rows=[{"group": part.group, **row} for row in table.rows],
+    )
 
 
 def minima(fit: FitResult) -> Table:

@@ -66,16 +66,19 @@ def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> s
 
 def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
     """The sections of results, that of the study's question first."""
+    parts = study.parts()
     training = [
         "<h2>Training</h2>",
-        html.figure(figures.get("training"), "wide"),
+        html.shown("Final losses", tables.get("losses")),
+        *(html.figure(figures.get("training" + p.suffix), "wide") for p in parts),
         html.folded(f"Every run ({len(study.runs)})", html.table(tables["runs"])),
     ]
     frontier = _frontier(study, figures, tables)
     pictures = [*_samples(study), *_evaluations(study, figures, tables)]
     if study.by_steps:
         return [*frontier, *pictures, *training]
-    return [*_laws(study, figures, tables), *training, *frontier, *pictures]
+    laws = [piece for part in parts for piece in _laws(part, figures, tables)]
+    return [*laws, *training, *frontier, *pictures]
 
 
 def _headline(study: Study) -> str:
@@ -94,8 +97,14 @@ def _headline(study: Study) -> str:
             "with <code>--stages fit</code>, then again with "
             "<code>--stages report</code>.</p>"
         )
-    laws = {q: study.fit.laws.get(q) for q in QUANTITIES}
+    return "".join(_found(part.fit) if part.fit else "" for part in study.parts())
+
+
+def _found(fit: FitResult) -> str:
+    """The laws of a group, the check of its largest budget, and what was refused."""
+    laws = {q: fit.laws.get(q) for q in QUANTITIES}
     fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
+    group = f"{fit.group}: " if fit.group else ""
     said = ""
     if fitted:
         shown = ", ".join(
@@ -106,19 +115,20 @@ def _headline(study: Study) -> str:
         )
         law = next(iter(fitted.values()))
         said = (
-            f"<p>At the best size for each budget C: {shown}, fitted over {law.points} "
-            f"budgets from {fmt.scientific(law.x_min)} to {fmt.scientific(law.x_max)} "
-            f"FLOPs; in brackets {law_tables.level(study.fit)} intervals.</p>"
+            f"<p>{escape(group)}At the best size for each budget C: {shown}, fitted "
+            f"over {law.points} budgets from {fmt.scientific(law.x_min)} to "
+            f"{fmt.scientific(law.x_max)} FLOPs; in brackets {law_tables.level(fit)} "
+            "intervals.</p>"
         )
     reasons: dict[str, list[str]] = {}
-    for found in (*laws.values(), *study.fit.held_out):
+    for found in (*laws.values(), *fit.held_out):
         if isinstance(found, Refusal):
             reasons.setdefault(found.why, []).append(found.what)
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
     return (
         said
-        + html.paragraphs(_held_out(study.fit))
-        + html.paragraphs(refused, "Refused:")
+        + html.paragraphs([group + line for line in _held_out(fit)])
+        + html.paragraphs([group + line for line in refused], "Refused:")
     )
 
 
@@ -169,7 +179,11 @@ def _troubles(study: Study) -> list[str]:
             f"{len(missing)} of {len(study.runs)} runs have no record yet ({named}): "
             "run the same command again to train them."
         )
-    fit = study.fit.notes if study.fit else ()
+    fit = [
+        f"{group}: {note}" if group else note
+        for group, found in study.fits.items()
+        for note in found.notes
+    ]
     frontier = study.frontier.notes if study.frontier else ()
     return [
         *lines,
@@ -180,29 +194,38 @@ def _troubles(study: Study) -> list[str]:
 
 
 def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
-    curves = ["<h2>IsoFLOP curves</h2>", html.figure(figures.get("isoflop"), "plot")]
-    curves.append(html.table(tables.get("minima")))
+    """The curves and laws of one group."""
+    of = f": {escape(study.group)}" if study.group else ""
+
+    def figure(name: str, kind: str = "") -> str:
+        return html.figure(figures.get(name + study.suffix), kind)
+
+    def table(name: str) -> str:
+        return html.table(tables.get(name + study.suffix))
+
+    curves = [f"<h2>IsoFLOP curves{of}</h2>", figure("isoflop", "plot")]
+    curves.append(table("minima"))
     if study.fit is None:
         return curves
-    trio = (html.figure(figures.get(f"law_{fmt.SYMBOLS[q]}")) for q in QUANTITIES)
+    trio = (figure(f"law_{fmt.SYMBOLS[q]}") for q in QUANTITIES)
     surface = study.fit.parametric
     return [
         *curves,
-        "<h2>Laws</h2>",
+        f"<h2>Laws{of}</h2>",
         f'<div class="three">{"".join(trio)}</div>',
         '<p class="soft">The dashed line has the exponent of a published law and is '
         "drawn through the middle of these minima: that law was fitted at other "
         "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
-        html.table(tables["laws"]),
+        table("laws"),
         html.folded("Other published laws", html.table(tables["published"])),
         "<h3>Held-out budget</h3>",
-        html.table(tables.get("held_out")) or "<p>No budget was held out.</p>",
+        table("held_out") or "<p>No budget was held out.</p>",
         "<h3>Parametric fit</h3>",
         html.paragraphs([f"{surface.why}."], "Refused:")
         if isinstance(surface, Refusal)
-        else html.table(tables["parametric"]),
+        else table("parametric"),
         "<h3>Points left out</h3>",
-        html.table(tables.get("excluded")) or "<p>None: every run entered the fit.</p>",
+        table("excluded") or "<p>None: every run entered the fit.</p>",
     ]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scaling_ldm.records import RunSpec, TrainRecord
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study, flatten
 from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, text
@@ -34,8 +36,8 @@ def runs(study: Study) -> Table:
     rows = []
     for run in study.runs:
         r = study.records.get(run.run_id)
-        row = pick(run, "run_id budget_flops width depth params")
-        row |= pick(run, "params_without_embeddings learning_rate")
+        row = pick(run, "run_id group budget_flops width depth params")
+        row |= pick(run, "params_without_embeddings learning_rate seed")
         row |= {"steps_planned": run.steps} | pick(r, "tokens steps validation_loss")
         row |= pick(r, "validation_loss_ema train_loss_smoothed restarts")
         row |= {"planned_flops": run.planned_flops, "actual_flops": r and r.flops}
@@ -49,7 +51,9 @@ def runs(study: Study) -> Table:
         Column("width × depth", lambda r: f"{r['width']} × {r['depth']}"),
         cell("N", study.size, fmt.prefixed),
         cell("D, tokens", "tokens", fmt.prefixed),
+        text("group", "group"),
         cell("learning rate", "learning_rate", fmt.scientific),
+        Column("seed", lambda r: str(r["seed"]) if study.varied else fmt.NONE),
         cell("validation loss", "validation_loss", fmt.loss),
         cell("validation loss, EMA weights", "validation_loss_ema", fmt.loss),
         cell("training loss, smoothed", "train_loss_smoothed", fmt.loss),
@@ -64,6 +68,49 @@ def runs(study: Study) -> Table:
     if not study.by_steps:
         caption += f"; the laws are fitted to the {fmt.spoken(study.metric)}"
     return Table("runs", f"{caption}.", rows, columns)
+
+
+def losses(study: Study) -> Table:
+    """The loss of each group, budget and size; the spread is over seeds."""
+    same: dict[tuple[Any, ...], list[RunSpec]] = {}
+    for run in study.runs:
+        key = run.group, run.budget_flops, run.width, run.depth
+        same.setdefault(key, []).append(run)
+    rows = []
+    for (group, budget, width, depth), runs in same.items():
+        found = [study.records.get(run.run_id) for run in runs]
+        values = [getattr(r, study.metric) for r in found if r and _over(r)]
+        row = {"group": group, "budget_flops": budget, "width": width, "depth": depth}
+        row |= pick(runs[0], "params params_without_embeddings")
+        row |= {"runs": len(runs), "finished": len(values)}
+        row |= {"loss": None, "loss_low": None, "loss_high": None, "deviation": None}
+        if values:
+            row["loss"] = statistics.fmean(values)
+        if len(values) > 1:
+            row |= {"loss_low": min(values), "loss_high": max(values)}
+            row["deviation"] = statistics.stdev(values)
+        rows.append(row)
+    rows.sort(key=lambda row: (row["group"], row["budget_flops"], row["params"]))
+    columns = (
+        text("group", "group"),
+        cell("budget, FLOPs", "budget_flops", fmt.scientific),
+        Column("width × depth", lambda r: f"{r['width']} × {r['depth']}"),
+        cell("N", study.size, fmt.prefixed),
+        cell("runs", "runs", fmt.count),
+        cell("finished", "finished", fmt.count),
+        ranged("mean loss [lowest, highest]", "loss", fmt.loss),
+        cell("standard deviation", "deviation", fmt.compact),
+    )
+    caption = (
+        f"L is the {fmt.spoken(study.metric)}. Several runs of one row differ in their "
+        "seed alone; their standard deviation is that of one run."
+    )
+    return Table("losses", caption, rows, columns)
+
+
+def _over(record: TrainRecord) -> bool:
+    """Whether a run is finished."""
+    return record.status == "finished"
 
 
 def ledger(study: Study) -> Table:

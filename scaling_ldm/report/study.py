@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class Study:
     runs: tuple[RunSpec, ...]  # by budget, then size
     records: Mapping[str, TrainRecord]  # by run_id; planned runs only
     curves: Mapping[str, Curve]  # by run_id
-    fit: FitResult | None
+    fits: Mapping[str, FitResult]  # by group
     frontier: Frontier | None
     evaluations: tuple[EvalRecord, ...]
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
@@ -51,6 +52,38 @@ class Study:
     images: Images | None
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
+    group: str = ""  # of `parts`: the one group of its runs
+    suffix: str = ""  # of `parts`: ends the names of its figures and tables
+
+    @property
+    def fit(self) -> FitResult | None:
+        """The laws of the first group, or None; those of `parts` have one group."""
+        return next(iter(self.fits.values()), None)
+
+    def parts(self) -> list[Study]:
+        """The study of each group; the study itself if it has one."""
+        groups = list(dict.fromkeys(run.group for run in self.runs))
+        if len(groups) < 2:
+            return [self]
+        found: dict[str, Study] = {}
+        for group in groups:
+            suffix = "_" + re.sub(r"\W+", "_", group)
+            suffix += "_" * sum(
+                other.strip("_") == suffix.strip("_") for other in found
+            )
+            found[suffix] = dataclasses.replace(
+                self,
+                runs=tuple(run for run in self.runs if run.group == group),
+                fits={group: self.fits[group]} if group in self.fits else {},
+                group=group,
+                suffix=suffix,
+            )
+        return list(found.values())
+
+    @property
+    def varied(self) -> bool:
+        """Whether runs differ in more than their size and budget."""
+        return any(run.overrides for run in self.runs)
 
     @property
     def by_steps(self) -> bool:
@@ -145,7 +178,7 @@ def read(workdir: pathlib.Path) -> Study:
         runs=tuple(runs),
         records=trained,
         curves=curves,
-        fit=reader.part("laws.json", _record, FitResult),
+        fits={fit.group: fit for fit in reader.part("laws.json", _fits) or ()},
         frontier=reader.part("frontier.json", _record, Frontier),
         evaluations=reader.part("evaluations.jsonl", _evaluations) or (),
         checkpoints=kept,
@@ -236,6 +269,14 @@ def _record(path: pathlib.Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"it holds no {kind.__name__}")
     return value
+
+
+def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
+    """A line of each group; an older file has one group."""
+    fits = records.read_jsonl(path)
+    if not fits or not all(isinstance(fit, FitResult) for fit in fits):
+        raise ValueError("it holds no FitResult")
+    return tuple(fits)
 
 
 def _evaluations(path: pathlib.Path) -> tuple[EvalRecord, ...]:

@@ -179,7 +179,10 @@ def _listed(checkpoints: Sequence[tuple[str, int]]) -> str:
 
 
 def _labels(study: Study, runs: set[str]) -> dict[str, str]:
-    """The size of each run; with width and depth where two sizes look the same."""
+    """The size of each run and its group, if there are several.
+
+    Where two sizes look the same, their width and depth are added.
+    """
     specs = [run for run in study.runs if run.run_id in runs]
     size = {run.run_id: fmt.prefixed(getattr(run, study.size)) for run in specs}
     shapes = {(size[run.run_id], run.width, run.depth) for run in specs}
@@ -187,6 +190,7 @@ def _labels(study: Study, runs: set[str]) -> dict[str, str]:
     return {
         run.run_id: size[run.run_id]
         + (f" ({run.width} × {run.depth})" if alike.count(size[run.run_id]) > 1 else "")
+        + (f", {run.group}" if run.group else "")
         for run in specs
     }
 

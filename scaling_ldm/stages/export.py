@@ -46,6 +46,7 @@ def run(
     if spec is None:
         raise config.ConfigError(f"no run in {workdir} is finished: nothing to export")
     model = runs.trained_model(experiment, workdir, spec)
+    experiment = config.with_overrides(experiment, spec.overrides)
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
         sharded = model.load(device_mesh)

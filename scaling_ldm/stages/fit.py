@@ -16,16 +16,37 @@ def run(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
-) -> records.FitResult | None:
-    """Fits the runs that are trained; the others are named in the result.
+) -> list[records.FitResult]:
+    """Fits each group of runs; those that are not trained are named in its result.
 
     Returns:
-      The result, or None if the plan has no budgets.
+      A result for each group, as they are in laws.json; none if the plan has no
+      budgets.
     """
     if not experiment.plan.budgets_flops:
         progress.say("no laws to fit: plan.steps gives every size the same steps")
-        return None
-    cfg, found, missing = experiment.fit, [], []
+        return []
+    groups: dict[str, list[records.RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.group, []).append(spec)
+    results = [_fit(experiment.fit, workdir, *group) for group in groups.items()]
+    records.write_jsonl(workdir / "laws.json", results)
+    for result in results:
+        if result.group:
+            progress.say(f"{result.group}:")
+        for line in fit.summary(result):
+            progress.say(line)
+    return results
+
+
+def _fit(
+    cfg: config.FitConfig,
+    workdir: pathlib.Path,
+    group: str,
+    specs: Sequence[records.RunSpec],
+) -> records.FitResult:
+    """The laws of one group. Runs that differ in their seed alone are replicates."""
+    found, missing = [], []
     for spec in specs:
         record = runs.read_record(workdir, spec.run_id)
         if record is None:
@@ -40,8 +61,6 @@ def run(
         bootstrap=cfg.bootstrap,
         seed=cfg.seed,
     )
-    result = dataclasses.replace(result, excluded=(*missing, *result.excluded))
-    records.write_text(workdir / "laws.json", records.dumps(result) + "\n")
-    for line in fit.summary(result):
-        progress.say(line)
-    return result
+    return dataclasses.replace(
+        result, excluded=(*missing, *result.excluded), group=group
+    )

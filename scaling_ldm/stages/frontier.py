@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, frontier, records
+from scaling_ldm.config import axes
 from scaling_ldm.evaluation import measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.metrics import frechet
@@ -69,10 +70,10 @@ def run(
 def _best_of_sizes(
     workdir: pathlib.Path, specs: Sequence[records.RunSpec]
 ) -> list[records.RunSpec]:
-    """For each size, the finished run with the lowest validation loss."""
-    sizes: dict[tuple[int, int], list[records.RunSpec]] = {}
+    """For each group and size, the finished run with the lowest validation loss."""
+    sizes: dict[tuple[str, int, int], list[records.RunSpec]] = {}
     for spec in specs:
-        sizes.setdefault((spec.width, spec.depth), []).append(spec)
+        sizes.setdefault((spec.group, spec.width, spec.depth), []).append(spec)
     found = [runs.best(workdir, group) for group in sizes.values()]
     return [spec for spec in found if spec is not None]
 
@@ -100,9 +101,11 @@ def check(experiment: config.Experiment) -> None:
             f"config.frontier.images = {images}: fd needs at least {least}; 0 makes no "
             "frontier"
         )
-    for sampling in _cell_settings(experiment):
+    for one, sampling in itertools.product(
+        axes.objectives(experiment), _cell_settings(experiment)
+    ):
         try:
-            inference.sampling_plan(experiment, sampling)
+            inference.sampling_plan(one, sampling)
         except ValueError as e:
             raise config.ConfigError(
                 f"config.frontier cannot sample with sampler {sampling.sampler!r} and "
@@ -279,7 +282,7 @@ class _CellMeasurer:
         evaluation = cost.flops / cost.nfe
         cell = records.Cell(
             model=spec.run_id,
-            label=f"{spec.width} x {spec.depth}",
+            label=f"{spec.width} x {spec.depth}" + f", {spec.group}" * bool(spec.group),
             params=spec.params_without_embeddings,
             relative_cost=evaluation / self._flops_of_largest,
             sampler=sampling.sampler,

@@ -24,9 +24,10 @@ import numpy as np
 from PIL import Image
 
 from scaling_ldm import config, records
+from scaling_ldm.config import axes
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
-from scaling_ldm.workdir import exports, samples
+from scaling_ldm.workdir import exports, runs, samples
 
 SHOWN = 256  # pictures in images.npy
 ACROSS = 16  # pictures side by side in the grid, at most
@@ -87,18 +88,23 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       config.ConfigError: the sampler cannot use this spacing with this schedule and
-        prediction, or config.generate.weights are of another network.
+        prediction, config.generate.weights are of another network, or no run will be
+        the best one (see `runs.no_best_run`).
     """
-    if experiment.generate.weights:
-        exports.read_model(experiment, experiment.generate.weights)
-    try:
-        inference.sampling_plan(experiment, experiment.generate)
-    except ValueError as e:
-        cfg = experiment.generate
-        raise config.ConfigError(
-            f"config.generate cannot sample with sampler {cfg.sampler!r}, spacing "
-            f"{cfg.spacing!r} and steps = {cfg.steps}: {e}"
-        ) from e
+    cfg, objectives = experiment.generate, axes.objectives(experiment)
+    if cfg.weights:
+        exports.read_model(experiment, cfg.weights)
+        objectives = [experiment]
+    elif not cfg.run and not axes.measured_alike(axes.combinations(experiment.plan)):
+        raise runs.no_best_run()
+    for one in objectives:
+        try:
+            inference.sampling_plan(one, cfg)
+        except ValueError as e:
+            raise config.ConfigError(
+                f"config.generate cannot sample with sampler {cfg.sampler!r}, spacing "
+                f"{cfg.spacing!r} and steps = {cfg.steps}: {e}"
+            ) from e
 
 
 def _sample(

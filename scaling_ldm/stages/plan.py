@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.config import axes, run_names
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
 from scaling_ldm.training import optimizer, train_step
@@ -15,54 +17,143 @@ from scaling_ldm.training.objective import Objective
 
 
 def plan(experiment: config.Experiment) -> list[records.RunSpec]:
-    """One RunSpec per budget and size, in the order they run.
+    """One RunSpec per budget, combination of axes, and size, in the order they run.
 
     The sizes of a budget are those of `plan.sizes` that are nearest, in log N, to its
-    expected optimum. The number of steps is such that the counted FLOPs meet the
-    budget. With `plan.steps`, every size takes that many steps, and its budget is what
-    they cost.
+    expected optimum; N is that of the combination's network. The number of steps is
+    such that the counted FLOPs meet the budget. With `plan.steps`, every size takes
+    that many steps, and its budget is what they cost.
 
     Raises:
-      ConfigError: a run has fewer than `plan.minimum_steps` steps, or its whole number
-        of steps misses the budget by more than 1%.
+      ConfigError: a run has fewer than `plan.minimum_steps` steps, its whole number of
+        steps misses the budget by more than 1%, or an axis makes it impossible. The
+        message has all such runs.
     """
     cfg = experiment.plan
-    ladder = sorted(
-        (_size(experiment, width, depth) for width, depth in cfg.sizes),
-        key=lambda size: size.params_without_embeddings,
-    )
-    rows, problems = [], []
-    if cfg.steps:
-        if cfg.steps < cfg.minimum_steps:
-            raise config.ConfigError(
-                f"config.plan.steps = {cfg.steps}, fewer than "
-                f"config.plan.minimum_steps = {cfg.minimum_steps}"
-            )
-        return [
-            _row(experiment, float(cfg.steps * size.cost.flops.model), size)
-            for size in ladder
-        ]
-    for budget in cfg.budgets_flops:
-        for size in _around(ladder, budget, cfg):
-            row = _row(experiment, budget, size)
-            rows.append(row)
-            name = f"{budget:.3g} FLOPs, {row.width} x {row.depth}"
-            if row.steps < cfg.minimum_steps:
-                problems.append(
-                    f"{name}: {row.steps} steps of {row.batch_size} pictures, fewer "
-                    f"than config.plan.minimum_steps = {cfg.minimum_steps}; raise the "
-                    "budget, lower train.batch_size, or take a smaller size"
-                )
-            elif abs(row.planned_flops / budget - 1) > 0.01:
-                problems.append(
-                    f"{name}: {row.steps} whole steps spend {row.planned_flops:.4g} "
-                    "FLOPs, more than 1% from the budget; lower train.batch_size"
-                )
-    if problems:
+    if cfg.steps and cfg.steps < cfg.minimum_steps:
         raise config.ConfigError(
-            "this plan cannot run:\n" + "\n".join(f"  - {p}" for p in problems)
+            f"config.plan.steps = {cfg.steps}, fewer than "
+            f"config.plan.minimum_steps = {cfg.minimum_steps}"
         )
+    variants = _variants(experiment)
+    if cfg.steps:
+        return [
+            _row(variant, float(cfg.steps * size.cost.flops.model), size)
+            for variant in variants
+            for size in variant.ladder
+            if variant.takes(None, size)
+        ]
+    rows: list[records.RunSpec] = []
+    texts = run_names.budget_texts(cfg.budgets_flops)
+    for budget in cfg.budgets_flops:
+        for variant in variants:
+            for size in _around(variant.ladder, budget, cfg):
+                if variant.takes(budget, size):
+                    rows.append(_row(variant, budget, size, texts[budget]))
+    problems = [line for row in rows for line in _problems(row, cfg)]
+    problems += _values_of_no_run(cfg, rows)
+    if problems:
+        raise _refusal(problems)
     return rows
+
+
+def _problems(row: records.RunSpec, cfg: config.PlanConfig) -> list[str]:
+    """Why a row cannot meet its budget; at most one reason."""
+    name = f"{row.budget_flops:.3g} FLOPs, {row.width} x {row.depth}"
+    name += f", {_values(row.overrides)}" if row.overrides else ""
+    if row.steps < cfg.minimum_steps:
+        return [
+            f"{name}: {row.steps} steps of {row.batch_size} pictures, fewer "
+            f"than config.plan.minimum_steps = {cfg.minimum_steps}; raise the "
+            "budget, lower train.batch_size, or take a smaller size"
+        ]
+    if abs(row.planned_flops / row.budget_flops - 1) > 0.01:
+        return [
+            f"{name}: {row.steps} whole steps spend {row.planned_flops:.4g} "
+            "FLOPs, more than 1% from the budget; lower train.batch_size"
+        ]
+    return []
+
+
+def _values_of_no_run(
+    cfg: config.PlanConfig, rows: Sequence[records.RunSpec]
+) -> list[str]:
+    """A line for each value of an axis that no run has."""
+    return [
+        f"no run has {name} {run_names.value_text(value)}: config.plan.axes_only "
+        "leaves it no size that its budgets take; see config.plan.sizes_per_budget"
+        for name, values in cfg.axes
+        for value in values
+        if not any(axes.chosen(row.overrides, name) == value for row in rows)
+    ]
+
+
+def _refusal(problems: Iterable[str]) -> config.ConfigError:
+    return config.ConfigError(
+        "this plan cannot run:\n" + "\n".join(f"  - {p}" for p in problems)
+    )
+
+
+def _values(overrides: Mapping[str, Any]) -> str:
+    """A run's value of each axis, for people."""
+    return ", ".join(
+        f"{path} {run_names.value_text(value)}" for path, value in overrides.items()
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """A value of each axis, the experiment with them, and its sizes by parameters."""
+
+    study: config.Experiment
+    overrides: Mapping[str, Any]
+    experiment: config.Experiment
+    ladder: list[_Size]
+
+    def takes(self, budget: float | None, size: _Size) -> bool:
+        """Whether these values are for this budget (None: there are none) and size."""
+        at = (size.width, size.depth)
+        return axes.takes(self.study.plan, self.overrides, budget, at)
+
+
+def _variants(study: config.Experiment) -> list[_Variant]:
+    """Every combination of values of the axes; one if there are none.
+
+    Raises:
+      ConfigError: values that do not go together; all such runs are named.
+    """
+    cfg, found = study.plan, []
+    bad: dict[str, list[str]] = {}
+    traced: dict[Any, _Size] = {}
+    for overrides in axes.combinations(cfg):
+        experiment, ladder = config.with_overrides(study, overrides), []
+        for size in cfg.sizes:
+            problems = axes.problems_of_run(experiment, size) if overrides else []
+            if not problems:
+                key = train_step.compiled_part(experiment), size
+                if key not in traced:
+                    traced[key] = _size(experiment, *size)
+                ladder.append(traced[key])
+            elif any(
+                axes.takes(cfg, overrides, budget, size)
+                for budget in cfg.budgets_flops or (None,)
+            ):
+                name = f"{size[0]} x {size[1]}, {_values(overrides)}"
+                for problem in problems:
+                    bad.setdefault(problem, []).append(name)
+        if ladder:
+            ladder.sort(key=lambda size: size.params_without_embeddings)
+            found.append(
+                _Variant(
+                    study=study,
+                    overrides=overrides,
+                    experiment=experiment,
+                    ladder=ladder,
+                )
+            )
+    if bad:
+        raise _refusal(f"{'; '.join(names)}: {why}" for why, names in bad.items())
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +169,9 @@ class _Size:
 
 
 def _size(experiment: config.Experiment, width: int, depth: int) -> _Size:
-    functions = train_step.train_functions(experiment, width, depth, unroll=False)
+    functions = train_step.train_functions(
+        train_step.compiled_part(experiment), width, depth, unroll=False
+    )
     params, bare = denoisers.count_params(functions.objective)
     return _Size(
         width=width,
@@ -103,7 +196,11 @@ def _around(ladder: list[_Size], budget: float, cfg: config.PlanConfig) -> list[
     return ladder[start : start + count]
 
 
-def _row(experiment: config.Experiment, budget: float, size: _Size) -> records.RunSpec:
+def _row(
+    variant: _Variant, budget: float, size: _Size, text: str = ""
+) -> records.RunSpec:
+    """The run of a size at a budget, which is `text` in its id; "": four digits."""
+    experiment = variant.experiment
     cfg, batch_size = experiment.plan, experiment.train.batch_size
     cost, width, depth = size.cost, size.width, size.depth
     flops_per_step = cost.flops.model
@@ -113,7 +210,12 @@ def _row(experiment: config.Experiment, budget: float, size: _Size) -> records.R
     text_tokens = images * size.objective.other_tokens
     shards = experiment.mesh.fsdp
     return records.RunSpec(
-        run_id=f"{budget:.3e}-{width}x{depth}".replace("+", ""),
+        run_id=run_names.run_id(
+            variant.study,
+            text or run_names.budget_texts([budget])[budget],
+            f"{width}x{depth}",
+            variant.overrides,
+        ),
         study=experiment.name,
         budget_flops=budget,
         planned_flops=float(steps * flops_per_step),
@@ -141,6 +243,8 @@ def _row(experiment: config.Experiment, budget: float, size: _Size) -> records.R
         hours=_hours(experiment, steps * flops_per_step),
         utilisation=cfg.utilisation,
         recipe_hash=experiment.recipe_hash,
+        overrides=variant.overrides,
+        group=run_names.group_of(cfg, variant.overrides),
     )
 
 
@@ -189,18 +293,26 @@ _COLUMNS = (
 )
 
 
+def _axis_column(path: str) -> tuple[str, Callable[[int, records.RunSpec], str]]:
+    return path, lambda _, row: run_names.value_text(row.overrides[path])
+
+
 def table(
     experiment: config.Experiment, rows: Sequence[records.RunSpec], first: int = 0
 ) -> str:
     """The plan as text: one line for each run, then the totals and the assumptions.
 
+    An axis has a column of its own.
+
     Args:
       first: the number of the first row; with --run, a row keeps its number.
     """
     cfg = experiment.plan
-    cells = [[name for name, _ in _COLUMNS]]
-    cells += [[f(first + i, row) for _, f in _COLUMNS] for i, row in enumerate(rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    varied = dict.fromkeys(path for row in rows for path in row.overrides)
+    columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
+    cells = [[name for name, _ in columns]]
+    cells += [[f(first + i, row) for _, f in columns] for i, row in enumerate(rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True))
         for line in cells

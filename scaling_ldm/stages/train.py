@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from scaling_ldm import config, data, records
+from scaling_ldm.config import axes, run_names
 from scaling_ldm.training import held_out, loop, mesh, progress
 from scaling_ldm.workdir import runs
 
@@ -36,15 +38,18 @@ def run(
     missing = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not missing:
         return [done[spec.run_id] for _, spec in numbered]
+    sizes = {spec.batch_size: spec.run_id for _, spec in missing}
     device_mesh = mesh.build(
         experiment.mesh,
         {
-            "config.train.batch_size": experiment.train.batch_size,
-            "config.validation.batch_size": experiment.validation.batch_size,
-        },
+            "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
+            for size, run_id in sizes.items()
+        }
+        | {"config.validation.batch_size": experiment.validation.batch_size},
     )
-    train_source, validation_source = data.sources(experiment, workdir)
-    _check_data_identity(workdir, train_source)
+    inputs = _Inputs(workdir, device_mesh)
+    for _, spec in missing:  # what does not fit is refused before anything is trained
+        inputs.sources(config.with_overrides(experiment, spec.overrides))
     sweep = progress.SweepProgress(
         planned,
         [
@@ -57,22 +62,24 @@ def run(
         ],
         experiment.train.show_every_seconds,
     )
-    validation_batches: list[held_out.HeldOutBatch] = []
     with jax.set_mesh(device_mesh), mesh.StopSignal() as stop:
         for number, spec in missing:
             sweep.begin(
                 number,
-                f"{spec.budget_flops:.2g} FLOPs  {spec.width} x {spec.depth}",
+                "  ".join(
+                    (
+                        f"{spec.budget_flops:.2g} FLOPs",
+                        f"{spec.width} x {spec.depth}",
+                        *map(run_names.value_text, spec.overrides.values()),
+                    )
+                ),
             )
             files = runs.run_files(workdir, spec.run_id)
-            training = loop.TrainingRun(
-                experiment, spec, files, device_mesh, sweep, stop
-            )
-            if not validation_batches:
-                validation_batches = held_out.held_out_batches(
-                    experiment, device_mesh, validation_source, training.names
-                )
-            record = training.train(train_source, validation_batches)
+            own = config.with_overrides(experiment, spec.overrides)
+            training = loop.TrainingRun(own, spec, files, device_mesh, sweep, stop)
+            source, held_out_source = inputs.sources(own)
+            batches = inputs.validation(own, held_out_source, training.names)
+            record = training.train(source, batches)
             if mesh.is_primary():
                 runs.write_record(workdir, record)
             mesh.barrier(f"record-{spec.run_id}")
@@ -81,6 +88,35 @@ def run(
             if record.status == "finished":
                 sweep.result(record.validation_loss_ema)
     return [done[spec.run_id] for _, spec in numbered]
+
+
+class _Inputs:
+    """What runs train on and are validated on; runs that read the same share it."""
+
+    def __init__(self, workdir: pathlib.Path, device_mesh: jax.sharding.Mesh) -> None:
+        self._workdir, self._mesh = workdir, device_mesh
+        self._sources: dict[Any, tuple[data.Source, data.Source]] = {}
+        self._held_out: dict[Any, list[held_out.HeldOutBatch]] = {}
+
+    def sources(self, own: config.Experiment) -> tuple[data.Source, data.Source]:
+        """The training source and the validation source of a run's experiment."""
+        key = own.model.classes, own.model.text_width
+        if key not in self._sources:
+            found = data.sources(own, self._workdir)
+            _check_data_identity(self._workdir, found[0])
+            self._sources[key] = found
+        return self._sources[key]
+
+    def validation(
+        self, own: config.Experiment, source: data.Source, names: Sequence[str]
+    ) -> list[held_out.HeldOutBatch]:
+        """The validation set of a run; the objective decides its times."""
+        key = own.objective, tuple(names)
+        if key not in self._held_out:
+            self._held_out[key] = held_out.held_out_batches(
+                own, self._mesh, source, names
+            )
+        return self._held_out[key]
 
 
 def _records(
@@ -113,12 +149,15 @@ def check(experiment: config.Experiment) -> None:
     Raises:
       ConfigError: several steps in a dispatch of a convolutional network on a CPU.
     """
-    steps, name = experiment.train.steps_per_dispatch, experiment.model.architecture
-    if steps > 1 and name in config.CONVOLUTIONAL and jax.default_backend() == "cpu":
-        raise config.ConfigError(
-            f"config.train.steps_per_dispatch = {steps}: on a CPU the gradient of "
-            f"{name}'s convolutions is some thirty times slower in a loop; set it to 1"
-        )
+    steps = experiment.train.steps_per_dispatch
+    for name in {one.model.architecture for one in axes.variants(experiment)}:
+        slow = name in config.CONVOLUTIONAL and jax.default_backend() == "cpu"
+        if steps > 1 and slow:
+            raise config.ConfigError(
+                f"config.train.steps_per_dispatch = {steps}: on a CPU the gradient of "
+                f"{name}'s convolutions is some thirty times slower in a loop; set it "
+                "to 1"
+            )
 
 
 def _check_data_identity(workdir: pathlib.Path, source: object) -> None:

@@ -81,6 +81,7 @@ class PictureSampler:
     """Draws pictures with a model's weights.
 
     Args:
+      experiment: of the study; the model's overrides are applied to it.
       model: the weights.
       batch_size: pictures in one call on all devices together; rounded up to a multiple
         of the devices.
@@ -94,6 +95,7 @@ class PictureSampler:
         device_mesh: jax.sharding.Mesh,
         batch_size: int,
     ) -> None:
+        experiment = config.with_overrides(experiment, model.overrides)
         self._experiment, self._mesh = experiment, device_mesh
         self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
         self._denoiser = from_config.denoiser(

@@ -33,6 +33,7 @@ class TrainingRun:
     """One run of a plan on a mesh.
 
     Args:
+      experiment: with the run's overrides.
       files: where the run's checkpoints and metrics are.
       sweep: is told how far the run is.
       stop: is looked at before every dispatch.
@@ -54,7 +55,7 @@ class TrainingRun:
         self._experiment, self.spec, self._files = experiment, spec, files
         self._mesh, self._sweep, self._stop = device_mesh, sweep, stop
         self.compiled = train_step.compile_functions(
-            experiment, spec.width, spec.depth, device_mesh
+            train_step.compiled_part(experiment), spec.width, spec.depth, device_mesh
         )
         self.names = ("x", *self.compiled.objective.conditioning)
         per_run = experiment.train.checkpoints_per_run

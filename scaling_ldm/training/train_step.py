@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,19 @@ class TrainFunctions:
     objective: objective.Objective
     init: Callable[[jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def compiled_part(experiment: config.Experiment) -> config.Experiment:
+    """The experiment without what the functions take as data: seed and learning rate.
+
+    Runs that differ in these alone share compiled functions. The rate is infinite, so
+    that a function which read it would not pass unnoticed.
+    """
+    return dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(experiment.train, seed=0),
+        optimizer=dataclasses.replace(experiment.optimizer, learning_rate=math.inf),
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -18,6 +18,7 @@ class TrainedModel:
     load(device_mesh) -> the parameters, sharded as in training.
     checksum: SHA-256 of the weights file; "" for a checkpoint of a run.
     ema: whether the weights are moving averages; None if unknown.
+    overrides: fields in which the run's experiment differs from the study's.
     """
 
     run_id: str
@@ -28,3 +29,4 @@ class TrainedModel:
     load: Callable[[Any], Any]
     checksum: str = ""
     ema: bool | None = True
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)

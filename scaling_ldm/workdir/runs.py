@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.config import axes
 from scaling_ldm.training.run_files import RunFiles
 from scaling_ldm.training.trained_model import TrainedModel
 
@@ -38,16 +39,18 @@ def read_record_of(
     """The record of a planned run that is over, or None.
 
     Raises:
-      ConfigError: the record is of another recipe or another number of steps.
+      ConfigError: the record is of another recipe, number of steps or budget.
     """
     record = read_record(workdir, spec.run_id)
     if record is None:
         return None
-    if (record.recipe_hash, record.steps_planned) != (spec.recipe_hash, spec.steps):
+    held = record.recipe_hash, record.steps_planned, record.budget_flops
+    if held != (spec.recipe_hash, spec.steps, spec.budget_flops):
         raise config.ConfigError(
             f"{run_files(workdir, spec.run_id).record} holds a run of another "
-            f"experiment (recipe {record.recipe_hash}, {record.steps_planned} steps; "
-            f"wanted {spec.recipe_hash}, {spec.steps}): use another --workdir"
+            f"experiment (recipe {held[0]}, {held[1]} steps, {held[2]} FLOPs; wanted "
+            f"{spec.recipe_hash}, {spec.steps}, {spec.budget_flops}): use another "
+            "--workdir"
         )
     return record
 
@@ -79,10 +82,13 @@ def run_to_sample(
     """config.generate.run, or the best finished run; None when none is finished.
 
     Raises:
-      ConfigError: the run that is named is not in the plan, or not finished.
+      ConfigError: the run that is named is not in the plan, or not finished; or none
+        is named, and the losses of the runs cannot be compared.
     """
     name = experiment.generate.run
     if not name:
+        if not axes.measured_alike([spec.overrides for spec in specs]):
+            raise no_best_run()
         return best(workdir, specs)
     found = best(workdir, [spec for spec in specs if spec.run_id == name])
     if found is None:
@@ -94,6 +100,16 @@ def run_to_sample(
     return found
 
 
+def no_best_run() -> config.ConfigError:
+    """The refusal to choose among runs whose losses measure different things."""
+    return config.ConfigError(
+        "config.plan.axes varies what the held-out loss measures "
+        f"({', '.join(axes.MEASURES)}), so no run is the best one: name a run_id of "
+        "runs.jsonl in config.generate.run, or leave out generate, evaluate and export "
+        "(--stages plan,encode,train,fit,report)"
+    )
+
+
 def trained_model(
     experiment: config.Experiment,
     workdir: pathlib.Path,
@@ -103,8 +119,10 @@ def trained_model(
     """The averaged (EMA) weights of a finished run.
 
     Args:
+      experiment: of the study; the run's overrides are applied to it.
       step: of the checkpoint; None for the end of the run.
     """
+    experiment = config.with_overrides(experiment, spec.overrides)
     step = spec.steps if step is None else step
     return TrainedModel(
         run_id=spec.run_id,
@@ -113,6 +131,7 @@ def trained_model(
         step=step,
         train_flops=float(step * spec.flops_per_step),
         load=functools.partial(_load_ema, experiment, workdir, spec, step=step),
+        overrides=spec.overrides,
     )
 
 

@@ -1,6 +1,8 @@
 """Plans: budgets met, sizes around the optimum, refusals before anything runs."""
 
+import json
 import math
+import pathlib
 
 import pytest
 from processes import run_main
@@ -15,6 +17,10 @@ def changed(tiny, **plan_fields):
     with c.unlocked():
         c.plan.update(plan_fields)
     return config.resolve(c)
+
+
+STORED = pathlib.Path(__file__).parents[1] / "golden" / "tiny.json"
+RATE = "optimizer.learning_rate"
 
 
 def test_steps_meet_the_budget_and_counts_agree(tiny):
@@ -142,3 +148,139 @@ def test_planning_a_sweep_touches_no_accelerator(tmp_path):
 def test_si(value, text):
     assert plan.si(value) == text
     assert math.isfinite(value)
+
+
+def test_without_axes_a_plan_is_as_it_was():
+    """Against the plan of experiments/tiny.py that a version before axes stored."""
+    rows = plan.plan(config.resolve(config.load("experiments/tiny.py")))
+    stored = json.loads(STORED.read_text())["plan"]
+    new = {"overrides": {}, "group": ""}
+    assert [records.to_json(row) for row in rows] == [new | row for row in stored]
+    assert records.from_json(stored) == tuple(rows)
+
+
+def test_every_combination_is_a_run_of_its_own_experiment(tiny):
+    """Each row is the row of a plan without axes, with the values set."""
+    e = changed(
+        tiny,
+        budgets_flops=(3e9,),
+        sizes=((16, 2), (16, 1)),
+        sizes_per_budget=2,
+        axes=(
+            (f"{RATE},train.batch_size", ((1e-2, 8), (2e-3, 16))),
+            ("train.seed", (0, 1)),
+            ("model.architecture", ("in_context", "cross_attention")),
+        ),
+    )
+    rows = plan.plan(e)
+    assert len(rows) == len({r.run_id for r in rows}) == 16
+    assert len({r.recipe_hash for r in rows}) == 8
+    assert len({r.group for r in rows}) == 4
+    assert rows[-1].run_id == "3.000e09-16x2-cross_attention-lr2e-3-batch16-seed1"
+    for row in (rows[0], rows[3], rows[-1]):
+        c = tiny.copy_and_resolve_references()
+        c.plan.sizes, c.plan.sizes_per_budget = ((16, 2), (16, 1)), 2
+        c.plan.budgets_flops = (3e9,)
+        for path, value in row.overrides.items():
+            section, name = path.split(".")
+            c[section][name] = value
+        alone = plan.plan(config.resolve(c))
+        (same,) = [r for r in alone if (r.width, r.depth) == (row.width, row.depth)]
+        ours, theirs = records.to_json(row), records.to_json(same)
+        for field in ("run_id", "overrides", "group"):
+            del ours[field], theirs[field]
+        assert ours == theirs
+    text = plan.table(e, rows).splitlines()
+    assert RATE in text[0] and "model.architecture" in text[0]
+    assert "cross_attention" in text[-4]
+    plain = plan.table(changed(tiny), plan.plan(changed(tiny))).splitlines()
+    assert "seed" not in plain[0]
+
+
+def test_axes_of_some_budgets_and_sizes(tiny):
+    e = changed(
+        tiny,
+        budgets_flops=(3e8, 6e8),
+        sizes=((16, 2), (16, 1)),
+        sizes_per_budget=2,
+        axes=(("train.seed", (0, 1, 2)),),
+        axes_only=(("train.seed", (("budgets", (6e8,)), ("sizes", ((16, 2),)))),),
+    )
+    found = [(r.budget_flops, r.depth, r.seed) for r in plan.plan(e)]
+    once = [(3e8, 1, 0), (3e8, 2, 0), (6e8, 1, 0)]
+    assert sorted(found) == sorted([*once, *((6e8, 2, seed) for seed in (0, 1, 2))])
+
+
+def test_a_value_that_no_run_would_have_is_refused(tiny):
+    """The budget takes one size, and another is asked for."""
+    e = changed(
+        tiny,
+        sizes=((16, 2), (16, 1)),
+        expected_coef=1e-9,  # the smaller one
+        axes=(("train.seed", (0, 1)),),
+        axes_only=(("train.seed", (("sizes", ((16, 2),)),)),),
+    )
+    with pytest.raises(config.ConfigError, match="no run has train.seed 1"):
+        plan.plan(e)
+
+
+def test_rows_that_an_axis_makes_impossible_are_refused_together(tiny):
+    e = changed(
+        tiny,
+        sizes=((16, 2), (24, 1)),
+        sizes_per_budget=2,
+        axes=(
+            ("model.head_dim", (8, 16)),
+            ("model.norm", ("layer", "rmss")),
+            ("train.batch_size", (8, 6)),
+        ),
+    )
+    c = config.to_config_dict(e)
+    c.mesh.fsdp = 4
+    with pytest.raises(config.ConfigError) as error:
+        plan.plan(config.resolve(c))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "this plan cannot run:" and len(lines) == 4
+    (head,) = [line for line in lines if "does not divide the widths [24]" in line]
+    assert "24 x 1, model.head_dim 16, model.norm layer" in head
+    assert "16 x 2" not in head and "head_dim 8" not in head
+    (norm,) = [line for line in lines if "did you mean 'rms'" in line]
+    assert norm.count("model.norm rmss") == 8
+    (batch,) = [line for line in lines if "not divisible by the 4 devices" in line]
+    assert batch.count("train.batch_size 6") == 8
+
+
+def test_an_impossible_row_that_is_restricted_away_is_not_missed(tiny):
+    e = changed(
+        tiny,
+        sizes=((16, 2), (24, 1)),
+        sizes_per_budget=0,
+        axes=(("model.head_dim", (8, 16)),),
+        axes_only=(("model.head_dim", (("sizes", ((16, 2),)),)),),
+    )
+    found = {(r.width, r.overrides["model.head_dim"]) for r in plan.plan(e)}
+    assert found == {(24, 8), (16, 8), (16, 16)}
+
+
+def test_budgets_that_print_alike_are_kept_apart(tiny):
+    near = 3.0004e8
+    e = changed(tiny, budgets_flops=(3e8, near))
+    assert [r.run_id for r in plan.plan(e)] == ["3.000e08-16x2", "3.0004e08-16x2"]
+    e = changed(tiny, budgets_flops=(near,))
+    assert [r.run_id for r in plan.plan(e)] == ["3.000e08-16x2"]
+
+
+def test_axes_with_the_same_steps_for_all(tiny):
+    e = changed(tiny, steps=20, budgets_flops=(), axes=(("model.mlp_ratio", (4, 2)),))
+    rows = plan.plan(e)
+    assert [r.steps for r in rows] == [20, 20]
+    assert rows[0].budget_flops > rows[1].budget_flops
+    assert rows[1].run_id.endswith("-16x2-mlp_ratio2")
+
+
+def test_runs_that_differ_in_seed_and_rate_are_traced_once(tiny, monkeypatch):
+    traced = []
+    size = plan._size
+    monkeypatch.setattr(plan, "_size", lambda *a: traced.append(a) or size(*a))
+    e = changed(tiny, axes=(("train.seed", (0, 1, 2)), (RATE, (1e-2, 2e-3))))
+    assert len(plan.plan(e)) == 6 and len(traced) == 1

@@ -1,0 +1,126 @@
+"""The report of a study of two groups with two seeds each, whose laws are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from finished_study import BUDGETS, Page, make_workdir, table_rows
+
+from scaling_ldm import config, records, report
+from scaling_ldm.report import study as reading
+from scaling_ldm.stages import fit
+
+GROUPS = ("learning_rate 2e-3", "learning_rate 4e-3")
+WORSE = 0.05  # the second group's losses, above the first one's
+SEED = 0.004  # the second seed's losses, above the first one's
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    """A workdir: each run of the plain study for two rates and two seeds."""
+    workdir = tmp_path_factory.mktemp("grouped")
+    make_workdir(workdir, lean=True)
+    specs, written = [], 0
+    for spec in records.read_jsonl(workdir / "runs.jsonl"):
+        (record,) = records.read_jsonl(workdir / "runs" / spec.run_id / "record.json")
+        for i, group in enumerate(GROUPS):
+            for seed in (0, 1):
+                rate = (2e-3, 4e-3)[i]
+                run_id = f"{spec.run_id}-lr{rate}-seed{seed}"
+                overrides = {"optimizer.learning_rate": rate, "train.seed": seed}
+                given = {"run_id": run_id, "seed": seed, "learning_rate": rate}
+                specs.append(
+                    dataclasses.replace(spec, **given, overrides=overrides, group=group)
+                )
+                loss = record.validation_loss_ema + WORSE * i + SEED * seed
+                written += 1
+                records.write_jsonl(
+                    workdir / "runs" / run_id / "record.json",
+                    [dataclasses.replace(record, **given, validation_loss_ema=loss)],
+                )
+    assert written == 4 * 35
+    records.write_jsonl(workdir / "runs.jsonl", specs)
+    e = dataclasses.replace(config.Experiment(), fit=config.FitConfig(bootstrap=100))
+    fit.run(e, workdir, specs)
+    return workdir, Page(report.write(workdir).read_text(encoding="utf-8"))
+
+
+def test_each_group_has_its_laws(grouped):
+    workdir, _ = grouped
+    results = records.read_jsonl(workdir / "laws.json")
+    assert [r.group for r in results] == list(GROUPS)
+    for result in results:
+        assert isinstance(result.laws["N_opt"], records.PowerLaw)
+        assert [p.points for p in result.parabolas] == [14] * 4 + [12]  # one run failed
+    a, b = results
+    np.testing.assert_allclose(
+        [p.n_opt for p in a.parabolas], [p.n_opt for p in b.parabolas], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        [p.l_opt + WORSE for p in a.parabolas], [p.l_opt for p in b.parabolas]
+    )
+
+
+def test_each_group_has_a_section_with_its_name(grouped):
+    workdir, page = grouped
+    assert page.wrong == [] and page.open == []
+    for group in GROUPS:
+        assert f"IsoFLOP curves: {group}" in page.text
+        assert f"Laws: {group}" in page.text
+        assert f"{group}: At the best size for each budget" in page.text
+        assert f"{group}. Loss of every finished run" in page.text  # of the figure
+    names = {path.stem for path in (workdir / "report" / "figures").glob("*.png")}
+    ends = ("learning_rate_2e_3", "learning_rate_4e_3")
+    kinds = ("isoflop", "law_N", "law_D", "law_L")
+    assert {f"{kind}_{end}" for kind in kinds for end in ends} <= names
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert ids and len(ids) == len(set(ids))
+    rows = table_rows(workdir, "minima_learning_rate_4e_3")
+    assert {row["group"] for row in rows} == {GROUPS[1]}
+    assert len(rows) == len(BUDGETS)
+
+
+def test_losses_are_listed_with_their_spread_over_seeds(grouped):
+    workdir, page = grouped
+    rows = table_rows(workdir, "losses")
+    assert len(rows) == 2 * 35
+    by_key = {(r["group"], r["budget_flops"], r["width"]): r for r in rows}
+    assert len(by_key) == 70
+    failed = [r for r in rows if r["finished"] == "0"]
+    assert len(failed) == 2 and {r["loss"] for r in failed} == {""}
+    for (group, budget, width), row in by_key.items():
+        if row["finished"] == "0":
+            continue
+        assert row["runs"] == row["finished"] == "2"
+        assert float(row["deviation"]) == pytest.approx(SEED / 2**0.5)
+        low, high = float(row["loss_low"]), float(row["loss_high"])
+        assert high - low == pytest.approx(SEED)
+        assert float(row["loss"]) == pytest.approx((low + high) / 2)
+        if group == GROUPS[1]:
+            other = float(by_key[GROUPS[0], budget, width]["loss"])
+            assert float(row["loss"]) - other == pytest.approx(WORSE)
+    assert "Final losses" in page.text
+    assert "2.83×10⁻³" in page.text  # 0.004 / sqrt 2
+
+
+def test_the_parts_of_a_study(grouped):
+    workdir, _ = grouped
+    found = reading.read(workdir)
+    parts = found.parts()
+    assert [p.group for p in parts] == list(GROUPS)
+    assert [len(p.runs) for p in parts] == [70, 70]
+    assert [p.fit.group for p in parts] == list(GROUPS)
+    alike = dataclasses.replace(
+        found,
+        runs=tuple(
+            dataclasses.replace(run, group=group)
+            for run, group in zip(found.runs, ("a b", "a-b", "a_b"), strict=False)
+        ),
+    )
+    assert len({p.suffix for p in alike.parts()}) == 3
+
+
+def test_a_study_of_one_group_is_its_only_part(tmp_path):
+    found = reading.read(make_workdir(tmp_path, lean=True))
+    assert found.parts() == [found] and not found.varied
+    assert found.suffix == "" and found.fit.group == ""
