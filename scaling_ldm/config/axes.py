@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.config import checks, fields, names
+from scaling_ldm.config import checks, identity, names
 from scaling_ldm.config.fields import Experiment, PlanConfig
 from scaling_ldm.records.errors import ConfigError
 
@@ -159,7 +159,7 @@ def _refusal(path: str, where: str) -> str:
         hint = f" (did you mean {close!r}?)" if close else ""
         return f"{where}: there is no field {path!r}{hint}; {may}"
     allowed = section in SECTIONS or path in _OF_TRAIN
-    if allowed and name in fields.identity({section: {name: None}})[section]:
+    if allowed and name in identity.deciding({section: {name: None}})[section]:
         return ""
     why = _WHY_NOT.get("train" if allowed else section, _AFTER)
     return f"{where}: {path} cannot be an axis: {why}; {may}"
