@@ -108,7 +108,11 @@ class StoredFeatures:
     def _read(self, number: int) -> dict[str, np.ndarray]:
         path = self._path(number)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # numpy leaves a damaged file open that it has opened itself.
+            with (
+                open(path, "rb") as opened,
+                np.load(opened, allow_pickle=False) as file,
+            ):
                 return dict(file)
         except (ValueError, EOFError, zipfile.BadZipFile) as e:
             raise records.Damaged(f"{path} holds no features: {e}") from e

@@ -111,7 +111,10 @@ class Moments:
           ValueError: not such a file, or a damaged one.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with (
+                open(path, "rb") as opened,
+                np.load(opened, allow_pickle=False) as file,
+            ):
                 read = {1: _read_format_1, FORMAT: _read}[int(file["format"])]
                 return read(file), json.loads(file["provenance"].tobytes())
         except FileNotFoundError:

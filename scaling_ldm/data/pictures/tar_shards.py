@@ -178,7 +178,10 @@ class TarShards:
         told = f"{_VERSION} {place} {file.size} {file.stamp}"
         target = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
         try:
-            with np.load(target, allow_pickle=False) as stored:
+            with (
+                open(target, "rb") as opened,
+                np.load(opened, allow_pickle=False) as stored,
+            ):
                 return _Index(**stored)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
             pass  # not there yet, or damaged: read the headers
