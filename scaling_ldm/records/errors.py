@@ -51,6 +51,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or does not belong to this run."""
 
 
+class MeasurementConflict(ValueError):
+    """Two rows of the table that should be one have different values."""
+
+
 class NonFiniteLoss(Exception):
     """The loss is not finite at `step`; nothing was saved after the last good step."""
 
