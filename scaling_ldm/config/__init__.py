@@ -4,9 +4,9 @@ An experiment file returns `default()` with a few fields changed. `resolve` turn
 mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError` that
 lists everything that is wrong: what was given, what is allowed, what to do.
 
-`names` has the tables of names, `fields` the fields, `checks` and `reads` what an
-experiment must fulfil, `files` loads it, `command_line` checks the flags. May import:
-records.
+`names` has the tables of names, `fields` the fields, `checks`, `optimizer_checks` and
+`reads` what an experiment must fulfil, `files` loads it, `command_line` checks the
+flags. May import: records.
 """
 
 from scaling_ldm.config.experiment_dict import (
@@ -41,14 +41,18 @@ from scaling_ldm.config.names import (
     CHOICES,
     CONVOLUTIONAL,
     DATA_SOURCES,
+    DECAY_SHAPES,
     DISCRETE_SCHEDULES,
     DTYPES,
+    EMA,
     FD_BACKENDS,
     FEATURE_NETWORKS,
     FIT_METRICS,
     FIT_SIZES,
+    LARGEST_SIGMA_REL,
     LARGEST_VOCABULARY,
     LEARNING_RATE_POLICIES,
+    LEARNING_RATE_SCHEDULES,
     LITE0_LEAST,
     METRICS,
     MINILM_PACKAGES,
@@ -58,6 +62,7 @@ from scaling_ldm.config.names import (
     POSITIONS,
     PREDICTIONS,
     QK_NORMS,
+    RAW,
     RECONSTRUCTION,
     RECORD_DTYPES,
     SAMPLERS,
@@ -69,6 +74,8 @@ from scaling_ldm.config.names import (
     TIMESTEP_SAMPLING,
     UNROLL,
     WEIGHTINGS,
+    power_average,
+    sigma_rel_of,
 )
 from scaling_ldm.records.errors import ConfigError
 
@@ -82,9 +89,11 @@ __all__ = [
     "CONVOLUTIONAL",
     "ConfigError",
     "DATA_SOURCES",
+    "DECAY_SHAPES",
     "DISCRETE_SCHEDULES",
     "DTYPES",
     "DataConfig",
+    "EMA",
     "EncodeConfig",
     "EvaluateConfig",
     "Experiment",
@@ -96,8 +105,10 @@ __all__ = [
     "FitConfig",
     "FrontierConfig",
     "GenerateConfig",
+    "LARGEST_SIGMA_REL",
     "LARGEST_VOCABULARY",
     "LEARNING_RATE_POLICIES",
+    "LEARNING_RATE_SCHEDULES",
     "LITE0_LEAST",
     "METRICS",
     "MINILM_PACKAGES",
@@ -112,6 +123,7 @@ __all__ = [
     "PREDICTIONS",
     "PlanConfig",
     "QK_NORMS",
+    "RAW",
     "RECONSTRUCTION",
     "RECORD_DTYPES",
     "SAMPLERS",
@@ -128,6 +140,8 @@ __all__ = [
     "default",
     "identity",
     "load",
+    "power_average",
     "resolve",
+    "sigma_rel_of",
     "to_config_dict",
 ]
