@@ -10,7 +10,7 @@ from scaling_ldm.records.runs import RunSpec
 
 # Metrics of training. A stratum of t adds its number: see `stratum`.
 LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
-RAW = "raw"  # the weights of the last step; averages have names of their own
+RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
 NO_INTERVAL = 1.0  # level of a row whose low and high are its value
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from scaling_ldm.records import files, upgrade
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
 from scaling_ldm.records.measurements import (
+    EMA,
     LOSS,
     NO_INTERVAL,
     RAW,
@@ -34,11 +35,10 @@ from scaling_ldm.records.measurements import (
 from scaling_ldm.records.runs import EvalRecord, RunSpec
 
 FILE = "measurements.jsonl"
-_FIRST_AVERAGE = "ema"  # the only average of version 0.1.0
 # The losses that a record of 0.1.0 has: its field -> metric and weights.
 _FIRST_LOSSES = {
     "validation_loss": (LOSS, RAW),
-    "validation_loss_ema": (LOSS, _FIRST_AVERAGE),
+    "validation_loss_ema": (LOSS, EMA),
     "train_loss_smoothed": (TRAIN_LOSS, RAW),
 }
 
@@ -203,7 +203,7 @@ def loss_protocol_hash(
 def evaluation(spec: RunSpec, record: EvalRecord) -> Measurement:
     """The row of a number about pictures of a run's own checkpoint."""
     held = record.protocol.get("ema")  # True: the first average of version 0.1.0
-    names = {True: _FIRST_AVERAGE, False: RAW, None: "unknown"}
+    names = {True: EMA, False: RAW, None: "unknown"}
     return measurement(
         spec,
         step=record.step,
