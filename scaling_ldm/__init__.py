@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from scaling_ldm.models import encoders as encoders
     from scaling_ldm.models import pretrained as pretrained
     from scaling_ldm.models import weights as weights
+    from scaling_ldm.training import averages as averages
 
 # Public name -> its module. A name is public if it is here or if one of these modules
 # hands it on; every other name is private.
 PUBLIC = {
+    "averages": "scaling_ldm.training.averages",
     "config": "scaling_ldm.config",
     "denoisers": "scaling_ldm.models.denoisers",
     "encoders": "scaling_ldm.models.encoders",

@@ -5,9 +5,9 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
-run's numbers, `checks` and `reads` what an experiment must fulfil, `axes` what its runs
-vary, `run_names` what they are called, `files` loads it, `command_line` checks the
-flags. May import: records.
+run's numbers, `checks`, `optimizer_checks` and `reads` what an experiment must fulfil,
+`axes` what its runs vary, `run_names` what they are called, `files` loads it,
+`command_line` checks the flags. May import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides
@@ -42,14 +42,18 @@ from scaling_ldm.config.names import (
     CHOICES,
     CONVOLUTIONAL,
     DATA_SOURCES,
+    DECAY_SHAPES,
     DISCRETE_SCHEDULES,
     DTYPES,
+    EMA,
     FD_BACKENDS,
     FEATURE_NETWORKS,
     FIT_METRICS,
     FIT_SIZES,
+    LARGEST_SIGMA_REL,
     LARGEST_VOCABULARY,
     LEARNING_RATE_POLICIES,
+    LEARNING_RATE_SCHEDULES,
     LITE0_LEAST,
     METRICS,
     MINILM_PACKAGES,
@@ -59,6 +63,7 @@ from scaling_ldm.config.names import (
     POSITIONS,
     PREDICTIONS,
     QK_NORMS,
+    RAW,
     RECONSTRUCTION,
     RECORD_DTYPES,
     SAMPLERS,
@@ -70,6 +75,8 @@ from scaling_ldm.config.names import (
     TIMESTEP_SAMPLING,
     UNROLL,
     WEIGHTINGS,
+    power_average,
+    sigma_rel_of,
 )
 from scaling_ldm.records.errors import ConfigError
 
@@ -83,9 +90,11 @@ __all__ = [
     "CONVOLUTIONAL",
     "ConfigError",
     "DATA_SOURCES",
+    "DECAY_SHAPES",
     "DISCRETE_SCHEDULES",
     "DTYPES",
     "DataConfig",
+    "EMA",
     "EncodeConfig",
     "EvaluateConfig",
     "Experiment",
@@ -97,8 +106,10 @@ __all__ = [
     "FitConfig",
     "FrontierConfig",
     "GenerateConfig",
+    "LARGEST_SIGMA_REL",
     "LARGEST_VOCABULARY",
     "LEARNING_RATE_POLICIES",
+    "LEARNING_RATE_SCHEDULES",
     "LITE0_LEAST",
     "METRICS",
     "MINILM_PACKAGES",
@@ -113,6 +124,7 @@ __all__ = [
     "PREDICTIONS",
     "PlanConfig",
     "QK_NORMS",
+    "RAW",
     "RECONSTRUCTION",
     "RECORD_DTYPES",
     "SAMPLERS",
@@ -128,7 +140,9 @@ __all__ = [
     "WEIGHTINGS",
     "default",
     "load",
+    "power_average",
     "resolve",
+    "sigma_rel_of",
     "to_config_dict",
     "with_overrides",
 ]

@@ -25,6 +25,7 @@ from typing import Any
 from scaling_ldm.config import checks, identity, names
 from scaling_ldm.config.fields import Experiment, PlanConfig
 from scaling_ldm.records.errors import ConfigError
+from scaling_ldm.records.measurements import MEASURES
 
 Overrides = Mapping[str, Any]  # "section.field" -> value
 SEED = "train.seed"
@@ -45,20 +46,6 @@ _WHY_NOT = {
     "name": "it names the study",
     "question": "it belongs to the study",
 }
-# Fields that decide what the held-out loss measures; see objectives/validation.py.
-MEASURES = tuple(
-    f"objective.{name}"
-    for name in (
-        "schedule",
-        "schedule_steps",
-        "zero_terminal_snr",
-        "prediction",
-        "timestep_sampling",
-        "time_location",
-        "time_scale",
-        "time_shift",
-    )
-)
 _RESTRICTIONS = {"budgets": "budgets_flops", "sizes": "sizes"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from scaling_ldm.config import fields, names, reads
+from scaling_ldm.config import fields, names, optimizer_checks, reads
 
 
 class _Problems(list[str]):
@@ -26,6 +26,7 @@ def problems_of(e: fields.Experiment) -> list[str]:
     if e.model.architecture != "autoencoder_kl":
         problems += _check_objective(e.objective)
     problems += _check_ranges(e)
+    problems += optimizer_checks.check_optimizer(e.optimizer)
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
     else:
@@ -347,7 +348,7 @@ _NOT_NEGATIVE = {
     "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
-    "optimizer": ("weight_decay",),
+    "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "show_every_seconds", "profile_steps"),
     "validation": ("seed",),
@@ -365,6 +366,7 @@ _RANGES = (
     ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),
     ("optimizer", "warmup_fraction", 0.0, 1.0),
+    ("optimizer", "decay_fraction", 0.001, 1.0),
     ("optimizer", "b1", 0.0, 0.99999),
     ("optimizer", "b2", 0.0, 0.999999),
     ("optimizer", "ema_decay", 0.0, 0.999999),

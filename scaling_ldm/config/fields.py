@@ -100,20 +100,31 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, its learning rate, and the moving average of the weights."""
+    """AdamW, its learning rate, and the averages of the weights."""
 
-    learning_rate: float = 1e-4  # peak; constant after the warmup
+    learning_rate: float = 1e-4  # peak, which is reached at the end of the warm-up
     # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width.
     learning_rate_policy: str = "fixed"
     policy_width: int = 64  # width at which "by_width" leaves the rate as it is
-    # Share of a run's steps with a rate that rises linearly from 0; then constant.
+    # Course of the rate after the warm-up; one of LEARNING_RATE_SCHEDULES. cosine and
+    # wsd (warm-up, stable, decay) fall to 0 at the end of the run.
+    schedule: str = "constant"
+    decay_fraction: float = 0.2  # share of a run's steps, its last, in which wsd falls
+    decay_shape: str = "linear"  # shape of that fall; one of DECAY_SHAPES
+    # Warm-up: steps with a rate that rises linearly from 0. At most one of the three is
+    # positive. This one is a share of the run's steps.
     warmup_fraction: float = 0.02
+    warmup_steps: int = 0  # the warm-up in optimizer steps
+    warmup_samples: int = 0  # the warm-up in pictures, rounded to whole steps
     b1: float = 0.9  # decay of Adam's first moment
     b2: float = 0.999  # decay of Adam's second moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.0  # decoupled, times the learning rate
     clip_norm: float = 1.0  # largest global norm of the gradient
-    ema_decay: float = 0.9999  # at step s: min(ema_decay, (1 + s) / (10 + s))
+    # Averages of the weights that a run keeps, the one to use first: "ema", or "power_"
+    # and a width as a share of the run, as in "power_0.05"; see training/averages.py.
+    averages: tuple[str, ...] = ("ema",)
+    ema_decay: float = 0.9999  # of "ema", at step s: min(ema_decay, (1 + s) / (10 + s))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

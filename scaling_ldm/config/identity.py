@@ -19,7 +19,14 @@ Field = tuple[str, str]  # section, name
 # Every new field has a line here. Its default may be another value: a directory that
 # was made without the field goes on with the value here, and a new one starts with the
 # default.
-SINCE: dict[Field, Any] = {}
+SINCE: dict[Field, Any] = {
+    ("optimizer", "averages"): ("ema",),
+    ("optimizer", "schedule"): "constant",
+    ("optimizer", "decay_fraction"): 0.2,
+    ("optimizer", "decay_shape"): "linear",
+    ("optimizer", "warmup_steps"): 0,
+    ("optimizer", "warmup_samples"): 0,
+}
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
 FIRST_NAMES: dict[Field, str] = {

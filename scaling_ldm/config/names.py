@@ -9,6 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Names of weights: those of the last step, and the only average of version 0.1.0.
+from scaling_ldm.records.measurements import EMA as EMA
+from scaling_ldm.records.measurements import RAW as RAW
+
 # Each architecture -> what the two numbers of a row of config.plan.sizes mean for it.
 ARCHITECTURES = {
     "in_context": ("width", "depth"),
@@ -20,9 +24,9 @@ ARCHITECTURES = {
     "autoencoder_kl": ("base width", "resolutions"),
 }
 CONVOLUTIONAL = ("unet", "autoencoder_kl")
-# Each schedule, weighting, distribution of t, and learning-rate policy -> the fields
-# that it reads and that others of the same table do not read. The fields that only some
-# architectures read are in reads.py.
+# Each schedule (of noise or of the learning rate), weighting, distribution of t, and
+# learning-rate policy -> the fields that it reads and that others of the same table do
+# not read. The fields that only some architectures read are in reads.py.
 SCHEDULES = {
     "linear": ("schedule_steps", "zero_terminal_snr"),
     "scaled_linear": ("schedule_steps", "zero_terminal_snr"),
@@ -70,6 +74,14 @@ RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
+LEARNING_RATE_SCHEDULES = {
+    "constant": (),
+    "cosine": (),
+    "wsd": ("decay_fraction", "decay_shape"),
+}
+DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
+POWER = "power_"  # followed by sigma_rel: an average by a power function
+LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
 UNROLL = ("auto", "always", "never")
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
@@ -142,6 +154,8 @@ CHOICES = {
     "objective.timestep_sampling": TIMESTEP_SAMPLING,
     "objective.reconstruction": RECONSTRUCTION,
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "optimizer.schedule": LEARNING_RATE_SCHEDULES,
+    "optimizer.decay_shape": DECAY_SHAPES,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
     "generate.format": PICTURE_FORMATS,
@@ -164,6 +178,20 @@ STAGES = (
     "report",
 )
 STAGES_ON_REQUEST = ("export", "advise")  # run last, and only if --stages names them
+
+
+def power_average(sigma_rel: float) -> str:
+    """The name of the power-function average of this relative width."""
+    return f"{POWER}{sigma_rel:g}"
+
+
+def sigma_rel_of(average: str) -> float | None:
+    """The relative width in an average's name; None if it is not `power_average`'s."""
+    try:
+        sigma_rel = float(average.removeprefix(POWER))
+    except ValueError:
+        return None
+    return sigma_rel if average == power_average(sigma_rel) else None
 
 
 def nearest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -76,6 +76,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "optimizer.learning_rate_policy": _by_field(
         "optimizer", names.LEARNING_RATE_POLICIES
     ),
+    "optimizer.schedule": _by_field("optimizer", names.LEARNING_RATE_SCHEDULES),
 }
 # FROZEN: fields of config.encode that only a frozen network reads. RECORDS: fields that
 # encoded records depend on, which are all but the names of the networks.

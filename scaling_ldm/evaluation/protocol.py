@@ -22,7 +22,7 @@ PARTS = (
     "images",
     "captions",  # which the pictures were asked to show
     "seed",  # seed of the noise
-    "ema",  # whether the weights were averaged
+    "ema",  # which average the weights are: see weights_part
     *SAMPLING,
 )
 
@@ -101,8 +101,17 @@ def measurement_parts(
         "reference": reference,
         "reference_images": reference_images,
         "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
-        "ema": True,
+        "ema": weights_part(experiment.optimizer.averages[0]),
     }
+
+
+def weights_part(weights: str | None) -> bool | str | None:
+    """What a protocol says of weights.
+
+    True for the average "ema", whose numbers remain comparable with those of 0.1.0;
+    None if it is not known which they are; else their name.
+    """
+    return True if weights == config.EMA else weights
 
 
 def sampling_parts(how: config.GenerateConfig) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `laws` and `frontier` hold the records, `files` writes and reads them, `upgrade`
-knows the files of older versions, `errors` holds every exception of the library. May
-import: the standard library alone.
+`runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
+them, `table` puts the measurements of studies together, `upgrade` knows the files of
+older versions, `errors` holds every exception of the library. May import: the standard
+library alone; `write_parquet` imports pyarrow.
 """
 
-from scaling_ldm.records.errors import Damaged, NewerVersion
+from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
     digest,
     dumps,
@@ -39,7 +40,9 @@ from scaling_ldm.records.laws import (
     PowerLaw,
     Refusal,
 )
+from scaling_ldm.records.measurements import Measurement
 from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records.table import read_table, write_csv, write_parquet
 from scaling_ldm.records.upgrade import (
     FIRST,
     SCHEMA,
@@ -63,6 +66,8 @@ __all__ = [
     "Frontier",
     "HeldOut",
     "Interval",
+    "Measurement",
+    "MeasurementConflict",
     "NewerVersion",
     "Parabola",
     "Parametric",
@@ -79,12 +84,15 @@ __all__ = [
     "read",
     "read_json",
     "read_jsonl",
+    "read_table",
     "stamped",
     "to_json",
     "unstamped",
     "version_of",
+    "write_csv",
     "write_file",
     "write_json",
     "write_jsonl",
+    "write_parquet",
     "write_text",
 ]

@@ -47,8 +47,16 @@ class BadRecord(ValueError):
         return BadRecord, (self.name, self.reason)
 
 
+class AverageError(ValueError):
+    """An average of weights that there cannot be, or that stored ones do not give."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or does not belong to this run."""
+
+
+class MeasurementConflict(ValueError):
+    """Two rows of the table that should be one have different values."""
 
 
 class NonFiniteLoss(Exception):

@@ -39,6 +39,7 @@ from scaling_ldm.records.laws import (
     PowerLaw,
     Refusal,
 )
+from scaling_ldm.records.measurements import Measurement
 from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -51,6 +52,7 @@ _RECORDS = {
         TrainRecord,
         SampleRecord,
         EvalRecord,
+        Measurement,
         Interval,
         Refusal,
         Parabola,

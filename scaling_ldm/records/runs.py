@@ -35,7 +35,7 @@ class RunSpec:
     learning_rate: float
     warmup_steps: int
     seed: int
-    state_bytes: int  # parameters, EMA, optimizer, gradients; all devices together
+    state_bytes: int  # parameters, averages, optimizer, gradients; all devices
     activation_bytes: int  # saved for the backward pass; the whole batch
     memory_bytes_per_device: int  # at `plan.devices` devices
     accelerator: str
@@ -68,7 +68,7 @@ class TrainRecord:
     images: int
     tokens: int
     validation_loss: float  # raw weights, fixed noise, stratified t
-    validation_loss_ema: float  # EMA weights, the same samples, noise and t
+    validation_loss_ema: float  # first average, the same samples, noise and t
     train_loss_smoothed: float  # EMA(0.9) over logged training loss (paper B)
     seconds: float  # wall time inside the train loop, summed over restarts
     device: str
@@ -95,7 +95,7 @@ class SampleRecord:
     nfe: int  # network evaluations per image, guidance counted
     flops: float  # for all images: the sampler's, and the decoder's of latents
     seconds: float
-    weights: str  # "ema", "raw"; "unknown" where a folder does not say
+    weights: str  # "raw" or an average's name; "unknown" where a folder does not say
     seed: int
     images: int
     captions: tuple[str, ...]  # captions of the pictures in images_file

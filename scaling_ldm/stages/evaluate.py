@@ -189,7 +189,7 @@ class _Evaluator:
             | {
                 "metric": name,
                 "backend": measures.backend(cfg, metric),
-                "ema": model.ema,
+                "ema": protocol.weights_part(model.weights),
             }
             for metric in cfg.metrics
             for name in measures.names(metric, cfg.network)
@@ -266,7 +266,7 @@ class _Evaluator:
                 **dict(
                     zip(("run_id", "checksum", "step"), _identity(model), strict=True)
                 ),
-                "ema": model.ema,
+                "ema": protocol.weights_part(model.weights),
                 "sampled": protocol.sampling_parts(sampling),
                 "network": self._extract.identity,
             },

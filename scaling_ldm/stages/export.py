@@ -37,7 +37,7 @@ def run(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> None:
-    """Writes the averaged weights of config.generate.run, or the best finished run.
+    """Writes the first average of config.generate.run, or of the best finished run.
 
     Raises:
       ConfigError: no run is finished, or not the one that is named.

@@ -41,8 +41,8 @@ def run(
 ) -> records.SampleRecord | None:
     """Draws with config.generate.weights, config.generate.run or the best run.
 
-    For a run, these are its EMA weights. Captions are those of the held-out split.
-    Nothing is drawn if all pictures are there already.
+    For a run, these are the first of its averages. Captions are those of the held-out
+    split. Nothing is drawn if all pictures are there already.
 
     Returns:
       The record, or None if no weights are given and no run is finished.
@@ -155,7 +155,7 @@ def _sample(
         nfe=cost.nfe,
         flops=(cost.flops + cost.decoder_flops) * cfg.images,
         seconds=known.seconds if known and len(missing) < len(paths) else seconds,
-        weights="ema" if model.ema else "unknown",
+        weights=model.weights or "unknown",
         captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",
     )

@@ -233,7 +233,7 @@ def _row(
         text_tokens=text_tokens,
         tokens=image_tokens + text_tokens,
         learning_rate=optimizer.peak_learning_rate(experiment.optimizer, width),
-        warmup_steps=round(experiment.optimizer.warmup_fraction * steps),
+        warmup_steps=optimizer.warmup_steps(experiment.optimizer, steps, batch_size),
         seed=experiment.train.seed,
         state_bytes=cost.state_bytes,
         activation_bytes=cost.activation_bytes,

@@ -16,7 +16,14 @@ import numpy as np
 from scaling_ldm import config, data, records
 from scaling_ldm.flops import peaks
 from scaling_ldm.records.errors import NonFiniteLoss, Preempted
-from scaling_ldm.training import checkpoint, held_out, mesh, progress, train_step
+from scaling_ldm.training import (
+    checkpoint,
+    held_out,
+    mesh,
+    optimizer,
+    progress,
+    train_step,
+)
 from scaling_ldm.training.run_files import RunFiles
 
 
@@ -115,16 +122,21 @@ class TrainingRun:
             except NonFiniteLoss as e:
                 progress.say(f"{spec.run_id} stopped: {e}")
                 return self._record(clock, restarts, e.step, failure=str(e))
+        validation = {
+            name: held_out.validation_loss(self.compiled, weights, validation_batches)
+            for name, weights in {config.RAW: state.params, **state.averages}.items()
+        }
+        if len(state.averages) > 1:
+            said = ", ".join(f"{name} {loss:.6g}" for name, loss in validation.items())
+            progress.say(f"{spec.run_id} validation loss: {said}")
+        first, *others = self._experiment.optimizer.averages
         losses = {
-            "validation_loss": held_out.validation_loss(
-                self.compiled, state.params, validation_batches
-            ),
-            "validation_loss_ema": held_out.validation_loss(
-                self.compiled, state.ema, validation_batches
-            ),
+            "validation_loss": validation[config.RAW],
+            "validation_loss_ema": validation[first],
             "train_loss_smoothed": float(state.smoothed_loss),
         }
-        failure = "" if all(map(math.isfinite, losses.values())) else f"{losses}"
+        checked = losses | {name: validation[name] for name in others}
+        failure = "" if all(map(math.isfinite, checked.values())) else f"{checked}"
         return self._record(clock, restarts, spec.steps, failure=failure, **losses)
 
     def _steps(
@@ -146,14 +158,14 @@ class TrainingRun:
         """
         spec, cfg = self.spec, self._experiment.train
         uncond = mesh.put(self._mesh, uncond, mesh.REPLICATED)
-        hyper = mesh.put(
-            self._mesh,
-            {
-                "peak": np.float32(spec.learning_rate),
-                "warmup": np.float32(spec.warmup_steps),
-            },
-            mesh.REPLICATED,
-        ) | {"key": self._key("steps")}
+        numbers = optimizer.schedule_numbers(
+            self._experiment.optimizer,
+            spec.learning_rate,
+            spec.warmup_steps,
+            spec.steps,
+        )
+        hyper = mesh.put(self._mesh, numbers, mesh.REPLICATED)
+        hyper |= {"key": self._key("steps")}
         stop_flags = [mesh.stop_flags(self._mesh, value) for value in (0, 1)]
         counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
         counts = mesh.put(self._mesh, counts, mesh.REPLICATED)

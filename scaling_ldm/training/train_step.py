@@ -25,26 +25,45 @@ Batch = objective.Batch
 METRICS = ("loss", "loss_smoothed", "gradient_norm", "learning_rate")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("params", "ema", "opt", "step", "smoothed_loss"),
-    meta_fields=(),
-)
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """All that a step changes: arrays, or their shapes, or their shardings.
 
-    params, ema: the parameters and their moving average.
+    params: the parameters.
+    averages: name -> an average of the parameters, each of `optimizer.averages`.
     opt: the state of the optimizer.
     step: int32; optimizer updates done.
     smoothed_loss: float32; EMA(0.9) of the loss of each step, as in paper B.
+
+    As a tree, and so in a checkpoint, an average stands under its name beside the other
+    fields. The order is that of version 0.1.0, which had the fields params, ema, opt,
+    step and smoothed_loss; a checkpoint's checksum depends on the order.
     """
 
     params: Any
-    ema: Any
+    averages: dict[str, Any]
     opt: Any
     step: Any
     smoothed_loss: Any
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+        names = tuple(self.averages)
+        values = {**vars(self), **self.averages}
+        key = jax.tree_util.GetAttrKey
+        return [(key(name), values[name]) for name in _tree_order(names)], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Any) -> TrainState:
+        found = dict(zip(_tree_order(names), values, strict=True))
+        return cls(averages={name: found.pop(name) for name in names}, **found)
+
+
+def _tree_order(averages: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a state's parts, in their order in the tree."""
+    first = tuple(name for name in averages if name == config.EMA)
+    others = (name for name in averages if name != config.EMA)
+    return ("params", *first, "opt", "step", "smoothed_loss", *others)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +74,8 @@ class TrainFunctions:
     init(key) -> TrainState
     step(state, batch, uncond, hyper) -> (state, metrics): metrics are the float32
       scalars of METRICS; the loss is that before the update. `hyper` holds "key" (of
-      the run), "peak" and "warmup" as data, so runs of one size share a compiled step.
+      the run) and `optimizer.schedule_numbers` as data, so runs of one size share a
+      compiled step.
     """
 
     objective: objective.Objective
@@ -93,7 +113,7 @@ def train_functions(
         params = learnt.init(key)
         return TrainState(
             params=params,
-            ema=jax.tree.map(jnp.copy, params),
+            averages={name: jax.tree.map(jnp.copy, params) for name in cfg.averages},
             opt=adamw.init(params),
             step=jnp.int32(0),
             smoothed_loss=jnp.float32(0),
@@ -108,10 +128,13 @@ def train_functions(
         )
         with jax.named_scope("optimizer"):
             direction, opt = adamw.update(gradient, state.opt, state.params)
-            rate = optimizer.learning_rate(state.step, hyper["peak"], hyper["warmup"])
+            rate = optimizer.scheduled_rate(cfg, state.step, hyper)
             params = optimizer.descend(state.params, direction, rate)
             done = state.step + 1
-            ema = optimizer.average(state.ema, params, done, cfg.ema_decay)
+            averages = {
+                name: optimizer.average(cfg, name, before, params, done)
+                for name, before in state.averages.items()
+            }
         first = state.step == 0
         smoothed = jnp.where(first, value, 0.9 * state.smoothed_loss + 0.1 * value)
         metrics = {
@@ -121,7 +144,11 @@ def train_functions(
             "learning_rate": rate,
         }
         return TrainState(
-            params=params, ema=ema, opt=opt, step=done, smoothed_loss=smoothed
+            params=params,
+            averages=averages,
+            opt=opt,
+            step=done,
+            smoothed_loss=smoothed,
         ), metrics
 
     return TrainFunctions(objective=learnt, init=init, step=step)
@@ -156,7 +183,7 @@ class StepCost:
     """What one optimizer step takes, counted on abstract values.
 
     flops: of the loss and its gradient; 2 for a multiply-add.
-    state_bytes: of parameters, EMA, optimizer state and gradients.
+    state_bytes: of parameters, averages, optimizer state and gradients.
     activation_bytes: kept from forward to backward, for the whole batch.
     """
 

@@ -17,7 +17,8 @@ class TrainedModel:
     train_flops: spent on these steps; None if unknown.
     load(device_mesh) -> the parameters, sharded as in training.
     checksum: SHA-256 of the weights file; "" for a checkpoint of a run.
-    ema: whether the weights are moving averages; None if unknown.
+    weights: which of a run's weights these are: "raw", the name of an average in
+      `optimizer.averages`, or the text of `runs.reconstructed`; None if unknown.
     overrides: fields in which the run's experiment differs from the study's.
     """
 
@@ -28,5 +29,5 @@ class TrainedModel:
     train_flops: float | None
     load: Callable[[Any], Any]
     checksum: str = ""
-    ema: bool | None = True
+    weights: str | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)

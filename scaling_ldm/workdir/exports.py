@@ -81,6 +81,7 @@ def write_card(
         "parameters": record.params,
         "pictures": record.images,
         "training_flops": model.train_flops,
+        "average": model.weights,
         "validation_loss": record.validation_loss_ema,
         **more,
         "weights_sha256": files.checksum(folder),
@@ -162,14 +163,15 @@ def _model(
         "run_id": f"{folder.resolve().name}-{checksum[:8]}",
         "step": 0,
         "train_flops": None,
-        "ema": None,
+        "weights": None,
     }
     if card is not None:
         identity = {
             "run_id": card["run_id"],
             "step": card["step"],
             "train_flops": card["training_flops"],
-            "ema": True,
+            # Cards of 0.1.0 do not say it.
+            "weights": card.get("average", config.EMA),
         }
 
     def placed(device_mesh: jax.sharding.Mesh) -> Any:

@@ -6,9 +6,8 @@ there can be found without loading an accelerator stack.
 
 from __future__ import annotations
 
-import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
@@ -115,34 +114,116 @@ def trained_model(
     workdir: pathlib.Path,
     spec: records.RunSpec,
     step: int | None = None,
+    weights: str | None = None,
 ) -> TrainedModel:
-    """The averaged (EMA) weights of a finished run.
+    """Weights of a finished run.
 
     Args:
       experiment: of the study; the run's overrides are applied to it.
       step: of the checkpoint; None for the end of the run.
+      weights: "raw" or one of optimizer.averages; None for the first of these.
+
+    Raises:
+      ConfigError: the run keeps no such weights.
     """
     experiment = config.with_overrides(experiment, spec.overrides)
+    kept = experiment.optimizer.averages
+    weights = kept[0] if weights is None else weights
+    if weights not in (config.RAW, *kept):
+        raise config.ConfigError(
+            f"{spec.run_id} keeps no weights {weights!r}; known: "
+            f"{', '.join((config.RAW, *kept))}. `reconstructed` makes others."
+        )
+
+    at = spec.steps if step is None else step
+
+    def load(device_mesh: Any) -> Any:
+        state = _restored(experiment, workdir, spec, device_mesh, at)
+        return {config.RAW: state.params, **state.averages}[weights]
+
+    return _model(spec, at, weights, load)
+
+
+def reconstructed(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    sigma_rel: float,
+    step: int | None = None,
+    largest_error: float = 0.1,
+) -> TrainedModel:
+    """An average of any width, from those in all checkpoints of a run on disk.
+
+    Args:
+      sigma_rel: its width, as in `averages.Profile`.
+      step: its last step, of which there need not be a checkpoint; None for the end of
+        the run.
+      largest_error: of its profile, as in `averages.reconstruct`.
+
+    Raises:
+      ConfigError: the run keeps no power-function averages.
+      AverageError: the checkpoints do not give this average.
+    """
+    from scaling_ldm.training import averages
+
+    experiment = config.with_overrides(experiment, spec.overrides)
+    widths = {
+        name: width
+        for name in experiment.optimizer.averages
+        if (width := config.sigma_rel_of(name)) is not None
+    }
+    if not widths:
+        raise config.ConfigError(
+            f"config.optimizer.averages = {experiment.optimizer.averages}: others are "
+            f"made from power-function averages, such as {config.power_average(0.05)!r}"
+        )
     step = spec.steps if step is None else step
+    wanted = averages.Profile(sigma_rel=sigma_rel, step=step)
+    stored = {
+        averages.Profile(sigma_rel=width, step=s): name
+        for s in checkpoint_steps(workdir, spec)
+        for name, width in widths.items()
+    }
+    found = averages.checked_combination(list(stored), wanted, largest_error)
+    terms = dict(zip(stored, found.coefficients, strict=True))
+
+    def load(device_mesh: Any) -> Any:
+        def parts() -> Iterator[tuple[float, Any]]:
+            for s in sorted({profile.step for profile in terms}):
+                state = _restored(experiment, workdir, spec, device_mesh, s)
+                for profile, coefficient in terms.items():
+                    if profile.step == s:
+                        yield coefficient, state.averages[stored[profile]]
+
+        return averages.weighted_sum(parts())
+
+    name = f"{config.power_average(sigma_rel)} from {len(terms)} averages"
+    return _model(spec, step, name, load)
+
+
+def _model(
+    spec: records.RunSpec, step: int, weights: str, load: Callable[[Any], Any]
+) -> TrainedModel:
     return TrainedModel(
         run_id=spec.run_id,
         width=spec.width,
         depth=spec.depth,
         step=step,
         train_flops=float(step * spec.flops_per_step),
-        load=functools.partial(_load_ema, experiment, workdir, spec, step=step),
+        load=load,
+        weights=weights,
         overrides=spec.overrides,
     )
 
 
-def _load_ema(
+def _restored(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     spec: records.RunSpec,
     device_mesh: Any,
     step: int,
 ) -> Any:
-    """The averaged parameters of a run at a step, sharded as in training.
+    """The `TrainState` of a run at a step, sharded as in training.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
@@ -174,7 +255,7 @@ def _load_ema(
         raise checkpoint.CheckpointError(
             f"{spec.run_id} has no readable checkpoint of step {step}"
         )
-    return restored.state.ema
+    return restored.state
 
 
 def checkpoint_steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:

@@ -179,7 +179,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
         uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
         flags = mesh.stop_flags(device_mesh, 0), mesh.stop_flags(device_mesh, 1)
         state = training.compiled.init(training._key("init"))
-        ema = jax.tree.map(np.asarray, state.ema)
+        ema = jax.tree.map(np.asarray, state.averages["ema"])
         for done in range(5):
             state, metrics = training.compiled.step(
                 state, training._next_batch(data, 1), uncond, hyper, flags[done == 4]
@@ -198,7 +198,9 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
                 state.params,
             )
             for a, b in zip(
-                jax.tree.leaves(ema), jax.tree.leaves(state.ema), strict=True
+                jax.tree.leaves(ema),
+                jax.tree.leaves(state.averages["ema"]),
+                strict=True,
             ):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
             rate = 1e-2 * min(1, (done + 1) / 3)

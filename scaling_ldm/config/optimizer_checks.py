@@ -1,0 +1,60 @@
+"""Averages, schedules and warm-ups that contradict one another."""
+
+from __future__ import annotations
+
+from scaling_ldm.config import fields, names
+
+
+def check_optimizer(cfg: fields.OptimizerConfig) -> list[str]:
+    """Every reason why a well-typed `config.optimizer` cannot train."""
+    return [*_check_averages(cfg), *_check_schedule(cfg)]
+
+
+def _check_averages(cfg: fields.OptimizerConfig) -> list[str]:
+    where = f"config.optimizer.averages = {cfg.averages}"
+    problems = []
+    for name in cfg.averages:
+        sigma_rel = names.sigma_rel_of(name)
+        if name != names.EMA and sigma_rel is None:
+            problems.append(
+                f"{where}: {name!r} is neither {names.EMA!r} nor a name like "
+                f"{names.power_average(0.05)!r} or {names.power_average(0.1)!r}"
+            )
+        elif sigma_rel is not None and not 0 < sigma_rel <= names.LARGEST_SIGMA_REL:
+            problems.append(
+                f"{where}: the width {sigma_rel:g} must lie between 0 and "
+                f"{names.LARGEST_SIGMA_REL:.4f}, which weighs all steps alike"
+            )
+    if len(set(cfg.averages)) < len(cfg.averages):
+        problems.append(f"{where}: has duplicates")
+    if names.EMA not in cfg.averages and cfg.ema_decay != _DEFAULTS.ema_decay:
+        problems.append(
+            f"config.optimizer.ema_decay = {cfg.ema_decay} means nothing where "
+            f"config.optimizer.averages does not name {names.EMA!r}; its default is "
+            f"{_DEFAULTS.ema_decay}"
+        )
+    return problems
+
+
+def _check_schedule(cfg: fields.OptimizerConfig) -> list[str]:
+    problems = []
+    warmups = {
+        name: getattr(cfg, name)
+        for name in ("warmup_fraction", "warmup_steps", "warmup_samples")
+    }
+    given = [f"{name} = {value}" for name, value in warmups.items() if value]
+    if len(given) > 1:
+        problems.append(
+            f"config.optimizer has {' and '.join(given)}: one of them says how long "
+            "the warm-up is, the others are 0"
+        )
+    if cfg.schedule == "wsd" and cfg.warmup_fraction + cfg.decay_fraction > 1:
+        problems.append(
+            f"config.optimizer.warmup_fraction = {cfg.warmup_fraction} and "
+            f"config.optimizer.decay_fraction = {cfg.decay_fraction}: together more "
+            "than the run"
+        )
+    return problems
+
+
+_DEFAULTS = fields.OptimizerConfig()

@@ -1,0 +1,150 @@
+"""One row of the table of measurements, and what makes two rows comparable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from scaling_ldm.records.runs import RunSpec
+
+# Metrics of training. A stratum of t adds its number: see `stratum`.
+LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
+RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
+NO_INTERVAL = 1.0  # level of a row whose low and high are its value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number about a run at one step: a row of the table of measurements."""
+
+    study: str
+    run_id: str
+    group: str  # RunSpec.group, as the plan has it today
+    seed: int
+    budget_flops: float  # training FLOPs that the run is planned for
+    params: int
+    params_without_embeddings: int
+    step: int  # optimizer steps done
+    flops: float  # training FLOPs up to the step
+    images: int  # pictures seen up to the step
+    tokens: int  # tokens processed up to the step
+    metric: str  # e.g. "loss", "loss_t0", "train_loss_smoothed", "fd_lite0"
+    value: float  # what was measured
+    low: float  # the interval at `level`; the value itself where there is none
+    high: float
+    level: float  # of the interval; 1.0 where there is no interval
+    weights: str  # "raw", or the name of an average
+    protocol_hash: str  # values of one metric are compared where it is the same
+
+
+def measurement(
+    spec: RunSpec,
+    *,
+    step: int,
+    metric: str,
+    value: float,
+    weights: str,
+    protocol_hash: str,
+    low: float | None = None,
+    high: float | None = None,
+    level: float = NO_INTERVAL,
+) -> Measurement:
+    """A row of a planned run, with what its step has cost.
+
+    Args:
+      low, high: None where there is no interval.
+    """
+    return Measurement(
+        study=spec.study,
+        run_id=spec.run_id,
+        group=spec.group,
+        seed=spec.seed,
+        budget_flops=spec.budget_flops,
+        params=spec.params,
+        params_without_embeddings=spec.params_without_embeddings,
+        step=step,
+        flops=float(step * spec.flops_per_step),
+        images=step * spec.batch_size,
+        tokens=step * spec.tokens // spec.steps,
+        metric=metric,
+        value=value,
+        low=value if low is None else low,
+        high=value if high is None else high,
+        level=level,
+        weights=weights,
+        protocol_hash=protocol_hash,
+    )
+
+
+def stratum(number: int) -> str:
+    """The metric of the loss in one tenth of the distribution of t, ascending in t."""
+    return f"{LOSS}_t{number}"
+
+
+# Fields of an experiment that decide what a held-out loss measures: the pictures and
+# what the network sees of them, the noise, and the quantity that is predicted.
+_PICTURES = (
+    "data.source",
+    "data.split",
+    "data.shape",
+    "data.coarse",
+    "data.text_tokens",
+    "data.vocab_size",
+    "data.validation_fraction",
+    "data.seed",
+    "encode.autoencoder",
+    "encode.text_encoder",
+    "encode.pictures",
+    "encode.dtype",
+)
+_HELD_OUT = ("validation.samples", "validation.seed")
+# Those of the objective; losses that differ in one of them are different quantities.
+MEASURES = (
+    "objective.schedule",
+    "objective.schedule_steps",
+    "objective.zero_terminal_snr",
+    "objective.prediction",
+    "objective.timestep_sampling",
+    "objective.time_location",
+    "objective.time_scale",
+    "objective.time_shift",
+)
+# What the training loss depends on beside them.
+_TRAINED = (
+    "objective.weighting",
+    "objective.min_snr_gamma",
+    "objective.p2_gamma",
+    "objective.p2_k",
+    "objective.sigmoid_bias",
+    "objective.caption_dropout",
+    "objective.reconstruction",
+    "objective.kl_weight",
+)
+
+
+def loss_protocol(
+    metric: str, experiment: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How a loss of training was measured; its digest is the rows' `protocol_hash`.
+
+    All strata of t have the protocol of the whole loss.
+
+    Args:
+      metric: LOSS or TRAIN_LOSS.
+      experiment: every field of the study, as nested dicts of JSON values. That of an
+        older version gives the same digest; a field that it lacks is None.
+      overrides: those of the run, "section.field" -> value.
+    """
+    fields = _PICTURES + MEASURES
+    fields += _HELD_OUT if metric == LOSS else _TRAINED
+
+    def value(path: str) -> Any:
+        section, _, name = path.partition(".")
+        return overrides.get(path, experiment.get(section, {}).get(name))
+
+    reconstructs = value("model.architecture") == "autoencoder_kl"
+    return {
+        "metric": metric,
+        "quantity": "reconstruction" if reconstructs else "prediction",
+    } | {path: value(path) for path in fields}

@@ -1,0 +1,294 @@
+"""The table of measurements: rows of runs, read from working directories and written.
+
+    runs/<run_id>/measurements.jsonl    the rows of one run, a line each
+    evaluations.jsonl                   numbers about pictures; rows as well
+
+Rows are appended whole. A process that is killed in the middle of a write leaves a last
+line without its end: no reader sees it. Runs of version 0.1.0 have no rows of their
+own; theirs are made of `record.json`. May import: the standard library alone, until
+`write_parquet` is called.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from scaling_ldm.records import files, upgrade
+from scaling_ldm.records.errors import Damaged, MeasurementConflict
+from scaling_ldm.records.measurements import (
+    EMA,
+    LOSS,
+    NO_INTERVAL,
+    RAW,
+    TRAIN_LOSS,
+    Measurement,
+    loss_protocol,
+    measurement,
+)
+from scaling_ldm.records.runs import EvalRecord, RunSpec
+
+FILE = "measurements.jsonl"
+# The losses that a record of 0.1.0 has: its field -> metric and weights.
+_FIRST_LOSSES = {
+    "validation_loss": (LOSS, RAW),
+    "validation_loss_ema": (LOSS, EMA),
+    "train_loss_smoothed": (TRAIN_LOSS, RAW),
+}
+
+Key = tuple[str, str, int, str, str, str]
+
+
+def read_table(*workdirs: str | os.PathLike[str]) -> list[Measurement]:
+    """All rows of one or several studies, sorted.
+
+    A run that the plan has is in the plan's group, even if it was trained before the
+    groups were made. Evaluations of weights in a folder belong to no run and are not in
+    the table.
+
+    Raises:
+      FileNotFoundError: a folder without a plan.
+      Damaged: a file holds something else.
+      NewerVersion: a newer version of the library wrote it.
+      MeasurementConflict: two rows of one run, step, metric, weights and protocol have
+        different values; the message names them.
+    """
+    found: dict[Key, tuple[Measurement, pathlib.Path]] = {}
+    for workdir in map(pathlib.Path, workdirs):
+        for row in _rows_of_study(workdir):
+            before, where = found.setdefault(key(row), (row, workdir))
+            if not _equal(before, row):
+                raise MeasurementConflict(
+                    f"{row.run_id} at step {row.step}: {row.metric} of weights "
+                    f"{row.weights} (protocol {row.protocol_hash or 'unknown'}) is "
+                    f"{before.value!r} in {where} and {row.value!r} in {workdir}"
+                    + _difference(before, row)
+                )
+    return sorted((row for row, _ in found.values()), key=_order)
+
+
+def key(row: Measurement) -> Key:
+    """What there is one row of."""
+    return (
+        row.study,
+        row.run_id,
+        row.step,
+        row.metric,
+        row.weights,
+        row.protocol_hash,
+    )
+
+
+def _order(row: Measurement) -> tuple[Any, ...]:
+    return row.study, row.budget_flops, row.params, *key(row)[1:]
+
+
+def _equal(a: Measurement, b: Measurement) -> bool:
+    """Whether two rows are the same in a file: nan is nan."""
+    return files.to_json(a) == files.to_json(b)
+
+
+def _difference(a: Measurement, b: Measurement) -> str:
+    """The other fields in which two rows differ, as text."""
+    both = zip(files.to_json(a).items(), files.to_json(b).values(), strict=True)
+    differing = [name for (name, x), y in both if x != y and name != "value"]
+    return f"; {', '.join(differing)} differ" if differing else ""
+
+
+def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
+    plan = workdir / "runs.jsonl"
+    if not plan.is_file():
+        raise FileNotFoundError(f"{plan}: no such file, so there is no study")
+    specs = {spec.run_id: spec for spec in files.read_jsonl(plan)}
+    experiment = _experiment(workdir)
+    folders = {path.name for path in (workdir / "runs").glob("*") if path.is_dir()}
+    for run_id in sorted(folders):
+        rows = rows_of_run(workdir / "runs" / run_id, specs.get(run_id), experiment)
+        yield from rows
+    path = workdir / "evaluations.jsonl"
+    for record in files.read_jsonl(path) if path.is_file() else ():
+        if isinstance(record, EvalRecord) and not record.checksum:
+            if spec := specs.get(record.run_id):
+                yield evaluation(spec, record)
+
+
+def _experiment(workdir: pathlib.Path) -> Mapping[str, Any]:
+    """The fields of the study, as nested dicts; empty if nothing says them."""
+    path = workdir / "experiment.json"
+    return files.read_json(path).get("config", {}) if path.is_file() else {}
+
+
+def rows_of_run(
+    folder: pathlib.Path, spec: RunSpec | None, experiment: Mapping[str, Any]
+) -> list[Measurement]:
+    """The rows in the folder of one run, as they were written.
+
+    Args:
+      spec: of the plan; its group is that of the rows. None: the plan lacks the run.
+      experiment: as `loss_protocol`; read for a run of version 0.1.0.
+    """
+    path = folder / FILE
+    rows = read_rows(path)[0] if path.is_file() else []
+    # A run that 0.1.0 finished may have been evaluated since: then it has both.
+    rows += _rows_of_first_version(folder / "record.json", spec, experiment)
+    if spec is None:
+        return rows
+    return [
+        row if row.group == spec.group else dataclasses.replace(row, group=spec.group)
+        for row in rows
+    ]
+
+
+def _rows_of_first_version(
+    path: pathlib.Path, spec: RunSpec | None, experiment: Mapping[str, Any]
+) -> list[Measurement]:
+    """The losses that a record of version 0.1.0 holds; a lost one was not measured."""
+    if not path.is_file():
+        return []
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise Damaged(f"{path} is not JSON: {e}") from e
+    if not isinstance(held, dict):
+        raise Damaged(f"{path} is not a JSON object")
+    if upgrade.version_of(held, path) != upgrade.FIRST:
+        return []
+    return [
+        Measurement(
+            **{name: held[name] for name in _OF_RECORD},
+            group=spec.group if spec else "",
+            step=held["steps"],
+            metric=metric,
+            value=float(held[field]),
+            low=float(held[field]),
+            high=float(held[field]),
+            level=NO_INTERVAL,
+            weights=weights,
+            protocol_hash=loss_protocol_hash(
+                metric, experiment, spec.overrides if spec else {}
+            ),
+        )
+        for field, (metric, weights) in _FIRST_LOSSES.items()
+        if held.get(field, "nan") != "nan"
+    ]
+
+
+# What a record of 0.1.0 and a row have in common.
+_OF_RECORD = (
+    "study",
+    "run_id",
+    "seed",
+    "budget_flops",
+    "params",
+    "params_without_embeddings",
+    "flops",
+    "images",
+    "tokens",
+)
+
+
+def loss_protocol_hash(
+    metric: str, experiment: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> str:
+    """The digest of `loss_protocol`."""
+    return files.digest(loss_protocol(metric, experiment, overrides))
+
+
+def evaluation(spec: RunSpec, record: EvalRecord) -> Measurement:
+    """The row of a number about pictures of a run's own checkpoint."""
+    held = record.protocol.get("ema")  # True: the first average of version 0.1.0
+    names = {True: EMA, False: RAW, None: "unknown"}
+    return measurement(
+        spec,
+        step=record.step,
+        metric=record.metric,
+        value=record.value,
+        low=record.low,
+        high=record.high,
+        level=record.level,
+        weights=held if isinstance(held, str) else names[held],
+        protocol_hash=record.protocol_hash,
+    )
+
+
+def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:
+    """The rows of one file, and the beginning of a line that was cut off ("": none).
+
+    Raises:
+      Damaged: a complete line holds no row, with file and line number.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    text = path.read_bytes().decode(errors="replace")
+    *lines, rest = text.split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = files.loads(line, path)
+        except Damaged as e:
+            raise Damaged(f"{path}:{number}: {e}") from e
+        if not isinstance(row, Measurement):
+            raise Damaged(f"{path}:{number}: it holds no Measurement")
+        rows.append(row)
+    return rows, rest
+
+
+def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
+    """Writes rows behind those of a file: complete lines at once, and to the disk.
+
+    The file must not end in a line that was cut off: see `read_rows`.
+    """
+    text = "".join(files.dumps(row) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_csv(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> None:
+    """Writes rows as CSV, a column for each field of `Measurement`.
+
+    Numbers have all their digits; those that are not finite are nan, inf and -inf.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows([getattr(row, name) for name in _COLUMNS] for row in rows)
+    files.write_text(path, out.getvalue())
+
+
+def write_parquet(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> None:
+    """Writes rows as Parquet, a column for each field of `Measurement`.
+
+    Raises:
+      ImportError: pyarrow is not installed; says how it is.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise ImportError(
+            "write_parquet needs pyarrow: pip install 'scaling_ldm[huggingface]', or "
+            "use write_csv"
+        ) from e
+    kinds = {
+        "str": pyarrow.string(),
+        "int": pyarrow.int64(),
+        "float": pyarrow.float64(),
+    }
+    fields = dataclasses.fields(Measurement)
+    rows = list(rows)
+    table = pyarrow.table(
+        {f.name: [getattr(row, f.name) for row in rows] for f in fields},
+        schema=pyarrow.schema([(f.name, kinds[str(f.type)]) for f in fields]),
+    )
+    files.write_file(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))

@@ -1,0 +1,185 @@
+"""Weights of a run by name: what training kept, and what is made of it afterwards."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from scaling_ldm import config
+from scaling_ldm.records.errors import AverageError, Preempted
+from scaling_ldm.stages import plan, train
+from scaling_ldm.training import mesh, train_step
+from scaling_ldm.training.averages import Profile
+from scaling_ldm.workdir import runs
+
+STEPS = (12, 18)  # of the two runs, which have one size
+AVERAGES = ("power_0.1", "ema", "power_0.05")
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny):
+    """Two runs with three averages and a decaying rate, on 2 x 4 devices.
+
+    Every step of the first one is saved.
+    """
+    c = tiny.copy_and_resolve_references()
+    c.plan.sizes = ((64, 1),)
+    (row,) = plan.plan(config.resolve(c))
+    c.plan.budgets_flops = tuple(float(n * row.flops_per_step) for n in STEPS)
+    c.optimizer.averages = AVERAGES
+    c.optimizer.schedule, c.optimizer.decay_fraction = "wsd", 0.5
+    c.optimizer.warmup_fraction, c.optimizer.warmup_samples = 0.0, 24
+    c.train.checkpoints_per_run = c.train.keep_checkpoints = STEPS[0]
+    c.train.log_every_steps = 1
+    c.mesh.fsdp = 4
+    return config.resolve(c)
+
+
+planned = functools.cache(plan.plan)
+
+
+def run(experiment, workdir, steps=STEPS):
+    rows = [(i, r) for i, r in enumerate(planned(experiment)) if r.steps in steps]
+    return train.run(experiment, workdir, rows, len(STEPS))
+
+
+@pytest.fixture(scope="module")
+def trained(experiment, tmp_path_factory):
+    """(workdir, records) of both runs."""
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, run(experiment, workdir)
+
+
+@pytest.fixture(scope="module")
+def load(experiment, trained):
+    """load(weights, step, ...): a flat vector of a checkpoint's weights."""
+    device_mesh = mesh.build(experiment.mesh, {})
+    spec = planned(experiment)[0]
+
+    @functools.cache
+    def loaded(weights, step=STEPS[0], workdir=trained[0], **more):
+        model = (
+            runs.trained_model(experiment, workdir, spec, step, weights)
+            if isinstance(weights, str | None)
+            else runs.reconstructed(experiment, workdir, spec, weights, step, **more)
+        )
+        with jax.set_mesh(device_mesh):
+            leaves = jax.tree.leaves(model.load(device_mesh))
+        return model, np.concatenate([np.asarray(x).ravel() for x in leaves])
+
+    return loaded
+
+
+def explicit(load, sigma_rel, step):
+    weights = Profile(sigma_rel=sigma_rel, step=step).weights()
+    return weights @ np.stack([load("raw", k)[1] for k in range(1, step + 1)])
+
+
+def test_training_keeps_the_weighted_sums_of_its_weights(load):
+    for name, sigma_rel in (("power_0.1", 0.1), ("power_0.05", 0.05)):
+        for step in (1, 5, STEPS[0]):
+            model, got = load(name, step)
+            assert (model.weights, model.step) == (name, step)
+            assert_allclose(got, explicit(load, sigma_rel, step), rtol=1e-4, atol=1e-6)
+    assert load(None)[0].weights == AVERAGES[0]
+    assert np.abs(load("power_0.1")[1] - load("power_0.05")[1]).max() > 1e-4
+
+
+def test_any_width_is_made_from_the_checkpoints(load):
+    for sigma_rel, step in ((0.07, STEPS[0]), (0.2, STEPS[0]), (0.15, 9)):
+        model, got = load(sigma_rel, step)
+        assert (model.weights, model.step) == (
+            f"power_{sigma_rel:g} from {2 * STEPS[0]} averages",
+            step,
+        )
+        want = explicit(load, sigma_rel, step)
+        assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
+    kept, tracked = load(0.1)[1], load("power_0.1")[1]
+    assert_allclose(kept, tracked, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_a_run_does_not_keep_are_refused(experiment, trained):
+    spec, workdir = planned(experiment)[0], trained[0]
+    with pytest.raises(config.ConfigError, match="known: raw, power_0.1, ema, power"):
+        runs.trained_model(experiment, workdir, spec, weights="power_0.2")
+    with pytest.raises(AverageError, match="would be off by"):
+        runs.reconstructed(experiment, workdir, spec, 0.1, largest_error=1e-12)
+    other = dataclasses.replace(experiment.optimizer, averages=("ema",))
+    other = dataclasses.replace(experiment, optimizer=other)
+    with pytest.raises(config.ConfigError, match="made from power-function averages"):
+        runs.reconstructed(other, workdir, spec, 0.2)
+
+
+def test_the_end_is_measured_with_each_average(experiment, trained):
+    record, row = trained[1][0], planned(experiment)[0]
+    assert record.status == "finished"
+    assert record.validation_loss != record.validation_loss_ema
+    per_copy = row.params * 4
+    # Parameters, three averages, two moments, gradients, and a few counters.
+    assert 0 <= row.state_bytes - 7 * per_copy < 64
+
+
+def test_rates_follow_the_schedule_and_runs_share_a_compiled_step(experiment, trained):
+    for row in planned(experiment):
+        path = runs.run_files(trained[0], row.run_id).metrics
+        got = [json.loads(x)["learning_rate"] for x in path.read_text().splitlines()]
+        s, fall = np.arange(row.steps), round(0.5 * row.steps)
+        want = np.minimum(1, (s + 1) / 3)  # 24 samples, 8 in a batch
+        want *= np.clip((row.steps - s) / fall, 0, 1)
+        assert row.warmup_steps == 3
+        assert_allclose(got, row.learning_rate * want, rtol=1e-5)
+    device_mesh = mesh.build(experiment.mesh, {})
+    compiled = train_step.compile_functions(experiment, 64, 1, device_mesh)
+    assert compiled.step._cache_size() == 1
+
+
+def test_averages_lie_as_their_parameters_do(experiment):
+    device_mesh = mesh.build(experiment.mesh, {})
+    assert device_mesh.shape == {"replica": 2, "fsdp": 4}
+    compiled = train_step.compile_functions(experiment, 64, 1, device_mesh)
+    with jax.set_mesh(device_mesh):
+        state = compiled.init(jax.random.key(0))
+    assert set(state.averages) == set(AVERAGES)
+    sharded = 0
+    for average in state.averages.values():
+        for a, p in zip(
+            jax.tree.leaves(average), jax.tree.leaves(state.params), strict=True
+        ):
+            assert a.sharding == p.sharding
+            sharded += not a.sharding.is_fully_replicated
+    assert sharded >= 3 * 4
+
+
+class StopAt(mesh.StopSignal):
+    """A signal that arrives at the n-th dispatch of the process."""
+
+    def __init__(self, dispatch):
+        self.left = dispatch
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda self, *_: None  # noqa: E731
+
+    @property
+    def asked(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_stopped_run_comes_to_the_same_bits(
+    experiment, trained, load, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, 7))
+    with pytest.raises(Preempted):
+        run(experiment, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    (record,) = run(experiment, tmp_path, STEPS[:1])
+    assert record.restarts == 1
+    for name in ("validation_loss", "validation_loss_ema", "train_loss_smoothed"):
+        assert getattr(record, name) == getattr(trained[1][0], name)
+    for name in ("raw", *AVERAGES):
+        again = load(name, STEPS[0], tmp_path)[1]
+        np.testing.assert_array_equal(again, load(name)[1])
