@@ -71,6 +71,7 @@ RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
 UNROLL = ("auto", "always", "never")
+SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
 SAMPLERS = (

@@ -15,26 +15,36 @@ import platform
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import lock, runs
+
+
+def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    """Refuses a directory that is not this experiment's; writes nothing.
+
+    Raises:
+      ConfigError: the directory holds another experiment, or something else.
+    """
+    path = workdir / "experiment.json"
+    found = [p.name for p in workdir.iterdir()] if workdir.exists() else []
+    # Locks, and a first write that was cut off, are those of a command that starts.
+    start = (lock.NAME, f".{lock.NAME}.", path.name, f".{path.name}.")
+    if path.exists():  # looked for last: another process may be writing it
+        _compare(experiment, path)
+    elif not all(name.startswith(start) for name in found):
+        raise config.ConfigError(
+            f"{workdir} is not empty and holds no experiment.json: use another "
+            "--workdir"
+        )
 
 
 def register(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Writes experiment.json and environment.json; one process does it for all.
 
     Raises:
-      ConfigError: the directory holds another experiment, or something else.
+      ConfigError: see `check`.
     """
+    check(experiment, workdir)
     path = workdir / "experiment.json"
-    if path.exists():
-        _compare(experiment, path)
-    elif workdir.exists() and any(
-        not p.name.startswith(f".{path.name}.")  # a first write that was cut off
-        for p in workdir.iterdir()
-    ):
-        raise config.ConfigError(
-            f"{workdir} is not empty and holds no experiment.json: use another "
-            "--workdir"
-        )
     resolved = records.to_json(experiment)
     content = {
         "name": experiment.name,
