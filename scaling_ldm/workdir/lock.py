@@ -276,6 +276,7 @@ def _name(holder: Holder | None) -> str:
 
 _held: dict[pathlib.Path, Lock] = {}  # by this process
 _registry = threading.RLock()
+_pause = time.sleep
 _beating: threading.Thread | None = None
 
 
@@ -349,7 +350,7 @@ def holding(
                 raise refusal or ConfigError("process 0 refused and says why")
             if not any_process(bool(said)):
                 break
-            time.sleep(POLL)
+            _pause(POLL)
         yield
     finally:
         for lock in locks:

@@ -171,7 +171,7 @@ def test_a_holder_elsewhere_is_watched_until_it_is_known(
             else:
                 renew(path, 0.0 if ends == "lives" else lock.STALE + 1)
 
-    monkeypatch.setattr(lock.time, "sleep", pause)
+    monkeypatch.setattr(lock, "_pause", pause)
     if ends == "lives":
         with pytest.raises(Held) as refused, lock.holding([path]):
             pytest.fail("not refused")
@@ -193,7 +193,7 @@ def test_the_clocks_of_two_machines_need_not_agree(path, write, lines, monkeypat
     write(**elsewhere())
     now = time.time()
     monkeypatch.setattr(lock.time, "time", lambda: now + 10 * lock.STALE)
-    monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(path, (now, now)))
+    monkeypatch.setattr(lock, "_pause", lambda _: os.utime(path, (now, now)))
     with pytest.raises(Held), lock.holding([path]):
         pytest.fail("not refused")
 
@@ -272,7 +272,7 @@ def test_waiting_ends_with_the_holder_and_is_said_once(
         if len(pauses) == 4:
             path.unlink()
 
-    monkeypatch.setattr(lock.time, "sleep", pause)
+    monkeypatch.setattr(lock, "_pause", pause)
     with lock.holding([path], wait=True):
         assert len(pauses) == 4
     assert len(lines) == 1 and lines[0].startswith(f"waiting: {path.parent} is in use")
