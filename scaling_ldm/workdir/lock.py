@@ -102,13 +102,13 @@ class _Found:
     beat: float
     age: float
 
-    @property
-    def holder(self) -> Holder | None:
-        """None: it is being written, or its writer died at that."""
-        try:
-            return Holder(**json.loads(self.text))
-        except (ValueError, TypeError):
-            return None
+
+def _holder(text: str) -> Holder | None:
+    """The holder; None if the file is being written, or its writer died at that."""
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 class Lock:
@@ -148,8 +148,8 @@ class Lock:
                 if not self._replace(found):
                     return f"{self._folder} is being taken over by another process"
                 progress.say(
-                    f"{self._folder} was in use by {_name(found.holder)}, which is "
-                    "gone: this process takes over"
+                    f"{self._folder} was in use by {_name(_holder(found.text))}, "
+                    "which is gone: this process takes over"
                 )
                 break
             _held[self.path] = self
@@ -187,12 +187,12 @@ class Lock:
             return os.fstat(file.fileno()).st_mtime
 
     def _doubt(self, found: _Found) -> str:
-        """ "" if the holder is gone, or why that is not known yet.
+        """Why it is not known yet whether the holder lives; "" if it is gone.
 
         Raises:
           Held: the holder lives.
         """
-        holder = found.holder
+        holder = _holder(found.text)
         in_use = (
             f"{self._folder} is in use by {_name(holder)}. Two commands would write "
             "over each other's files: wait until it ends, or use another --workdir."
@@ -211,7 +211,7 @@ class Lock:
         if self._first_beat is None:
             self._first_beat = found.beat
         if self._first_beat != found.beat:
-            raise Held(f"{in_use} It is not of this machine: {way_out}.")
+            raise Held(f"{in_use} It is on another machine: {way_out}.")
         who = _name(holder)
         return f"waiting to see whether {who} still uses {self._folder}: {way_out}"
 
@@ -239,14 +239,17 @@ class Lock:
         with _registry, contextlib.suppress(OSError):
             if _held.get(self.path) is not self:
                 return
-            found = self._read()
-            if found is None:  # removed by hand: whoever creates it first has it
-                self._create()
-            elif found.text == self._text:
+            try:
+                text = self.path.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:  # removed by hand: who creates it first has it
+                if self.path.parent.exists():
+                    self._create()
+                return
+            if text == self._text:
                 os.utime(self.path)
             else:
                 del _held[self.path]
-                _when_lost(f"{self._folder} was taken over by {_name(found.holder)}")
+                _when_lost(f"{self._folder} was taken over by {_name(_holder(text))}")
 
     def release(self) -> None:
         """Removes the file, and the folders made for it if nothing else is in them."""

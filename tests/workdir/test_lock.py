@@ -176,7 +176,7 @@ def test_a_holder_elsewhere_is_watched_until_it_is_known(
         with pytest.raises(Held) as refused, lock.holding([path]):
             pytest.fail("not refused")
         said = str(refused.value)
-        assert "process 4711 on node7" in said and "is not of this machine" in said
+        assert "process 4711 on node7" in said and "is on another machine" in said
         assert "after 3 minutes without one this command takes over" in said
         assert f"remove {path}" in said
     else:
