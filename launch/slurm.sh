@@ -6,7 +6,9 @@
 #
 # W must be on a file system that all nodes see. The entry point finds the other processes
 # by Slurm's variables. A task that is preempted (exit status 75) is queued again and
-# continues from its last checkpoint.
+# continues from its last checkpoint. TERM and USR2 save and end a run, USR1 saves it and
+# goes on: `scancel --signal=USR1 JOB`. Two tasks of one row do not run at once:
+# the second one names the first and ends with status 2.
 #SBATCH --job-name=scaling_ldm
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

@@ -10,11 +10,9 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +21,8 @@ import ml_collections
 from scaling_ldm import config, records
 from scaling_ldm.config import command_line
 from scaling_ldm.records.errors import CheckpointError, ConfigError, Damaged, Preempted
-from scaling_ldm.training import progress
-from scaling_ldm.workdir import ownership
+from scaling_ldm.training import progress, signals
+from scaling_ldm.workdir import lock, ownership
 
 EXIT = {
     "done": 0,
@@ -47,8 +45,10 @@ LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
 )
-# Stages that end at once at SIGTERM; the stages before them stop by themselves.
-MEASURING = ("generate", "evaluate", "frontier")
+# Stages that one command at a time runs in a workdir. Beside it, others may read it;
+# and with --run, commands share the stages of ROW, each with its own row to train.
+WRITING = ("plan", "encode", "train", "generate", "evaluate", "frontier", "export")
+ROW = ("plan", "encode", "train")
 
 
 def run(
@@ -76,6 +76,7 @@ def run(
         names = _stages(stages, only)
         folder = pathlib.Path(workdir or f"runs/{experiment.name}")
         asked = stages is not None
+        lock.when_lost(lambda why: _end(why, EXIT["bad configuration"]))
         return _Study(experiment, folder, names, asked, only, cluster).run()
     except (ConfigError, Damaged, OSError) as e:
         print(f"error: {_message(e)}", file=sys.stderr)
@@ -129,39 +130,23 @@ def _stop(error: Exception) -> int:
     if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
         sys.unraisablehook = lambda _: None
     if not isinstance(error, Preempted) and _in_a_job():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # the other processes do not reach the shutdown barrier
+        _end("", status)  # the other processes do not reach the shutdown barrier
     return status
 
 
 def _lost(detail: str = "") -> None:
     """Ends this process of a job that cannot go on."""
+    _end(f"{LOST}{detail}", EXIT["lost a process"])
+
+
+def _end(why: str, status: int) -> None:
+    """Ends this process at once, whatever its threads do. why: "" if that is said."""
+    if why:
+        print(f"stopped: {why}", file=sys.stderr)
+    lock.release_all()
     sys.stdout.flush()
-    print(f"stopped: {LOST}{detail}", file=sys.stderr, flush=True)
-    os._exit(EXIT["lost a process"])
-
-
-@contextlib.contextmanager
-def _ending_at_sigterm(stage: str) -> Generator[None, None, None]:
-    """Ends a measuring stage at once; what it has finished is kept.
-
-    Raises:
-      Preempted: SIGTERM arrived.
-    """
-
-    def stop(*_: Any) -> None:
-        raise Preempted(f"{stage} stops; what it has finished is kept")
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if stage not in MEASURING or not in_main_thread:  # others get no signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
@@ -185,6 +170,7 @@ class _Study:
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
     status: int = EXIT["done"]
+    doing: str = "the study"  # the stage that runs
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
@@ -192,7 +178,13 @@ class _Study:
             self._start_devices()
         self.experiment = ownership.as_made(self.experiment, self.workdir)
         self._check_stages()
-        self._register_workdir()
+        ending = signals.ending(self.experiment.train, lambda: self.doing)
+        with ending, contextlib.ExitStack() as held:
+            self._own_workdir(held)
+            return self._run_stages()
+
+    def _run_stages(self) -> int:
+        """Runs the stages in a workdir that is this experiment's."""
         every_stage = self.stages == config.STAGES
         if every_stage and ownership.is_complete(self.experiment, self.workdir):
             page = self.workdir / "report" / "index.html"
@@ -201,8 +193,8 @@ class _Study:
             return self.status
         self._check_evaluation()
         for stage in self.stages:
-            with _ending_at_sigterm(stage):
-                getattr(self, f"_{stage}")()
+            self.doing = stage
+            getattr(self, f"_{stage}")()
         if every_stage and self.primary:
             ownership.mark_complete(self.experiment, self.workdir)
         return self.status
@@ -250,23 +242,31 @@ class _Study:
 
             advise.check(self.experiment, self.workdir, "frontier" in asked)
 
-    def _register_workdir(self) -> None:
+    def _own_workdir(self, held: contextlib.ExitStack) -> None:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.
 
+        Args:
+          held: gets the lock of the workdir, if the stages need it.
+
         Raises:
+          Held: another process works there.
           ConfigError: it holds another experiment, or is a newer version's.
           OSError: it cannot be written.
         """
-        refusal: Exception | None = None
-        if self.primary:
-            try:
-                self.experiment = ownership.register(self.experiment, self.workdir)
-            except (ConfigError, OSError) as e:
-                refusal = e
-        if self.mesh and self.mesh.any_process(refusal is not None):
-            refusal = refusal or ConfigError("process 0 refused and says why")
-        if refusal is not None:
-            raise refusal
+        together = self.mesh.failing_together if self.mesh else lambda action: action()
+        together(
+            lambda: self.primary and ownership.check(self.experiment, self.workdir)
+        )
+        shared = ROW if self.only is not None else ()
+        if {*self.stages} & {*WRITING} - {*shared}:
+            paths = [self.workdir / lock.NAME]
+            any_process = self.mesh.any_process if self.mesh else bool
+            held.enter_context(
+                lock.holding(paths, primary=self.primary, any_process=any_process)
+            )
+        together(
+            lambda: self.primary and ownership.register(self.experiment, self.workdir)
+        )
 
     def _check_evaluation(self) -> None:
         """Refuses what cannot be measured, before anything is trained.

@@ -32,6 +32,7 @@ def problems_of(e: fields.Experiment) -> list[str]:
     else:
         problems += _check_transformer(e)
     problems += _check_plan(e)
+    problems += _check_signals(e.train)
     problems += _check_evaluation(e)
     return problems
 
@@ -111,6 +112,25 @@ def _check_plan(e: fields.Experiment) -> list[str]:
         e.mesh.replica == -1 or e.mesh.replica > 0,
         f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
     )
+    return problems
+
+
+def _check_signals(cfg: fields.TrainConfig) -> list[str]:
+    """Signals that are unknown, or that have two meanings."""
+    problems = []
+    for field in ("save_signals", "stop_signals"):
+        values = getattr(cfg, field)
+        unknown = [value for value in values if value not in names.SIGNALS]
+        if unknown or len(set(values)) < len(values):
+            problems.append(
+                f"config.train.{field} = {values}: each of {', '.join(names.SIGNALS)}, "
+                "once"
+            )
+    if both := sorted(set(cfg.save_signals) & set(cfg.stop_signals)):
+        problems.append(
+            f"config.train.save_signals and config.train.stop_signals: {both[0]} is in "
+            "both; a run goes on after the first kind and ends after the second"
+        )
     return problems
 
 
@@ -350,7 +370,7 @@ _NOT_NEGATIVE = {
     "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
-    "train": ("seed", "show_every_seconds", "profile_steps"),
+    "train": ("seed", "checkpoint_minutes", "show_every_seconds", "profile_steps"),
     "validation": ("seed",),
     "mesh": ("cpu_devices",),
     "generate": ("guidance", "seed"),

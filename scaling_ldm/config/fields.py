@@ -168,6 +168,12 @@ class TrainConfig:
     keep_checkpoints: int = 2  # newest checkpoints that are kept; older ones go
     # Training FLOPs at which a run's checkpoint is never removed, like its last one.
     checkpoint_flops: tuple[float, ...] = ()
+    # Minutes after a checkpoint at which another one is written; 0: only those above.
+    checkpoint_minutes: float = 10.0
+    # Signals at which a run is saved and goes on; some of SIGNALS.
+    save_signals: tuple[str, ...] = ("SIGUSR1",)
+    # Signals at which a run is saved and ends, as at SIGTERM; some of SIGNALS.
+    stop_signals: tuple[str, ...] = ("SIGUSR2",)
     log_every_steps: int = 1  # steps between lines of metrics.jsonl; >= one dispatch
     show_every_seconds: float = 5.0  # seconds between lines of progress
     tensorboard: bool = False  # write TensorBoard events, too

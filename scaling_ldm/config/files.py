@@ -160,7 +160,12 @@ def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 # Each tuple that may be empty -> an element of the right type.
-_MAY_BE_EMPTY = {"config.plan.budgets_flops": 1.0, "config.train.checkpoint_flops": 1.0}
+_MAY_BE_EMPTY = {
+    "config.plan.budgets_flops": 1.0,
+    "config.train.checkpoint_flops": 1.0,
+    "config.train.save_signals": "SIGUSR1",
+    "config.train.stop_signals": "SIGUSR2",
+}
 
 
 def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:

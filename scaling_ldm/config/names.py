@@ -83,6 +83,7 @@ DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
 UNROLL = ("auto", "always", "never")
+SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
 SAMPLERS = (

@@ -156,6 +156,11 @@ class Store:
                 f"{folder} cannot be opened: {type(e).__name__}: {e}"
             ) from e
 
+    @property
+    def local(self) -> pathlib.Path | None:
+        """The folder; None if it is a URL."""
+        return None if self._far else pathlib.Path(self._base)
+
     def _path(self, name: str) -> str:
         return posixpath.join(self._base, name)
 

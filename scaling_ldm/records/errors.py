@@ -10,6 +10,10 @@ class ConfigError(ValueError):
     """An experiment that cannot run; the message lists every reason."""
 
 
+class Held(ConfigError):
+    """Another process works in the same place; the message says which one."""
+
+
 class UnknownKey(KeyError):
     """A field that no experiment has; the message names the nearest one."""
 
@@ -68,7 +72,7 @@ class NonFiniteLoss(Exception):
 
 
 class Preempted(Exception):
-    """SIGTERM arrived. What is finished is kept; the same command continues."""
+    """A signal to stop arrived. What is finished is kept; the next call continues."""
 
 
 class ProtocolError(ValueError):

@@ -240,7 +240,8 @@ def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None
     """Writes a whole file or none: a temporary one is filled, fsynced, renamed."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Processes of two machines may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with open(temporary, "wb") as file:
             fill(file)

@@ -57,7 +57,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for kind in kinds:  # an earlier report may have had parts that this one lacks
             for old in (folder / name).glob(f"*.{kind}"):
-                old.unlink()
+                old.unlink(missing_ok=True)  # another report may do the same
     for picture in pictures:
         (folder / "figures" / f"{picture.name}.png").write_bytes(picture.png)
         (folder / "figures" / f"{picture.name}.pdf").write_bytes(picture.pdf)

@@ -13,18 +13,19 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from scaling_ldm import config, data, records
+from scaling_ldm import config, data
 from scaling_ldm.data import encoded, pictures, shards
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import encoding, mesh, progress
+from scaling_ldm.training import encoding, mesh, progress, signals
+from scaling_ldm.workdir import lock
 
 _ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
 
@@ -36,35 +37,45 @@ class _Stopped(Exception):
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Encodes the data set of an experiment, unless that is done already.
 
+    If another process encodes into the same folder, this one waits for it.
+
     Raises:
       ConfigError: pictures or networks are missing or do not fit, too many records are
         bad, or the folder holds other records.
       Preempted: SIGTERM arrived; the same command continues.
     """
     folder = data.records_folder(experiment, workdir)
-    encoder = _failing_together(lambda: _Encoder(experiment, folder))
+    with lock.holding(
+        mesh.failing_together(lambda: _locks(folder, workdir)),
+        primary=mesh.is_primary(),
+        any_process=mesh.any_process,
+        wait=True,
+    ):
+        _run(experiment, folder)
+
+
+def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
+    """What is held while records are written; nothing if they are complete.
+
+    It is in the folder of the records, or in the workdir if that folder is a URL.
+    """
+    store = shards.Store(folder)
+    if store.read_json(shards.MANIFEST) is not None:
+        return []
+    return [(store.local or workdir / "encoded") / lock.NAME]
+
+
+def _run(experiment: config.Experiment, folder: str) -> None:
+    """See `run`; the records are locked, unless they are complete."""
+    encoder = mesh.failing_together(lambda: _Encoder(experiment, folder))
     if encoder.manifest is not None:
         progress.say(
             f"encoded already: {encoder.manifest['records']:,} pictures in {folder}"
         )
         return
-    with mesh.StopSignal() as stop:
+    with signals.StopSignal(experiment.train) as stop:
         encoder.encode(stop)
-    _failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
-
-
-def _failing_together(action: Callable[[], Any]) -> Any:
-    """The action's result; if it fails on one process, this raises on all of them."""
-    result, refusal = None, None
-    try:
-        result = action()
-    except (config.ConfigError, records.Damaged, OSError) as e:
-        refusal = e
-    if mesh.any_process(refusal is not None) and refusal is None:
-        refusal = config.ConfigError("another process refused and says why")
-    if refusal is not None:
-        raise refusal
-    return result
+    mesh.failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
 
 
 class _Encoder:
@@ -115,7 +126,7 @@ class _Encoder:
             self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
-    def encode(self, stop: mesh.StopSignal) -> None:
+    def encode(self, stop: signals.StopSignal) -> None:
         """Writes every missing shard.
 
         All processes finish a shard before one of them starts the next. So a stop or
@@ -146,7 +157,7 @@ class _Encoder:
             missing = [n for n in range(first, first + processes) if n not in complete]
             mine = number in missing and number < self._shards
             work = functools.partial(self._shard, number, stop, shown)
-            _failing_together(work if mine else lambda: None)
+            mesh.failing_together(work if mine else lambda: None)
             if mesh.any_process(stop.asked):
                 raise Preempted("encoding stops; the shards that are there are kept")
             shown.level(sum(len(self._indices(n)) for n in missing if n < self._shards))
@@ -174,7 +185,7 @@ class _Encoder:
             raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
 
     def _shard(
-        self, number: int, stop: mesh.StopSignal, shown: _EncodeProgress
+        self, number: int, stop: signals.StopSignal, shown: _EncodeProgress
     ) -> None:
         """Writes one shard, or nothing of it if a stop is asked for."""
         bad: list[tuple[str, str]] = []
@@ -193,7 +204,7 @@ class _Encoder:
         writer: shards.Writer,
         number: int,
         bad: list[tuple[str, str]],
-        stop: mesh.StopSignal,
+        stop: signals.StopSignal,
         shown: _EncodeProgress,
     ) -> None:
         """Writes the pictures of a shard; the devices compute while a batch is read."""

@@ -270,8 +270,14 @@ def _hours(experiment: config.Experiment, total_flops: float) -> float:
 
 
 def write(rows: Sequence[records.RunSpec], workdir: pathlib.Path) -> None:
-    """Writes `runs.jsonl`, the one list of runs that the other stages read."""
-    records.write_jsonl(workdir / "runs.jsonl", rows)
+    """Writes `runs.jsonl`, the one list of runs that the other stages read.
+
+    A file that is this already is left alone: other processes may be reading it.
+    """
+    path = workdir / "runs.jsonl"
+    text = "".join(records.dumps(row) + "\n" for row in rows)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        records.write_text(path, text)
 
 
 _COLUMNS = (

@@ -10,8 +10,8 @@ import jax
 
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
-from scaling_ldm.training import held_out, loop, mesh, progress
-from scaling_ldm.workdir import runs
+from scaling_ldm.training import held_out, loop, mesh, progress, signals
+from scaling_ldm.workdir import lock, runs
 
 
 def run(
@@ -31,9 +31,29 @@ def run(
 
     Raises:
       Preempted: SIGTERM arrived; the state is saved, and the same command continues.
+      Held: another process trains one of the runs that have no record.
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
     """
+    with lock.holding(
+        (
+            runs.run_files(workdir, spec.run_id).folder / lock.NAME
+            for _, spec in numbered
+            if runs.read_record(workdir, spec.run_id) is None
+        ),
+        primary=mesh.is_primary(),
+        any_process=mesh.any_process,
+    ):
+        return _run(experiment, workdir, numbered, planned)
+
+
+def _run(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    numbered: Sequence[tuple[int, records.RunSpec]],
+    planned: int,
+) -> list[records.TrainRecord]:
+    """See `run`; the runs without a record are locked."""
     done = _records(workdir, numbered)
     missing = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not missing:
@@ -62,7 +82,7 @@ def run(
         ],
         experiment.train.show_every_seconds,
     )
-    with jax.set_mesh(device_mesh), mesh.StopSignal() as stop:
+    with jax.set_mesh(device_mesh), signals.StopSignal(experiment.train) as stop:
         for number, spec in missing:
             sweep.begin(
                 number,

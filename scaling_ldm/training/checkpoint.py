@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -107,15 +107,43 @@ def _silence_abandoned_writes() -> None:
     sys.unraisablehook = hook
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept(policies.PreservationPolicy):
+    """Which checkpoints stay when another one is complete.
+
+    The steps of `always` stay, and the latest `keep` of `marks`. A step between marks
+    stays if it is among the latest `keep` of all. But once `keep` of the marks are
+    there, or all, only steps after the last mark do. So a step between marks pushes out
+    no mark, and a finished run has the checkpoints of its marks.
+    """
+
+    keep: int
+    always: frozenset[int]
+    marks: frozenset[int]
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        """Whether each stays; orbax gives them with ascending `step`."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        marked = [step for step in steps if step in self.marks][-self.keep :]
+        between = [step for step in steps[-self.keep :] if step not in self.marks]
+        if marked and len(marked) == min(self.keep, len(self.marks)):
+            between = [step for step in between if step > marked[-1]]
+        stay = self.always.union(marked, between)
+        return [step in stay for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
       directory: created if it is missing; shared by all processes.
       spec: the run they belong to; a checkpoint of another run is an error.
-      keep: how many of the latest to keep.
+      keep: how many of the latest to keep; see `Kept`.
       say: is called with each line for the user.
       always: steps whose checkpoints are never removed.
+      marks: the planned steps; at any other step a signal or the clock asked for one.
     """
 
     def __init__(
@@ -125,12 +153,11 @@ class Checkpoints:
         keep: int,
         say: Callable[[str], None] = print,
         always: Collection[int] = (),
+        marks: Collection[int] = (),
     ) -> None:
         self._directory = directory.resolve()
         self._spec = spec
-        self._kept = policies.AnyPreservationPolicy(
-            [policies.LatestN(keep), policies.CustomSteps(sorted(always))]
-        )
+        self._kept = Kept(keep, frozenset(always), frozenset(marks))
         self._say = say
         self._report_unfinished()
         _silence_abandoned_writes()

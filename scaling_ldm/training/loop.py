@@ -22,6 +22,7 @@ from scaling_ldm.training import (
     mesh,
     optimizer,
     progress,
+    signals,
     train_step,
 )
 from scaling_ldm.training.run_files import RunFiles
@@ -43,7 +44,7 @@ class TrainingRun:
       experiment: with the run's overrides.
       files: where the run's checkpoints and metrics are.
       sweep: is told how far the run is.
-      stop: is looked at before every dispatch.
+      stop: is asked before every dispatch.
 
     Attributes:
       compiled: the functions of the run's size.
@@ -57,7 +58,7 @@ class TrainingRun:
         files: RunFiles,
         device_mesh: jax.sharding.Mesh,
         sweep: progress.SweepProgress,
-        stop: mesh.StopSignal,
+        stop: signals.StopSignal,
     ) -> None:
         self._experiment, self.spec, self._files = experiment, spec, files
         self._mesh, self._sweep, self._stop = device_mesh, sweep, stop
@@ -87,7 +88,8 @@ class TrainingRun:
             spec,
             cfg.keep_checkpoints,
             progress.say,
-            self._always_kept,
+            always=self._always_kept,
+            marks=self._save_steps,
         )
         batches = data.batches(
             source,
@@ -154,7 +156,8 @@ class TrainingRun:
 
         The metrics of a dispatch are read after the next one has started. So the device
         never waits for the host. A state is saved only after the metrics of its last
-        step have been read.
+        step have been read. A save that a signal or the clock asks for comes at the end
+        of the next dispatch, on every process.
         """
         spec, cfg = self.spec, self._experiment.train
         uncond = mesh.put(self._mesh, uncond, mesh.REPLICATED)
@@ -166,7 +169,8 @@ class TrainingRun:
         )
         hyper = mesh.put(self._mesh, numbers, mesh.REPLICATED)
         hyper |= {"key": self._key("steps")}
-        stop_flags = [mesh.stop_flags(self._mesh, value) for value in (0, 1)]
+        flags = [mesh.request_flags(self._mesh, r) for r in range(signals.STOP + 1)]
+        save_clock = progress.SaveClock(cfg.checkpoint_minutes)
         counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
         counts = mesh.put(self._mesh, counts, mesh.REPLICATED)
         profile = progress.Profile(self._files.profile, cfg.profile_steps, step)
@@ -176,31 +180,44 @@ class TrainingRun:
             # The chunk depends on the step alone, so a restart repeats it exactly.
             chunk = min(cfg.steps_per_dispatch, next_save - step)
             batch = self._next_batch(batches, chunk)
-            stop = stop_flags[self._stop.asked]
+            flag = flags[self._request(save_clock)]
             if cfg.steps_per_dispatch == 1:
-                state, metrics = self.compiled.step(state, batch, uncond, hyper, stop)
+                state, metrics = self.compiled.step(state, batch, uncond, hyper, flag)
             else:
                 state, metrics = self.compiled.steps(
-                    state, batch, counts[chunk - 1], uncond, hyper, stop
+                    state, batch, counts[chunk - 1], uncond, hyper, flag
                 )
             step += chunk
-            stopping = unread is not None and self._read_metrics(*unread, clock, log)
+            request = signals.GO_ON
+            if unread is not None:
+                request = self._read_metrics(*unread, clock, log)
             unread = (step, chunk, metrics)
             profile.step(step)
-            if step == next_save or stopping:
-                stopping |= self._read_metrics(*unread, clock, log)
+            if step == next_save or request:
+                request = max(request, self._read_metrics(*unread, clock, log))
                 unread = None
                 log.flush()
                 position = checkpoint.ResumeState(
                     data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
                 )
                 saved.save(step, state, position)
-                clock.resume()
-                if stopping and step < spec.steps:
+                save_clock.restart()
+                if request >= signals.SAVE_AND_SAY and step < spec.steps:
                     saved.wait()
-                    raise Preempted(f"{spec.run_id} is saved at step {step}")
+                    line = f"{spec.run_id} is saved at step {step}"
+                    if request == signals.STOP:
+                        raise Preempted(line)
+                    progress.say(f"{line} and goes on")
+                clock.resume()
         profile.close()
         return state
+
+    def _request(self, save_clock: progress.SaveClock) -> int:
+        """What this process asks of the next dispatch; the clock is process 0's."""
+        if mesh.is_primary() and save_clock.due():
+            save_clock.restart()  # it is asked for once
+            return max(signals.SAVE, self._stop.request())
+        return self._stop.request()
 
     def _read_metrics(
         self,
@@ -209,11 +226,11 @@ class TrainingRun:
         metrics: Any,
         clock: progress.RunClock,
         log: progress.MetricLog,
-    ) -> bool:
+    ) -> int:
         """Reads the metrics of a dispatch that ended at `step`, and reports them.
 
         Returns:
-          Whether a stop was asked for on any process.
+          The most urgent request of all processes.
 
         Raises:
           NonFiniteLoss: a loss or a gradient is not finite.
@@ -250,7 +267,7 @@ class TrainingRun:
                 "seconds": clock.seconds(),
             }
             log.write(step, last | costs)
-        return bool(metrics["stop"])
+        return int(metrics["request"])
 
     def _next_batch(self, batches: data.Batches, chunk: int) -> dict[str, jax.Array]:
         """The next batch on the devices; stacked if a dispatch takes several steps."""

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling_ldm import config
+from scaling_ldm import config, records
 
 AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)  # rows over all devices
@@ -209,39 +209,13 @@ def named_sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
-class StopSignal:
-    """Notes in `asked` that SIGTERM or Ctrl-C arrived within a `with` block.
-
-    A second Ctrl-C raises KeyboardInterrupt at once.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def stop_flags(mesh: Mesh, value: int) -> jax.Array:
-    """One stop flag per device, int32 [devices]; a step sums them over the job.
+def request_flags(mesh: Mesh, request: int) -> jax.Array:
+    """One request per device, int32 [devices]; a step takes the largest of the job.
 
     Args:
-      value: this process's flag, 0 or 1.
+      request: this process's, one of GO_ON, SAVE, SAVE_AND_SAY and STOP of `signals`.
     """
-    mine = np.full(len(mesh.local_devices), value, np.int32)
+    mine = np.full(len(mesh.local_devices), request, np.int32)
     return put(mesh, mine)
 
 
@@ -255,6 +229,20 @@ def any_process(condition: bool) -> bool:
     if jax.process_count() == 1:
         return condition
     return bool(multihost_utils.process_allgather(np.int32(condition)).any())
+
+
+def failing_together(action: Callable[[], Any]) -> Any:
+    """The action's result; if it fails on one process, this raises on all of them."""
+    result, refusal = None, None
+    try:
+        result = action()
+    except (config.ConfigError, records.Damaged, OSError) as e:
+        refusal = e
+    if any_process(refusal is not None) and refusal is None:
+        refusal = config.ConfigError("another process refused and says why")
+    if refusal is not None:
+        raise refusal
+    return result
 
 
 def barrier(name: str) -> None:

@@ -346,3 +346,23 @@ class RunClock:
     def seconds(self) -> float:
         """Wall time of the run so far, all restarts together."""
         return time.perf_counter() - self._begin
+
+
+class SaveClock:
+    """Says when it is time for another checkpoint.
+
+    Args:
+      minutes: between two of them; 0: it is never time.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint is written now, or asked for."""
+        self._since = time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether the time is over since the last `restart`."""
+        return 0 < self._seconds <= time.perf_counter() - self._since

@@ -239,9 +239,9 @@ class CompiledFunctions:
     objective: what is learnt.
     abstract_state: shapes, types and shardings of the state.
     init(key) -> TrainState
-    step(state, batch, uncond, hyper, stop) -> (state, metrics): one optimizer step;
-      metrics are scalars. "stop" is the sum of the processes' stop flags.
-    steps(state, batches, count, uncond, hyper, stop) -> (state, metrics): the first
+    step(state, batch, uncond, hyper, request) -> (state, metrics): one optimizer step;
+      metrics are scalars. "request" is the largest of the processes' requests.
+    steps(state, batches, count, uncond, hyper, request) -> (state, metrics): the first
       `count` of stacked batches; metrics are [batches].
     per_example_loss: as in `Objective`.
     """
@@ -275,10 +275,10 @@ def compile_functions(
     replicated = mesh.named_sharding(device_mesh, mesh.REPLICATED)
 
     def step(
-        state: TrainState, batch: Any, uncond: Any, hyper: Any, stop: jax.Array
+        state: TrainState, batch: Any, uncond: Any, hyper: Any, request: jax.Array
     ) -> tuple[TrainState, Any]:
         state, metrics = functions.step(state, batch, uncond, hyper)
-        return state, metrics | {"stop": stop.sum()}
+        return state, metrics | {"request": request.max()}
 
     def steps(
         state: TrainState,
@@ -286,7 +286,7 @@ def compile_functions(
         count: jax.Array,
         uncond: Any,
         hyper: Any,
-        stop: jax.Array,
+        request: jax.Array,
     ) -> tuple[TrainState, Any]:
         def body(i: jax.Array, carry: Any) -> Any:
             state, metrics = carry
@@ -299,7 +299,7 @@ def compile_functions(
         rows = batches["x"].shape[0]
         metrics = {name: jnp.zeros(rows) for name in METRICS}
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
-        return state, metrics | {"stop": stop.sum()}
+        return state, metrics | {"request": request.max()}
 
     jit = functools.partial(
         jax.jit,

@@ -23,7 +23,28 @@ from scaling_ldm import config, records
 from scaling_ldm.config import identity
 from scaling_ldm.config.files import continued
 from scaling_ldm.training import progress
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import lock, runs
+
+
+def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    """Refuses a directory that is not this experiment's; writes nothing.
+
+    Raises:
+      ConfigError: the directory holds another experiment, or something else.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    path = workdir / "experiment.json"
+    found = [p.name for p in workdir.iterdir()] if workdir.exists() else []
+    # Locks, and a first write that was cut off, are those of a command that starts.
+    start = (lock.NAME, f".{lock.NAME}.", path.name, f".{path.name}.")
+    held = _held(workdir)  # looked for last: another process may be writing it
+    if held is not None:
+        _compare(continued(experiment, _unknown(held)), held, path)
+    elif not all(name.startswith(start) for name in found):
+        raise config.ConfigError(
+            f"{workdir} is not empty and holds no experiment.json: use another "
+            "--workdir"
+        )
 
 
 def as_made(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
@@ -48,26 +69,16 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
       The experiment to go on with; see `as_made`.
 
     Raises:
-      ConfigError: the directory holds another experiment, or something else.
-      NewerVersion: a newer version of the library wrote it.
+      ConfigError, NewerVersion: see `check`.
     """
+    check(experiment, workdir)
     path = workdir / "experiment.json"
     held = _held(workdir)
-    if held is None and workdir.exists():
-        if any(
-            not p.name.startswith(f".{path.name}.")  # a first write that was cut off
-            for p in workdir.iterdir()
-        ):
-            raise config.ConfigError(
-                f"{workdir} is not empty and holds no experiment.json: use another "
-                "--workdir"
-            )
     unknown: list[identity.Field] = []
     made_by = records.SCHEMA
     if held is not None:
         unknown, made_by = _unknown(held), _made_by(held)
         experiment = continued(experiment, unknown)
-        _compare(experiment, held, path)
         _say_as_then(experiment, workdir, made_by, unknown)
     content = {
         "name": experiment.name,

@@ -83,7 +83,7 @@ class Ours:
         self.uncond = mesh.put(device_mesh, dict(uncond), mesh.REPLICATED)
         rates = {"peak": np.float32(1e-4), "warmup": np.float32(100)}
         self.hyper = mesh.put(device_mesh, rates, mesh.REPLICATED) | {"key": key}
-        self.flag = mesh.stop_flags(device_mesh, 0)
+        self.flag = mesh.request_flags(device_mesh, 0)
 
     def advance(self, steps: int) -> None:
         """`steps` steps; metrics are read after the next dispatch has started."""

@@ -71,6 +71,18 @@ def test_default_resolves_and_round_trips():
             "one of them, not both",
         ),
         (
+            lambda c: c["train"].update(checkpoint_minutes=-1.0),
+            "config.train.checkpoint_minutes = -1.0: must be >= 0",
+        ),
+        (
+            lambda c: c["train"].update(save_signals=("SIGKILL",)),
+            "config.train.save_signals = ('SIGKILL',): each of SIGUSR1, SIGUSR2, once",
+        ),
+        (
+            lambda c: c["train"].update(save_signals=("SIGUSR2",)),
+            "config.train.stop_signals: SIGUSR2 is in both",
+        ),
+        (
             lambda c: c["train"].update(checkpoint_flops=(0.0, 1.0)),
             "be positive and increase",
         ),
@@ -251,6 +263,7 @@ def test_every_numeric_field_has_a_check_of_its_range():
     """A nonsense value is refused before anything runs, or it is listed here."""
     free = {"data.shape", "objective.time_location", "mesh.replica", "plan.sizes"}
     free |= {"plan.budgets_flops", "train.checkpoint_flops"}
+    free |= {"train.save_signals", "train.stop_signals"}
     free |= {"evaluate.metrics", "frontier.samplers"}  # in test_evaluate
     free |= {"frontier.steps", "frontier.guidances"}
     for section in dataclasses.fields(config.Experiment):
@@ -289,6 +302,9 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
         {"checkpoints_per_run": 3},
         {"keep_checkpoints": 5},
         {"checkpoint_flops": (1e9, 2e9)},
+        {"checkpoint_minutes": 0.5},
+        {"save_signals": ()},
+        {"stop_signals": ("SIGUSR1",)},
         {"log_every_steps": 7},
         {"show_every_seconds": 1.0},
         {"tensorboard": True},

@@ -1,11 +1,14 @@
 """The encode stage: its records, also after interruptions, and what it refuses."""
 
+import dataclasses
 import functools
 import io
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import tarfile
 import time
 
@@ -26,6 +29,7 @@ from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
+from scaling_ldm.workdir import lock
 
 COUNT, PER_SHARD = 44, 8
 SCALE, SHIFT = 0.7, 0.2
@@ -248,6 +252,35 @@ def test_two_processes_write_what_one_writes(whole, wanted, tmp_path, monkeypatc
         wrote[process] = set(files(tmp_path)) - before
     assert {shards.shard_name(n) for n in (1, 3, 5)} <= wrote[1]
     assert {shards.shard_name(n) for n in (0, 2, 4)} <= wrote[0]
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_second_encode_waits_for_the_first(
+    whole, wanted, tmp_path, monkeypatch, capsys
+):
+    """Another process that lives has the lock; it completes the records meanwhile."""
+    first = subprocess.Popen(["sleep", "600"])
+    held = dataclasses.replace(
+        lock._this_process(), pid=first.pid, start=lock._start(first.pid)
+    )
+    path = tmp_path / "encoded" / lock.NAME
+    path.parent.mkdir()
+    path.write_text(json.dumps(dataclasses.asdict(held)))
+
+    def completed(_):
+        shutil.copytree(whole / "encoded", path.parent, dirs_exist_ok=True)
+        path.unlink()
+
+    monkeypatch.setattr(lock, "_pause", completed)
+    monkeypatch.setattr(encoding, "FrozenNetworks", None)  # not even loaded
+    encode.run(wanted(), tmp_path)
+    first.kill()
+    first.wait()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        f"waiting: {path.parent} is in use by process {first.pid}"
+    )
+    assert said[1].startswith(f"encoded already: {COUNT} pictures")
     assert files(tmp_path) == files(whole)
 
 

@@ -130,6 +130,10 @@ def test_the_plan_round_trips_and_prints_every_column(tiny, tmp_path):
     rows = plan.plan(e)
     plan.write(rows, tmp_path)
     assert records.read_jsonl(tmp_path / "runs.jsonl") == rows
+    before = (tmp_path / "runs.jsonl").stat()
+    plan.write(rows, tmp_path)  # by another command: others may be reading it
+    after = (tmp_path / "runs.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     text = plan.table(e, rows, first=3).splitlines()
     assert text[2].split()[0] == "3"
     for word in ("budget", "params", "FLOPs/step", "steps", "images", "hours"):

@@ -16,7 +16,15 @@ from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
 from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import plan, train
-from scaling_ldm.training import checkpoint, held_out, loop, mesh, progress, train_step
+from scaling_ldm.training import (
+    checkpoint,
+    held_out,
+    loop,
+    mesh,
+    progress,
+    signals,
+    train_step,
+)
 from scaling_ldm.workdir import runs
 
 STEPS = (24, 36)  # of the two runs, which have one size
@@ -76,11 +84,11 @@ def assert_identical(experiment, workdir, reference):
     assert [(r["step"], r["loss"]) for r in a] == [(r["step"], r["loss"]) for r in b]
 
 
-class StopAt(mesh.StopSignal):
+class StopAt(signals.StopSignal):
     """A signal that arrives at the n-th dispatch of the process."""
 
     def __init__(self, dispatch):
-        self.left = dispatch
+        self.left = dispatch  # it asks nothing of the system
 
     __enter__ = lambda self: self  # noqa: E731
     __exit__ = lambda self, *_: None  # noqa: E731
@@ -89,6 +97,10 @@ class StopAt(mesh.StopSignal):
     def asked(self):
         self.left -= 1
         return self.left <= 0
+
+
+def stop_at(monkeypatch, dispatch):
+    monkeypatch.setattr(signals, "StopSignal", lambda _: StopAt(dispatch))
 
 
 @pytest.fixture
@@ -164,7 +176,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             runs.run_files(pathlib.Path(), row.run_id),
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
-            mesh.StopSignal(),
+            signals.StopSignal(experiment.train),
         )
         source, _ = data_lib.sources(experiment, pathlib.Path())
         data = data_lib.batches(
@@ -177,12 +189,12 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
         ) | {"key": training._key("steps")}
         uncond = {name: source.uncond[name] for name in training.names if name != "x"}
         uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
-        flags = mesh.stop_flags(device_mesh, 0), mesh.stop_flags(device_mesh, 1)
+        flags = [mesh.request_flags(device_mesh, r) for r in range(4)]
         state = training.compiled.init(training._key("init"))
         ema = jax.tree.map(np.asarray, state.averages["ema"])
         for done in range(5):
             state, metrics = training.compiled.step(
-                state, training._next_batch(data, 1), uncond, hyper, flags[done == 4]
+                state, training._next_batch(data, 1), uncond, hyper, flags[done % 4]
             )
             for leaf, like in zip(
                 jax.tree.leaves(state),
@@ -205,7 +217,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
             rate = 1e-2 * min(1, (done + 1) / 3)
             assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-6)
-            assert int(metrics["stop"]) == (8 if done == 4 else 0)
+            assert int(metrics["request"]) == done % 4
         assert training.compiled.step._cache_size() == 1
 
 
@@ -239,7 +251,7 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     experiment, reference, tmp_path, monkeypatch, lines
 ):
     for dispatch in (4, 7):
-        monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, dispatch))
+        stop_at(monkeypatch, dispatch)
         with pytest.raises(Preempted, match="is saved at step"):
             run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -265,7 +277,7 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
         9,
         16,
     }  # it begins at 1, ends at 24
-    monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, 11))
+    stop_at(monkeypatch, 11)
     with pytest.raises(Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -281,6 +293,93 @@ def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
     ]  # which opened the folder
 
 
+class SaveAt(signals.StopSignal):
+    """Signals to save that arrive before these dispatches of the process."""
+
+    def __init__(self, dispatches):
+        self.dispatches, self.at = dispatches, 0
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda self, *_: None  # noqa: E731
+
+    def request(self):
+        self.at += 1
+        self.save_asked = self.at in self.dispatches
+        return super().request()
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """The steps that are saved, in order."""
+    steps, save = [], checkpoint.Checkpoints.save
+
+    def noted(self, step, *args):
+        steps.append(step)
+        save(self, step, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", noted)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("each", "asked", "saved", "told"),
+    [
+        (1, (3, 5, 10), [4, 6, 11], [4, 6, 11]),  # 6, 12, 18 and 24 are marks
+        (2, (1, 4), [4, 6, 10], [4, 10]),  # dispatches end at 2, 4, 6 and so on
+    ],
+)
+def test_a_save_on_request_is_one_dispatch_later_and_changes_nothing(
+    experiment, reference, tmp_path, monkeypatch, lines, saves, each, asked, saved, told
+):
+    cfg = dataclasses.replace(experiment.train, steps_per_dispatch=each)
+    several = dataclasses.replace(experiment, train=cfg)
+    whole = reference[0]
+    if each > 1:
+        whole = tmp_path / "whole"
+        run(several, whole, STEPS[:1])
+        saves.clear()
+    look = loop.TrainingRun._read_metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "StopSignal", lambda _: SaveAt(asked))
+        patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(look, 12))
+        with contextlib.suppress(KeyboardInterrupt):
+            run(several, tmp_path / "cut", STEPS[:1])
+            raise AssertionError("it was to die")
+    assert saves == saved
+    name = row_of(experiment).run_id
+    said = [f"{name} is saved at step {step} and goes on" for step in told]
+    assert [line for line in lines if line.endswith("goes on")] == said
+    run(several, tmp_path / "cut", STEPS[:1])
+    assert f"{name} continues from step {saved[-1]} of 24" in lines
+    assert_identical(several, tmp_path / "cut", whole)
+
+
+def test_the_clock_saves_between_marks_and_changes_nothing(
+    experiment, reference, tmp_path, monkeypatch, lines, saves
+):
+    """At every dispatch of process 0 it is time to save."""
+    row = row_of(experiment)
+    hasty = dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(
+            experiment.train,
+            checkpoint_minutes=1e-9,
+            checkpoint_flops=(9.0 * row.flops_per_step,),
+        ),
+    )
+    stop_at(monkeypatch, 16)
+    with pytest.raises(Preempted, match="is saved at step 17"):
+        run(hasty, tmp_path, STEPS[:1])
+    monkeypatch.undo()
+    # A request is read when the next dispatch is under way, and at a mark at once.
+    assert saves == [2, 4, 6, 8, 9, 11, 12, 14, 16, 17]
+    assert not [line for line in lines if line.endswith("goes on")]
+    assert runs.checkpoint_steps(tmp_path, row) == [9, 12, 16, 17]
+    run(hasty, tmp_path, STEPS[:1])
+    assert runs.checkpoint_steps(tmp_path, row) == [9, 18, 24]
+    assert_identical(experiment, tmp_path, reference[0])
+
+
 def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
     experiment, tmp_path, monkeypatch
 ):
@@ -289,15 +388,9 @@ def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
     )
     run(several, tmp_path / "whole", STEPS[:1])
     look = loop.TrainingRun._read_metrics
-
-    def dies(at, self, step, *args):
-        if step >= at:
-            raise KeyboardInterrupt
-        return look(self, step, *args)
-
     for at in (9, 15, 23):
         with monkeypatch.context() as patch:
-            patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(dies, at))
+            patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(look, at))
             with contextlib.suppress(KeyboardInterrupt):
                 run(several, tmp_path / "cut", STEPS[:1])
                 raise AssertionError("it was to die")
@@ -305,8 +398,15 @@ def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
     assert_identical(several, tmp_path / "cut", tmp_path / "whole")
 
 
-def dies_at(dies, at):
-    return lambda self, step, *args: dies(at, self, step, *args)
+def dies_at(look, at):
+    """`_read_metrics` of a process that is killed when a step is done."""
+
+    def read(self, step, *args):
+        if step >= at:
+            raise KeyboardInterrupt
+        return look(self, step, *args)
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -322,7 +422,7 @@ def test_resume_on_other_devices(experiment, reference, tmp_path, monkeypatch, p
         build = functools.partial(mesh.build, use=jax.devices()[:devices])
         monkeypatch.setattr(mesh, "build", build)
         if i + 1 < len(path):
-            monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(7))
+            stop_at(monkeypatch, 7)
         else:
             monkeypatch.undo()
             monkeypatch.setattr(mesh, "build", build)
@@ -446,7 +546,7 @@ def unfinish(folder):
 def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):
-    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(15))
+    stop_at(monkeypatch, 15)
     with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()
@@ -455,7 +555,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     steps = sorted(int(p.name) for p in folder.iterdir())
     damage(folder / str(steps[-1]))
     # The same steps are saved again, over the place of the damaged one.
-    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(steps[-1] - steps[-2] - 1))
+    stop_at(monkeypatch, steps[-1] - steps[-2] - 1)
     with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     word = "unfinished" if damage is unfinish else "damaged"

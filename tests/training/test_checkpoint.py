@@ -1,6 +1,7 @@
 """Checkpoints: what is saved is restored, and each belongs to one run."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,32 @@ def test_what_is_saved_is_restored_with_its_position(spec, tmp_path):
     assert (restored.step, restored.progress) == (3, progress(3))
     np.testing.assert_array_equal(restored.state["w"], STATE["w"] + 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "stay"),
+    [
+        ([3, 5, 7], [5, 7]),  # no mark yet
+        ([3, 5, 10], [5, 10]),
+        ([5, 10, 13], [10, 13]),
+        ([10, 13, 15, 17], [10, 15, 17]),
+        ([10, 15, 17, 20], [10, 20]),  # as many marks as are kept
+        ([10, 20, 21], [10, 20, 21]),
+        ([10, 20, 21, 22, 23], [10, 20, 22, 23]),
+        ([4, 10, 20, 22, 23, 30], [4, 20, 30]),
+    ],
+)
+def test_a_step_between_marks_pushes_out_no_mark(on_disk, stay):
+    kept = checkpoint.Kept(2, frozenset({4}), frozenset({10, 20, 30}))
+    found = [types.SimpleNamespace(step=step) for step in on_disk]
+    answer = kept.should_preserve(found, context=None)
+    assert [step for step, yes in zip(on_disk, answer, strict=True) if yes] == stay
+
+
+def test_a_finished_run_with_fewer_marks_than_are_kept_has_them_alone():
+    kept = checkpoint.Kept(9, frozenset(), frozenset({10, 20}))
+    found = [types.SimpleNamespace(step=step) for step in (3, 10, 13, 20)]
+    assert kept.should_preserve(found, context=None) == [False, True, False, True]
 
 
 def test_another_runs_checkpoint_is_refused_and_kept(spec, tmp_path):

@@ -123,6 +123,62 @@ def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     assert_identical(tmp_path / "w", reference)
 
 
+def saved_steps(workdir):
+    """The steps of the checkpoints that are complete."""
+    found = (folder(workdir) / "checkpoints").glob("*/commit_success.txt")
+    return {int(path.parent.name) for path in found if path.parent.name.isdigit()}
+
+
+def test_sigusr1_saves_and_goes_on_and_sigusr2_saves_and_ends(reference, tmp_path):
+    workdir = tmp_path / "w"
+    process = start(workdir)
+    process.wait_for("  step 13/")
+    process.popen.send_signal(signal.SIGUSR1)
+    process.wait_for("and goes on")
+    process.popen.send_signal(signal.SIGUSR2)
+    out = end(process, study.EXIT["preempted, run the same command again"])
+    first, last = (int(x.split()[0]) for x in out.split("is saved at step ")[1:])
+    assert 13 < first < last < STEPS
+    assert last in saved_steps(workdir)
+    assert first in saved_steps(workdir) or last - first > 10  # a mark came after it
+
+    process = start(workdir)
+    process.wait_for(f"continues from step {last} of {STEPS}")
+    process.wait_for("  step ")
+    process.popen.send_signal(signal.SIGUSR1)
+    assert "is saved at step" in end(process)
+    assert saved_steps(workdir) == {50, 60}
+    assert_identical(workdir, reference)
+
+
+def test_signals_can_be_given_other_meanings(tmp_path):
+    process = start(
+        tmp_path / "w",
+        "--config.train.save_signals=()",
+        "--config.train.stop_signals=('SIGUSR1',)",
+    )
+    process.wait_for("  step 13/")
+    process.popen.send_signal(signal.SIGUSR1)
+    end(process, study.EXIT["preempted, run the same command again"])
+
+
+def test_a_kill_costs_no_more_than_the_minutes_between_checkpoints(reference, tmp_path):
+    """The run has one mark, its end; the clock saves every 30 ms."""
+    workdir = tmp_path / "w"
+    rarely = "--config.train.checkpoints_per_run=1"
+    process = start(workdir, rarely, "--config.train.checkpoint_minutes=0.0005")
+    process.wait_for("  step 13/")
+    while not saved_steps(workdir):
+        assert process.popen.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    (*_, last) = sorted(saved_steps(workdir))
+    assert last < STEPS
+    out = end(start(workdir, rarely, "--config.train.checkpoint_minutes=0"))
+    assert f"continues from step {last} of {STEPS}" in out
+    assert_identical(workdir, reference)
+
+
 def test_no_room_on_disk_loses_nothing(reference, tmp_path):
     """There is room for a few checkpoints, then for no large file, then for all."""
     workdir = tmp_path / "w"

@@ -11,6 +11,7 @@ import pytest
 from processes import MainProcess, start_job
 
 from scaling_ldm import records, study
+from scaling_ldm.workdir import lock
 
 STEPS = 24
 SMALL = (
@@ -76,18 +77,27 @@ def assert_same(workdir, one, restarts):
 
 
 def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
-    """SIGTERM to one stops both; killing one ends the other; then the run finishes."""
+    """SIGTERM to one stops both; killing one ends the other; then the run finishes.
+
+    Before that, the clock of process 0 and a signal to process 1 save both.
+    """
     workdir = tmp_path / "w"
-    job = start(workdir, 2)
+    job = start(workdir, 2, "--config.train.checkpoint_minutes=1e-6")
     job[0].wait_for("  step 3/")
+    assert len(list(workdir.rglob(lock.NAME))) == 2  # of the job and of its run
+    while not list(workdir.glob("runs/*/checkpoints/[1-5]")):  # the first mark is 6
+        assert job[0].popen.poll() is None
+    job[1].popen.send_signal(signal.SIGUSR1)
+    job[0].wait_for("and goes on")
     job[1].popen.send_signal(signal.SIGTERM)  # to the one that writes nothing
     code = study.EXIT["preempted, run the same command again"]
     out = [process.end(code) for process in job]
-    stopped = int(out[0].split("is saved at step ")[1].split()[0])
+    stopped = int(out[0].split("is saved at step ")[2].split()[0])
     (folder,) = (workdir / "runs").iterdir()
     saved = [int(p.name) for p in (folder / "checkpoints").iterdir()]
     assert max(saved) == stopped < STEPS
     assert "is saved" not in out[1]  # told once
+    assert not list(workdir.rglob(lock.NAME))
 
     job = start(workdir, 2)
     job[0].wait_for(f"continues from step {stopped} of {STEPS}")
@@ -98,6 +108,7 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     assert time.monotonic() - began < 60
     assert study.LOST in out
     assert "Traceback" not in out
+    assert not list(workdir.rglob(lock.NAME))
 
     job = start(workdir, 2)
     out = [process.end() for process in job]
