@@ -216,13 +216,19 @@ installed = pytest.mark.skipif(
 )
 
 
+def real_photo():
+    """A photograph that matplotlib ships."""
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        return PIL.Image.open(file).convert("RGB")
+
+
 @installed
 def test_the_packaged_weights():
     assert files.sha256(weights.find()) == weights.SHA256
     params = weights.load(weights.find())
-    photo = PIL.Image.open(cbook.get_sample_data("grace_hopper.jpg"))
+    photo = real_photo()
     side = min(photo.size)
-    photo = photo.convert("RGB").crop((0, 0, side, side)).resize((224, 224))
+    photo = photo.crop((0, 0, side, side)).resize((224, 224))
     out = APPLY(params, np.asarray(photo, np.float32)[None])
     assert np.argmax(out.logits[0]) == 652  # ImageNet's "military uniform"
     assert_allclose(np.mean(out.features), 0.22319, rtol=1e-2)
@@ -245,7 +251,7 @@ def real():
     sets["icons"] = np.stack(
         [sources.fit(icons.read(i).image, 64, 64) for i in range(256)]
     )
-    photo = PIL.Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    photo = real_photo()
     whole, rng = np.asarray(photo), np.random.default_rng(1)
     corners = zip(
         *(rng.integers(n - 64, size=256) for n in whole.shape[:2]), strict=True
