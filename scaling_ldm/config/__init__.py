@@ -5,9 +5,9 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
-run's numbers, `checks` and `reads` what an experiment must fulfil, `axes` what its runs
-vary, `run_names` what they are called, `files` loads it, `command_line` checks the
-flags. May import: records.
+run's numbers, `checks` and `reads` what an experiment must fulfil, `mix` the parts of
+its pictures, `axes` what its runs vary, `run_names` what they are called, `files` loads
+it, `command_line` checks the flags. May import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides
@@ -44,6 +44,7 @@ from scaling_ldm.config.names import (
     DATA_SOURCES,
     DISCRETE_SCHEDULES,
     DTYPES,
+    ENDLESS,
     FD_BACKENDS,
     FEATURE_NETWORKS,
     FIT_METRICS,
@@ -86,6 +87,7 @@ __all__ = [
     "DISCRETE_SCHEDULES",
     "DTYPES",
     "DataConfig",
+    "ENDLESS",
     "EncodeConfig",
     "EvaluateConfig",
     "Experiment",

@@ -19,7 +19,13 @@ Field = tuple[str, str]  # section, name
 # Every new field has a line here. Its default may be another value: a directory that
 # was made without the field goes on with the value here, and a new one starts with the
 # default.
-SINCE: dict[Field, Any] = {}
+SINCE: dict[Field, Any] = {
+    ("data", "captions"): "",
+    ("data", "label"): "",
+    ("data", "mix"): (),
+    ("data", "parts"): (),
+    ("validation", "part"): "",
+}
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
 FIRST_NAMES: dict[Field, str] = {
@@ -74,7 +80,19 @@ def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
             kept[section][field] = kept[section].pop(first)
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
+    if parts := kept.get("data", {}).get("parts"):
+        kept["data"]["parts"] = _deciding_parts(parts)
     return kept
+
+
+def _deciding_parts(parts: Iterable[Any]) -> list[Any]:
+    """The fields of `data.parts` that decide numbers, whatever their order."""
+    places = {"path", *(f"{s}.{f}" for s, f in _NOT_IDENTITY)}
+    found = []
+    for name, fields in sorted(parts):
+        if kept := [[f, value] for f, value in sorted(fields) if f not in places]:
+            found.append([name, kept])
+    return found
 
 
 def recipe_hash(experiment: Mapping[str, Any]) -> str:

@@ -34,14 +34,22 @@ class _Stopped(Exception):
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Encodes the data set of an experiment, unless that is done already.
+    """Encodes the data set of an experiment, or each part of its mix, once.
 
     Raises:
       ConfigError: pictures or networks are missing or do not fit, too many records are
         bad, or the folder holds other records.
       Preempted: SIGTERM arrived; the same command continues.
     """
-    folder = data.records_folder(experiment, workdir)
+    for name, (part, folder) in data.parts(experiment, workdir).items():
+        if name:
+            progress.say(f"part {name} of the mix")
+        with data.naming(name):
+            _run(part, folder)
+
+
+def _run(experiment: config.Experiment, folder: str) -> None:
+    """Encodes the pictures of one part; see `run`."""
     encoder = _failing_together(lambda: _Encoder(experiment, folder))
     if encoder.manifest is not None:
         progress.say(
@@ -245,16 +253,13 @@ class _Encoder:
         for i, picture in enumerate(batch):
             given = None if features is None else features[i]
             self._check_range(picture, x[i], given)
-            held_out = picture.held_out
-            if held_out is None:
-                held_out = pictures.held_out(picture.caption, fraction)
             record = shards.Record(
                 x=x[i],
                 features=given,
                 caption=picture.caption,
                 name=picture.name,
                 label=picture.label,
-                held_out=held_out,
+                held_out=pictures.is_held_out(picture, fraction),
             )
             writer.add(record, means[i], variances[i])
 
