@@ -6,8 +6,8 @@ lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
 run's numbers, `checks`, `optimizer_checks` and `reads` what an experiment must fulfil,
-`axes` what its runs vary, `run_names` what they are called, `files` loads it,
-`command_line` checks the flags. May import: records.
+`mix` the parts of its pictures, `axes` what its runs vary, `run_names` what they are
+called, `files` loads it, `command_line` checks the flags. May import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides
@@ -46,6 +46,7 @@ from scaling_ldm.config.names import (
     DISCRETE_SCHEDULES,
     DTYPES,
     EMA,
+    ENDLESS,
     FD_BACKENDS,
     FEATURE_NETWORKS,
     FIT_METRICS,
@@ -96,6 +97,7 @@ __all__ = [
     "DTYPES",
     "DataConfig",
     "EMA",
+    "ENDLESS",
     "EncodeConfig",
     "EvaluateConfig",
     "Experiment",

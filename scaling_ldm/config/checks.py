@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from scaling_ldm.config import fields, names, optimizer_checks, reads
+from scaling_ldm.config import fields, mix, names, optimizer_checks, reads
 
 
 class _Problems(list[str]):
@@ -19,6 +19,11 @@ class _Problems(list[str]):
 
 def problems_of(e: fields.Experiment) -> list[str]:
     """Every reason why a well-typed experiment cannot run; empty if it can."""
+    return mix.problems_of(e, _problems_of_part)
+
+
+def _problems_of_part(e: fields.Experiment) -> list[str]:
+    """What is wrong with an experiment whose pictures are of one source."""
     problems = _check_names(e)
     problems += reads.unread(e)
     problems += _check_encode(e)
@@ -272,13 +277,15 @@ def _check_encode(e: fields.Experiment) -> list[str]:
     """Frozen networks, sources and denoisers that do not go together."""
     problems = []
     cfg = e.encode
-    endless = e.data.source == "icons"
+    endless = e.data.source in names.ENDLESS
     if e.encoded and endless and not cfg.pictures:
         problems.append(
-            "config.encode.pictures = 0: the icons are an endless stream; say how many "
-            "of them the encode stage takes"
+            f"config.encode.pictures = 0: the {e.data.source} are an endless stream; "
+            "say how many of them the encode stage takes"
         )
-    if e.data.source not in ("icons", "memory") and not (e.data.path or cfg.path):
+    needs_path = "path" in names.DATA_SOURCES.get(e.data.source, ())
+    needs_path &= e.data.source not in names.UNNAMED
+    if needs_path and not (e.data.path or cfg.path):
         problems.append(
             f"config.data.path is not set: the {e.data.source} source reads its "
             "pictures from it; pass --config.data.path=FOLDER, or "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scaling_ldm.config import identity
+from scaling_ldm.config import identity, names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,16 @@ class DataConfig:
     source: str = "icons"  # one of DATA_SOURCES; all but icons go through encode
     path: str = ""  # folder, shards or table of the source; may be a URL
     split: str = "train"  # split that the tfds and huggingface sources read
+    # Where captions are: the column, feature or entry; of an image_folder the table,
+    # "txt" or "folders". "": by the usual names.
+    captions: str = ""
+    label: str = ""  # column or feature with the number of the class; "": none
+    # Parts of the training stream, {name: share of the pictures}, or (name, share)
+    # pairs. (): one part, which the fields above say.
+    mix: tuple[tuple[str, float], ...] = ()
+    # What a part has of its own, {name of the part: {field: value}}: source, path,
+    # split, captions, label, encode.path or encode.pictures.
+    parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
     shape: tuple[int, ...] = (32, 32, 3)  # height, width, channels the network sees
     # k > 0: the network also gets the picture at 1/k of its size (super-resolution).
     coarse: int = 0
@@ -187,6 +197,9 @@ class ValidationConfig:
     samples: int = 4096  # pictures, each with its own noise and stratum of t
     batch_size: int = 1024  # pictures in one call, over all devices
     seed: int = 0  # seed of the noise and of t
+    # Part of data.mix whose held-out pictures are measured, drawn and compared with;
+    # "": the first one; "mix": all of them, in their shares.
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -293,7 +306,8 @@ class Experiment:
     def encoded(self) -> bool:
         """Whether training reads records that the encode stage writes."""
         return (
-            self.data.source != "icons"
+            len(self.data.mix) > 0
+            or self.data.source not in names.ENDLESS
             or self.encode.autoencoder != "none"
             or not self.reads_words
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import axes, checks, fields, identity, names, reads
+from scaling_ldm.config import axes, checks, fields, identity, mix, names, reads
 from scaling_ldm.config.experiment_dict import say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
@@ -142,8 +142,9 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
                 )
             else:
                 problems.append(f"{where}.{key} is a section, got {value!r}")
-        elif f"{where}.{key}" in ("config.plan.axes", "config.plan.axes_only"):
-            values[key] = axes.read(value, f"{where}.{key}", _coerce, problems)
+        elif reader := _PAIRS.get(f"{where}.{key}"):
+            given = axes.pairs(value)
+            values[key] = reader(given, f"{where}.{key}", _coerce, problems)
         else:
             values[key] = _coerce(value, known[key], f"{where}.{key}", problems)
     return cls(**values)
@@ -159,6 +160,13 @@ def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+# Fields that hold pairs -> what checks their values.
+_PAIRS = {
+    "config.plan.axes": axes.read,
+    "config.plan.axes_only": axes.read,
+    "config.data.mix": mix.read_mix,
+    "config.data.parts": mix.read_parts,
+}
 # Each tuple that may be empty -> an element of the right type.
 _MAY_BE_EMPTY = {
     "config.plan.budgets_flops": 1.0,

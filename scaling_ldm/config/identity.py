@@ -26,6 +26,11 @@ SINCE: dict[Field, Any] = {
     ("optimizer", "decay_shape"): "linear",
     ("optimizer", "warmup_steps"): 0,
     ("optimizer", "warmup_samples"): 0,
+    ("data", "captions"): "",
+    ("data", "label"): "",
+    ("data", "mix"): (),
+    ("data", "parts"): (),
+    ("validation", "part"): "",
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
@@ -84,7 +89,19 @@ def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
             kept[section][field] = kept[section].pop(first)
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
+    if parts := kept.get("data", {}).get("parts"):
+        kept["data"]["parts"] = _deciding_parts(parts)
     return kept
+
+
+def _deciding_parts(parts: Iterable[Any]) -> list[Any]:
+    """The fields of `data.parts` that decide numbers, whatever their order."""
+    places = {"path", *(f"{s}.{f}" for s, f in _NOT_IDENTITY)}
+    found = []
+    for name, fields in sorted(parts):
+        if kept := [[f, value] for f, value in sorted(fields) if f not in places]:
+            found.append([name, kept])
+    return found
 
 
 def recipe_hash(experiment: Mapping[str, Any]) -> str:

@@ -54,15 +54,18 @@ ACTIVATIONS = ("gelu", "relu", "silu")
 NORMS = ("layer", "rms")
 QK_NORMS = ("none", "layer", "rms")
 POSITIONS = ("sinusoidal", "learned", "rope")
-DATA_SOURCES = (
-    "icons",
-    "image_folder",
-    "webdataset",
-    "array_record",
-    "tfds",
-    "huggingface",
-    "memory",
-)
+# Each source of pictures -> the fields of config.data that say what it opens.
+DATA_SOURCES = {
+    "icons": (),
+    "image_folder": ("path", "captions", "label"),
+    "webdataset": ("path", "captions"),
+    "array_record": ("path", "captions", "label"),
+    "tfds": ("path", "split", "captions", "label"),
+    "huggingface": ("path", "split", "captions", "label"),
+    "memory": ("path",),
+}
+ENDLESS = ("icons",)  # sources without end; training can read them without records
+UNNAMED = ("memory",)  # sources that have pictures under the path "", too
 # Frozen networks with a name; any other value is a folder or a hub id.
 AUTOENCODERS = ("none", "icons_f4")
 TEXT_ENCODERS = ("auto", "vocabulary", "minilm")

@@ -66,10 +66,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     }
     | {"evaluate.input_size": ("lite0",)},
     "advise.unit": {"advise.dtype": ("seconds",), "advise.utilisation": ("seconds",)},
-    "data.source": {
-        "data.path": tuple(s for s in names.DATA_SOURCES if s != "icons"),
-        "data.split": ("tfds", "huggingface"),
-    },
+    "data.source": _by_field("data", names.DATA_SOURCES),
     "objective.schedule": _by_field("objective", names.SCHEDULES),
     "objective.weighting": _by_field("objective", names.WEIGHTINGS),
     "objective.timestep_sampling": _by_field("objective", names.TIMESTEP_SAMPLING),

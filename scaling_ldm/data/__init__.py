@@ -2,18 +2,21 @@
 
 `sources` gives what an experiment trains on and `pipeline` its batches. `pictures`
 reads sets of pictures in common layouts, from the files of `storage`. `encoded` and
-`shards` are the records of the encode stage. `icons` paints the embedded icons of
+`shards` are the records of the encode stage, and `mixture` mixes those of several
+parts. `icons` paints the embedded icons of
 `icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
 position, `split` chooses the validation captions. May import: config, records, models.
 """
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack
-from scaling_ldm.data.sources import records_folder, sources
+from scaling_ldm.data.sources import naming, parts, records_folder, sources
 
 __all__ = [
     "Batches",
     "Source",
     "batches",
+    "naming",
+    "parts",
     "records_folder",
     "sources",
     "stack",

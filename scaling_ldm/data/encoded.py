@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,11 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
         "autoencoder": pretrained.autoencoder_identity(cfg.autoencoder),
         "text_encoder": pretrained.text_identity(cfg.text_encoder),
     }
-    if source in ("tfds", "huggingface"):
-        found["split"] = experiment.data.split
-    if source == "icons":
+    for field in config.DATA_SOURCES[source]:
+        value = getattr(experiment.data, field)
+        if field != "path" and value:
+            found[field] = value
+    if source in config.ENDLESS:
         found["seed"] = experiment.data.seed
     if not experiment.reads_words:
         found["text_tokens"] = experiment.data.text_tokens
@@ -86,33 +88,59 @@ def refuse(folder: str, found: list[str]) -> None:
         )
 
 
+def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
+    """The manifest of a folder of finished records of an experiment.
+
+    Raises:
+      ConfigError: there are no finished records, or they are of something else.
+      Damaged: it is not what was written.
+    """
+    store = shards.Store(folder)
+    manifest = store.read_json(shards.MANIFEST)
+    if manifest is None:
+        begun = store.read_json(shards.IDENTITY) is not None
+        state = "the records in {} are not finished" if begun else "no records in {}"
+        raise config.ConfigError(f"{state.format(folder)}: add encode to --stages")
+    refuse(folder, differences(manifest["identity"], identity(experiment)))
+    return manifest
+
+
 class Encoded:
     """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
 
+    Args:
+      words: the vocabulary, by rank; None for that of these records alone.
+      seed: of the order and the noise; None for config.data.seed.
+
+    Attributes:
+      layout: of the records.
+
     Raises:
-      ConfigError: there are no finished records, they are of something else, none is in
-        this split, or text features have another width than config.model.text_width.
+      ConfigError: as `read_manifest`; no record is in this split, or text features have
+        another width than config.model.text_width.
       Damaged: files are not what was written; reading rows may raise it too.
     """
 
-    def __init__(self, folder: str, experiment: config.Experiment, split: str) -> None:
+    def __init__(
+        self,
+        folder: str,
+        experiment: config.Experiment,
+        split: str,
+        *,
+        words: Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> None:
         self._store = shards.Store(folder)
-        manifest = self._store.read_json(shards.MANIFEST)
-        if manifest is None:
-            begun = self._store.read_json(shards.IDENTITY) is not None
-            state = (
-                "the records in {} are not finished" if begun else "no records in {}"
-            )
-            raise config.ConfigError(f"{state.format(folder)}: add encode to --stages")
-        refuse(folder, differences(manifest["identity"], identity(experiment)))
+        manifest = read_manifest(folder, experiment)
         layout = manifest["layout"]
-        self._layout = shards.Layout(**layout | {"shape": tuple(layout["shape"])})
-        check_width(experiment, self._layout.text_width)
+        self.layout = shards.Layout(**layout | {"shape": tuple(layout["shape"])})
+        check_width(experiment, self.layout.text_width)
         H, W, C = experiment.data.shape
         self.shape = (H, W, C)
         self.classes = manifest["classes"]
         self.identity = manifest["identity"]
-        self._manifest, self._seed = manifest, experiment.data.seed
+        self._manifest = manifest
+        self._seed = experiment.data.seed if seed is None else seed
         self._network = manifest["identity"]["autoencoder"]
         self._length = experiment.data.text_tokens
         self._index = self._split(split == "validation")
@@ -122,7 +150,8 @@ class Encoded:
                 f"{split} split; more pictures or another "
                 "config.data.validation_fraction are needed"
             )
-        vocabulary = (*RESERVED, *manifest["vocabulary"])
+        known = manifest["vocabulary"] if words is None else words
+        vocabulary = (*RESERVED, *known)
         self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
@@ -138,7 +167,7 @@ class Encoded:
         rows = {"x": self._sample(stored["x"], positions)}
         rows["mask"] = stored["mask"]
         text = stored["text"]
-        rows["text"] = text.astype(np.float32) if self._layout.text_width else text
+        rows["text"] = text.astype(np.float32) if self.layout.text_width else text
         if self.classes:
             rows["label"] = stored["label"]
         return rows
@@ -211,7 +240,7 @@ class Encoded:
 
     def _open(self, number: int) -> shards.ShardReader:
         path = self._paths[shards.shard_name(number)]
-        return shards.ShardReader(path, self._manifest["shards"][number], self._layout)
+        return shards.ShardReader(path, self._manifest["shards"][number], self.layout)
 
     @functools.cached_property
     def _paths(self) -> dict[str, Any]:
@@ -220,7 +249,7 @@ class Encoded:
 
     def _sample(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Stored pixels as the network sees them, or a draw from stored moments."""
-        if self._layout.dtype == "uint8":
+        if self.layout.dtype == "uint8":
             return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
         mean, log_variance = np.split(x.astype(np.float32), 2, axis=-1)
         key = hashing.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0]
@@ -235,11 +264,11 @@ class Encoded:
         return noise
 
     def _text(self, found: list[shards.Record]) -> Rows:
-        if not self._layout.text_width:
+        if not self.layout.text_width:
             ids = np.stack([self._ids(record.caption) for record in found])
             return {"text": ids, "mask": ids != PADDING}
-        shape = (len(found), self._length, self._layout.text_width)
-        text = np.zeros(shape, np.dtype(self._layout.text_dtype))
+        shape = (len(found), self._length, self.layout.text_width)
+        text = np.zeros(shape, np.dtype(self.layout.text_dtype))
         mask = np.zeros(shape[:2], bool)
         for i, record in enumerate(found):
             if record.features is None:
@@ -253,13 +282,13 @@ class Encoded:
 
     def _null(self) -> Rows:
         label = np.array(self.classes, np.int32)
-        if not self._layout.text_width:
+        if not self.layout.text_width:
             text = self._vocabulary.uncond(self._length)
             return {"text": text, "mask": text != PADDING, "label": label}
         data = base64.b64decode(self._manifest["null"])
-        features = np.frombuffer(data, np.dtype(self._layout.text_dtype))
-        features = features.reshape(-1, self._layout.text_width)
-        text = np.zeros((self._length, self._layout.text_width), np.float32)
+        features = np.frombuffer(data, np.dtype(self.layout.text_dtype))
+        features = features.reshape(-1, self.layout.text_width)
+        text = np.zeros((self._length, self.layout.text_width), np.float32)
         text[: len(features)] = features
         mask = np.arange(self._length) < len(features)
         return {"text": text, "mask": mask, "label": label}

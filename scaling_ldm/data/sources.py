@@ -1,13 +1,16 @@
-"""What an experiment trains on: painted icons, or records of the encode stage."""
+"""What an experiment trains on: painted icons, encoded records, or a mix of them."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import encoded, icon_set, icons
+from scaling_ldm.config import mix
+from scaling_ldm.data import encoded, icon_set, icons, mixture
 from scaling_ldm.data.pipeline import Rows, Source
 from scaling_ldm.data.vocabulary import NULL, PADDING
 
@@ -63,6 +66,7 @@ class Coarse:
             source.classes,
             source.uncond,
         )
+        self.identity = getattr(source, "identity", None)
 
     def rows(self, positions: np.ndarray) -> Rows:
         rows = self._source.rows(positions)
@@ -75,9 +79,37 @@ class Coarse:
         return self._source.captions(positions)
 
 
-def records_folder(experiment: config.Experiment, workdir: pathlib.Path) -> str:
-    """The folder that encode writes and training reads; it may be a URL."""
-    return experiment.encode.path or str(workdir / "encoded")
+def records_folder(
+    experiment: config.Experiment, workdir: pathlib.Path, part: str = ""
+) -> str:
+    """The folder that encode writes and training reads; it may be a URL.
+
+    Args:
+      experiment: of the part, if there is a mix.
+      part: its name.
+    """
+    return experiment.encode.path or str(workdir / "encoded" / part)
+
+
+def parts(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> dict[str, tuple[config.Experiment, str]]:
+    """The experiment of each part and the folder of its records; one, "", if no mix."""
+    return {
+        name: (part, records_folder(part, workdir, name))
+        for name, part in mix.parts(experiment).items()
+    }
+
+
+@contextlib.contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Says in a ConfigError which part of the mix it is about; "" if there is none."""
+    try:
+        yield
+    except config.ConfigError as e:
+        if not part:
+            raise
+        raise config.ConfigError(f"part {part!r} of config.data.mix: {e}") from e
 
 
 def sources(
@@ -88,7 +120,9 @@ def sources(
     Raises:
       ConfigError: files, shape, text or labels do not fit the experiment.
     """
-    if experiment.encoded:
+    if experiment.data.mix:
+        train, validation = _mixed(experiment, workdir)
+    elif experiment.encoded:
         folder = records_folder(experiment, workdir)
         train, validation = (
             encoded.Encoded(folder, experiment, split)
@@ -101,12 +135,69 @@ def sources(
     classes = experiment.model.classes
     if classes not in (0, train.classes):
         have = f"has {train.classes} labels" if train.classes else "has no labels"
+        which = f"the {experiment.data.source} source"
+        if experiment.data.mix:
+            which = "config.data.mix, whose parts have to have the same labels,"
         raise config.ConfigError(
-            f"config.model.classes = {classes}, but the {experiment.data.source} "
-            f"source {have}; set model.classes = {train.classes}, or take another one"
+            f"config.model.classes = {classes}, but {which} {have}; set model.classes "
+            f"= {train.classes}, or take another one"
         )
     k = experiment.data.coarse
     return (Coarse(train, k), Coarse(validation, k)) if k else (train, validation)
+
+
+def _mixed(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> tuple[mixture.Mixture, mixture.Mixture]:
+    """The training source and the validation source of a mix; all of it is encoded."""
+    found, measured = parts(experiment, workdir), mix.held_out_parts(experiment)
+    vocabularies = []
+    for name, (part, folder) in found.items():
+        with naming(name):
+            vocabularies.append(encoded.read_manifest(folder, part)["vocabulary"])
+    words, seed = mixture.ranked(vocabularies), experiment.data.seed
+    splits: dict[str, dict[str, encoded.Encoded]] = {"train": {}, "validation": {}}
+    for number, (name, (part, folder)) in enumerate(found.items()):
+        for split, opened in splits.items():
+            if split == "train" or name in measured:
+                with naming(name):
+                    opened[name] = encoded.Encoded(
+                        folder,
+                        part,
+                        split,
+                        words=words,
+                        seed=mixture.seed_of_part(seed, number),
+                    )
+    _check_alike(splits["train"])
+    weights = dict(experiment.data.mix)
+    numbers = {name: number for number, name in enumerate(found)}
+    train, validation = (
+        mixture.Mixture(
+            list(opened.values()),
+            [weights[name] for name in opened],
+            seed,
+            numbers=[numbers[name] for name in opened],
+            identity={"parts": {name: one.identity for name, one in opened.items()}},
+        )
+        for opened in splits.values()
+    )
+    return train, validation
+
+
+def _check_alike(opened: Mapping[str, encoded.Encoded]) -> None:
+    """Checks that the records of all parts can be in one batch.
+
+    Raises:
+      ConfigError: their layouts differ; it names the parts.
+    """
+    (first, source), *others = opened.items()
+    for name, other in others:
+        for what, held in vars(source.layout).items():
+            if vars(other.layout)[what] != held:
+                raise config.ConfigError(
+                    f"the records of parts {first!r} and {name!r} of config.data.mix "
+                    f"differ in {what}: {held} and {vars(other.layout)[what]}"
+                )
 
 
 def null_words(text_tokens: int, classes: int) -> Rows:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.config import mix
 from scaling_ldm.records.errors import ProtocolError
 
 # How the pictures were made. The other parts say how they were measured.
@@ -100,7 +101,7 @@ def measurement_parts(
         ),
         "reference": reference,
         "reference_images": reference_images,
-        "captions": f"held out, {experiment.data.source} {experiment.data.seed}",
+        "captions": f"held out, {mix.described(experiment)}",
         "ema": weights_part(experiment.optimizer.averages[0]),
     }
 

@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from scaling_ldm import config, records
+from scaling_ldm.config import mix
 from scaling_ldm.data import pictures
 from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import Moments
@@ -74,15 +75,10 @@ def held_out(
     Yields:
       uint8 [n, height, width, 3], and the position in the source behind them.
     """
-    cfg = experiment.data
+    fraction = experiment.data.validation_fraction
     if most < 1:
         return
-    if cfg.source == "icons":
-        options: dict[str, Any] = {"count": start + most, "split": "validation"}
-        options |= {"validation_fraction": cfg.validation_fraction, "seed": cfg.seed}
-        found = pictures.open_pictures("icons", **options)
-    else:
-        found = pictures.of_experiment(experiment)
+    found = pictures.of_experiment(mix.held_out_part(experiment), start + most)
     batch, taken = [], 0
     for index, picture in pictures.read_ahead(
         found,
@@ -92,9 +88,7 @@ def held_out(
     ):
         if isinstance(picture, pictures.BadRecord):
             continue
-        if cfg.source != "icons" and not pictures.held_out(
-            picture.caption, cfg.validation_fraction
-        ):
+        if not pictures.is_held_out(picture, fraction):
             continue
         batch.append(pictures.fit(picture.image, *side))
         taken += 1
@@ -126,17 +120,20 @@ def statistics(
     cfg = experiment.evaluate
     if cfg.reference:
         return from_file(cfg.reference, extract.identity)
+    part = mix.held_out_part(experiment).data
     provenance = {
-        "source": experiment.data.source,
+        "source": part.source,
         "split": "validation",
-        "fraction": experiment.data.validation_fraction,
-        "seed": experiment.data.seed,
-        "path": pathlib.PurePath(experiment.data.path).name,
-        "data_split": experiment.data.split,
+        "fraction": part.validation_fraction,
+        "seed": part.seed,
+        "path": pathlib.PurePath(part.path).name,
+        "data_split": part.split,
         "side": list(side),
         "most": cfg.reference_images,
         "network": extract.identity,
     }
+    if part.captions:  # they decide which pictures are held out
+        provenance["captions"] = part.captions
     stored = StoredFeatures(folder, provenance)
     stored.extract_missing(
         extract,

@@ -35,7 +35,7 @@ class _Stopped(Exception):
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Encodes the data set of an experiment, unless that is done already.
+    """Encodes the data set of an experiment, or each part of its mix, once.
 
     If another process encodes into the same folder, this one waits for it.
 
@@ -44,14 +44,19 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         bad, or the folder holds other records.
       Preempted: SIGTERM arrived; the same command continues.
     """
-    folder = data.records_folder(experiment, workdir)
-    with lock.holding(
-        mesh.failing_together(lambda: _locks(folder, workdir)),
-        primary=mesh.is_primary(),
-        any_process=mesh.any_process,
-        wait=True,
-    ):
-        _run(experiment, folder)
+    for name, (part, folder) in data.parts(experiment, workdir).items():
+        if name:
+            progress.say(f"part {name} of the mix")
+        with (
+            data.naming(name),
+            lock.holding(
+                mesh.failing_together(functools.partial(_locks, folder, workdir)),
+                primary=mesh.is_primary(),
+                any_process=mesh.any_process,
+                wait=True,
+            ),
+        ):
+            _run(part, folder)
 
 
 def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -66,7 +71,7 @@ def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _run(experiment: config.Experiment, folder: str) -> None:
-    """See `run`; the records are locked, unless they are complete."""
+    """Encodes the pictures of one part; the records are locked, unless complete."""
     encoder = mesh.failing_together(lambda: _Encoder(experiment, folder))
     if encoder.manifest is not None:
         progress.say(
@@ -256,16 +261,13 @@ class _Encoder:
         for i, picture in enumerate(batch):
             given = None if features is None else features[i]
             self._check_range(picture, x[i], given)
-            held_out = picture.held_out
-            if held_out is None:
-                held_out = pictures.held_out(picture.caption, fraction)
             record = shards.Record(
                 x=x[i],
                 features=given,
                 caption=picture.caption,
                 name=picture.name,
                 label=picture.label,
-                held_out=held_out,
+                held_out=pictures.is_held_out(picture, fraction),
             )
             writer.add(record, means[i], variances[i])
 

@@ -57,6 +57,11 @@ def held_out_batches(
         index = np.arange(start, start + cfg.batch_size, dtype=np.int32) % cfg.samples
         mine = index[rows]
         arrays = source.rows(mine.astype(np.int64))
+        if missing := sorted(set(names) - set(arrays)):
+            raise config.ConfigError(
+                f"the objective reads {', '.join(missing)}, and the pictures have "
+                f'{", ".join(arrays)}; only those of config.data.mix have "part"'
+            )
         batches.append(
             HeldOutBatch(
                 batch=mesh.put(device_mesh, {name: arrays[name] for name in names}),

@@ -171,6 +171,7 @@ def abstract_batch(
         "mask": ((s,), jnp.bool_),
         "label": ((), jnp.int32),
         "image": (experiment.data.shape, jnp.float32),
+        "part": ((), jnp.int32),
     }
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype)
@@ -202,7 +203,7 @@ def cost(
     uncond = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
         for name in functions.objective.conditioning
-        if name != "image"
+        if name not in ("image", "part")
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
 

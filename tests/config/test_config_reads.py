@@ -282,11 +282,16 @@ def test_a_sources_fields_do_what_the_table_says(source, monkeypatch, unchecked)
     )
     monkeypatch.setattr(pictures, "open_pictures", lambda *a, **options: (a, options))
     readers = reads.READERS["data.source"]["data.split"]
-    for split in ("train", "test"):
-        asked = pictures.of_experiment(changed(experiment, {"data.split": split}))
-        assert (split in asked[1].values()) == (source in readers)
-    said = encoded.identity(experiment)
-    assert ("split" in said) == (source in readers)
+    for field in ("split", "captions", "label"):
+        reads_it = source in reads.READERS["data.source"][f"data.{field}"]
+        for value in ("train", "test"):
+            other = changed(experiment, {f"data.{field}": value})
+            asked = pictures.of_experiment(other)[1]
+            options = {n: v for n, v in asked.items() if n.startswith(field[:7])}
+            assert (value in options.values()) == reads_it
+            assert (encoded.identity(other).get(field) == value) == reads_it
+            assert set(options) <= set(pictures.options_of(source))
+    assert ("split" in encoded.identity(experiment)) == (source in readers)
     if source == "icons":
         assert "it is for: image_folder, " in refusals(experiment)["config.data.path"]
         with pytest.raises(config.ConfigError, match="no path is taken"):

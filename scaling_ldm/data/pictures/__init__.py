@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "fit",
     "held_out",
+    "is_held_out",
     "memory",
     "of_experiment",
     "open_pictures",
@@ -50,6 +51,27 @@ PICTURES: dict[str, Callable[..., Pictures]] = {
     "icons": Painted,
     "memory": registered,
 }
+# The options that an experiment gives each of them.
+_OPTIONS: dict[str, Callable[[config.Experiment], dict[str, object]]] = {
+    "image_folder": lambda e: {
+        "captions": e.data.captions or "auto",
+        "label": e.data.label,
+    },
+    "webdataset": lambda e: {"caption": e.data.captions},
+    "array_record": lambda e: _columns(e),
+    "tfds": lambda e: {"split": e.data.split} | _columns(e),
+    "huggingface": lambda e: {"split": e.data.split} | _columns(e),
+    "icons": lambda e: {
+        "count": e.encode.pictures,
+        "validation_fraction": e.data.validation_fraction,
+        "seed": e.data.seed,
+    },
+    "memory": lambda e: {},
+}
+
+
+def _columns(experiment: config.Experiment) -> dict[str, object]:
+    return {"caption": experiment.data.captions, "label": experiment.data.label}
 
 
 def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
@@ -76,23 +98,31 @@ def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
     return PICTURES[source](path, **options)
 
 
-def of_experiment(experiment: config.Experiment) -> Pictures:
+def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
     """The pictures that an experiment is to encode, before `encode.pictures` cuts them.
+
+    Args:
+      held_out: of an endless source, so many pictures of its validation split instead.
 
     Raises:
       ConfigError: there is no such set.
     """
     cfg = experiment.data
-    options: dict[str, object] = {}
-    if cfg.source == "icons":
-        options = {
-            "count": experiment.encode.pictures,
-            "validation_fraction": cfg.validation_fraction,
-            "seed": cfg.seed,
-        }
-    elif cfg.source in ("tfds", "huggingface"):
-        options = {"split": cfg.split}
+    options = _OPTIONS[cfg.source](experiment)
+    if held_out and cfg.source in config.ENDLESS:
+        options |= {"count": held_out, "split": "validation"}
     return open_pictures(cfg.source, cfg.path, **options)
+
+
+def is_held_out(picture: Picture, fraction: float) -> bool:
+    """Whether a picture belongs to the validation split.
+
+    Args:
+      fraction: share of the captions, if the set has no split of its own.
+    """
+    if picture.held_out is not None:
+        return picture.held_out
+    return held_out(picture.caption, fraction)
 
 
 def options_of(source: str) -> list[str]:

@@ -64,6 +64,10 @@ class ImageFolder:
                 f"known endings: {', '.join(record.SUFFIXES)}"
             )
         how = self._choose(captions)
+        if how in ("folders", "txt") and label:
+            raise config.ConfigError(
+                f"{path}: label={label} is a column, but its captions are {how}"
+            )
         listing = [(n, files[n].size) for n in self._names]
         if how == "txt":
             self._describe: Callable = self._by_text_file
