@@ -26,6 +26,7 @@ CHECKED = [
     "scaling_ldm.config.experiment_dict",
     "scaling_ldm.config.files",
     "scaling_ldm.config.names",
+    "scaling_ldm.config.objective_kind",
     "scaling_ldm.config.reads",
     "scaling_ldm.data",
     "scaling_ldm.diffusion",

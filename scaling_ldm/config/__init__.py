@@ -6,8 +6,9 @@ lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
 run's numbers, `checks` and `reads` what an experiment must fulfil, `axes` what its runs
-vary, `run_names` what they are called, `files` loads it, `command_line` checks the
-flags. May import: records.
+vary, `run_names` what they are called, `objective_kind` finds a user's own objective,
+`init_from` reads which weights it starts from, `files` loads it, `command_line` checks
+the flags. May import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides
@@ -55,6 +56,7 @@ from scaling_ldm.config.names import (
     MINILM_PACKAGES,
     MINILM_WIDTH,
     NORMS,
+    OBJECTIVES,
     PICTURE_FORMATS,
     POSITIONS,
     PREDICTIONS,
@@ -106,6 +108,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "NORMS",
+    "OBJECTIVES",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PICTURE_FORMATS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from scaling_ldm.config import fields, names, reads
+from scaling_ldm.config import fields, init_from, names, objective_kind, reads
 
 
 class _Problems(list[str]):
@@ -23,7 +23,9 @@ def problems_of(e: fields.Experiment) -> list[str]:
     problems += reads.unread(e)
     problems += _check_encode(e)
     problems += _check_coarse(e)
-    if e.model.architecture != "autoencoder_kl":
+    problems += objective_kind.problems_of(e)
+    problems += init_from.problems_of(e)
+    if e.objective_kind != "reconstruction":
         problems += _check_objective(e.objective)
     problems += _check_ranges(e)
     if e.model.architecture in names.CONVOLUTIONAL:

@@ -19,7 +19,14 @@ Field = tuple[str, str]  # section, name
 # Every new field has a line here. Its default may be another value: a directory that
 # was made without the field goes on with the value here, and a new one starts with the
 # default.
-SINCE: dict[Field, Any] = {}
+SINCE: dict[Field, Any] = {
+    ("objective", "kind"): "auto",
+    ("objective", "folder"): "",
+    ("objective", "digest"): "",
+    ("train", "init_from"): "",
+    ("train", "init_exceptions"): (),
+    ("train", "init_checksum"): "",
+}
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
 FIRST_NAMES: dict[Field, str] = {
@@ -47,6 +54,8 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("encode", "workers"),
     ("model", "unroll"),
     ("model", "remat"),
+    ("objective", "folder"),
+    ("train", "init_from"),
     ("train", "steps_per_dispatch"),
     ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),

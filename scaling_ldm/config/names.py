@@ -20,6 +20,12 @@ ARCHITECTURES = {
     "autoencoder_kl": ("base width", "resolutions"),
 }
 CONVOLUTIONAL = ("unet", "autoencoder_kl")
+# Each objective -> the architectures that it trains. Other values of objective.kind are
+# a user's own functions, which decide for themselves.
+OBJECTIVES = {
+    "denoising": tuple(name for name in ARCHITECTURES if name != "autoencoder_kl"),
+    "reconstruction": ("autoencoder_kl",),
+}
 # Each schedule, weighting, distribution of t, and learning-rate policy -> the fields
 # that it reads and that others of the same table do not read. The fields that only some
 # architectures read are in reads.py.
@@ -70,6 +76,10 @@ RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
+# What becomes of a parameter that may differ from the weights that training starts
+# from: zero: new inputs start at zero; new: it is newly initialised; drop: it is not
+# read; here: a setting of the network is as here.
+INIT_TREATMENTS = ("zero", "new", "drop", "here")
 UNROLL = ("auto", "always", "never")
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")

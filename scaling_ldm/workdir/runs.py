@@ -115,12 +115,14 @@ def trained_model(
     workdir: pathlib.Path,
     spec: records.RunSpec,
     step: int | None = None,
+    weights: str = "ema",
 ) -> TrainedModel:
-    """The averaged (EMA) weights of a finished run.
+    """Weights of a run that has a checkpoint of this step.
 
     Args:
       experiment: of the study; the run's overrides are applied to it.
       step: of the checkpoint; None for the end of the run.
+      weights: "ema" for the average or "raw".
     """
     experiment = config.with_overrides(experiment, spec.overrides)
     step = spec.steps if step is None else step
@@ -130,19 +132,23 @@ def trained_model(
         depth=spec.depth,
         step=step,
         train_flops=float(step * spec.flops_per_step),
-        load=functools.partial(_load_ema, experiment, workdir, spec, step=step),
+        load=functools.partial(
+            _load, experiment, workdir, spec, step=step, weights=weights
+        ),
+        ema=weights == "ema",
         overrides=spec.overrides,
     )
 
 
-def _load_ema(
+def _load(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     spec: records.RunSpec,
     device_mesh: Any,
     step: int,
+    weights: str,
 ) -> Any:
-    """The averaged parameters of a run at a step, sharded as in training.
+    """The parameters of a run at a step, or their average, sharded as in training.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
@@ -174,7 +180,7 @@ def _load_ema(
         raise checkpoint.CheckpointError(
             f"{spec.run_id} has no readable checkpoint of step {step}"
         )
-    return restored.state.ema
+    return {"ema": restored.state.ema, "raw": restored.state.params}[weights]
 
 
 def checkpoint_steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
