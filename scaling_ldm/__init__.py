@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scaling_ldm.models import pretrained as pretrained
     from scaling_ldm.models import weights as weights
     from scaling_ldm.training import averages as averages
+    from scaling_ldm.training import objective as objective
 
 # Public name -> its module. A name is public if it is here or if one of these modules
 # hands it on; every other name is private.
@@ -38,6 +39,7 @@ PUBLIC = {
     "frontier": "scaling_ldm.frontier",
     "metrics": "scaling_ldm.metrics",
     "noise": "scaling_ldm.diffusion.noise",
+    "objective": "scaling_ldm.training.objective",
     "objectives": "scaling_ldm.diffusion.objectives",
     "prediction": "scaling_ldm.diffusion.prediction",
     "pretrained": "scaling_ldm.models.pretrained",

@@ -176,7 +176,7 @@ class _Study:
         """Runs the stages; returns one of EXIT's values."""
         if any(self._runs_networks(stage) for stage in self.stages):
             self._start_devices()
-        self.experiment = ownership.as_made(self.experiment, self.workdir)
+        self.experiment = ownership.as_made(self.experiment, self.workdir, self.stages)
         self._check_stages()
         ending = signals.ending(self.experiment.train, lambda: self.doing)
         with ending, contextlib.ExitStack() as held:
@@ -317,7 +317,7 @@ class _Study:
     def _plan(self) -> None:
         from scaling_ldm.stages import plan
 
-        specs = plan.plan(self.experiment)
+        specs = plan.plan(self.experiment, self.workdir)
         asked = self._asked_rows(len(specs))
         if self.primary:
             plan.write(specs, self.workdir)

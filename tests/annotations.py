@@ -21,13 +21,20 @@ import jaxtyping
 # Packages whose annotations are checked at every call in the tests.
 CHECKED = [
     # Not config.fields: an Experiment may hold wrong values until config.checks ran.
+    "scaling_ldm.config.axes",
     "scaling_ldm.config.checks",
     "scaling_ldm.config.command_line",
     "scaling_ldm.config.experiment_dict",
     "scaling_ldm.config.files",
+    "scaling_ldm.config.identity",
+    "scaling_ldm.config.init_from",
+    "scaling_ldm.config.mix",
     "scaling_ldm.config.names",
+    "scaling_ldm.config.objective_kind",
     "scaling_ldm.config.optimizer_checks",
+    "scaling_ldm.config.ranges",
     "scaling_ldm.config.reads",
+    "scaling_ldm.config.run_names",
     "scaling_ldm.data",
     "scaling_ldm.diffusion",
     "scaling_ldm.evaluation",

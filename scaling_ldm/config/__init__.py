@@ -5,9 +5,11 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
-run's numbers, `checks`, `optimizer_checks` and `reads` what an experiment must fulfil,
-`mix` the parts of its pictures, `axes` what its runs vary, `run_names` what they are
-called, `files` loads it, `command_line` checks the flags. May import: records.
+run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` have what an experiment
+must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names` what
+they are called. `objective_kind` finds a user's own objective, `init_from` reads which
+weights it starts from, `files` loads it, `command_line` checks the flags. May import:
+records.
 """
 
 from scaling_ldm.config.axes import with_overrides
@@ -60,6 +62,7 @@ from scaling_ldm.config.names import (
     MINILM_PACKAGES,
     MINILM_WIDTH,
     NORMS,
+    OBJECTIVES,
     PICTURE_FORMATS,
     POSITIONS,
     PREDICTIONS,
@@ -120,6 +123,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "NORMS",
+    "OBJECTIVES",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PICTURE_FORMATS",

@@ -36,7 +36,15 @@ _EVERY_FIELD = ", ".join((*(f"{s}.*" for s in SECTIONS), *_OF_TRAIN))
 # Why the other fields may not vary.
 _SHARED = "the runs of a study share their pictures and records"
 _AFTER = "it belongs to the stages after training"
+_FOUND = "it is found from the file, not chosen"
+_STARTS = "the runs of a study start from the same weights"
 _WHY_NOT = {
+    "train.init_from": _STARTS,
+    "train.init_exceptions": _STARTS,
+    "train.init_checksum": _STARTS,
+    "objective.kind": "objectives have different losses; make each a study of its own",
+    "objective.folder": _FOUND,
+    "objective.digest": _FOUND,
     "data": _SHARED,
     "encode": _SHARED,
     "plan": "sizes and budgets are axes of every study, and the rest trains nothing",
@@ -145,10 +153,10 @@ def _refusal(path: str, where: str) -> str:
         close = names.nearest(path, every)
         hint = f" (did you mean {close!r}?)" if close else ""
         return f"{where}: there is no field {path!r}{hint}; {may}"
-    allowed = section in SECTIONS or path in _OF_TRAIN
+    allowed = path not in _WHY_NOT and (section in SECTIONS or path in _OF_TRAIN)
     if allowed and name in identity.deciding({section: {name: None}})[section]:
         return ""
-    why = _WHY_NOT.get("train" if allowed else section, _AFTER)
+    why = _WHY_NOT.get(path) or _WHY_NOT.get("train" if allowed else section, _AFTER)
     return f"{where}: {path} cannot be an axis: {why}; {may}"
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 import os
 
-from scaling_ldm.config import fields, mix, names, optimizer_checks, reads
+from scaling_ldm.config import (
+    fields,
+    init_from,
+    mix,
+    names,
+    objective_kind,
+    optimizer_checks,
+    ranges,
+    reads,
+)
 
 
 class _Problems(list[str]):
@@ -28,9 +37,11 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
     problems += reads.unread(e)
     problems += _check_encode(e)
     problems += _check_coarse(e)
-    if e.model.architecture != "autoencoder_kl":
+    problems += objective_kind.problems_of(e)
+    problems += init_from.problems_of(e)
+    if e.objective_kind != "reconstruction":
         problems += _check_objective(e.objective)
-    problems += _check_ranges(e)
+    problems += ranges.problems_of(e)
     problems += optimizer_checks.check_optimizer(e.optimizer)
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
@@ -53,34 +64,6 @@ def _check_names(e: fields.Experiment) -> list[str]:
             problems.append(
                 f"config.{where} = {value!r}; known: {', '.join(known)}{hint}"
             )
-    return problems
-
-
-def _check_ranges(e: fields.Experiment) -> list[str]:
-    """Numbers outside their range."""
-    problems = _Problems()
-    for section, keys in _POSITIVE.items():
-        for name in keys:
-            value = getattr(getattr(e, section), name)
-            problems.require(
-                value > 0, f"config.{section}.{name} = {value}: must be positive"
-            )
-    for section, keys in _NOT_NEGATIVE.items():
-        for name in keys:
-            value = getattr(getattr(e, section), name)
-            problems.require(
-                value >= 0, f"config.{section}.{name} = {value}: must be >= 0"
-            )
-    for section, name, low, high in _RANGES:
-        value = getattr(getattr(e, section), name)
-        problems.require(
-            low <= value <= high,
-            f"config.{section}.{name} = {value}: must lie in [{low}, {high}]",
-        )
-    problems.require(
-        len(e.data.shape) == 3 and min(e.data.shape) > 0,
-        f"config.data.shape = {e.data.shape}: must be (height, width, channels)",
-    )
     return problems
 
 
@@ -342,64 +325,3 @@ def _check_objective(o: fields.ObjectiveConfig) -> list[str]:
             "to 80, and networks here do not scale their input; train on vp_cosine"
         )
     return problems
-
-
-_POSITIVE = {
-    "data": ("text_tokens",),
-    "encode": ("batch_size", "records_per_shard", "workers"),
-    "model": (
-        "patch_size",
-        "mlp_ratio",
-        "text_width",
-        "time_width",
-        "latent_channels",
-        "groups",
-    ),
-    "objective": ("min_snr_gamma", "p2_k", "time_scale", "time_shift"),
-    "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
-    "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
-    "train": (
-        "batch_size",
-        "steps_per_dispatch",
-        "checkpoints_per_run",
-        "keep_checkpoints",
-        "log_every_steps",
-    ),
-    "validation": ("samples", "batch_size"),
-    "mesh": ("fsdp",),
-    "generate": ("images", "batch_size", "steps"),
-    "evaluate": ("reference_images", "batch_size"),
-}
-_NOT_NEGATIVE = {
-    "data": ("prefetch_batches", "seed", "coarse"),
-    "encode": ("pictures",),
-    "model": ("classes", "head_dim", "heads"),
-    "objective": ("p2_gamma", "kl_weight"),
-    "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
-    "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
-    "train": ("seed", "checkpoint_minutes", "show_every_seconds", "profile_steps"),
-    "validation": ("seed",),
-    "mesh": ("cpu_devices",),
-    "generate": ("guidance", "seed"),
-    "evaluate": ("input_size", "bootstrap", "seed"),
-    "frontier": ("images",),
-    "advise": ("budget",),
-    "fit": ("seed",),
-}
-_RANGES = (
-    ("data", "validation_fraction", 0.001, 0.5),
-    ("data", "vocab_size", 64, names.LARGEST_VOCABULARY),
-    ("encode", "largest_bad_fraction", 0.0, 0.999),
-    ("objective", "schedule_steps", 2, 100_000),
-    ("objective", "caption_dropout", 0.0, 1.0),
-    ("optimizer", "warmup_fraction", 0.0, 1.0),
-    ("optimizer", "decay_fraction", 0.001, 1.0),
-    ("optimizer", "b1", 0.0, 0.99999),
-    ("optimizer", "b2", 0.0, 0.999999),
-    ("optimizer", "ema_decay", 0.0, 0.999999),
-    ("plan", "utilisation", 0.001, 1.0),
-    ("evaluate", "confidence", 0.5, 0.999),
-    ("advise", "utilisation", 0.001, 1.0),
-    ("fit", "bootstrap", 50, 1_000_000),
-    ("fit", "confidence", 0.5, 0.999),
-)

@@ -89,6 +89,11 @@ class ModelConfig:
 class ObjectiveConfig:
     """What a network learns; formulas in diffusion/noise.py and objectives/."""
 
+    # One of OBJECTIVES, or FILE.py:FUNCTION or MODULE:FUNCTION of your own; "auto": the
+    # one of OBJECTIVES that trains the architecture.
+    kind: str = "auto"
+    folder: str = ""  # of FILE.py; the folder of the experiment file unless it is given
+    digest: str = ""  # digest of the text of your own objective; filled in
     schedule: str = "rectified_flow"  # noise schedule; one of SCHEDULES
     schedule_steps: int = 1000  # steps of a discrete schedule
     zero_terminal_snr: bool = False  # the last step of the schedule is noise alone
@@ -172,6 +177,13 @@ class TrainConfig:
 
     batch_size: int = 1024  # pictures per optimizer step, over all devices
     seed: int = 0  # seed of initialisation, noise, t, caption dropout
+    # Weights to start from: WORKDIR#RUN_ID[@STEP][:raw], or a folder or file of
+    # weights; "": random ones.
+    init_from: str = ""
+    # What may differ from these weights: PATTERN=TREATMENT with a pattern of paths of
+    # parameters; one of INIT_TREATMENTS each.
+    init_exceptions: tuple[str, ...] = ()
+    init_checksum: str = ""  # identity of these weights; filled in when they are read
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
     optimize_code: bool = True  # False: on a CPU, compile faster and run slower
     checkpoints_per_run: int = 10  # evenly spaced; the last one is at the end
@@ -316,6 +328,15 @@ class Experiment:
     def reads_words(self) -> bool:
         """Whether captions are ids of a vocabulary, not an encoder's features."""
         return self.encode.text_encoder in ("auto", "vocabulary")
+
+    @property
+    def objective_kind(self) -> str:
+        """objective.kind, or the objective that trains the architecture."""
+        kind, network = self.objective.kind, self.model.architecture
+        if kind != "auto":
+            return kind
+        every = names.OBJECTIVES.items()
+        return next((name for name, trains in every if network in trains), kind)
 
     @property
     def recipe_hash(self) -> str:

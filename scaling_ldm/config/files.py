@@ -14,7 +14,16 @@ from typing import Any
 
 import ml_collections
 
-from scaling_ldm.config import axes, checks, fields, identity, mix, names, reads
+from scaling_ldm.config import (
+    axes,
+    checks,
+    fields,
+    identity,
+    mix,
+    names,
+    objective_kind,
+    reads,
+)
 from scaling_ldm.config.experiment_dict import say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
@@ -48,6 +57,8 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
         sys.path.remove(root)
     if not isinstance(found, ml_collections.ConfigDict):
         raise ConfigError(f"{path} defines no get_config() that returns a config")
+    if "objective" in found and not found.objective.get("folder", "."):
+        found.objective.folder = str(path.resolve().parent)
     return found
 
 
@@ -75,6 +86,8 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     problems: list[str] = []
     experiment = _build(Experiment, given, "config", problems)
+    if not problems:
+        experiment = objective_kind.resolved(experiment, problems)
     if not problems:
         experiment = _choose_text_encoder(experiment)
         problems = checks.problems_of(experiment) + axes.problems_of(experiment)
@@ -168,11 +181,12 @@ _PAIRS = {
     "config.data.parts": mix.read_parts,
 }
 # Each tuple that may be empty -> an element of the right type.
-_MAY_BE_EMPTY = {
+_MAY_BE_EMPTY: dict[str, Any] = {
     "config.plan.budgets_flops": 1.0,
     "config.train.checkpoint_flops": 1.0,
     "config.train.save_signals": "SIGUSR1",
     "config.train.stop_signals": "SIGUSR2",
+    "config.train.init_exceptions": "",
 }
 
 

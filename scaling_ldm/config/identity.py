@@ -31,6 +31,12 @@ SINCE: dict[Field, Any] = {
     ("data", "mix"): (),
     ("data", "parts"): (),
     ("validation", "part"): "",
+    ("objective", "kind"): "auto",
+    ("objective", "folder"): "",
+    ("objective", "digest"): "",
+    ("train", "init_from"): "",
+    ("train", "init_exceptions"): (),
+    ("train", "init_checksum"): "",
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
@@ -59,6 +65,8 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("encode", "workers"),
     ("model", "unroll"),
     ("model", "remat"),
+    ("objective", "folder"),
+    ("train", "init_from"),
     ("train", "steps_per_dispatch"),
     ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),

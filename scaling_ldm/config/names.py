@@ -24,6 +24,12 @@ ARCHITECTURES = {
     "autoencoder_kl": ("base width", "resolutions"),
 }
 CONVOLUTIONAL = ("unet", "autoencoder_kl")
+# Each objective -> the architectures that it trains. Other values of objective.kind are
+# a user's own functions, which decide for themselves.
+OBJECTIVES = {
+    "denoising": tuple(name for name in ARCHITECTURES if name != "autoencoder_kl"),
+    "reconstruction": ("autoencoder_kl",),
+}
 # Each schedule (of noise or of the learning rate), weighting, distribution of t, and
 # learning-rate policy -> the fields that it reads and that others of the same table do
 # not read. The fields that only some architectures read are in reads.py.
@@ -85,6 +91,10 @@ LEARNING_RATE_SCHEDULES = {
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
+# What becomes of a parameter that may differ from the weights that training starts
+# from: zero: new inputs start at zero; new: it is newly initialised; drop: it is not
+# read; here: a setting of the network is as here.
+INIT_TREATMENTS = ("zero", "new", "drop", "here")
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")

@@ -12,10 +12,12 @@ from typing import Any
 
 from scaling_ldm.config import fields, names
 
-AUTOENCODER = ("autoencoder_kl",)
-DENOISERS = tuple(a for a in names.ARCHITECTURES if a not in AUTOENCODER)
+AUTOENCODER = names.OBJECTIVES["reconstruction"]
+DENOISERS = names.OBJECTIVES["denoising"]
 TRANSFORMERS = tuple(a for a in DENOISERS if a not in names.CONVOLUTIONAL)
 RECONSTRUCTION = ("objective.reconstruction", "objective.kl_weight")
+# Fields of config.objective that say which objective it is, for every architecture.
+WHICH = ("kind", "folder", "digest")
 
 
 def _names(section: type) -> tuple[str, ...]:
@@ -53,7 +55,11 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.remat": DENOISERS,
         "model.unroll": TRANSFORMERS,
     }
-    | {f"objective.{name}": DENOISERS for name in _names(fields.ObjectiveConfig)}
+    | {
+        f"objective.{name}": DENOISERS
+        for name in _names(fields.ObjectiveConfig)
+        if name not in WHICH
+    }
     | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
     | {f"generate.{name}": DENOISERS for name in _names(fields.GenerateConfig)}
     | {f"evaluate.{name}": DENOISERS for name in _names(fields.EvaluateConfig)}

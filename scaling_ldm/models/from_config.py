@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from scaling_ldm import config
 from scaling_ldm.models import denoisers, encoders
 from scaling_ldm.models.denoisers import dit, mmdit, unet
@@ -27,12 +29,25 @@ def denoiser(
     """
     name = experiment.model.architecture
     try:
-        return _BUILDERS[name](experiment, width, depth, unroll)
+        return _BUILDERS[name](network_config(experiment, width, depth, unroll))
     except ValueError as e:
         raise config.ConfigError(
             f"config.plan.sizes: {width} x {depth} is no {name} that config.model "
             f"allows: {e}"
         ) from e
+
+
+def network_config(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool = False
+) -> Any:
+    """What decides the parameters and the arithmetic of the network of one size."""
+    return _CONFIGS[experiment.model.architecture](experiment, width, depth, unroll)
+
+
+def parameter_shapes(network: Any) -> Any:
+    """The parameters of a `network_config`, as a tree of shapes; allocates nothing."""
+    with jax.set_mesh(None):
+        return jax.eval_shape(lambda: _INITS[type(network)](network, jax.random.key(0)))
 
 
 def _text(experiment: config.Experiment) -> dict[str, Any]:
@@ -47,28 +62,24 @@ def _text(experiment: config.Experiment) -> dict[str, Any]:
 
 def _transformer(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
-) -> denoisers.Denoiser:
+) -> dit.DiTConfig:
     model = experiment.model
-    return denoisers.transformer(
-        dit.DiTConfig(
-            architecture=model.architecture,
-            depth=depth,
-            classes=model.classes,
-            **_tokens(experiment, width, unroll),
-        )
+    return dit.DiTConfig(
+        architecture=model.architecture,
+        depth=depth,
+        classes=model.classes,
+        **_tokens(experiment, width, unroll),
     )
 
 
 def _two_streams(
     experiment: config.Experiment, width: int, depth: int, unroll: bool
-) -> denoisers.Denoiser:
+) -> mmdit.MMDiTConfig:
     double, single = depth, 0
     if experiment.model.architecture == "flux":
         double, single = mmdit.split(depth)
-    return denoisers.mm_dit(
-        mmdit.MMDiTConfig(
-            depth=double, single_depth=single, **_tokens(experiment, width, unroll)
-        )
+    return mmdit.MMDiTConfig(
+        depth=double, single_depth=single, **_tokens(experiment, width, unroll)
     )
 
 
@@ -90,13 +101,6 @@ def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str
         "remat": model.remat,
         "unroll": unroll,
     }
-
-
-def _unet(
-    experiment: config.Experiment, width: int, depth: int, unroll: bool
-) -> denoisers.Denoiser:
-    del unroll  # its blocks differ, so there is no stack
-    return denoisers.u_net(unet_config(experiment, width, depth))
 
 
 def unet_config(
@@ -140,11 +144,31 @@ def autoencoder(
     return encoders.autoencoder(autoencoder_config(experiment, width, depth))
 
 
-_BUILDERS: dict[str, Callable[..., denoisers.Denoiser]] = {
+def _unstacked(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a network whose blocks differ, so that there is no stack to unroll."""
+    return lambda experiment, width, depth, unroll: make(experiment, width, depth)
+
+
+_CONFIGS: dict[str, Callable[..., Any]] = {
     "in_context": _transformer,
     "cross_attention": _transformer,
     "adaln_zero": _transformer,
     "mmdit": _two_streams,
     "flux": _two_streams,
-    "unet": _unet,
+    "unet": _unstacked(unet_config),
+    "autoencoder_kl": _unstacked(autoencoder_config),
+}
+_BUILDERS: dict[str, Callable[[Any], denoisers.Denoiser]] = {
+    "in_context": denoisers.transformer,
+    "cross_attention": denoisers.transformer,
+    "adaln_zero": denoisers.transformer,
+    "mmdit": denoisers.mm_dit,
+    "flux": denoisers.mm_dit,
+    "unet": denoisers.u_net,
+}
+_INITS: dict[type, Callable[..., Any]] = {
+    dit.DiTConfig: dit.init,
+    mmdit.MMDiTConfig: mmdit.init,
+    unet.UNetConfig: unet.init,
+    autoencoder_kl.AutoencoderConfig: autoencoder_kl.init,
 }

@@ -45,6 +45,8 @@ class RunSpec:
     # The run's value of each axis of the study: "section.field" -> value.
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     group: str = ""  # the values that it shares with the runs it is fitted with
+    # Spent on the weights that it starts from, beside its own; None: unknown.
+    pretraining_flops: float | None = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ class TrainRecord:
     seed: int
     learning_rate: float
     recipe_hash: str
+    # Spent on the weights that it started from, beside `flops`; None: unknown.
+    pretraining_flops: float | None = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ _ADDITIVE = (
     "budget_flops model_flops hardware_flops six_nd_flops images tokens seconds "
     "device_hours"
 )
+_BEFORE = "FLOPs of pretraining", "pretraining_flops"
 _COSTS = (
     cell("budget, FLOPs", "budget_flops", fmt.scientific),
     cell("model FLOPs", "model_flops", fmt.scientific),
@@ -33,7 +34,7 @@ _COSTS = (
 
 def runs(study: Study) -> Table:
     """Every planned run: what it reached, or why it failed; plan beside result."""
-    rows = []
+    rows, started = [], any(run.pretraining_flops != 0 for run in study.runs)
     for run in study.runs:
         r = study.records.get(run.run_id)
         row = pick(run, "run_id group budget_flops width depth params")
@@ -43,6 +44,8 @@ def runs(study: Study) -> Table:
         row |= {"planned_flops": run.planned_flops, "actual_flops": r and r.flops}
         row["planned_over_budget"] = run.planned_flops / run.budget_flops - 1
         row["actual_over_planned"] = r and r.flops / run.planned_flops - 1
+        if started:  # from weights
+            row |= pick(run, "pretraining_flops")
         row |= {"status": r.status if r else "not run", "detail": r.detail if r else ""}
         rows.append(row)
     columns = (
@@ -62,6 +65,7 @@ def runs(study: Study) -> Table:
         cell("planned FLOPs against budget", "planned_over_budget", fmt.percent),
         cell("spent against planned", "actual_over_planned", fmt.percent),
         cell("restarts", "restarts", fmt.count),
+        *(cell(*_BEFORE, fmt.scientific) for _ in range(started)),
         Column("status", _status, False, True),
     )
     caption = f"Every planned run. N counts {fmt.spoken(study.size)}"

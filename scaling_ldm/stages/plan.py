@@ -14,9 +14,12 @@ from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
 from scaling_ldm.training import optimizer, train_step
 from scaling_ldm.training.objective import Objective
+from scaling_ldm.workdir import init_record, initial_weights
 
 
-def plan(experiment: config.Experiment) -> list[records.RunSpec]:
+def plan(
+    experiment: config.Experiment, workdir: pathlib.Path | None = None
+) -> list[records.RunSpec]:
     """One RunSpec per budget, combination of axes, and size, in the order they run.
 
     The sizes of a budget are those of `plan.sizes` that are nearest, in log N, to its
@@ -24,10 +27,14 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     such that the counted FLOPs meet the budget. With `plan.steps`, every size takes
     that many steps, and its budget is what they cost.
 
+    Args:
+      workdir: of the study. It knows what was spent on the weights that runs start
+        from, even where these are gone.
+
     Raises:
       ConfigError: a run has fewer than `plan.minimum_steps` steps, its whole number of
-        steps misses the budget by more than 1%, or an axis makes it impossible. The
-        message has all such runs.
+        steps misses the budget by more than 1%, or an axis makes it impossible; the
+        message has all such runs. Or the weights to start from do not fit.
     """
     cfg = experiment.plan
     if cfg.steps and cfg.steps < cfg.minimum_steps:
@@ -37,13 +44,14 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
         )
     variants = _variants(experiment)
     if cfg.steps:
-        return [
+        rows = [
             _row(variant, float(cfg.steps * size.cost.flops.model), size)
             for variant in variants
             for size in variant.ladder
             if variant.takes(None, size)
         ]
-    rows: list[records.RunSpec] = []
+        return _started(experiment, rows, workdir)
+    rows = []
     texts = run_names.budget_texts(cfg.budgets_flops)
     for budget in cfg.budgets_flops:
         for variant in variants:
@@ -54,7 +62,28 @@ def plan(experiment: config.Experiment) -> list[records.RunSpec]:
     problems += _values_of_no_run(cfg, rows)
     if problems:
         raise _refusal(problems)
-    return rows
+    return _started(experiment, rows, workdir)
+
+
+def _started(
+    experiment: config.Experiment,
+    rows: list[records.RunSpec],
+    workdir: pathlib.Path | None,
+) -> list[records.RunSpec]:
+    """The rows with what was spent on the weights that they start from.
+
+    Raises:
+      ConfigError: these weights do not fit the network of a row, or are not there.
+    """
+    if not experiment.train.init_from:
+        return rows
+    known = None if workdir is None else init_record.read(workdir)
+    if initial_weights.is_there(experiment) or known is None:
+        initial_weights.check(experiment, rows)
+        spent = initial_weights.find(experiment).flops
+    else:
+        spent = known["pretraining_flops"]
+    return [dataclasses.replace(row, pretraining_flops=spent) for row in rows]
 
 
 def _problems(row: records.RunSpec, cfg: config.PlanConfig) -> list[str]:

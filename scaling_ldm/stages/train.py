@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
-from scaling_ldm.training import held_out, loop, mesh, progress, signals
-from scaling_ldm.workdir import lock, runs
+from scaling_ldm.training import (
+    held_out,
+    loop,
+    mesh,
+    objective,
+    objective_checks,
+    progress,
+    signals,
+)
+from scaling_ldm.workdir import initial_weights, lock, runs
 
 
 def run(
@@ -69,7 +78,7 @@ def _run(
     )
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in missing:  # what does not fit is refused before anything is trained
-        inputs.sources(config.with_overrides(experiment, spec.overrides))
+        inputs.check(config.with_overrides(experiment, spec.overrides), spec)
     sweep = progress.SweepProgress(
         planned,
         [
@@ -96,7 +105,10 @@ def _run(
             )
             files = runs.run_files(workdir, spec.run_id)
             own = config.with_overrides(experiment, spec.overrides)
-            training = loop.TrainingRun(own, spec, files, device_mesh, sweep, stop)
+            initial = inputs.initial(own, spec)
+            training = loop.TrainingRun(
+                own, spec, files, device_mesh, sweep, stop, initial
+            )
             source, held_out_source = inputs.sources(own)
             batches = inputs.validation(own, held_out_source, training.names)
             record = training.train(source, batches)
@@ -117,6 +129,7 @@ class _Inputs:
         self._workdir, self._mesh = workdir, device_mesh
         self._sources: dict[Any, tuple[data.Source, data.Source]] = {}
         self._held_out: dict[Any, list[held_out.HeldOutBatch]] = {}
+        self._fit: set[Any] = set()  # sources that have been checked
 
     def sources(self, own: config.Experiment) -> tuple[data.Source, data.Source]:
         """The training source and the validation source of a run's experiment."""
@@ -126,6 +139,23 @@ class _Inputs:
             _check_data_identity(self._workdir, found[0])
             self._sources[key] = found
         return self._sources[key]
+
+    def initial(
+        self, own: config.Experiment, spec: records.RunSpec
+    ) -> Callable[[Any], Any] | None:
+        """What makes the parameters that a run starts from of random ones, if any."""
+        if not own.train.init_from:
+            return None
+        return functools.partial(initial_weights.load, own, spec, self._mesh)
+
+    def check(self, own: config.Experiment, spec: records.RunSpec) -> None:
+        """Refuses a run whose sources lack what its objective reads."""
+        learnt = objective.build(own, spec.width, spec.depth, unroll=False)
+        for source in self.sources(own):
+            key = id(source), learnt.conditioning
+            if key not in self._fit:
+                objective_checks.check_source(own, learnt, source)
+                self._fit.add(key)
 
     def validation(
         self, own: config.Experiment, source: data.Source, names: Sequence[str]

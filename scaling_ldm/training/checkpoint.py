@@ -312,6 +312,29 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_identity(folder: pathlib.Path, step: int) -> str:
+    """A digest of the state that a run saved at a step, without reading its arrays.
+
+    It is made of the checksum of all bits and of the run's recipe.
+
+    Args:
+      folder: the run's checkpoints.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    path = folder / str(step) / "meta" / "metadata"
+    try:
+        meta = records.read_json(path)
+    except (FileNotFoundError, records.Damaged) as e:
+        raise CheckpointError(f"{folder} has no readable checkpoint {step}") from e
+    if meta.pop("digest", None) != records.digest(meta):
+        raise CheckpointError(f"{path} is not what was saved")
+    spec = records.from_json(meta["spec"], records.version_of(meta, path))
+    return records.digest([step, meta["checksum"], spec.recipe_hash, spec.seed])
+
+
 def _identity(spec: records.RunSpec) -> tuple[Any, ...]:
     """The fields that a checkpoint and the run that continues it must share."""
     return (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,8 @@ class TrainingRun:
       files: where the run's checkpoints and metrics are.
       sweep: is told how far the run is.
       stop: is asked before every dispatch.
+      initial: random parameters -> those that training starts from; None: the random
+        ones. It is called where no checkpoint can be continued from.
 
     Attributes:
       compiled: the functions of the run's size.
@@ -59,9 +61,11 @@ class TrainingRun:
         device_mesh: jax.sharding.Mesh,
         sweep: progress.SweepProgress,
         stop: signals.StopSignal,
+        initial: Callable[[Any], Any] | None = None,
     ) -> None:
         self._experiment, self.spec, self._files = experiment, spec, files
         self._mesh, self._sweep, self._stop = device_mesh, sweep, stop
+        self._initial = initial
         self.compiled = train_step.compile_functions(
             train_step.compiled_part(experiment), spec.width, spec.depth, device_mesh
         )
@@ -101,6 +105,9 @@ class TrainingRun:
         if restored is None:
             step, before, restarts = 0, 0.0, 0
             state = self.compiled.init(self._key("init"))
+            if self._initial is not None:
+                params = self._initial(state.params)
+                state = self.compiled.start(self._key("init"), params)
         else:
             step, state = restored.step, restored.state
             before = restored.progress.seconds
@@ -254,7 +261,7 @@ class TrainingRun:
             utilisation, _ = self._mfu(speed)
             last = {
                 name: float(np.atleast_1d(metrics[name])[chunk - 1])
-                for name in train_step.METRICS
+                for name in self.compiled.metrics
             }
             costs = {
                 "flops": step * spec.flops_per_step,
@@ -342,4 +349,5 @@ class TrainingRun:
             seed=spec.seed,
             learning_rate=spec.learning_rate,
             recipe_hash=spec.recipe_hash,
+            pretraining_flops=spec.pretraining_flops,
         )

@@ -1,19 +1,24 @@
 """Objectives: the loss that a network is trained on, and its held-out error.
 
 The plan, the step and the loop treat every objective alike. So one loop trains a
-diffusion model and an autoencoder.
+diffusion model, an autoencoder, and what a user's own file describes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import importlib
+import pathlib
+import sys
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from scaling_ldm import config
+from scaling_ldm.config import objective_kind
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
 from scaling_ldm.models import from_config
@@ -22,25 +27,47 @@ from scaling_ldm.models.shapes import IndexB, TimeB
 Batch = denoise.Batch
 
 
+def no_aux(key: jax.Array, params: Any) -> Any:
+    """The state of an objective that has none beside the parameters: an empty tree."""
+    del key, params
+    return {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """A network and what it learns, as pure functions.
 
     init(key) -> params
-    loss(params, batch, uncond, key) -> float32 scalar.
+    init_aux(key, params) -> aux: a tree of arrays that belongs to the objective, such
+      as a teacher. It is sharded, saved and counted like the parameters.
+    loss(params, averages, aux, batch, uncond, step, key) -> (loss, aux, metrics): a
+      float32 scalar, whose gradient by `params` is taken; aux after this step, a tree
+      like the one before; and a float32 scalar for each name in `metrics`. `averages`
+      has the tracked averages of the parameters by name ("ema"), `batch` the arrays of
+      this step, `uncond` those of the empty condition without a batch axis. `step`
+      counts updates from 0. All randomness is from `key`, which is another one at each
+      step.
     per_example_loss(params, batch, t_B, index_B, key) -> [B] held-out losses.
     conditioning: the names that a batch holds beside "x".
     image_tokens, other_tokens: how many the network processes for each picture.
     embeddings: paths of parameters that only look words or labels up.
+    metrics: names of what the loss measures beside itself; they are logged.
+    arrays: the arrays of one picture under names that sources here do not have.
     """
 
     init: Callable[[jax.Array], Any]
-    loss: Callable[..., jax.Array]
+    loss: Callable[..., tuple[jax.Array, Any, dict[str, jax.Array]]]
     per_example_loss: Callable[..., jax.Array]
     conditioning: tuple[str, ...]
     image_tokens: int
     other_tokens: int
     embeddings: tuple[str, ...]
+    init_aux: Callable[[jax.Array, Any], Any] = no_aux
+    metrics: tuple[str, ...] = ()
+    arrays: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
+
+
+Build = Callable[[config.Experiment, int, int, bool], Objective]
 
 
 def build(
@@ -51,10 +78,70 @@ def build(
     Args:
       width, depth: one pair of `config.plan.sizes`.
       unroll: whether the blocks are compiled one by one instead of in a loop.
+
+    Raises:
+      ConfigError: a user's own file is not what was planned, or gives no Objective.
     """
-    if experiment.model.architecture == "autoencoder_kl":
-        return _reconstruction(experiment, width, depth)
-    return _denoising(experiment, width, depth, unroll)
+    kind = experiment.objective_kind
+    if not objective_kind.is_own(kind):
+        return OBJECTIVES[kind](experiment, width, depth, unroll)
+    where = f"config.objective.kind = {kind!r}"
+    found = _own(experiment.objective)(experiment, width, depth, unroll)
+    if not isinstance(found, Objective):
+        raise config.ConfigError(
+            f"{where} gives {type(found).__name__}; it must return a "
+            "scaling_ldm.training.objective.Objective"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _own(cfg: config.ObjectiveConfig) -> Build:
+    """The function of a user's own file, after its text was compared with the recipe.
+
+    Raises:
+      ConfigError: the file is not there, has another text, or has no such function.
+    """
+    path, (place, _, name) = objective_kind.source(cfg), cfg.kind.rpartition(":")
+    where = f"config.objective.kind = {cfg.kind!r}"
+    if objective_kind.digest(path) != cfg.digest:
+        raise config.ConfigError(f"{where}: {path} changed since the command started")
+    try:
+        if place.endswith(".py"):
+            module = _run(path, f"_objective_{path.stem}_{cfg.digest}")
+        else:
+            module = importlib.import_module(place)
+    except Exception as e:
+        raise config.ConfigError(f"{where}: {path} fails: {e!r}") from e
+    if not callable(vars(module).get(name)):
+        raise config.ConfigError(f"{where}: {path} defines no function {name}")
+    return vars(module)[name]
+
+
+def _run(path: pathlib.Path, name: str) -> types.ModuleType:
+    """The module of a file; dataclasses in it look their module up by its name."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
+    return module
+
+
+def _plain_loss(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """The loss of an objective without state or metrics, of (params, batch, ...)."""
+
+    def with_state(
+        params: Any,
+        averages: Any,
+        aux: Any,
+        batch: Batch,
+        uncond: Batch,
+        step: Any,
+        key: jax.Array,
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        del averages, step
+        return loss(params, batch, uncond, key), aux, {}
+
+    return with_state
 
 
 def _denoising(
@@ -80,7 +167,9 @@ def _denoising(
 
     return Objective(
         init=denoiser.init,
-        loss=functools.partial(denoise.loss, denoiser.apply, objective=settings),
+        loss=_plain_loss(
+            functools.partial(denoise.loss, denoiser.apply, objective=settings)
+        ),
         per_example_loss=per_example_loss,
         conditioning=denoiser.conditioning,
         image_tokens=denoiser.image_tokens,
@@ -89,7 +178,10 @@ def _denoising(
     )
 
 
-def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Objective:
+def _reconstruction(
+    experiment: config.Experiment, width: int, depth: int, unroll: bool
+) -> Objective:
+    del unroll  # its blocks differ, so there is no stack
     network = from_config.autoencoder(experiment, width, depth)
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
@@ -99,20 +191,28 @@ def _reconstruction(experiment: config.Experiment, width: int, depth: int) -> Ob
         del t_B, index_B, key
         return reconstruct.per_example_loss(network, params, batch["x"])
 
+    loss = functools.partial(
+        reconstruct.loss,
+        network,
+        reconstruction=cfg.reconstruction,
+        kl_weight=cfg.kl_weight,
+    )
     return Objective(
         init=network.init,
-        loss=functools.partial(
-            reconstruct.loss,
-            network,
-            reconstruction=cfg.reconstruction,
-            kl_weight=cfg.kl_weight,
-        ),
+        loss=_plain_loss(loss),
         per_example_loss=per_example_loss,
         conditioning=(),
         image_tokens=H * W // network.factor**2,
         other_tokens=0,
         embeddings=(),
     )
+
+
+# The functions of the names in config.OBJECTIVES.
+OBJECTIVES: dict[str, Build] = {
+    "denoising": _denoising,
+    "reconstruction": _reconstruction,
+}
 
 
 @functools.lru_cache(maxsize=64)

@@ -287,8 +287,8 @@ class MetricLog:
         """Writes the values of a step; TensorBoard gets those that are numbers."""
         if self._file is None:
             return
-        row = records.stamped({"step": step, **values})
-        self._file.write(json.dumps(row) + "\n")
+        row = records.stamped(records.to_json({"step": step, **values}))
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
             for name, value in values.items():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
-from scaling_ldm.training import mesh, objective, optimizer
+from scaling_ldm.training import mesh, objective, objective_checks, optimizer
 
 Batch = objective.Batch
 # What each step measures.
@@ -35,10 +35,12 @@ class TrainState:
     opt: the state of the optimizer.
     step: int32; optimizer updates done.
     smoothed_loss: float32; EMA(0.9) of the loss of each step, as in paper B.
+    aux: the state of the objective; {} if it has none.
 
     As a tree, and so in a checkpoint, an average stands under its name beside the other
     fields. The order is that of version 0.1.0, which had the fields params, ema, opt,
-    step and smoothed_loss; a checkpoint's checksum depends on the order.
+    step and smoothed_loss; a checkpoint's checksum depends on the order. An empty aux
+    is no part of the tree.
     """
 
     params: Any
@@ -46,24 +48,29 @@ class TrainState:
     opt: Any
     step: Any
     smoothed_loss: Any
+    aux: Any = dataclasses.field(default_factory=dict)
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
         names = tuple(self.averages)
+        has_aux = not (isinstance(self.aux, dict) and not self.aux)
         values = {**vars(self), **self.averages}
         key = jax.tree_util.GetAttrKey
-        return [(key(name), values[name]) for name in _tree_order(names)], names
+        order = _tree_order(names, has_aux)
+        return [(key(name), values[name]) for name in order], (names, has_aux)
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], values: Any) -> TrainState:
-        found = dict(zip(_tree_order(names), values, strict=True))
+    def tree_unflatten(cls, about: tuple[Any, bool], values: Any) -> TrainState:
+        names, has_aux = about
+        found = dict(zip(_tree_order(names, has_aux), values, strict=True))
         return cls(averages={name: found.pop(name) for name in names}, **found)
 
 
-def _tree_order(averages: tuple[str, ...]) -> tuple[str, ...]:
+def _tree_order(averages: tuple[str, ...], has_aux: bool) -> tuple[str, ...]:
     """The names of a state's parts, in their order in the tree."""
     first = tuple(name for name in averages if name == config.EMA)
     others = (name for name in averages if name != config.EMA)
-    return ("params", *first, "opt", "step", "smoothed_loss", *others)
+    aux = ("aux",) if has_aux else ()
+    return ("params", *first, "opt", "step", "smoothed_loss", *others, *aux)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,27 +78,39 @@ class TrainFunctions:
     """The pure functions of one size.
 
     objective: what is learnt.
+    metrics: the names of METRICS, then those of the objective's own.
     init(key) -> TrainState
+    start(key, params) -> TrainState: of given parameters, before the first step.
     step(state, batch, uncond, hyper) -> (state, metrics): metrics are the float32
-      scalars of METRICS; the loss is that before the update. `hyper` holds "key" (of
+      scalars of `metrics`; the loss is that before the update. `hyper` holds "key" (of
       the run) and `optimizer.schedule_numbers` as data, so runs of one size share a
       compiled step.
     """
 
     objective: objective.Objective
+    metrics: tuple[str, ...]
     init: Callable[[jax.Array], TrainState]
+    start: Callable[[jax.Array, Any], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def compiled_part(experiment: config.Experiment) -> config.Experiment:
-    """The experiment without what the functions take as data: seed and learning rate.
+    """The experiment without what the functions take as data.
+
+    That is the seed, the learning rate, and the weights to start from.
 
     Runs that differ in these alone share compiled functions. The rate is infinite, so
     that a function which read it would not pass unnoticed.
     """
     return dataclasses.replace(
         experiment,
-        train=dataclasses.replace(experiment.train, seed=0),
+        train=dataclasses.replace(
+            experiment.train,
+            seed=0,
+            init_from="",
+            init_exceptions=(),
+            init_checksum="",
+        ),
         optimizer=dataclasses.replace(experiment.optimizer, learning_rate=math.inf),
     )
 
@@ -109,22 +128,30 @@ def train_functions(
     learnt = objective.build(experiment, width, depth, unroll)
     adamw = optimizer.adamw(cfg)
 
-    def init(key: jax.Array) -> TrainState:
-        params = learnt.init(key)
+    def start(key: jax.Array, params: Any) -> TrainState:
+        aux = learnt.init_aux(jax.random.fold_in(key, 1), params)
         return TrainState(
             params=params,
             averages={name: jax.tree.map(jnp.copy, params) for name in cfg.averages},
             opt=adamw.init(params),
             step=jnp.int32(0),
             smoothed_loss=jnp.float32(0),
+            # A step may not be given one buffer twice.
+            aux=jax.tree.map(jnp.copy, aux) if jax.tree.leaves(aux) else {},
         )
+
+    def init(key: jax.Array) -> TrainState:
+        return start(key, learnt.init(key))
 
     def step(
         state: TrainState, batch: Batch, uncond: Batch, hyper: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(hyper["key"], state.step)
-        value, gradient = jax.value_and_grad(learnt.loss)(
+        (value, (aux, measured)), gradient = _gradient(learnt, state)(
             state.params, batch, uncond, key
+        )
+        objective_checks.check_loss(
+            experiment, learnt, state.aux, aux, measured, METRICS
         )
         with jax.named_scope("optimizer"):
             direction, opt = adamw.update(gradient, state.opt, state.params)
@@ -149,9 +176,32 @@ def train_functions(
             opt=opt,
             step=done,
             smoothed_loss=smoothed,
-        ), metrics
+            aux=aux,
+        ), metrics | measured
 
-    return TrainFunctions(objective=learnt, init=init, step=step)
+    return TrainFunctions(
+        objective=learnt,
+        metrics=(*METRICS, *learnt.metrics),
+        init=init,
+        start=start,
+        step=step,
+    )
+
+
+def _loss(learnt: objective.Objective, state: TrainState) -> Callable[..., Any]:
+    """(params, batch, uncond, key) -> (loss, (aux after the step, metrics))."""
+
+    def loss(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
+        value, aux, measured = learnt.loss(
+            params, state.averages, state.aux, batch, uncond, state.step, key
+        )
+        return value, (aux, measured)
+
+    return loss
+
+
+def _gradient(learnt: objective.Objective, state: TrainState) -> Callable[..., Any]:
+    return jax.value_and_grad(_loss(learnt, state), has_aux=True)
 
 
 def abstract_state(functions: TrainFunctions) -> TrainState:
@@ -159,32 +209,12 @@ def abstract_state(functions: TrainFunctions) -> TrainState:
     return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
 
 
-def abstract_batch(
-    experiment: config.Experiment, rows: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of `rows` pictures, with all that a source gives of them."""
-    s, e = experiment.data.text_tokens, experiment.model.text_width
-    words = experiment.reads_words
-    kinds = {
-        "x": (experiment.data.shape, jnp.float32),
-        "text": ((s,), jnp.int32) if words else ((s, e), jnp.float32),
-        "mask": ((s,), jnp.bool_),
-        "label": ((), jnp.int32),
-        "image": (experiment.data.shape, jnp.float32),
-        "part": ((), jnp.int32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((rows, *shape), dtype)
-        for name, (shape, dtype) in kinds.items()
-    }
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCost:
     """What one optimizer step takes, counted on abstract values.
 
-    flops: of the loss and its gradient; 2 for a multiply-add.
-    state_bytes: of parameters, averages, optimizer state and gradients.
+    flops: of the loss, its gradient and its own state; 2 for a multiply-add.
+    state_bytes: of parameters, averages, optimizer, objective's state and gradients.
     activation_bytes: kept from forward to backward, for the whole batch.
     """
 
@@ -198,30 +228,21 @@ def cost(
 ) -> StepCost:
     """Counts one step at `batch_size`; compiles nothing, touches no device."""
     state = abstract_state(functions)
-    batch = abstract_batch(experiment, batch_size)
-    batch = {name: batch[name] for name in ("x", *functions.objective.conditioning)}
-    uncond = {
-        name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
-        for name in functions.objective.conditioning
-        if name not in ("image", "part")
-    }
+    learnt = functions.objective
+    batch, uncond = objective_checks.abstract_inputs(experiment, learnt, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def residuals(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
-        return jax.vjp(
-            lambda p: functions.objective.loss(p, batch, uncond, key), params
-        )[1]
+    def gradient(state: TrainState, *inputs: Any) -> Any:
+        return _gradient(learnt, state)(state.params, *inputs)
 
-    kept = jax.eval_shape(residuals, state.params, batch, uncond, key)
+    def residuals(state: TrainState, *inputs: Any) -> Any:
+        loss = _loss(learnt, state)
+        return jax.vjp(lambda p: loss(p, *inputs), state.params, has_aux=True)[1]
+
+    kept = jax.eval_shape(residuals, state, batch, uncond, key)
     params_bytes = _nbytes(state.params)
     return StepCost(
-        flops=flops.count(
-            jax.value_and_grad(functions.objective.loss),
-            state.params,
-            batch,
-            uncond,
-            key,
-        ),
+        flops=flops.count(gradient, state, batch, uncond, key),
         state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(_nbytes(kept) - params_bytes, 0),
     )
@@ -238,8 +259,10 @@ class CompiledFunctions:
     """The compiled functions of one size on one mesh.
 
     objective: what is learnt.
+    metrics: as in `TrainFunctions`.
     abstract_state: shapes, types and shardings of the state.
     init(key) -> TrainState
+    start(key, params) -> TrainState
     step(state, batch, uncond, hyper, request) -> (state, metrics): one optimizer step;
       metrics are scalars. "request" is the largest of the processes' requests.
     steps(state, batches, count, uncond, hyper, request) -> (state, metrics): the first
@@ -248,8 +271,10 @@ class CompiledFunctions:
     """
 
     objective: objective.Objective
+    metrics: tuple[str, ...]
     abstract_state: TrainState
     init: Any
+    start: Any
     step: Any
     steps: Any
     per_example_loss: Any
@@ -298,7 +323,7 @@ def compile_functions(
             return state, jax.tree.map(lambda m, n: m.at[i].set(n), metrics, new)
 
         rows = batches["x"].shape[0]
-        metrics = {name: jnp.zeros(rows) for name in METRICS}
+        metrics = {name: jnp.zeros(rows) for name in functions.metrics}
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"request": request.max()}
 
@@ -308,16 +333,19 @@ def compile_functions(
         if experiment.train.optimize_code
         else _quick_to_compile(),
     )
+    quick = functools.partial(
+        jax.jit, out_shardings=placed, compiler_options=_quick_to_compile()
+    )
     return CompiledFunctions(
         objective=functions.objective,
+        metrics=functions.metrics,
         abstract_state=jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             abstract,
             placed,
         ),
-        init=jax.jit(
-            functions.init, out_shardings=placed, compiler_options=_quick_to_compile()
-        ),
+        init=quick(functions.init),
+        start=quick(functions.start),
         step=jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
         steps=jit(steps, donate_argnums=0, out_shardings=(placed, replicated)),
         per_example_loss=jit(

@@ -22,13 +22,11 @@ from scaling_ldm.config.identity import SINCE
 from scaling_ldm.data import encoded
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.models.denoisers import unet
-from scaling_ldm.models.weights import files, native
-from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.models.weights import files, native, published
 from scaling_ldm.training import mesh
 from scaling_ldm.training.trained_model import TrainedModel
 
 CARD = "training.json"
-DIFFUSERS_UNET = "UNet2DConditionModel"
 
 # Fields of config.model that change how a network runs, not what its weights mean.
 _HOW_IT_RUNS = ("compute_dtype", "remat", "unroll")
@@ -82,6 +80,7 @@ def write_card(
         "pictures": record.images,
         "training_flops": model.train_flops,
         "average": model.weights,
+        "pretraining_flops": record.pretraining_flops,
         "validation_loss": record.validation_loss_ema,
         **more,
         "weights_sha256": files.checksum(folder),
@@ -114,10 +113,10 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
             f"export folder: {first}give {str(export)!r}"
         )
     try:
-        card = _card(folder)
+        card = read_card(folder)
         layout = files.config(folder)
-        if layout.get("_class_name") == DIFFUSERS_UNET:
-            return _unet(experiment, where, folder, card, layout)
+        if layout.get("_class_name") == published.UNET:
+            return _unet(experiment, where, folder, card)
         if "experiment" in layout:
             records.version_of(layout, folder / files.CONFIG)
             return _native(experiment, where, folder, card)
@@ -127,11 +126,11 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
     raise config.ConfigError(
         f"{where}: its config.json is of {layout.get('_class_name', 'no known layout')}"
         f"; pictures can be drawn with what the export stage wrote of a denoiser, and "
-        f"with a {DIFFUSERS_UNET} of diffusers"
+        f"with a {published.UNET} of diffusers"
     )
 
 
-def _card(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
     """The card of a folder; None where there is none.
 
     Raises:
@@ -199,21 +198,15 @@ def _unet(
     where: str,
     folder: pathlib.Path,
     card: Mapping[str, Any] | None,
-    layout: Mapping[str, Any],
 ) -> TrainedModel:
     """A UNet2DConditionModel of diffusers, of any size."""
-    cfg, linear = unet_weights.from_config(layout, experiment.data.text_tokens)
+    found = published.find(folder, experiment.data)
+    cfg = found.network
     width, depth = cfg.base, len(cfg.multiples)
     here = from_config.unet_config(experiment, width, depth)
     held = {} if card is None else card["reads"]
     _refuse(where, held | _facts(cfg), _facts(here) | weights_identity(experiment))
-    return _model(
-        where,
-        folder,
-        card,
-        (width, depth),
-        lambda: unet_weights.load(folder, cfg, linear),
-    )
+    return _model(where, folder, card, (width, depth), found.load)
 
 
 def _facts(cfg: unet.UNetConfig) -> dict[str, Any]:

@@ -16,14 +16,14 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.config import identity
 from scaling_ldm.config.files import continued
 from scaling_ldm.training import progress
-from scaling_ldm.workdir import lock, runs
+from scaling_ldm.workdir import init_record, lock, runs
 
 
 def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -47,15 +47,33 @@ def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         )
 
 
-def as_made(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
+def as_made(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    stages: Collection[str] = config.STAGES,
+) -> config.Experiment:
     """The experiment as it continues this directory; itself if there is none yet.
 
-    Every process of a job comes to the same; nothing is written.
+    The weights that it starts from are identified. Every process of a job comes to the
+    same; nothing is written.
+
+    Args:
+      stages: that will run. If nothing is planned or trained, the weights that runs
+        started from are not looked at where the directory knows them.
 
     Raises:
-      ConfigError: experiment.json is damaged, or the values of before do not fit.
+      ConfigError: experiment.json is damaged, the values of before do not fit, or there
+        are no weights to start from.
       NewerVersion: a newer version of the library wrote it.
     """
+    if experiment.train.init_from:
+        begins = {"plan", "train"} & {*stages}
+        known = None if begins else init_record.recorded(experiment, workdir)
+        if known is None:
+            from scaling_ldm.workdir import initial_weights  # it needs jax
+
+            known = initial_weights.identified(experiment, workdir)
+        experiment = known
     held = _held(workdir)
     if held is None:
         return experiment
@@ -91,6 +109,10 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
     if held != records.stamped(content):
         records.write_json(path, content)
     records.write_json(workdir / "environment.json", _environment())
+    if experiment.train.init_from and init_record.read(workdir) is None:
+        from scaling_ldm.workdir import initial_weights  # it needs jax
+
+        initial_weights.record(experiment, workdir)
     return experiment
 
 

@@ -116,7 +116,7 @@ def trained_model(
     step: int | None = None,
     weights: str | None = None,
 ) -> TrainedModel:
-    """Weights of a finished run.
+    """Weights of a run that has a checkpoint of this step.
 
     Args:
       experiment: of the study; the run's overrides are applied to it.

@@ -16,6 +16,7 @@ from scaling_ldm.models import from_config
 from scaling_ldm.stages import generate
 from scaling_ldm.training import (
     mesh,
+    objective_checks,
     train_step,
 )
 from scaling_ldm.training import (
@@ -132,7 +133,7 @@ def traced(function, *arguments):
 
 def arguments(experiment, conditioning):
     """What a loss takes after its parameters, abstract."""
-    batch = train_step.abstract_batch(experiment, 2)
+    batch = objective_checks.abstract_batch(experiment, 2)
     batch = {name: batch[name] for name in ("x", *conditioning)}
     uncond = {
         name: jax.ShapeDtypeStruct(batch[name].shape[1:], batch[name].dtype)
@@ -140,6 +141,13 @@ def arguments(experiment, conditioning):
         if name != "image"
     }
     return batch, uncond, jax.eval_shape(lambda: jax.random.key(0))
+
+
+def plain(objective):
+    """The loss of an objective without a state, of (params, batch, uncond, key)."""
+    return lambda params, *given: objective.loss(
+        params, {}, {}, *given[:2], 0, given[2]
+    )[0]
 
 
 @functools.lru_cache(maxsize=16)
@@ -155,7 +163,7 @@ def network(experiment):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
     given = arguments(experiment, objective.conditioning)
-    return shapes, functools.cache(lambda: traced(objective.loss, params, *given))
+    return shapes, functools.cache(lambda: traced(plain(objective), params, *given))
 
 
 def same_network(one, other):
@@ -189,7 +197,7 @@ def check(experiment, field, changes, architecture, same):
 def test_every_field_has_another_value_here():
     names = {f"model.{f.name}" for f in dataclasses.fields(config.ModelConfig)}
     assert set(NETWORK) == names - {"model.architecture"} | {"data.coarse"}
-    assert set(OBJECTIVE) == {
+    assert {*OBJECTIVE, *reads.WHICH} == {
         f.name for f in dataclasses.fields(config.ObjectiveConfig)
     }
     assert set(GENERATE) == {f.name for f in dataclasses.fields(config.GenerateConfig)}
@@ -236,7 +244,7 @@ def test_an_objectives_fields_do_what_the_table_says(architecture, monkeypatch):
     def loss(experiment):
         learnt = task(experiment)
         given = arguments(experiment, learnt.conditioning)
-        return traced(learnt.loss, params, *given)
+        return traced(plain(learnt), params, *given)
 
     for name, (chosen, value) in OBJECTIVE.items():
         check(

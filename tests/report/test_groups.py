@@ -124,3 +124,16 @@ def test_a_study_of_one_group_is_its_only_part(tmp_path):
     found = reading.read(make_workdir(tmp_path, lean=True))
     assert found.parts() == [found] and not found.varied
     assert found.suffix == "" and found.fit.group == ""
+
+
+def test_what_was_spent_on_pretraining_has_a_column_where_there_is_some(tmp_path):
+    for name, before in (("random", 0.0), ("started", 2.5e9), ("unknown", None)):
+        workdir = tmp_path / name
+        make_workdir(workdir, kind="few", lean=True)
+        specs = records.read_jsonl(workdir / "runs.jsonl")
+        specs = [dataclasses.replace(s, pretraining_flops=before) for s in specs]
+        records.write_jsonl(workdir / "runs.jsonl", specs)
+        page = report.write(workdir).read_text(encoding="utf-8")
+        found = {row.get("pretraining_flops") for row in table_rows(workdir, "runs")}
+        assert found == {{0.0: None, 2.5e9: "2500000000.0", None: ""}[before]}
+        assert ("FLOPs of pretraining" in page) == (name != "random")

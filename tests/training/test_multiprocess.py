@@ -118,6 +118,23 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     assert_same(workdir, one, restarts=2)
 
 
+def test_two_processes_start_from_a_run(start, one, tmp_path):
+    """From its average, each with its part of it; the rate is too low to change it."""
+    workdir = tmp_path / "w"
+    (folder,) = (one / "runs").iterdir()
+    flags = (
+        f"--config.train.init_from={one}#{folder.name}",
+        "--config.optimizer.learning_rate=1e-12",
+        "--config.mesh.fsdp=2",
+    )
+    for process in start(workdir, 2, *flags):
+        process.end()
+    record, before = results(workdir)[1], results(one)[1]
+    assert record["pretraining_flops"] == before["flops"]
+    for name in ("validation_loss", "validation_loss_ema"):
+        assert record[name] == pytest.approx(before["validation_loss_ema"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_the_coordinators_end_is_everybodys(start, tmp_path):
     job = start(tmp_path / "w", 2)

@@ -1,0 +1,144 @@
+"""Which network a place holds the weights of, in any layout that this folder reads.
+
+A folder in a layout of diffusers says it in its config.json, under `_class_name`. The
+files of DiT's authors (.pt, or the same names in safetensors) say it in the shapes of
+their tensors, apart from the heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scaling_ldm.models.denoisers import dit as dit_network
+from scaling_ldm.models.weights import (
+    autoencoder_kl,
+    dit,
+    files,
+    mmdit,
+    pixart,
+    torch_file,
+    unet,
+)
+from scaling_ldm.records.errors import WeightsError
+
+UNET = "UNet2DConditionModel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """The weights in one place.
+
+    network: config of their network, in float32.
+    load() -> its parameters, float32 arrays on the host.
+    """
+
+    network: Any
+    load: Callable[[], dict[str, Any]]
+
+
+def find(path: str | pathlib.Path, like: Any) -> Published:
+    """The weights in a folder or file; their tensors are not read yet.
+
+    Args:
+      like: config of a network of that architecture, for what the layout does not say:
+        tokens of a caption, sides of a latent, heads.
+
+    Raises:
+      WeightsError: another layout, or a network that cannot be built here.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir() or not (path / files.CONFIG).exists():
+        return _official_dit(path, like)
+    layout = files.config(path)
+    name = layout.get("_class_name", "no known layout")
+    if name not in LAYOUTS:
+        raise WeightsError(
+            f"its config.json is of {name}; known: {', '.join(LAYOUTS)}, and what the "
+            "export stage wrote"
+        )
+    return LAYOUTS[name](path, layout, like)
+
+
+Layout = Mapping[str, Any]
+
+
+def _tokens(like: Any) -> int:
+    return getattr(like, "text_tokens", 0)
+
+
+def _unet(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    network, linear = unet.from_config(layout, _tokens(like))
+    return Published(network=network, load=lambda: unet.load(path, network, linear))
+
+
+def _dit(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    del like
+    network = dit.from_config(layout)
+    return Published(network=network, load=lambda: dit.load(path, network, "diffusers"))
+
+
+def _pixart(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    network = pixart.from_config(layout, _tokens(like))
+    return Published(network=network, load=lambda: pixart.load(path, network))
+
+
+def _sd3(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    network = mmdit.sd3_from_config(layout, _tokens(like))
+    return Published(network=network, load=lambda: mmdit.load(path, network))
+
+
+def _flux(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    H, W, *_ = getattr(like, "image_shape", (64, 64))
+    network = mmdit.flux_from_config(layout, _tokens(like), (H, W))
+    return Published(network=network, load=lambda: mmdit.load(path, network))
+
+
+def _autoencoder(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    del like
+    network = autoencoder_kl.from_config(layout)
+    return Published(network=network, load=lambda: autoencoder_kl.load(path)[1])
+
+
+LAYOUTS: dict[str, Callable[[pathlib.Path, Layout, Any], Published]] = {
+    UNET: _unet,
+    "DiTTransformer2DModel": _dit,
+    "PixArtTransformer2DModel": _pixart,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
+    "AutoencoderKL": _autoencoder,
+}
+
+
+def _official_dit(path: pathlib.Path, like: Any) -> Published:
+    """A DiT of its authors: everything but the heads is in the shapes."""
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in torch_file.tensors(path).items()
+    }
+    wanted = "x_embedder.proj.weight", "y_embedder.embedding_table.weight"
+    last = "final_layer.linear.weight"
+    if any(name not in shapes for name in (*wanted, last)):
+        raise WeightsError(
+            f"{path} has no config.json and not the tensors of DiT's authors: a folder "
+            f"of another network has a config.json of {', '.join(LAYOUTS)}"
+        )
+    width, channels, patch, _ = shapes[wanted[0]]
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    H, W, *_ = getattr(like, "image_shape", (32, 32))
+    if "pos_embed" in shapes:  # of a square
+        H = W = patch * math.isqrt(shapes["pos_embed"][1])
+    network = dit_network.DiTConfig(
+        architecture="adaln_zero",
+        width=width,
+        depth=len(blocks),
+        heads=getattr(like, "heads", 1),
+        image_shape=(H, W, channels),
+        patch_size=patch,
+        classes=shapes[wanted[1]][0] - 1,
+        grid=dit.GRID,
+        out_channels=shapes[last][0] // patch**2,
+    )
+    return Published(network=network, load=lambda: dit.load(path, network, "official"))

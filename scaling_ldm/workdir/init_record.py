@@ -1,0 +1,72 @@
+"""What a study starts from, as its directory keeps it; needs no jax.
+
+    init.json   the identity of the weights that training starts from, where they were,
+                and the FLOPs that had been spent on them
+
+The weights themselves are in the checkpoints. So a study goes on without its source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from scaling_ldm import config, records
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """init_from, checksum and pretraining_flops (None: unknown); None without a file.
+
+    Raises:
+      ConfigError: the file is damaged.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    path = workdir / "init.json"
+    try:
+        return records.read_json(path) if path.exists() else None
+    except records.Damaged as e:
+        raise config.ConfigError(f"{path} is damaged ({e}): put a copy back") from e
+
+
+def write(
+    workdir: pathlib.Path, init_from: str, checksum: str, flops: float | None
+) -> None:
+    """Writes the file."""
+    content = {"init_from": init_from, "checksum": checksum, "pretraining_flops": flops}
+    records.write_json(workdir / "init.json", content)
+
+
+def with_checksum(
+    experiment: config.Experiment, checksum: str, where: object
+) -> config.Experiment:
+    """The experiment with the identity of the weights that it starts from.
+
+    Args:
+      where: the weights are, for a message.
+
+    Raises:
+      ConfigError: it asks for other weights.
+    """
+    wanted = experiment.train.init_checksum
+    if wanted not in ("", checksum):
+        raise config.ConfigError(
+            f"config.train.init_checksum = {wanted!r}: the weights of {where} are "
+            f"{checksum}"
+        )
+    changed = dataclasses.replace(experiment.train, init_checksum=checksum)
+    return dataclasses.replace(experiment, train=changed)
+
+
+def recorded(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> config.Experiment | None:
+    """The experiment with the identity that its directory keeps; None if it has none.
+
+    Raises:
+      ConfigError: the directory started from other weights than the experiment names.
+    """
+    held, given = read(workdir), experiment.train.init_from
+    if held is None or held["init_from"] != given:
+        return None
+    return with_checksum(experiment, held["checksum"], given)

@@ -1,0 +1,286 @@
+"""The weights that training starts from: where they are, and whether they fit.
+
+They are those of a run, of an export, or published ones. Their parameters must have the
+names and shapes of the network that is trained, and their network its settings, apart
+from what config.train.init_exceptions names. Anything else is refused, with everything
+that differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import config, records
+from scaling_ldm.config import identity, init_from
+from scaling_ldm.data import encoded
+from scaling_ldm.models import from_config
+from scaling_ldm.models.weights import files, native, published, transfer
+from scaling_ldm.records.errors import CheckpointError, WeightsError
+from scaling_ldm.training import checkpoint, mesh, progress
+from scaling_ldm.workdir import exports, init_record, runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Weights to start from.
+
+    checksum: their identity: the SHA-256 of a file or, for a run, a digest of the
+      checkpoint's checksum.
+    flops: spent on them, with what they started from themselves; None: unknown.
+    network: config of their network.
+    load(device_mesh) -> the parameters, sharded as in training.
+    facts: what they learnt, and of which latents and captions; {}: unknown.
+    """
+
+    checksum: str
+    flops: float | None
+    network: Any
+    load: Callable[[Any], Any]
+    facts: Mapping[str, Any]
+
+
+def find(experiment: config.Experiment) -> InitialWeights:
+    """The weights of config.train.init_from; their values are not read yet.
+
+    Raises:
+      ConfigError: they are not there, or cannot be read here.
+      NewerVersion: a newer version of the library wrote them.
+    """
+    given = experiment.train.init_from
+    where = f"config.train.init_from = {given!r}"
+    try:
+        if (run := init_from.parsed(given)) is not None:
+            return _of_run(where, run)
+        return _of_place(experiment, where, pathlib.Path(given).expanduser())
+    except (WeightsError, CheckpointError) as e:
+        raise config.ConfigError(f"{where}: {e}") from e
+
+
+def is_there(experiment: config.Experiment) -> bool:
+    """Whether there is still a directory or file that config.train.init_from names."""
+    run = init_from.parsed(experiment.train.init_from)
+    place = experiment.train.init_from if run is None else run.workdir
+    return pathlib.Path(place).expanduser().exists()
+
+
+def identified(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> config.Experiment:
+    """The experiment with the identity of its weights in train.init_checksum.
+
+    Where they are gone, it is the one that the directory keeps.
+
+    Raises:
+      ConfigError: they are neither there nor known, or others than the experiment asks.
+    """
+    given = experiment.train.init_from
+    if not is_there(experiment):
+        known = init_record.recorded(experiment, workdir)
+        if known is None:
+            raise config.ConfigError(
+                f"config.train.init_from = {given!r}: there is nothing"
+            )
+        return known
+    return init_record.with_checksum(experiment, find(experiment).checksum, given)
+
+
+def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    """Writes what the directory keeps of its weights, once they are identified."""
+    if init_record.read(workdir) is None and is_there(experiment):
+        found = find(experiment)
+        cfg = experiment.train
+        init_record.write(workdir, cfg.init_from, found.checksum, found.flops)
+
+
+def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
+    folder = pathlib.Path(run.workdir).expanduser()
+    source = _experiment_of(where, folder)
+    specs = {spec.run_id: spec for spec in records.read_jsonl(folder / "runs.jsonl")}
+    if run.run_id not in specs:
+        raise config.ConfigError(
+            f"{where}: no run {run.run_id!r} in {folder}; it has {', '.join(specs)}"
+        )
+    spec = specs[run.run_id]
+    # To open a folder of checkpoints removes what is being written to it.
+    if runs.read_record(folder, run.run_id) is None:
+        raise config.ConfigError(f"{where}: {run.run_id} is not over yet")
+    step = spec.steps if run.step is None else run.step
+    there = runs.checkpoint_steps(folder, spec)
+    if step not in there:
+        raise config.ConfigError(
+            f"{where}: {run.run_id} has no checkpoint of step {step}; it has "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    model = runs.trained_model(source, folder, spec, step, run.weights or None)
+    own = config.with_overrides(source, spec.overrides)
+    saved = checkpoint.saved_identity(
+        runs.run_files(folder, spec.run_id).checkpoints, step
+    )
+    spent, before = step * spec.flops_per_step, spec.pretraining_flops
+    return InitialWeights(
+        checksum=records.digest([saved, model.weights]),
+        flops=None if before is None else float(spent + before),
+        network=from_config.network_config(own, spec.width, spec.depth),
+        load=model.load,
+        facts=_facts(exports.weights_identity(own)),
+    )
+
+
+def _experiment_of(where: str, folder: pathlib.Path) -> config.Experiment:
+    """The experiment of another working directory."""
+    path = folder / "experiment.json"
+    if not path.exists():
+        raise config.ConfigError(
+            f"{where}: {folder} is no working directory of a study"
+        )
+    held = records.read_json(path)
+    return _resolved_again(held["config"] | {"name": held["name"]})
+
+
+def _resolved_again(held: Mapping[str, Any]) -> config.Experiment:
+    """An experiment from a file that this or an older version wrote."""
+    known = vars(config.Experiment())
+    sections = {
+        name: {k: v for k, v in value.items() if k != "record"}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in identity.filled(held).items()
+        if name in known
+    }
+    return config.resolve(sections)
+
+
+def _of_place(
+    experiment: config.Experiment, where: str, path: pathlib.Path
+) -> InitialWeights:
+    """Weights in a folder or a file."""
+    if (path / "experiment.json").exists():
+        raise config.ConfigError(
+            f"{where}: the working directory of a study; name a run of it, as in "
+            f"{path}#RUN_ID, or give its export folder"
+        )
+    if not path.exists():
+        raise config.ConfigError(f"{where}: there is nothing")
+    card = exports.read_card(path) if path.is_dir() else None
+    flops, facts = None, {}
+    if card is not None:
+        spent, before = card["training_flops"], card.get("pretraining_flops", 0.0)
+        flops = None if spent is None or before is None else spent + before
+        facts = _facts(card["reads"])
+    layout = files.config(path) if (path / files.CONFIG).exists() else {}
+    if "experiment" in layout:
+        records.version_of(layout, path / files.CONFIG)
+        held = dict(layout["experiment"])
+        # The network does not need the file of an objective of one's own.
+        held["objective"] = {
+            k: v
+            for k, v in held["objective"].items()
+            if k not in ("kind", "folder", "digest")
+        }
+        source = _resolved_again(held)
+        size = layout["width"], layout["depth"]
+        network = from_config.network_config(source, *size)
+        shapes = from_config.parameter_shapes(network)
+        load = functools.partial(native.load, path, shapes)
+    else:
+        width, depth = experiment.plan.sizes[0]
+        like = from_config.network_config(experiment, width, depth)
+        found = published.find(path, like)
+        network, load = found.network, found.load
+
+    def placed(device_mesh: Any) -> Any:
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load())
+        return mesh.place_params(device_mesh, params)
+
+    torch = path.is_file() and path.suffix != ".safetensors"
+    checksum = files.sha256(path) if torch else files.checksum(path)
+    return InitialWeights(
+        checksum=checksum, flops=flops, network=network, load=placed, facts=facts
+    )
+
+
+def _facts(reads: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what weights depend on, what their parameters and their network do not show.
+
+    Args:
+      reads: as `exports.weights_identity` gives it.
+    """
+    return {k: v for k, v in reads.items() if k.startswith(("objective.", "encode."))}
+
+
+def check(experiment: config.Experiment, specs: Iterable[records.RunSpec]) -> None:
+    """Refuses weights that do not fit the runs of a plan.
+
+    Raises:
+      ConfigError: for each size, all that differs.
+    """
+    found, bad = find(experiment), {}
+    for spec in specs:
+        own = config.with_overrides(experiment, spec.overrides)
+        key = from_config.network_config(own, spec.width, spec.depth)
+        if key not in bad:
+            bad[key] = f"{spec.width} x {spec.depth}", _fit(found, own, spec).problems
+    lines = [
+        f"\n  {name}: {line}" for name, problems in bad.values() for line in problems
+    ]
+    if lines:
+        raise config.ConfigError(
+            f"config.train.init_from = {experiment.train.init_from!r} is not of the "
+            "network that is trained; what may differ is named in "
+            f"config.train.init_exceptions:{''.join(lines)}"
+        )
+
+
+def load(
+    own: config.Experiment,
+    spec: records.RunSpec,
+    device_mesh: jax.sharding.Mesh,
+    fresh: Any,
+) -> Any:
+    """The parameters that a run starts from, sharded as in training.
+
+    Args:
+      own: the experiment of the run.
+      fresh: newly initialised parameters.
+
+    Raises:
+      ConfigError: the weights are gone, have changed since the plan, or do not fit.
+    """
+    cfg = own.train
+    if not is_there(own):
+        raise config.ConfigError(
+            f"config.train.init_from = {cfg.init_from!r}: there is nothing, and "
+            f"{spec.run_id} has no checkpoint to continue from"
+        )
+    check(own, [dataclasses.replace(spec, overrides={})])
+    found = find(own)
+    init_record.with_checksum(own, found.checksum, cfg.init_from)
+    _say_what_differs(spec, found, own)
+    return transfer.transferred(_fit(found, own, spec), found.load(device_mesh), fresh)
+
+
+def _fit(
+    found: InitialWeights, own: config.Experiment, spec: records.RunSpec
+) -> transfer.Fit:
+    exceptions = [init_from.exception(given) for given in own.train.init_exceptions]
+    network = from_config.network_config(own, spec.width, spec.depth)
+    theirs, ours = map(from_config.parameter_shapes, (found.network, network))
+    return transfer.fit(found.network, network, theirs, ours, exceptions)
+
+
+def _say_what_differs(
+    spec: records.RunSpec, found: InitialWeights, own: config.Experiment
+) -> None:
+    """Says where the weights learnt something else, which may be what is wanted."""
+    here = _facts(exports.weights_identity(own))
+    common = {name: here[name] for name in found.facts if name in here}
+    other = encoded.differences(found.facts, common)
+    if other:
+        progress.say(f"{spec.run_id} starts from weights of {'; '.join(other)}")
