@@ -228,13 +228,13 @@ def with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
     """
     for path, value in overrides.items():
         section, _, name = path.partition(".")
-        part = getattr(experiment, section, None)
+        part: Any = getattr(experiment, section, None)
         if not dataclasses.is_dataclass(part) or not hasattr(part, name):
             raise ConfigError(
                 f"the plan of this study varies {path}, which is no field of an "
                 "experiment: plan it again with this version"
             )
-        changed = dataclasses.replace(part, **{name: value})  # type: ignore
+        changed: Any = dataclasses.replace(part, **{name: value})
         experiment = dataclasses.replace(experiment, **{section: changed})
     return experiment
 

@@ -108,7 +108,7 @@ def _part(e: fields.Experiment, name: str) -> fields.Experiment:
     if "source" in own:
         default = fields.DataConfig()
         data |= {field: getattr(default, field) for field in PICTURES}
-    encode = {}
+    encode: dict[str, Any] = {}
     if e.encode.path:
         encode["path"] = f"{e.encode.path.rstrip('/')}/{name}"
     for field, value in own.items():
