@@ -64,13 +64,15 @@ class TrainFunctions:
 
 
 def compiled_part(experiment: config.Experiment) -> config.Experiment:
-    """The experiment without what the functions take as data: seed and learning rate.
+    """The experiment without its plan, and without the seed and the learning rate.
 
-    Runs that differ in these alone share compiled functions. The rate is infinite, so
-    that a function which read it would not pass unnoticed.
+    The functions take these two as data. So runs that differ in them alone share
+    compiled functions. The rate is infinite, so that a function which read it would not
+    pass unnoticed.
     """
     return dataclasses.replace(
         experiment,
+        plan=config.PlanConfig(),
         train=dataclasses.replace(experiment.train, seed=0),
         optimizer=dataclasses.replace(experiment.optimizer, learning_rate=math.inf),
     )
