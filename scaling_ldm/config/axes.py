@@ -236,8 +236,8 @@ def with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
     """
     for path, value in overrides.items():
         section, _, name = path.partition(".")
-        part = getattr(experiment, section, None)
-        if not dataclasses.is_dataclass(part) or not hasattr(part, name):
+        part: Any = vars(experiment).get(section)
+        if name not in getattr(part, "__dict__", ()):
             raise ConfigError(
                 f"the plan of this study varies {path}, which is no field of an "
                 "experiment: plan it again with this version"
