@@ -144,14 +144,14 @@ def test_a_stopped_run_of_a_group_continues(study, tmp_path):
     assert record.validation_loss == before.validation_loss
 
 
-def test_an_objective_as_an_axis_has_no_best_run(given):
+def test_an_objective_as_an_axis_has_no_best_run(given, tmp_path):
     c = given.copy_and_resolve_references()
     c.plan.axes = {"objective.prediction": ("flow", "v")}
     e = config.resolve(c)
     with pytest.raises(config.ConfigError, match="no run is the best one"):
         generate.check(e)
     with pytest.raises(config.ConfigError, match="no run is the best one"):
-        runs.run_to_sample(e, None, plan.plan(e))
+        runs.run_to_sample(e, tmp_path, plan.plan(e))
     c.generate.run = "3.000e08-16x2"
     generate.check(config.resolve(c))
     c.generate.run, c.plan.axes = "", {"objective.weighting": ("uniform", "min_snr")}

@@ -91,13 +91,14 @@ def _headline(study: Study) -> str:
             "same number of steps, not along budgets, so there are no laws to fit."
         )
         return html.paragraphs([*answer, why])
-    if study.fit is None:
+    fits = [part.fit for part in study.parts() if part.fit is not None]
+    if not fits:
         return (
             "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
             "with <code>--stages fit</code>, then again with "
             "<code>--stages report</code>.</p>"
         )
-    return "".join(_found(part.fit) if part.fit else "" for part in study.parts())
+    return "".join(map(_found, fits))
 
 
 def _found(fit: FitResult) -> str:

@@ -95,15 +95,15 @@ class TrainFunctions:
 
 
 def compiled_part(experiment: config.Experiment) -> config.Experiment:
-    """The experiment without what the functions take as data.
+    """The experiment without its plan, and without what the functions take as data.
 
-    That is the seed, the learning rate, and the weights to start from.
-
-    Runs that differ in these alone share compiled functions. The rate is infinite, so
-    that a function which read it would not pass unnoticed.
+    That is the seed, the learning rate, and the weights to start from. So runs that
+    differ in them alone share compiled functions. The rate is infinite, so that a
+    function which read it would not pass unnoticed.
     """
     return dataclasses.replace(
         experiment,
+        plan=config.PlanConfig(),
         train=dataclasses.replace(
             experiment.train,
             seed=0,

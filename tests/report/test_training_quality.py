@@ -18,8 +18,10 @@ MARKS = (1e9, 4e9, 1.6e10, 6.4e10)
 
 
 def spec(run_id, params, width=16, depth=2):
-    """A planned run; what the report does not look at is 1."""
-    given = dict.fromkeys((f.name for f in dataclasses.fields(records.RunSpec)), 1)
+    """A planned run; what the report does not look at is 1, or its default."""
+    own = {"overrides", "group"}
+    every = {f.name for f in dataclasses.fields(records.RunSpec)}
+    given = dict.fromkeys(every - own, 1)
     named = {"study": "s", "accelerator": "cpu", "recipe_hash": "0", "run_id": run_id}
     sizes = {"params": params, "params_without_embeddings": params}
     shape = {"width": width, "depth": depth}
