@@ -71,11 +71,30 @@ def test_the_recipe_hash_of_tiny_is_the_one_before_the_renaming():
     assert dataclasses.replace(tiny, objective=other).recipe_hash != golden_hash()
 
 
+@pytest.mark.parametrize(("section", "field"), fields.SINCE)
+def test_a_field_that_0_1_0_did_not_have_changes_no_hash_at_its_value(section, field):
+    """A tuple is a list in experiment.json; another value is another recipe."""
+    value = fields.SINCE[section, field]
+    mine = dataclasses.asdict(config.Experiment())
+    without = copy.deepcopy(mine)
+    del without[section][field]
+    mine[section][field] = value
+    assert config.identity(mine) == config.identity(without)
+    assert config.identity(json.loads(json.dumps(mine))) == json.loads(
+        json.dumps(config.identity(without))
+    )
+    mine[section][field] = "another"
+    assert config.identity(mine) != config.identity(without)
+    assert config.identity(mine)[section][field] == "another"
+
+
 def old(experiment):
     """What experiment.json held before the renaming."""
     found = json.loads(json.dumps(dataclasses.asdict(experiment)))
     for section, field, first in RENAMED:
         found[section][first] = found[section].pop(field)
+    for section, field in fields.SINCE:
+        del found[section][field]
     return {
         "name": experiment.name,
         "question": experiment.question,
