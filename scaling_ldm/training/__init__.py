@@ -1,7 +1,8 @@
 """Training on devices, and trained or frozen networks run on them.
 
-`mesh` places arrays, `objective` says what is learnt, `train_step` compiles a step,
-`loop` trains one run, `checkpoint` keeps its state, `progress` reports on it.
+`mesh` places arrays, `objective` says what is learnt, `optimizer` and `averages` change
+the weights, `train_step` compiles a step, `loop` trains one run, `checkpoint` keeps its
+state, `progress` reports on it.
 `inference` draws pictures with trained weights; `encoding` runs frozen networks.
 The modules are the public names. They are imported one by one, because some of them are
 read without jax.

@@ -20,8 +20,10 @@ These sum to one, and one update a step keeps them exactly (equation 127):
 
 As beta_1 = 0, the weights before the first step do not count. Any other average is
 made afterwards from stored ones (algorithm 3): their profiles p_i are combined to the
-profile p_r that is wanted by least squares, x = A^-1 b with A_ij = p_i . p_j and
-b_i = p_i . p_r. For a profile a that ends at t_a <= t_b, where b ends,
+profile p_r that is wanted by least squares, A x = b with A_ij = p_i . p_j and
+b_i = p_i . p_r. Here x also sums to one. In algorithm 3 it does so nearly, which is
+enough for the paper's networks: they normalise their weights, ours do not. For a
+profile a that ends at t_a <= t_b, where b ends,
 
     p_a . p_b = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1)
                 * (t_a / t_b)^gamma_b / t_b
@@ -118,7 +120,7 @@ def inner_product(a: Profile, b: Profile) -> float:
 class Combination:
     """A sum of stored averages that stands for another one.
 
-    coefficients: one for each stored average; they sum to about one.
+    coefficients: one for each stored average; they sum to one.
     error: of the summed profile, |sum - wanted| / |wanted|, root mean square.
     """
 
@@ -134,16 +136,18 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> Combination:
     """
     if not stored or len(set(stored)) < len(stored):
         raise AverageError(f"one or more profiles, each once, are needed: {stored}")
-    # Each profile has length 1 here, so that early and late ones count alike.
-    norms = np.sqrt([inner_product(p, p) for p in stored])
-    a = np.array([[inner_product(p, q) for q in stored] for p in stored])
-    b = np.array([inner_product(p, wanted) for p in stored]) / norms
-    length = inner_product(wanted, wanted)
-    x = np.linalg.lstsq(a / norms / norms[:, None], b, rcond=1e-12)[0]
-    left = length - 2 * b @ x + x @ (a / norms / norms[:, None]) @ x
+    square = inner_product(wanted, wanted)
+    a = np.array([[inner_product(p, q) for q in stored] for p in stored]) / square
+    b = np.array([inner_product(p, wanted) for p in stored]) / square
+    # Each row and column is scaled to a diagonal of one. The last row is the sum.
+    scale = 1 / np.sqrt(np.diag(a))
+    system = np.block(
+        [[a * scale * scale[:, None], scale[:, None]], [scale, np.zeros(1)]]
+    )
+    x = scale * np.linalg.lstsq(system, [*(b * scale), 1.0], rcond=1e-13)[0][:-1]
+    left = 1 - 2 * b @ x + x @ a @ x
     return Combination(
-        coefficients=tuple(float(c) for c in x / norms),
-        error=float(np.sqrt(max(left, 0.0) / length)),
+        coefficients=tuple(float(c) for c in x), error=float(np.sqrt(max(left, 0.0)))
     )
 
 

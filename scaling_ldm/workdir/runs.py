@@ -156,8 +156,8 @@ def reconstructed(
 
     Args:
       sigma_rel: its width, as in `averages.Profile`.
-      step: its last step, of which there need not be a checkpoint; None for the end of
-        the run.
+      step: its last step; the error is large unless there is a checkpoint of it. None
+        for the end of the run.
       largest_error: of its profile, as in `averages.reconstruct`.
 
     Raises:

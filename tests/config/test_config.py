@@ -264,6 +264,7 @@ def test_every_numeric_field_has_a_check_of_its_range():
     free = {"data.shape", "objective.time_location", "mesh.replica", "plan.sizes"}
     free |= {"plan.budgets_flops", "train.checkpoint_flops"}
     free |= {"train.save_signals", "train.stop_signals"}
+    free |= {"optimizer.averages"}  # in test_optimizer_checks
     free |= {"evaluate.metrics", "frontier.samplers"}  # in test_evaluate
     free |= {"frontier.steps", "frontier.guidances"}
     free |= {"plan.axes", "plan.axes_only"}  # in test_axes
@@ -316,6 +317,9 @@ def test_recipe_hash_ignores_where_and_how_long_but_not_what():
     assert changed("train", batch_size=8) != base.recipe_hash
     assert changed("data", seed=1) != base.recipe_hash
     assert changed("optimizer", learning_rate=1.0) != base.recipe_hash
+    assert changed("optimizer", averages=("ema", "power_0.1")) != base.recipe_hash
+    assert changed("optimizer", schedule="cosine") != base.recipe_hash
+    assert changed("optimizer", warmup_steps=5) != base.recipe_hash
     assert changed("objective", weighting="sigmoid") != base.recipe_hash
     assert changed("validation", samples=8) != base.recipe_hash
 

@@ -366,6 +366,48 @@ def test_a_policys_fields_do_what_the_table_says(policy):
         assert "it is for: by_width" in refusals(other)["config.optimizer.policy_width"]
 
 
+@pytest.mark.parametrize("schedule", config.LEARNING_RATE_SCHEDULES)
+def test_a_schedules_fields_do_what_the_table_says(schedule):
+    experiment = changed(base("in_context"), {"optimizer.schedule": schedule})
+    readers = reads.READERS["optimizer.schedule"]
+
+    def rates(e):
+        cfg = e.optimizer
+        numbers = optimizer_lib.schedule_numbers(cfg, 1.0, 2, 20)
+        rate = jax.jit(lambda s, n: optimizer_lib.scheduled_rate(cfg, s, n))
+        return [float(rate(np.int32(step), numbers)) for step in range(20)]
+
+    for name, value in (("decay_fraction", 0.5), ("decay_shape", "1-sqrt")):
+        other = changed(experiment, {f"optimizer.{name}": value})
+        does_something = rates(other) != rates(experiment)
+        assert does_something == (schedule in readers[f"optimizer.{name}"])
+        if does_something:
+            resolved(other)
+        else:
+            said = refusals(other)[f"config.optimizer.{name}"]
+            assert "it is for: wsd" in said
+
+
+def test_the_decay_of_an_average_that_is_not_kept_is_refused():
+    keep = {"optimizer.averages": ("power_0.1",)}
+    experiment = changed(base("in_context"), keep)
+    other = changed(experiment, {"optimizer.ema_decay": 0.5})
+    size = experiment.plan.sizes[0]
+
+    def step(e):
+        functions = train_step.train_functions(e, *size, unroll=False)
+        given = arguments(e, functions.objective.conditioning)
+        hyper = {"key": given[2], "peak": np.float32(1), "warmup": np.float32(1)}
+        state = train_step.abstract_state(functions)
+        return traced(functions.step, state, *given[:2], hyper)
+
+    assert step(experiment) == step(other)
+    said = refusals(other)["config.optimizer.ema_decay"]
+    assert "config.optimizer.averages does not name 'ema'" in said
+    both = {"optimizer.averages": ("power_0.1", "ema"), "optimizer.ema_decay": 0.5}
+    resolved(changed(base("in_context"), both))
+
+
 def test_a_field_that_two_choices_leave_unread_is_refused_once():
     changes = {"objective.time_shift": 2.0, "objective.schedule": "cosine"}
     said = refusals(changed(base("autoencoder_kl"), changes))

@@ -71,11 +71,32 @@ def test_the_recipe_hash_of_tiny_is_the_one_before_the_renaming():
     assert dataclasses.replace(tiny, objective=other).recipe_hash != golden_hash()
 
 
+DECIDING = [
+    field for field in identity.SINCE if field in identity.unknown_to({})
+]  # the others decide no number of a run
+
+
+@pytest.mark.parametrize(("section", "field"), DECIDING)
+def test_a_field_that_0_1_0_did_not_have_changes_no_hash_at_its_value(section, field):
+    """A tuple is a list in experiment.json; another value is another recipe."""
+    mine = dataclasses.asdict(config.Experiment())
+    without = copy.deepcopy(mine)
+    del without[section][field]
+    mine[section][field] = identity.SINCE[section, field]
+    assert identity.recipe_hash(mine) == identity.recipe_hash(without)
+    read = json.loads(json.dumps(mine))
+    assert identity.recipe_hash(read) == identity.recipe_hash(without)
+    mine[section][field] = "another"
+    assert identity.recipe_hash(mine) != identity.recipe_hash(without)
+
+
 def old(experiment):
     """What experiment.json held before the renaming."""
     found = json.loads(json.dumps(dataclasses.asdict(experiment)))
     for section, field, first in RENAMED:
         found[section][first] = found[section].pop(field)
+    for section, field in identity.SINCE:
+        del found[section][field]
     return {
         "name": experiment.name,
         "question": experiment.question,
