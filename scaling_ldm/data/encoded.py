@@ -45,9 +45,8 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
         "text_encoder": pretrained.text_identity(cfg.text_encoder),
     }
     for field in config.DATA_SOURCES[source]:
-        value = getattr(experiment.data, field)
-        if field != "path" and value:
-            found[field] = value
+        if field != "path":
+            found[field] = getattr(experiment.data, field)
     if source in config.ENDLESS:
         found["seed"] = experiment.data.seed
     if not experiment.reads_words:
@@ -61,7 +60,8 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     """The entries of `wanted` that differ in `held`, a line for each.
 
     Two networks are the same if their files are the same. If the files of one are not
-    known, they are the same if they have the same name.
+    known, they are the same if they have the same name. What older records do not say
+    was not given.
     """
     lines = []
     for key, value in wanted.items():
@@ -73,7 +73,7 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
                     f"{x.get('name')!r} ({x.get('digest')})" for x in (there, value)
                 ]
                 lines.append(f"{key}: {both[0]} there, {both[1]} here")
-        elif there != value:
+        elif ("" if there is None else there) != value:
             lines.append(f"{key}: {there!r} there, {value!r} here")
     return lines
 

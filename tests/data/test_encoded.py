@@ -286,6 +286,15 @@ def test_networks_are_the_same_by_their_files_or_their_name(held, wanted, said):
     assert bool(found) == said
 
 
+def test_records_of_other_captions_are_others():
+    """0.1.0 does not say which; they are those by the usual names."""
+    usual, named = ({"captions": name, "label": ""} for name in ("", "title"))
+    assert not encoded.differences({}, usual)
+    for held, wanted in (({}, named), (usual, named), (named, usual)):
+        (said,) = encoded.differences(held, wanted)
+        assert said.startswith("captions: ")
+
+
 def test_a_folder_may_be_far_away(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     far = "memory://test_encoded/records"
