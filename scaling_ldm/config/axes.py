@@ -247,7 +247,7 @@ def with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
                 f"the plan of this study varies {path}, which is no field of an "
                 "experiment: plan it again with this version"
             )
-        changed = dataclasses.replace(part, **{name: value})  # type: ignore
+        changed: Any = dataclasses.replace(part, **{name: value})  # type: ignore
         experiment = dataclasses.replace(experiment, **{section: changed})
     return experiment
 

@@ -277,7 +277,8 @@ def _fit(
     return transfer.fit(
         found.network,
         network,
-        *map(from_config.parameter_shapes, (found.network, network)),
+        from_config.parameter_shapes(found.network),
+        from_config.parameter_shapes(network),
         exceptions,
     )
 
