@@ -2,8 +2,8 @@
 
 One run of tiny.py whose loss is in objectives/teacher_l1.py.
 
-Cost: 5e9 FLOPs, 30 s on 2 CPU cores. Expect a run of which a third of the FLOPs are not
-the network's own: a teacher's forward pass stands beside forward and backward.
+Cost: 5e9 FLOPs, 30 s on 2 CPU cores. Expect a run that spends a quarter of its FLOPs on
+the teacher, whose forward pass stands beside forward and backward.
 Command: python -m scaling_ldm.main --config experiments/tiny_teacher.py --workdir runs/tiny_teacher
 """  # noqa: E501
 

@@ -104,10 +104,7 @@ class TrainingRun:
         restored = saved.restore(self.compiled.abstract_state)
         if restored is None:
             step, before, restarts = 0, 0.0, 0
-            state = self.compiled.init(self._key("init"))
-            if self._initial is not None:
-                params = self._initial(state.params)
-                state = self.compiled.start(self._key("init"), params)
+            state = self._first_state()
         else:
             step, state = restored.step, restored.state
             before = restored.progress.seconds
@@ -147,6 +144,15 @@ class TrainingRun:
         checked = losses | {name: validation[name] for name in others}
         failure = "" if all(map(math.isfinite, checked.values())) else f"{checked}"
         return self._record(clock, restarts, spec.steps, failure=failure, **losses)
+
+    def _first_state(self) -> train_step.TrainState:
+        """The state before the first step."""
+        key = self._key("init")
+        if self._initial is None:
+            return self.compiled.init(key)
+        # The rest of that state is not kept while weights are read.
+        params = self._initial(self.compiled.init(key).params)
+        return self.compiled.start(key, params)
 
     def _steps(
         self,

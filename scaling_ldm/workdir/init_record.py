@@ -61,12 +61,19 @@ def with_checksum(
 def recorded(
     experiment: config.Experiment, workdir: pathlib.Path
 ) -> config.Experiment | None:
-    """The experiment with the identity that its directory keeps; None if it has none.
+    """The experiment with the identity of its weights, as its directory keeps it.
+
+    They are told by their name or, if it is given, by train.init_checksum.
+
+    Returns:
+      None if the directory keeps none, or that of other weights.
 
     Raises:
-      ConfigError: the directory started from other weights than the experiment names.
+      ConfigError: the same name, but another train.init_checksum.
     """
-    held, given = read(workdir), experiment.train.init_from
-    if held is None or held["init_from"] != given:
+    held, cfg = read(workdir), experiment.train
+    if held is None or (
+        held["init_from"] != cfg.init_from and held["checksum"] != cfg.init_checksum
+    ):
         return None
-    return with_checksum(experiment, held["checksum"], given)
+    return with_checksum(experiment, held["checksum"], cfg.init_from)

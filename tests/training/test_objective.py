@@ -1,7 +1,6 @@
 """Objectives as a seam: their state, their metrics, their costs, what they are held to.
 
-The toy here has a teacher, a counter and a metric; experiments/tiny_teacher.py is run
-by tests/test_experiments.py.
+The toy here has a teacher, a counter and a metric.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from scaling_ldm.stages import plan, train
 from scaling_ldm.training import mesh, objective, objective_checks, progress, train_step
 from scaling_ldm.workdir import runs
 
+ROOT = pathlib.Path(__file__).parents[2]
 TEACHER = """
 import dataclasses
 import jax
@@ -181,6 +181,21 @@ def test_a_run_with_a_teacher_logs_its_metrics_and_continues_to_the_same_bits(
         for key in held
     }
     assert names == {"params", "ema", "opt", "step", "smoothed_loss", "aux"}
+
+
+def test_the_example_trains(tmp_path):
+    """experiments/tiny_teacher.py, as docs/own_objectives.md has it, to its end."""
+    c = config.load(ROOT / "experiments" / "tiny_teacher.py")
+    c.plan.steps, c.plan.budgets_flops, c.train.log_every_steps = 16, (), 8
+    e = config.resolve(c)
+    c.objective.kind = "auto"
+    (spec,), (other,) = map(plan.plan, (e, config.resolve(c)))
+    assert spec.flops_per_step == pytest.approx(4 / 3 * other.flops_per_step, rel=0.03)
+    (record,) = train.run(e, tmp_path, [(0, spec)], 1)
+    assert (record.status, record.steps) == ("finished", 16)
+    first, last = rows_of(tmp_path, spec)
+    assert 0 < last["error"] < first["error"]
+    assert last["loss"] == pytest.approx(last["error"] + 0.5 * last["agreement"])
 
 
 def base(tiny):
