@@ -1,8 +1,8 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
 `runs`, `laws` and `frontier` hold the records, `files` writes and reads them, `upgrade`
-knows the files of older versions, `errors` holds every exception of the library. May
-import: the standard library alone.
+knows the files of older versions, `errors` holds every exception of the library.
+May import: the standard library alone.
 """
 
 from scaling_ldm.records.errors import Damaged, NewerVersion
