@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.compute_dtype = "float32"
     c.optimizer.learning_rate = 3e-3
     c.plan.budgets_flops = (1.6e9, 2.4e9, 3.6e9)
-    c.plan.sizes = ((16, 1), (24, 1), (32, 1), (48, 1), (64, 1))
+    c.plan.sizes = ((16, 1), (24, 1), (32, 1), (48, 1))
     c.plan.sizes_per_budget = 0
     c.plan.minimum_steps = 8
     c.plan.accelerator, c.plan.devices = "cpu", 1
