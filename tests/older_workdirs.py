@@ -88,7 +88,7 @@ def store(workdir, example):
     kept = [folders[drawn][-1], folders[unfinished][0]]
     with tarfile.open(example / "checkpoints.tar.gz", "w:gz") as tar:
         for folder in kept:
-            tar.add(folder, folder.relative_to(workdir))
+            tar.add(folder, str(folder.relative_to(workdir)))
     shutil.copy(
         workdir / "runs" / unfinished / "record.json", example / "finished.json"
     )

@@ -5,11 +5,11 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields, `identity` which of them decide a
-run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` have what an experiment
-must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names` what
-they are called. `objective_kind` finds a user's own objective, `init_from` reads which
-weights it starts from, `files` loads it, `command_line` checks the flags. May import:
-records.
+run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment
+must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names`
+what they are called. `objective_kind` finds a user's own objective, `init_from` reads
+which weights it starts from, `files` loads it, `command_line` checks the flags. May
+import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides

@@ -231,19 +231,22 @@ def test_damage_names_shard_and_record(folder, tmp_path):
         encoded.Encoded(str(tmp_path), experiment(), "train")
 
 
-def test_the_files_of_a_folder_say_their_version(folder, tmp_path):
-    """A folder of 0.1.0 says none; the identity has a number of its own."""
-    store = shards.Store(str(folder))
+def test_the_files_of_a_folder_say_their_version(tmp_path):
+    """Those of 0.1.0 say none; the identity has a number of its own."""
+    store, value = shards.Store(str(tmp_path)), {"records": 3}
     for name in (shards.MANIFEST, shards.summary_name(0)):
-        value = json.loads(store.read(name))
-        assert value.pop("version") == records.SCHEMA
+        store.write_json(name, value)
+        assert json.loads(store.read(name)) == {"version": records.SCHEMA, **value}
         assert store.read_json(name) == value
         (tmp_path / name).write_text(json.dumps(value))
-        assert shards.Store(str(tmp_path)).read_json(name) == value
+        assert store.read_json(name) == value
         (tmp_path / name).write_text(json.dumps(value | {"version": "9.0.0"}))
         with pytest.raises(records.NewerVersion, match=f"{name} was written by"):
-            shards.Store(str(tmp_path)).read_json(name)
-    assert store.read_json(shards.IDENTITY)["version"] == shards.VERSION
+            store.read_json(name)
+    identity = {"version": shards.VERSION, "source": "icons"}
+    store.write_json(shards.IDENTITY, identity)
+    assert json.loads(store.read(shards.IDENTITY)) == identity
+    assert store.read_json(shards.IDENTITY) == identity
 
 
 def test_damage_reaches_the_reader_of_batches(folder, tmp_path):

@@ -12,18 +12,16 @@ def get_config() -> ml_collections.ConfigDict:
     c = config.default()
     c.name = "older"
     c.question = "Is a working directory of this release read by later ones?"
-    c.data.text_tokens = 4
+    c.data.text_tokens = 8
     c.data.vocab_size = 256
-    c.data.shape = (8, 8, 3)
+    c.data.shape = (16, 16, 3)
     c.model.patch_size = 4
     c.model.head_dim = 8
-    c.model.text_width = c.model.time_width = 8
+    c.model.text_width = c.model.time_width = 32
     c.model.compute_dtype = "float32"
-    c.optimizer.learning_rate = 1e-2
-    c.optimizer.learning_rate_policy = "by_width"
-    c.optimizer.policy_width = 16
-    c.plan.budgets_flops = (1e8, 2e8, 4e8)
-    c.plan.sizes = ((8, 1), (16, 1), (32, 1), (64, 1), (96, 1))
+    c.optimizer.learning_rate = 3e-3
+    c.plan.budgets_flops = (1.6e9, 2.4e9, 3.6e9)
+    c.plan.sizes = ((16, 1), (24, 1), (32, 1), (48, 1))
     c.plan.sizes_per_budget = 0
     c.plan.minimum_steps = 8
     c.plan.accelerator, c.plan.devices = "cpu", 1
@@ -34,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.steps_per_dispatch = 8
     c.train.checkpoints_per_run = 2
     c.train.log_every_steps = 10
-    c.validation.samples = c.validation.batch_size = 256
+    c.validation.samples = c.validation.batch_size = 128
     c.generate.images, c.generate.batch_size, c.generate.steps = 16, 8, 4
     c.generate.sampler = "dpm++2m"
     c.evaluate.network = "lite0"
