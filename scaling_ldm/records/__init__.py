@@ -4,9 +4,6 @@
 them, `table` puts the measurements of studies together, `upgrade` knows the files of
 older versions, `errors` holds every exception of the library. May import: the standard
 library alone; `write_parquet` imports pyarrow.
-`runs`, `laws` and `frontier` hold the records, `files` writes and reads them, `upgrade`
-knows the files of older versions, `errors` holds every exception of the library.
-May import: the standard library alone.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion

@@ -1,11 +1,11 @@
 """The table of measurements: rows of runs, read from working directories and written.
 
-    runs/<run_id>/measurements.jsonl    the rows of one run, a line each
+    runs/<run_id>/record.json           losses at the end of a run: rows
+    runs/<run_id>/measurements.jsonl    other rows of the run, a line each
     evaluations.jsonl                   numbers about pictures; rows as well
 
 Rows are appended whole. A process that is killed in the middle of a write leaves a last
-line without its end: no reader sees it. Runs of version 0.1.0 have no rows of their
-own; theirs are made of `record.json`. May import: the standard library alone, until
+line without its end: no reader sees it. May import: the standard library alone, until
 `write_parquet` is called.
 """
 
@@ -35,10 +35,11 @@ from scaling_ldm.records.measurements import (
 from scaling_ldm.records.runs import EvalRecord, RunSpec
 
 FILE = "measurements.jsonl"
-# The losses that a record of 0.1.0 has: its field -> metric and weights.
-_FIRST_LOSSES = {
+# The losses that a record has: its field -> metric and weights.
+_AVERAGED = "the first average"
+_LOSSES = {
     "validation_loss": (LOSS, RAW),
-    "validation_loss_ema": (LOSS, EMA),
+    "validation_loss_ema": (LOSS, _AVERAGED),
     "train_loss_smoothed": (TRAIN_LOSS, RAW),
 }
 
@@ -131,12 +132,11 @@ def rows_of_run(
 
     Args:
       spec: of the plan; its group is that of the rows. None: the plan lacks the run.
-      experiment: as `loss_protocol`; read for a run of version 0.1.0.
+      experiment: as `loss_protocol`.
     """
     path = folder / FILE
     rows = read_rows(path)[0] if path.is_file() else []
-    # A run that 0.1.0 finished may have been evaluated since: then it has both.
-    rows += _rows_of_first_version(folder / "record.json", spec, experiment)
+    rows += _rows_of_record(folder / "record.json", spec, experiment)
     if spec is None:
         return rows
     return [
@@ -145,10 +145,10 @@ def rows_of_run(
     ]
 
 
-def _rows_of_first_version(
+def _rows_of_record(
     path: pathlib.Path, spec: RunSpec | None, experiment: Mapping[str, Any]
 ) -> list[Measurement]:
-    """The losses that a record of version 0.1.0 holds; a lost one was not measured."""
+    """The losses that a run's record holds; a lost one was not measured."""
     if not path.is_file():
         return []
     try:
@@ -157,8 +157,11 @@ def _rows_of_first_version(
         raise Damaged(f"{path} is not JSON: {e}") from e
     if not isinstance(held, dict):
         raise Damaged(f"{path} is not a JSON object")
-    if upgrade.version_of(held, path) != upgrade.FIRST:
-        return []
+    upgrade.version_of(held, path)  # refuses that of a newer one
+    overrides = spec.overrides if spec else {}
+    averages = overrides.get("optimizer.averages") or experiment.get(
+        "optimizer", {}
+    ).get("averages", (EMA,))
     return [
         Measurement(
             **{name: held[name] for name in _OF_RECORD},
@@ -169,17 +172,15 @@ def _rows_of_first_version(
             low=float(held[field]),
             high=float(held[field]),
             level=NO_INTERVAL,
-            weights=weights,
-            protocol_hash=loss_protocol_hash(
-                metric, experiment, spec.overrides if spec else {}
-            ),
+            weights=averages[0] if weights == _AVERAGED else weights,
+            protocol_hash=loss_protocol_hash(metric, experiment, overrides),
         )
-        for field, (metric, weights) in _FIRST_LOSSES.items()
+        for field, (metric, weights) in _LOSSES.items()
         if held.get(field, "nan") != "nan"
     ]
 
 
-# What a record of 0.1.0 and a row have in common.
+# What a record and a row have in common.
 _OF_RECORD = (
     "study",
     "run_id",
