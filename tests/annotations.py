@@ -25,6 +25,7 @@ CHECKED = [
     "scaling_ldm.config.command_line",
     "scaling_ldm.config.experiment_dict",
     "scaling_ldm.config.files",
+    "scaling_ldm.config.init_from",
     "scaling_ldm.config.names",
     "scaling_ldm.config.objective_kind",
     "scaling_ldm.config.reads",
