@@ -155,10 +155,10 @@ def test_si(value, text):
 
 
 def test_without_axes_a_plan_is_as_it_was():
-    """Against the plan of experiments/tiny.py that a version before axes stored."""
+    """Against the plan of experiments/tiny.py that 0.1.0 stored."""
     rows = plan.plan(config.resolve(config.load("experiments/tiny.py")))
     stored = json.loads(STORED.read_text())["plan"]
-    new = {"overrides": {}, "group": ""}
+    new = {"overrides": {}, "group": "", "pretraining_flops": 0.0}
     assert [records.to_json(row) for row in rows] == [new | row for row in stored]
     assert records.from_json(stored) == tuple(rows)
 
