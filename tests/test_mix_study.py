@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -156,7 +157,8 @@ def test_a_run_trains_on_the_mix(wanted, workdir, monkeypatch):
 def test_an_objective_that_asks_for_the_part_gets_it(wanted, workdir, sources, tiny):
     experiment, names = wanted(), ("x", "part")
     device_mesh = mesh.build(experiment.mesh, {})
-    (batch,) = held_out.held_out_batches(experiment, device_mesh, sources[1], names)
+    with jax.set_mesh(device_mesh):
+        (batch,) = held_out.held_out_batches(experiment, device_mesh, sources[1], names)
     assert batch.batch["part"].shape == (16,) and not batch.batch["part"].any()
     plain = config.resolve(tiny)
     _, icons = data.sources(plain, workdir)

@@ -68,7 +68,8 @@ def read_parts(given: Any, where: str, coerce: Coerce, problems: list[str]) -> A
         for field, value in own:
             if field in FIELDS:
                 likes = _of(fields.Experiment(), field)
-                values.append((field, coerce(value, likes, place, problems)))
+                typed = coerce(value, likes, f"{place}: {field}", problems)
+                values.append((field, typed))
                 continue
             close = names.nearest(field, FIELDS)
             hint = f"did you mean {close}? " if close else ""

@@ -16,13 +16,13 @@ PARTS = {
 
 
 def resolved(tiny, shares=MIX, parts=PARTS, **others):
-    c = tiny.copy_and_resolve_references()
-    c.encode.text_encoder = "vocabulary"
-    c.data.mix, c.data.parts = shares, parts
+    given = tiny.to_dict()
+    given["encode"]["text_encoder"] = "vocabulary"
+    given["data"] |= {"mix": shares, "parts": parts}
     for where, value in others.items():
         section, name = where.split("__")
-        c[section][name] = value
-    return config.resolve(c)
+        given[section][name] = value
+    return config.resolve(given)
 
 
 def refusal(tiny, *given, **others):
@@ -37,6 +37,10 @@ def test_a_mapping_and_pairs_are_the_same(tiny):
     assert e.data.mix == (("own", 4.0), ("prior", 1.0))
     assert dict(e.data.parts)["prior"] == (("source", "icons"), ("encode.pictures", 9))
     assert resolved(tiny, e.data.mix, e.data.parts) == e
+    c = tiny.copy_and_resolve_references()
+    c.encode.text_encoder = "vocabulary"
+    c.data.mix, c.data.parts = {"own": 4, "prior": 1}, PARTS
+    assert config.resolve(c) == e
     again = json.loads(json.dumps(config.to_config_dict(e).to_dict()))
     assert config.resolve(again) == e
     assert e.encoded and hash(e)
@@ -119,7 +123,7 @@ def part(name, **own):
         ((MIX, {"own": 3}), "must be {name: {field: value}}"),
         (part("own", sourse="icons"), r"\['own'\]: sourse is no field.*mean source\?"),
         (part("own", shape=(8, 8, 3)), "shape is no field of a part"),
-        (part("own", source=3), r"parts\['own'\] must be str"),
+        (part("own", source=3), r"parts\['own'\]: source must be str"),
         (
             part("own", source="folder"),
             r"parts\['own'\]: config.data.source = 'folder'",
@@ -173,6 +177,7 @@ def test_a_mix_from_the_command_line(tmp_path):
         '--config.data.mix=(("a", 3), ("b", 1.0))',
         '--config.data.parts=(("b", (("encode.pictures", 30),)),)',
         "--config.encode.pictures=20",
+        "--config.encode.text_encoder=vocabulary",
     )
     run_main(*flags)
     held = json.loads((tmp_path / "w" / "experiment.json").read_text())["config"]
