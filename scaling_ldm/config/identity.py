@@ -20,6 +20,11 @@ Field = tuple[str, str]  # section, name
 # was made without the field goes on with the value here, and a new one starts with the
 # default.
 SINCE: dict[Field, Any] = {
+    ("plan", "axes"): (),
+    ("plan", "axes_only"): (),
+    ("train", "checkpoint_minutes"): 10.0,  # decides no number
+    ("train", "save_signals"): ("SIGUSR1",),
+    ("train", "stop_signals"): ("SIGUSR2",),
     ("optimizer", "averages"): ("ema",),
     ("optimizer", "schedule"): "constant",
     ("optimizer", "decay_fraction"): 0.2,
