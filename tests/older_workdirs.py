@@ -77,7 +77,8 @@ def version(name):
 
 def store(workdir, example):
     """Keeps what the tests read of a finished study."""
-    specs = [json.loads(line) for line in (workdir / "runs.jsonl").open()]
+    lines = (workdir / "runs.jsonl").read_text().splitlines()
+    specs = [json.loads(line) for line in lines]
     drawn = json.loads((workdir / "samples" / "record.json").read_text())["run_id"]
     # Of the largest budget, neither the best run nor the largest.
     unfinished = [s["run_id"] for s in specs if s["run_id"] != drawn][-3]

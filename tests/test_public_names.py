@@ -66,7 +66,9 @@ def test_a_public_name_is_its_module_and_is_listed(name):
 
 
 def test_an_unknown_name_says_which_there_are():
-    with pytest.raises(AttributeError, match="no attribute 'sampler'; it has config, "):
+    with pytest.raises(
+        AttributeError, match="no attribute 'sampler'; it has averages, config, "
+    ):
         _ = scaling_ldm.sampler
 
 

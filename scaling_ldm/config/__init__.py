@@ -8,8 +8,9 @@ lists everything that is wrong: what was given, what is allowed, what to do.
 run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment
 must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names`
 what they are called. `objective_kind` finds a user's own objective, `init_from` reads
-which weights it starts from, `files` loads it, `command_line` checks the flags. May
-import: records.
+which weights it starts from, `files` loads it, `command_line` checks the flags.
+
+May import: records.
 """
 
 from scaling_ldm.config.axes import with_overrides

@@ -136,7 +136,8 @@ def test_the_unfinished_run_comes_to_the_record_of_then(example, continued):
         )
     )
     assert golden.differences(before, found, to_the_bit=same) == []
-    line = (workdir / "runs" / made["unfinished"] / "metrics.jsonl").open().readlines()
+    log = workdir / "runs" / made["unfinished"] / "metrics.jsonl"
+    line = log.read_text().splitlines()
     assert json.loads(line[-1])["version"] == records.SCHEMA
 
 
