@@ -198,8 +198,11 @@ class _Reader:
     def part(
         self, path: str | pathlib.Path, read: Callable[..., Any], *given: Any
     ) -> Any:
-        """`read(path, *given)`; None where there is no such file, or it is damaged."""
-        path = self.workdir / path
+        """`read(path, *given)`; None where there is no such file, or it is damaged.
+
+        A text is a path in the working directory.
+        """
+        path = self.workdir / path if isinstance(path, str) else path
         if not path.is_file():
             return None
         try:

@@ -279,6 +279,16 @@ def test_plan_only_and_damaged_files_are_notes_not_crashes(tmp_path):
     assert "No run has been trained yet" in text
 
 
+def test_a_workdir_may_be_a_relative_path(tmp_path, monkeypatch):
+    make_workdir(tmp_path / "w")
+    whole = reading.read(tmp_path / "w")
+    monkeypatch.chdir(tmp_path)
+    found = reading.read(pathlib.Path("w"))
+    assert found.records == whole.records and found.records
+    assert found.curves.keys() == whole.curves.keys() and found.curves
+    assert found.notes == whole.notes
+
+
 def test_no_plan_is_an_error_that_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"runs\.jsonl.*scaling_ldm\.main"):
         report.write(tmp_path)
