@@ -11,6 +11,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from stop_at import stop_at
 
 from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
@@ -82,25 +83,6 @@ def assert_identical(experiment, workdir, reference):
     assert ours[1] == theirs[1]
     a, b = rows_of(workdir, experiment), rows_of(reference, experiment)
     assert [(r["step"], r["loss"]) for r in a] == [(r["step"], r["loss"]) for r in b]
-
-
-class StopAt(signals.StopSignal):
-    """A signal that arrives at the n-th dispatch of the process."""
-
-    def __init__(self, dispatch):
-        self.left = dispatch  # it asks nothing of the system
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
-
-    @property
-    def asked(self):
-        self.left -= 1
-        return self.left <= 0
-
-
-def stop_at(monkeypatch, dispatch):
-    monkeypatch.setattr(signals, "StopSignal", lambda _: StopAt(dispatch))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stop_at import stop_at
 
 from scaling_ldm import config, data, flops
 from scaling_ldm.models import denoisers
@@ -133,21 +134,6 @@ def test_the_state_is_sharded_like_parameters(experiment):
     assert "fsdp" in jax.tree.leaves(tuple(kernel.sharding.spec))
 
 
-class StopAt(mesh.StopSignal):
-    """A signal that arrives at the n-th dispatch of the process."""
-
-    def __init__(self, dispatch):
-        self.left = dispatch
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
-
-    @property
-    def asked(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 def rows_of(workdir, spec):
     path = runs.run_files(workdir, spec.run_id).metrics
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -159,7 +145,7 @@ def test_a_run_with_a_teacher_logs_its_metrics_and_continues_to_the_same_bits(
     specs = list(enumerate(plan.plan(experiment)))
     (spec,) = (spec for _, spec in specs)
     (whole,) = train.run(experiment, tmp_path / "whole", specs, 1)
-    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(5))
+    stop_at(monkeypatch, 5)
     with pytest.raises(Preempted):
         train.run(experiment, tmp_path / "stopped", specs, 1)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from stop_at import stop_at
 
 from scaling_ldm import config, records, study
 from scaling_ldm.models import from_config
@@ -153,21 +154,6 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
         identified(given)
 
 
-class StopAt(mesh.StopSignal):
-    """A signal that arrives at the n-th dispatch of the process."""
-
-    def __init__(self, dispatch):
-        self.left = dispatch
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
-
-    @property
-    def asked(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 def test_a_run_continues_when_its_source_is_gone(
     recipe, source, tmp_path, monkeypatch, capsys
 ):
@@ -175,7 +161,7 @@ def test_a_run_continues_when_its_source_is_gone(
     c = later(recipe, f"{tmp_path / 'before'}#{RUN}")
     c.optimizer.learning_rate = 1e-3
     assert ran(c, tmp_path / "whole", "plan", "train") == DONE
-    monkeypatch.setattr(mesh, "StopSignal", lambda: StopAt(5))
+    stop_at(monkeypatch, 5)
     assert ran(c, tmp_path / "w", "plan", "train") == 75
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "before")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from stop_at import stop_at
 
 from scaling_ldm import config
 from scaling_ldm.records.errors import AverageError, Preempted
@@ -154,25 +155,10 @@ def test_averages_lie_as_their_parameters_do(experiment):
     assert sharded >= 3 * 4
 
 
-class StopAt(mesh.StopSignal):
-    """A signal that arrives at the n-th dispatch of the process."""
-
-    def __init__(self, dispatch):
-        self.left = dispatch
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
-
-    @property
-    def asked(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 def test_a_stopped_run_comes_to_the_same_bits(
     experiment, trained, load, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(mesh, "StopSignal", functools.partial(StopAt, 7))
+    stop_at(monkeypatch, 7)
     with pytest.raises(Preempted):
         run(experiment, tmp_path, STEPS[:1])
     monkeypatch.undo()

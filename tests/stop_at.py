@@ -1,0 +1,23 @@
+"""A stop that is asked for at a dispatch, in the process of the test."""
+
+from scaling_ldm.training import signals
+
+
+class StopAt(signals.StopSignal):
+    """A signal that arrives at the n-th dispatch of the process."""
+
+    def __init__(self, dispatch):
+        self.left = dispatch  # it asks nothing of the system
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda self, *_: None  # noqa: E731
+
+    @property
+    def asked(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+def stop_at(monkeypatch, dispatch):
+    """Runs that begin from now on are asked to stop at this dispatch."""
+    monkeypatch.setattr(signals, "StopSignal", lambda _: StopAt(dispatch))
