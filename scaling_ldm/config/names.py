@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from scaling_ldm.records import measurements
+
 # Names of weights: those of the last step, and the only average of version 0.1.0.
-from scaling_ldm.records.measurements import EMA as EMA
-from scaling_ldm.records.measurements import RAW as RAW
+RAW = measurements.RAW
+EMA = measurements.EMA
 
 # Each architecture -> what the two numbers of a row of config.plan.sizes mean for it.
 ARCHITECTURES = {
