@@ -107,7 +107,7 @@ def test_parameters_and_averages_are_set_and_the_optimizer_is_new(recipe, source
             for s in records.read_jsonl(workdir / "runs.jsonl")
         )
         wanted = model.load(device_mesh)
-    for tree in (state.params, state.ema):
+    for tree in (state.params, state.averages["ema"]):
         jax.tree.map(assert_array_equal, tree, wanted)
         for leaf, like in zip(
             jax.tree.leaves(tree), jax.tree.leaves(fresh.params), strict=True
