@@ -122,6 +122,17 @@ _TRAINED = (
     "objective.kl_weight",
 )
 
+# Later fields that decide it too; a value that behaves as before is no part of it.
+_LATER = {
+    "data.mix": [],
+    "data.parts": [],
+    "data.captions": "",
+    "data.label": "",
+    "validation.part": "",
+    "objective.kind": "auto",
+    "objective.digest": "",
+}
+
 
 def loss_protocol(
     metric: str, experiment: Mapping[str, Any], overrides: Mapping[str, Any]
@@ -144,7 +155,12 @@ def loss_protocol(
         return overrides.get(path, experiment.get(section, {}).get(name))
 
     reconstructs = value("model.architecture") == "autoencoder_kl"
-    return {
-        "metric": metric,
-        "quantity": "reconstruction" if reconstructs else "prediction",
-    } | {path: value(path) for path in fields}
+    later = {path: value(path) for path in _LATER}
+    return (
+        {
+            "metric": metric,
+            "quantity": "reconstruction" if reconstructs else "prediction",
+        }
+        | {path: value(path) for path in fields}
+        | {p: v for p, v in later.items() if v not in (None, _LATER[p])}
+    )

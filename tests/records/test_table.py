@@ -220,3 +220,21 @@ def test_the_table_is_read_with_the_standard_library_alone():
         "set(sys.modules); assert t and not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("data", "mix", [["own", 0.8], ["prior", 0.2]]),
+        ("validation", "part", "prior"),
+        ("objective", "kind", "mine.py:build"),
+        ("objective", "digest", "abc"),
+    ],
+)
+def test_what_changes_the_measured_loss_is_another_protocol(section, field, value):
+    def protocol(experiment):
+        return measurements.loss_protocol("loss", experiment, {})
+
+    as_before = {"data": {"mix": [], "parts": []}, "objective": {"kind": "auto"}}
+    assert protocol(as_before) == protocol({"data": {}, "objective": {}})
+    assert protocol({section: {field: value}}) != protocol({})
