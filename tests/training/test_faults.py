@@ -151,6 +151,7 @@ def test_sigusr1_saves_and_goes_on_and_sigusr2_saves_and_ends(reference, tmp_pat
     assert_identical(workdir, reference)
 
 
+@pytest.mark.slow
 def test_signals_can_be_given_other_meanings(tmp_path):
     process = start(
         tmp_path / "w",
@@ -162,6 +163,7 @@ def test_signals_can_be_given_other_meanings(tmp_path):
     end(process, study.EXIT["preempted, run the same command again"])
 
 
+@pytest.mark.slow
 def test_a_kill_costs_no_more_than_the_minutes_between_checkpoints(reference, tmp_path):
     """The run has one mark, its end; the clock saves every 30 ms."""
     workdir = tmp_path / "w"
@@ -179,6 +181,7 @@ def test_a_kill_costs_no_more_than_the_minutes_between_checkpoints(reference, tm
     assert_identical(workdir, reference)
 
 
+@pytest.mark.slow
 def test_no_room_on_disk_loses_nothing(reference, tmp_path):
     """There is room for a few checkpoints, then for no large file, then for all."""
     workdir = tmp_path / "w"

@@ -118,6 +118,7 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     assert_same(workdir, one, restarts=2)
 
 
+@pytest.mark.slow
 def test_two_processes_start_from_a_run(start, one, tmp_path):
     """From its average, each with its part of it; the rate is too low to change it."""
     workdir = tmp_path / "w"
@@ -143,6 +144,7 @@ def test_the_coordinators_end_is_everybodys(start, tmp_path):
     assert study.LOST in job[1].end(study.EXIT["lost a process"], timeout=60)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
     """Pictures, CLIP's numbers and a frontier are equal to the last bit.
 

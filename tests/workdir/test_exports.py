@@ -206,7 +206,9 @@ def evaluations(workdir):
     return records.read_jsonl(workdir / "evaluations.jsonl")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["native", pytest.param("unet", marks=pytest.mark.slow)]
+)
 def test_pictures_and_numbers_of_an_export_are_those_of_its_run(every, name, tmp_path):
     trained = every(name)
     new = tmp_path / "new"

@@ -344,7 +344,9 @@ def test_a_second_command_in_one_place_is_refused(tmp_path):
     check_run(workdir, 1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_what_a_stopped_command_leaves_is_free(tmp_path, how):
     arguments = (*SMALL, f"--workdir={tmp_path / 'w'}", "--stages=plan,train")
     first = MainProcess(*arguments)
