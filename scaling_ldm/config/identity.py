@@ -42,6 +42,7 @@ SINCE: dict[Field, Any] = {
     ("train", "init_from"): "",
     ("train", "init_exceptions"): (),
     ("train", "init_checksum"): "",
+    ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first

@@ -131,7 +131,7 @@ def old(experiment):
     for section, field, first in RENAMED:
         found[section][first] = found[section].pop(field)
     for section, field in identity.SINCE:
-        del found[section][field]
+        found[section].pop(field, None)  # one that was renamed is gone
     return {
         "name": experiment.name,
         "question": experiment.question,

@@ -555,10 +555,12 @@ def record(k, c, n, d, **changes):
 def row(record, loss, **changes):
     """The row of the table with the loss of a run at its end."""
     fields = dataclasses.fields(Measurement)
+    ends = dict.fromkeys(("value", "low", "high"), loss)
     values = {f.name: getattr(record, f.name, "") for f in fields} | {
         "step": record.steps,
         "metric": "loss",
-        "value": loss,
+        **ends,
+        "level": 1.0,
         "weights": "ema",
         "protocol_hash": "p",
     }
