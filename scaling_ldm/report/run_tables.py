@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_ldm.records import RunSpec
-from scaling_ldm.records.measurements import LOSS, RAW, TRAIN_LOSS, stratum
+from scaling_ldm.records.measurements import LOSS, RAW, STRATA, TRAIN_LOSS, stratum
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study, flatten
 from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, text
 
-STRATA = 10  # of t: the loss of each is a metric of the table
 _ADDITIVE = (
     "budget_flops model_flops hardware_flops six_nd_flops images tokens seconds "
     "device_hours"
@@ -90,10 +89,12 @@ def _measured(study: Study) -> dict[str, tuple[str, Mapping[str, float]]]:
         "train_loss_smoothed": (fmt.spoken(TRAIN_LOSS), study.at_end(TRAIN_LOSS)),
     }
     for part in (one for group in study.parts() for one in group.by_metric()):
-        if part.metric not in (LOSS, TRAIN_LOSS):
-            _, before = found.get(part.metric, ("", {}))
+        key = part.metric
+        if key == LOSS and part.weights not in (RAW, study.averages(part.runs[0])[0]):
+            key = f"{LOSS}_{part.weights}"
+        if key not in (LOSS, TRAIN_LOSS):
             own = part.at_end(part.metric, part.weights)
-            found[part.metric] = fmt.spoken(part.metric), {**before, **own}
+            found[key] = part.measure, {**found.get(key, ("", {}))[1], **own}
     return found
 
 
@@ -106,10 +107,12 @@ def _fitted(study: Study) -> str:
 
 def strata(study: Study) -> Table:
     """The loss of each finished run in each stratum of t, for the fitted weights."""
-    found = {}
-    for number in range(STRATA):
-        for part in study.parts():
-            weights = part.weights if part.metric == LOSS else ""
+    found, said = {}, set()
+    for part in study.parts():
+        first = part.averages(part.runs[0])[0]
+        weights = part.weights if part.metric == LOSS else first
+        said.add(fmt.measure(LOSS, weights))
+        for number in range(STRATA):
             own = part.at_end(stratum(number), weights)
             found.setdefault(f"t{number}", {}).update(own)
     keys = [key for key, values in found.items() if values]
@@ -126,8 +129,8 @@ def strata(study: Study) -> Table:
         *(cell(key, key, fmt.loss) for key in keys),
     )
     caption = (
-        "Validation loss of finished runs by stratum of t: t0 is the tenth of its "
-        "distribution with the lowest t, which has the least noise."
+        f"The {' or '.join(sorted(said))}, of finished runs by stratum of t: t0 is the "
+        "tenth of its distribution that is nearest to the data."
     )
     return Table("strata", caption, rows, columns)
 
@@ -167,8 +170,8 @@ def losses(study: Study) -> Table:
     )
     said = " or ".join(dict.fromkeys(part.measure for part in study.parts()))
     caption = (
-        f"L is the {said}. Several runs of one row differ in their "
-        "seed alone; their standard deviation is that of one run."
+        f"L is the {said}. Several runs of one row differ in their seed "
+        "alone; their standard deviation is that of one run."
     )
     return Table("losses", caption, rows, columns)
 
