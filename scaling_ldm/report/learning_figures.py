@@ -24,6 +24,7 @@ from scaling_ldm.report.plotting import (
 from scaling_ldm.report.study import Study
 
 _MARKER = 2.6
+_LOG_FROM = 2.0  # times the lowest loss; below it the axis is linear
 
 
 def runs_with_curves(study: Study) -> list[RunSpec]:
@@ -79,16 +80,24 @@ def learning(study: Study) -> Plot:
         axes.set_axis_off()
     for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("training FLOPs")
-    if low > 0:
-        grid[0, 0].set_yscale("log")
-        bottom, top = low / (high / low) ** 0.05, high * (high / low) ** 0.25
-        grid[0, 0].set_ylim(bottom, top)  # with room for the legends
-        log_ticks(grid[0, 0].yaxis, bottom, high * 1.05, fmt.tick, most=7)
+    _height(grid[0, 0], low, high)
     for row in grid:
         row[0].set_ylabel("validation loss")
     if study.title:
         figure.suptitle(study.title, fontsize=9.0)
     return render(figure, "learning" + study.suffix, _caption(study, runs))
+
+
+def _height(axes: Axes, low: float, high: float) -> None:
+    """Scales the loss, with room for the legends; logarithmic over a wide range."""
+    if low > 0 and high > _LOG_FROM * low:
+        bottom, top = low / (high / low) ** 0.05, high * (high / low) ** 0.3
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis, bottom, high * 1.05, fmt.tick, most=7)
+    else:
+        span = (high - low) or abs(high) or 1.0
+        bottom, top = low - 0.05 * span, high + 0.3 * span
+    axes.set_ylim(bottom, top)
 
 
 def _curve(axes: Axes, study: Study, run: RunSpec, colour: str) -> np.ndarray:
