@@ -171,6 +171,15 @@ def test_learning_curves_are_drawn_of_rows_before_the_end(study):
     assert "Learning curves: validation loss, average ema, against" in page.text
     rows = table_rows(workdir, "strata")
     assert len(rows) == 13 and {"t0", "t9"} <= rows[0].keys()
+    ends = {r["run_id"]: r["loss_average"] for r in table_rows(workdir, "runs")}
+    for spec in records.read_jsonl(workdir / "runs.jsonl"):
+        held, _ = table.read_rows(workdir / "runs" / spec.run_id / table.FILE)
+        of_end = [
+            str(r.value)
+            for r in held
+            if (r.metric, r.weights, r.step) == ("loss", "ema", spec.steps)
+        ]
+        assert [ends[spec.run_id]] == (of_end or [""])  # a failed run has none
     every = table_rows(workdir, "measurements")
     assert len(every) == len(records.read_table(workdir))
     assert len({r["run_id"] for r in every}) == 14  # of the failed run, too
