@@ -40,7 +40,7 @@ def summary(result: FitResult) -> list[str]:
     )
     measured = result.weights and in_words(result.metric, result.weights)
     return [
-        *([f"fitted: {measured}"] if measured else []),
+        *([f"laws of: {measured}"] if measured else []),
         *filter(None, map(line, everything)),
         *(f"note: {note}" for note in result.notes),
         *(f"left out: {why}" for why in result.excluded),
