@@ -12,7 +12,15 @@ import numpy as np
 
 from scaling_ldm import records
 from scaling_ldm.laws import fit
-from scaling_ldm.records import RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records import (
+    EvalRecord,
+    RunSpec,
+    SampleRecord,
+    TrainRecord,
+    measurements,
+    table,
+)
+from scaling_ldm.records.measurements import LOSS, RAW, TRAIN_LOSS, stratum
 
 BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
 EXPONENT = 0.47  # of the N law that the losses are made from
@@ -34,7 +42,7 @@ def make_workdir(
     """
     rng = np.random.default_rng(0)
     budgets = BUDGETS[:2] if kind == "few" else BUDGETS
-    specs, trained = [], []
+    specs, trained, measured = [], [], {}
     for budget in budgets:
         best = 1.4e5 * (budget / 4e11) ** EXPONENT
         floor = 0.31 * (budget / 4e11) ** -0.09
@@ -42,7 +50,9 @@ def make_workdir(
         for i, width in enumerate((32, 48, 64, 80, 96, 128, 160)):
             n = int(centre * 5 ** ((i - 3) / 3))
             loss = floor + 0.035 * math.log(n / best) ** 2 + rng.normal(0, 0.003)
-            spec, record = _run(budget, n, width, loss)
+            spec, record = _run(budget, n, width)
+            losses = {(LOSS, "ema"): loss, (LOSS, RAW): loss + 0.01}
+            losses |= {(TRAIN_LOSS, RAW): loss + 0.02}
             if budget == budgets[-1] and i == 6:
                 record = dataclasses.replace(
                     record,
@@ -52,19 +62,27 @@ def make_workdir(
                         k: getattr(record, k) / 20
                         for k in ("flops", "hardware_flops", "six_nd", "seconds")
                     },
-                    validation_loss=math.nan,
-                    validation_loss_ema=math.nan,
                 )
+                losses = {(TRAIN_LOSS, RAW): loss + 0.02}
             specs.append(spec)
             trained.append(record)
+            measured[spec.run_id] = losses
     records.write_jsonl(workdir / "runs.jsonl", specs)
     for spec, record in zip(specs, trained, strict=True):
         folder = workdir / "runs" / spec.run_id
         records.write_jsonl(folder / "record.json", [record])
+        table.append_rows(
+            folder / table.FILE,
+            [
+                row(spec, spec.steps, metric, weights, value)
+                for (metric, weights), value in measured[spec.run_id].items()
+            ],
+        )
         if lean:
             continue
         steps = np.arange(1, 61) * record.steps / 60
-        curve = record.train_loss_smoothed * (1 + 3 * np.exp(-steps / steps[-1] * 14))
+        end = measured[spec.run_id][TRAIN_LOSS, RAW]
+        curve = end * (1 + 3 * np.exp(-steps / steps[-1] * 14))
         curve *= 1 + 0.4 * (steps / steps[-1] + 0.02) ** -0.25 - 0.4
         curve += rng.normal(0, 0.01, 60)
         lines = [
@@ -89,14 +107,79 @@ def make_workdir(
     records.write_text(workdir / "environment.json", json.dumps(environment))
     if kind == "unfitted":
         return workdir
-    result = fit.fit_records(trained, bootstrap=200)
+    result = fit.fit_records(trained, records.read_table(workdir), bootstrap=200)
     records.write_text(workdir / "laws.json", records.dumps(result))
     if not lean:
         sample(workdir, specs[-2].run_id)
     return workdir
 
 
-def _run(budget: float, n: int, width: int, loss: float) -> tuple[RunSpec, TrainRecord]:
+def row(spec: RunSpec, step: int, metric: str, weights: str, value: float):
+    """A row of the table; its protocol is that of the studies here."""
+    protocol = table.loss_protocol_hash(metric, {}, {})
+    return measurements.measurement(
+        spec,
+        step=step,
+        metric=metric,
+        value=value,
+        weights=weights,
+        protocol_hash=protocol,
+    )
+
+
+def add_curves(workdir: pathlib.Path, marks: int = 6) -> None:
+    """Losses at marks through training and by stratum of t, as training measures."""
+    for spec in records.read_jsonl(workdir / "runs.jsonl"):
+        path = workdir / "runs" / spec.run_id / table.FILE
+        rows, _ = table.read_rows(path)
+        added = []
+        for end in [r for r in rows if r.metric == LOSS and r.step == spec.steps]:
+            steps = {math.ceil(spec.steps / 2**k) for k in range(1, marks)}
+            for step in steps - {spec.steps}:
+                value = end.value * (1 + 0.12 * math.log2(spec.steps / step))
+                added.append(row(spec, step, LOSS, end.weights, value))
+            for k in range(10):
+                value = end.value * (1.6 - 0.12 * k)
+                added.append(row(spec, spec.steps, stratum(k), end.weights, value))
+        table.append_rows(path, added)
+
+
+def evaluate(workdir: pathlib.Path, metric: str, weights: str, **changes) -> None:
+    """Writes an evaluation of each finished run's end: 100 times its loss.
+
+    Args:
+      changes: fields of the records.
+    """
+    found = []
+    for spec in records.read_jsonl(workdir / "runs.jsonl"):
+        rows, _ = table.read_rows(workdir / "runs" / spec.run_id / table.FILE)
+        for end in rows:
+            if (end.metric, end.weights, end.step) == (LOSS, "ema", spec.steps):
+                value = 100 * end.value
+                given = {
+                    "run_id": spec.run_id,
+                    "checksum": "",
+                    "step": spec.steps,
+                    "train_flops": end.flops,
+                    "metric": metric,
+                    "value": value,
+                    "low": 0.9 * value,
+                    "high": 1.1 * value,
+                    "level": 0.9,
+                    "doubt": "",
+                    "images": 64,
+                    "nfe": 8,
+                    "flops": 1e9,
+                    "protocol": {"ema": weights},
+                    "protocol_hash": "a" * 16,
+                }
+                found.append(EvalRecord(**given | changes))
+    path = workdir / "evaluations.jsonl"
+    before = records.read_jsonl(path) if path.exists() else []
+    records.write_jsonl(path, [*before, *found])
+
+
+def _run(budget: float, n: int, width: int) -> tuple[RunSpec, TrainRecord]:
     batch, positions = 32, 80
     per_step = int(6.6 * n * batch * positions)
     steps = round(budget / per_step)
@@ -141,9 +224,9 @@ def _run(budget: float, n: int, width: int, loss: float) -> tuple[RunSpec, Train
         flops=float(steps * per_step),
         hardware_flops=1.25 * steps * per_step,
         six_nd=6.0 * n * tokens,
-        validation_loss=loss + 0.01,
-        validation_loss_ema=loss,
-        train_loss_smoothed=loss + 0.02,
+        validation_loss=math.nan,  # the losses are rows of the table
+        validation_loss_ema=math.nan,
+        train_loss_smoothed=math.nan,
         seconds=steps * per_step / 6e10,
         device="cpu",
         devices=2,

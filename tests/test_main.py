@@ -141,7 +141,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
         (["--config.train.batch_size=many"], "many"),
         (["--stages=plan,trian"], "trian unknown; did you mean train? known: plan"),
         (["--stages=plann"], "plann unknown; did you mean plan? known: plan, encode"),
-        (["--stages=x"], "--stages: x unknown; known: plan, encode, train, fit"),
+        (["--stages=x"], "--stages: x unknown; known: plan, encode, train, generate"),
         (["--stges=plan", "--run=0"], "unknown flag --stges: did you mean --stages?"),
         (["--stages=plan", "--verbose"], "flag --verbose: --help shows the flags"),
         (["--confg=experiments/tiny.py"], "flag --confg: did you mean --config?"),

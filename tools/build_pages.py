@@ -174,7 +174,7 @@ def config_page() -> str:
         "evaluate": "which numbers of image quality to measure",
         "frontier": "the grid of samplers, steps and guidances",
         "advise": "the question about a sampling budget",
-        "fit": "which loss and which size the laws are about",
+        "fit": "which metrics and which size the laws are about",
     }
     for section in sections:
         said = first[section.name]

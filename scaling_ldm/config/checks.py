@@ -123,7 +123,7 @@ def _check_signals(cfg: fields.TrainConfig) -> list[str]:
 
 
 def _check_evaluation(e: fields.Experiment) -> list[str]:
-    """Names and counts of the stages that measure pictures."""
+    """Names and counts of the stages that measure, and that fit what was measured."""
     problems = []
     for where, known in (
         ("evaluate.metrics", names.METRICS),
@@ -135,6 +135,11 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
             problems.append(
                 f"config.{where} = {values}: each of {', '.join(known)}, once"
             )
+    if "" in e.fit.metrics or len(set(e.fit.metrics)) < len(e.fit.metrics):
+        problems.append(
+            f"config.fit.metrics = {e.fit.metrics}: each a metric of the table of "
+            "measurements, once"
+        )
     for where in ("frontier.steps", "frontier.guidances"):
         values = reads.value(e, where)
         if any(value <= 0 for value in values) or list(values) != sorted(set(values)):

@@ -7,10 +7,9 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 
-from scaling_ldm.config import names
-from scaling_ldm.config.experiment_dict import say_renamed, unknown
+from scaling_ldm.config import identity, names
+from scaling_ldm.config.experiment_dict import given_as, say_renamed, unknown
 from scaling_ldm.config.fields import Experiment
-from scaling_ldm.config.identity import FIRST_NAMES
 from scaling_ldm.records.errors import ConfigError
 
 STAGES = (*names.STAGES, *names.STAGES_ON_REQUEST)
@@ -68,10 +67,27 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if flag in ("--config", "-config"):
             path = value if equals else (arguments or [""]).pop(0)
         elif match := re.match(r"(--?(?:no)?config\.)(.*)", flag):
+            if where := _first_values(match[2]):
+                value = value if equals else (arguments or [""]).pop(0)
+                for name, of_today in given_as(*where, value.strip("'\"")).items():
+                    others.append(f"{match[1]}{where[0]}.{name}={of_today}")
+                continue
             others.append(match[1] + _field(match[2]) + equals + value)
         else:
             others.append(argument)
     return path, others
+
+
+def _first_values(where: str) -> identity.Field | None:
+    """The field of today, if "section.name" is an old one with other values."""
+    return next(
+        (
+            (section, field)
+            for section, field in identity.FIRST_VALUES
+            if where == f"{section}.{identity.FIRST_NAMES[section, field]}"
+        ),
+        None,
+    )
 
 
 def _field(where: str) -> str:
@@ -80,7 +96,7 @@ def _field(where: str) -> str:
     Raises:
       ConfigError: there is no such field.
     """
-    for (section, field), first in FIRST_NAMES.items():
+    for (section, field), first in identity.FIRST_NAMES.items():
         if where == f"{section}.{first}":
             say_renamed(section, field)
             return f"{section}.{field}"

@@ -11,7 +11,7 @@ import ml_collections
 
 from scaling_ldm.config import axes, names
 from scaling_ldm.config.fields import Experiment
-from scaling_ldm.config.identity import FIRST_NAMES
+from scaling_ldm.config.identity import FIRST_NAMES, today
 from scaling_ldm.records.errors import UnknownKey
 
 
@@ -24,27 +24,30 @@ class ExperimentDict(ml_collections.ConfigDict):
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
-        key = self._field(key) if self.is_locked else key
+        if self.is_locked and (renamed := self._renamed(key)):
+            for name, of_today in given_as(*renamed, value).items():
+                super().__setitem__(name, of_today)
+            return
+        if self.is_locked and key not in self:
+            raise UnknownKey(unknown(key, self.keys()))
         if isinstance(value, Mapping) and isinstance(self.get(key), tuple):
             value = axes.pairs(value)
         super().__setitem__(key, value)
 
     def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(self._field(key))
+        if renamed := self._renamed(key):
+            say_renamed(*renamed)
+            key = renamed[1]
+        if key not in self:
+            raise UnknownKey(unknown(key, self.keys()))
+        return super().__getitem__(key)
 
-    def _field(self, key: str) -> str:
-        """Today's name of a field.
-
-        Raises:
-          UnknownKey: there is no such field.
-        """
-        if key in self:
-            return key
+    def _renamed(self, key: str) -> tuple[str, str] | None:
+        """Section and today's name of a field under its first name."""
         for (section, field), first in FIRST_NAMES.items():
-            if key == first and field in self:
-                say_renamed(section, field)
-                return field
-        raise UnknownKey(unknown(key, self.keys()))
+            if key == first and key not in self and field in self:
+                return section, field
+        return None
 
 
 def unknown(key: str, known: list[str], section: str = "") -> str:
@@ -62,6 +65,19 @@ def say_renamed(section: str, field: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def given_as(section: str, field: str, value: Any) -> dict[str, Any]:
+    """As `identity.today`; tells the user what the value under the old name is now."""
+    found = today(section, field, value)
+    if found == {field: value}:
+        say_renamed(section, field)
+        return found
+    first = FIRST_NAMES[section, field]
+    said = ", ".join(f"config.{section}.{n} = {v!r}" for n, v in found.items())
+    said = f"config.{section}.{first} = {value!r} is now {said}"
+    print(said, file=sys.stderr, flush=True)
+    return found
 
 
 def default() -> ExperimentDict:

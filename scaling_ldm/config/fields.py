@@ -286,7 +286,9 @@ class AdviseConfig:
 class FitConfig:
     """Which laws are fitted."""
 
-    metric: str = "validation_loss_ema"  # the loss; one of FIT_METRICS
+    # What counts as the loss: metrics of the table of measurements, e.g. "fd_clip".
+    metrics: tuple[str, ...] = ("loss",)
+    weights: str = ""  # "raw", an average's name, or "": the run's first average
     size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
     confidence: float = 0.9  # level of the intervals
     bootstrap: int = 1000  # draws, at least 50

@@ -24,7 +24,7 @@ from scaling_ldm.config import (
     objective_kind,
     reads,
 )
-from scaling_ldm.config.experiment_dict import say_renamed, unknown
+from scaling_ldm.config.experiment_dict import given_as, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
 
@@ -164,12 +164,11 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
 
 
 def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given fields under today's names; says which names are old."""
+    """The given fields and values as today's; says which names are old."""
     found = dict(given)
     for (section, field), first in identity.FIRST_NAMES.items():
         if where == f"config.{section}" and first in found:
-            say_renamed(section, field)
-            found[field] = found.pop(first)
+            found |= given_as(section, field, found.pop(first))
     return found
 
 

@@ -42,12 +42,23 @@ SINCE: dict[Field, Any] = {
     ("train", "init_from"): "",
     ("train", "init_exceptions"): (),
     ("train", "init_checksum"): "",
+    ("fit", "metrics"): ("loss",),
+    ("fit", "weights"): "",
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
 FIRST_NAMES: dict[Field, str] = {
     ("objective", "timestep_sampling"): "time_law",
     ("train", "checkpoint_flops"): "keep_flops",
+    ("fit", "metrics"): "metric",
+}
+# Of a renamed field whose values changed, too: first value -> fields of its section.
+FIRST_VALUES: dict[Field, dict[str, dict[str, Any]]] = {
+    ("fit", "metrics"): {
+        "validation_loss": {"metrics": ("loss",), "weights": "raw"},
+        "validation_loss_ema": {"metrics": ("loss",), "weights": ""},
+        "train_loss_smoothed": {"metrics": ("train_loss_smoothed",), "weights": ""},
+    }
 }
 _NO_RECIPE = (
     "plan",
@@ -85,6 +96,14 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("train", "tensorboard"),
     ("train", "profile_steps"),
 )
+
+
+def today(section: str, field: str, value: Any) -> dict[str, Any]:
+    """Fields of a section, with values, for a value under a field's first name."""
+    known = FIRST_VALUES.get((section, field), {})
+    if known and isinstance(value, str):
+        return dict(known.get(value, {field: (value,)}))
+    return {field: value}
 
 
 def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:

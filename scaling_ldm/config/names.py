@@ -99,7 +99,6 @@ LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
 INIT_TREATMENTS = ("zero", "new", "drop", "here")
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
-FIT_METRICS = ("validation_loss", "validation_loss_ema", "train_loss_smoothed")
 FIT_SIZES = ("params", "params_without_embeddings")
 SAMPLERS = (
     "ddim",
@@ -179,7 +178,6 @@ CHOICES = {
     "evaluate.backend": FD_BACKENDS,
     "advise.unit": ADVICE_UNITS,
     "advise.dtype": DTYPES,
-    "fit.metric": FIT_METRICS,
     "fit.size": FIT_SIZES,
 }
 # Run in this order.
@@ -187,9 +185,9 @@ STAGES = (
     "plan",
     "encode",
     "train",
-    "fit",
     "generate",
     "evaluate",
+    "fit",
     "frontier",
     "report",
 )

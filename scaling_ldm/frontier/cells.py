@@ -37,6 +37,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scaling_ldm.records import Cell, Choice, Interval
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER
 
 # What one image costs. "relative_cost_steps" is paper A's (arXiv 2404.01367, section
 # 3.3): the relative cost of one evaluation x steps; guidance and the stages of a step
@@ -50,10 +51,6 @@ Values = Float[np.ndarray, "cells"]
 Draws = Float[np.ndarray, "bootstrap cells"]
 Indices = Int[np.ndarray, "chosen"]
 MIN_REPLICATES = 20  # fewer say too little about the ends of an interval
-# A metric whose name begins with one of these is better if it is higher.
-HIGHER_IS_BETTER = tuple(
-    "clip_score clip_i inception_score precision recall psnr ssim".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,16 +21,20 @@ from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
 from scaling_ldm.laws.points import IsoflopPoint, read
 from scaling_ldm.laws.published import PublishedLaw, published
+from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
     Interval,
+    Measurement,
     Parametric,
     PowerLaw,
     Refusal,
     TrainRecord,
 )
+from scaling_ldm.records import results as ends
+from scaling_ldm.records.measurements import EMA, HIGHER_IS_BETTER, LOSS, in_words
 
 __all__ = [
     "PublishedLaw",
@@ -302,54 +306,88 @@ def parametric(
 
 def fit_records(
     records: Iterable[TrainRecord],
+    rows: Iterable[Measurement],
     *,
-    metric: str = "validation_loss_ema",
+    metric: str = LOSS,
+    weights: str = EMA,
     size: str = "params_without_embeddings",
     **options: Any,
 ) -> FitResult:
-    """`isoflop` of training records; those not finished are excluded by name."""
-    finished, excluded = [], []
+    """`isoflop` of what runs measured at their ends, as `records.read_table` has it.
+
+    Rows of several protocols are not mixed: if there are some, the one protocol that
+    all finished runs have is fitted, and without such a one nothing is.
+
+    Args:
+      records: of the runs; those that are not finished are excluded by name.
+      rows: of these runs and any others, of any step.
+      metric: of the table, e.g. "loss" or "fd_clip".
+      weights: "raw" or the name of an average.
+      size: "params" or "params_without_embeddings".
+      options: of `isoflop`.
+    """
+    finished, excluded = {}, []
     for record in records:
         if record.status == "finished":
-            finished.append(record)
+            finished[record.run_id] = record
         else:
             detail = f" ({record.detail})" if record.detail else ""
             excluded.append(f"{record.run_id}: {record.status}{detail}")
-    result = isoflop(finished, metric=metric, size=size, **options)
+    last = {run_id: record.steps for run_id, record in finished.items()}
+    found = [r for r in ends.of(rows, metric, weights) if r.step == last.get(r.run_id)]
+    protocol, measured = ends.shared_protocol(found, finished)
+    by_run = {r.run_id: r for r in found if r.protocol_hash == protocol}
+    if metric.startswith(HIGHER_IS_BETTER):
+        result = _nothing("larger is better", "laws are of minima", found, **options)
+    elif protocol is None and measured:
+        counts = ", ".join(f"{name} ({n} runs)" for name, n in measured.items())
+        detail = f"no single one has all of {len(finished)} runs: {counts}"
+        result = _nothing("measured by several protocols", detail, found, **options)
+    else:
+        what = in_words(metric, weights)
+        for run_id in finished.keys() - by_run.keys():
+            excluded.append(f"{run_id}: no {what} at its last step")
+        result = isoflop(
+            [
+                (r.budget_flops, getattr(r, size), r.tokens, r.value)
+                for r in by_run.values()
+            ],
+            metric=metric,
+            size=size,
+            **options,
+        )
     return dataclasses.replace(
-        result, excluded=tuple(sorted(excluded)) + result.excluded
+        result,
+        metric=metric,
+        size=size,
+        weights=weights,
+        protocol_hash=protocol or "",
+        excluded=tuple(sorted(excluded)) + result.excluded,
     )
 
 
-def summary(result: FitResult) -> list[str]:
-    """The laws, the held-out check and every refusal, a line each."""
-
-    def line(found: Any) -> str | None:
-        if isinstance(found, Refusal):
-            return f"refused: {found.what}: {found.reason} ({found.detail})"
-        if isinstance(found, PowerLaw):
-            i = found.exponent_interval
-            return (
-                f"{found.y_name} = {found.coef:.3g} C^{found.exponent:.3f}  "
-                f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
-                f"{found.points} budgets)"
-            )
-        if isinstance(found, HeldOut):
-            return (
-                f"held out {found.quantity} at {found.budget_flops:.3g} FLOPs: "
-                f"predicted {found.predicted:.4g}, measured {found.measured:.4g} "
-                f"({found.relative_error:+.1%})"
-            )
-        return None  # parabolas and surfaces are in the record
-
-    everything = (
-        *result.parabolas,
-        *result.laws.values(),
-        *result.held_out,
-        result.parametric,
-    )
-    return [
-        *filter(None, map(line, everything)),
-        *(f"note: {note}" for note in result.notes),
-        *(f"left out: {why}" for why in result.excluded),
+def _nothing(
+    reason: str,
+    detail: str,
+    rows: Iterable[Measurement],
+    bootstrap: int = 1000,
+    seed: int = 0,
+    **_: Any,
+) -> FitResult:
+    """The result where no question about these rows can be answered."""
+    why = {"reason": reason, "detail": detail}
+    minima = [
+        Refusal(quantity="isoFLOP minimum", budget_flops=budget, **why)
+        for budget in sorted({row.budget_flops for row in rows})
     ]
+    return FitResult(
+        metric="",
+        size="",
+        parabolas=tuple(minima),
+        laws={name: Refusal(quantity=name, **why) for name in QUANTITIES},
+        parametric=refuse(reason, detail),
+        held_out=(),
+        excluded=(),
+        bootstrap=bootstrap,
+        seed=seed,
+    )

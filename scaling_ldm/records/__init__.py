@@ -1,9 +1,10 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
 `runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
-them, `table` puts the measurements of studies together, `upgrade` knows the files of
-older versions, `errors` holds every exception of the library. May import: the standard
-library alone; `write_parquet` imports pyarrow.
+them, `table` puts the measurements of studies together, `results` finds those of the
+ends of runs, `upgrade` knows the files of older versions, `errors` holds every
+exception of the library. May import: the standard library alone; `write_parquet`
+imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion

@@ -125,7 +125,7 @@ class HeldOut:
 class FitResult:
     """All results of one fit: laws, or the reasons why there is none."""
 
-    metric: str  # which loss was fitted, e.g. "validation_loss_ema"
+    metric: str  # what was fitted as the loss, e.g. "loss"; see Measurement
     size: str  # which N, e.g. "params_without_embeddings"
     parabolas: tuple[Parabola | Refusal, ...]
     laws: Mapping[str, PowerLaw | Refusal]  # "N_opt", "D_opt", "L_opt" against budget
@@ -136,3 +136,5 @@ class FitResult:
     seed: int
     notes: tuple[str, ...] = ()  # doubts that are no refusals, a line each
     group: str = ""  # RunSpec.group of the runs; "": the study has one group
+    weights: str = ""  # "raw" or an average's name; "": points that do not say it
+    protocol_hash: str = ""  # of the fitted rows; "": points that do not say it

@@ -12,6 +12,16 @@ from scaling_ldm.records.runs import RunSpec
 LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
 RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
 NO_INTERVAL = 1.0  # level of a row whose low and high are its value
+# A metric whose name begins with one of these is better if it is higher.
+HIGHER_IS_BETTER = (
+    "clip_score",
+    "clip_i",
+    "inception_score",
+    "precision",
+    "recall",
+    "psnr",
+    "ssim",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +87,26 @@ def measurement(
     )
 
 
+STRATA = 10  # parts of the distribution of t, equally likely
+
+
 def stratum(number: int) -> str:
     """The metric of the loss in one tenth of the distribution of t, ascending in t."""
     return f"{LOSS}_t{number}"
+
+
+def in_words(metric: str, weights: str = "", known: str = "") -> str:
+    """What was measured, for a reader: "validation loss, average ema".
+
+    Args:
+      weights: "raw", an average's name, or "": they are not said.
+      known: the metric as words, where the caller has some.
+    """
+    words = {LOSS: "validation loss", TRAIN_LOSS: "smoothed training loss"}
+    said = words.get(metric, known or metric)
+    if (tenth := metric.removeprefix(f"{LOSS}_t")).isdigit():
+        said = f"{words[LOSS]} in stratum {tenth} of t"
+    return said + {"": "", RAW: ", raw weights"}.get(weights, f", average {weights}")
 
 
 # Fields of an experiment that decide what a held-out loss measures: the pictures and

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm.records import files, upgrade
@@ -60,17 +60,29 @@ def read_table(*workdirs: str | os.PathLike[str]) -> list[Measurement]:
       MeasurementConflict: two rows of one run, step, metric, weights and protocol have
         different values; the message names them.
     """
+    return united(
+        (row, workdir)
+        for workdir in map(pathlib.Path, workdirs)
+        for row in _rows_of_study(workdir)
+    )
+
+
+def united(rows: Iterable[tuple[Measurement, pathlib.Path]]) -> list[Measurement]:
+    """Rows, each with the folder that it is from, sorted and without repetition.
+
+    Raises:
+      MeasurementConflict: as `read_table`.
+    """
     found: dict[Key, tuple[Measurement, pathlib.Path]] = {}
-    for workdir in map(pathlib.Path, workdirs):
-        for row in _rows_of_study(workdir):
-            before, where = found.setdefault(key(row), (row, workdir))
-            if not _equal(before, row):
-                raise MeasurementConflict(
-                    f"{row.run_id} at step {row.step}: {row.metric} of weights "
-                    f"{row.weights} (protocol {row.protocol_hash or 'unknown'}) is "
-                    f"{before.value!r} in {where} and {row.value!r} in {workdir}"
-                    + _difference(before, row)
-                )
+    for row, workdir in rows:
+        before, where = found.setdefault(key(row), (row, workdir))
+        if not _equal(before, row):
+            raise MeasurementConflict(
+                f"{row.run_id} at step {row.step}: {row.metric} of weights "
+                f"{row.weights} (protocol {row.protocol_hash or 'unknown'}) is "
+                f"{before.value!r} in {where} and {row.value!r} in {workdir}"
+                + _difference(before, row)
+            )
     return sorted((row for row, _ in found.values()), key=_order)
 
 
@@ -107,7 +119,7 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
     if not plan.is_file():
         raise FileNotFoundError(f"{plan}: no such file, so there is no study")
     specs = {spec.run_id: spec for spec in files.read_jsonl(plan)}
-    experiment = _experiment(workdir)
+    experiment = experiment_of(workdir)
     folders = {path.name for path in (workdir / "runs").glob("*") if path.is_dir()}
     for run_id in sorted(folders):
         rows = rows_of_run(workdir / "runs" / run_id, specs.get(run_id), experiment)
@@ -119,7 +131,7 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
                 yield evaluation(spec, record)
 
 
-def _experiment(workdir: pathlib.Path) -> Mapping[str, Any]:
+def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
     """The fields of the study, as nested dicts; empty if nothing says them."""
     path = workdir / "experiment.json"
     return files.read_json(path).get("config", {}) if path.is_file() else {}
@@ -159,9 +171,7 @@ def _rows_of_record(
         raise Damaged(f"{path} is not a JSON object")
     upgrade.version_of(held, path)  # refuses that of a newer one
     overrides = spec.overrides if spec else {}
-    averages = overrides.get("optimizer.averages") or experiment.get(
-        "optimizer", {}
-    ).get("averages", (EMA,))
+    first = averages_of(experiment, overrides)[0]
     return [
         Measurement(
             **{name: held[name] for name in _OF_RECORD},
@@ -172,12 +182,20 @@ def _rows_of_record(
             low=float(held[field]),
             high=float(held[field]),
             level=NO_INTERVAL,
-            weights=averages[0] if weights == _AVERAGED else weights,
+            weights=first if weights == _AVERAGED else weights,
             protocol_hash=loss_protocol_hash(metric, experiment, overrides),
         )
         for field, (metric, weights) in _LOSSES.items()
         if held.get(field, "nan") != "nan"
     ]
+
+
+def averages_of(
+    experiment: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Sequence[str]:
+    """The averages that a run keeps, the first one first; as `loss_protocol`."""
+    kept = experiment.get("optimizer", {}).get("averages", (EMA,))
+    return overrides.get("optimizer.averages") or kept
 
 
 # What a record and a row have in common.

@@ -95,9 +95,23 @@ def _refusal(fields: Fields) -> Fields:
     return fields | {"quantity": quantity, "budget_flops": budget, "group": group}
 
 
+# What 0.1.0 called the losses of a run -> metric and weights of today.
+_FITTED = {
+    "validation_loss": ("loss", "raw"),
+    "validation_loss_ema": ("loss", "ema"),
+    "train_loss_smoothed": ("train_loss_smoothed", "raw"),
+}
+
+
+def _fit_result(fields: Fields) -> Fields:
+    """0.1.0 fitted a field of the run's record; today a metric has its weights."""
+    metric, weights = _FITTED.get(fields["metric"], (fields["metric"], ""))
+    return fields | {"metric": metric, "weights": weights}
+
+
 # By version: by name of a record, what turns its JSON fields into those of the next
 # version. A pure function; it gets the fields without those of records inside it done.
 # A field that only came to a record needs none: it has a default (see `from_json`).
 UPGRADES: dict[str, dict[str, Callable[[Fields], Fields]]] = {
-    FIRST: {"Refusal": _refusal}
+    FIRST: {"Refusal": _refusal, "FitResult": _fit_result}
 }

@@ -3,11 +3,12 @@
     path = scaling_ldm.report.write("runs/quickstart")
 
 It reads `runs.jsonl`, which must be there, and what it finds of `experiment.json`,
-`runs/<run_id>/record.json` and `metrics.jsonl`, the names in
+`runs/<run_id>/record.json`, `measurements.jsonl` and `metrics.jsonl`, the names in
 `runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the images it names,
 `evaluations.jsonl`, `frontier.json` and `environment.json`. It writes
-`report/index.html`, `report/figures/*.png` and `*.pdf`, and `report/tables/*.csv`. The
-same inputs give the same bytes. No jax is imported.
+`report/index.html`, `report/figures/*.png` and `*.pdf`, and `report/tables/*.csv`; of
+these, measurements.csv has every row of the table of measurements that could be read.
+The same inputs give the same bytes. No jax is imported.
 
 May import: records, laws, frontier, workdir.
 """
@@ -63,6 +64,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         (folder / "figures" / f"{picture.name}.pdf").write_bytes(picture.pdf)
     for table in tables:
         records.write_text(folder / "tables" / f"{table.name}.csv", table.csv())
+    rows = [row for run in found.runs for row in found.rows.get(run.run_id, ())]
+    records.write_csv(rows, folder / "tables" / "measurements.csv")
     index = folder / "index.html"
     records.write_text(index, page.render(found, pictures, tables))
     return index
@@ -74,6 +77,7 @@ def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
         law_tables.published_laws(found, list(fit.published().values())),
         *law_tables.tables(found, beside),
         *([run_tables.losses(found)] if found.varied else []),
+        run_tables.strata(found),
         run_tables.samples(found),
         run_tables.evaluations(found),
         run_tables.pairs("config", found.config),

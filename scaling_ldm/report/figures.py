@@ -24,10 +24,16 @@ from scaling_ldm.records import (
     RunSpec,
 )
 from scaling_ldm.report import format as fmt
-from scaling_ldm.report import frontier_figures, quality_figures, training_quality
+from scaling_ldm.report import (
+    frontier_figures,
+    learning_figures,
+    quality_figures,
+    training_quality,
+)
 from scaling_ldm.report.plotting import (
     INK,
     LAW,
+    LEGEND,
     MUTED,
     OTHER,
     PAPER,
@@ -53,8 +59,6 @@ _PREDICTED = _BAR | {"fmt": "_", "color": LAW, "markersize": 8, "capsize": 3.0}
 _PREDICTED |= {"markeredgewidth": 1.8, "elinewidth": 1.3}
 _WORDS: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 5.5}
 _WORDS |= {"parse_math": False}
-_LEGEND: dict[str, Any] = {"loc": "upper right", "ncols": 2, "fontsize": 6.5}
-_LEGEND |= {"handlelength": 1.2, "columnspacing": 1.0, "labelspacing": 0.25}
 
 
 def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
@@ -84,20 +88,23 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
 def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
     """The figures of one group of runs."""
     pictures = []
-    if not study.by_steps and any(study.points(b) for b in study.budgets()):
-        pictures.append(isoflop(study))
-    if not study.by_steps and study.fit is not None:
-        pictures += [law(study, study.fit, q, published.get(q)) for q in QUANTITIES]
+    for part in () if study.by_steps else study.by_metric():
+        if any(part.points(b) for b in part.budgets()):
+            pictures.append(isoflop(part))
+        if part.fit is not None:
+            pictures += [law(part, part.fit, q, published.get(q)) for q in QUANTITIES]
     if any(run.run_id in study.curves for run in study.runs):
         pictures.append(training(study))
+    if learning_figures.runs_with_curves(study):
+        pictures.append(learning_figures.learning(study))
     return pictures
 
 
 def _finished(figure: Figure, name: str, caption: str, study: Study) -> Plot:
-    """The figure of a group, under its title."""
-    if study.group:
-        figure.suptitle(study.group, fontsize=9.0)
-        caption = f"{study.group}. {caption}"
+    """The figure of a group, and of a metric if there are several, under its title."""
+    if study.title:
+        figure.suptitle(study.title, fontsize=9.0)
+        caption = f"{study.title}. {caption}"
     return render(figure, name + study.suffix, caption)
 
 
@@ -133,7 +140,7 @@ def isoflop(study: Study) -> Plot:
     axes.set_xscale("log")
     log_ticks(axes.xaxis, *axes.get_xlim(), fmt.tick, most=8)
     axes.set_xlabel(f"N, {fmt.spoken(study.size)}")
-    axes.set_ylabel(f"L, {fmt.spoken(study.metric)}")
+    axes.set_ylabel(f"L, {study.measure}")
     longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
     columns = 3 if longest <= 30 else 1 if longest > 48 else 2  # what the width holds
     title = {"title": "budget C, FLOPs", "title_fontsize": 8.0}
@@ -293,7 +300,7 @@ def training(study: Study) -> Plot:
         else:
             axes.set_title(f"C = {fmt.scientific(runs[0].budget_flops)} FLOPs")
             axes.set_xlim(0, 1.02)
-        axes.legend(title="N", title_fontsize=6.5, **_LEGEND)
+        axes.legend(title="N", title_fontsize=6.5, **LEGEND)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:

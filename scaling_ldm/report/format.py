@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from scaling_ldm.records import Interval
+from scaling_ldm.records.measurements import in_words
 
 NONE = "\N{EN DASH}"
 SYMBOLS = {"N_opt": "N", "D_opt": "D", "L_opt": "L"}
@@ -99,11 +100,8 @@ def count(x: int | None) -> str:
 
 
 def spoken(field: str) -> str:
-    """A record's field as words."""
+    """A metric, or what counts as N, as words."""
     words = {
-        "validation_loss": "validation loss of the raw weights",
-        "validation_loss_ema": "validation loss of the EMA weights",
-        "train_loss_smoothed": "smoothed training loss",
         "fid": "FID",
         "kid": "KID",
         "fd_lite0": "FD-Lite0",
@@ -116,7 +114,15 @@ def spoken(field: str) -> str:
         "params": "all parameters",
         "params_without_embeddings": "parameters without embeddings",
     }
-    return words.get(field, field.replace("_", " "))
+    if field in words:
+        return words[field]
+    said = in_words(field)  # has words for losses
+    return said if said != field else field.replace("_", " ")
+
+
+def measure(metric: str, weights: str) -> str:
+    """A metric and its weights as words: "validation loss, average ema"."""
+    return in_words(metric, weights, spoken(metric))
 
 
 def who(source: str) -> str:

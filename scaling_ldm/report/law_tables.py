@@ -30,9 +30,9 @@ _LAW = (
 
 
 def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
-    """Every table of each group's fit; laws are followed by the published ones."""
+    """Every table of each group and metric; laws are followed by the published ones."""
     found = []
-    for part in study.parts():
+    for part in (one for group in study.parts() for one in group.by_metric()):
         if part.fit is None:
             continue
         every = [
@@ -47,14 +47,13 @@ def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
 
 
 def _of_group(table: Table, part: Study) -> Table:
-    """The table under the name of its group, and with a column of it in the CSV."""
-    if not part.group:
-        return table
+    """The table under the name of its group and metric; the CSV says the group."""
+    group = {"group": part.group} if part.group else {}
     return dataclasses.replace(
         table,
         name=table.name + part.suffix,
-        caption=f"{part.group}. {table.caption}".rstrip(),
-        rows=[{"group": part.group, **row} for row in table.rows],
+        caption=". ".join(filter(None, (part.title, table.caption))),
+        rows=[{**group, **row} for row in table.rows],
     )
 
 
@@ -75,7 +74,10 @@ def minima(fit: FitResult) -> Table:
         cell("rms residual, loss", "rmse", fmt.scientific),
         text("refused", "refused"),
     )
-    caption = f"Minimum of each isoFLOP parabola, with {level(fit)} intervals."
+    caption = (
+        f"Minimum of each isoFLOP parabola, with {level(fit)} intervals. L is the "
+        f"{fmt.measure(fit.metric, fit.weights)}."
+    )
     return Table("minima", caption, rows, columns)
 
 

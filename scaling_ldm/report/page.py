@@ -70,14 +70,20 @@ def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
     training = [
         "<h2>Training</h2>",
         html.shown("Final losses", tables.get("losses")),
-        *(html.figure(figures.get("training" + p.suffix), "wide") for p in parts),
+        *(
+            html.figure(figures.get(name + part.suffix), "wide")
+            for part in parts
+            for name in ("training", "learning")
+        ),
+        html.folded("Loss by stratum of t", html.table(tables.get("strata"))),
         html.folded(f"Every run ({len(study.runs)})", html.table(tables["runs"])),
     ]
     frontier = _frontier(study, figures, tables)
     pictures = [*_samples(study), *_evaluations(study, figures, tables)]
     if study.by_steps:
         return [*frontier, *pictures, *training]
-    laws = [piece for part in parts for piece in _laws(part, figures, tables)]
+    every = [one for part in parts for one in part.by_metric()]
+    laws = [piece for part in every for piece in _laws(part, figures, tables)]
     return [*laws, *training, *frontier, *pictures]
 
 
@@ -91,21 +97,22 @@ def _headline(study: Study) -> str:
             "same number of steps, not along budgets, so there are no laws to fit."
         )
         return html.paragraphs([*answer, why])
-    fits = [part.fit for part in study.parts() if part.fit is not None]
-    if not fits:
+    every = [one for part in study.parts() for one in part.by_metric()]
+    found = [_found(one.title, one.fit) for one in every if one.fit is not None]
+    if not found:
         return (
             "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
             "with <code>--stages fit</code>, then again with "
             "<code>--stages report</code>.</p>"
         )
-    return "".join(map(_found, fits))
+    return "".join(found)
 
 
-def _found(fit: FitResult) -> str:
-    """The laws of a group, the check of its largest budget, and what was refused."""
+def _found(title: str, fit: FitResult) -> str:
+    """The laws of a group and metric, the held-out check, and what was refused."""
     laws = {q: fit.laws.get(q) for q in QUANTITIES}
     fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
-    group = f"{fit.group}: " if fit.group else ""
+    of = f"{title}: " if title else ""
     said = ""
     if fitted:
         shown = ", ".join(
@@ -116,7 +123,7 @@ def _found(fit: FitResult) -> str:
         )
         law = next(iter(fitted.values()))
         said = (
-            f"<p>{escape(group)}At the best size for each budget C: {shown}, fitted "
+            f"<p>{escape(of)}At the best size for each budget C: {shown}, fitted "
             f"over {law.points} budgets from {fmt.scientific(law.x_min)} to "
             f"{fmt.scientific(law.x_max)} FLOPs; in brackets {law_tables.level(fit)} "
             "intervals.</p>"
@@ -128,8 +135,8 @@ def _found(fit: FitResult) -> str:
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
     return (
         said
-        + html.paragraphs([group + line for line in _held_out(fit)])
-        + html.paragraphs([group + line for line in refused], "Refused:")
+        + html.paragraphs([of + line for line in _held_out(fit)])
+        + html.paragraphs([of + line for line in refused], "Refused:")
     )
 
 
@@ -181,9 +188,10 @@ def _troubles(study: Study) -> list[str]:
             "run the same command again to train them."
         )
     fit = [
-        f"{group}: {note}" if group else note
-        for group, found in study.fits.items()
-        for note in found.notes
+        ": ".join(filter(None, (one.title, note)))
+        for part in study.parts()
+        for one in part.by_metric()
+        for note in (one.fit.notes if one.fit else ())
     ]
     frontier = study.frontier.notes if study.frontier else ()
     return [
@@ -195,8 +203,8 @@ def _troubles(study: Study) -> list[str]:
 
 
 def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
-    """The curves and laws of one group."""
-    of = f": {escape(study.group)}" if study.group else ""
+    """The curves and laws of one group and metric."""
+    of = f": {escape(study.title)}" if study.title else ""
 
     def figure(name: str, kind: str = "") -> str:
         return html.figure(figures.get(name + study.suffix), kind)

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.image
@@ -58,6 +59,9 @@ STYLE = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
+# Of the legend inside a small panel.
+LEGEND: dict[str, Any] = {"loc": "upper right", "ncols": 2, "fontsize": 6.5}
+LEGEND |= {"handlelength": 1.2, "columnspacing": 1.0, "labelspacing": 0.25}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import RunSpec, TrainRecord
+from scaling_ldm.records import RunSpec
+from scaling_ldm.records.measurements import LOSS, RAW, STRATA, TRAIN_LOSS, stratum
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study, flatten
 from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, text
@@ -35,12 +36,14 @@ _COSTS = (
 def runs(study: Study) -> Table:
     """Every planned run: what it reached, or why it failed; plan beside result."""
     rows, started = [], any(run.pretraining_flops != 0 for run in study.runs)
+    measured = _measured(study)
     for run in study.runs:
         r = study.records.get(run.run_id)
         row = pick(run, "run_id group budget_flops width depth params")
         row |= pick(run, "params_without_embeddings learning_rate seed")
-        row |= {"steps_planned": run.steps} | pick(r, "tokens steps validation_loss")
-        row |= pick(r, "validation_loss_ema train_loss_smoothed restarts")
+        row |= {"steps_planned": run.steps} | pick(r, "tokens steps")
+        row |= {key: found.get(run.run_id) for key, (_, found) in measured.items()}
+        row |= {"average": study.averages(run)[0]} | pick(r, "restarts")
         row |= {"planned_flops": run.planned_flops, "actual_flops": r and r.flops}
         row["planned_over_budget"] = run.planned_flops / run.budget_flops - 1
         row["actual_over_planned"] = r and r.flops / run.planned_flops - 1
@@ -57,9 +60,7 @@ def runs(study: Study) -> Table:
         text("group", "group"),
         cell("learning rate", "learning_rate", fmt.scientific),
         Column("seed", lambda r: str(r["seed"]) if study.varied else fmt.NONE),
-        cell("validation loss", "validation_loss", fmt.loss),
-        cell("validation loss, EMA weights", "validation_loss_ema", fmt.loss),
-        cell("training loss, smoothed", "train_loss_smoothed", fmt.loss),
+        *(cell(title, key, fmt.loss) for key, (title, _) in measured.items()),
         cell("steps planned", "steps_planned", fmt.count),
         cell("steps taken", "steps", fmt.count),
         cell("planned FLOPs against budget", "planned_over_budget", fmt.percent),
@@ -70,8 +71,68 @@ def runs(study: Study) -> Table:
     )
     caption = f"Every planned run. N counts {fmt.spoken(study.size)}"
     if not study.by_steps:
-        caption += f"; the laws are fitted to the {fmt.spoken(study.metric)}"
+        caption += f"; the laws are fitted to: {_fitted(study)}"
     return Table("runs", f"{caption}.", rows, columns)
+
+
+def _measured(study: Study) -> dict[str, tuple[str, Mapping[str, float]]]:
+    """By key of a column: its title and the numbers at the end of each finished run.
+
+    The losses of the raw weights and of the first average, and what else is fitted.
+    """
+    first = {study.averages(run)[0] for run in study.runs}
+    average = f"average {first.pop()}" if len(first) == 1 else "first average"
+    loss = fmt.spoken(LOSS)
+    found: dict[str, tuple[str, Mapping[str, float]]] = {
+        "loss_raw": (fmt.measure(LOSS, RAW), study.at_end(LOSS, RAW)),
+        "loss_average": (f"{loss}, {average}", study.at_end(LOSS)),
+        "train_loss_smoothed": (fmt.spoken(TRAIN_LOSS), study.at_end(TRAIN_LOSS)),
+    }
+    for part in (one for group in study.parts() for one in group.by_metric()):
+        key = part.metric
+        if key == LOSS and part.weights not in (RAW, study.averages(part.runs[0])[0]):
+            key = f"{LOSS}_{part.weights}"
+        if key not in (LOSS, TRAIN_LOSS):
+            own = part.at_end(part.metric, part.weights)
+            found[key] = part.measure, {**found.get(key, ("", {}))[1], **own}
+    return found
+
+
+def _fitted(study: Study) -> str:
+    """What the laws are fitted to, as words."""
+    fits = [(fit.metric, fit.weights) for fit in study.fits]
+    fits = fits or [(study.metric, study.weights)]
+    return "; ".join(fmt.measure(*fit) for fit in dict.fromkeys(fits))
+
+
+def strata(study: Study) -> Table:
+    """The loss of each finished run in each stratum of t, for the fitted weights."""
+    found, said = {}, set()
+    for part in study.parts():
+        first = part.averages(part.runs[0])[0]
+        weights = part.weights if part.metric == LOSS else first
+        said.add(fmt.measure(LOSS, weights))
+        for number in range(STRATA):
+            own = part.at_end(stratum(number), weights)
+            found.setdefault(f"t{number}", {}).update(own)
+    keys = [key for key, values in found.items() if values]
+    rows = [
+        pick(run, "run_id group budget_flops params params_without_embeddings")
+        | {key: found[key].get(run.run_id) for key in keys}
+        for run in study.finished()
+        if any(run.run_id in found[key] for key in keys)
+    ]
+    columns = (
+        text("run", "run_id"),
+        cell("budget, FLOPs", "budget_flops", fmt.scientific),
+        cell("N", study.size, fmt.prefixed),
+        *(cell(key, key, fmt.loss) for key in keys),
+    )
+    caption = (
+        f"The {' or '.join(sorted(said))}, of finished runs by stratum of t: t0 is the "
+        "tenth of its distribution that is nearest to the data."
+    )
+    return Table("strata", caption, rows, columns)
 
 
 def losses(study: Study) -> Table:
@@ -80,13 +141,15 @@ def losses(study: Study) -> Table:
     for run in study.runs:
         key = run.group, run.budget_flops, run.width, run.depth
         same.setdefault(key, []).append(run)
-    rows = []
+    rows, measured, finished = [], {}, {run.run_id for run in study.finished()}
+    for part in study.parts():
+        measured |= part.at_end(part.metric, part.weights)
     for (group, budget, width, depth), runs in same.items():
-        found = [study.records.get(run.run_id) for run in runs]
-        values = [getattr(r, study.metric) for r in found if r and _over(r)]
+        values = [measured[run.run_id] for run in runs if run.run_id in measured]
         row = {"group": group, "budget_flops": budget, "width": width, "depth": depth}
         row |= pick(runs[0], "params params_without_embeddings")
-        row |= {"runs": len(runs), "finished": len(values)}
+        done = sum(run.run_id in finished for run in runs)
+        row |= {"runs": len(runs), "finished": done}
         row |= {"loss": None, "loss_low": None, "loss_high": None, "deviation": None}
         if values:
             row["loss"] = statistics.fmean(values)
@@ -105,16 +168,12 @@ def losses(study: Study) -> Table:
         ranged("mean loss [lowest, highest]", "loss", fmt.loss),
         cell("standard deviation", "deviation", fmt.compact),
     )
+    said = " or ".join(dict.fromkeys(part.measure for part in study.parts()))
     caption = (
-        f"L is the {fmt.spoken(study.metric)}. Several runs of one row differ in their "
-        "seed alone; their standard deviation is that of one run."
+        f"L is the {said}. Several runs of one row differ in their seed "
+        "alone; their standard deviation is that of one run."
     )
     return Table("losses", caption, rows, columns)
-
-
-def _over(record: TrainRecord) -> bool:
-    """Whether a run is finished."""
-    return record.status == "finished"
 
 
 def ledger(study: Study) -> Table:

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,17 @@ from scaling_ldm.records import (
     EvalRecord,
     FitResult,
     Frontier,
+    Measurement,
     Parabola,
     Refusal,
     RunSpec,
     SampleRecord,
     TrainRecord,
+    results,
+    table,
 )
+from scaling_ldm.records.measurements import LOSS
+from scaling_ldm.report import format as fmt
 from scaling_ldm.workdir.runs import checkpoint_steps, run_files
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
@@ -44,7 +49,8 @@ class Study:
     runs: tuple[RunSpec, ...]  # by budget, then size
     records: Mapping[str, TrainRecord]  # by run_id; planned runs only
     curves: Mapping[str, Curve]  # by run_id
-    fits: Mapping[str, FitResult]  # by group
+    rows: Mapping[str, tuple[Measurement, ...]]  # by run_id; planned runs only
+    fits: tuple[FitResult, ...]  # of each group and metric
     frontier: Frontier | None
     evaluations: tuple[EvalRecord, ...]
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
@@ -53,12 +59,13 @@ class Study:
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
     group: str = ""  # of `parts`: the one group of its runs
-    suffix: str = ""  # of `parts`: ends the names of its figures and tables
+    title: str = ""  # of `parts` and `by_metric`: which of several this one is
+    suffix: str = ""  # of both: ends the names of its figures and tables
 
     @property
     def fit(self) -> FitResult | None:
-        """The laws of the first group, or None; those of `parts` have one group."""
-        return next(iter(self.fits.values()), None)
+        """The laws of the first group and metric; None if there are none."""
+        return next(iter(self.fits), None)
 
     def parts(self) -> list[Study]:
         """The study of each group; the study itself if it has one."""
@@ -67,16 +74,30 @@ class Study:
             return [self]
         found: dict[str, Study] = {}
         for group in groups:
-            suffix = "_" + re.sub(r"\W+", "_", group)
-            suffix += "_" * sum(
-                other.strip("_") == suffix.strip("_") for other in found
-            )
+            suffix = _another("_" + _word(group), found)
             found[suffix] = dataclasses.replace(
                 self,
                 runs=tuple(run for run in self.runs if run.group == group),
-                fits={group: self.fits[group]} if group in self.fits else {},
+                fits=tuple(fit for fit in self.fits if fit.group == group),
                 group=group,
+                title=group,
                 suffix=suffix,
+            )
+        return list(found.values())
+
+    def by_metric(self) -> list[Study]:
+        """A part with each one of its fits; the part itself if it has one or none."""
+        if len(self.fits) < 2:
+            return [self]
+        found: dict[str, Study] = {}
+        for fit in self.fits:
+            words = fmt.measure(fit.metric, fit.weights)
+            suffix = self.suffix
+            if found:  # the first one has the names that a single one has
+                suffix = _another(f"{suffix}_{_word(fit.metric)}", found)
+            title = ", ".join(filter(None, (self.title, words)))
+            found[suffix] = dataclasses.replace(
+                self, fits=(fit,), title=title, suffix=suffix
             )
         return list(found.values())
 
@@ -92,13 +113,56 @@ class Study:
 
     @property
     def size(self) -> str:
-        """The TrainRecord field that counts as N."""
+        """The field of a run that counts as N."""
         return self.fit.size if self.fit else "params_without_embeddings"
 
     @property
     def metric(self) -> str:
-        """The TrainRecord field that counts as L."""
-        return self.fit.metric if self.fit else "validation_loss_ema"
+        """The metric of the table that counts as L."""
+        return self.fit.metric if self.fit else LOSS
+
+    def averages(self, run: RunSpec) -> Sequence[str]:
+        """The averages that a run keeps, the first one first."""
+        return table.averages_of(self.config, run.overrides)
+
+    @property
+    def weights(self) -> str:
+        """The weights whose numbers count as L: "raw" or an average's name."""
+        if self.fit and self.fit.weights:
+            return self.fit.weights
+        kept = self.averages(self.runs[0])
+        return results.weights_meant(self.metric, "", kept)
+
+    @property
+    def measure(self) -> str:
+        """What counts as L, as words: "validation loss, average ema"."""
+        return fmt.measure(self.metric, self.weights)
+
+    def finished(self) -> list[RunSpec]:
+        """The runs that are finished."""
+        found = [(run, self.records.get(run.run_id)) for run in self.runs]
+        return [run for run, record in found if record and record.status == "finished"]
+
+    def at_end(self, metric: str, weights: str = "") -> dict[str, float]:
+        """By run_id, a metric of finished runs at their last planned step.
+
+        Args:
+          weights: "raw", an average's name, or "": the first average of each run.
+        """
+        runs, rows = self.finished(), []
+        for run in runs:
+            meant = results.weights_meant(metric, weights, self.averages(run))
+            own = results.at_end(self.rows.get(run.run_id, ()), [run])
+            rows += results.of(own, metric, meant)
+        fit, fitted = self.fit, (metric, weights)
+        protocol = ""
+        if fit and fitted == (fit.metric, fit.weights):
+            protocol = fit.protocol_hash
+        if not protocol:  # of each run its one protocol, whichever that is
+            by_run = {row.run_id: row for row in rows}
+            several = {r.run_id for r in rows if r is not by_run[r.run_id]}
+            return {i: r.value for i, r in by_run.items() if i not in several}
+        return {r.run_id: r.value for r in rows if r.protocol_hash == protocol}
 
     def budgets(self) -> list[float]:
         """The planned budgets, ascending."""
@@ -106,13 +170,11 @@ class Study:
 
     def points(self, budget: float) -> list[tuple[float, float, float]]:
         """(N, D, L) of the finished runs of one budget, by N; finite losses only."""
-        found = []
+        measured, found = self.at_end(self.metric, self.weights), []
         for run in self.runs:
-            record = self.records.get(run.run_id)
-            if run.budget_flops != budget or record is None:
-                continue
-            loss = getattr(record, self.metric)
-            if record.status == "finished" and math.isfinite(loss):
+            loss = measured.get(run.run_id, math.nan)
+            if run.budget_flops == budget and math.isfinite(loss):
+                record = self.records[run.run_id]
                 found.append((float(getattr(record, self.size)), record.tokens, loss))
         return sorted(found)
 
@@ -162,6 +224,7 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
+    evaluations = reader.part("evaluations.jsonl", _evaluations) or ()
     samples = reader.part("samples/record.json", _record, SampleRecord)
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
@@ -178,9 +241,10 @@ def read(workdir: pathlib.Path) -> Study:
         runs=tuple(runs),
         records=trained,
         curves=curves,
-        fits={fit.group: fit for fit in reader.part("laws.json", _fits) or ()},
+        rows=reader.rows(runs, experiment.get("config", {}), evaluations),
+        fits=reader.part("laws.json", _fits) or (),
         frontier=reader.part("frontier.json", _record, Frontier),
-        evaluations=reader.part("evaluations.jsonl", _evaluations) or (),
+        evaluations=evaluations,
         checkpoints=kept,
         samples=samples,
         images=images,
@@ -214,6 +278,31 @@ class _Reader:
     def _name(self, path: pathlib.Path) -> str:
         return path.relative_to(self.workdir).as_posix()
 
+    def rows(
+        self,
+        runs: Sequence[RunSpec],
+        experiment: Mapping[str, Any],
+        evaluations: Sequence[EvalRecord],
+    ) -> dict[str, tuple[Measurement, ...]]:
+        """The rows of the table by run; those of a file that is damaged are none."""
+        found = {}
+        for run in runs:
+            folder = run_files(self.workdir, run.run_id).folder
+            own = [
+                (table.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
+                for record in evaluations
+                if record.run_id == run.run_id and not record.checksum
+            ]
+            try:
+                rows = table.rows_of_run(folder, run, experiment)
+                own += [(row, pathlib.Path(self._name(folder))) for row in rows]
+                found[run.run_id] = tuple(table.united(own))
+            except (ValueError, TypeError, KeyError, OSError) as e:
+                said = f"{self._name(folder)}/record.json could not be read"
+                if not any(note.startswith(said) for note in self.notes):
+                    self.notes.append(f"measurements of {run.run_id} are not used: {e}")
+        return found
+
     def curve(self, path: pathlib.Path) -> np.ndarray:
         """The logged steps; a step logged again after a restart counts once, the last.
 
@@ -232,6 +321,17 @@ class _Reader:
             lines = f"{bad} unreadable line{'s' * (bad > 1)}"
             self.notes.append(f"{self._name(path)}: {lines} passed over")
         return np.array([rows[step] for step in sorted(rows)])
+
+
+def _word(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"\W+", "_", text)
+
+
+def _another(suffix: str, others: Iterable[str]) -> str:
+    """A suffix that differs from the others in more than their last underscores."""
+    alike = sum(other.strip("_") == suffix.strip("_") for other in others)
+    return suffix + "_" * alike
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

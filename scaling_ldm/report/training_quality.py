@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scaling_ldm.frontier.cells import HIGHER_IS_BETTER
 from scaling_ldm.records import EvalRecord
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study
 from scaling_ldm.report.table import Column, Row, Table, cell, text

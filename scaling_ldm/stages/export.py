@@ -63,19 +63,16 @@ def run(
     record = runs.read_record(workdir, spec.run_id)
     if record is None:
         raise config.ConfigError(f"{spec.run_id} has no record any more")
-    more = {}
+    loss, more = runs.last_loss(workdir, spec, model.weights or ""), {}
     if experiment.model.architecture == "autoencoder_kl":
-        more = _held_out(experiment, record)
+        more = _held_out(experiment, loss)
         written += f", {more['held_out_psnr_db']} dB on held-out pictures"
-    exports.write_card(folder, experiment, model, record, more)
+    exports.write_card(folder, experiment, model, record, loss, more)
     progress.say(f"exported {spec.run_id}: {folder} ({written})")
 
 
-def _held_out(
-    experiment: config.Experiment, record: records.TrainRecord
-) -> dict[str, Any]:
+def _held_out(experiment: config.Experiment, error: float) -> dict[str, Any]:
     """An autoencoder's validation loss as a mean squared error and in decibels."""
-    error = record.validation_loss_ema
     return {
         "held_out_pictures": experiment.validation.samples,
         "held_out_mean_squared_error": error,

@@ -1,4 +1,8 @@
-"""Training records -> laws.json: the fitted laws, or the reasons why there are none."""
+"""The table of measurements -> laws.json: the laws, or the reasons why there are none.
+
+What is fitted is the number of each run at its last planned step. An evaluation of the
+run's last checkpoint is of this step.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import pathlib
 from collections.abc import Sequence
 
 from scaling_ldm import config, records
+from scaling_ldm.config import names
 from scaling_ldm.laws import fit
+from scaling_ldm.records import results
+from scaling_ldm.records.measurements import in_words
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
 
@@ -17,11 +24,15 @@ def run(
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
 ) -> list[records.FitResult]:
-    """Fits each group of runs; those that are not trained are named in its result.
+    """Fits each metric in each group of runs; runs without a number are named.
 
     Returns:
-      A result for each group, as they are in laws.json; none if the plan has no
-      budgets.
+      A result for each group and metric, as they are in laws.json, the metrics of a
+      group one after another; none if the plan has no budgets.
+
+    Raises:
+      ConfigError: no run has a metric that is asked for, or two rows that should be one
+        have different values.
     """
     if not experiment.plan.budgets_flops:
         progress.say("no laws to fit: plan.steps gives every size the same steps")
@@ -29,21 +40,73 @@ def run(
     groups: dict[str, list[records.RunSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.group, []).append(spec)
-    results = [_fit(experiment.fit, workdir, *group) for group in groups.items()]
-    records.write_jsonl(workdir / "laws.json", results)
-    for result in results:
+    try:
+        rows = results.at_end(records.read_table(workdir), specs)
+    except records.MeasurementConflict as e:
+        raise config.ConfigError(f"the laws cannot be fitted: {e}") from e
+    _check_metrics(experiment, rows, groups)
+    found = [
+        _fit(experiment, metric, workdir, group, of_group, rows)
+        for group, of_group in groups.items()
+        for metric in experiment.fit.metrics
+    ]
+    records.write_jsonl(workdir / "laws.json", found)
+    for result in found:
         if result.group:
             progress.say(f"{result.group}:")
         for line in fit.summary(result):
             progress.say(line)
-    return results
+    return found
+
+
+def _weights(
+    experiment: config.Experiment, metric: str, specs: Sequence[records.RunSpec]
+) -> str:
+    """The weights of one group whose numbers are fitted."""
+    kept = config.with_overrides(experiment, specs[0].overrides).optimizer.averages
+    return results.weights_meant(metric, experiment.fit.weights, kept)
+
+
+def _check_metrics(
+    experiment: config.Experiment,
+    rows: Sequence[records.Measurement],
+    groups: dict[str, list[records.RunSpec]],
+) -> None:
+    """Refuses a metric, or weights of it, that no run has (ConfigError).
+
+    Args:
+      rows: of the ends of runs; nothing is refused before there is one.
+    """
+    problems, cfg = [], experiment.fit
+    there = sorted({row.metric for row in rows})
+    for metric in cfg.metrics if rows else ():
+        if metric not in there:
+            close = names.nearest(metric, there)
+            hint = f"did you mean {close}? " if close else ""
+            problems.append(
+                f"config.fit.metrics = {cfg.metrics}: no run has {metric} at its last "
+                f"step; {hint}there are {', '.join(there)}"
+            )
+            continue
+        measured = sorted({row.weights for row in rows if row.metric == metric})
+        wanted = {_weights(experiment, metric, specs) for specs in groups.values()}
+        if not wanted & set(measured):
+            problems.append(
+                f"config.fit.weights = {cfg.weights!r}: no run has "
+                f"{in_words(metric)} of {', '.join(sorted(wanted))} at its last step; "
+                f"there are {', '.join(measured)}"
+            )
+    if problems:
+        raise config.ConfigError("\n".join(problems))
 
 
 def _fit(
-    cfg: config.FitConfig,
+    experiment: config.Experiment,
+    metric: str,
     workdir: pathlib.Path,
     group: str,
     specs: Sequence[records.RunSpec],
+    rows: Sequence[records.Measurement],
 ) -> records.FitResult:
     """The laws of one group. Runs that differ in their seed alone are replicates."""
     found, missing = [], []
@@ -53,9 +116,12 @@ def _fit(
             missing.append(f"{spec.run_id}: not trained yet")
         else:
             found.append(record)
+    cfg = experiment.fit
     result = fit.fit_records(
         found,
-        metric=cfg.metric,
+        rows,
+        metric=metric,
+        weights=_weights(experiment, metric, specs),
         size=cfg.size,
         confidence=cfg.confidence,
         bootstrap=cfg.bootstrap,

@@ -62,11 +62,13 @@ def write_card(
     experiment: config.Experiment,
     model: TrainedModel,
     record: records.TrainRecord,
+    loss: float,
     more: Mapping[str, Any],
 ) -> None:
     """Writes the card of weights that are already in the folder.
 
     Args:
+      loss: the held-out loss of these weights.
       more: further fields, for networks of this kind only.
     """
     card = {
@@ -81,7 +83,7 @@ def write_card(
         "training_flops": model.train_flops,
         "average": model.weights,
         "pretraining_flops": record.pretraining_flops,
-        "validation_loss": record.validation_loss_ema,
+        "validation_loss": loss,
         **more,
         "weights_sha256": files.checksum(folder),
         "reads": weights_identity(experiment),

@@ -22,6 +22,7 @@ from typing import Any
 from scaling_ldm import config, records
 from scaling_ldm.config import identity
 from scaling_ldm.config.files import continued
+from scaling_ldm.records import table
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import init_record, lock, runs
 
@@ -198,7 +199,8 @@ def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
 
 def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
     """A digest of everything the report shows."""
-    texts = [path.read_text() for path in runs.record_paths(workdir)]
+    measured = sorted(workdir.glob(f"runs/*/{table.FILE}"))
+    texts = [p.read_text() for p in (*runs.record_paths(workdir), *measured)]
     names = (
         "runs.jsonl",
         "laws.json",

@@ -6,12 +6,15 @@ there can be found without loading an accelerator stack.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.config import axes
+from scaling_ldm.records import results, table
+from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.training.run_files import RunFiles
 from scaling_ldm.training.trained_model import TrainedModel
 
@@ -60,17 +63,50 @@ def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:
     records.write_text(path, records.dumps(record))
 
 
+def last_loss(workdir: pathlib.Path, spec: records.RunSpec, weights: str = "") -> float:
+    """The held-out loss at the last planned step of a run; nan: not measured.
+
+    Args:
+      weights: "raw", or an average's name; "": the first average of the run.
+
+    Raises:
+      ConfigError: it was measured by several protocols, so that there is not one loss.
+    """
+    experiment = table.experiment_of(workdir)
+    rows = table.rows_of_run(workdir / "runs" / spec.run_id, spec, experiment)
+    kept = table.averages_of(experiment, spec.overrides)
+    weights = results.weights_meant(LOSS, weights, kept)
+    found = {
+        (row.protocol_hash, row.value)
+        for row in results.of(results.at_end(rows, [spec]), LOSS, weights)
+    }
+    if len(found) > 1:
+        said = ", ".join(f"{value} (protocol {name})" for name, value in sorted(found))
+        raise config.ConfigError(
+            f"{spec.run_id} has several held-out losses of {weights}: {said}"
+        )
+    return found.pop()[1] if found else math.nan
+
+
 def best(
     workdir: pathlib.Path, specs: Sequence[records.RunSpec]
 ) -> records.RunSpec | None:
-    """The finished run with the lowest validation loss; None when there is none."""
-    found = [
-        (record.validation_loss_ema, spec)
+    """The finished run with the lowest validation loss; None when there is none.
+
+    The loss is that of the first average. A run whose loss is not known comes last.
+    """
+    finished = [
+        spec
         for spec in specs
         if (record := read_record(workdir, spec.run_id)) is not None
         and record.status == "finished"
     ]
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+    def order(spec: records.RunSpec) -> tuple[bool, float]:
+        loss = last_loss(workdir, spec)
+        return math.isnan(loss), loss
+
+    return min(finished, key=order, default=None)
 
 
 def run_to_sample(

@@ -8,13 +8,13 @@ import pathlib
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.config import fields, identity, names
+from scaling_ldm.config import command_line, fields, identity, names
 from scaling_ldm.records.errors import UnknownKey
 from scaling_ldm.workdir import ownership
 
 ROOT = pathlib.Path(__file__).parents[2]
 RENAMED = [(s, field, first) for (s, field), first in identity.FIRST_NAMES.items()]
-OTHER = {"time_law": "uniform", "keep_flops": (1e9, 2e9)}
+OTHER = {"time_law": "uniform", "keep_flops": (1e9, 2e9), "metric": ("fd", "loss")}
 
 
 def golden_hash():
@@ -64,6 +64,40 @@ def test_a_renamed_field_is_set_and_read_under_its_first_name(
     assert capsys.readouterr() == ("", said)
 
 
+@pytest.mark.parametrize(
+    ("value", "metrics", "weights", "said"),
+    [
+        ("validation_loss", ("loss",), "raw", "('loss',), config.fit.weights = 'raw'"),
+        ("validation_loss_ema", ("loss",), "", "('loss',), config.fit.weights = ''"),
+        (
+            "train_loss_smoothed",
+            ("train_loss_smoothed",),
+            "",
+            "('train_loss_smoothed',), config.fit.weights = ''",
+        ),
+        ("fid", ("fid",), "", "('fid',)"),
+    ],
+)
+def test_the_loss_that_was_fitted_is_read_under_its_first_name_and_value(
+    value, metrics, weights, said, capsys
+):
+    said = f"config.fit.metric = {value!r} is now config.fit.metrics = {said}\n"
+    c = config.default()
+    c.fit.metric = value
+    stored = config.default().to_dict()
+    del stored["fit"]["metrics"], stored["fit"]["weights"]
+    stored["fit"]["metric"] = value
+    for found in (config.resolve(c), config.resolve(stored)):
+        assert (found.fit.metrics, found.fit.weights) == (metrics, weights)
+    assert capsys.readouterr().err == 2 * said
+    flags = [f"--config.fit.metrics={metrics}"]
+    if len(said.split(" = ")) > 3:
+        flags.append(f"--config.fit.weights={weights}")
+    for given in ([f"--config.fit.metric={value}"], ["--config.fit.metric", value]):
+        assert command_line.split(given) == ("", flags)
+    assert capsys.readouterr().err == 2 * said
+
+
 def test_the_recipe_hash_of_tiny_is_the_one_before_the_renaming():
     tiny = config.resolve(config.load(ROOT / "experiments" / "tiny.py"))
     assert tiny.recipe_hash == golden_hash()
@@ -97,7 +131,7 @@ def old(experiment):
     for section, field, first in RENAMED:
         found[section][first] = found[section].pop(field)
     for section, field in identity.SINCE:
-        del found[section][field]
+        found[section].pop(field, None)  # one that was renamed is gone
     return {
         "name": experiment.name,
         "question": experiment.question,

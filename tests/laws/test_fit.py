@@ -19,6 +19,7 @@ from scaling_ldm.laws import fit, forms, minima, points, surface
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
+    Measurement,
     Parabola,
     Parametric,
     PowerLaw,
@@ -533,7 +534,7 @@ def test_units_of_compute_change_only_the_coefficient(scale):
     assert_allclose(b.coef * scale**b.exponent, a.coef, rtol=1e-6)
 
 
-def record(k, c, n, d, loss, **changes):
+def record(k, c, n, d, **changes):
     """A record of a run of n parameters; n and d are rounded to whole numbers."""
     n, d = round(n), round(d)
     fields = dataclasses.fields(TrainRecord)
@@ -546,10 +547,31 @@ def record(k, c, n, d, loss, **changes):
         "params": 2 * n,
         "params_without_embeddings": n,
         "tokens": d,
-        "validation_loss_ema": loss,
         "mfu": None,
     }
     return TrainRecord(**(values | changes))
+
+
+def row(record, loss, **changes):
+    """The row of the table with the loss of a run at its end."""
+    fields = dataclasses.fields(Measurement)
+    ends = dict.fromkeys(("value", "low", "high"), loss)
+    values = {f.name: getattr(record, f.name, "") for f in fields} | {
+        "step": record.steps,
+        "metric": "loss",
+        **ends,
+        "level": 1.0,
+        "weights": "ema",
+        "protocol_hash": "p",
+    }
+    return Measurement(**(values | changes))
+
+
+def of_table(points, **changes):
+    """Records of runs, and their rows."""
+    runs = [record(k, *p[:3]) for k, p in enumerate(points)]
+    rows = [row(r, p[3], **changes) for r, p in zip(runs, points, strict=True)]
+    return runs, rows
 
 
 def test_tuples_mappings_arrays_and_records_are_the_same_points():
@@ -563,24 +585,65 @@ def test_tuples_mappings_arrays_and_records_are_the_same_points():
     assert fit.isoflop(mappings, bootstrap=50) == expected
     assert fit.isoflop(np.array(points), bootstrap=50) == expected
     assert fit.isoflop(iter(points), bootstrap=50) == expected
-    runs = [record(k, *p) for k, p in enumerate(points)]
-    got = fit.fit_records(runs, bootstrap=50)
-    assert got.metric == "validation_loss_ema"
+    runs, rows = of_table(points)
+    others = [dataclasses.replace(r, step=7, value=9.0) for r in rows]
+    others += [dataclasses.replace(r, weights="raw", value=9.0) for r in rows]
+    others += [dataclasses.replace(r, metric="fd", value=9.0) for r in rows]
+    got = fit.fit_records(runs, [*others, *rows], bootstrap=50)
+    assert (got.metric, got.weights, got.protocol_hash) == ("loss", "ema", "p")
     assert got.size == "params_without_embeddings"
-    assert dataclasses.replace(got, metric="loss", size="params") == expected
-    twice = fit.fit_records(runs, size="params", bootstrap=50)
+    bare = {"size": "params", "weights": "", "protocol_hash": ""}
+    assert dataclasses.replace(got, **bare) == expected
+    twice = fit.fit_records(runs, rows, size="params", bootstrap=50)
     assert_allclose(twice.laws["N_opt"].coef, 2 * got.laws["N_opt"].coef, rtol=1e-9)
 
 
 def test_runs_that_did_not_finish_are_named():
     points = study()
-    runs = [record(k, *p) for k, p in enumerate(points)]
-    lost = record(
-        99, *points[0][:3], math.nan, status="non_finite_loss", detail="step 7"
+    runs, rows = of_table(points)
+    lost = record(99, *points[0][:3], status="non_finite_loss", detail="step 7")
+    bare = record(98, *points[0][:3])
+    result = fit.fit_records([lost, bare, *runs], [row(lost, 9.0), *rows], bootstrap=50)
+    assert result.excluded == (
+        "run98: no validation loss, average ema at its last step",
+        "run99: non_finite_loss (step 7)",
     )
-    result = fit.fit_records([lost, *runs], bootstrap=50)
-    assert result.excluded == ("run99: non_finite_loss (step 7)",)
     assert isinstance(result.laws["N_opt"], PowerLaw)
+
+
+def test_rows_of_several_protocols_are_not_mixed():
+    runs, rows = of_table(study())
+    half = len(rows) // 2
+    mixed = [*rows[:half], *(row(r, 0.1, protocol_hash="q") for r in runs[half:])]
+    result = fit.fit_records(runs, mixed, bootstrap=50)
+    law = result.laws["N_opt"]
+    assert isinstance(law, Refusal) and law.reason == "measured by several protocols"
+    assert f"p ({half} runs), q ({len(rows) - half} runs)" in law.detail
+    assert {p.reason for p in result.parabolas} == {law.reason}
+    assert isinstance(result.parametric, Refusal) and result.protocol_hash == ""
+    # One of them has every run.
+    wanted = fit.fit_records(runs, rows, bootstrap=50)
+    assert fit.fit_records(runs, [*mixed[half:], *rows], bootstrap=50) == wanted
+    both = [*rows, *(row(r, 0.1, protocol_hash="q") for r in runs)]
+    result = fit.fit_records(runs, both, bootstrap=50)
+    assert isinstance(result.laws["N_opt"], Refusal)
+
+
+def test_no_laws_of_a_metric_of_which_more_is_better():
+    runs, rows = of_table(study(), metric="precision_lite0")
+    result = fit.fit_records(runs, rows, metric="precision_lite0", bootstrap=50)
+    assert {law.reason for law in result.laws.values()} == {"larger is better"}
+    assert len(result.parabolas) == len({p[0] for p in study()})
+    line = "refused: N_opt: larger is better (laws are of minima)"
+    assert line in fit.summary(result)
+
+
+def test_values_that_are_not_positive_have_minima_and_no_law_of_l():
+    points = [(c, n, d, y - 10) for c, n, d, y in study()]
+    runs, rows = of_table(points)
+    result = fit.fit_records(runs, rows, bootstrap=50)
+    assert isinstance(result.laws["N_opt"], PowerLaw)
+    assert isinstance(result.laws["L_opt"], Refusal)
 
 
 def test_points_of_another_form_are_an_error_that_says_what_was_given():
@@ -588,8 +651,8 @@ def test_points_of_another_form_are_an_error_that_says_what_was_given():
         fit.isoflop([(1e12, 1e5, 1e6)])
     with pytest.raises(ValueError, match="no 'loss'; it has: budget_flops, params"):
         fit.isoflop([{"budget_flops": 1, "params": 1, "tokens": 1}])
-    with pytest.raises(ValueError, match="TrainRecord.*no 'loss'.*validation_loss_ema"):
-        fit.isoflop([record(0, 1, 1, 1, 1)])
+    with pytest.raises(ValueError, match="TrainRecord.*no 'loss'; it has: run_id"):
+        fit.isoflop([record(0, 1, 1, 1)])
     for options in (
         {"confidence": 1.0},
         {"bootstrap": 10},

@@ -89,10 +89,21 @@ def test_a_refusal_of_the_first_version_is_read(what, quantity, budget, group):
     assert records.loads(records.dumps(found)) == found
 
 
-def test_laws_of_the_first_version_are_read():
+@pytest.mark.parametrize(
+    ("then", "metric", "weights"),
+    [
+        ("validation_loss_ema", "loss", "ema"),
+        ("validation_loss", "loss", "raw"),
+        ("train_loss_smoothed", "train_loss_smoothed", "raw"),
+        ("my_own_loss", "my_own_loss", ""),
+    ],
+)
+def test_laws_of_the_first_version_are_read(then, metric, weights):
     """`first_version_laws.json` is a file as that version wrote it."""
     path = pathlib.Path(__file__).parent / "first_version_laws.json"
-    (found,) = records.read_jsonl(path)
+    line = path.read_text().replace('"validation_loss_ema"', f'"{then}"')
+    found = records.loads(line)
+    assert (found.metric, found.weights, found.protocol_hash) == (metric, weights, "")
     assert [p.budget_flops for p in found.parabolas] == [1.6e9, 2.4e9, 3.6e9]
     assert {p.quantity for p in found.parabolas} == {"isoFLOP minimum"}
     assert found.parabolas[0].detail.startswith("vertex at 1274 parameters")

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import finished_study
 import numpy as np
 import pytest
 from finished_study import BUDGETS, Page, make_workdir, table_rows
 
 from scaling_ldm import config, records, report
+from scaling_ldm.records import table
 from scaling_ldm.report import study as reading
 from scaling_ldm.stages import fit
 
@@ -23,20 +25,34 @@ def grouped(tmp_path_factory):
     specs, written = [], 0
     for spec in records.read_jsonl(workdir / "runs.jsonl"):
         (record,) = records.read_jsonl(workdir / "runs" / spec.run_id / "record.json")
+        rows, _ = table.read_rows(workdir / "runs" / spec.run_id / table.FILE)
         for i, group in enumerate(GROUPS):
             for seed in (0, 1):
                 rate = (2e-3, 4e-3)[i]
                 run_id = f"{spec.run_id}-lr{rate}-seed{seed}"
                 overrides = {"optimizer.learning_rate": rate, "train.seed": seed}
                 given = {"run_id": run_id, "seed": seed, "learning_rate": rate}
-                specs.append(
-                    dataclasses.replace(spec, **given, overrides=overrides, group=group)
+                own = dataclasses.replace(
+                    spec, **given, overrides=overrides, group=group
                 )
-                loss = record.validation_loss_ema + WORSE * i + SEED * seed
+                specs.append(own)
                 written += 1
+                folder = workdir / "runs" / run_id
                 records.write_jsonl(
-                    workdir / "runs" / run_id / "record.json",
-                    [dataclasses.replace(record, **given, validation_loss_ema=loss)],
+                    folder / "record.json", [dataclasses.replace(record, **given)]
+                )
+                table.append_rows(
+                    folder / table.FILE,
+                    [
+                        finished_study.row(
+                            own,
+                            r.step,
+                            r.metric,
+                            r.weights,
+                            r.value + WORSE * i + SEED * seed,
+                        )
+                        for r in rows
+                    ],
                 )
     assert written == 4 * 35
     records.write_jsonl(workdir / "runs.jsonl", specs)

@@ -151,6 +151,7 @@ def test_every_csv_is_rectangular_and_the_page_shows_itsrows(plain):
     paths = sorted((workdir / "report" / "tables").glob("*.csv"))
     names = "config environment excluded held_out laws ledger minima parametric"
     expected = {*names.split(), "costs", "published", "runs", "samples"}
+    expected |= {"measurements"}
     optional = {"parametric"}  # only where the fit did not refuse it
     assert expected - optional <= {p.stem for p in paths} <= expected
     for path in paths:

@@ -1,0 +1,47 @@
+"""A fit as lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
+from scaling_ldm.records.measurements import in_words
+
+
+def summary(result: FitResult) -> list[str]:
+    """The laws, the held-out check and every refusal, a line each.
+
+    What was fitted has a line, too, if it is a metric of the table.
+    """
+
+    def line(found: Any) -> str | None:
+        if isinstance(found, Refusal):
+            return f"refused: {found.what}: {found.reason} ({found.detail})"
+        if isinstance(found, PowerLaw):
+            i = found.exponent_interval
+            return (
+                f"{found.y_name} = {found.coef:.3g} C^{found.exponent:.3f}  "
+                f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
+                f"{found.points} budgets)"
+            )
+        if isinstance(found, HeldOut):
+            return (
+                f"held out {found.quantity} at {found.budget_flops:.3g} FLOPs: "
+                f"predicted {found.predicted:.4g}, measured {found.measured:.4g} "
+                f"({found.relative_error:+.1%})"
+            )
+        return None  # parabolas and surfaces are in the record
+
+    everything = (
+        *result.parabolas,
+        *result.laws.values(),
+        *result.held_out,
+        result.parametric,
+    )
+    measured = result.weights and in_words(result.metric, result.weights)
+    return [
+        *([f"laws of: {measured}"] if measured else []),
+        *filter(None, map(line, everything)),
+        *(f"note: {note}" for note in result.notes),
+        *(f"left out: {why}" for why in result.excluded),
+    ]

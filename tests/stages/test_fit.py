@@ -1,0 +1,185 @@
+"""The stage that fits: any metric of the table, in every group, or a refusal."""
+
+import dataclasses
+
+import finished_study
+import pytest
+from finished_study import Page, make_workdir, table_rows
+
+from scaling_ldm import config, records, report
+from scaling_ldm import study as entry
+from scaling_ldm.records import table
+from scaling_ldm.report import study as reading
+from scaling_ldm.stages import fit
+
+
+def fitted(workdir, metrics=("loss",), weights=""):
+    """The results of the stage, which are those of laws.json."""
+    cfg = config.FitConfig(metrics=metrics, weights=weights, bootstrap=50)
+    e = dataclasses.replace(config.Experiment(), fit=cfg)
+    found = fit.run(e, workdir, records.read_jsonl(workdir / "runs.jsonl"))
+    assert list(records.read_jsonl(workdir / "laws.json")) == found
+    return found
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(kind): a working directory without training curves."""
+    return lambda kind="plain": make_workdir(tmp_path / "w", kind, lean=True)
+
+
+def test_each_metric_has_its_laws_from_the_ends_of_runs(study):
+    workdir = study()
+    finished_study.add_curves(workdir)  # losses before the end are not fitted
+    before = fitted(workdir)[0]
+    finished_study.evaluate(workdir, "fd_lite0", "ema")
+    # Neither of an earlier checkpoint, nor of weights in a folder.
+    early = {"step": 3, "value": 7.0, "low": 7.0, "high": 7.0}
+    finished_study.evaluate(workdir, "fd_lite0", "ema", **early)
+    finished_study.evaluate(workdir, "fd_lite0", "ema", checksum="c", value=7.0)
+    loss, fd = fitted(workdir, ("loss", "fd_lite0"))
+    assert loss == before and loss.protocol_hash
+    assert (fd.metric, fd.weights, fd.protocol_hash) == ("fd_lite0", "ema", "a" * 16)
+    for quantity, scale in (("N_opt", 1), ("D_opt", 1), ("L_opt", 100)):
+        law, of_loss = fd.laws[quantity], loss.laws[quantity]
+        assert isinstance(law, records.PowerLaw)
+        assert law.exponent == pytest.approx(of_loss.exponent, rel=1e-6)
+        assert law.coef == pytest.approx(scale * of_loss.coef, rel=1e-6)
+    (left_out,) = fd.excluded
+    assert "c1.6e+12-w160-d4: non_finite_loss" in left_out
+
+
+def test_the_report_shows_the_laws_of_each_metric(study):
+    workdir = study()
+    finished_study.evaluate(workdir, "fd_lite0", "ema")
+    fitted(workdir, ("loss", "fd_lite0"))
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    assert page.wrong == [] and page.open == []
+    for words in ("validation loss, average ema", "FD-Lite0, average ema"):
+        assert f"Laws: {words}" in page.text
+        assert f"{words}: At the best size for each budget" in page.text
+    names = {path.stem for path in (workdir / "report" / "figures").glob("*.png")}
+    kinds = ("isoflop", "law_N", "law_D", "law_L")
+    assert {f"{kind}{end}" for kind in kinds for end in ("", "_fd_lite0")} <= names
+    loss, fd = (table_rows(workdir, f"minima{end}") for end in ("", "_fd_lite0"))
+    assert [float(r["l_opt"]) for r in fd] == pytest.approx(
+        [100 * float(r["l_opt"]) for r in loss]
+    )
+    runs = table_rows(workdir, "runs")
+    assert float(runs[0]["fd_lite0"]) == 100 * float(runs[0]["loss_average"])
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_raw_weights_and_the_training_loss(study):
+    workdir = study()
+    (loss,) = fitted(workdir, weights="raw")
+    assert (loss.metric, loss.weights) == ("loss", "raw")
+    (trained,) = fitted(workdir, ("train_loss_smoothed",))
+    assert (trained.metric, trained.weights) == ("train_loss_smoothed", "raw")
+    by_budget = zip(loss.parabolas, trained.parabolas, strict=True)
+    assert [b.l_opt - a.l_opt for a, b in by_budget] == pytest.approx([0.01] * 5)
+
+
+def test_a_metric_that_no_run_has_is_refused_by_name(study):
+    workdir = study()
+    finished_study.evaluate(workdir, "fd_lite0", "ema")
+    before = (workdir / "laws.json").read_text()
+    there = "there are fd_lite0, loss, train_loss_smoothed"
+    with pytest.raises(config.ConfigError, match=rf"no run has fd_lite1 .*\? {there}"):
+        fitted(workdir, ("loss", "fd_lite1"))
+    said = "config.fit.weights = 'ema2': no run has validation loss of ema2 .*ema, raw"
+    with pytest.raises(config.ConfigError, match=said):
+        fitted(workdir, weights="ema2")
+    assert (workdir / "laws.json").read_text() == before
+
+
+def test_an_unknown_metric_ends_the_command_as_bad_configuration(study, capsys):
+    workdir = study()
+    (workdir / "experiment.json").unlink()
+    e = config.default()
+    e.fit.metrics, e.fit.bootstrap = ("fid",), 50
+    stages = entry._Study(
+        config.resolve(e), workdir, ("fit",), True, None, (None, None, None)
+    )
+    with pytest.raises(config.ConfigError) as refused:
+        stages._fit()
+    assert entry.exit_status(refused.value) == entry.EXIT["bad configuration"]
+
+
+def test_before_anything_is_trained_every_run_is_named(study):
+    workdir = study()
+    for path in workdir.glob("runs/*/*"):
+        path.unlink()
+    (result,) = fitted(workdir, ("fid",))
+    assert len(result.excluded) == 35
+    assert all(line.endswith(": not trained yet") for line in result.excluded)
+
+
+def test_two_protocols_are_refused_unless_one_has_every_run(study):
+    workdir = study()
+    finished_study.evaluate(workdir, "fd_lite0", "ema")
+    lines = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    other = [line.replace("a" * 16, "b" * 16) for line in lines]
+    (workdir / "evaluations.jsonl").write_text("".join(lines[:20] + other[20:]))
+    (result,) = fitted(workdir, ("fd_lite0",))
+    law = result.laws["N_opt"]
+    assert isinstance(law, records.Refusal)
+    said = f"{'a' * 16} (20 runs), {'b' * 16} (14 runs)"
+    assert law.reason == "measured by several protocols" and said in law.detail
+    assert result.protocol_hash == ""
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    assert said in page.text
+    (workdir / "evaluations.jsonl").write_text("".join(lines + other[20:]))
+    (result,) = fitted(workdir, ("fd_lite0",))
+    assert result.protocol_hash == "a" * 16
+    assert isinstance(result.laws["N_opt"], records.PowerLaw)
+
+
+def test_more_is_better_has_no_laws(study, capsys):
+    workdir = study()
+    finished_study.evaluate(workdir, "recall_lite0", "ema")
+    loss, recall = fitted(workdir, ("loss", "recall_lite0"))
+    assert isinstance(loss.laws["N_opt"], records.PowerLaw)
+    assert {law.reason for law in recall.laws.values()} == {"larger is better"}
+    assert "refused: N_opt: larger is better" in capsys.readouterr().err
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    assert page.wrong == [] and "larger is better" in page.text
+
+
+def test_rows_that_contradict_one_another_are_a_refusal(study):
+    workdir = study()
+    spec = records.read_jsonl(workdir / "runs.jsonl")[0]
+    path = workdir / "runs" / spec.run_id / table.FILE
+    again = finished_study.row(spec, spec.steps, "loss", "ema", 9.0)
+    table.append_rows(path, [again])
+    with pytest.raises(config.ConfigError, match="cannot be fitted: .* is .* and 9.0"):
+        fitted(workdir)
+    notes = reading.read(workdir).notes
+    (note,) = [note for note in notes if "are not used" in note]
+    assert spec.run_id in note and str(workdir) not in note
+
+
+def test_learning_curves_are_drawn_of_rows_before_the_end(study):
+    workdir = study("few")
+    report.write(workdir)
+    figure = workdir / "report" / "figures" / "learning.png"
+    assert not figure.exists()
+    finished_study.add_curves(workdir)
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    assert figure.exists() and page.wrong == []
+    assert "Learning curves: validation loss, average ema, against" in page.text
+    rows = table_rows(workdir, "strata")
+    assert len(rows) == 13 and {"t0", "t9"} <= rows[0].keys()
+    ends = {r["run_id"]: r["loss_average"] for r in table_rows(workdir, "runs")}
+    for spec in records.read_jsonl(workdir / "runs.jsonl"):
+        held, _ = table.read_rows(workdir / "runs" / spec.run_id / table.FILE)
+        of_end = [
+            str(r.value)
+            for r in held
+            if (r.metric, r.weights, r.step) == ("loss", "ema", spec.steps)
+        ]
+        assert [ends[spec.run_id]] == (of_end or [""])  # a failed run has none
+    every = table_rows(workdir, "measurements")
+    assert len(every) == len(records.read_table(workdir))
+    assert len({r["run_id"] for r in every}) == 14  # of the failed run, too
