@@ -77,6 +77,9 @@ def measurement(
     )
 
 
+STRATA = 10  # parts of the distribution of t, equally likely
+
+
 def stratum(number: int) -> str:
     """The metric of the loss in one tenth of the distribution of t, ascending in t."""
     return f"{LOSS}_t{number}"

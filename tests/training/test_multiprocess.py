@@ -11,6 +11,7 @@ import pytest
 from processes import MainProcess, start_job
 
 from scaling_ldm import records, study
+from scaling_ldm.records import table
 from scaling_ldm.workdir import lock
 
 STEPS = 24
@@ -26,6 +27,8 @@ SMALL = (
     "--config.train.log_every_steps=1",
     "--config.train.steps_per_dispatch=1",
     "--config.train.show_every_seconds=0.0",
+    "--config.validation.samples=8",  # so that a mark takes 1.4% of the run
+    "--config.validation.batch_size=8",
     "--stages=plan,train",
 )
 
@@ -62,6 +65,12 @@ def results(workdir):
     return rows, json.loads((folder / "record.json").read_text())
 
 
+def written(workdir):
+    """The lines of the run's measurements."""
+    (path,) = workdir.glob("runs/*/measurements.jsonl")
+    return path.read_text().splitlines()
+
+
 def assert_same(workdir, one, restarts):
     rows, record = results(workdir)
     expected_rows, expected = results(one)
@@ -74,6 +83,12 @@ def assert_same(workdir, one, restarts):
         assert record[name] == pytest.approx(expected[name], rel=1e-5)
     assert (record["devices"], record["restarts"]) == (8, restarts)
     assert len(list(workdir.glob("*.jsonl"))) == 1
+    ours, theirs = (records.read_table(w) for w in (workdir, one))
+    assert [table.key(r) for r in ours] == [table.key(r) for r in theirs]
+    assert {r.step for r in ours} == {2, STEPS}
+    assert len(written(workdir)) == len(written(one)) == len(ours)  # one writer
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.value == pytest.approx(b.value, rel=1e-5)
 
 
 def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
