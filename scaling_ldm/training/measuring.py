@@ -69,6 +69,9 @@ class RunTable:
 
         Returns:
           Name of the weights -> the loss.
+
+        Raises:
+          OSError: the rows cannot be written; what is saved is untouched.
         """
         rows: list[records.Measurement] = []
         found = {}
@@ -82,7 +85,13 @@ class RunTable:
         smoothed = float(state.smoothed_loss)
         rows.append(self._row(step, measurements.TRAIN_LOSS, smoothed, config.RAW))
         if self._path is not None:
-            table.append_rows(self._path, rows)
+            try:
+                table.append_rows(self._path, rows)
+            except OSError as e:
+                remedy = "make room, then run the same command to continue"
+                raise OSError(
+                    e.errno, f"{e.strerror} ({remedy})", str(self._path)
+                ) from e
         return found
 
     def _strata(self, losses: np.ndarray) -> dict[int, float]:
