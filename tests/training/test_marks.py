@@ -78,6 +78,11 @@ def test_spaced_marks_take_at_most_two_percent(found):
                 assert len(next_ - {steps // 3, steps}) * each > 0.02 * steps
 
 
+def test_a_mark_at_a_budget_takes_nothing_more(found):
+    assert found(10_000, each=300, budgets=(1000,), wanted=1).spaced == 1
+    assert found(10_000, each=300, budgets=(1001,), wanted=1).spaced == 0
+
+
 def test_no_marks_leave_the_end_alone(found):
     got = found(1000, each=0, budgets=(100,), wanted=0)
     assert (got.steps, got.spaced, got.share) == ((1000,), 0, 0)
