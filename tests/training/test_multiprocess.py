@@ -71,6 +71,12 @@ def written(workdir):
     return path.read_text().splitlines()
 
 
+def saved_steps(folder):
+    """The steps of a run's complete checkpoints."""
+    found = (folder / "checkpoints").iterdir()
+    return [int(path.name) for path in found if path.name.isdigit()]
+
+
 def assert_same(workdir, one, restarts):
     rows, record = results(workdir)
     expected_rows, expected = results(one)
@@ -109,14 +115,15 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     out = [process.end(code) for process in job]
     stopped = int(out[0].split("is saved at step ")[2].split()[0])
     (folder,) = (workdir / "runs").iterdir()
-    saved = [int(p.name) for p in (folder / "checkpoints").iterdir()]
-    assert max(saved) == stopped < STEPS
+    assert max(saved_steps(folder)) == stopped < STEPS
     assert "is saved" not in out[1]  # told once
     assert not list(workdir.rglob(lock.NAME))
 
     job = start(workdir, 2)
     job[0].wait_for(f"continues from step {stopped} of {STEPS}")
     job[0].wait_for(f"  step {max(stopped + 2, 13)}/")
+    while max(saved_steps(folder)) == stopped:  # what this job saves is complete
+        assert job[0].popen.poll() is None
     job[1].popen.kill()
     began = time.monotonic()
     out = job[0].end(study.EXIT["lost a process"], timeout=60)
