@@ -212,6 +212,10 @@ class ValidationConfig:
     # Part of data.mix whose held-out pictures are measured, drawn and compared with;
     # "": the first one; "mix": all of them, in their shares.
     part: str = ""
+    # Times during a run at which the loss is measured, evenly spaced in log FLOPs over
+    # its last two decades; fewer where they would take over 2% of its FLOPs. It is also
+    # measured at smaller budgets of the plan, and always at the end. 0: at the end.
+    marks: int = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ SINCE: dict[Field, Any] = {
     ("data", "mix"): (),
     ("data", "parts"): (),
     ("validation", "part"): "",
+    ("validation", "marks"): 0,  # decides no number
     ("objective", "kind"): "auto",
     ("objective", "folder"): "",
     ("objective", "digest"): "",
@@ -95,6 +96,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("train", "show_every_seconds"),
     ("train", "tensorboard"),
     ("train", "profile_steps"),
+    ("validation", "marks"),
 )
 
 

@@ -38,7 +38,7 @@ _NOT_NEGATIVE = {
     "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
     "train": ("seed", "checkpoint_minutes", "show_every_seconds", "profile_steps"),
-    "validation": ("seed",),
+    "validation": ("seed", "marks"),
     "mesh": ("cpu_devices",),
     "generate": ("guidance", "seed"),
     "evaluate": ("input_size", "bootstrap", "seed"),

@@ -270,6 +270,27 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
         os.fsync(file.fileno())
 
 
+def drop_rows(path: pathlib.Path, after: int) -> str:
+    """Removes the rows of steps beyond `after`, and a last line that was cut off.
+
+    The other lines stay as they are. A file that is not there is left so.
+
+    Returns:
+      The beginning of the line that was cut off; "" if none was.
+
+    Raises:
+      Damaged, NewerVersion: as `read_rows`.
+    """
+    if not path.is_file():
+        return ""
+    rows, rest = read_rows(path)
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    kept = [line for row, line in zip(rows, lines, strict=False) if row.step <= after]
+    if rest or len(kept) < len(rows):
+        files.write_text(path, "".join(line + "\n" for line in kept))
+    return rest
+
+
 def write_csv(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> None:
     """Writes rows as CSV, a column for each field of `Measurement`.
 

@@ -14,6 +14,7 @@ from scaling_ldm.config import axes, run_names
 from scaling_ldm.training import (
     held_out,
     loop,
+    marks,
     mesh,
     objective,
     objective_checks,
@@ -79,6 +80,13 @@ def _run(
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in missing:  # what does not fit is refused before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
+    if line := marks.said(
+        [
+            marks.marks_of(config.with_overrides(experiment, spec.overrides), spec)
+            for _, spec in missing
+        ]
+    ):
+        progress.say(line)
     sweep = progress.SweepProgress(
         planned,
         [

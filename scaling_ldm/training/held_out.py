@@ -74,15 +74,15 @@ def held_out_batches(
     return batches
 
 
-def validation_loss(
+def losses(
     compiled: CompiledFunctions, params: Any, batches: Sequence[HeldOutBatch]
-) -> float:
-    """The mean error over the validation pictures, in float64."""
-    losses = [
+) -> np.ndarray:
+    """The error of each validation picture in their order, float64 [samples]."""
+    found = [
         np.asarray(
             compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key),
             np.float64,
         )[: b.samples]
         for b in batches
     ]
-    return float(np.mean(np.concatenate(losses)))
+    return np.concatenate(found)

@@ -19,6 +19,8 @@ from scaling_ldm.records.errors import NonFiniteLoss, Preempted
 from scaling_ldm.training import (
     checkpoint,
     held_out,
+    marks,
+    measuring,
     mesh,
     optimizer,
     progress,
@@ -51,6 +53,7 @@ class TrainingRun:
     Attributes:
       compiled: the functions of the run's size.
       names: the arrays of a batch that the network reads.
+      losses: name of the weights -> the held-out loss at the end; empty before.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class TrainingRun:
         spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
         self._always_kept = checkpoint_steps(experiment, spec)
         self._save_steps = sorted((spaced | self._always_kept) - {0})
+        self._marks = marks.marks_of(experiment, spec).steps
+        self.losses: dict[str, float] = {}
 
     def train(
         self,
@@ -113,25 +118,25 @@ class TrainingRun:
             self._sweep.skip(step)
             progress.say(f"{spec.run_id} continues from step {step} of {spec.steps}")
         if mesh.is_primary():
-            table = progress.parameter_table(self.compiled.abstract_state.params)
-            records.write_text(self._files.parameters, table + "\n")
+            shown = progress.parameter_table(self.compiled.abstract_state.params)
+            records.write_text(self._files.parameters, shown + "\n")
         clock = progress.RunClock(before)
         files = self._files if mesh.is_primary() else None
         log = progress.MetricLog(files, step, cfg.tensorboard)
+        table = measuring.RunTable(
+            self._experiment, spec, files, self.compiled, validation_batches, step
+        )
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}
         with contextlib.closing(saved), contextlib.closing(log):
             try:
                 state = self._steps(
-                    state, step, batches, uncond, saved, clock, log, restarts
+                    state, step, batches, uncond, saved, clock, log, table, restarts
                 )
                 saved.wait()
             except NonFiniteLoss as e:
                 progress.say(f"{spec.run_id} stopped: {e}")
                 return self._record(clock, restarts, e.step, failure=str(e))
-        validation = {
-            name: held_out.validation_loss(self.compiled, weights, validation_batches)
-            for name, weights in {config.RAW: state.params, **state.averages}.items()
-        }
+        self.losses = validation = table.measure(spec.steps, state)
         if len(state.averages) > 1:
             said = ", ".join(f"{name} {loss:.6g}" for name, loss in validation.items())
             progress.say(f"{spec.run_id} validation loss: {said}")
@@ -163,14 +168,16 @@ class TrainingRun:
         saved: checkpoint.Checkpoints,
         clock: progress.RunClock,
         log: progress.MetricLog,
+        table: measuring.RunTable,
         restarts: int,
     ) -> train_step.TrainState:
         """Trains from `step` to the end of the run; returns the last state.
 
         The metrics of a dispatch are read after the next one has started. So the device
-        never waits for the host. A state is saved only after the metrics of its last
-        step have been read. A save that a signal or the clock asks for comes at the end
-        of the next dispatch, on every process.
+        never waits for the host. A state is measured or saved only after the metrics of
+        its last step have been read, and measured before it is saved. A save that a
+        signal or the clock asks for comes at the end of the next dispatch, on every
+        process.
         """
         spec, cfg = self.spec, self._experiment.train
         uncond = mesh.put(self._mesh, uncond, mesh.REPLICATED)
@@ -188,10 +195,11 @@ class TrainingRun:
         counts = mesh.put(self._mesh, counts, mesh.REPLICATED)
         profile = progress.Profile(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
+        pauses = sorted({*self._save_steps, *self._marks})
         while step < spec.steps:
-            next_save = next(s for s in self._save_steps if s > step)
+            pause = next(s for s in pauses if s > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
-            chunk = min(cfg.steps_per_dispatch, next_save - step)
+            chunk = min(cfg.steps_per_dispatch, pause - step)
             batch = self._next_batch(batches, chunk)
             flag = flags[self._request(save_clock)]
             if cfg.steps_per_dispatch == 1:
@@ -206,9 +214,12 @@ class TrainingRun:
                 request = self._read_metrics(*unread, clock, log)
             unread = (step, chunk, metrics)
             profile.step(step)
-            if step == next_save or request:
+            if step == pause or request:
                 request = max(request, self._read_metrics(*unread, clock, log))
                 unread = None
+                if step in self._marks and step < spec.steps:
+                    table.measure(step, state)
+            if step in self._save_steps or request:
                 log.flush()
                 position = checkpoint.ResumeState(
                     data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
@@ -221,6 +232,7 @@ class TrainingRun:
                     if request == signals.STOP:
                         raise Preempted(line)
                     progress.say(f"{line} and goes on")
+            if unread is None:
                 clock.resume()
         profile.close()
         return state

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from scaling_ldm.records import table
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -21,6 +23,11 @@ class RunFiles:
     def metrics(self) -> pathlib.Path:
         """One JSON line for each logged step."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def measurements(self) -> pathlib.Path:
+        """One `records.Measurement` a line."""
+        return self.folder / table.FILE
 
     @property
     def checkpoints(self) -> pathlib.Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 DISTURBANCE = 0.05  # share of the cores that others may take in a round
 
 
-def _used_by_others() -> float:
+def used_by_others() -> float:
     """CPU seconds that other processes have had since boot; 0 where unknown."""
     try:
         fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
@@ -56,13 +56,13 @@ def alternate(
     cores = len(os.sched_getaffinity(0))
     done: list[tuple[float, dict[str, float]]] = []
     while len(done) < 3 * rounds:
-        others, begin, times = _used_by_others(), time.perf_counter(), {}
+        others, begin, times = used_by_others(), time.perf_counter(), {}
         for name, advance in contenders.items():
             start = clock()
             advance(steps[name])
             times[name] = (clock() - start) / steps[name]
         wall = time.perf_counter() - begin
-        done.append(((_used_by_others() - others) / wall / cores, times))
+        done.append(((used_by_others() - others) / wall / cores, times))
         if sum(share <= calm for share, _ in done) == rounds:
             break
     done.sort(key=lambda entry: entry[0])

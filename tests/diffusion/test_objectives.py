@@ -416,6 +416,22 @@ def test_strata_are_covered_once_in_a_fixed_order():
     assert (t != validation.stratified_times(64, goal, seed=4)).any()
 
 
+def test_bins_of_times_are_equally_likely_parts_of_their_distribution():
+    for samples in (7, 64, 500):
+        for goal in (
+            objective(timestep_sampling=denoise.logit_normal(0.2, 0.8)),
+            objective(
+                schedule=noise.linear(), timestep_sampling=denoise.uniform_times()
+            ),
+        ):
+            t = validation.stratified_times(samples, goal, seed=3)
+            number = validation.bins_of_times(samples, 10, seed=3)
+            counts = np.bincount(number, minlength=10)
+            assert len(counts) == 10
+            assert set(counts) <= {samples // 10, -(-samples // 10)}
+            assert (np.diff(number[np.argsort(t)]) >= 0).all()
+
+
 def test_strata_of_a_table_are_whole_steps():
     goal = objective(schedule=noise.linear(), timestep_sampling=denoise.uniform_times())
     t = validation.stratified_times(500, goal, seed=0)

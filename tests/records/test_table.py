@@ -68,6 +68,25 @@ def test_rows_are_appended_whole_and_a_cut_off_line_is_no_row(study):
         records.read_table(workdir)
 
 
+def test_rows_of_later_steps_and_a_cut_off_line_are_dropped(study, tmp_path):
+    _, path = study([row(step=step, value=math.nan) for step in (2, 4, 4, 7)])
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert table.drop_rows(path, 7) == "" and path.read_bytes() == whole
+    path.write_bytes(whole[:-5])
+    assert table.drop_rows(path, 7) == lines[3][:-5].decode()
+    assert path.read_bytes() == b"".join(lines[:3])
+    # A file of another version stays as it is but for what is dropped.
+    older = lines[0].replace(b", ", b",  ")
+    path.write_bytes(older + b"".join(lines[1:]))
+    assert table.drop_rows(path, 2) == "" and path.read_bytes() == older
+    assert table.drop_rows(path, 1) == "" and path.read_bytes() == b""
+    assert table.drop_rows(tmp_path / "nothing", 1) == ""
+    path.write_bytes(b"no row\n" + whole)
+    with pytest.raises(records.Damaged, match=r"measurements.jsonl:1: not a record"):
+        table.drop_rows(path, 2)
+
+
 def test_the_table_is_sorted_and_joins_studies(study):
     one, _ = study([row(step=9), row(step=8)])
     two, _ = study([row(step=8), row(step=7, weights="ema")], "two")

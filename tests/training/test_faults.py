@@ -25,6 +25,8 @@ SMALL = (
     "--config.train.log_every_steps=1",
     "--config.train.steps_per_dispatch=1",
     "--config.train.show_every_seconds=0.0",
+    "--config.validation.samples=8",  # so that three marks fit in 2% of the run
+    "--config.validation.batch_size=8",
     "--stages=plan,train",
 )
 
@@ -57,6 +59,11 @@ def losses(workdir):
     return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
 
 
+def measured(workdir):
+    """The run's measurements as they are in the file."""
+    return (folder(workdir) / "measurements.jsonl").read_bytes()
+
+
 def flat(tree, path=()):
     if not isinstance(tree, dict | list | tuple):
         return {path: tree}
@@ -75,6 +82,9 @@ def assert_identical(workdir, reference):
     assert data == their_data
     assert losses(workdir) == losses(reference)
     assert [step for step, _ in losses(workdir)] == list(range(1, STEPS + 1))
+    ours, theirs = (measured(w) for w in (workdir, reference))
+    assert ours == theirs
+    assert {json.loads(line)["step"] for line in ours.splitlines()} == {2, 6, 19, STEPS}
     records = [
         json.loads((folder(w) / "record.json").read_text())
         for w in (workdir, reference)

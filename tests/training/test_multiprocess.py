@@ -11,6 +11,7 @@ import pytest
 from processes import MainProcess, start_job
 
 from scaling_ldm import records, study
+from scaling_ldm.records import table
 from scaling_ldm.workdir import lock
 
 STEPS = 24
@@ -26,6 +27,8 @@ SMALL = (
     "--config.train.log_every_steps=1",
     "--config.train.steps_per_dispatch=1",
     "--config.train.show_every_seconds=0.0",
+    "--config.validation.samples=8",  # so that a mark takes 1.4% of the run
+    "--config.validation.batch_size=8",
     "--stages=plan,train",
 )
 
@@ -62,6 +65,18 @@ def results(workdir):
     return rows, json.loads((folder / "record.json").read_text())
 
 
+def written(workdir):
+    """The lines of the run's measurements."""
+    (path,) = workdir.glob("runs/*/measurements.jsonl")
+    return path.read_text().splitlines()
+
+
+def saved_steps(folder):
+    """The steps of a run's complete checkpoints."""
+    found = (folder / "checkpoints").iterdir()
+    return [int(path.name) for path in found if path.name.isdigit()]
+
+
 def assert_same(workdir, one, restarts):
     rows, record = results(workdir)
     expected_rows, expected = results(one)
@@ -74,6 +89,12 @@ def assert_same(workdir, one, restarts):
         assert record[name] == pytest.approx(expected[name], rel=1e-5)
     assert (record["devices"], record["restarts"]) == (8, restarts)
     assert len(list(workdir.glob("*.jsonl"))) == 1
+    ours, theirs = (records.read_table(w) for w in (workdir, one))
+    assert [table.key(r) for r in ours] == [table.key(r) for r in theirs]
+    assert {r.step for r in ours} == {2, STEPS}
+    assert len(written(workdir)) == len(written(one)) == len(ours)  # one writer
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.value == pytest.approx(b.value, rel=1e-5)
 
 
 def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
@@ -94,14 +115,15 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     out = [process.end(code) for process in job]
     stopped = int(out[0].split("is saved at step ")[2].split()[0])
     (folder,) = (workdir / "runs").iterdir()
-    saved = [int(p.name) for p in (folder / "checkpoints").iterdir()]
-    assert max(saved) == stopped < STEPS
+    assert max(saved_steps(folder)) == stopped < STEPS
     assert "is saved" not in out[1]  # told once
     assert not list(workdir.rglob(lock.NAME))
 
     job = start(workdir, 2)
     job[0].wait_for(f"continues from step {stopped} of {STEPS}")
     job[0].wait_for(f"  step {max(stopped + 2, 13)}/")
+    while max(saved_steps(folder)) == stopped:  # what this job saves is complete
+        assert job[0].popen.poll() is None
     job[1].popen.kill()
     began = time.monotonic()
     out = job[0].end(study.EXIT["lost a process"], timeout=60)

@@ -34,8 +34,25 @@ def stratified_times(
 
     seed: of the order.
     """
-    quantile = (np.random.default_rng(seed).permutation(samples) + 0.5) / samples
+    quantile = (_order(samples, seed) + 0.5) / samples
     return objective.times(special.ndtri(quantile)).astype(np.float32)
+
+
+def bins_of_times(samples: int, bins: int, *, seed: int) -> np.ndarray:
+    """The bin of each sample's time, int [samples], from 0 at the data upwards.
+
+    The bins are equally likely parts of the distribution of t. They are told by the
+    number of the sample's stratum, not by its time: on a table of steps, two bins may
+    share a time. If `bins` does not divide `samples`, they differ by one sample.
+
+    seed: that of `stratified_times`.
+    """
+    return _order(samples, seed) * bins // samples
+
+
+def _order(samples: int, seed: int) -> np.ndarray:
+    """The number of each sample's stratum, ascending in t."""
+    return np.random.default_rng(seed).permutation(samples)
 
 
 def per_example_loss(
