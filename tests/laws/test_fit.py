@@ -589,7 +589,7 @@ def test_tuples_mappings_arrays_and_records_are_the_same_points():
     others = [dataclasses.replace(r, step=7, value=9.0) for r in rows]
     others += [dataclasses.replace(r, weights="raw", value=9.0) for r in rows]
     others += [dataclasses.replace(r, metric="fd", value=9.0) for r in rows]
-    got = fit.fit_records(runs, [*others, *rows], bootstrap=50)
+    got = fit.fit_records(runs, [*rows, *others], bootstrap=50)
     assert (got.metric, got.weights, got.protocol_hash) == ("loss", "ema", "p")
     assert got.size == "params_without_embeddings"
     bare = {"size": "params", "weights": "", "protocol_hash": ""}
