@@ -213,8 +213,8 @@ class ValidationConfig:
     # "": the first one; "mix": all of them, in their shares.
     part: str = ""
     # Times during a run at which the loss is measured, evenly spaced in log FLOPs over
-    # its last two decades; fewer where they would take over 2% of its FLOPs. It is also
-    # measured at smaller budgets of the plan, and always at the end. 0: at the end.
+    # its last two decades, beside the smaller budgets of the plan; fewer where they
+    # would take over 2% of its FLOPs. It is always measured at the end. 0: there alone.
     marks: int = 20
 
 

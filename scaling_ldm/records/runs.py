@@ -51,7 +51,10 @@ class RunSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRecord:
-    """What one training run produced; `status` is finished | non_finite_loss."""
+    """How one training run went; `status` is finished | non_finite_loss.
+
+    What it measured are rows of the table of measurements.
+    """
 
     run_id: str
     study: str
@@ -69,9 +72,6 @@ class TrainRecord:
     steps_planned: int
     images: int
     tokens: int
-    validation_loss: float  # raw weights, fixed noise, stratified t
-    validation_loss_ema: float  # first average, the same samples, noise and t
-    train_loss_smoothed: float  # EMA(0.9) over logged training loss (paper B)
     seconds: float  # wall time inside the train loop, summed over restarts
     device: str
     devices: int

@@ -1,7 +1,7 @@
 """The table of measurements: rows of runs, read from working directories and written.
 
-    runs/<run_id>/record.json           losses at the end of a run: rows
-    runs/<run_id>/measurements.jsonl    other rows of the run, a line each
+    runs/<run_id>/measurements.jsonl    rows of the run, a line each
+    runs/<run_id>/record.json           of 0.1.0: losses at the end of the run
     evaluations.jsonl                   numbers about pictures; rows as well
 
 Rows are appended whole. A process that is killed in the middle of a write leaves a last
@@ -35,7 +35,7 @@ from scaling_ldm.records.measurements import (
 from scaling_ldm.records.runs import EvalRecord, RunSpec
 
 FILE = "measurements.jsonl"
-# The losses that a record has: its field -> metric and weights.
+# The losses that a record of 0.1.0 has: its field -> metric and weights.
 _AVERAGED = "the first average"
 _LOSSES = {
     "validation_loss": (LOSS, RAW),
@@ -160,7 +160,7 @@ def rows_of_run(
 def _rows_of_record(
     path: pathlib.Path, spec: RunSpec | None, experiment: Mapping[str, Any]
 ) -> list[Measurement]:
-    """The losses that a run's record holds; a lost one was not measured."""
+    """The losses that a record of 0.1.0 holds; a lost one was not measured."""
     if not path.is_file():
         return []
     try:

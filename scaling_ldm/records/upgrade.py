@@ -109,9 +109,18 @@ def _fit_result(fields: Fields) -> Fields:
     return fields | {"metric": metric, "weights": weights}
 
 
+def _train_record(fields: Fields) -> Fields:
+    """The losses of a record are rows of the table of measurements; see `table`."""
+    return {name: value for name, value in fields.items() if name not in _FITTED}
+
+
 # By version: by name of a record, what turns its JSON fields into those of the next
 # version. A pure function; it gets the fields without those of records inside it done.
 # A field that only came to a record needs none: it has a default (see `from_json`).
 UPGRADES: dict[str, dict[str, Callable[[Fields], Fields]]] = {
-    FIRST: {"Refusal": _refusal, "FitResult": _fit_result}
+    FIRST: {
+        "Refusal": _refusal,
+        "FitResult": _fit_result,
+        "TrainRecord": _train_record,
+    }
 }

@@ -126,7 +126,7 @@ def _run(
             done[spec.run_id] = record
             sweep.end()
             if record.status == "finished":
-                sweep.result(record.validation_loss_ema)
+                sweep.result(training.losses[own.optimizer.averages[0]])
     return [done[spec.run_id] for _, spec in numbered]
 
 

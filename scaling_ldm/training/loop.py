@@ -136,19 +136,13 @@ class TrainingRun:
             except NonFiniteLoss as e:
                 progress.say(f"{spec.run_id} stopped: {e}")
                 return self._record(clock, restarts, e.step, failure=str(e))
-        self.losses = validation = table.measure(spec.steps, state)
+        self.losses = table.measure(spec.steps, state)
         if len(state.averages) > 1:
-            said = ", ".join(f"{name} {loss:.6g}" for name, loss in validation.items())
+            said = ", ".join(f"{name} {loss:.6g}" for name, loss in self.losses.items())
             progress.say(f"{spec.run_id} validation loss: {said}")
-        first, *others = self._experiment.optimizer.averages
-        losses = {
-            "validation_loss": validation[config.RAW],
-            "validation_loss_ema": validation[first],
-            "train_loss_smoothed": float(state.smoothed_loss),
-        }
-        checked = losses | {name: validation[name] for name in others}
-        failure = "" if all(map(math.isfinite, checked.values())) else f"{checked}"
-        return self._record(clock, restarts, spec.steps, failure=failure, **losses)
+        last = self.losses | {"smoothed training loss": float(state.smoothed_loss)}
+        failure = "" if all(map(math.isfinite, last.values())) else f"{last}"
+        return self._record(clock, restarts, spec.steps, failure=failure)
 
     def _first_state(self) -> train_step.TrainState:
         """The state before the first step."""
@@ -329,9 +323,6 @@ class TrainingRun:
         steps: int,
         *,
         failure: str,
-        validation_loss: float = math.nan,
-        validation_loss_ema: float = math.nan,
-        train_loss_smoothed: float = math.nan,
     ) -> records.TrainRecord:
         """The record of a run that ended after `steps` steps."""
         spec = self.spec
@@ -354,9 +345,6 @@ class TrainingRun:
             steps_planned=spec.steps,
             images=steps * spec.batch_size,
             tokens=steps * spec.tokens // spec.steps,
-            validation_loss=validation_loss,
-            validation_loss_ema=validation_loss_ema,
-            train_loss_smoothed=train_loss_smoothed,
             seconds=clock.seconds(),
             device=self._mesh.devices.flat[0].device_kind,
             devices=self._mesh.size,

@@ -1,10 +1,12 @@
 """At which steps of a run its held-out loss is measured; a function of the plan alone.
 
-n marks are evenly spaced in log FLOPs over the last two decades of a run: they and its
-end divide the way from 1/SPAN of its FLOPs to all of them into n + 1 equal ratios. n is
-`validation.marks`, or the largest smaller number whose marks take at most SHARE of the
-run's FLOPs. Beside them, the loss is measured at every smaller budget of the plan and
-at the end, whatever that takes: runs are compared there.
+It is measured at the end of the run. Before that, measurements take at most SHARE of
+the run's FLOPs:
+
+- at the smaller budgets of the plan, the largest first, as many as fit;
+- at n marks, evenly spaced in log FLOPs over the last two decades of the run: they and
+  the end divide the way from 1/SPAN of its FLOPs to all of them into n + 1 equal
+  ratios. n is `validation.marks`, or the largest smaller number that fits.
 
 What a mark takes is counted, not timed. So a run has the same marks on every process
 and after every restart.
@@ -24,7 +26,7 @@ from scaling_ldm import config, flops, records
 from scaling_ldm.training import objective_checks, train_step
 
 SPAN = 100.0  # training FLOPs of a run over those at the lower end of its marks
-SHARE = 0.02  # of a run's training FLOPs that its spaced marks may take
+SHARE = 0.02  # of a run's training FLOPs that measurements before its end may take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Marks:
 
     steps: ascending; the last one is the end of the run.
     wanted: `validation.marks`.
-    spaced: how many of these fit.
+    spaced: how many of these fit beside the smaller budgets of the plan.
     share: FLOPs of all measurements but the last one, over the run's training FLOPs.
     """
 
@@ -57,12 +59,12 @@ def marks_of(experiment: config.Experiment, spec: records.RunSpec) -> Marks:
         return Marks(steps=(spec.steps,), wanted=0, spaced=0, share=0.0)
     each = measuring_flops(experiment, spec.width, spec.depth)
     total = spec.steps * spec.flops_per_step
+    most = int(SHARE * total // max(each, 1))  # measurements before the end
     smaller = [b for b in experiment.plan.budgets_flops if b < spec.budget_flops]
-    given = {_nearest(spec, budget) for budget in smaller} | {spec.steps}
+    budgets = {_nearest(spec, b) for b in smaller} - {spec.steps}
+    given = {spec.steps, *sorted(budgets, reverse=True)[:most]}
     spaced = next(
-        n
-        for n in range(wanted, -1, -1)
-        if len(_spaced(spec, n) - given) * each <= SHARE * total
+        n for n in range(wanted, -1, -1) if len(_spaced(spec, n) | given) <= most + 1
     )
     steps = tuple(sorted(_spaced(spec, spaced) | given))
     return Marks(
@@ -120,6 +122,6 @@ def said(marks: Collection[Marks]) -> str:
     )
     return (
         f"validation through training: {len(fewer)} of {len(marks)} runs have {found} "
-        f"marks beside the budgets, not {max(m.wanted for m in marks)}, which would "
+        f"spaced marks, not {max(m.wanted for m in marks)}, because these would "
         f"take over {SHARE:.0%} of their FLOPs"
     )

@@ -40,11 +40,14 @@ def start_devices(cfg: config.MeshConfig) -> None:
     """Sets up this process's devices; call it before anything uses a device.
 
     On a CPU host each simulated device has its own thread. So elementwise operations
-    run on every core.
+    run on every core. With more devices than cores XLA gets more threads: a device that
+    waits for others holds one, and if all of them wait, XLA ends the process.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         count = cfg.cpu_devices or len(os.sched_getaffinity(0))
         jax.config.update("jax_num_cpu_devices", count)
+        if count > len(os.sched_getaffinity(0)):
+            os.environ.setdefault("PJRT_NPROC", str(4 * count))
 
 
 def join_job(

@@ -42,7 +42,6 @@ FLAGS = (
 )
 # Wall time, what follows from it, and sentences.
 TIMED = {"seconds", "flops_per_second", "mfu", "restarts", "mfu_reason"}
-LOSSES = {"validation_loss", "validation_loss_ema", "train_loss_smoothed"}
 LOSS_TOLERANCE = 1e-3  # relative, on another processor
 ENDS = {"low", "high"}  # of the interval of an image metric
 ENDS_TOLERANCE = 1e-12  # relative
@@ -73,6 +72,7 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
             )
             for row in plan
         ],
+        "losses": losses(workdir),
         "laws": records.to_json(records.read(workdir / "laws.json")),
         "samples": hashlib.sha256(images.tobytes()).hexdigest(),
         "evaluations": records.to_json(
@@ -81,13 +81,33 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
+# Metric and weights of the losses that are compared.
+ENDS_OF_RUNS = (
+    ("loss", "raw"),
+    ("loss", "ema"),
+    ("train_loss_smoothed", "raw"),
+)
+
+
+def losses(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """The losses at the end of each run: run_id -> metric and weights -> value."""
+    found: dict[str, dict[str, float]] = {}
+    specs = {s.run_id: s for s in records.read_jsonl(workdir / "runs.jsonl")}
+    for row in records.read_table(workdir):
+        end = row.step == specs[row.run_id].steps if row.run_id in specs else False
+        if end and (row.metric, row.weights) in ENDS_OF_RUNS:
+            found.setdefault(row.run_id, {})[f"{row.metric} {row.weights}"] = row.value
+    return found
+
+
 def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
     """Where two studies differ, a line each."""
     lines: list[str] = []
 
     def same(a: Any, b: Any, where: str, name: str) -> bool:
-        if not to_the_bit and name in LOSSES:
-            return math.isclose(a, b, rel_tol=LOSS_TOLERANCE)
+        if not to_the_bit and where.startswith("losses"):
+            there = None not in (a, b)
+            return there and math.isclose(a, b, rel_tol=LOSS_TOLERANCE)
         if where.startswith("evaluations") and name in ENDS:
             return math.isclose(a, b, rel_tol=ENDS_TOLERANCE)
         return a == b
@@ -105,7 +125,7 @@ def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
         elif not same(a, b, where, name):
             lines.append(f"{where}: {a!r} stored, {b!r} found")
 
-    parts = stored.keys() if to_the_bit else ("plan", "training")
+    parts = stored.keys() if to_the_bit else ("plan", "training", "losses")
     for part in parts:
         walk(stored[part], found[part], part)
     return lines

@@ -89,13 +89,7 @@ def assert_identical(workdir, reference):
         json.loads((folder(w) / "record.json").read_text())
         for w in (workdir, reference)
     ]
-    for name in (
-        "validation_loss",
-        "validation_loss_ema",
-        "train_loss_smoothed",
-        "steps",
-    ):
-        assert records[0][name] == records[1][name]
+    assert records[0]["steps"] == records[1]["steps"]
 
 
 @pytest.fixture(scope="module")

@@ -57,30 +57,34 @@ def test_a_run_of_few_steps_has_a_mark_on_a_step_once(found):
     assert found(1, each=0).steps == (1,)
 
 
-def test_smaller_budgets_and_the_end_are_always_measured(found):
-    # Each measurement takes a tenth of the run, so there is room for no other.
-    got = found(1000, each=100, budgets=(150, 400, 2000))
+def test_smaller_budgets_come_before_spaced_marks_and_the_largest_first(found):
+    # Each measurement takes a hundredth of the run, so there is room for two.
+    got = found(1000, each=10, budgets=(150, 400, 2000))
     assert (got.steps, got.spaced) == ((150, 400, 1000), 0)
-    assert got.share == pytest.approx(0.2)
+    assert got.share == pytest.approx(0.02)
+    got = found(1000, each=10, budgets=(150, 400, 700, 2000))
+    assert (got.steps, got.spaced) == ((400, 700, 1000), 0)
+    assert found(1000, each=10, budgets=(150,)).spaced == 1
+    # The end is measured whatever it takes.
+    assert found(1000, each=100, budgets=(150, 400)).steps == (1000,)
     # The step nearest to a budget that falls between two.
-    assert found(1000, each=100, budgets=(100.6,)).steps == (101, 1000)
+    assert found(1000, each=20, budgets=(100.6,)).steps == (101, 1000)
 
 
-def test_spaced_marks_take_at_most_two_percent(found):
+def test_what_comes_before_the_end_takes_at_most_two_percent(found):
     for each in (1, 3, 7, 21):
         for steps in (400, 1000, 5000):
             got = found(steps, each, budgets=(steps // 3,))
-            more = len(got.steps) - 2
-            assert more * each <= 0.02 * steps
-            assert got.spaced <= more + 1  # one may be at the budget
+            assert (len(got.steps) - 1) * each <= 0.02 * steps
+            assert got.share == (len(got.steps) - 1) * each / steps
             if got.spaced < 20:
-                next_ = marks._spaced(run_of(steps), got.spaced + 1)
-                assert len(next_ - {steps // 3, steps}) * each > 0.02 * steps
+                more = marks._spaced(run_of(steps), got.spaced + 1)
+                assert len({*more, steps // 3} - {steps}) * each > 0.02 * steps
 
 
 def test_a_mark_at_a_budget_takes_nothing_more(found):
-    assert found(10_000, each=300, budgets=(1000,), wanted=1).spaced == 1
-    assert found(10_000, each=300, budgets=(1001,), wanted=1).spaced == 0
+    assert found(10_000, each=200, budgets=(1000,), wanted=1).spaced == 1
+    assert found(10_000, each=200, budgets=(1001,), wanted=1).spaced == 0
 
 
 def test_no_marks_leave_the_end_alone(found):
@@ -92,8 +96,8 @@ def test_too_few_are_said(found):
     assert marks.said([found(1000, each=0), found(10, each=0)]) == ""
     line = marks.said([found(1000, each=0), found(1000, each=10), found(9, each=1)])
     assert line == (
-        "validation through training: 2 of 3 runs have 0-2 marks beside the budgets, "
-        "not 20, which would take over 2% of their FLOPs"
+        "validation through training: 2 of 3 runs have 0-2 spaced marks, not 20, "
+        "because these would take over 2% of their FLOPs"
     )
 
 
@@ -119,7 +123,6 @@ def test_a_published_budget_has_room_for_marks_and_a_laptops_has_not():
 
     experiment, spec = planned(quickstart, (32, 2))
     got = marks.marks_of(experiment, spec)
-    assert (got.spaced, len(got.steps)) == (1, 5)  # one, three budgets and the end
-    assert 0.02 < got.share < 0.06  # the budgets take more than the marks may
-    budgets = experiment.plan.budgets_flops[:-1]
-    assert {round(b / spec.flops_per_step) for b in budgets} < {*got.steps}
+    assert 0 < got.share <= 0.02
+    budgets = [round(b / spec.flops_per_step) for b in experiment.plan.budgets_flops]
+    assert got.steps == (*budgets[-1 - len(got.steps) + 1 : -1], spec.steps)

@@ -1,6 +1,7 @@
 """Shardings, and messages about devices that do not fit."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -110,3 +111,16 @@ def test_rows_of_a_process_and_votes():
 def test_flags_of_a_job_belong_together():
     with pytest.raises(config.ConfigError, match="belong together"):
         mesh.join_job("127.0.0.1:1", None, 0)
+
+
+@pytest.mark.parametrize(("devices", "threads"), [(2, None), (8, "32"), (0, None)])
+def test_more_devices_than_cores_get_more_threads(monkeypatch, devices, threads):
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PJRT_NPROC", "removed after the test, whatever is set in it")
+    monkeypatch.delenv("PJRT_NPROC")
+    mesh.start_devices(config.MeshConfig(cpu_devices=devices))
+    assert told == {"jax_num_cpu_devices": devices or 2}
+    assert os.environ.get("PJRT_NPROC") == threads

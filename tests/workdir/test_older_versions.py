@@ -124,18 +124,22 @@ def test_the_laws_are_the_same(example, unpacked, run_here):
         assert found["laws"][name]["record"] == law["record"]
 
 
-def test_the_unfinished_run_comes_to_the_record_of_then(example, continued):
+def test_the_unfinished_run_comes_to_the_numbers_of_then(example, continued, tmp_path):
     workdir, lines = continued
     made, same = as_made(example)
     assert f"{made['unfinished']} continues from step" in lines
     assert "damaged" not in lines
+    finished = tmp_path / "finished"
+    older_workdirs.unpack(example, finished, finished=True)
     found, before = (
-        {"plan": [], "training": read(path)}
-        for path in (
-            workdir / "runs" / made["unfinished"] / "record.json",
-            example / "finished.json",
-        )
+        {
+            "plan": [],
+            "training": read(folder / "runs" / made["unfinished"] / "record.json"),
+            "losses": golden.losses(folder)[made["unfinished"]],
+        }
+        for folder in (workdir, finished)
     )
+    assert len(before["losses"]) == 3
     assert golden.differences(before, found, to_the_bit=same) == []
     log = workdir / "runs" / made["unfinished"] / "metrics.jsonl"
     line = log.read_text().splitlines()
