@@ -18,8 +18,13 @@ from scaling_ldm.stages import evaluate
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
 
-# The tiny study on pictures of 8 pixels.
-SMALL = ("--config=experiments/tiny.py", "--config.data.shape=(8, 8, 3)")
+# Two sizes of the tiny study on pictures of 8 pixels.
+SMALL = (
+    "--config=experiments/tiny.py",
+    "--config.data.shape=(8, 8, 3)",
+    "--config.plan.sizes=((16, 1), (32, 1))",
+    "--config.plan.sizes_per_budget=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +89,8 @@ def test_every_stage_leaves_its_files(smoke):
 
 def test_progress_names_run_loss_speed_and_time_left(smoke):
     _, _, err = smoke
-    assert re.search(r"run 12 of 12 .* validation loss 0\.\d+ +left 0:00", err)
-    assert "trained: 12 of 12 runs finished" in err
+    assert re.search(r"run 6 of 6 .* validation loss 0\.\d+ +left 0:00", err)
+    assert "trained: 6 of 6 runs finished" in err
     assert "Traceback" not in err
     assert "nan" not in err
 
@@ -287,7 +292,7 @@ def test_run_plans_and_trains_one_row(tmp_path, call):
         *SMALL, "--config.mesh.cpu_devices=8", f"--workdir={workdir}", "--run=3"
     )
     assert re.findall(r"^ *(\d+) +\S+ +\d+ x \d+ ", out, re.M) == ["3"]
-    assert len(records.read_jsonl(workdir / "runs.jsonl")) == 12
+    assert len(records.read_jsonl(workdir / "runs.jsonl")) == 6
     assert [p.parent.name for p in workdir.glob("runs/*/record.json")] == [
         records.read_jsonl(workdir / "runs.jsonl")[3].run_id
     ]

@@ -39,7 +39,7 @@ def experiment(
     """The quickstart with one size, pixels, and so many marks."""
     c = quickstart.get_config()
     c.data.shape = (8, 8, 3)
-    c.encode.autoencoder = c.encode.text_encoder = "auto"
+    c.encode.autoencoder, c.encode.text_encoder = "none", "auto"
     c.encode.pictures = config.default().encode.pictures
     c.plan.sizes = ((width, 2),)
     c.mesh.cpu_devices = cores

@@ -213,7 +213,17 @@ def test_every_field_has_another_value_here():
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections
 
 
-@pytest.mark.parametrize("architecture", config.ARCHITECTURES)
+# Flux has the blocks of mmdit and others; a U-Net's fields take long to trace.
+AT_NIGHT = ("mmdit", "unet")
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in AT_NIGHT else ())
+        for name in config.ARCHITECTURES
+    ],
+)
 def test_a_networks_fields_do_what_the_table_says(architecture):
     for field, changes in NETWORK.items():
         if (architecture, field) == ("unet", "model.head_dim"):

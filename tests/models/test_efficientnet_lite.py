@@ -261,7 +261,8 @@ def real():
 
 
 @installed
-@pytest.mark.parametrize("of", ["icons", pytest.param("photo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["icons", "photo"])
 def test_the_distance_grows_with_noise_and_with_blur(real, of):
     """Distances grow with distortion (Heusel et al. 2017, figure 3).
 

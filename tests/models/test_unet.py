@@ -173,6 +173,7 @@ def test_impossible_shapes_are_refused(change, message):
         denoisers.u_net(dataclasses.replace(SMALL, **change))
 
 
+@pytest.mark.slow
 def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
     c = config.default()
     c.data.source, c.data.shape, c.data.text_tokens = "memory", (8, 8, 3), 5

@@ -583,6 +583,7 @@ def arguments(networks, workdir, tars, *more):
     ]
 
 
+@pytest.mark.slow
 def test_tar_shards_to_pictures_killed_on_the_way(networks, painted, tmp_path):
     tars = tar_shards(tmp_path / "tars", painted)
     workdir, records_of = tmp_path / "w", tmp_path / "w" / "encoded"

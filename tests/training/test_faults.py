@@ -115,6 +115,7 @@ def test_kill_at_random_moments(reference, tmp_path, kills):
     assert_identical(tmp_path / "w", reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     process = start(tmp_path / "w")
     process.wait_for("  step 13/")

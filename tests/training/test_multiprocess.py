@@ -103,6 +103,16 @@ def assert_same(workdir, one, restarts):
         assert a.value == pytest.approx(b.value, rel=1e-5)
 
 
+def test_two_processes_train_as_one(start, one, tmp_path):
+    job = start(tmp_path / "w", 2)
+    out = [process.end() for process in job]
+    assert "trained: 1 of 1 runs finished" in out[0]
+    assert "run 1 of 1" not in out[1]
+    assert_same(tmp_path / "w", one, restarts=0)
+    assert not list((tmp_path / "w").rglob(lock.NAME))
+
+
+@pytest.mark.slow
 def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     """SIGTERM to one stops both; killing one ends the other; then the run finishes.
 

@@ -27,7 +27,8 @@ from scaling_ldm.stages import evaluate, generate
 from scaling_ldm.training import checkpoint, mesh, progress, train_step
 from scaling_ldm.workdir import exports, runs, samples
 
-NAMES = ("native", "unet")
+# Building the U-Net's study takes half a minute.
+NAMES = ("native", pytest.param("unet", marks=pytest.mark.slow))
 
 
 def judge(cfg):
@@ -209,9 +210,7 @@ def evaluations(workdir):
     return records.read_jsonl(workdir / "evaluations.jsonl")
 
 
-@pytest.mark.parametrize(
-    "name", ["native", pytest.param("unet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_pictures_and_numbers_of_an_export_are_those_of_its_run(every, name, tmp_path):
     trained = every(name)
     new = tmp_path / "new"
@@ -287,6 +286,7 @@ def other(trained, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_unet_from_elsewhere_needs_no_card(unet, tmp_path):
     folder, new = other(unet, tmp_path / "downloaded"), tmp_path / "new"
     given = unet.wanted(folder)
@@ -309,6 +309,7 @@ def test_a_unet_from_elsewhere_needs_no_card(unet, tmp_path):
     assert name in text and f"unknown weights (SHA-256 {checksum})" in text
 
 
+@pytest.mark.slow
 def test_a_network_from_elsewhere_of_another_shape_is_refused_in_full(unet, tmp_path):
     folder = other(unet, tmp_path / "downloaded")
     path = folder / "config.json"
@@ -329,6 +330,7 @@ def test_a_network_from_elsewhere_of_another_shape_is_refused_in_full(unet, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_tensors_that_do_not_fit_their_configuration_are_all_named(unet, tmp_path):
     folder = other(unet, tmp_path / "downloaded")
     path = folder / "diffusion_pytorch_model.safetensors"
@@ -352,8 +354,18 @@ def test_tensors_that_do_not_fit_their_configuration_are_all_named(unet, tmp_pat
             ["objective.prediction: 'flow'", "objective.schedule: 'rectified_flow'"],
         ),
         ("native", {"model.patch_size": 2}, ["model.patch_size: 4 there, 2 here"]),
-        ("unet", {"objective.prediction": "v"}, ["objective.prediction: 'flow'"]),
-        ("unet", {"encode.text_encoder": "another/bert"}, ["text_encoder: 'bert' ("]),
+        pytest.param(
+            "unet",
+            {"objective.prediction": "v"},
+            ["objective.prediction: 'flow'"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "unet",
+            {"encode.text_encoder": "another/bert"},
+            ["text_encoder: 'bert' ("],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_export_is_not_read_as_what_it_is_not(every, name, changes, said):

@@ -64,7 +64,14 @@ def identified(c):
     return ownership.as_made(config.resolve(c), pathlib.Path("nowhere"))
 
 
-@pytest.mark.parametrize("kind", ["run", "raw", "step", "export"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "run",
+        "export",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("raw", "step")),
+    ],
+)
 def test_training_starts_from_what_is_named(recipe, source, tmp_path, kind):
     workdir, before = source
     name = {
@@ -361,6 +368,7 @@ def test_a_published_dit_is_read(labelled, tmp_path, kind):
     assert_array_equal(got["exit"]["patch"]["kernel"], 7)
 
 
+@pytest.mark.slow
 def test_a_published_u_net_gets_a_coarse_picture(recipe, tmp_path):
     c = recipe.copy_and_resolve_references()
     c.model = config.default().model

@@ -344,9 +344,8 @@ def test_a_second_command_in_one_place_is_refused(tmp_path):
     check_run(workdir, 1)
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_a_stopped_command_leaves_is_free(tmp_path, how):
     arguments = (*SMALL, f"--workdir={tmp_path / 'w'}", "--stages=plan,train")
     first = MainProcess(*arguments)
@@ -364,6 +363,7 @@ def test_what_a_stopped_command_leaves_is_free(tmp_path, how):
     check_run(tmp_path / "w", 1)
 
 
+@pytest.mark.slow
 def test_rows_side_by_side(tmp_path):
     """Both plan, into a workdir that is not there yet; neither disturbs the other."""
     workdir = tmp_path / "w"

@@ -91,6 +91,7 @@ def test_training_keeps_the_weighted_sums_of_its_weights(load):
     assert np.abs(load("power_0.1")[1] - load("power_0.05")[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_any_width_is_made_from_the_checkpoints(load):
     for sigma_rel, step in ((0.07, STEPS[0]), (0.15, 6)):
         model, got = load(sigma_rel, step)
