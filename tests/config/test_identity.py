@@ -163,7 +163,7 @@ def test_a_field_that_decides_no_numbers_keeps_its_value(tiny, made, monkeypatch
 
 
 def test_the_stages_use_the_values_of_then(tiny, made, later, monkeypatch, capsys):
-    monkeypatch.setattr(config, "resolve", lambda _: with_lookahead(tiny))
+    monkeypatch.setattr(config, "resolve", lambda *_: with_lookahead(tiny))
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     assert study.run(None, workdir=str(made), **asked) == study.EXIT["done"]
     plan = records.read_jsonl(made / "runs.jsonl")
