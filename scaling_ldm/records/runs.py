@@ -70,7 +70,7 @@ class TrainRecord:
     images: int
     tokens: int
     validation_loss: float  # raw weights, fixed noise, stratified t
-    validation_loss_ema: float  # first average, the same samples, noise and t
+    validation_loss_ema: float  # first average, whichever it is; same samples, noise, t
     train_loss_smoothed: float  # EMA(0.9) over logged training loss (paper B)
     seconds: float  # wall time inside the train loop, summed over restarts
     device: str
