@@ -207,7 +207,7 @@ def test_an_older_directory_goes_on_with_its_ema_and_its_decay(tiny, tmp_path, c
     assert status == study.EXIT["bad configuration"]
     said = capsys.readouterr().err
     assert "ema_decay = 0.5 means nothing" in said
-    assert "config.optimizer.averages = ('ema',) keeps that average" in said
+    assert "To keep that average, set config.optimizer.averages = ('ema',)" in said
 
 
 def test_a_finished_older_directory_stays_finished(tiny, made, later):
