@@ -115,7 +115,7 @@ def test_today_s_default_averages_are_for_new_directories(
     averages = config.resolve(given).optimizer.averages
     assert averages == config.OptimizerConfig().averages
     then = records.read_json(example / "workdir" / "experiment.json")
-    asked = {"stages": ("plan", "report"), "only": None, "cluster": (None, None, None)}
+    asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     for workdir, new in ((unpacked(finished=True), False), (tmp_path / "new", True)):
         status = study.run(given, workdir=str(workdir), **asked)
         assert status == study.EXIT["done"]
