@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.latent_channels, c.model.groups = 4, 8
     c.model.compute_dtype = "float32"
     c.objective.reconstruction, c.objective.kl_weight = "l1", 1e-5
+    c.optimizer.averages = ("ema",)  # the published weights are of it
     c.optimizer.learning_rate, c.optimizer.ema_decay = 2e-3, 0.999
     c.optimizer.warmup_fraction = 0.02
     c.plan.sizes = ((16, 3),)

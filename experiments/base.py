@@ -4,7 +4,8 @@ Paper B is "Scaling Laws for Diffusion Transformers" (arXiv 2410.08184): in-cont
 transformers of width 64 x depth, batch 1024, a fixed learning rate of 1e-4, rectified
 flow with logit-normal t, 256 image tokens and the tokens of the caption. The paper does
 not say, and these files assume: 77 text tokens, AdamW (0.9, 0.999) without decay,
-clipping at 1, warm-up over 2% of the steps, bfloat16 arithmetic, caption dropout 0.1.
+clipping at 1, warm-up over 2% of the steps, bfloat16 arithmetic, caption dropout 0.1,
+and the two power-function averages of the weights that every study keeps.
 
 The pictures are the embedded icons, 32 x 32 x 3, in patches of 2. These are 256 tokens,
 as many as the 32 x 32 x 4 latents of a picture of 256 px have. For latents of your own

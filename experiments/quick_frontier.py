@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.compute_dtype = "float32"
     c.objective.schedule, c.objective.prediction = "scaled_linear", "epsilon"
     c.objective.timestep_sampling = "uniform"
+    c.optimizer.averages = ("ema",)  # the published numbers are of it
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_fraction = 0.05
     c.plan.budgets_flops, c.plan.steps = (), 3000

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.head_dim = 16
     c.model.text_width = c.model.time_width = 32
     c.model.compute_dtype = "float32"
+    c.optimizer.averages = ("ema",)  # the published numbers are of it
     c.optimizer.learning_rate = 3e-3
     c.plan.budgets_flops = (1.6e9, 2.4e9, 3.6e9)
     c.plan.sizes = ((16, 1), (16, 2), (32, 1), (48, 1))

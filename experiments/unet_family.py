@@ -5,7 +5,8 @@ Paper A is "Bigger is not Always Better" (arXiv 2404.01367): eleven U-Nets of ba
 64 x 64 x 4 latents. The paper does not say, and this file assumes, as in Stable
 Diffusion: epsilon on the scaled-linear schedule, its autoencoder (pictures of 512 px),
 77 tokens of the text encoder of its second version (1024 wide, which the parameter
-counts ask for), AdamW without decay, EMA, 10% caption dropout.
+counts ask for), AdamW without decay, 10% caption dropout. It does not say either how
+the weights are averaged: this file keeps the two averages that every study keeps.
 
 Cost: 1.6e20 FLOPs (39M) to 1.3e22 (5B), 2.9e22 in all. Expect FID 25.30 to 20.14 and
 CLIP score 0.305 to 0.314 on COCO with 50 steps of DDIM at guidance 7.5 (table 1).

@@ -72,12 +72,12 @@ def run(
       cluster: (host:port of process 0, processes, number of this process) of a job.
     """
     try:
-        experiment = config.resolve(given)
+        name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
+        at = pathlib.Path(name)
+        experiment = config.resolve(given, ownership.unknown(at))
         names = _stages(stages, only)
-        folder = pathlib.Path(workdir or f"runs/{experiment.name}")
-        asked = stages is not None
         lock.when_lost(lambda why: _end(why, EXIT["bad configuration"]))
-        return _Study(experiment, folder, names, asked, only, cluster).run()
+        return _Study(experiment, at, names, stages is not None, only, cluster).run()
     except (ConfigError, Damaged, OSError) as e:
         print(f"error: {_message(e)}", file=sys.stderr)
         return exit_status(e)

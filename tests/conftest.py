@@ -89,6 +89,7 @@ def tiny():
     c.model.head_dim = 8
     c.model.text_width = c.model.time_width = 8
     c.model.compute_dtype = "float32"
+    c.optimizer.averages = ("ema",)  # the tests name it
     c.optimizer.learning_rate = 1e-2
     c.plan.budgets_flops = (3e8,)
     c.plan.sizes = ((16, 2),)

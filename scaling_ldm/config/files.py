@@ -76,21 +76,31 @@ def _failure(error: Exception, path: pathlib.Path) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in "".join(said).splitlines())])
 
 
-def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
+def resolve(
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+    unknown: Iterable[identity.Field] = (),
+) -> Experiment:
     """Checks an experiment, as a ConfigDict or nested dicts, and freezes it.
+
+    Args:
+      unknown: as `continued`; of the working directory that it continues.
 
     Raises:
       ConfigError: unknown keys (with the nearest known one), wrong types, values out
         of range, parts that do not fit together. One message has all of them.
     """
-    given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     problems: list[str] = []
-    experiment = _build(Experiment, given, "config", problems)
+    experiment = _build(Experiment, values, "config", problems)
     if not problems:
         experiment = objective_kind.resolved(experiment, problems)
     if not problems:
-        experiment = _choose_text_encoder(experiment)
-        problems = checks.problems_of(experiment) + axes.problems_of(experiment)
+        given = _choose_text_encoder(experiment)
+        experiment = identity.continued(given, unknown)
+        # Values of before may be read by nothing.
+        of_before = {*reads.unread(experiment)} - {*reads.unread(given)}
+        problems = [p for p in checks.problems_of(experiment) if p not in of_before]
+        problems += axes.problems_of(experiment)
     _refuse(problems)
     return experiment
 

@@ -25,7 +25,7 @@ SINCE: dict[Field, Any] = {
     ("train", "checkpoint_minutes"): 10.0,  # decides no number
     ("train", "save_signals"): ("SIGUSR1",),
     ("train", "stop_signals"): ("SIGUSR2",),
-    ("optimizer", "averages"): ("ema",),
+    ("optimizer", "averages"): ("ema",),  # the default since 0.2.0 is another
     ("optimizer", "schedule"): "constant",
     ("optimizer", "decay_fraction"): 0.2,
     ("optimizer", "decay_shape"): "linear",

@@ -31,7 +31,8 @@ def _check_averages(cfg: fields.OptimizerConfig) -> list[str]:
         problems.append(
             f"config.optimizer.ema_decay = {cfg.ema_decay} means nothing where "
             f"config.optimizer.averages does not name {names.EMA!r}; its default is "
-            f"{_DEFAULTS.ema_decay}"
+            f"{_DEFAULTS.ema_decay}. To keep that average, set "
+            f"config.optimizer.averages = ({names.EMA!r},)"
         )
     return problems
 

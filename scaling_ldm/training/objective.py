@@ -43,7 +43,7 @@ class Objective:
     loss(params, averages, aux, batch, uncond, step, key) -> (loss, aux, metrics): a
       float32 scalar, whose gradient by `params` is taken; aux after this step, a tree
       like the one before; and a float32 scalar for each name in `metrics`. `averages`
-      has the tracked averages of the parameters by name ("ema"), `batch` the arrays of
+      has the tracked averages of the parameters by name, `batch` the arrays of
       this step, `uncond` those of the empty condition without a batch axis. `step`
       counts updates from 0. All randomness is from `key`, which is another one at each
       step.

@@ -48,6 +48,17 @@ def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         )
 
 
+def unknown(workdir: pathlib.Path) -> list[identity.Field]:
+    """The fields that the version which made a directory did not know; none if new.
+
+    Raises:
+      ConfigError: experiment.json is damaged.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    held = _held(workdir)
+    return [] if held is None else _unknown(held)
+
+
 def as_made(
     experiment: config.Experiment,
     workdir: pathlib.Path,
@@ -76,9 +87,7 @@ def as_made(
             known = initial_weights.identified(experiment, workdir)
         experiment = known
     held = _held(workdir)
-    if held is None:
-        return experiment
-    return continued(experiment, _unknown(held))
+    return experiment if held is None else continued(experiment, _unknown(held))
 
 
 def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Experiment:
@@ -93,18 +102,18 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
     check(experiment, workdir)
     path = workdir / "experiment.json"
     held = _held(workdir)
-    unknown: list[identity.Field] = []
+    without: list[identity.Field] = []
     made_by = records.SCHEMA
     if held is not None:
-        unknown, made_by = _unknown(held), _made_by(held)
-        experiment = continued(experiment, unknown)
-        _say_as_then(experiment, workdir, made_by, unknown)
+        without, made_by = _unknown(held), _made_by(held)
+        experiment = continued(experiment, without)
+        _say_as_then(experiment, workdir, made_by, without)
     content = {
         "name": experiment.name,
         "question": experiment.question,
         "recipe_hash": experiment.recipe_hash,
         "made_by": made_by,
-        "made_without": [".".join(field) for field in unknown],
+        "made_without": [".".join(field) for field in without],
         "config": _without_name(experiment),
     }
     if held != records.stamped(content):
@@ -169,10 +178,10 @@ def _say_as_then(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     made_by: str,
-    unknown: Iterable[identity.Field],
+    without: Iterable[identity.Field],
 ) -> None:
     """Names the fields whose values here are not those of a new directory."""
-    for section, field in unknown:
+    for section, field in without:
         part = getattr(experiment, section)
         value = getattr(part, field)
         if value != getattr(type(part)(), field):

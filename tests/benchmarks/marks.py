@@ -29,7 +29,7 @@ from scaling_ldm import config, records
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import marks
 
-TWO = ("power_0.05", "power_0.1")
+TWO = config.Experiment().optimizer.averages  # the default
 WAYS = {"end": (0, ("ema",)), "marks": (20, ("ema",)), "marks, two": (20, TWO)}
 
 

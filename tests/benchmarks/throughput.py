@@ -56,6 +56,7 @@ def experiment(
     c.model.text_width = c.model.time_width = 32
     c.model.activation = changes.activation
     c.model.compute_dtype = dtype
+    c.optimizer.averages = ("ema",)  # PyTorch's step keeps this one
     c.mesh.cpu_devices = changes.cpu_devices
     c.plan.sizes = tuple(sizes)
     c.train.batch_size = batch

@@ -57,11 +57,22 @@ def made(tiny, tmp_path):
     return tmp_path
 
 
+PUBLISHED = {"autoencoder_f4", "quick_frontier", "quickstart", "tiny"}
+
+
 @pytest.mark.parametrize("name", HASHES)
 def test_the_hash_of_an_experiment_of_0_1_0_is_what_it_was(name, monkeypatch):
+    """In its older directories; where numbers are published, in new ones, too."""
     monkeypatch.setattr(config.files.importlib.util, "find_spec", lambda _: None)
-    experiment = config.resolve(config.load(ROOT / "experiments" / f"{name}.py"))
-    assert experiment.recipe_hash == HASHES[name]
+    given = config.load(ROOT / "experiments" / f"{name}.py")
+    then = config.resolve(given, identity.unknown_to({}))
+    assert then.optimizer.averages == ("ema",)
+    assert then.recipe_hash == HASHES[name]
+    kept = config.resolve(given).optimizer.averages
+    assert kept == (
+        ("ema",) if name in PUBLISHED else config.OptimizerConfig().averages
+    )
+    assert (config.resolve(given).recipe_hash == HASHES[name]) == (name in PUBLISHED)
 
 
 def test_every_field_since_0_1_0_has_a_line():
@@ -163,12 +174,40 @@ def test_a_field_that_decides_no_numbers_keeps_its_value(tiny, made, monkeypatch
 
 
 def test_the_stages_use_the_values_of_then(tiny, made, later, monkeypatch, capsys):
-    monkeypatch.setattr(config, "resolve", lambda _: with_lookahead(tiny))
+    monkeypatch.setattr(config, "resolve", lambda *_: with_lookahead(tiny))
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     assert study.run(None, workdir=str(made), **asked) == study.EXIT["done"]
     plan = records.read_jsonl(made / "runs.jsonl")
     assert {spec.recipe_hash for spec in plan} == {tiny.recipe_hash}
     assert "lookahead = () as then" in capsys.readouterr().err
+
+
+def test_an_older_directory_goes_on_with_its_ema_and_its_decay(tiny, tmp_path, capsys):
+    """Under a file that sets ema_decay and, as in 0.1.0, names no averages."""
+    optimizer = dataclasses.replace(tiny.optimizer, ema_decay=0.5)
+    ownership.register(dataclasses.replace(tiny, optimizer=optimizer), tmp_path / "w")
+    path = tmp_path / "w" / "experiment.json"
+    held = json.loads(path.read_text())
+    del held["version"], held["made_by"], held["made_without"]
+    del held["config"]["optimizer"]["averages"]
+    path.write_text(json.dumps(held))
+    given = config.to_config_dict(tiny)
+    given.optimizer.averages = config.OptimizerConfig().averages
+    given.optimizer.ema_decay = 0.5
+    asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
+    for _ in range(2):
+        status = study.run(given, workdir=str(tmp_path / "w"), **asked)
+        assert status == study.EXIT["done"]
+        said = "was made by 0.1.0: config.optimizer.averages = ('ema',) as then"
+        assert said in capsys.readouterr().err
+    again = json.loads(path.read_text())
+    assert again["recipe_hash"] == held["recipe_hash"]
+    assert again["config"]["optimizer"]["averages"] == ["ema"]
+    status = study.run(given, workdir=str(tmp_path / "new"), **asked)
+    assert status == study.EXIT["bad configuration"]
+    said = capsys.readouterr().err
+    assert "ema_decay = 0.5 means nothing" in said
+    assert "To keep that average, set config.optimizer.averages = ('ema',)" in said
 
 
 def test_a_finished_older_directory_stays_finished(tiny, made, later):

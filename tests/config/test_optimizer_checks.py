@@ -1,5 +1,8 @@
 """Averages, schedules and warm-ups: what is accepted, and what a refusal says."""
 
+import pathlib
+import re
+
 import pytest
 
 from scaling_ldm import config
@@ -53,6 +56,19 @@ def test_what_goes_together_is_accepted():
     assert resolve(warmup_fraction=0.0).warmup_steps == 0
     assert resolve(warmup_fraction=0.0, warmup_samples=7).warmup_samples == 7
     assert resolve(schedule="wsd", decay_fraction=0.98).decay_fraction == 0.98
+
+
+def test_the_default_keeps_two_widths_and_is_what_the_documents_say():
+    """Two are needed to make other widths; the first one is used by the stages."""
+    averages = ("power_0.1", "power_0.05")
+    assert resolve().averages == config.OptimizerConfig().averages == averages
+    docs = pathlib.Path(__file__).parents[2] / "docs"
+    stated = re.search(
+        r"the default is `(\(.*?\))`", (docs / "experiments.md").read_text()
+    )
+    assert stated[1] == str(averages).replace("'", '"')
+    row = f"| `averages` | `tuple[str, ...]` | `{averages}` |"
+    assert row in (docs / "config.md").read_text()
 
 
 def test_a_name_holds_the_width():

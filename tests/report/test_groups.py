@@ -56,7 +56,9 @@ def grouped(tmp_path_factory):
                 )
     assert written == 4 * 35
     records.write_jsonl(workdir / "runs.jsonl", specs)
-    e = dataclasses.replace(config.Experiment(), fit=config.FitConfig(bootstrap=100))
+    kept = config.OptimizerConfig(averages=("ema",))  # as in finished_study
+    cfg = config.FitConfig(bootstrap=100)
+    e = dataclasses.replace(config.Experiment(), fit=cfg, optimizer=kept)
     fit.run(e, workdir, specs)
     return workdir, Page(report.write(workdir).read_text(encoding="utf-8"))
 

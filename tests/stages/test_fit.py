@@ -16,7 +16,8 @@ from scaling_ldm.stages import fit
 def fitted(workdir, metrics=("loss",), weights=""):
     """The results of the stage, which are those of laws.json."""
     cfg = config.FitConfig(metrics=metrics, weights=weights, bootstrap=50)
-    e = dataclasses.replace(config.Experiment(), fit=cfg)
+    kept = config.OptimizerConfig(averages=("ema",))  # as in finished_study
+    e = dataclasses.replace(config.Experiment(), fit=cfg, optimizer=kept)
     found = fit.run(e, workdir, records.read_jsonl(workdir / "runs.jsonl"))
     assert list(records.read_jsonl(workdir / "laws.json")) == found
     return found

@@ -115,6 +115,15 @@ def test_memory_counts_state_and_activations(tiny):
     assert plan.plan(twice)[0].memory_bytes_per_device < row.memory_bytes_per_device
 
 
+def test_memory_counts_both_averages_of_the_default(tiny):
+    c = tiny.copy_and_resolve_references()
+    with c.unlocked():
+        c.optimizer.averages = config.default().optimizer.averages
+    one, (row,) = plan.plan(changed(tiny))[0], plan.plan(config.resolve(c))
+    assert row.state_bytes - one.state_bytes == 4 * row.params
+    assert row.memory_bytes_per_device > one.memory_bytes_per_device
+
+
 def test_remat_keeps_fewer_activations_and_the_same_model_flops(tiny):
     c = tiny.copy_and_resolve_references()
     with c.unlocked():

@@ -108,6 +108,29 @@ def test_the_plan_is_the_same(example, unpacked, run_here):
     assert read(workdir / "runs.jsonl") == read(before)
 
 
+def test_today_s_default_averages_are_for_new_directories(
+    example, unpacked, tmp_path, capsys
+):
+    given = config.load(example / "study.py")
+    averages = config.resolve(given).optimizer.averages
+    assert averages == config.OptimizerConfig().averages
+    then = records.read_json(example / "workdir" / "experiment.json")
+    asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
+    for workdir, new in ((unpacked(finished=True), False), (tmp_path / "new", True)):
+        status = study.run(given, workdir=str(workdir), **asked)
+        assert status == study.EXIT["done"]
+        said = "config.optimizer.averages = ('ema',) as then"
+        assert (said in capsys.readouterr().err) != new
+        held = records.read_json(workdir / "experiment.json")
+        kept = averages if new else ("ema",)
+        assert held["config"]["optimizer"]["averages"] == list(kept)
+        assert (held["recipe_hash"] == then["recipe_hash"]) != new
+        found = report.study.read(workdir)
+        assert {tuple(found.averages(run)) for run in found.runs} == {kept}
+        specs = records.read_jsonl(workdir / "runs.jsonl")
+        assert {spec.recipe_hash == then["recipe_hash"] for spec in specs} == {not new}
+
+
 def test_the_laws_are_the_same(example, unpacked, run_here):
     workdir = unpacked(finished=True)
     (workdir / "laws.json").unlink()
@@ -144,6 +167,8 @@ def test_the_unfinished_run_comes_to_the_numbers_of_then(example, continued, tmp
     log = workdir / "runs" / made["unfinished"] / "metrics.jsonl"
     line = log.read_text().splitlines()
     assert json.loads(line[-1])["version"] == records.SCHEMA
+    rows = records.read_jsonl(log.with_name("measurements.jsonl"))
+    assert {row.weights for row in rows if row.metric == "loss"} == {"raw", "ema"}
 
 
 def test_the_pictures_are_the_same(example, continued):
