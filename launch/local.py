@@ -5,13 +5,16 @@
 
 It reads W/runs.jsonl, skips every row that has a record, and starts the entry point
 with --run K for each of the others. Arguments after `--` are given to the entry point.
-A run that ends with exit status 75 (preempted) is started again. When all records are
-there, run the entry point with --stages fit,generate,report.
+A run that ends with exit status 75 (preempted) is started again. SIGTERM is handed to
+the runs: each saves its state, and the launcher ends with 75, too; the same command
+continues. When all records are there, run the entry point with
+--stages fit,generate,report.
 """
 
 import argparse
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -41,13 +44,24 @@ def main() -> int:
     print(f"{len(waiting)} runs to do", flush=True)
     running: dict[int, subprocess.Popen] = {}
     failed = []
-    while waiting or running:
-        while waiting and len(running) < flags.at_once:
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        for process in running.values():
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    while running or (waiting and not stopped):
+        while waiting and not stopped and len(running) < flags.at_once:
             row = waiting.pop(0)
             command = [sys.executable, "-m", "scaling_ldm.main"]
             command += ["--config", flags.config, "--workdir", str(flags.workdir)]
             command += ["--stages", "train", "--run", str(row), *flags.rest]
             running[row] = subprocess.Popen(command)
+            if stopped:  # while it was started
+                running[row].terminate()
         for row, process in list(running.items()):
             if process.poll() is not None:
                 del running[row]
@@ -57,6 +71,8 @@ def main() -> int:
                     failed.append(row)
                     print(f"row {row} ended with {process.returncode}", flush=True)
         time.sleep(0.5)
+    if stopped and waiting:
+        return PREEMPTED
     return 1 if failed else 0
 
 

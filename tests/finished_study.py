@@ -107,7 +107,9 @@ def make_workdir(
     records.write_text(workdir / "environment.json", json.dumps(environment))
     if kind == "unfitted":
         return workdir
-    result = fit.fit_records(trained, records.read_table(workdir), bootstrap=200)
+    result = fit.fit_records(
+        trained, records.read_table(workdir), weights="ema", bootstrap=200
+    )
     records.write_text(workdir / "laws.json", records.dumps(result))
     if not lean:
         sample(workdir, specs[-2].run_id)

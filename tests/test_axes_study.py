@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from finished_study import Page, table_rows
 from processes import ROOT, run_main
 
 from scaling_ldm import config, records, report
+from scaling_ldm import study as study_module
 from scaling_ldm.stages import export, fit, generate, plan, train
 from scaling_ldm.workdir import runs
 
+PREEMPTED = "preempted, run the same command again"
 RATE, ARCHITECTURE = "optimizer.learning_rate", "model.architecture"
 OTHER = "3.000e08-16x2-cross_attention-lr2e-3-seed1"
 
@@ -176,7 +179,7 @@ def test_every_objective_of_an_axis_must_be_sampled(given):
 
 @pytest.mark.slow
 def test_a_study_with_axes_by_the_launcher(tmp_path):
-    """Two runs at a time, then the stages that read them."""
+    """Two runs at a time, stopped and continued: the numbers of one process."""
     workdir = tmp_path / "w"
     varied = (
         '--config.plan.axes=(("train.seed", (0, 1)), '
@@ -187,12 +190,26 @@ def test_a_study_with_axes_by_the_launcher(tmp_path):
     flags = "--config=experiments/tiny.py", f"--workdir={workdir}"
     run_main(*flags, "--stages=plan,encode", *sizes, varied)
     launcher = [sys.executable, "launch/local.py", *flags, "--at_once=2", "--"]
+    with subprocess.Popen([*launcher, *sizes, varied], cwd=ROOT) as first:
+        while not list(workdir.glob("runs/*/record.json")):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.terminate()
+        assert first.wait(300) == study_module.EXIT[PREEMPTED]
+    assert 0 < len(list(workdir.glob("runs/*/record.json"))) < 8
     subprocess.run([*launcher, *sizes, varied], cwd=ROOT, check=True, timeout=900)
-    out, _ = run_main(*flags, "--stages=fit,generate,report", *sizes, varied)
+    _, err = run_main(*flags, "--stages=fit,generate,report", *sizes, varied)
     specs = records.read_jsonl(workdir / "runs.jsonl")
     assert len(specs) == 8
     for spec in specs:
         assert runs.read_record_of(workdir, spec).status == "finished"
     assert len(records.read_jsonl(workdir / "laws.json")) == 4
-    assert "learning_rate 1e-3, cross_attention:" in out
+    assert "learning_rate 1e-3, cross_attention:" in err
+
+    alone = tmp_path / "alone"
+    one = "--config=experiments/tiny.py", f"--workdir={alone}", *sizes, varied
+    run_main(*one, "--stages=plan,train,fit")
+    assert records.read_table(workdir) == records.read_table(alone)
+    ours, theirs = (records.read_jsonl(w / "laws.json") for w in (workdir, alone))
+    assert ours == theirs
     assert "cross_attention" in (workdir / "report" / "index.html").read_text()

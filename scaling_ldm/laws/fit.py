@@ -34,7 +34,7 @@ from scaling_ldm.records import (
     TrainRecord,
 )
 from scaling_ldm.records import results as ends
-from scaling_ldm.records.measurements import EMA, HIGHER_IS_BETTER, LOSS, in_words
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER, LOSS, in_words
 
 __all__ = [
     "PublishedLaw",
@@ -309,7 +309,7 @@ def fit_records(
     rows: Iterable[Measurement],
     *,
     metric: str = LOSS,
-    weights: str = EMA,
+    weights: str,
     size: str = "params_without_embeddings",
     **options: Any,
 ) -> FitResult:

@@ -589,12 +589,12 @@ def test_tuples_mappings_arrays_and_records_are_the_same_points():
     others = [dataclasses.replace(r, step=7, value=9.0) for r in rows]
     others += [dataclasses.replace(r, weights="raw", value=9.0) for r in rows]
     others += [dataclasses.replace(r, metric="fd", value=9.0) for r in rows]
-    got = fit.fit_records(runs, [*rows, *others], bootstrap=50)
+    got = fit.fit_records(runs, [*rows, *others], weights="ema", bootstrap=50)
     assert (got.metric, got.weights, got.protocol_hash) == ("loss", "ema", "p")
     assert got.size == "params_without_embeddings"
     bare = {"size": "params", "weights": "", "protocol_hash": ""}
     assert dataclasses.replace(got, **bare) == expected
-    twice = fit.fit_records(runs, rows, size="params", bootstrap=50)
+    twice = fit.fit_records(runs, rows, size="params", weights="ema", bootstrap=50)
     assert_allclose(twice.laws["N_opt"].coef, 2 * got.laws["N_opt"].coef, rtol=1e-9)
 
 
@@ -603,7 +603,9 @@ def test_runs_that_did_not_finish_are_named():
     runs, rows = of_table(points)
     lost = record(99, *points[0][:3], status="non_finite_loss", detail="step 7")
     bare = record(98, *points[0][:3])
-    result = fit.fit_records([lost, bare, *runs], [row(lost, 9.0), *rows], bootstrap=50)
+    result = fit.fit_records(
+        [lost, bare, *runs], [row(lost, 9.0), *rows], weights="ema", bootstrap=50
+    )
     assert result.excluded == (
         "run98: no validation loss, average ema at its last step",
         "run99: non_finite_loss (step 7)",
@@ -615,23 +617,28 @@ def test_rows_of_several_protocols_are_not_mixed():
     runs, rows = of_table(study())
     half = len(rows) // 2
     mixed = [*rows[:half], *(row(r, 0.1, protocol_hash="q") for r in runs[half:])]
-    result = fit.fit_records(runs, mixed, bootstrap=50)
+    result = fit.fit_records(runs, mixed, weights="ema", bootstrap=50)
     law = result.laws["N_opt"]
     assert isinstance(law, Refusal) and law.reason == "measured by several protocols"
     assert f"p ({half} runs), q ({len(rows) - half} runs)" in law.detail
     assert {p.reason for p in result.parabolas} == {law.reason}
     assert isinstance(result.parametric, Refusal) and result.protocol_hash == ""
     # One of them has every run.
-    wanted = fit.fit_records(runs, rows, bootstrap=50)
-    assert fit.fit_records(runs, [*mixed[half:], *rows], bootstrap=50) == wanted
+    wanted = fit.fit_records(runs, rows, weights="ema", bootstrap=50)
+    assert (
+        fit.fit_records(runs, [*mixed[half:], *rows], weights="ema", bootstrap=50)
+        == wanted
+    )
     both = [*rows, *(row(r, 0.1, protocol_hash="q") for r in runs)]
-    result = fit.fit_records(runs, both, bootstrap=50)
+    result = fit.fit_records(runs, both, weights="ema", bootstrap=50)
     assert isinstance(result.laws["N_opt"], Refusal)
 
 
 def test_no_laws_of_a_metric_of_which_more_is_better():
     runs, rows = of_table(study(), metric="precision_lite0")
-    result = fit.fit_records(runs, rows, metric="precision_lite0", bootstrap=50)
+    result = fit.fit_records(
+        runs, rows, metric="precision_lite0", weights="ema", bootstrap=50
+    )
     assert {law.reason for law in result.laws.values()} == {"larger is better"}
     assert len(result.parabolas) == len({p[0] for p in study()})
     line = "refused: N_opt: larger is better (laws are of minima)"
@@ -641,7 +648,7 @@ def test_no_laws_of_a_metric_of_which_more_is_better():
 def test_values_that_are_not_positive_have_minima_and_no_law_of_l():
     points = [(c, n, d, y - 10) for c, n, d, y in study()]
     runs, rows = of_table(points)
-    result = fit.fit_records(runs, rows, bootstrap=50)
+    result = fit.fit_records(runs, rows, weights="ema", bootstrap=50)
     assert isinstance(result.laws["N_opt"], PowerLaw)
     assert isinstance(result.laws["L_opt"], Refusal)
 
