@@ -276,11 +276,15 @@ def test_ddpm_adds_noise_to_the_finished_picture(variance, expected):
 
 
 def test_ddim_of_zero_terminal_snr_at_eta_one():
-    """1 - alphas_bar - std^2 is zero in the first step, and below it once rounded."""
+    """1 - alphas_bar - std^2 is zero in the first step, and may be below once rounded.
+
+    Theirs takes its root. On some processors that is nan at 50 steps.
+    """
     for n in (4, 50):
         our, their = zero_terminal_pair("v_prediction", 1.0, n)
         assert np.all(np.isfinite(our))
-        assert np.all(np.isnan(their)) == (n == 50)
+        if n == 4 or not np.any(np.isnan(their)):
+            assert np.abs(our - their).max() <= 1e-3 * np.abs(their).max()
 
 
 def test_ddim_inversion_evaluates_where_a_step_ends():

@@ -58,7 +58,7 @@ class BertBlock(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
+    def __call__(self, x_BTD: TokensBTD, mask: Array | None) -> TokensBTD:
         cfg = self.config
         h = blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(x_BTD, mask)
         x = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD + h)

@@ -90,7 +90,7 @@ class ClipBlock(nn.Module):
     config: ClipConfig
 
     @nn.compact
-    def __call__(self, x_BTD: TokensBTD, mask: jax.Array | None) -> TokensBTD:
+    def __call__(self, x_BTD: TokensBTD, mask: Array | None) -> TokensBTD:
         cfg = self.config
         h = blocks.norm(cfg.epsilon, cfg.dtype, "attention_norm")(x_BTD)
         x = x_BTD + blocks.EncoderAttention(cfg.heads, cfg.dtype, name="attention")(
@@ -149,7 +149,7 @@ def _run(
     config: ClipConfig,
     params: Params,
     x: TokensBTD,
-    mask: jax.Array | None,
+    mask: Array | None,
 ) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
         return layers.apply_module(ClipBlock(config), layers.gather(block), x, mask)

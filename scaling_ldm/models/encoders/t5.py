@@ -110,7 +110,7 @@ class T5Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: TokensBTD, bias_1KTS: jax.Array, mask_B11S: jax.Array | None
+        self, x_BTD: TokensBTD, bias_1KTS: Array, mask_B11S: Array | None
     ) -> TokensBTD:
         cfg = self.config
 
