@@ -1,11 +1,11 @@
 """How do the best model size and data grow with compute? The whole study in miniature.
 
 In-context transformers of 8k to 109k parameters learn the latents of the embedded icons
-over a decade of compute. The icons are 32 x 32 pixels; the autoencoder of the library
-makes 8 x 8 x 4 latents of them. A network sees 64 image tokens and 15 caption words.
-Two settings differ from paper B's, for the sake of a laptop: batch 16 instead of 1024,
-and a learning rate that suits short runs. Both move the optimum, so the laws hold for
-this setting alone.
+at four budgets, the largest eight times the smallest. The icons are 32 x 32 pixels; the
+autoencoder of the library makes 8 x 8 x 4 latents of them. A network sees 64 image
+tokens and 15 caption words. Two settings differ from paper B's, for the sake of a
+laptop: batch 16 instead of 1024, and a learning rate that suits short runs. Both move
+the optimum, so the laws hold for this setting alone.
 
 Cost: 1.3e13 FLOPs, about ten minutes on 2 CPU cores. Expect N_opt ~ C^0.10 (90%
 interval -0.05 to 0.24), every minimum inside its grid, and the loss of the largest

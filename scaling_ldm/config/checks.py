@@ -50,6 +50,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
     problems += _check_plan(e)
     problems += _check_signals(e.train)
     problems += _check_evaluation(e)
+    problems += _check_fitted_weights(e)
     return problems
 
 
@@ -120,6 +121,18 @@ def _check_signals(cfg: fields.TrainConfig) -> list[str]:
             "both; a run goes on after the first kind and ends after the second"
         )
     return problems
+
+
+def _check_fitted_weights(e: fields.Experiment) -> list[str]:
+    """Weights that no run keeps; nothing is said where an axis varies the averages."""
+    known = (names.RAW, *e.optimizer.averages)
+    varied = any("optimizer.averages" in name for name, _ in e.plan.axes)
+    if varied or e.fit.weights in ("", *known):
+        return []
+    return [
+        f"config.fit.weights = {e.fit.weights!r}: the runs have {', '.join(known)} "
+        '(config.optimizer.averages); "" is their first average'
+    ]
 
 
 def _check_evaluation(e: fields.Experiment) -> list[str]:

@@ -122,7 +122,8 @@ def _caption(study: Study, runs: list[RunSpec]) -> str:
     said = fmt.measure(LOSS, weights.pop() if len(weights) == 1 else "")
     caption = (
         f"Learning curves: {said}, against training FLOPs, a line per run, a colour "
-        "per size, a point per measurement."
+        "per size, a point per measurement. Runs that were measured only at their end "
+        "are not shown."
     )
     failed = [study.records.get(run.run_id) for run in runs]
     if any(record and record.status != "finished" for record in failed):

@@ -121,7 +121,7 @@ def said(marks: Collection[Marks]) -> str:
         f"{min(fewer)}" if min(fewer) == max(fewer) else f"{min(fewer)}-{max(fewer)}"
     )
     return (
-        f"validation through training: {len(fewer)} of {len(marks)} runs have {found} "
-        f"spaced marks, not {max(m.wanted for m in marks)}, because these would "
-        f"take over {SHARE:.0%} of their FLOPs"
+        f"{len(fewer)} of {len(marks)} runs are measured {found} times on their way, "
+        f"not {max(m.wanted for m in marks)} (config.validation.marks): more would "
+        f"take over {SHARE:.0%} of their FLOPs; all are measured at their end"
     )

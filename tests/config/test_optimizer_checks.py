@@ -77,3 +77,15 @@ def test_a_name_holds_the_width():
         assert config.sigma_rel_of(config.power_average(width)) == width
     for name in ("ema", "raw", "0.1", "power_0.10", "power_.1", "power_x"):
         assert config.sigma_rel_of(name) is None
+
+
+def test_weights_that_no_run_keeps_are_not_fitted(tiny):
+    c = tiny.copy_and_resolve_references()
+    c.fit.weights = "emma"
+    with pytest.raises(config.ConfigError, match="fit.weights = 'emma': the runs have"):
+        config.resolve(c)
+    c.fit.weights = "raw"
+    config.resolve(c)
+    c.fit.weights = "power_0.1"
+    c.plan.axes = {"optimizer.averages": (("ema",), ("power_0.1",))}
+    config.resolve(c)

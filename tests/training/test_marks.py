@@ -96,8 +96,9 @@ def test_too_few_are_said(found):
     assert marks.said([found(1000, each=0), found(10, each=0)]) == ""
     line = marks.said([found(1000, each=0), found(1000, each=10), found(9, each=1)])
     assert line == (
-        "validation through training: 2 of 3 runs have 0-2 spaced marks, not 20, "
-        "because these would take over 2% of their FLOPs"
+        "2 of 3 runs are measured 0-2 times on their way, not 20 "
+        "(config.validation.marks): more would take over 2% of their FLOPs; all are "
+        "measured at their end"
     )
 
 
@@ -112,7 +113,7 @@ def planned(experiment, size):
 def test_a_published_budget_has_room_for_marks_and_a_laptops_has_not():
     """Forward FLOPs are counted: a little over a third of a step's for each picture."""
     experiment, spec = planned(dit_1e18, (448, 7))
-    cfg, weights = experiment.validation, 2
+    cfg, weights = experiment.validation, 1 + len(experiment.optimizer.averages)
     each = marks.measuring_flops(experiment, spec.width, spec.depth)
     third = weights * cfg.samples * spec.flops_per_step / spec.batch_size / 3
     assert third < each < 1.01 * third
