@@ -63,13 +63,16 @@ def learning(study: Study) -> Plot:
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     low, high = math.inf, -math.inf
+    shades = _shades(study)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        sizes = sorted({getattr(run, study.size) for run in panel})
+        shown = {
+            getattr(run, study.size): shades[run.width, run.depth] for run in panel
+        }
         for run in panel:
-            rank = sizes.index(getattr(run, study.size))
-            y = _curve(axes, study, run, shade(rank, len(sizes)))
+            y = _curve(axes, study, run, shown[getattr(run, study.size)])
             low, high = min(low, y.min()), max(high, y.max())
-        entries = line_entries([fmt.prefixed(n) for n in sizes], _MARKER)
+        labels = {fmt.prefixed(n): shown[n] for n in sorted(shown)}
+        entries = line_entries([*labels], _MARKER, [*labels.values()])
         axes.legend(handles=entries, title="N", title_fontsize=6.5, **LEGEND)
         axes.set_xscale("log")
         left, right = axes.get_xlim()
@@ -86,6 +89,15 @@ def learning(study: Study) -> Plot:
     if study.title:
         figure.suptitle(study.title, fontsize=9.0)
     return render(figure, "learning" + study.suffix, _caption(study, runs))
+
+
+def _shades(study: Study) -> dict[tuple[int, int], str]:
+    """The colour of each width and depth of the study, the same in every panel."""
+    sizes = sorted({getattr(run, study.size) for run in study.runs})
+    return {
+        (run.width, run.depth): shade(sizes.index(getattr(run, study.size)), len(sizes))
+        for run in study.runs
+    }
 
 
 def _height(axes: Axes, low: float, high: float) -> None:

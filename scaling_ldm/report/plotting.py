@@ -80,13 +80,14 @@ def shade(index: int, count: int) -> str:
     return _LIGHT[round(index / max(count - 1, 1) * (_SHADES - 1))]
 
 
-def line_entries(labels: Sequence[str], markersize: float) -> list[Line2D]:
-    """Legend entries of lines with points, a shade per label."""
+def line_entries(
+    labels: Sequence[str], markersize: float, colours: Sequence[str] = ()
+) -> list[Line2D]:
+    """Legend entries of lines with points; without colours a shade per label."""
+    colours = colours or [shade(i, len(labels)) for i in range(len(labels))]
     return [
-        Line2D(
-            [], [], color=shade(i, len(labels)), marker="o", label=label, ms=markersize
-        )
-        for i, label in enumerate(labels)
+        Line2D([], [], color=colour, marker="o", label=label, ms=markersize)
+        for label, colour in zip(labels, colours, strict=True)
     ]
 
 
