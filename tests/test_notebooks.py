@@ -24,7 +24,7 @@ PICTURES = {"fit_your_own_runs": 1, "read_a_study": 2, "samplers": 4}
     ],
 )
 def test_it_runs(path, whole, monkeypatch, tmp_path):
-    # One real device, optimised code: as a user has it, and faster for many runs.
+    # One real device, optimised code: faster for many runs.
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", os.fspath(FOLDER.parent.parent))

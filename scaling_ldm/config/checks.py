@@ -50,7 +50,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
     problems += _check_plan(e)
     problems += _check_signals(e.train)
     problems += _check_evaluation(e)
-    problems += _check_fitted_weights(e)
+    problems += _check_fit(e)
     return problems
 
 
@@ -123,20 +123,29 @@ def _check_signals(cfg: fields.TrainConfig) -> list[str]:
     return problems
 
 
-def _check_fitted_weights(e: fields.Experiment) -> list[str]:
-    """Weights that no run keeps; nothing is said where an axis varies the averages."""
+def _check_fit(e: fields.Experiment) -> list[str]:
+    """Metrics named twice, and weights that no run keeps.
+
+    An axis of the averages gives runs different weights: then any name is accepted.
+    """
+    problems = []
+    if "" in e.fit.metrics or len(set(e.fit.metrics)) < len(e.fit.metrics):
+        problems.append(
+            f"config.fit.metrics = {e.fit.metrics}: each a metric of the table of "
+            "measurements, once"
+        )
     known = (names.RAW, *e.optimizer.averages)
     varied = any("optimizer.averages" in name for name, _ in e.plan.axes)
-    if varied or e.fit.weights in ("", *known):
-        return []
-    return [
-        f"config.fit.weights = {e.fit.weights!r}: the runs have {', '.join(known)} "
-        '(config.optimizer.averages); "" is their first average'
-    ]
+    if not varied and e.fit.weights not in ("", *known):
+        problems.append(
+            f"config.fit.weights = {e.fit.weights!r}: the runs have "
+            f'{", ".join(known)} (config.optimizer.averages); "" is their first average'
+        )
+    return problems
 
 
 def _check_evaluation(e: fields.Experiment) -> list[str]:
-    """Names and counts of the stages that measure, and that fit what was measured."""
+    """Names and counts of the stages that measure pictures."""
     problems = []
     for where, known in (
         ("evaluate.metrics", names.METRICS),
@@ -148,11 +157,6 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
             problems.append(
                 f"config.{where} = {values}: each of {', '.join(known)}, once"
             )
-    if "" in e.fit.metrics or len(set(e.fit.metrics)) < len(e.fit.metrics):
-        problems.append(
-            f"config.fit.metrics = {e.fit.metrics}: each a metric of the table of "
-            "measurements, once"
-        )
     for where in ("frontier.steps", "frontier.guidances"):
         values = reads.value(e, where)
         if any(value <= 0 for value in values) or list(values) != sorted(set(values)):
