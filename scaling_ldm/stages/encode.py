@@ -124,6 +124,8 @@ class _Encoder:
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
         )
+        for line in pictures.examples_of(self._pictures):
+            progress.say(line)
         self._networks = encoding.FrozenNetworks(experiment)
         took = progress.format_duration(time.perf_counter() - self._begun)
         progress.say(f"networks are ready after {took}: {self._networks.describe()}")

@@ -31,6 +31,7 @@ __all__ = [
     "Pictures",
     "Tally",
     "decode",
+    "examples_of",
     "fit",
     "held_out",
     "is_held_out",
@@ -123,6 +124,23 @@ def is_held_out(picture: Picture, fraction: float) -> bool:
     if picture.held_out is not None:
         return picture.held_out
     return held_out(picture.caption, fraction)
+
+
+def examples_of(found: Pictures, count: int = 3) -> list[str]:
+    """Lines that say where a set has its captions, with examples from all over it."""
+    where = getattr(found, "captions_from", "the set itself")
+    lines, tried = [f"captions are from {where}, for example"], len(found)
+    places = [tried * i // (10 * count) for i in range(10 * count)]
+    # The readable ones; where one is bad, the next one is looked at.
+    for first in range(0, len(places), 10):
+        for place in dict.fromkeys(places[first : first + 10]):
+            try:
+                picture = found.read(place)
+            except BadRecord:
+                continue
+            lines.append(f"  {picture.name}: {picture.caption[:100]!r}")
+            break
+    return list(dict.fromkeys(lines))
 
 
 def options_of(source: str) -> list[str]:
