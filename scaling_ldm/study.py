@@ -322,7 +322,8 @@ class _Study:
         if self.primary:
             plan.write(specs, self.workdir)
             shown = specs[asked.start : asked.stop]
-            print(plan.table(self.experiment, shown, asked.start), flush=True)
+            text = plan.table(self.experiment, shown, asked.start, self.workdir)
+            print(text, flush=True)
         if self.mesh:
             self.mesh.barrier("plan")
 

@@ -193,7 +193,8 @@ class ImageFolder:
             return "folders"
         raise config.ConfigError(
             f"{root}: no captions for {self._names[0]} and others: neither "
-            f"{', '.join(TABLES)}, nor text files ({', '.join(TEXTS)}) beside the pictures, nor a folder for each class "
+            f"{', '.join(TABLES)}, nor text files ({', '.join(TEXTS)}) beside the "
+            "pictures, nor a folder for each class "
             "(train, val and test are none); name a table with captions="
         )
 
