@@ -273,10 +273,11 @@ def _by_caption(survey: Survey, near: Ids, fraction: float) -> Flags:
     # holds it out: large groups are then no likelier to be held out.
     order = np.lexsort((hashing.mix(keys), group[:count]))
     _, first = np.unique(group[:count][order], return_index=True)
-    value = np.full(len(group), np.iinfo(np.uint64).max, np.uint64)
+    groups = int(group.max(initial=-1)) + 1
+    value = np.zeros(groups, np.uint64)
     value[group[:count][order][first]] = keys[order][first]
     of_picture = group[caption.reshape(-1)]
-    sizes = np.bincount(of_picture, minlength=len(group))
+    sizes = np.bincount(of_picture, minlength=groups)
     largest = max(fraction * len(near), sizes[sizes > 0].min(initial=1))
     out = (value / 2**64 < fraction) & (sizes <= largest)
     return _with_every_label(out, of_picture, value, survey.labels)[of_picture]
@@ -307,7 +308,7 @@ def _by_picture(survey: Survey, near: Ids, fraction: float) -> Flags:
     return _with_every_label(out, of_picture, value, survey.labels)[of_picture]
 
 
-def _keys(thumbnails: Pixels, group: Ids) -> Keys:
+def _keys(thumbnails: Pixels, group: Ids) -> UInt64[np.ndarray, "groups"]:
     """A hash of each group, of its smallest thumbnail; names and order are no part."""
     order = np.lexsort((*thumbnails.T[::-1], group))
     _, first = np.unique(group[order], return_index=True)
@@ -318,7 +319,12 @@ def _keys(thumbnails: Pixels, group: Ids) -> Keys:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def _with_every_label(out: Flags, group: Ids, value: Keys, labels: Ids) -> Flags:
+def _with_every_label(
+    out: Bool[np.ndarray, "groups"],
+    group: Ids,
+    value: UInt64[np.ndarray, "groups"],
+    labels: Ids,
+) -> Bool[np.ndarray, "groups"]:
     """The groups to hold out, so changed that labels are on both sides if they can be.
 
     Args:

@@ -463,6 +463,7 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
 
 def test_icons_are_pictures_without_an_end(wanted, tmp_path):
     given = {"source": "icons", "path": "", "validation_fraction": 0.25}
+    given["validation_minimum"] = 50  # the default: they have a split of their own
     experiment = wanted(
         data=given, encode={"pictures": 16, "text_encoder": "vocabulary"}
     )
