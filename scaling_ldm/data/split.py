@@ -38,6 +38,8 @@ Pixels = UInt8[np.ndarray, "n values"]
 Flags = Bool[np.ndarray, "n"]
 Ids = Int64[np.ndarray, "n"]
 Keys = UInt64[np.ndarray, "n"]
+GroupFlags = Bool[np.ndarray, "groups"]
+GroupKeys = UInt64[np.ndarray, "groups"]
 
 
 def caption_key(caption: str) -> int:
@@ -119,7 +121,7 @@ class Split:
             "validation": int(self.held_out.sum()),
         }
         digest = hashlib.blake2b(b"".join(a.tobytes() for a in arrays), digest_size=16)
-        return {"version": VERSION} | found | counts | {"digest": digest.hexdigest()}
+        return {"rules": VERSION} | found | counts | {"digest": digest.hexdigest()}
 
     def side(self, position: int) -> bool | None:
         """Whether the picture there is held out; None if it is none of these."""
@@ -308,7 +310,7 @@ def _by_picture(survey: Survey, near: Ids, fraction: float) -> Flags:
     return _with_every_label(out, of_picture, value, survey.labels)[of_picture]
 
 
-def _keys(thumbnails: Pixels, group: Ids) -> UInt64[np.ndarray, "groups"]:
+def _keys(thumbnails: Pixels, group: Ids) -> GroupKeys:
     """A hash of each group, of its smallest thumbnail; names and order are no part."""
     order = np.lexsort((*thumbnails.T[::-1], group))
     _, first = np.unique(group[order], return_index=True)
@@ -320,11 +322,11 @@ def _keys(thumbnails: Pixels, group: Ids) -> UInt64[np.ndarray, "groups"]:
 
 
 def _with_every_label(
-    out: Bool[np.ndarray, "groups"],
+    out: GroupFlags,
     group: Ids,
-    value: UInt64[np.ndarray, "groups"],
+    value: GroupKeys,
     labels: Ids,
-) -> Bool[np.ndarray, "groups"]:
+) -> GroupFlags:
     """The groups to hold out, so changed that labels are on both sides if they can be.
 
     Args:

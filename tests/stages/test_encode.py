@@ -105,7 +105,7 @@ def wanted(networks):
         c = config.default()
         c.data.source, c.data.path = "memory", "icons of test_encode"
         c.data.shape, c.data.text_tokens, c.data.vocab_size = (16, 16, 4), 8, 64
-        c.data.validation_fraction, c.data.validation_minimum = 0.3, 1
+        c.data.validation_fraction, c.data.validation_minimum = 0.3, 0
         c.model.text_width = 12
         c.encode.autoencoder = str(networks / "ae")
         c.encode.text_encoder = str(networks / "bert")
@@ -560,7 +560,7 @@ def arguments(networks, workdir, tars, *more):
         "data.shape": "(16, 16, 4)",
         "data.text_tokens": 8,
         "data.validation_fraction": 0.3,
-        "data.validation_minimum": 1,
+        "data.validation_minimum": 0,
         "model.text_width": 12,
         "encode.autoencoder": networks / "ae",
         "encode.text_encoder": networks / "bert",
