@@ -321,9 +321,8 @@ class _Study:
         asked = self._asked_rows(len(specs))
         if self.primary:
             plan.write(specs, self.workdir)
-            shown = specs[asked.start : asked.stop]
-            text = plan.table(self.experiment, shown, asked.start, self.workdir)
-            print(text, flush=True)
+            shown, at = specs[asked.start : asked.stop], self.workdir
+            print(plan.table(self.experiment, shown, asked.start, at), flush=True)
         if self.mesh:
             self.mesh.barrier("plan")
 

@@ -25,7 +25,7 @@ from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.records.errors import Preempted
 from scaling_ldm.training import encoding, mesh, progress, signals, survey
-from scaling_ldm.training.encode_progress import EncodeProgress, size
+from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
 
 _ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
@@ -396,12 +396,5 @@ class _Encoder:
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {_by_channel(manifest)}"
+            f"  a network sees {by_channel(manifest)}"
         )
-
-
-def _by_channel(manifest: encoded.Manifest) -> str:
-    means, stds = (
-        " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")
-    )
-    return f"channels of mean {means} and standard deviation {stds}"

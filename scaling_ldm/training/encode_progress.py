@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from scaling_ldm.data import encoded
 from scaling_ldm.training.progress import format_duration, say
 
 
@@ -14,6 +15,14 @@ def size(count: float) -> str:
             return f"{count:.3g} {suffix}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def by_channel(manifest: encoded.Manifest) -> str:
+    """The mean and the standard deviation of what a network sees, in words."""
+    means, stds = (
+        " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")
+    )
+    return f"channels of mean {means} and standard deviation {stds}"
 
 
 class EncodeProgress:
