@@ -321,8 +321,8 @@ class _Study:
         asked = self._asked_rows(len(specs))
         if self.primary:
             plan.write(specs, self.workdir)
-            shown = specs[asked.start : asked.stop]
-            print(plan.table(self.experiment, shown, asked.start), flush=True)
+            shown, at = specs[asked.start : asked.stop], self.workdir
+            print(plan.table(self.experiment, shown, asked.start, at), flush=True)
         if self.mesh:
             self.mesh.barrier("plan")
 

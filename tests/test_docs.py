@@ -352,7 +352,7 @@ def test_links_lead_somewhere(path):
 LISTED = {
     "samplers": ("SAMPLERS", "SPACINGS", "PREDICTIONS", "SCHEDULES"),
     "experiments": ("ARCHITECTURES", "WEIGHTINGS", "TIMESTEP_SAMPLING", "PREDICTIONS"),
-    "own_pictures": ("DATA_SOURCES", "AUTOENCODERS", "TEXT_ENCODERS"),
+    "own_pictures": ("DATA_SOURCES", "AUTOENCODERS", "TEXT_ENCODERS", "SPLIT_BY"),
     "quality": ("FEATURE_NETWORKS", "METRICS"),
     "files": ("PICTURE_FORMATS",),
 }

@@ -39,7 +39,7 @@ def wanted(tiny):
 
     def make(**sections):
         c = tiny.copy_and_resolve_references()
-        c.data.validation_fraction = 0.3
+        c.data.validation_fraction, c.data.validation_minimum = 0.3, 0
         c.encode.text_encoder = "vocabulary"
         c.data.mix = {"own": 3, "prior": 1}
         c.data.parts = {

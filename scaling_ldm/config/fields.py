@@ -34,7 +34,17 @@ class DataConfig:
     coarse: int = 0
     text_tokens: int = 16  # positions of a caption; shorter captions are padded
     vocab_size: int = 2048  # caption words with an embedding of their own
-    validation_fraction: float = 0.05  # share of base names kept out of training
+    validation_fraction: float = 0.05  # share that is kept out of training
+    # What it is a share of, one of SPLIT_BY. "auto": of the captions where these are
+    # many, else of the pictures of each label or caption.
+    split_by: str = "auto"
+    # Pictures that are held out instead, of the same source; "": a share of the others.
+    validation_path: str = ""
+    # Their split, for the tfds and huggingface sources; "" for that of the files.
+    validation_split: str = ""
+    # Fewer held-out pictures are an error, and so is a label on one side alone. 0: they
+    # are not.
+    validation_minimum: int = 50
     prefetch_batches: int = 2  # batches prepared ahead of the training step
     seed: int = 0  # seed of the stream: order, colours, captions
 
@@ -49,6 +59,7 @@ class EncodeConfig:
     text_encoder: str = "auto"
     path: str = ""  # folder or URL of the records; "": encoded/ in the workdir
     pictures: int = 0  # how many are encoded; 0: all of a finite source
+    choose: str = "random"  # which ones, one of CHOOSE: by data.seed, or by name
     batch_size: int = 64  # pictures in one call of the networks, on each host
     records_per_shard: int = 4096  # records in one file
     dtype: str = "float16"  # type of stored moments and features; one of RECORD_DTYPES

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaling_ldm import records
+from scaling_ldm.config import names
 
 Field = tuple[str, str]  # section, name
 
@@ -45,6 +46,11 @@ SINCE: dict[Field, Any] = {
     ("train", "init_checksum"): "",
     ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
+    ("data", "split_by"): "caption_alone",  # the default since 0.2.0 is another
+    ("data", "validation_path"): "",
+    ("data", "validation_split"): "",
+    ("data", "validation_minimum"): 0,  # decides no number
+    ("encode", "choose"): "first",  # the default since 0.2.0 is another
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.
@@ -61,6 +67,7 @@ FIRST_VALUES: dict[Field, dict[str, dict[str, Any]]] = {
         "train_loss_smoothed": {"metrics": ("train_loss_smoothed",), "weights": ""},
     }
 }
+_GIVEN = "given"  # of a path that is there, wherever it is
 _NO_RECIPE = (
     "plan",
     "mesh",
@@ -75,6 +82,7 @@ _NO_RECIPE = (
 _NOT_IDENTITY: tuple[Field, ...] = (
     ("data", "path"),
     ("data", "prefetch_batches"),
+    ("data", "validation_minimum"),
     ("encode", "path"),
     ("encode", "batch_size"),
     ("encode", "records_per_shard"),
@@ -123,17 +131,36 @@ def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
             kept[section][field] = kept[section].pop(first)
     for section, field in _NOT_IDENTITY:
         kept.get(section, {}).pop(field, None)
+    _drop_unread(kept)
+    if kept.get("data", {}).get("validation_path"):
+        kept["data"]["validation_path"] = _GIVEN
     if parts := kept.get("data", {}).get("parts"):
         kept["data"]["parts"] = _deciding_parts(parts)
     return kept
 
 
+def _drop_unread(kept: dict[str, Any]) -> None:
+    """Removes later fields that decide nothing here, whatever their default is."""
+    data, encode = kept.get("data", {}), kept.get("encode", {})
+    if data.get("source") in names.ENDLESS and not data.get("mix"):
+        data.pop("split_by", None)
+        encode.pop("choose", None)
+    parts = data.get("parts") or ()
+    some = any(f == "encode.pictures" for _, own in parts for f, _ in own)
+    if encode.get("pictures") == 0 and not some:
+        encode.pop("choose", None)
+
+
 def _deciding_parts(parts: Iterable[Any]) -> list[Any]:
     """The fields of `data.parts` that decide numbers, whatever their order."""
-    places = {"path", *(f"{s}.{f}" for s, f in _NOT_IDENTITY)}
+    places = {f if s == "data" else f"{s}.{f}" for s, f in _NOT_IDENTITY}
     found = []
     for name, fields in sorted(parts):
-        if kept := [[f, value] for f, value in sorted(fields) if f not in places]:
+        told = [
+            [f, _GIVEN if f == "validation_path" and value else value]
+            for f, value in sorted(fields)
+        ]
+        if kept := [[f, value] for f, value in told if f not in places]:
             found.append([name, kept])
     return found
 

@@ -7,7 +7,7 @@
     }
 
 A part is the experiment with other fields: those that `data.parts` gives it. A part
-that names its source takes none of path, split, captions and label from config.data.
+that names its source takes none from config.data that say which pictures there are.
 
 An experiment keeps both as tuples of (name, value) pairs, which is also how they are
 given on the command line. Everything here is a pure function of an experiment.
@@ -24,9 +24,11 @@ from typing import Any
 from scaling_ldm.config import fields, names
 
 # Fields of config.data that say which pictures there are.
-PICTURES = ("source", *dict.fromkeys(f for t in names.DATA_SOURCES.values() for f in t))
+_READ = dict.fromkeys(f for t in names.DATA_SOURCES.values() for f in t)
+_HOW = ("split_by", "validation_minimum")  # how they are held out: from config.data
+PICTURES = ("source", *(field for field in _READ if field not in _HOW))
 # Fields that a part may have of its own.
-FIELDS = (*PICTURES, "encode.path", "encode.pictures")
+FIELDS = ("source", *_READ, "encode.path", "encode.pictures")
 EVERY = "mix"  # as config.validation.part: the held-out pictures of every part
 SMALLEST = 1e-6  # share of a part
 
@@ -108,7 +110,9 @@ def _part(e: fields.Experiment, name: str) -> fields.Experiment:
     data: dict[str, Any] = {"parts": ()}
     if "source" in own:
         default = fields.DataConfig()
-        data |= {field: getattr(default, field) for field in PICTURES}
+        read = names.DATA_SOURCES.get(own["source"], ())
+        other = (*PICTURES, *(field for field in _HOW if field not in read))
+        data |= {field: getattr(default, field) for field in other}
     encode: dict[str, Any] = {}
     if e.encode.path:
         encode["path"] = f"{e.encode.path.rstrip('/')}/{name}"

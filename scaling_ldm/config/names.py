@@ -63,15 +63,22 @@ NORMS = ("layer", "rms")
 QK_NORMS = ("none", "layer", "rms")
 POSITIONS = ("sinusoidal", "learned", "rope")
 # Each source of pictures -> the fields of config.data that say what it opens.
+_HELD_OUT = ("split_by", "validation_path", "validation_minimum")
 DATA_SOURCES = {
     "icons": (),
-    "image_folder": ("path", "captions", "label"),
-    "webdataset": ("path", "captions"),
-    "array_record": ("path", "captions", "label"),
-    "tfds": ("path", "split", "captions", "label"),
-    "huggingface": ("path", "split", "captions", "label"),
-    "memory": ("path",),
+    "image_folder": ("path", "captions", "label", *_HELD_OUT),
+    "webdataset": ("path", "captions", *_HELD_OUT),
+    "array_record": ("path", "captions", "label", *_HELD_OUT),
+    "tfds": ("path", "split", "captions", "label", *_HELD_OUT, "validation_split"),
+    "huggingface": (
+        *("path", "split", "captions", "label"),
+        *(*_HELD_OUT, "validation_split"),
+    ),
+    "memory": ("path", *_HELD_OUT),
 }
+# What pictures are held out by; the rules are in data/split.py.
+SPLIT_BY = ("auto", "caption", "picture", "caption_alone")
+CHOOSE = ("random", "first")  # which pictures encode.pictures takes
 ENDLESS = ("icons",)  # sources without end; training can read them without records
 UNNAMED = ("memory",)  # sources that have pictures under the path "", too
 # Frozen networks with a name; any other value is a folder or a hub id.
@@ -154,6 +161,8 @@ ADVICE_UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
 # Each field that holds one name of a table -> that table.
 CHOICES = {
     "data.source": DATA_SOURCES,
+    "data.split_by": SPLIT_BY,
+    "encode.choose": CHOOSE,
     "encode.dtype": RECORD_DTYPES,
     "encode.compute_dtype": DTYPES,
     "model.architecture": ARCHITECTURES,

@@ -31,7 +31,7 @@ _POSITIVE = {
     "evaluate": ("reference_images", "batch_size"),
 }
 _NOT_NEGATIVE = {
-    "data": ("prefetch_batches", "seed", "coarse"),
+    "data": ("prefetch_batches", "seed", "coarse", "validation_minimum"),
     "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),

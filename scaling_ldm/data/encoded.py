@@ -25,6 +25,8 @@ from scaling_ldm.models import pretrained
 Manifest = dict[str, Any]
 
 _ORDER, _NOISE = 101, 102  # streams of the hash; the icons use none of them
+# Fields of config.data that decide nothing, or that another entry stands for.
+_NO_IDENTITY = ("path", "validation_path", "validation_minimum")
 _OPEN_FILES = 256  # shards held open at once
 KEPT_BYTES = 1 << 29  # a split of at most this size stays in memory once it is read
 
@@ -45,9 +47,13 @@ def identity(experiment: config.Experiment) -> dict[str, Any]:
         "text_encoder": pretrained.text_identity(cfg.text_encoder),
     }
     for field in config.DATA_SOURCES[source]:
-        if field != "path":
+        if field not in _NO_IDENTITY:
             found[field] = getattr(experiment.data, field)
-    if source in config.ENDLESS:
+    if source not in config.ENDLESS:
+        found["validation"] = "given" if experiment.data.validation_path else ""
+        if cfg.pictures:
+            found["choose"] = cfg.choose
+    if source in config.ENDLESS or found.get("choose") == "random":
         found["seed"] = experiment.data.seed
     if not experiment.reads_words:
         found["text_tokens"] = experiment.data.text_tokens
@@ -61,11 +67,18 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
 
     Two networks are the same if their files are the same. If the files of one are not
     known, they are the same if they have the same name. What older records do not say
-    was not given.
+    was not given. They keep how their pictures were chosen and held out, unless another
+    way is asked for by name.
     """
     lines = []
+    older = "split_by" not in held
+    of_before = {"split_by": "caption_alone"} if older else {}
     for key, value in wanted.items():
-        there = held.get(key)
+        if older and (key == "choose" or (key, value) == ("split_by", "auto")):
+            continue
+        if older and key == "seed" and "choose" in wanted:
+            continue
+        there = held.get(key, of_before.get(key))
         if isinstance(value, Mapping) and isinstance(there, Mapping):
             by = "digest" if value.get("digest") and there.get("digest") else "name"
             if value.get(by) != there.get(by):

@@ -1,7 +1,8 @@
 """Shards of encoded pictures: the bytes of a record, and the files of a folder.
 
 A folder of records holds
-    identity.json               what the records are made of, written first
+    split.json                  which pictures are held out, written first
+    identity.json               what the records are made of
     shard-00000.array_record    records of consecutive pictures
     shard-00000.json            counts, sums and the checksum of that shard, written
                                 after it: with this file a shard is complete
@@ -39,7 +40,7 @@ from array_record.python import array_record_module
 from scaling_ldm import config, records
 from scaling_ldm.data import storage
 
-IDENTITY, MANIFEST = "identity.json", "manifest.json"
+IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
 VERSION = 1
 SUFFIX = ".array_record"
 _HEADER = struct.Struct("<IIIIHBi")  # checksum, three lengths, tokens, flags, label
@@ -204,6 +205,11 @@ class Store:
         except FileNotFoundError:
             return set()
         return {posixpath.basename(path) for path in found}
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
 
     @contextlib.contextmanager
     def replace(self, name: str) -> Iterator[pathlib.Path]:

@@ -14,9 +14,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling_ldm import config, records
+from scaling_ldm import config, data, records
 from scaling_ldm.config import mix
-from scaling_ldm.data import pictures
+from scaling_ldm.data import pictures, split, stored_split
 from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models import pretrained
@@ -60,7 +60,11 @@ class RealStatistics:
 
 
 def held_out(
-    experiment: config.Experiment, side: tuple[int, int], most: int, start: int = 0
+    experiment: config.Experiment,
+    side: tuple[int, int],
+    most: int,
+    start: int = 0,
+    chosen: split.Split | None = None,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Real pictures of the validation split, in the order of their source.
 
@@ -71,24 +75,39 @@ def held_out(
       side: (height, width) that the pictures are resized to.
       most: the largest number of pictures.
       start: position in the source of the first picture to look at.
+      chosen: the split of the records; None for the hash of each caption, or that of
+        the source itself.
 
     Yields:
       uint8 [n, height, width, 3], and the position in the source behind them.
+
+    Raises:
+      ConfigError: the pictures are not those of the split.
     """
-    fraction = experiment.data.validation_fraction
+    part = mix.held_out_part(experiment)
     if most < 1:
         return
-    found = pictures.of_experiment(mix.held_out_part(experiment), start + most)
+    found = pictures.of_experiment(part, start + most)
+    if chosen is None:
+        positions = np.arange(start, len(found))
+    else:
+        if chosen.size != len(found):
+            raise config.ConfigError(
+                f"{part.data.path} holds {len(found):,} pictures, and the records were "
+                f"made of {chosen.size:,}: put back those that were encoded"
+            )
+        positions = chosen.positions[chosen.held_out]
+        positions = positions[positions >= start]
     batch, taken = [], 0
     for index, picture in pictures.read_ahead(
         found,
-        range(start, len(found)),
+        positions,
         experiment.encode.workers,
         lambda picture: picture,
     ):
         if isinstance(picture, pictures.BadRecord):
             continue
-        if not pictures.is_held_out(picture, fraction):
+        if chosen is None and not pictures.is_held_out(picture, part.data):
             continue
         batch.append(pictures.fit(picture.image, *side))
         taken += 1
@@ -103,24 +122,26 @@ def held_out(
 
 def statistics(
     experiment: config.Experiment,
-    folder: pathlib.Path,
+    workdir: pathlib.Path,
     extract: _Extract,
     side: tuple[int, int],
 ) -> RealStatistics:
     """The statistics of real pictures: read from a file, stored before, or made now.
 
     Args:
-      folder: where they and the features are stored.
+      workdir: of the study; they and the features are stored in evaluate/.
       extract: the network; its `identity` is stored with the statistics.
       side: (height, width) of the pictures.
 
     Raises:
-      ConfigError: as `from_file`, or no picture is held out.
+      ConfigError: as `from_file`, no picture is held out, or the records of the
+        pictures, which say which are, are not there.
     """
     cfg = experiment.evaluate
     if cfg.reference:
         return from_file(cfg.reference, extract.identity)
-    part = mix.held_out_part(experiment).data
+    folder, part = workdir / "evaluate", mix.held_out_part(experiment).data
+    chosen = _split_of(experiment, workdir)
     provenance = {
         "source": part.source,
         "split": "validation",
@@ -132,13 +153,15 @@ def statistics(
         "most": cfg.reference_images,
         "network": extract.identity,
     }
+    if chosen is not None:
+        provenance["held_out"] = chosen.summary["digest"]
     if part.captions:  # they decide which pictures are held out
         provenance["captions"] = part.captions
     stored = StoredFeatures(folder, provenance)
     stored.extract_missing(
         extract,
         lambda start: held_out(
-            experiment, side, cfg.reference_images - stored.images, start
+            experiment, side, cfg.reference_images - stored.images, start, chosen
         ),
         Progress(
             "evaluate",
@@ -167,6 +190,16 @@ def statistics(
         digest=digest,
         images=stored.images,
     )
+
+
+def _split_of(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> split.Split | None:
+    """The split of the pictures that are compared with; see `held_out`."""
+    (name,) = mix.held_out_parts(experiment)
+    part, folder = data.parts(experiment, workdir)[name]
+    ruled = part.data.split_by == "caption_alone" or part.data.source in config.ENDLESS
+    return None if ruled else stored_split.read_split(folder)
 
 
 def _digest_of(path: pathlib.Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scaling_ldm.records.runs import RunSpec
@@ -155,10 +155,21 @@ _LATER = {
     "data.parts": [],
     "data.captions": "",
     "data.label": "",
+    "data.split_by": "caption_alone",
+    "data.validation_path": "",
+    "data.validation_split": "",
+    "encode.choose": "first",
     "validation.part": "",
     "objective.kind": "auto",
     "objective.digest": "",
 }
+
+
+def _unread(value: Callable[[str], Any]) -> tuple[str, ...]:
+    """Later fields that an experiment does not read, whatever their values are."""
+    if value("data.source") == "icons" and not value("data.mix"):
+        return "data.split_by", "encode.choose"
+    return () if value("encode.pictures") else ("encode.choose",)
 
 
 def loss_protocol(
@@ -182,7 +193,9 @@ def loss_protocol(
         return overrides.get(path, experiment.get(section, {}).get(name))
 
     reconstructs = value("model.architecture") == "autoencoder_kl"
-    later = {path: value(path) for path in _LATER}
+    later = {path: value(path) for path in _LATER if path not in _unread(value)}
+    if later.get("data.validation_path"):
+        later["data.validation_path"] = "given"  # wherever it is
     return (
         {
             "metric": metric,

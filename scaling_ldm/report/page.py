@@ -43,6 +43,10 @@ def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> s
         f'<p class="question">{escape(study.question)}</p>' if study.question else "",
         f'<div class="headline">{_headline(study)}</div>',
         _facts(study, by_name["ledger"]),
+        html.paragraphs(
+            f"{of}: {said}." if of else f"{said}."
+            for of, said in study.held_out.items()
+        ),
         html.paragraphs(_troubles(study), kind="alarm"),
         *_answers(study, figures, by_name),
         "<h2>Cost</h2>",

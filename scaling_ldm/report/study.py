@@ -57,6 +57,7 @@ class Study:
     samples: SampleRecord | None
     images: Images | None
     environment: Mapping[str, Any]
+    held_out: Mapping[str, str]  # by part of a mix: what is not trained on, in words
     notes: tuple[str, ...]
     group: str = ""  # of `parts`: the one group of its runs
     title: str = ""  # of `parts` and `by_metric`: which of several this one is
@@ -249,6 +250,7 @@ def read(workdir: pathlib.Path) -> Study:
         samples=samples,
         images=images,
         environment=reader.part("environment.json", _json) or {},
+        held_out=(reader.part("split.json", _json) or {}).get("held_out", {}),
         notes=tuple(reader.notes),
     )
 

@@ -20,11 +20,12 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, data
-from scaling_ldm.data import encoded, pictures, shards
+from scaling_ldm.data import encoded, pictures, shards, split, stored_split
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import encoding, mesh, progress, signals
+from scaling_ldm.training import encoding, mesh, progress, signals, survey
+from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
 
 _ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
@@ -44,6 +45,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         bad, or the folder holds other records.
       Preempted: SIGTERM arrived; the same command continues.
     """
+    told: dict[str, str] = {}
     for name, (part, folder) in data.parts(experiment, workdir).items():
         if name:
             progress.say(f"part {name} of the mix")
@@ -57,6 +59,11 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             ),
         ):
             _run(part, folder)
+            say = functools.partial(stored_split.told, part, folder)
+            primary = mesh.is_primary()
+            told[name] = mesh.failing_together(say if primary else lambda: "")
+    if mesh.is_primary():
+        stored_split.write(workdir, told)
 
 
 def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -77,10 +84,25 @@ def _run(experiment: config.Experiment, folder: str) -> None:
         progress.say(
             f"encoded already: {encoder.manifest['records']:,} pictures in {folder}"
         )
+        summary = encoder.manifest["identity"].get("split", {})
+        if experiment.data.source not in config.ENDLESS:
+            progress.say(split.in_words(summary))
         return
     with signals.StopSignal(experiment.train) as stop:
+        encoder.split(stop)
         encoder.encode(stop)
     mesh.failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
+
+
+@contextlib.contextmanager
+def _accepting() -> Iterator[None]:
+    """Says in a ConfigError about bad records which field accepts them."""
+    try:
+        yield
+    except config.ConfigError as e:
+        if "accepted fraction" not in str(e):
+            raise
+        raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
 
 
 class _Encoder:
@@ -92,6 +114,7 @@ class _Encoder:
     def __init__(self, experiment: config.Experiment, folder: str) -> None:
         self._experiment, self._folder = experiment, folder
         self._store, self._begun = shards.Store(folder), time.perf_counter()
+        self._split: split.Split | None = None
         self.manifest = self._store.read_json(shards.MANIFEST)
         wanted = encoded.identity(experiment)
         if self.manifest is not None:
@@ -106,9 +129,15 @@ class _Encoder:
                 wanted = {"set": found.identity}
                 encoded.refuse(folder, encoded.differences(held, wanted))
             return
+        held = self._store.read_json(shards.IDENTITY)
+        self._older = held is not None and "split_by" not in held
+        if self._older:  # it goes on as it began
+            first = dataclasses.replace(experiment.encode, choose="first")
+            experiment = dataclasses.replace(experiment, encode=first)
         cfg = experiment.encode
         self._pictures = pictures.of_experiment(experiment)
-        self._total = min(len(self._pictures), cfg.pictures or len(self._pictures))
+        self._positions = pictures.chosen(experiment, self._pictures)
+        self._total = len(self._positions)
         self._per_shard = cfg.records_per_shard
         self._shards = -(-self._total // self._per_shard)
         wanted |= {
@@ -116,20 +145,54 @@ class _Encoder:
             "found": self._total,
             "records_per_shard": self._per_shard,
         }
-        held = self._store.read_json(shards.IDENTITY)
         if held is not None:
             encoded.refuse(folder, encoded.differences(held, wanted))
-        self._identity = wanted
+        self._held = held
+        self._identity = {k: v for k, v in wanted.items() if held is None or k in held}
         progress.say(
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
         )
+        for line in pictures.examples_of(self._pictures):
+            progress.say(line)
         self._networks = encoding.FrozenNetworks(experiment)
         took = progress.format_duration(time.perf_counter() - self._begun)
         progress.say(f"networks are ready after {took}: {self._networks.describe()}")
-        if held is None and mesh.is_primary():
-            self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
+
+    def split(self, stop: signals.StopSignal) -> None:
+        """Decides which pictures are held out, or reads what was decided before.
+
+        Raises:
+          ConfigError: the split is refused, or too many records are bad.
+          Preempted: a stop was asked for.
+        """
+        cfg, held = self._experiment.data, self._held
+        if held is not None:
+            self._split = stored_split.read_split(self._folder)
+        elif cfg.source not in config.ENDLESS and cfg.split_by != "caption_alone":
+            tally = Tally(allowed=self._tally.allowed)
+            with _accepting():
+                self._split = survey.run(
+                    self._experiment,
+                    self._pictures,
+                    self._positions,
+                    self._store,
+                    stop,
+                    tally,
+                )
+        if self._split is not None:
+            self._identity["split"] = self._split.summary
+            progress.say(split.in_words(self._split.summary))
+        if held is None:
+            mesh.failing_together(self._begin if mesh.is_primary() else lambda: None)
+
+    def _begin(self) -> None:
+        """Writes what the records are going to be made of."""
+        if self._split is not None:
+            self._store.write_json(shards.SPLIT, split.to_json(self._split))
+        self._store.write_json(shards.IDENTITY, self._identity)
+        survey.remove(self._store)
 
     def encode(self, stop: signals.StopSignal) -> None:
         """Writes every missing shard.
@@ -149,7 +212,7 @@ class _Encoder:
         if complete:
             progress.say(f"{len(complete):,} of {self._shards:,} shards are there")
         processes = jax.process_count()
-        shown = _EncodeProgress(
+        shown = EncodeProgress(
             self._total,
             sum(len(self._indices(n)) for n in complete),
             processes,
@@ -167,9 +230,10 @@ class _Encoder:
                 raise Preempted("encoding stops; the shards that are there are kept")
             shown.level(sum(len(self._indices(n)) for n in missing if n < self._shards))
 
-    def _indices(self, number: int) -> range:
+    def _indices(self, number: int) -> np.ndarray:
+        """The positions in the set of the pictures of a shard."""
         first = number * self._per_shard
-        return range(first, min(first + self._per_shard, self._total))
+        return self._positions[first : first + self._per_shard]
 
     def _recall(self, number: int) -> None:
         """Counts the records that an earlier call wrote or found bad in a shard."""
@@ -184,13 +248,11 @@ class _Encoder:
         Raises:
           ConfigError: too many records are bad.
         """
-        try:
+        with _accepting():
             return self._tally.add(found)
-        except config.ConfigError as e:
-            raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
 
     def _shard(
-        self, number: int, stop: signals.StopSignal, shown: _EncodeProgress
+        self, number: int, stop: signals.StopSignal, shown: EncodeProgress
     ) -> None:
         """Writes one shard, or nothing of it if a stop is asked for."""
         bad: list[tuple[str, str]] = []
@@ -210,7 +272,7 @@ class _Encoder:
         number: int,
         bad: list[tuple[str, str]],
         stop: signals.StopSignal,
-        shown: _EncodeProgress,
+        shown: EncodeProgress,
     ) -> None:
         """Writes the pictures of a shard; the devices compute while a batch is read."""
         under_way: collections.deque[Any] = collections.deque()
@@ -241,7 +303,11 @@ class _Encoder:
 
         batch: list[Picture] = []
         indices = self._indices(number)
-        for _, found in read_ahead(self._pictures, indices, cfg.workers, prepare):
+        for position, found in read_ahead(
+            self._pictures, indices, cfg.workers, prepare
+        ):
+            if isinstance(found, Picture):
+                found = self._placed(position, found)
             if not self._count(found):
                 bad.append((found.name, found.reason))
                 continue
@@ -252,10 +318,20 @@ class _Encoder:
         if batch:
             yield batch
 
+    def _placed(self, position: int, picture: Picture) -> Picture | BadRecord:
+        """A picture with its side of the split."""
+        if self._split is None:
+            side = pictures.is_held_out(picture, self._experiment.data)
+        else:
+            side = self._split.side(position)
+        if side is None:
+            why = "it could not be read when the set was split"
+            return BadRecord(picture.name, why)
+        return dataclasses.replace(picture, held_out=side)
+
     def _write(
         self, writer: shards.Writer, batch: Sequence[Picture], started: Any
     ) -> None:
-        fraction = self._experiment.data.validation_fraction
         x, features = self._networks.read(started)
         means, variances = self._networks.scaled(x)
         for i, picture in enumerate(batch):
@@ -267,7 +343,7 @@ class _Encoder:
                 caption=picture.caption,
                 name=picture.name,
                 label=picture.label,
-                held_out=pictures.is_held_out(picture, fraction),
+                held_out=bool(picture.held_out),
             )
             writer.add(record, means[i], variances[i])
 
@@ -303,10 +379,8 @@ class _Encoder:
         for summary in summaries:
             for name, reason in summary["bad"]:
                 self._count(BadRecord(name, reason))
-        try:
+        with _accepting():
             tally.finish()
-        except config.ConfigError as e:
-            raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
         manifest = encoded.manifest_of(
             self._identity,
             self._networks.layout,
@@ -322,76 +396,5 @@ class _Encoder:
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {_by_channel(manifest)}"
+            f"  a network sees {by_channel(manifest)}"
         )
-
-
-def _by_channel(manifest: encoded.Manifest) -> str:
-    means, stds = (
-        " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")
-    )
-    return f"channels of mean {means} and standard deviation {stds}"
-
-
-def size(count: float) -> str:
-    """12345678 -> "12.3 MB"."""
-    for suffix in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {suffix}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-class _EncodeProgress:
-    """Lines while the stage runs: pictures done, speed, time left.
-
-    Other processes are assumed to be as fast as this one, until all have finished a
-    shard.
-
-    Args:
-      total: pictures of the data set.
-      done: how many of them are encoded already.
-      processes: of the job.
-      every_seconds: between two lines.
-    """
-
-    def __init__(
-        self, total: int, done: int, processes: int, every_seconds: float
-    ) -> None:
-        self._total, self._done, self._processes = total, done, processes
-        self._every = every_seconds
-        self._mine = 0  # pictures of this process in its current shard
-        self._bytes = 0  # size of the shards that this process has written
-        self._first: tuple[float, int] | None = None  # time and count once compiled
-        self._shown = time.perf_counter()
-
-    def show(self, count: int, written: int, bad: int) -> None:
-        """Prints a line if it is time for one.
-
-        Args:
-          count: pictures encoded since the last call.
-          written: bytes in the current shard; the line says this process's bytes.
-          bad: records found bad so far.
-        """
-        now = time.perf_counter()
-        self._mine += count
-        done = min(self._done + self._mine * self._processes, self._total)
-        if self._first is None:
-            self._first = (now, done)
-        if now - self._shown < self._every or done == self._first[1]:
-            return
-        self._shown = now
-        speed = (done - self._first[1]) / (now - self._first[0])
-        left = progress.format_duration((self._total - done) / speed)
-        progress.say(
-            f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
-            f"{size(self._bytes + written)}  {bad:,} bad  left {left}"
-        )
-
-    def written(self, count: int) -> None:
-        """A shard of this process is complete and has `count` bytes."""
-        self._bytes += count
-
-    def level(self, count: int) -> None:
-        """Every process has finished its shard; they hold `count` pictures together."""
-        self._done, self._mine = self._done + count, 0

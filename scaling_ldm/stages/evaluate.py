@@ -141,7 +141,7 @@ class _Evaluator:
         self._mesh, self._folder = device_mesh, workdir / "evaluate"
         self._extract = Extractor(experiment.evaluate, device_mesh)
         self._real = reference.statistics(
-            experiment, self._folder, self._extract, reference.picture_size(experiment)
+            experiment, workdir, self._extract, reference.picture_size(experiment)
         )
         self._parts = protocol.measurement_parts(
             experiment, self._extract.identity, self._real.digest, self._real.images

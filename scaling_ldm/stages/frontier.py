@@ -189,9 +189,7 @@ class _CellMeasurer:
         self._mesh = device_mesh
         self._extract = Extractor(cfg, device_mesh)
         side = reference.picture_size(experiment)
-        real = reference.statistics(
-            experiment, workdir / "evaluate", self._extract, side
-        )
+        real = reference.statistics(experiment, workdir, self._extract, side)
         self._reference = frechet.Reference.of(real.moments)
         (self._metric,) = measures.names("fd", cfg.network)
         parts = protocol.measurement_parts(

@@ -10,6 +10,7 @@ from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.config import axes, run_names
+from scaling_ldm.data import stored_split
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
 from scaling_ldm.training import optimizer, train_step
@@ -333,7 +334,10 @@ def _axis_column(path: str) -> tuple[str, Callable[[int, records.RunSpec], str]]
 
 
 def table(
-    experiment: config.Experiment, rows: Sequence[records.RunSpec], first: int = 0
+    experiment: config.Experiment,
+    rows: Sequence[records.RunSpec],
+    first: int = 0,
+    workdir: pathlib.Path | None = None,
 ) -> str:
     """The plan as text: one line for each run, then the totals and the assumptions.
 
@@ -341,6 +345,7 @@ def table(
 
     Args:
       first: the number of the first row; with --run, a row keeps its number.
+      workdir: of the study; given, the last lines say what is held out of training.
     """
     cfg = experiment.plan
     varied = dict.fromkeys(path for row in rows for path in row.overrides)
@@ -367,6 +372,8 @@ def table(
         f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} devices; "
         "the compiler's temporaries come on top.",
     ]
+    if workdir is not None:
+        lines += stored_split.lines(experiment, workdir)
     return "\n".join(lines)
 
 

@@ -327,6 +327,7 @@ def test_a_sources_fields_do_what_the_table_says(source, monkeypatch, unchecked)
 ENCODE = {
     "path": "there",
     "pictures": 9,
+    "choose": "first",
     "batch_size": 9,
     "records_per_shard": 9,
     "dtype": "bfloat16",

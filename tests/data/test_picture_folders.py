@@ -46,6 +46,115 @@ def test_folder_names_are_classes(tmp_path, originals):
     assert got == [("grey wolf", 0), ("red fox", 1), ("red fox", 1)]
 
 
+def make(root, originals, names, texts=()):
+    """Pictures of these names, and text files as pairs of a name and a text."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(originals[0].image))
+    for name, text in texts:
+        (root / name).write_text(text)
+
+
+def captions_of(root, **options):
+    """{name: caption} of a folder whose records are all good."""
+    found = pictures.open_pictures("image_folder", str(root), **options)
+    return {p.name: p.caption for p in map(found.read, range(len(found)))}
+
+
+def rows(*names):
+    """A table of objects."""
+    lines = [json.dumps({"file_name": n, "text": f"a photo of {n}"}) for n in names]
+    return "\n".join(lines)
+
+
+def test_folder_tables_lie_anywhere_below(tmp_path, originals):
+    tables = {"train/metadata.jsonl": rows("1.png"), "val/x/captions.csv": "file,text"}
+    tables["val/x/captions.csv"] += "\n2.png,two\ny/3.png,three\n"
+    make(
+        tmp_path,
+        originals,
+        ["train/1.png", "val/x/2.png", "val/x/y/3.png"],
+        tables.items(),
+    )
+    assert captions_of(tmp_path) == {
+        "train/1.png": "a photo of 1.png",
+        "val/x/2.png": "two",
+        "val/x/y/3.png": "three",
+    }
+    (tmp_path / "val" / "metadata.jsonl").write_text(rows("x/2.png"))
+    with pytest.raises(config.ConfigError, match="val/x/2.png is in two tables, val/x"):
+        captions_of(tmp_path)
+
+
+def test_folder_table_may_name_files_from_the_root(tmp_path, originals):
+    table = [("meta/captions.csv", "file,text\na/1.png,one\n")]
+    make(tmp_path, originals, ["a/1.png", "meta/0.png"], table)
+    found = pictures.open_pictures("image_folder", str(tmp_path))
+    assert found.read(0).caption == "one"
+    assert outcomes(found)["0.png"] == "it has no caption: not in meta/captions.csv"
+
+
+def test_folder_caption_files_come_before_folder_names(tmp_path, originals):
+    texts = [("10_dog/1.caption", "a dog"), ("10_dog/2.caption", "two dogs")]
+    make(tmp_path, originals, ["10_dog/1.png", "10_dog/2.png"], texts)
+    assert sorted(captions_of(tmp_path).values()) == ["a dog", "two dogs"]
+    (tmp_path / "10_dog" / "1.txt").write_text("dog, animal")
+    with pytest.raises(config.ConfigError, match=r"\.txt and \.caption files lie besi"):
+        captions_of(tmp_path)
+    assert sorted(captions_of(tmp_path, captions="caption").values())[0] == "a dog"
+
+
+def test_folder_of_a_split_is_no_caption(tmp_path, originals):
+    names = ["red_fox/1.png", "owl/2.png"]
+    kept = [f"{split}/{name}" for split in ("Train", "val", "test") for name in names]
+    make(tmp_path / "own", originals, [f"animals/{name}" for name in kept])
+    found = pictures.open_pictures("image_folder", str(tmp_path / "own"))
+    got = [(p.name, p) for p in map(found.read, range(6))]
+    assert {p.caption for _, p in got} == {"red fox", "owl"}
+    assert {p.label for n, p in got if "owl" in n} == {0}
+    assert [n for n, p in got if not p.held_out] == [
+        "animals/Train/owl/2.png",
+        "animals/Train/red_fox/1.png",
+    ]
+    make(tmp_path / "one", originals, [f"train/{name}" for name in names])
+    assert captions_of(tmp_path / "one")["train/owl/2.png"] == "owl"
+    found = pictures.open_pictures("image_folder", str(tmp_path / "one"))
+    assert {found.read(i).held_out for i in range(2)} == {None}
+    make(tmp_path / "flat", originals, ["train/1.png", "test/2.png"])
+    with pytest.raises(config.ConfigError, match="no captions for test/2.png"):
+        captions_of(tmp_path / "flat")
+
+
+def test_folder_names_that_are_not_clear_are_refused(tmp_path, originals):
+    make(tmp_path, originals, ["train/1.png", "plane/2.png"])
+    with pytest.raises(config.ConfigError, match="train may be a split or a class bes"):
+        captions_of(tmp_path)
+    assert set(captions_of(tmp_path, captions="folders").values()) == {"train", "plane"}
+    (tmp_path / "train").rename(tmp_path / "car")
+    (tmp_path / "plane" / "all.csv").write_text("id,n\n1,2\n")
+    assert set(captions_of(tmp_path).values()) == {"car", "plane"}
+    (tmp_path / "plane" / "about.csv").write_text("Filename,Caption\n2.png,a plane\n")
+    with pytest.raises(config.ConfigError, match="about.csv looks like a table of cap"):
+        captions_of(tmp_path)
+
+
+def test_where_captions_come_from_is_said_with_examples(tmp_path, originals):
+    texts = [(f"{i}.txt", f"number {i}") for i in range(40) if i != 20]
+    make(tmp_path, originals, [f"{i:02}.png" for i in range(40)])
+    make(tmp_path, originals, [], [(f"{int(n[:-4]):02}.txt", t) for n, t in texts])
+    found = pictures.open_pictures("image_folder", str(tmp_path))
+    assert pictures.examples_of(found) == [
+        "captions are from text files beside the pictures, .txt, for example",
+        "  00.png: 'number 0'",
+        "  13.png: 'number 13'",
+        "  26.png: 'number 26'",
+    ]
+    (tmp_path / "00.txt").write_text("")
+    assert "  01.png: 'number 1'" in pictures.examples_of(
+        pictures.open_pictures("image_folder", str(tmp_path))
+    )
+
+
 def test_folder_table_of_objects(tmp_path, originals):
     rows = [
         {"path": "./a.png", "text": "ein Hund\u2028zwei"},
@@ -81,7 +190,7 @@ def test_folder_table_with_bytes_that_are_not_utf_8(tmp_path, originals):
 @pytest.mark.parametrize(
     ("files", "options", "said"),
     [
-        ({}, {}, "no captions: neither captions.csv"),
+        ({}, {}, "no captions for a.png and others: neither captions.csv"),
         (
             {"captions.csv": "x", "metadata.csv": "x"},
             {},

@@ -105,7 +105,7 @@ def wanted(networks):
         c = config.default()
         c.data.source, c.data.path = "memory", "icons of test_encode"
         c.data.shape, c.data.text_tokens, c.data.vocab_size = (16, 16, 4), 8, 64
-        c.data.validation_fraction = 0.3
+        c.data.validation_fraction, c.data.validation_minimum = 0.3, 0
         c.model.text_width = 12
         c.encode.autoencoder = str(networks / "ae")
         c.encode.text_encoder = str(networks / "bert")
@@ -463,6 +463,7 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
 
 def test_icons_are_pictures_without_an_end(wanted, tmp_path):
     given = {"source": "icons", "path": "", "validation_fraction": 0.25}
+    given["validation_minimum"] = 50  # the default: they have a split of their own
     experiment = wanted(
         data=given, encode={"pictures": 16, "text_encoder": "vocabulary"}
     )
@@ -559,6 +560,7 @@ def arguments(networks, workdir, tars, *more):
         "data.shape": "(16, 16, 4)",
         "data.text_tokens": 8,
         "data.validation_fraction": 0.3,
+        "data.validation_minimum": 0,
         "model.text_width": 12,
         "encode.autoencoder": networks / "ae",
         "encode.text_encoder": networks / "bert",

@@ -92,7 +92,7 @@ def with_a_unet(c, folder):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     c.data.source, c.data.path = "memory", "test_exported"
-    c.data.validation_fraction = 0.4
+    c.data.validation_fraction, c.data.validation_minimum = 0.4, 0
     c.encode.text_encoder = str(folder)
     c.model = config.default().model
     c.model.architecture, c.model.heads, c.model.head_dim = "unet", 4, 0

@@ -11,13 +11,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import numpy as np
+
 from scaling_ldm import config
+from scaling_ldm.data import hashing
 from scaling_ldm.data.pictures.examples import ArrayRecords
 from scaling_ldm.data.pictures.folder import ImageFolder
+from scaling_ldm.data.pictures.joined import Joined
 from scaling_ldm.data.pictures.memory import memory, registered
 from scaling_ldm.data.pictures.painted import Painted
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures, decode, fit
+from scaling_ldm.data.pictures.record import (
+    BadRecord,
+    Picture,
+    Pictures,
+    decode,
+    digest,
+    fit,
+)
 from scaling_ldm.data.pictures.tables import Tables
 from scaling_ldm.data.pictures.tally import Tally
 from scaling_ldm.data.pictures.tar_shards import TarShards
@@ -30,7 +41,10 @@ __all__ = [
     "Picture",
     "Pictures",
     "Tally",
+    "chosen",
     "decode",
+    "digest",
+    "examples_of",
     "fit",
     "held_out",
     "is_held_out",
@@ -41,6 +55,7 @@ __all__ = [
     "read_ahead",
 ]
 
+_CHOICE = 103  # stream of the hash, see data/encoded.py
 # Each takes the path and, by keyword, the options that its signature names.
 PICTURES: dict[str, Callable[..., Pictures]] = {
     "image_folder": ImageFolder,
@@ -99,7 +114,9 @@ def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
 
 
 def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
-    """The pictures that an experiment is to encode, before `encode.pictures` cuts them.
+    """The pictures of an experiment, before `encode.pictures` chooses some of them.
+
+    With config.data.validation_path or validation_split, they are a `Joined`.
 
     Args:
       held_out: of an endless source, so many pictures of its validation split instead.
@@ -111,18 +128,60 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
     options = _OPTIONS[cfg.source](experiment)
     if held_out and cfg.source in config.ENDLESS:
         options |= {"count": held_out, "split": "validation"}
-    return open_pictures(cfg.source, cfg.path, **options)
+    found = open_pictures(cfg.source, cfg.path, **options)
+    if not (cfg.validation_path or cfg.validation_split):
+        return found
+    if "split" in options:
+        options["split"] = cfg.validation_split
+    if isinstance(found, ImageFolder):
+        options["classes"] = found.classes  # so that labels are the same
+    path = cfg.validation_path or cfg.path
+    return Joined(found, open_pictures(cfg.source, path, **options), path)
 
 
-def is_held_out(picture: Picture, fraction: float) -> bool:
-    """Whether a picture belongs to the validation split.
+def chosen(experiment: config.Experiment, found: Pictures) -> np.ndarray:
+    """The positions that are encoded: int64 [n], ascending.
 
-    Args:
-      fraction: share of the captions, if the set has no split of its own.
+    All, or `encode.pictures` of those to train on: the first ones, or random ones by
+    `data.seed`. Held-out pictures of a set of their own are all among them.
     """
-    if picture.held_out is not None:
+    cfg = experiment.encode
+    count = found.train if isinstance(found, Joined) else len(found)
+    taken = np.arange(count, dtype=np.int64)
+    if 0 < cfg.pictures < count:
+        taken = taken[: cfg.pictures]
+        if cfg.choose == "random" and experiment.data.source not in config.ENDLESS:
+            key = hashing.draw(experiment.data.seed, _CHOICE, np.zeros(1, np.uint64))
+            keys = np.repeat(key, cfg.pictures)
+            taken = np.sort(hashing.permute(taken, keys, count))
+    return np.concatenate([taken, np.arange(count, len(found), dtype=np.int64)])
+
+
+def is_held_out(picture: Picture, cfg: config.DataConfig) -> bool:
+    """Whether a picture is held out by the rule "caption_alone"; see data/split.py.
+
+    An endless source has a split of its own.
+    """
+    if cfg.source in config.ENDLESS and picture.held_out is not None:
         return picture.held_out
-    return held_out(picture.caption, fraction)
+    return held_out(picture.caption, cfg.validation_fraction)
+
+
+def examples_of(found: Pictures, count: int = 3) -> list[str]:
+    """Lines that say where a set has its captions, with examples from all over it."""
+    where = getattr(found, "captions_from", "the set itself")
+    lines, tried = [f"captions are from {where}, for example"], len(found)
+    places = [tried * i // (10 * count) for i in range(10 * count)]
+    # The readable ones; where one is bad, the next one is looked at.
+    for first in range(0, len(places), 10):
+        for place in dict.fromkeys(places[first : first + 10]):
+            try:
+                picture = found.read(place)
+            except BadRecord:
+                continue
+            lines.append(f"  {picture.name}: {picture.caption[:100]!r}")
+            break
+    return list(dict.fromkeys(lines))
 
 
 def options_of(source: str) -> list[str]:

@@ -140,6 +140,7 @@ class ArrayRecords:
         self._caption = columns.choose(found, caption, columns.CAPTION, "caption", path)
         self._label = columns.optional(found, label, "label", path)
         chosen = (self._image, self._caption, self._label)
+        self.captions_from = f"the feature {self._caption!r}"
         self.identity = record.listing_digest(
             "array_record", folder.sketches(names), chosen
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
+import numpy as np
 
 from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures
 
@@ -16,7 +17,7 @@ class _PreparedPictures:
     def __init__(
         self,
         pictures: Pictures,
-        indices: Sequence[int],
+        indices: Sequence[int] | np.ndarray,
         prepare: Callable[[Picture], Any],
     ) -> None:
         self._pictures, self._indices, self._prepare = pictures, indices, prepare
@@ -37,7 +38,7 @@ class _PreparedPictures:
 
 def read_ahead(
     pictures: Pictures,
-    indices: Sequence[int],
+    indices: Sequence[int] | np.ndarray,
     workers: int = 2,
     prepare: Callable[[Picture], Any] = lambda picture: picture,
 ) -> Iterator[tuple[int, Any]]:

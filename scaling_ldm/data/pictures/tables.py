@@ -72,6 +72,7 @@ class Tables:
         self._starts = [0, *itertools.accumulate(len(t) for t in self._tables)]
         if not len(self):
             raise config.ConfigError(f"{path}: there are no rows in its files")
+        self.captions_from = f"column {self._columns[1]!r}"
         self.identity = record.listing_digest(
             "huggingface", folder.sketches(names), self._columns
         )

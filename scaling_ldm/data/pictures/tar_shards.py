@@ -110,6 +110,10 @@ class TarShards:
             )
             for name, index in zip(self._shards, self._indices, strict=True)
         ]
+        entry = f"the entry {caption!r}" if caption else "an entry"
+        self.captions_from = (
+            f"the .txt or .caption part of a sample, or {entry} of .json"
+        )
         self.identity = record.listing_digest("webdataset", files, caption)
 
     def __len__(self) -> int:

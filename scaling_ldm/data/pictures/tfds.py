@@ -67,6 +67,8 @@ class Tfds:
             for name, *rest in self._folder.sketches(names)
         ]
         chosen = (self._image, self._caption, self._label)
+        feature = self._caption or f"{self._label} as words"
+        self.captions_from = f"the feature {feature}"
         self.identity = record.listing_digest("tfds", files, chosen, self._classes)
 
     def __len__(self) -> int:

@@ -1,0 +1,160 @@
+"""Looks at every picture before any is encoded, to decide which are held out.
+
+Pictures are looked at in blocks of `encode.records_per_shard`. Block b is read by
+process b modulo the number of processes, and its findings are a file of the folder of
+records, so a survey that was stopped continues. Then every process decides by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling_ldm import config
+from scaling_ldm.data import near_duplicates, pictures, shards, split
+from scaling_ldm.data.pictures import BadRecord, Picture, Pictures, Tally
+from scaling_ldm.records.errors import Preempted
+from scaling_ldm.training import mesh, progress, signals
+
+_Block = dict[str, Any]  # the arrays of a block
+
+
+def run(
+    experiment: config.Experiment,
+    found: Pictures,
+    positions: np.ndarray,
+    store: shards.Store,
+    stop: signals.StopSignal,
+    tally: Tally,
+) -> split.Split:
+    """The split of the pictures at some positions of a set.
+
+    All processes call it together.
+
+    Args:
+      positions: int64 [n], ascending.
+      store: of the folder of records, which gets the findings.
+      tally: counts the records.
+
+    Raises:
+      ConfigError: as `split.decide`, or too many records are bad.
+      Preempted: a stop was asked for.
+    """
+    size = experiment.encode.records_per_shard
+    blocks = [positions[i : i + size] for i in range(0, len(positions), size)]
+    told = pictures.digest(found.identity, positions.tobytes())
+    shown = progress.Progress(
+        "split",
+        len(positions),
+        "pictures looked at",
+        experiment.train.show_every_seconds,
+    )
+    known: dict[int, _Block] = {}
+
+    def look(number: int) -> None:
+        if (block := _stored(store, number, told)) is None:
+            block = _look(found, blocks[number], experiment.encode.workers, stop)
+            if stop.asked:
+                return
+            _store(store, number, block | {"told": np.array(told)})
+        known[number] = block
+        shown.show(min((number + 1) * size, len(positions)))
+
+    processes = jax.process_count()
+    for first in range(0, len(blocks), processes):
+        mine = first + jax.process_index()
+        mesh.failing_together(lambda n=mine: look(n) if n < len(blocks) else None)
+        if mesh.any_process(stop.asked):
+            raise Preempted("the split stops; what was looked at is kept")
+    # Of other processes; what cannot be seen from here is read again.
+    for number in range(len(blocks)):
+        if number not in known:
+            look(number)
+    return mesh.failing_together(lambda: _decide(experiment, len(found), known, tally))
+
+
+def remove(store: shards.Store) -> None:
+    """Removes the findings of blocks, once the split is stored."""
+    for name in store.names():
+        if name.startswith("survey-"):
+            store.remove(name)
+
+
+def _name(number: int) -> str:
+    return f"survey-{number:05d}.npz"
+
+
+def _decide(
+    experiment: config.Experiment,
+    size: int,
+    known: dict[int, _Block],
+    tally: Tally,
+) -> split.Split:
+    """The split from what is known of every block."""
+    blocks = [known[number] for number in sorted(known)]
+    for block in blocks:
+        tally.good += len(block["positions"])
+        for name, reason in json.loads(str(block["bad"])):
+            tally.add(BadRecord(name, reason))
+    tally.finish()
+    fields = ("positions", "captions", "labels", "thumbnails", "said")
+    arrays = {
+        name: np.concatenate([block[name] for block in blocks]) for name in fields
+    }
+    return split.decide(split.Survey(size=size, **arrays), experiment.data)
+
+
+def _look(
+    found: Pictures, positions: np.ndarray, workers: int, stop: signals.StopSignal
+) -> _Block:
+    """What is to be known of some pictures; cut short where a stop is asked for."""
+    rows: list[tuple[int, int, int, np.ndarray, int]] = []
+    bad: list[tuple[str, str]] = []
+    for position, one in pictures.read_ahead(found, positions, workers, _seen):
+        if isinstance(one, BadRecord):
+            bad.append((one.name, one.reason))
+        else:
+            rows.append((position, *one))
+        if stop.asked:
+            break
+    columns = list(zip(*rows, strict=True)) or [(), (), (), (), ()]
+    values = near_duplicates.SIDE**2 * 3
+    return {
+        "positions": np.array(columns[0], np.int64),
+        "captions": np.array(columns[1], np.uint64),
+        "labels": np.array(columns[2], np.int64),
+        "thumbnails": np.array(columns[3], np.uint8).reshape(len(rows), values),
+        "said": np.array(columns[4], np.int64),
+        "bad": np.array(json.dumps(bad)),
+    }
+
+
+def _seen(picture: Picture) -> tuple[int, int, np.ndarray, int]:
+    """What of a picture decides the split."""
+    label = split.NO_LABEL if picture.label is None else picture.label
+    said = split.NOT_SAID if picture.held_out is None else int(picture.held_out)
+    key = split.caption_key(picture.caption)
+    return key, label, near_duplicates.thumbnail(picture.image), said
+
+
+def _stored(store: shards.Store, number: int, told: str) -> _Block | None:
+    """The findings of a block; None if there are none of these pictures."""
+    data = store.read(_name(number))
+    if data is None:
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            block = dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return block if str(block.get("told")) == told else None
+
+
+def _store(store: shards.Store, number: int, block: _Block) -> None:
+    with store.replace(_name(number)) as path, path.open("wb") as file:
+        np.savez(file, **block)
