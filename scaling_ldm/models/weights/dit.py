@@ -25,6 +25,8 @@ from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout, torch_file
 
 LAYOUTS = ("official", "diffusers")
+# In config.json. The first is what older versions of diffusers wrote.
+NAMES = ("Transformer2DModel", "DiTTransformer2DModel")
 GRID = positions.PositionGrid(columns_first=True)
 
 _DEFAULTS = {
@@ -45,6 +47,7 @@ _DEFAULTS = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
+_OLDER = {"attention_type": "default"}  # of diffusers' class before this one
 _OFFICIAL_BLOCK = {
     "modulation": "adaLN_modulation.1",
     "attention/qkv": "attn.qkv",
@@ -64,6 +67,7 @@ _ONLY = {
     "activation_fn": ("gelu-approximate",),
     "norm_type": ("ada_norm_zero",),
     "norm_elementwise_affine": (False,),
+    "attention_type": ("default",),
 }
 
 
@@ -73,7 +77,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
     Raises:
       WeightsError: a setting that denoisers/dit.py does not have.
     """
-    c = blocks.settings(published, _DEFAULTS, _ONLY, "a DiT's")
+    c = blocks.settings(published, _DEFAULTS | _OLDER, _ONLY, "a DiT's")
     side, channels = c["sample_size"], c["in_channels"]
     return dit.DiTConfig(
         architecture="adaln_zero",
@@ -188,12 +192,16 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str
     """Reads parameters from safetensors or from an official .pt file.
 
     Raises:
-      WeightsError: the file belongs to another network, or holds more than weights.
+      WeightsError: the file belongs to another network, holds more than weights, or
+        the config.json of diffusers beside it has other settings.
     """
     tensors = torch_file.tensors(path)
-    return layout.read(
+    params = layout.read(
         pairs(config, kind), tensors, "this DiT's", np.float32, fixed(config, kind)
     )
+    if kind == "diffusers":
+        blocks.agree(path, config, NAMES, from_config)
+    return params
 
 
 def save(
