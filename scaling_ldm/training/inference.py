@@ -64,7 +64,6 @@ def _denoise(
         objective.schedule,
         prediction=objective.prediction,
         params=params,
-        time=objective.schedule.unit_time,
     )
 
 
@@ -101,9 +100,7 @@ class PictureSampler:
         self._denoiser = from_config.denoiser(
             experiment, model.width, model.depth, unroll=False
         )
-        self._denoise = _denoise(
-            experiment, self._denoiser.apply, model.load(device_mesh)
-        )
+        self._denoise = _denoise(experiment, self._denoiser, model.load(device_mesh))
         _, self._source = data.sources(experiment, workdir)
         self._decoder = PictureDecoder(experiment, device_mesh)
         self._whole = jax.jit(
@@ -171,7 +168,7 @@ class PictureSampler:
                 jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
             )
             denoise = _denoise(
-                self._experiment, self._denoiser.apply, abstract(self._denoise.params)
+                self._experiment, self._denoiser, abstract(self._denoise.params)
             )
             counted = samplers.cost(
                 denoise,

@@ -32,6 +32,9 @@ class Denoiser:
     image_tokens, other_tokens: positions that the trunk processes; the others are those
       of text and time.
     embeddings: paths of the parameters that are tables of words or labels.
+    time_range: t of apply at the data and at the noise. A schedule's own t, such as
+      0 to 999, is another number: `schedule.unit_time` gives this one, and samplers
+      ask for it.
     """
 
     init: Callable[[jax.Array], Params]
@@ -40,6 +43,7 @@ class Denoiser:
     image_tokens: int
     other_tokens: int
     embeddings: tuple[str, ...]
+    time_range: tuple[float, float] = (0.0, 1.0)
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
