@@ -45,6 +45,7 @@ SINCE: dict[Field, Any] = {
     ("train", "init_checksum"): "",
     ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
+    ("generate", "captions"): (),
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -177,6 +178,22 @@ def directory(name: str, where: str) -> pathlib.Path:
         return hub.find(repository, subfolder)
     except ValueError as e:
         raise config.ConfigError(f"{where}: {e}") from e
+
+
+def copy_folder(name: str, to: pathlib.Path) -> bool:
+    """Copies the files of a network that a folder was given for; False: it has a name.
+
+    A network with a name (one that the library knows, a hub id) is found again by it.
+    """
+    path = pathlib.Path(name).expanduser()
+    if name in _SHIPPED or name == "minilm" or not path.is_dir():
+        return False
+    to.mkdir(exist_ok=True)
+    for pattern in (*_DECIDING, "*.safetensors.index.json"):
+        for file in path.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, to / file.name)
+    return True
 
 
 def _nearby(name: str) -> pathlib.Path | None:

@@ -1,4 +1,4 @@
-"""A trained model -> pictures of held-out captions, and what they cost.
+"""A trained model -> pictures of captions, held-out or given, and what they cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
     samples/images.npy   the first SHOWN of them
@@ -42,7 +42,8 @@ def run(
     """Draws with config.generate.weights, config.generate.run or the best run.
 
     For a run, these are the first of its averages. Captions are those of the held-out
-    split. Nothing is drawn if all pictures are there already.
+    split, or config.generate.captions in turn. Nothing is drawn if all pictures are
+    there already.
 
     Returns:
       The record, or None if no weights are given and no run is finished.
@@ -121,7 +122,9 @@ def _sample(
     """
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
-    sampler = inference.PictureSampler(experiment, workdir, model, device_mesh, each)
+    sampler = inference.PictureSampler(
+        experiment, workdir, model, device_mesh, each, cfg.captions
+    )
     if mesh.is_primary():
         _remove_other_pictures(
             folder, samples.record_fields(experiment, model) | {"each": each}
@@ -191,7 +194,7 @@ def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> No
 def _settings_in(path: pathlib.Path) -> dict[str, Any] | None:
     """The settings in a settings.json; None if it is missing or damaged."""
     try:
-        return dict(records.read(path))
+        return {"own_captions": (), **records.read(path)}
     except (FileNotFoundError, records.Damaged, TypeError):
         return None
 

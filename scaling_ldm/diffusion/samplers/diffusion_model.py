@@ -42,7 +42,7 @@ class DiffusionModel:
     network: Any
     schedule: noise.Schedule
     prediction: str
-    params: Any = None
+    params: Any = dataclasses.field(default=None, repr=False)
     time: Callable[[Any], Any] | None = None
     x0_transform: X0Transform | None = None
 

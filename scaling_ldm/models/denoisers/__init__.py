@@ -19,6 +19,8 @@ from scaling_ldm.models import layers, positions
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.shapes import Params
 
+TIME_RANGE = (0.0, 1.0)  # of every network of this library
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
@@ -43,7 +45,7 @@ class Denoiser:
     image_tokens: int
     other_tokens: int
     embeddings: tuple[str, ...]
-    time_range: tuple[float, float] = (0.0, 1.0)
+    time_range: tuple[float, float] = TIME_RANGE
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

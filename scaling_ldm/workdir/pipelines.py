@@ -1,0 +1,7 @@
+"""stub"""
+
+INDEX = "model_index.json"
+
+
+def load(where, folder, elsewhere):
+    raise NotImplementedError
