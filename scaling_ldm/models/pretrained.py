@@ -80,11 +80,16 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> PretrainedAutoenco
     return PretrainedAutoencoder(network, params, _autoencoder_identity(name, folder))
 
 
-def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEncoder:
+def text_encoder(
+    name: str,
+    compute_dtype: str = "float32",
+    tokenizer: pathlib.Path | None = None,
+) -> PretrainedTextEncoder:
     """Loads a T5, CLIP or BERT, as its config.json says, with its tokenizer.
 
     Args:
       name: config.encode.text_encoder, not "vocabulary".
+      tokenizer: its folder; None: it is in that of the encoder.
 
     Raises:
       ConfigError: its files are missing, or belong to another network.
@@ -101,12 +106,10 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEnc
         cfg, params = _TEXT[kind].open_directory(folder, **changes)
         cfg = dataclasses.replace(cfg, dtype=DTYPES[compute_dtype])
         network = encoders.text_encoder(cfg)
-        tokenizer = tokenizers.Tokenizer.load(folder)
+        found = tokenizers.Tokenizer.load(tokenizer or folder)
     except (ValueError, OSError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
-    return PretrainedTextEncoder(
-        network, params, tokenizer, _text_identity(name, folder)
-    )
+    return PretrainedTextEncoder(network, params, found, _text_identity(name, folder))
 
 
 def autoencoder_identity(name: str) -> Identity:

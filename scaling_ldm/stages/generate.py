@@ -126,9 +126,10 @@ def _sample(
         experiment, workdir, model, device_mesh, each, cfg.captions
     )
     if mesh.is_primary():
-        _remove_other_pictures(
-            folder, samples.record_fields(experiment, model) | {"each": each}
-        )
+        settings = samples.record_fields(experiment, model) | {"each": each}
+        if not cfg.captions:  # as before there were any
+            del settings["own_captions"]
+        _remove_other_pictures(folder, settings)
     mesh.barrier("samples")
     shards = samples.shard_folder(workdir)
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
@@ -194,7 +195,7 @@ def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> No
 def _settings_in(path: pathlib.Path) -> dict[str, Any] | None:
     """The settings in a settings.json; None if it is missing or damaged."""
     try:
-        return {"own_captions": (), **records.read(path)}
+        return dict(records.read(path))
     except (FileNotFoundError, records.Damaged, TypeError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from scaling_ldm.models import pretrained
 Text = dict[str, np.ndarray]  # "text" and "mask", [n, S, ...] or [S, ...]
 
 
+@runtime_checkable
 class CaptionReader(Protocol):
     """Captions -> "text" and "mask".
 

@@ -60,8 +60,8 @@ class LoadedModel:
         captions: str | Sequence[str] | None = None,
         n: int = 1,
         *,
-        labels: int | Sequence[int] | None = None,
-        arrays: Mapping[str, ArrayLike] | None = None,
+        labels: Any = None,
+        arrays: Mapping[str, Any] | None = None,
         seed: int = 0,
         sampler: str = "euler",
         steps: int = 50,
@@ -77,7 +77,7 @@ class LoadedModel:
 
         Args:
           captions: one or several. None: without a caption.
-          labels: one or several, for a network that reads labels.
+          labels: one or several integers, for a network that reads labels.
           arrays: what else the network reads, such as "image", a row for each caption
             or label.
           seed: of the noise.
@@ -148,6 +148,8 @@ class LoadedModel:
 
     @functools.cached_property
     def _decoder(self) -> tuple[Any, Callable[[Any, ArrayLike], jax.Array]]:
+        if self._autoencoder is None:
+            raise ValueError(f"{self.name} has no autoencoder")
         network, params, _ = self._autoencoder()
 
         @jax.jit
@@ -162,8 +164,8 @@ class LoadedModel:
     def _conditions(
         self,
         captions: str | Sequence[str] | None,
-        labels: int | Sequence[int] | None,
-        arrays: Mapping[str, ArrayLike],
+        labels: Any,
+        arrays: Mapping[str, Any],
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(cond, uncond), [captions or labels, ...] each, of what the network reads."""
         if labels is not None and "label" not in self.conditioning:
@@ -195,7 +197,7 @@ class LoadedModel:
             raise ValueError(f"{self.name} reads {self._said()}: {what}")
         return cond, cond | wide
 
-    def _labels(self, labels: int | Sequence[int]) -> np.ndarray:
+    def _labels(self, labels: Any) -> np.ndarray:
         given = np.atleast_1d(np.asarray(labels))
         whole = np.issubdtype(given.dtype, np.integer)
         if (

@@ -48,8 +48,8 @@ def load(
         WORKDIR/runs/RUN_ID: a run of it;
         a folder of diffusers with a model_index.json.
       autoencoder, text_encoder: where they are now, as a folder, a hub id or a name, if
-        they are no longer where they were. Others than the model was trained with are
-        refused.
+        they are no longer where they were. Others than those of the training are
+        refused; a folder of diffusers does not say which these are.
 
     Raises:
       ConfigError: there is nothing that can be opened, or files do not belong together.
@@ -103,8 +103,9 @@ def _of_run(where: str, run: init_from.RunWeights, elsewhere: Elsewhere) -> Load
         params = jax.device_get(model.load(device_mesh))
     words = None
     if "text" in network.conditioning and own.reads_words:
-        words = model.words and vocabulary.Vocabulary(model.words)
-        if words is None:  # an older version did not keep them
+        if model.words is not None:
+            words = vocabulary.Vocabulary(model.words)
+        else:  # an older version did not keep them
             words = vocabulary.of(data.sources(own, found.workdir)[0])
     about = {"run_id": spec.run_id, "step": model.step, "weights": model.weights}
     held = _networks_of(found.workdir)
@@ -224,13 +225,13 @@ def _model(
     """
     objective = diffusion_objective(experiment.objective)
     cfg = experiment.encode
-    changed = dataclasses.replace(
-        cfg, **{k: os.fspath(v) for k, v in elsewhere.items() if v is not None}
-    )
-    experiment = dataclasses.replace(experiment, encode=changed)
+
+    def place(field: str) -> str:
+        given = elsewhere.get(field)
+        return getattr(cfg, field) if given is None else os.fspath(given)
 
     def opened(field: str, load: Callable[..., Any]) -> Any:
-        found = load(getattr(changed, field), changed.compute_dtype)
+        found = load(place(field), cfg.compute_dtype)
         wanted, here = {field: held.get(field)}, {field: found.identity}
         if wanted[field] and (lines := encoded.differences(wanted, here)):
             raise config.ConfigError(
@@ -246,6 +247,7 @@ def _model(
             functools.partial(opened, "text_encoder", pretrained.text_encoder),
         )
     latents = cfg.autoencoder != "none"
+    H, W, C = experiment.data.shape
     return LoadedModel(
         name=name,
         denoise=samplers.denoiser(
@@ -254,7 +256,7 @@ def _model(
             prediction=objective.prediction,
             params=jax.device_put(params, jax.local_devices()[0]),
         ),
-        shape=experiment.data.shape,
+        shape=(H, W, C),
         conditioning=network.conditioning,
         classes=experiment.model.classes,
         about=about,

@@ -99,7 +99,6 @@ def denoiser(
             "schedule must be one of scaling_ldm.noise, as noise.scaled_linear(); got "
             f"{schedule!r}"
         )
-    function = network
     if isinstance(network, TimedNetwork):
         if time is not None:
             raise ValueError(
@@ -107,10 +106,12 @@ def denoiser(
             )
         if params is None:
             raise ValueError("a denoiser needs params, as its init(key) gives them")
-        function, time = network.apply, _ranged(schedule, *network.time_range)
-    elif network is not None:
-        time = _stated(schedule, time)
-    return DiffusionModel(function, schedule, prediction, params, time, x0_transform)
+        own = _ranged(schedule, *network.time_range)
+        return DiffusionModel(
+            network.apply, schedule, prediction, params, own, x0_transform
+        )
+    said = None if network is None else _stated(schedule, time)
+    return DiffusionModel(network, schedule, prediction, params, said, x0_transform)
 
 
 def _stated(schedule: noise.Schedule, time: Any) -> Callable[[Any], Any] | None:
