@@ -138,7 +138,7 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
 
     Args:
       where: begins messages.
-      run: with a run_id "", the best finished run.
+      run: with a run_id "", config.generate.run or the best finished run.
 
     Raises:
       ConfigError: there is no such run, or no such checkpoint of it, or none is best.
@@ -149,7 +149,6 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
     specs = records.read_jsonl(plan) if plan.exists() else []
     by_name = {spec.run_id: spec for spec in specs}
     if not run.run_id:
-        source = dataclasses.replace(source, generate=config.GenerateConfig())
         spec = runs.run_to_sample(source, folder, specs)
         if spec is None:
             raise config.ConfigError(f"{where}: no run of {folder} is finished")

@@ -43,7 +43,8 @@ def load(
     Args:
       place: one of
         a folder that the stage export wrote;
-        a working directory: its best finished run, as the stage generate takes it;
+        a working directory: the run that the stage generate takes, which is the best
+          finished one unless config.generate.run names another;
         WORKDIR#RUN_ID[@STEP][:WEIGHTS], as in `config.train.init_from`, or
         WORKDIR/runs/RUN_ID: a run of it;
         a folder of diffusers with a model_index.json.
@@ -231,7 +232,13 @@ def _model(
         return getattr(cfg, field) if given is None else os.fspath(given)
 
     def opened(field: str, load: Callable[..., Any]) -> Any:
-        found = load(place(field), cfg.compute_dtype)
+        try:
+            found = load(place(field), cfg.compute_dtype)
+        except config.ConfigError as e:
+            raise config.ConfigError(
+                f"{name} needs its {field}: {e}; say where it is, with "
+                f"load(..., {field}=FOLDER)"
+            ) from e
         wanted, here = {field: held.get(field)}, {field: found.identity}
         if wanted[field] and (lines := encoded.differences(wanted, here)):
             raise config.ConfigError(

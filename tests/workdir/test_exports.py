@@ -657,7 +657,7 @@ def test_a_run_goes_on_only_with_its_own_words(native, tmp_path):
     inputs.check(experiment, spec)
     vocabulary.write(path, WORDS)
     with pytest.raises(
-        config.ConfigError, match="7 words there, 256 here; id 3 is 'a'"
+        config.ConfigError, match="7 words there, 256 here; id 4 is 'red'"
     ):
         inputs.check(experiment, spec)
 
@@ -673,9 +673,10 @@ def test_exports_of_before_their_words_were_kept_open(native, tmp_path):
         del card[later]
     del card["reads"]["model.time_range"]
     (folder / exports.CARD).write_text(json.dumps(card))
-    (text,) = held_out_source(native).captions(np.arange(1))
+    source, first = held_out_source(native), np.arange(1)
+    (text,), rows = source.captions(first), source.rows(first)
     found = scaling_ldm.load(folder).encode_text(text)["text"]
-    np.testing.assert_array_equal(found, held_out_source(native).rows([0])["text"])
+    np.testing.assert_array_equal(found, rows["text"])
     assert exports.read_model(config.resolve(native.given), str(folder)).words is None
     path = folder / "config.json"
     settings = json.loads(path.read_text())
