@@ -41,13 +41,11 @@ def load(
     autoencoder are opened when they are first used.
 
     Args:
-      place: one of
-        a folder that the stage export wrote;
-        a working directory: the run that the stage generate takes, which is the best
-          finished one unless config.generate.run names another;
-        WORKDIR#RUN_ID[@STEP][:WEIGHTS], as in `config.train.init_from`, or
-        WORKDIR/runs/RUN_ID: a run of it;
-        a folder of diffusers with a model_index.json.
+      place: a folder that the stage export wrote; a working directory, for the run
+        that the stage generate takes (the best finished one, unless
+        config.generate.run names another); WORKDIR/runs/RUN_ID, or
+        WORKDIR#RUN_ID[@STEP][:WEIGHTS] as in `config.train.init_from`, for a run of
+        it; or a folder of diffusers with a model_index.json.
       autoencoder, text_encoder: where they are now, as a folder, a hub id or a name, if
         they are no longer where they were. Others than those of the training are
         refused; a folder of diffusers does not say which these are.

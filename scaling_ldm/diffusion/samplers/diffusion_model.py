@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from scaling_ldm.diffusion import noise
@@ -46,7 +47,10 @@ class DiffusionModel:
     time: Callable[[Any], Any] | None = None
     x0_transform: X0Transform | None = None
 
-    def __call__(self, x: SamplesB, t: ArrayLike, cond: Any = None) -> SamplesB:
+    def __call__(
+        self, x: SamplesB | np.ndarray, t: ArrayLike, cond: Any = None
+    ) -> SamplesB:
+        x = jnp.asarray(x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         t = jnp.broadcast_to(jnp.asarray(t, wide), x.shape[:1])
         time = t if self.time is None else self.time(t)
