@@ -1,6 +1,7 @@
 """Plans, runs and reads scaling studies of latent diffusion models.
 
-The names of `PUBLIC` are the public ones. Each is imported when it is first used:
+The public names are the modules of `PUBLIC` and the functions of `FUNCTIONS`, such as
+`scaling_ldm.load`. Each is imported when it is first used:
 `from scaling_ldm import noise, samplers` loads these two modules and touches no device.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scaling_ldm.models import weights as weights
     from scaling_ldm.training import averages as averages
     from scaling_ldm.training import objective as objective
+    from scaling_ldm.workdir.loading import load as load
 
 # Public name -> its module. A name is public if it is here or if one of these modules
 # hands it on; every other name is private.
@@ -48,14 +50,21 @@ PUBLIC = {
     "weights": "scaling_ldm.models.weights",
 }
 
-__all__ = [*PUBLIC]
+# Public function -> the module that has it.
+FUNCTIONS = {"load": "scaling_ldm.workdir.loading"}
+
+__all__ = [*PUBLIC, *FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in FUNCTIONS:
+        function = getattr(importlib.import_module(FUNCTIONS[name]), name)
+        globals()[name] = function
+        return function
     if name not in PUBLIC:
         raise AttributeError(
             f"module 'scaling_ldm' has no attribute {name!r}; it has "
-            f"{', '.join(sorted(PUBLIC))}"
+            f"{', '.join(sorted(__all__))}"
         )
     found = importlib.import_module(PUBLIC[name])
     globals()[name] = found
@@ -63,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *PUBLIC])
+    return sorted({*globals(), *__all__})

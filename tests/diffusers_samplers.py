@@ -116,7 +116,7 @@ def ours(
         network_with_variance if learned else network,
         grid.schedule,
         prediction=KINDS[kind],
-        time=time,
+        time=time or "schedule",
         x0_transform=x0_transform,
     )
     return np.asarray(

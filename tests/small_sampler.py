@@ -25,7 +25,7 @@ def network(params, x, t, cond):
 COND = jnp.linspace(-1, 1, 8).reshape(8, 1, 1, 1)
 UNCOND = jnp.full((1, 1, 1), 0.4)
 W = jnp.float32(0.6)
-DENOISE = samplers.denoiser(network, TABLE, prediction="v", params=W)
+DENOISE = samplers.denoiser(network, TABLE, prediction="v", time="schedule", params=W)
 sample = functools.partial(samplers.sample, DENOISE, KEY, cond=COND, steps=6)
 guided = functools.partial(sample, shape=SHAPE, uncond=UNCOND)
 
@@ -48,6 +48,7 @@ def optimal(schedule):
         ),
         schedule,
         prediction="v",
+        time="schedule",
     )
 
 

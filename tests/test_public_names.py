@@ -65,6 +65,16 @@ def test_a_public_name_is_its_module_and_is_listed(name):
     assert name in dir(scaling_ldm) and name in scaling_ldm.__all__
 
 
+@pytest.mark.parametrize("name", scaling_ldm.FUNCTIONS)
+def test_a_public_function_is_that_of_its_module_and_is_listed(name):
+    function = getattr(scaling_ldm, name)
+    assert (function.__module__, function.__name__) == (
+        scaling_ldm.FUNCTIONS[name],
+        name,
+    )
+    assert name in dir(scaling_ldm) and name in scaling_ldm.__all__
+
+
 def test_an_unknown_name_says_which_there_are():
     with pytest.raises(
         AttributeError, match="no attribute 'sampler'; it has averages, config, "
@@ -80,4 +90,5 @@ def test_type_checkers_see_the_same_names():
         if isinstance(node, ast.ImportFrom) and node.module.startswith("scaling_ldm")
         for alias in node.names
     }
-    assert seen == scaling_ldm.PUBLIC
+    functions = {n: f"{module}.{n}" for n, module in scaling_ldm.FUNCTIONS.items()}
+    assert seen == scaling_ldm.PUBLIC | functions

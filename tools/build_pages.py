@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 
 from record_meanings import MEANINGS
 
-from scaling_ldm import PUBLIC, config
+from scaling_ldm import FUNCTIONS, PUBLIC, config
 from scaling_ldm.config import identity as config_identity
 from scaling_ldm.config import names as config_names
 from scaling_ldm.config import reads
@@ -40,6 +40,8 @@ SHARED_MODULES = {
     "encoders": ("blocks", "convolutions", "features"),
     "weights": ("batch_norm", "blocks", "files", "layout", "stacks"),
 }
+# What a public function returns, as (module, class).
+RETURNED = {"load": (("scaling_ldm.training.loaded_model", "LoadedModel"),)}
 SINGLE_MODULES = {"flops": ("peaks",), "records": ("errors",)}
 
 
@@ -314,6 +316,12 @@ def api_pages() -> dict[str, str]:
             lines.append("      show_root_heading: true")
             lines.append("      show_root_toc_entry: true")
             lines.append("")
+    for name, module in sorted(FUNCTIONS.items()):
+        lines = pages.setdefault(f"api/{name}.md", [f"# {name}\n\n{NOTICE}"])
+        lines.append(f"`scaling_ldm.{name}` (it is in `{module}`)\n")
+        for path, member in ((module, name), *RETURNED.get(name, ())):
+            lines.append(f"::: {path}\n    options:\n      heading_level: 2")
+            lines.append(f"      members:\n        - {member}\n")
     index = ["# Public names\n\n" + NOTICE]
     index.append(
         "These names can be imported from `scaling_ldm`. Each is loaded when it is "
@@ -321,7 +329,7 @@ def api_pages() -> dict[str, str]:
         "notice.\n"
     )
     index.append("| name | module | what it is |\n|---|---|---|")
-    for name, module in sorted(PUBLIC.items()):
+    for name, module in sorted((PUBLIC | FUNCTIONS).items()):
         path = ROOT / module.replace(".", "/")
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

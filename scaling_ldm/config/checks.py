@@ -92,6 +92,22 @@ def _check_plan(e: fields.Experiment) -> list[str]:
         not (e.generate.run and e.generate.weights),
         "config.generate.run and config.generate.weights: one of them, not both",
     )
+    own = e.generate.captions
+    require(
+        all(caption.strip() for caption in own),
+        f"config.generate.captions = {own}: a caption is empty",
+    )
+    require(
+        not own or e.evaluate.network == "none",
+        "config.generate.captions and config.evaluate.network: pictures of captions of "
+        "your own cannot be compared with held-out pictures, which have others; set "
+        "one of them",
+    )
+    require(
+        not own or not e.data.coarse,
+        "config.generate.captions and config.data.coarse: captions of your own have no "
+        "coarse pictures",
+    )
     marks = e.train.checkpoint_flops
     require(
         all(f > 0 for f in marks) and list(marks) == sorted(set(marks)),

@@ -245,6 +245,8 @@ class GenerateConfig:
 
     run: str = ""  # run_id of the finished run to draw from; "": the best one
     weights: str = ""  # folder of weights to draw from instead of a run
+    # Captions of your own, which the pictures have in turn; (): held-out ones.
+    captions: tuple[str, ...] = ()
     images: int = 16  # how many pictures
     batch_size: int = 256  # pictures in one call and one file, over all devices
     sampler: str = "euler"  # one of SAMPLERS

@@ -51,6 +51,7 @@ SINCE: dict[Field, Any] = {
     ("data", "validation_split"): "",
     ("data", "validation_minimum"): 0,  # decides no number
     ("encode", "choose"): "first",  # the default since 0.2.0 is another
+    ("generate", "captions"): (),
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.

@@ -15,6 +15,7 @@ from scaling_ldm.config import fields, names
 AUTOENCODER = names.OBJECTIVES["reconstruction"]
 DENOISERS = names.OBJECTIVES["denoising"]
 TRANSFORMERS = tuple(a for a in DENOISERS if a not in names.CONVOLUTIONAL)
+READ_CAPTIONS = tuple(a for a in DENOISERS if a != "adaln_zero")
 RECONSTRUCTION = ("objective.reconstruction", "objective.kl_weight")
 # Fields of config.objective that say which objective it is, for every architecture.
 WHICH = ("kind", "folder", "digest")
@@ -47,7 +48,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.norm": TRANSFORMERS,
         "model.qk_norm": TRANSFORMERS,
         "model.positions": TRANSFORMERS,
-        "model.text_width": tuple(a for a in DENOISERS if a != "adaln_zero"),
+        "model.text_width": READ_CAPTIONS,
         "model.time_width": TRANSFORMERS,
         "model.classes": ("adaln_zero",),
         "model.latent_channels": AUTOENCODER,
@@ -62,6 +63,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     }
     | dict.fromkeys(RECONSTRUCTION, AUTOENCODER)
     | {f"generate.{name}": DENOISERS for name in _names(fields.GenerateConfig)}
+    | {"generate.captions": READ_CAPTIONS}
     | {f"evaluate.{name}": DENOISERS for name in _names(fields.EvaluateConfig)}
     | {f"frontier.{name}": DENOISERS for name in _names(fields.FrontierConfig)}
     | {f"advise.{name}": DENOISERS for name in _names(fields.AdviseConfig)},

@@ -127,6 +127,7 @@ class Encoded:
 
     Attributes:
       layout: of the records.
+      vocabulary: the words whose ids rows have; None if they have features.
 
     Raises:
       ConfigError: as `read_manifest`; no record is in this split, or text features have
@@ -166,6 +167,7 @@ class Encoded:
         known = manifest["vocabulary"] if words is None else words
         vocabulary = (*RESERVED, *known)
         self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
+        self.vocabulary = None if self.layout.text_width else self._vocabulary
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
         self.uncond = self._null()
@@ -291,7 +293,7 @@ class Encoded:
         return {"text": text, "mask": mask}
 
     def _ids(self, caption: str) -> np.ndarray:
-        return self._vocabulary.encode(" ".join(shards.words(caption)), self._length)
+        return self._vocabulary.encode(caption, self._length)
 
     def _null(self) -> Rows:
         label = np.array(self.classes, np.int32)

@@ -30,6 +30,7 @@ from scaling_ldm.data import icon_set
 from scaling_ldm.data.hashing import below, draw, permute
 from scaling_ldm.data.icon_set import SIDE, IconSet
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
+from scaling_ldm.data.vocabulary import words as vocabulary_words
 
 SPLITS = ("train", "validation")
 Positions = Sequence[int | np.integer] | np.ndarray  # [n], from 0
@@ -350,7 +351,9 @@ def _token_tables(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
             texts.setdefault(part, (part,))
     tables = {}
     for part, values in texts.items():
-        words = [[ids.get(word, UNKNOWN) for word in v.split()] for v in values]
+        words = [
+            [ids.get(word, UNKNOWN) for word in vocabulary_words(v)] for v in values
+        ]
         table = np.full((len(words), max(map(len, words))), PADDING, np.int32)
         for row, known in zip(table, words, strict=True):
             row[: len(known)] = known

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm.data import hashing
+from scaling_ldm.data import hashing, vocabulary
 from scaling_ldm.data.pipeline import Rows, Source
 
 WHOLE = 10**9
@@ -115,6 +115,7 @@ class Mixture:
         self._numbers = np.array(numbers, np.int32)
         classes = {source.classes for source in sources}
         self.shape = sources[0].shape
+        self.vocabulary = vocabulary.of(sources[0])  # all parts have the same
         self.classes = classes.pop() if len(classes) == 1 else 0
         label = np.array(self.classes, np.int32)
         self.uncond: Rows = sources[0].uncond | {"label": label}

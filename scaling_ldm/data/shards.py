@@ -25,7 +25,6 @@ import json
 import os
 import pathlib
 import posixpath
-import re
 import struct
 import tempfile
 import zlib
@@ -39,6 +38,7 @@ from array_record.python import array_record_module
 
 from scaling_ldm import config, records
 from scaling_ldm.data import storage
+from scaling_ldm.data.vocabulary import words
 
 IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
 VERSION = 1
@@ -123,11 +123,6 @@ def unpack(data: bytes, layout: Layout, where: str) -> Record:
         label=None if label == _NO_LABEL else label,
         held_out=bool(held_out),
     )
-
-
-def words(caption: str) -> list[str]:
-    """The words of a caption for a vocabulary: lower case, without punctuation."""
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
 
 
 def shard_name(number: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.config import mix
-from scaling_ldm.data import encoded, icon_set, icons, mixture
+from scaling_ldm.data import encoded, icon_set, icons, mixture, vocabulary
 from scaling_ldm.data.pipeline import Rows, Source
 from scaling_ldm.data.vocabulary import NULL, PADDING
 
@@ -30,12 +30,15 @@ class Icons:
         self.shape = (side, side, 3)
         self._length = cfg.text_tokens
         self.uncond = null_words(cfg.text_tokens, self.classes)
+        self.vocabulary = icons.build_vocabulary(
+            cfg.vocab_size, cfg.validation_fraction
+        )
         self._painted = icons.PaintedIcons(
             split,
             seed=cfg.seed,
             size=side,
             validation_fraction=cfg.validation_fraction,
-            vocabulary=icons.build_vocabulary(cfg.vocab_size, cfg.validation_fraction),
+            vocabulary=self.vocabulary,
         )
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -67,6 +70,7 @@ class Coarse:
             source.uncond,
         )
         self.identity = getattr(source, "identity", None)
+        self.vocabulary = vocabulary.of(source)
 
     def rows(self, positions: np.ndarray) -> Rows:
         rows = self._source.rows(positions)

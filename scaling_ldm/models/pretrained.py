@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -79,11 +80,16 @@ def autoencoder(name: str, compute_dtype: str = "float32") -> PretrainedAutoenco
     return PretrainedAutoencoder(network, params, _autoencoder_identity(name, folder))
 
 
-def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEncoder:
+def text_encoder(
+    name: str,
+    compute_dtype: str = "float32",
+    tokenizer: pathlib.Path | None = None,
+) -> PretrainedTextEncoder:
     """Loads a T5, CLIP or BERT, as its config.json says, with its tokenizer.
 
     Args:
       name: config.encode.text_encoder, not "vocabulary".
+      tokenizer: its folder; None: it is in that of the encoder.
 
     Raises:
       ConfigError: its files are missing, or belong to another network.
@@ -100,12 +106,10 @@ def text_encoder(name: str, compute_dtype: str = "float32") -> PretrainedTextEnc
         cfg, params = _TEXT[kind].open_directory(folder, **changes)
         cfg = dataclasses.replace(cfg, dtype=DTYPES[compute_dtype])
         network = encoders.text_encoder(cfg)
-        tokenizer = tokenizers.Tokenizer.load(folder)
+        found = tokenizers.Tokenizer.load(tokenizer or folder)
     except (ValueError, OSError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
-    return PretrainedTextEncoder(
-        network, params, tokenizer, _text_identity(name, folder)
-    )
+    return PretrainedTextEncoder(network, params, found, _text_identity(name, folder))
 
 
 def autoencoder_identity(name: str) -> Identity:
@@ -177,6 +181,22 @@ def directory(name: str, where: str) -> pathlib.Path:
         return hub.find(repository, subfolder)
     except ValueError as e:
         raise config.ConfigError(f"{where}: {e}") from e
+
+
+def copy_folder(name: str, to: pathlib.Path) -> bool:
+    """Copies the files of a network that a folder was given for; False: it has a name.
+
+    A network with a name (one that the library knows, a hub id) is found again by it.
+    """
+    path = pathlib.Path(name).expanduser()
+    if name in _SHIPPED or name == "minilm" or not path.is_dir():
+        return False
+    to.mkdir(exist_ok=True)
+    for pattern in (*_DECIDING, "*.safetensors.index.json"):
+        for file in path.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, to / file.name)
+    return True
 
 
 def _nearby(name: str) -> pathlib.Path | None:

@@ -104,6 +104,8 @@ class SampleRecord:
     images: int
     captions: tuple[str, ...]  # captions of the pictures in images_file
     images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
+    # config.generate.captions, which the pictures have in turn; (): held-out captions.
+    own_captions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

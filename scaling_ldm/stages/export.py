@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, data, records
-from scaling_ldm.models import encoders, from_config
+from scaling_ldm.data import vocabulary
+from scaling_ldm.models import encoders, from_config, pretrained
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import native
@@ -67,8 +69,36 @@ def run(
     if experiment.model.architecture == "autoencoder_kl":
         more = _held_out(experiment, loss)
         written += f", {more['held_out_psnr_db']} dB on held-out pictures"
-    exports.write_card(folder, experiment, model, record, loss, more)
+    words = _words(experiment, workdir, spec, model)
+    _copy_networks(experiment, folder)
+    exports.write_card(folder, experiment, model, record, loss, words, more)
     progress.say(f"exported {spec.run_id}: {folder} ({written})")
+
+
+def _words(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    model: TrainedModel,
+) -> vocabulary.Vocabulary | None:
+    """The words of the run, or of its pictures where an older version kept none."""
+    if model.words is not None:
+        return vocabulary.Vocabulary(model.words)
+    if experiment.model.architecture == "autoencoder_kl" or not experiment.reads_words:
+        return None
+    network = from_config.denoiser(experiment, spec.width, spec.depth, unroll=False)
+    return vocabulary.read_by(
+        network.conditioning, data.sources(experiment, workdir)[0]
+    )
+
+
+def _copy_networks(experiment: config.Experiment, folder: pathlib.Path) -> None:
+    """Copies the networks around the denoiser that were given as folders."""
+    for name in exports.NETWORKS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        given = getattr(experiment.encode, name)
+        if experiment.model.architecture != "autoencoder_kl":
+            pretrained.copy_folder(given, folder / name)
 
 
 def _held_out(experiment: config.Experiment, error: float) -> dict[str, Any]:

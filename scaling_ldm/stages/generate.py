@@ -1,4 +1,4 @@
-"""A trained model -> pictures of held-out captions, and what they cost.
+"""A trained model -> pictures of captions, held-out or given, and what they cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
     samples/images.npy   the first SHOWN of them
@@ -42,7 +42,8 @@ def run(
     """Draws with config.generate.weights, config.generate.run or the best run.
 
     For a run, these are the first of its averages. Captions are those of the held-out
-    split. Nothing is drawn if all pictures are there already.
+    split, or config.generate.captions in turn. Nothing is drawn if all pictures are
+    there already.
 
     Returns:
       The record, or None if no weights are given and no run is finished.
@@ -121,11 +122,14 @@ def _sample(
     """
     cfg, folder = experiment.generate, workdir / "samples"
     each = min(cfg.batch_size, cfg.images)
-    sampler = inference.PictureSampler(experiment, workdir, model, device_mesh, each)
+    sampler = inference.PictureSampler(
+        experiment, workdir, model, device_mesh, each, cfg.captions
+    )
     if mesh.is_primary():
-        _remove_other_pictures(
-            folder, samples.record_fields(experiment, model) | {"each": each}
-        )
+        settings = samples.record_fields(experiment, model) | {"each": each}
+        if not cfg.captions:  # as before there were any
+            del settings["own_captions"]
+        _remove_other_pictures(folder, settings)
     mesh.barrier("samples")
     shards = samples.shard_folder(workdir)
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]

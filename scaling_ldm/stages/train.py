@@ -11,6 +11,7 @@ import jax
 
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
+from scaling_ldm.data import vocabulary
 from scaling_ldm.training import (
     held_out,
     loop,
@@ -118,6 +119,9 @@ def _run(
                 own, spec, files, device_mesh, sweep, stop, initial
             )
             source, held_out_source = inputs.sources(own)
+            read = vocabulary.read_by(training.names, source)
+            if mesh.is_primary() and read and not files.vocabulary.exists():
+                vocabulary.write(files.vocabulary, read)
             batches = inputs.validation(own, held_out_source, training.names)
             record = training.train(source, batches)
             if mesh.is_primary():
@@ -154,11 +158,20 @@ class _Inputs:
         """What makes the parameters that a run starts from of random ones, if any."""
         if not own.train.init_from:
             return None
-        return functools.partial(initial_weights.load, own, spec, self._mesh)
+        known = vocabulary.of(self.sources(own)[0])
+        return functools.partial(
+            initial_weights.load, own, spec, self._mesh, words=known
+        )
 
     def check(self, own: config.Experiment, spec: records.RunSpec) -> None:
-        """Refuses a run whose sources lack what its objective reads."""
+        """Refuses a run whose sources lack what its objective reads, or other words."""
         learnt = objective.build(own, spec.width, spec.depth, unroll=False)
+        files = runs.run_files(self._workdir, spec.run_id)
+        vocabulary.refuse_others(
+            vocabulary.read(files.vocabulary),
+            vocabulary.read_by(learnt.conditioning, self.sources(own)[0]),
+            f"{spec.run_id} in {self._workdir}",
+        )
         for source in self.sources(own):
             key = id(source), learnt.conditioning
             if key not in self._fit:

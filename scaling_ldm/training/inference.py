@@ -1,6 +1,7 @@
 """Draws pictures with a trained model, by their positions.
 
-Picture i has the i-th held-out caption and its own random key. It is the same on any
+Picture i has the i-th held-out caption, or the i-th of those that are given in turn,
+and its own random key. It is the same on any
 number of devices and after any interruption. In a batch of another size it is the same
 up to rounding: another program may round a few of the 256 values the other way.
 """
@@ -12,7 +13,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from scaling_ldm import config, data, flops
+from scaling_ldm.data import vocabulary
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import from_config, pretrained
+from scaling_ldm.training import captions as caption_readers
 from scaling_ldm.training import mesh
 from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.trained_model import TrainedModel
@@ -64,7 +67,6 @@ def _denoise(
         objective.schedule,
         prediction=objective.prediction,
         params=params,
-        time=objective.schedule.unit_time,
     )
 
 
@@ -85,6 +87,11 @@ class PictureSampler:
       model: the weights.
       batch_size: pictures in one call on all devices together; rounded up to a multiple
         of the devices.
+      captions: of one's own, for the pictures in turn; (): those of the held-out split.
+
+    Raises:
+      ConfigError: the model learnt other words than the pictures have, or none of those
+        of a caption.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class PictureSampler:
         model: TrainedModel,
         device_mesh: jax.sharding.Mesh,
         batch_size: int,
+        captions: Sequence[str] = (),
     ) -> None:
         experiment = config.with_overrides(experiment, model.overrides)
         self._experiment, self._mesh = experiment, device_mesh
@@ -101,10 +109,16 @@ class PictureSampler:
         self._denoiser = from_config.denoiser(
             experiment, model.width, model.depth, unroll=False
         )
-        self._denoise = _denoise(
-            experiment, self._denoiser.apply, model.load(device_mesh)
-        )
+        self._denoise = _denoise(experiment, self._denoiser, model.load(device_mesh))
         _, self._source = data.sources(experiment, workdir)
+        vocabulary.refuse_others(
+            vocabulary.Vocabulary(model.words) if model.words else None,
+            vocabulary.read_by(self._denoiser.conditioning, self._source),
+            model.run_id,
+        )
+        self._own, self._text = tuple(captions), None
+        if captions:
+            self._text = self._read(captions)
         self._decoder = PictureDecoder(experiment, device_mesh)
         self._whole = jax.jit(
             lambda x: x, out_shardings=mesh.named_sharding(device_mesh, mesh.REPLICATED)
@@ -116,7 +130,16 @@ class PictureSampler:
 
     def captions(self, positions: Positions) -> list[str]:
         """The captions of the pictures at these positions."""
+        if self._own:
+            return [self._own[i % len(self._own)] for i in positions]
         return self._source.captions(positions)
+
+    def _read(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        words = vocabulary.of(self._source)
+        try:
+            return caption_readers.reader(self._experiment, words).read(captions)
+        except ValueError as e:
+            raise config.ConfigError(f"config.generate.captions: {e}") from e
 
     def images(self, positions: Positions, sampling: config.GenerateConfig) -> Pictures:
         """The pictures at these positions, on every process."""
@@ -171,7 +194,7 @@ class PictureSampler:
                 jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
             )
             denoise = _denoise(
-                self._experiment, self._denoiser.apply, abstract(self._denoise.params)
+                self._experiment, self._denoiser, abstract(self._denoise.params)
             )
             counted = samplers.cost(
                 denoise,
@@ -213,6 +236,9 @@ class PictureSampler:
         every = np.asarray(positions)
         mine = every[mesh.rows_of_process(self._mesh, len(every))]
         rows = self._source.rows(mine)
+        if self._text is not None:
+            given = {k: v[mine % len(self._own)] for k, v in self._text.items()}
+            rows = rows | given
         names = self._denoiser.conditioning
         cond = mesh.put(self._mesh, {name: rows[name] for name in names})
         # A coarse picture is what super-resolution starts from: it is never dropped.
@@ -223,12 +249,13 @@ class PictureSampler:
             for name in names
         }
         index = mesh.put(self._mesh, mine.astype(np.int32))
-        keys = _keys(jax.random.key(seed), index)
+        keys = keys_of(jax.random.key(seed), index)
         return cond, mesh.put(self._mesh, empty), keys
 
 
 @jax.jit
-def _keys(key: jax.Array, index: jax.Array) -> jax.Array:
+def keys_of(key: jax.Array, index: jax.Array) -> jax.Array:
+    """The keys of the pictures at some positions, [n]."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
@@ -268,7 +295,7 @@ class PictureDecoder:
 
     def __call__(self, x: Samples) -> Pictures:
         if self.params is None:
-            return _pixels(x)
+            return pixels(x)
         devices = self._mesh.size
         rows = -(-min(self._most, len(x)) // devices) * devices
         mine = mesh.rows_of_process(self._mesh, rows)
@@ -276,7 +303,7 @@ class PictureDecoder:
         for start in range(0, len(x), rows):
             batch = x[(start + np.arange(rows)) % len(x)]
             placed = mesh.put(self._mesh, batch[mine])
-            images.append(_pixels(np.asarray(self._decode(self.params, placed))))
+            images.append(pixels(np.asarray(self._decode(self.params, placed))))
         return np.concatenate(images)[: len(x)]
 
 
@@ -306,6 +333,6 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
     )
 
 
-def _pixels(x: Samples) -> Pictures:
-    """[-1, 1] -> uint8."""
+def pixels(x: Samples) -> Pictures:
+    """[-1, 1] -> uint8 [n, height, width, 3]."""
     return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -40,6 +40,11 @@ class RunFiles:
         return self.folder / "parameters.txt"
 
     @property
+    def vocabulary(self) -> pathlib.Path:
+        """The words whose ids the run reads, if it reads words."""
+        return self.folder / "vocabulary.json"
+
+    @property
     def profile(self) -> pathlib.Path:
         """The folder of a profiler trace."""
         return self.folder / "profile"

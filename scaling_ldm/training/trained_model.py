@@ -20,6 +20,8 @@ class TrainedModel:
     weights: which of a run's weights these are: "raw", the name of an average in
       `optimizer.averages`, or the text of `runs.reconstructed`; None if unknown.
     overrides: fields in which the run's experiment differs from the study's.
+    words: every word by its id, as the network learnt them; None: it reads no words, or
+      an older version did not keep them.
     """
 
     run_id: str
@@ -31,3 +33,4 @@ class TrainedModel:
     checksum: str = ""
     weights: str | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    words: tuple[str, ...] | None = None

@@ -1,8 +1,11 @@
 """Weights in a folder, and the card that describes them.
 
-    training.json   the card, beside weights that the export stage wrote: what was
-                    trained and how far, what the network reads, the SHA-256 of the
-                    weights
+    training.json     the card, beside weights that the export stage wrote: what was
+                      trained and how far, what the network reads (schedule, range of
+                      t, prediction, text encoder, autoencoder and its scale), the
+                      SHA-256 of the weights, a digest of the words
+    vocabulary.json   the words by id, if captions are words
+    autoencoder/, text_encoder/   copies of these networks, if they came from a folder
 
 A U-Net in diffusers' layout may come from elsewhere, without a card. Its identity is
 then its folder's name and its weights' SHA-256, and how far it was trained is unknown.
@@ -19,14 +22,15 @@ import jax
 
 from scaling_ldm import config, records
 from scaling_ldm.config.identity import SINCE
-from scaling_ldm.data import encoded
-from scaling_ldm.models import from_config, pretrained
+from scaling_ldm.data import encoded, vocabulary
+from scaling_ldm.models import denoisers, from_config, pretrained
 from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import files, native, published
 from scaling_ldm.training import mesh
 from scaling_ldm.training.trained_model import TrainedModel
 
 CARD = "training.json"
+NETWORKS = ("autoencoder", "text_encoder")  # fields of config.encode
 
 # Fields of config.model that change how a network runs, not what its weights mean.
 _HOW_IT_RUNS = ("compute_dtype", "remat", "unroll")
@@ -50,6 +54,7 @@ def weights_identity(experiment: config.Experiment) -> dict[str, Any]:
     }
     return found | {
         "data.shape": list(experiment.data.shape),
+        "model.time_range": list(denoisers.TIME_RANGE),
         "encode.autoencoder": pretrained.autoencoder_identity(
             experiment.encode.autoencoder
         ),
@@ -63,12 +68,14 @@ def write_card(
     model: TrainedModel,
     record: records.TrainRecord,
     loss: float,
+    words: vocabulary.Vocabulary | None,
     more: Mapping[str, Any],
 ) -> None:
-    """Writes the card of weights that are already in the folder.
+    """Writes the card of weights that are already in the folder, and their words.
 
     Args:
       loss: the held-out loss of these weights.
+      words: by their ids; None: the network reads none.
       more: further fields, for networks of this kind only.
     """
     card = {
@@ -86,9 +93,37 @@ def write_card(
         "validation_loss": loss,
         **more,
         "weights_sha256": files.checksum(folder),
+        "vocabulary": None if words is None else words.digest,
+        "computes_in": {
+            "model.compute_dtype": experiment.model.compute_dtype,
+            "encode.compute_dtype": experiment.encode.compute_dtype,
+            "encode.dtype": experiment.encode.dtype,
+        },
         "reads": weights_identity(experiment),
     }
+    (folder / vocabulary.FILE).unlink(missing_ok=True)
+    if words is not None:
+        vocabulary.write(folder / vocabulary.FILE, words)
     records.write_json(folder / CARD, card)
+
+
+def words_of(folder: pathlib.Path, card: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The words that an export learnt, by id; None: none, or an older export.
+
+    Raises:
+      WeightsError: they are not those of its card.
+    """
+    digest = card.get("vocabulary")
+    if digest is None:
+        return None
+    found = vocabulary.read(folder / vocabulary.FILE)
+    if found is None or found.digest != digest:
+        said = "is missing" if found is None else "is of other words"
+        raise files.WeightsError(
+            f"{folder / vocabulary.FILE} {said}: the ids that the network learnt mean "
+            "nothing without it; export once more"
+        )
+    return found.words
 
 
 def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
@@ -183,7 +218,12 @@ def _model(
 
     width, depth = size
     return TrainedModel(
-        **identity, width=width, depth=depth, checksum=checksum, load=placed
+        **identity,
+        width=width,
+        depth=depth,
+        checksum=checksum,
+        load=placed,
+        words=None if card is None else words_of(folder, card),
     )
 
 

@@ -12,19 +12,22 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from scaling_ldm import config, records
 from scaling_ldm.config import identity, init_from
-from scaling_ldm.data import encoded
+from scaling_ldm.data import encoded, vocabulary
 from scaling_ldm.models import from_config
 from scaling_ldm.models.weights import files, native, published, transfer
 from scaling_ldm.records.errors import CheckpointError, WeightsError
 from scaling_ldm.training import checkpoint, mesh, progress
+from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, init_record, runs
+
+WORDS = "entry/word_embedding"  # the parameter that is a table of words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class InitialWeights:
     facts: what they learnt, and of which latents and captions; {}: unknown.
     unsaid: settings of the network that the weights do not say.
     part: which of several state dicts of a file they are; "": the only one.
+    words: that they learnt, by id; None: none, or unknown.
     """
 
     checksum: str
@@ -48,6 +52,7 @@ class InitialWeights:
     facts: Mapping[str, Any]
     unsaid: tuple[str, ...] = ()
     part: str = ""
+    words: tuple[str, ...] | None = None
 
 
 def find(experiment: config.Experiment) -> InitialWeights:
@@ -104,37 +109,72 @@ def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 
 
 def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
-    folder = pathlib.Path(run.workdir).expanduser()
-    source = _experiment_of(where, folder)
-    specs = {spec.run_id: spec for spec in records.read_jsonl(folder / "runs.jsonl")}
-    if run.run_id not in specs:
-        raise config.ConfigError(
-            f"{where}: no run {run.run_id!r} in {folder}; it has {', '.join(specs)}"
-        )
-    spec = specs[run.run_id]
-    # To open a folder of checkpoints removes what is being written to it.
-    if runs.read_record(folder, run.run_id) is None:
-        raise config.ConfigError(f"{where}: {run.run_id} is not over yet")
-    step = spec.steps if run.step is None else run.step
-    there = runs.checkpoint_steps(folder, spec)
-    if step not in there:
-        raise config.ConfigError(
-            f"{where}: {run.run_id} has no checkpoint of step {step}; it has "
-            f"{', '.join(map(str, there)) or 'none'}"
-        )
-    model = runs.trained_model(source, folder, spec, step, run.weights or None)
-    own = config.with_overrides(source, spec.overrides)
+    found = find_run(where, run)
+    own, spec, model = found.experiment, found.spec, found.model
     saved = checkpoint.saved_identity(
-        runs.run_files(folder, spec.run_id).checkpoints, step
+        runs.run_files(found.workdir, spec.run_id).checkpoints, model.step
     )
-    spent, before = step * spec.flops_per_step, spec.pretraining_flops
+    spent, before = model.step * spec.flops_per_step, spec.pretraining_flops
     return InitialWeights(
         checksum=records.digest([saved, model.weights]),
         flops=None if before is None else float(spent + before),
         network=from_config.network_config(own, spec.width, spec.depth),
         load=model.load,
         facts=_facts(exports.weights_identity(own)),
+        words=model.words,
     )
+
+
+class FoundRun(NamedTuple):
+    """Weights of a run of any working directory.
+
+    experiment: of the run, with its overrides.
+    """
+
+    workdir: pathlib.Path
+    experiment: config.Experiment
+    spec: records.RunSpec
+    model: TrainedModel
+
+
+def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
+    """The weights of a run that is over; their values are not read yet.
+
+    Args:
+      where: begins messages.
+      run: with a run_id "", config.generate.run or the best finished run.
+
+    Raises:
+      ConfigError: there is no such run, or no such checkpoint of it, or none is best.
+    """
+    folder = pathlib.Path(run.workdir).expanduser()
+    source = _experiment_of(where, folder)
+    plan = folder / "runs.jsonl"
+    specs = records.read_jsonl(plan) if plan.exists() else []
+    by_name = {spec.run_id: spec for spec in specs}
+    if not run.run_id:
+        spec = runs.run_to_sample(source, folder, specs)
+        if spec is None:
+            raise config.ConfigError(f"{where}: no run of {folder} is finished")
+    elif run.run_id not in by_name:
+        raise config.ConfigError(
+            f"{where}: no run {run.run_id!r} in {folder}; it has {', '.join(by_name)}"
+        )
+    else:
+        spec = by_name[run.run_id]
+    # To open a folder of checkpoints removes what is being written to it.
+    if runs.read_record(folder, spec.run_id) is None:
+        raise config.ConfigError(f"{where}: {spec.run_id} is not over yet")
+    step = spec.steps if run.step is None else run.step
+    there = runs.checkpoint_steps(folder, spec)
+    if step not in there:
+        raise config.ConfigError(
+            f"{where}: {spec.run_id} has no checkpoint of step {step}; it has "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    model = runs.trained_model(source, folder, spec, step, run.weights or None)
+    own = config.with_overrides(source, spec.overrides)
+    return FoundRun(folder, own, spec, model)
 
 
 def _experiment_of(where: str, folder: pathlib.Path) -> config.Experiment:
@@ -173,9 +213,10 @@ def _of_place(
     if not path.exists():
         raise config.ConfigError(f"{where}: there is nothing")
     card = exports.read_card(path) if path.is_dir() else None
-    flops, facts = None, {}
+    flops, facts, words = None, {}, None
     more: dict[str, Any] = {}
     if card is not None:
+        words = exports.words_of(path, card)
         spent, before = card["training_flops"], card.get("pretraining_flops", 0.0)
         flops = None if spent is None or before is None else spent + before
         facts = _facts(card["reads"])
@@ -214,6 +255,7 @@ def _of_place(
         load=placed,
         facts=facts,
         **more,
+        words=words,
     )
 
 
@@ -254,12 +296,14 @@ def load(
     spec: records.RunSpec,
     device_mesh: jax.sharding.Mesh,
     fresh: Any,
+    words: vocabulary.Vocabulary | None = None,
 ) -> Any:
     """The parameters that a run starts from, sharded as in training.
 
     Args:
       own: the experiment of the run.
       fresh: newly initialised parameters.
+      words: whose ids the run reads; None: it reads features.
 
     Raises:
       ConfigError: the weights are gone, have changed since the plan, or do not fit.
@@ -274,7 +318,17 @@ def load(
     found = find(own)
     init_record.with_checksum(own, found.checksum, cfg.init_from)
     _say_what_differs(spec, found, own)
-    return transfer.transferred(_fit(found, own, spec), found.load(device_mesh), fresh)
+    fit = _fit(found, own, spec)
+    if found.words is not None and fit.treated.get(WORDS) != "new":
+        try:
+            there = vocabulary.Vocabulary(found.words)
+            vocabulary.refuse_others(there, words, f"{cfg.init_from!r}")
+        except config.ConfigError as e:
+            raise config.ConfigError(
+                f"config.train.init_from: {e}; to learn them anew, add "
+                f"'{WORDS}=new' to config.train.init_exceptions"
+            ) from e
+    return transfer.transferred(fit, found.load(device_mesh), fresh)
 
 
 def _fit(

@@ -177,7 +177,7 @@ def trained_model(
         state = _restored(experiment, workdir, spec, device_mesh, at)
         return {config.RAW: state.params, **state.averages}[weights]
 
-    return _model(spec, at, weights, load)
+    return _model(workdir, spec, at, weights, load)
 
 
 def reconstructed(
@@ -234,11 +234,23 @@ def reconstructed(
         return averages.weighted_sum(parts())
 
     name = f"{config.power_average(sigma_rel)} from {len(terms)} averages"
-    return _model(spec, step, name, load)
+    return _model(workdir, spec, step, name, load)
+
+
+def words_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...] | None:
+    """The words that a run learnt, by id; None: none, or an older version's run."""
+    from scaling_ldm.data import vocabulary
+
+    found = vocabulary.read(run_files(workdir, run_id).vocabulary)
+    return None if found is None else found.words
 
 
 def _model(
-    spec: records.RunSpec, step: int, weights: str, load: Callable[[Any], Any]
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    step: int,
+    weights: str,
+    load: Callable[[Any], Any],
 ) -> TrainedModel:
     return TrainedModel(
         run_id=spec.run_id,
@@ -249,6 +261,7 @@ def _model(
         load=load,
         weights=weights,
         overrides=spec.overrides,
+        words=words_of(workdir, spec.run_id),
     )
 
 

@@ -69,6 +69,7 @@ def record_fields(experiment: config.Experiment, model: TrainedModel) -> dict[st
     return {
         "run_id": model.run_id,
         "checksum": model.checksum,
+        "own_captions": cfg.captions,
         "images": cfg.images,
         "sampler": cfg.sampler,
         "spacing": cfg.spacing,

@@ -142,6 +142,7 @@ class Case:
             ours,
             noise.scaled_linear(),
             prediction="epsilon",
+            time="schedule",
             params=jax.tree.map(jnp.asarray, given),
         )
         self.network = Theirs(given).to(DEVICE)

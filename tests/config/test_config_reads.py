@@ -72,6 +72,7 @@ OBJECTIVE = {
 GENERATE = {
     "run": "a run",
     "weights": "a/folder",
+    "captions": ("a red coat",),
     "images": 2,
     "batch_size": 2,
     "sampler": "ddim",

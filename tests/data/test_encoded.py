@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, shards
+from scaling_ldm.data import encoded, shards, vocabulary
 from scaling_ldm.data.vocabulary import PADDING, RESERVED
 
 COUNT, PER_SHARD = 40, 16
@@ -158,7 +158,7 @@ def test_text_is_ids_by_rank_in_the_training_split(source):
     assert words[:2] == ["a", "number"] and "dog's" in words and "0" not in words
     rows = source.rows(np.arange(4))
     for caption, ids in zip(source.captions(np.arange(4)), rows["text"], strict=True):
-        known = [len(RESERVED) + words.index(w) for w in shards.words(caption)]
+        known = [len(RESERVED) + words.index(w) for w in vocabulary.words(caption)]
         assert_array_equal(ids, [*known, PADDING])
     assert_array_equal(rows["mask"], rows["text"] != PADDING)
     assert source.uncond["label"] == source.classes == 3
@@ -166,9 +166,15 @@ def test_text_is_ids_by_rank_in_the_training_split(source):
 
 def test_words_are_lower_case_without_punctuation():
     said = "A man's “Red-hot” CAFÉ, 3½ stars!"
-    assert shards.words(said) == ["a", "man's", "red", "hot", "café", "3½", "stars"]
+    found = ["a", "man's", "red", "hot", "café", "3½", "stars"]
+    assert vocabulary.words(said) == found
     icon = "on a light blue background 3d rotate"
-    assert shards.words(icon) == icon.split()
+    assert vocabulary.words(icon) == icon.split()
+    # A prompt has the ids of the caption that it is, however it is written.
+    known = vocabulary.Vocabulary((*RESERVED, "a", "red", "t", "shirt"))
+    for written in ("a red t-shirt", "A red T-shirt.", "a red t shirt"):
+        assert_array_equal(known.encode(written, 5), [3, 4, 5, 6, PADDING])
+    assert known.unknown("A blue T-shirt") == ["blue"]
 
 
 def test_features_are_padded_with_zeros(tmp_path):

@@ -32,6 +32,8 @@ from small_sampler import (
 from scaling_ldm import config, flops
 from scaling_ldm.diffusion import noise, samplers
 from scaling_ldm.diffusion.samplers import compiled_loop, guidance
+from scaling_ldm.models import denoisers
+from scaling_ldm.models.denoisers import dit
 from scaling_ldm.training import mesh
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -67,7 +69,9 @@ def test_settings_that_are_data_compile_nothing():
     def run(
         schedule=TABLE, kind="v", sampler="dpm++2m", scale=3.0, key=KEY, **settings
     ):
-        denoise = samplers.denoiser(counted, schedule, prediction=kind, params=W)
+        denoise = samplers.denoiser(
+            counted, schedule, prediction=kind, time="schedule", params=W
+        )
         return samplers.sample(
             denoise,
             key,
@@ -162,7 +166,7 @@ def test_devices_do_not_change_samples(name, which):
     check(sample(shape=drawn, **settings_of(name)), rows)
     # Everything on the mesh, uncond where it was put by somebody else.
     placed = samplers.denoiser(
-        network, TABLE, prediction="v", params=jax.device_put(W, whole)
+        network, TABLE, prediction="v", time="schedule", params=jax.device_put(W, whole)
     )
     settings = settings_of(name) | dict(cond=jax.device_put(COND, rows))
     if "uncond" in settings:
@@ -211,7 +215,7 @@ def by_hand(combine):
         u = network(params, x, t, UNCOND[None])
         return combine(c, u, t.reshape(-1, 1, 1, 1))
 
-    denoise = samplers.denoiser(own, TABLE, prediction="v", params=W)
+    denoise = samplers.denoiser(own, TABLE, prediction="v", time="schedule", params=W)
     return samplers.sample(denoise, KEY, shape=SHAPE, cond=COND, steps=6)
 
 
@@ -276,7 +280,9 @@ def test_guidance_in_an_interval_evaluates_less(interval, count):
 def test_sampling_inside_jit_is_the_same():
     @jax.jit
     def inside(key, params, scale):
-        denoise = samplers.denoiser(network, TABLE, prediction="v", params=params)
+        denoise = samplers.denoiser(
+            network, TABLE, prediction="v", time="schedule", params=params
+        )
         return samplers.sample(
             denoise, key, shape=SHAPE, cond=COND, uncond=UNCOND, steps=6, guidance=scale
         )
@@ -291,7 +297,9 @@ def test_gradients_through_sampling(sampler):
         cond = COND.astype(jnp.float64)
 
         def loss(params):
-            denoise = samplers.denoiser(network, TABLE, prediction="v", params=params)
+            denoise = samplers.denoiser(
+                network, TABLE, prediction="v", time="schedule", params=params
+            )
             x = samplers.sample(
                 denoise,
                 KEY,
@@ -340,7 +348,9 @@ def test_callbacks_are_told_the_steps_asked_for():
 
 
 def test_estimates_of_x0_are_transformed():
-    wild = samplers.denoiser(lambda x, t, cond: 5 * x, TABLE, prediction="x0")
+    wild = samplers.denoiser(
+        lambda x, t, cond: 5 * x, TABLE, prediction="x0", time="schedule"
+    )
 
     def run(transform=None):
         denoise = dataclasses.replace(wild, x0_transform=transform)
@@ -349,7 +359,10 @@ def test_estimates_of_x0_are_transformed():
     clipped = run(samplers.clip(0.8))
     assert np.abs(run()).max() > 100 and np.abs(clipped).max() <= 0.8
     own = samplers.denoiser(
-        lambda x, t, cond: jnp.clip(5 * x, -0.8, 0.8), TABLE, prediction="x0"
+        lambda x, t, cond: jnp.clip(5 * x, -0.8, 0.8),
+        TABLE,
+        prediction="x0",
+        time="schedule",
     )
     same(clipped, samplers.sample(own, KEY, shape=SHAPE, steps=6))
     assert samplers.clip(0.8) is samplers.clip(0.8)  # or every call would compile
@@ -376,7 +389,7 @@ def test_arithmetic_is_float32_or_float64():
         assert x.dtype == t.dtype == jnp.float32
         return network(params, x, t, cond).astype(jnp.bfloat16)
 
-    half = samplers.denoiser(narrow, TABLE, prediction="v", params=W)
+    half = samplers.denoiser(narrow, TABLE, prediction="v", time="schedule", params=W)
     x = samplers.sample(half, KEY, shape=SHAPE, cond=COND, steps=6)
     assert x.dtype == jnp.float32
     # Guidance too is combined in float32: 7 (c - u) would show it.
@@ -387,6 +400,7 @@ def test_arithmetic_is_float32_or_float64():
         ),
         TABLE,
         prediction="v",
+        time="schedule",
         params=W,
     )
     settings = dict(shape=SHAPE, cond=COND, steps=1)
@@ -410,7 +424,7 @@ def test_a_denoiser_called_by_itself_estimates_x0():
     same(DENOISE(x, 100, COND)[3], expected[3])
     told = []  # times that bfloat16 does not have
     probe = samplers.denoiser(
-        lambda x, t, cond: told.append(t) or x, TABLE, prediction="v"
+        lambda x, t, cond: told.append(t) or x, TABLE, prediction="v", time="schedule"
     )
     probe(x[:2].astype(jnp.bfloat16), jnp.asarray([999, 701]))
     assert_array_equal(told[0], [999.0, 701.0])
@@ -418,6 +432,50 @@ def test_a_denoiser_called_by_itself_estimates_x0():
         network, TABLE, prediction="v", params=W, time=TABLE.unit_time
     )
     same(timed(x, t, COND), a * x - s * network(W, x, t / 1000, COND))
+
+
+class Own:
+    """A network that says its time, as a `denoisers.Denoiser` does."""
+
+    def __init__(self, *time_range):
+        self.apply, self.time_range = network, time_range
+
+
+@pytest.mark.parametrize("schedule", [TABLE, FLOW, noise.edm()], ids=repr)
+def test_a_network_that_says_its_time_is_given_that_time(schedule):
+    given = {"prediction": "v", "params": W}
+    unit = samplers.denoiser(network, schedule, time="unit", **given)
+    own = samplers.denoiser(Own(0.0, 1.0), schedule, **given)
+    assert own.network is network
+    times = np.array([schedule.t_data, schedule.t_noise])
+    assert_array_equal(own.time(times), schedule.unit_time(times))
+    assert_array_equal(own.time(times), unit.time(times))
+    wide = samplers.denoiser(Own(-1.0, 9.0), schedule, **given)
+    assert_allclose(wide.time(times), 10 * schedule.unit_time(times) - 1)
+    again = samplers.denoiser(Own(-1.0, 9.0), schedule, **given)
+    assert samplers.plan(wide) is samplers.plan(again)
+    # The plan holds what the loop gives the network.
+    held = samplers.plan(wide, steps=3).packed(np.float64)[:3, 0]
+    assert_allclose(
+        held, [wide.time(p.t) for p in samplers.plan(wide, steps=3).grid.points[:3]]
+    )
+
+
+def test_networks_of_this_library_take_unit_time():
+    net = denoisers.transformer(
+        dit.DiTConfig(
+            architecture="adaln_zero",
+            width=8,
+            depth=1,
+            heads=1,
+            classes=2,
+            image_shape=(4, 4, 1),
+            patch_size=4,
+        )
+    )
+    assert net.time_range == (0.0, 1.0)
+    denoise = samplers.denoiser(net, TABLE, prediction="v", params={})
+    assert denoise.network is net.apply and denoise.time(500.0) == 0.5
 
 
 # Ways there and back.
@@ -470,7 +528,7 @@ def test_image_to_image_begins_part_of_the_way():
 
 
 POINT = samplers.denoiser(
-    lambda x, t, cond: jnp.full_like(x, 0.25), TABLE, prediction="x0"
+    lambda x, t, cond: jnp.full_like(x, 0.25), TABLE, prediction="x0", time="schedule"
 )
 
 
@@ -513,7 +571,9 @@ def test_sampling_starts_from_noise_of_the_grids_own_level():
     edm = noise.edm()
 
     def first(schedule, grid=None):
-        denoise = samplers.denoiser(lambda x, t, cond: x, schedule, prediction="v")
+        denoise = samplers.denoiser(
+            lambda x, t, cond: x, schedule, prediction="v", time="schedule"
+        )
         run = samplers.sample(
             denoise, noise=start, steps=5, grid=grid, output=TRAJECTORY
         )
@@ -566,7 +626,11 @@ def matmul(params, x, t, cond):
 )
 def test_cost_is_that_of_its_evaluations(settings, evaluations):
     denoise = samplers.denoiser(
-        matmul, TABLE, prediction="v", params=jnp.zeros((4, 8), jnp.float32)
+        matmul,
+        TABLE,
+        prediction="v",
+        time="schedule",
+        params=jnp.zeros((4, 8), jnp.float32),
     )
     one = flops.count(matmul, denoise.params, jnp.zeros(SHAPE), jnp.zeros(8), COND)
     assert one.model == 2 * 8 * 2 * 2 * 4 * 8
@@ -585,6 +649,7 @@ def test_cost_of_networks_that_answer_otherwise():
             ),
             TABLE,
             prediction="v",
+            time="schedule",
         )
         found = samplers.cost(denoise, SHAPE, steps=3).model
         assert found == 3 * 2 * 32 * 4 * channels

@@ -1,6 +1,7 @@
 """samplers.sample: what is refused, and with which message."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +27,15 @@ from scaling_ldm.diffusion.samplers import compiled_loop
 
 IMAGE = jnp.zeros(SHAPE)
 ZERO = noise.zero_terminal_snr(TABLE)
-FLOWING = samplers.denoiser(network, FLOW, prediction="flow")
+FLOWING = samplers.denoiser(network, FLOW, prediction="flow", time="schedule")
+OWN = types.SimpleNamespace(apply=network, time_range=(0.0, 1.0))
 
 
 def giving(output):
     """A network of x alone."""
-    return samplers.denoiser(lambda x, t, cond: output(x), TABLE, prediction="epsilon")
+    return samplers.denoiser(
+        lambda x, t, cond: output(x), TABLE, prediction="epsilon", time="schedule"
+    )
 
 
 REFUSED = {
@@ -121,16 +125,18 @@ REFUSED = {
         r"must be \(low, high\), got \(1.0, 0.5\)",
     ),
     "prediction": (
-        lambda: samplers.denoiser(network, TABLE, prediction="eps"),
+        lambda: samplers.denoiser(network, TABLE, prediction="eps", time="schedule"),
         "'eps' is none of epsilon, x0, v",
     ),
     "unreadable": (
-        lambda: samplers.plan(samplers.denoiser(network, ZERO, prediction="epsilon")),
+        lambda: samplers.plan(
+            samplers.denoiser(network, ZERO, prediction="epsilon", time="schedule")
+        ),
         "'epsilon' says nothing of x0 at t = 999, where alpha = 0 and sigma = 1; pred",
     ),
     "unreadable there": (
         lambda: samplers.plan(
-            samplers.denoiser(network, TABLE, prediction="x0"),
+            samplers.denoiser(network, TABLE, prediction="x0", time="schedule"),
             sampler="ddim",
             image=INVERTED,
         ),
@@ -183,8 +189,24 @@ REFUSED = {
         "the grid is of another schedule",
     ),
     "schedule": (
-        lambda: samplers.denoiser(network, "linear", prediction="v"),
+        lambda: samplers.denoiser(network, "linear", prediction="v", time="schedule"),
         "schedule must be one of scaling_ldm.noise.*got 'linear'",
+    ),
+    "no time": (
+        lambda: samplers.denoiser(network, TABLE, prediction="v"),
+        "time = None: say what the network takes as t. 'schedule': .*0 to 999. 'unit'",
+    ),
+    "another time": (
+        lambda: samplers.denoiser(network, TABLE, prediction="v", time="steps"),
+        "time = 'steps': say what",
+    ),
+    "a time twice": (
+        lambda: samplers.denoiser(OWN, TABLE, prediction="v", params=1, time="unit"),
+        "time = 'unit': a denoiser says its own time",
+    ),
+    "no params": (
+        lambda: samplers.denoiser(OWN, TABLE, prediction="v"),
+        "a denoiser needs params",
     ),
     "a misspelt argument": (
         lambda: sample(shape=SHAPE, guidence=3.0),

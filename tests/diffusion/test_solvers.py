@@ -153,6 +153,7 @@ def test_stages_that_share_their_noise_keep_the_variance():
         lambda x, t, cond: x * (spread**2 / (spread**2 + t**2))[:, None],
         schedule,
         prediction="x0",
+        time="schedule",
     )
 
     def error(**options):
@@ -173,7 +174,9 @@ def test_ddpm_takes_the_papers_steps(name):
     """Ho et al. 2020, eq. 7: the posterior's mean and variance, at all 1000 steps."""
     table = noise.linear()
     table = noise.zero_terminal_snr(table) if name == "zero" else table
-    denoise = samplers.denoiser(network, table, prediction="v", params=W)
+    denoise = samplers.denoiser(
+        network, table, prediction="v", time="schedule", params=W
+    )
     bar = np.asarray(table.alphas_bar)
     before = np.concatenate([[1.0], bar[:-1]])
     betas = 1 - bar / before
@@ -203,7 +206,9 @@ def test_ddim_with_all_the_noise_is_ddpm_is_the_first_order_sde():
     same(run(sampler="ddim", eta=0.0), sample(shape=SHAPE, sampler="ddim"))
     # With numbers far apart no square root is of less than nothing.
     wide = noise.edm(1e-6, 1e5)
-    denoise = samplers.denoiser(network, wide, prediction="v", params=W)
+    denoise = samplers.denoiser(
+        network, wide, prediction="v", time="schedule", params=W
+    )
     grid = samplers.from_times(wide, [1e5, 1e-6])
     assert samplers.plan(denoise, sampler="ddim", eta=1.0, grid=grid).nfe == 2
 
@@ -225,7 +230,7 @@ def test_a_learned_variance_lies_between_its_bounds():
 
     def run(share, **settings):
         denoise = samplers.denoiser(
-            learned, TABLE, prediction="v", params=jnp.float32(share)
+            learned, TABLE, prediction="v", time="schedule", params=jnp.float32(share)
         )
         return samplers.sample(
             denoise,

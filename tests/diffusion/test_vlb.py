@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 
-from scaling_ldm.diffusion import noise, prediction
-from scaling_ldm.diffusion.objectives import likelihood, vlb
+from scaling_ldm.diffusion import noise, prediction, samplers
+from scaling_ldm.diffusion.objectives import likelihood, ode_likelihood, vlb
 
 KEY = jax.random.key(0)
 LOG2 = math.log(2)
@@ -381,3 +381,28 @@ def test_draws_and_ends_are_checked():
 def test_the_example_in_the_docstring_runs():
     result = doctest.testmod(vlb)
     assert result.attempted > 5 and result.failed == 0
+
+
+def test_a_denoiser_of_samplers_is_read_as_the_x0_that_it_gives():
+    """Its network takes another t and predicts something else."""
+    unit = lambda x, t, cond: x * (1 - t)[:, None]  # noqa: E731  # epsilon
+    denoise = samplers.denoiser(unit, SHORT, prediction="epsilon", time="unit")
+    x0 = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    got = vlb.continuous(denoise, SHORT, x0, KEY, prediction="x0", draws=4)
+
+    def own(x, t, cond):
+        return unit(x, SHORT.unit_time(t), cond)
+
+    want = vlb.continuous(own, SHORT, x0, KEY, prediction="epsilon", draws=4)
+    assert_allclose(got.total, want.total, rtol=1e-5)
+    other = noise.linear(steps=7)
+    for measure in (
+        vlb.bits_per_dim,
+        vlb.continuous,
+        ode_likelihood.bits_per_dim,
+        functools.partial(vlb.estimate, draws=2),
+    ):
+        with pytest.raises(ValueError, match="estimates x0: give prediction='x0', not"):
+            measure(denoise, SHORT, x0, KEY, prediction="epsilon")
+        with pytest.raises(ValueError, match="schedule is .*, not"):
+            measure(denoise, other, x0, KEY, prediction="x0")

@@ -213,7 +213,9 @@ def inversion_grid(scheduler, n, *, shifted):
 
 
 def inverted(grid):
-    denoise = samplers.denoiser(network, SCHEDULE, prediction="epsilon")
+    denoise = samplers.denoiser(
+        network, SCHEDULE, prediction="epsilon", time="schedule"
+    )
     image = samplers.SourceImage(jnp.asarray(START), invert=True)
     return np.asarray(samplers.sample(denoise, image=image, sampler="ddim", grid=grid))
 

@@ -288,3 +288,59 @@ def test_the_grid_fills_up_with_white():
     assert grid[2:, 6:].min() == 255 and grid[:2].max() == grid[2:, :6].max() == 0
     many = generate.grid(np.zeros((257, 1, 1, 3), np.uint8))
     assert many.shape == (17, 16, 3)  # no wider than ACROSS
+
+
+def with_captions(experiment, *captions, **settings):
+    own = dataclasses.replace(experiment.generate, captions=captions, **settings)
+    return dataclasses.replace(experiment, generate=own)
+
+
+@pytest.mark.filterwarnings("ignore:.*has not learnt")
+def test_captions_of_ones_own_are_drawn_in_turn(finished, monkeypatch):
+    experiment, workdir, specs = finished
+    held_out = generate.run(experiment, workdir, specs)
+    before = np.concatenate(list(samples.read_images(workdir)))
+    captions = held_out.captions
+    own = with_captions(experiment, captions[0].upper(), captions[3] + "!")
+    record = generate.run(own, workdir, specs)
+    said = [captions[0].upper(), captions[3] + "!"]
+    assert list(record.captions) == said * 10
+    assert record.own_captions == tuple(said) and held_out.own_captions == ()
+    after = np.concatenate(list(samples.read_images(workdir)))
+    # Positions 0 and 3 have the words and the noise that they had.
+    assert [bool((a == b).all()) for a, b in zip(before, after, strict=True)][:4] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert generate.run(own, workdir, specs) == record  # nothing is drawn again
+    again = generate.run(experiment, workdir, specs)
+    assert again.captions == captions  # and not those of one's own
+
+
+def test_what_cannot_be_drawn_for_captions_of_ones_own_is_refused(finished):
+    experiment, workdir, specs = finished
+    with pytest.raises(config.ConfigError, match="captions: 'xyzzy': .* none of its w"):
+        generate.run(with_captions(experiment, "xyzzy"), workdir, specs)
+    given = config.to_config_dict(experiment)
+    given.generate.captions = ("a red star",)
+    given.evaluate.network = "lite0"
+    with pytest.raises(
+        config.ConfigError, match="own cannot be compared with held-out"
+    ):
+        config.resolve(given)
+    given.evaluate.network, given.generate.captions = "none", ("a", " ")
+    with pytest.raises(config.ConfigError, match="a caption is empty"):
+        config.resolve(given)
+
+
+def test_settings_of_before_there_were_own_captions_are_todays(finished):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    path = workdir / "samples" / "settings.json"
+    assert "own_captions" not in records.read(path)
+    (workdir / "samples" / "record.json").unlink()
+    kept = {p: p.stat().st_mtime_ns for p in shards(workdir)}
+    generate.run(experiment, workdir, specs)
+    assert {p: p.stat().st_mtime_ns for p in shards(workdir)} == kept

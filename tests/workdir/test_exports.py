@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from scaling_ldm import config, records, study
+import scaling_ldm
+from scaling_ldm import config, data, records, study
 from scaling_ldm.config import identity
-from scaling_ldm.data import pictures
+from scaling_ldm.data import pictures, vocabulary
 from scaling_ldm.evaluation import extractors
 from scaling_ldm.models.encoders import bert
 from scaling_ldm.models.encoders.features import Features
@@ -23,10 +24,11 @@ from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.records import measurements, table
-from scaling_ldm.stages import evaluate, generate
+from scaling_ldm.stages import evaluate, generate, train
 from scaling_ldm.training import checkpoint, mesh, progress, train_step
 from scaling_ldm.workdir import exports, runs, samples
 
+WORDS = vocabulary.Vocabulary((*vocabulary.RESERVED, "a", "red", "t", "shirt"))
 # Building the U-Net's study takes half a minute.
 NAMES = ("native", pytest.param("unet", marks=pytest.mark.slow))
 
@@ -562,3 +564,125 @@ def test_sigterm_ends_a_measuring_stage_with_the_status_of_a_preemption(
     assert ran(native.given, native.workdir, stage) == 75
     assert f"{stage} stops; what it has finished is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Models that are opened with all that they need
+
+
+def places(trained):
+    (spec,) = records.read_jsonl(trained.workdir / "runs.jsonl")
+    run = trained.workdir / "runs" / spec.run_id
+    return trained.export, trained.workdir, run, f"{trained.workdir}#{spec.run_id}"
+
+
+def held_out_source(trained):
+    return data.sources(config.resolve(trained.given), trained.workdir)[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*has not learnt")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_model_is_the_one_that_generate_draws_with(every, name, tmp_path):
+    trained = every(name)
+    source, cfg = held_out_source(trained), config.resolve(trained.given).generate
+    captions = source.captions(np.arange(24))
+    rows = source.rows(np.arange(24))
+    opened = [scaling_ldm.load(place) for place in places(trained)]
+    for model in opened:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            model.denoise.params,
+            opened[0].denoise.params,
+        )
+        cond = model.encode_text(captions)
+        assert cond.keys() == {"text", "mask"}
+        for field, value in cond.items():  # features differ with the batch's rounding
+            np.testing.assert_allclose(value, rows[field], atol=2e-3)
+        assert model.denoise.time(0.25) == 0.25 and model.about["step"] == 4
+        assert len(repr(model)) < 200
+    shutil.copytree(trained.export, tmp_path / "moved")  # it needs nothing beside it
+    pictures = scaling_ldm.load(tmp_path / "moved").sample(
+        captions,
+        steps=cfg.steps,
+        sampler=cfg.sampler,
+        guidance=cfg.guidance,
+        batch_size=cfg.batch_size,
+    )
+    wanted = np.concatenate(list(samples.read_images(trained.workdir)))
+    assert pictures.dtype == np.uint8 and pictures.shape == wanted.shape
+    apart = np.abs(pictures.astype(int) - wanted)
+    assert apart.max() <= 1 and np.mean(apart > 0) < 1e-3
+
+
+def test_what_cannot_be_opened_says_what_to_do(native, tmp_path):
+    shutil.copytree(native.export, tmp_path / "e")
+    (tmp_path / "e" / vocabulary.FILE).unlink()
+    (tmp_path / "empty").mkdir()
+    for place, said in (
+        (tmp_path / "no", "no such folder"),
+        (tmp_path / "empty", "neither an export .* nor a working directory .* nor"),
+        (tmp_path / "e", "vocabulary.json is missing: .* export once more"),
+        (f"{native.workdir}#other", "no run 'other'"),
+        (f"{native.workdir}#{places(native)[2].name}@3", "no checkpoint of step 3"),
+    ):
+        with pytest.raises(config.ConfigError, match=re.escape("load('") + f".*{said}"):
+            scaling_ldm.load(place)
+
+
+def test_a_model_is_not_drawn_from_with_other_words(native, tmp_path):
+    """Before, a foreign vocabulary gave pictures of other words without a word."""
+    folder = tmp_path / "export"
+    shutil.copytree(native.export, folder)
+    there = vocabulary.read(folder / vocabulary.FILE)
+    swapped = vocabulary.Vocabulary((*there.words[:-2], *there.words[:-3:-1]))
+    vocabulary.write(folder / vocabulary.FILE, swapped)
+    experiment = config.resolve(native.wanted(folder))
+    with pytest.raises(config.ConfigError, match="vocabulary.json is of other words"):
+        exports.read_model(experiment, str(folder))
+    card = native.card | {"vocabulary": swapped.digest}
+    (folder / exports.CARD).write_text(json.dumps(card))
+    said = f"learnt the ids of other words.*id {len(there) - 2} is '{there.words[-1]}'"
+    with pytest.raises(config.ConfigError, match=said):
+        generate.run(experiment, tmp_path / "new", [])
+
+
+def test_a_run_goes_on_only_with_its_own_words(native, tmp_path):
+    workdir, experiment = tmp_path / "w", config.resolve(native.given)
+    (spec,) = records.read_jsonl(native.workdir / "runs.jsonl")
+    inputs = train._Inputs(workdir, mesh.build(experiment.mesh, {}))
+    spec = dataclasses.replace(spec, overrides={})
+    path = runs.run_files(workdir, spec.run_id).vocabulary
+    path.parent.mkdir(parents=True)
+    inputs.check(experiment, spec)  # a run of an older version kept none
+    shutil.copy(runs.run_files(native.workdir, spec.run_id).vocabulary, path)
+    inputs.check(experiment, spec)
+    vocabulary.write(path, WORDS)
+    with pytest.raises(
+        config.ConfigError, match="7 words there, 256 here; id 4 is 'red'"
+    ):
+        inputs.check(experiment, spec)
+
+
+@pytest.mark.filterwarnings("ignore:.*has not learnt")
+def test_exports_of_before_their_words_were_kept_open(native, tmp_path):
+    """The words of painted icons are those of their config."""
+    folder = tmp_path / "export"
+    shutil.copytree(native.export, folder)
+    (folder / vocabulary.FILE).unlink()
+    card = native.card
+    for later in ("vocabulary", "computes_in"):
+        del card[later]
+    del card["reads"]["model.time_range"]
+    (folder / exports.CARD).write_text(json.dumps(card))
+    source, first = held_out_source(native), np.arange(1)
+    (text,), rows = source.captions(first), source.rows(first)
+    found = scaling_ldm.load(folder).encode_text(text)["text"]
+    np.testing.assert_array_equal(found, rows["text"])
+    assert exports.read_model(config.resolve(native.given), str(folder)).words is None
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["experiment"]["data"]["source"] = "folder"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(
+        config.ConfigError, match="without the words .* export once mor"
+    ):
+        scaling_ldm.load(folder)

@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from stop_at import stop_at
 
 from scaling_ldm import config, records, study
+from scaling_ldm.data import vocabulary
 from scaling_ldm.models import from_config
 from scaling_ldm.models.weights import dit as dit_weights
 from scaling_ldm.models.weights import unet as unet_weights
@@ -293,6 +294,32 @@ def test_weights_of_another_objective_are_said(recipe, source, monkeypatch):
         f"{spec.run_id} starts from weights of objective.prediction: 'flow' there, "
         "'v' here"
     ]
+
+
+def test_ids_of_other_words_are_refused_unless_they_are_learnt_anew(recipe, source):
+    workdir, _ = source
+    there = vocabulary.read(runs.run_files(workdir, RUN).vocabulary)
+    swapped = (*there.words[:-2], *there.words[:-3:-1])
+    here = vocabulary.Vocabulary(swapped)
+    embedding = "entry/word_embedding"
+    run = identified(later(recipe, f"{workdir}#{RUN}"))
+    assert initial_weights.find(run).words == there.words
+    name = str(workdir / "export")
+    e = identified(later(recipe, name))
+    (spec,) = records.read_jsonl(workdir / "runs.jsonl")
+    device_mesh = mesh.build(e.mesh, {})
+    with pytest.raises(config.ConfigError) as caught:
+        initial_weights.load(e, spec, device_mesh, None, here)
+    said = str(caught.value)
+    first = f"id {len(there) - 2} is {there.words[-2]!r} there, {there.words[-1]!r}"
+    assert first in said and f"'{embedding}=new'" in said
+    anew = identified(later(recipe, name, f"{embedding}=new"))
+    fresh = from_config.parameter_shapes(from_config.network_config(anew, 16, 1))
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "f"), fresh)
+    with jax.set_mesh(device_mesh):
+        got = initial_weights.load(anew, spec, device_mesh, fresh, here)
+    assert not np.any(got["entry"]["word_embedding"])
+    assert np.any(got["entry"]["patch"]["kernel"])
 
 
 # Published layouts

@@ -20,11 +20,33 @@ from jax.scipy.special import log_ndtr
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.objectives.denoise import batch_sharding
+from scaling_ldm.diffusion.samplers.diffusion_model import DiffusionModel
 from scaling_ldm.diffusion.shapes import ValueB
 
 Network = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 LOGSNR_LIMIT = 20.0  # replaces an infinite logsnr at an end of a schedule
+
+
+def check_network(network: Network, schedule: noise.Schedule, prediction: str) -> None:
+    """Refuses what `samplers.denoiser` made under another prediction or schedule.
+
+    It takes the schedule's t and gives x0, whatever its network takes and predicts.
+
+    Raises:
+      ValueError: it is read as something else.
+    """
+    if not isinstance(network, DiffusionModel):
+        return
+    if prediction != "x0":
+        raise ValueError(
+            "what samplers.denoiser made estimates x0: give prediction='x0', not "
+            f"{prediction!r}"
+        )
+    if network.schedule != schedule:
+        raise ValueError(
+            f"the network's schedule is {network.schedule}, not {schedule}"
+        )
 
 
 def bits_per_dim(nats_B: jax.Array, x: jax.Array) -> jax.Array:

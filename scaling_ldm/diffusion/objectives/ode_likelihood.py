@@ -189,6 +189,7 @@ def bits_per_dim(
     t_min = likelihood.least_noise(schedule, t_min)
     t_max = schedule.t_noise if t_max is None else t_max
     predictions.kind(prediction)
+    likelihood.check_network(network, schedule, prediction)
     if not predictions.is_defined(prediction, "x0", float(schedule.alpha(t_max)), 1.0):
         raise ValueError(
             f"{prediction} says nothing of x0 at t_max = {t_max:g}, which has no "

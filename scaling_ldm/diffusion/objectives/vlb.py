@@ -111,6 +111,7 @@ def bits_per_dim(
       ValueError: an unknown variance or prediction, a schedule without a table, or a
         prediction that says nothing of x0 where the schedule has no signal.
     """
+    likelihood.check_network(network, schedule, prediction)
     chain = _chain(schedule, prediction, variance, levels, clip)
     x0 = likelihood.floating(x0)
     keys = likelihood.sample_keys(key, x0)
@@ -151,6 +152,7 @@ def estimate(
     Raises:
       ValueError: as `bits_per_dim`, or draws < 1.
     """
+    likelihood.check_network(network, schedule, prediction)
     chain = _chain(schedule, prediction, variance, levels, clip)
     x0 = likelihood.floating(x0)
     keys = likelihood.sample_keys(key, x0)
@@ -203,6 +205,7 @@ def continuous(
       ValueError: an unknown prediction, draws < 1, or a t_min without noise.
     """
     predictions.kind(prediction)
+    likelihood.check_network(network, schedule, prediction)
     x0 = likelihood.floating(x0)
     keys = likelihood.sample_keys(key, x0)
     high = float(schedule.logsnr(likelihood.least_noise(schedule, t_min)))

@@ -1,18 +1,24 @@
 """Samplers: from noise to samples with any network; see `sample`.
 
-Any callable is a network; nothing of this library has to train it.
+Any function is a network; nothing of this library has to train it. What it takes as t
+has to be said. A denoiser of this library says it itself.
 
     import jax, jax.numpy as jnp
     from scaling_ldm import noise, samplers
     schedule = noise.scaled_linear()                      # Stable Diffusion
     network = lambda x, t, cond: 0.1 * x + cond           # (x, t_B, cond) -> prediction
-    denoise = samplers.denoiser(network, schedule, prediction="epsilon")
+    denoise = samplers.denoiser(network, schedule, prediction="epsilon",
+                                time="schedule")          # t is 0 to 999
     x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
                         cond=jnp.ones(()), uncond=jnp.zeros(()),
                         sampler="dpm++2m", steps=20, guidance=7.5)
 """
 
-from scaling_ldm.diffusion.samplers.diffusion_model import DiffusionModel, denoiser
+from scaling_ldm.diffusion.samplers.diffusion_model import (
+    DiffusionModel,
+    TimedNetwork,
+    denoiser,
+)
 from scaling_ldm.diffusion.samplers.guidance import Guidance
 from scaling_ldm.diffusion.samplers.planning import (
     SamplingPlan,
@@ -51,6 +57,7 @@ __all__ = [
     "SolverTable",
     "SourceImage",
     "TimeGrid",
+    "TimedNetwork",
     "Trajectory",
     "clip",
     "cost",

@@ -19,6 +19,8 @@ from scaling_ldm.models import layers, positions
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.shapes import Params
 
+TIME_RANGE = (0.0, 1.0)  # of every network of this library
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
@@ -32,6 +34,9 @@ class Denoiser:
     image_tokens, other_tokens: positions that the trunk processes; the others are those
       of text and time.
     embeddings: paths of the parameters that are tables of words or labels.
+    time_range: t of apply at the data and at the noise. A schedule's own t, such as
+      0 to 999, is another number: `schedule.unit_time` gives this one, and samplers
+      ask for it.
     """
 
     init: Callable[[jax.Array], Params]
@@ -40,6 +45,7 @@ class Denoiser:
     image_tokens: int
     other_tokens: int
     embeddings: tuple[str, ...]
+    time_range: tuple[float, float] = TIME_RANGE
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

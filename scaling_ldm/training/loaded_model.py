@@ -1,0 +1,209 @@
+"""A trained network with all that it takes to draw with it; what `load` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from scaling_ldm.diffusion import samplers
+from scaling_ldm.models import pretrained
+from scaling_ldm.training.captions import CaptionReader
+from scaling_ldm.training.inference import keys_of, pixels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LoadedModel:
+    """A network with its weights, schedule, captions and autoencoder, on one device.
+
+    model.sample("a red coat", n=4) draws pictures. The rest is for one's own loops:
+    samplers.sample(model.denoise, key, shape=(4, *model.shape), cond=...,
+    uncond=...) gives what `decode` makes pictures of.
+
+    Attributes:
+      name: of the run, or of the folder.
+      denoise: (x [B, H, W, C], t scalar or [B], cond) -> the estimate of x0. Its t is
+        that of `denoise.schedule`; the network's own range is taken care of.
+      shape: (H, W, C) of a sample: a latent, or a picture in [-1, 1].
+      conditioning: names of the arrays in `cond`.
+      classes: labels of a network that reads them, 0 to classes - 1; else 0.
+      about: what is known of the training, such as "step" and "validation_loss".
+    """
+
+    name: str
+    denoise: samplers.DiffusionModel
+    shape: tuple[int, int, int]
+    conditioning: tuple[str, ...]
+    classes: int
+    about: Mapping[str, Any]
+    # Readers of captions and of latents; None where the network has none.
+    _captions: CaptionReader | None = dataclasses.field(repr=False)
+    _autoencoder: Callable[[], pretrained.PretrainedAutoencoder] | None = (
+        dataclasses.field(repr=False)
+    )
+
+    def __repr__(self) -> str:
+        d = self.denoise
+        return (
+            f"LoadedModel({self.name}: {d.prediction} of {self.shape} on {d.schedule}, "
+            f"reads {self._said()})"
+        )
+
+    def sample(
+        self,
+        captions: str | Sequence[str] | None = None,
+        n: int = 1,
+        *,
+        labels: Any = None,
+        arrays: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        sampler: str = "euler",
+        steps: int = 50,
+        guidance: samplers.Guidance | float | None = 3.0,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> np.ndarray:
+        """Draws n pictures of each caption or label.
+
+        The defaults are those of `config.generate`. Picture i depends on the seed and
+        on i alone. It is the one that the stage generate draws of this caption at its
+        position i, up to rounding.
+
+        Args:
+          captions: one or several. None: without a caption.
+          labels: one or several integers, for a network that reads labels.
+          arrays: what else the network reads, such as "image", a row for each caption
+            or label.
+          seed: of the noise.
+          sampler, steps, guidance: as `samplers.sample` has them. Without captions and
+            labels there is nothing to guide.
+          batch_size: pictures that are drawn at once.
+          options: others of `samplers.sample`, such as grid.
+
+        Returns:
+          uint8 [captions * n, height, width, 3].
+
+        Raises:
+          ValueError: what the network does not read, or does not get.
+          ConfigError: the text encoder or the autoencoder is not found, or is another.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n = {n} and batch_size = {batch_size}: at least 1 each")
+        cond, uncond = self._conditions(captions, labels, arrays or {})
+        if captions is None and labels is None:
+            guidance = None
+        rows = np.repeat(np.arange(len(next(iter(cond.values()), [0]))), n)
+        each = min(batch_size, len(rows))
+        drawn = []
+        for start in range(0, len(rows), each):
+            index = np.minimum(np.arange(start, start + each), len(rows) - 1)
+            chosen = rows[index]
+            x = samplers.sample(
+                self.denoise,
+                keys_of(jax.random.key(seed), jnp.asarray(index, jnp.int32)),
+                shape=(each, *self.shape),
+                cond={name: value[chosen] for name, value in cond.items()},
+                uncond={name: value[chosen] for name, value in uncond.items()},
+                sampler=sampler,
+                steps=steps,
+                guidance=guidance,
+                **options,
+            )
+            drawn.append(self.decode(x)[: len(rows) - start])
+        return np.concatenate(drawn)
+
+    def encode_text(self, captions: str | Sequence[str]) -> dict[str, np.ndarray]:
+        """Captions as the network reads them.
+
+        Returns:
+          "text": ids of words int32 [n, S], or features float32 [n, S, E]; and "mask":
+          bool [n, S], true where there is text.
+
+        Raises:
+          ValueError: the network reads no captions, or knows no word of one.
+          ConfigError: the text encoder is not found, or is another.
+        """
+        if self._captions is None:
+            raise ValueError(f"{self.name} reads {self._said()}, no captions")
+        return self._captions.read(
+            [captions] if isinstance(captions, str) else captions
+        )
+
+    def decode(self, x: ArrayLike) -> np.ndarray:
+        """Samples [n, H, W, C] -> pictures, uint8 [n, height, width, 3].
+
+        Raises:
+          ConfigError: the autoencoder is not found, or is another.
+        """
+        if self._autoencoder is None:
+            return pixels(np.asarray(x))
+        params, decode = self._decoder
+        return pixels(np.asarray(decode(params, x)))
+
+    @functools.cached_property
+    def _decoder(self) -> tuple[Any, Callable[[Any, ArrayLike], jax.Array]]:
+        if self._autoencoder is None:
+            raise ValueError(f"{self.name} has no autoencoder")
+        network, params, _ = self._autoencoder()
+
+        @jax.jit
+        def decode(params: Any, x: jax.Array) -> jax.Array:
+            return network.decode(params, network.from_latent(x))
+
+        return params, decode
+
+    def _said(self) -> str:
+        return ", ".join(self.conditioning) or "nothing"
+
+    def _conditions(
+        self,
+        captions: str | Sequence[str] | None,
+        labels: Any,
+        arrays: Mapping[str, Any],
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(cond, uncond), [captions or labels, ...] each, of what the network reads."""
+        if labels is not None and "label" not in self.conditioning:
+            raise ValueError(f"{self.name} reads {self._said()}, no labels")
+        cond: dict[str, np.ndarray] = {}
+        empty: dict[str, np.ndarray] = {}
+        if captions is not None:
+            cond |= self.encode_text(captions)
+        if labels is not None:
+            cond["label"] = self._labels(labels)
+        if self._captions is not None and "text" in self.conditioning:
+            empty |= self._captions.uncond
+        if "label" in self.conditioning:
+            empty["label"] = np.array(self.classes, np.int32)
+        cond |= {name: np.asarray(value) for name, value in arrays.items()}
+        rows = {name: len(value) for name, value in cond.items()} or {"": 1}
+        count = max(rows.values())
+        if odd := {name: k for name, k in rows.items() if k != count}:
+            raise ValueError(f"rows of conditions differ: {odd}, others have {count}")
+        # What is read without captions or labels is the empty condition.
+        wide = {
+            name: np.broadcast_to(value, (count, *value.shape))
+            for name, value in empty.items()
+        }
+        cond = wide | cond
+        lacks = [name for name in self.conditioning if name not in cond]
+        if lacks or (more := [n for n in cond if n not in self.conditioning]):
+            what = f"give {', '.join(lacks)} in arrays" if lacks else f"not {more}"
+            raise ValueError(f"{self.name} reads {self._said()}: {what}")
+        return cond, cond | wide
+
+    def _labels(self, labels: Any) -> np.ndarray:
+        given = np.atleast_1d(np.asarray(labels))
+        whole = np.issubdtype(given.dtype, np.integer)
+        if (
+            given.ndim != 1
+            or not whole
+            or not np.all((given >= 0) & (given < self.classes))
+        ):
+            raise ValueError(f"labels are 0 to {self.classes - 1}, got {labels!r}")
+        return given.astype(np.int32)
