@@ -9,8 +9,10 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 SIDE = 8  # of the thumbnails, in pixels
-TOLERANCE = 8  # levels of 255 by which thumbnails of near-duplicates differ at most
-_NEIGHBOURS = 512  # thumbnails whose neighbours are looked up at a time
+# Levels of 255 by which thumbnails of near-duplicates differ: on average, and anywhere.
+# Half the size and JPEG of quality 60 change 1 to 2 of them on average.
+MEAN, MOST = 3, 20
+_NEIGHBOURS = 64  # thumbnails whose neighbours are looked up at a time
 
 Pixels = UInt8[np.ndarray, "n values"]
 Ids = Int64[np.ndarray, "n"]
@@ -25,30 +27,36 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def near_duplicates(thumbnails: Pixels) -> Ids:
     """The group of each picture: groups of near-duplicates have the same number.
 
-    Two pictures are near-duplicates if no value of their thumbnails differs by more
-    than TOLERANCE; so copies of other sizes, formats and qualities are, mirrored and
-    cropped ones are not. What is a near-duplicate of the same picture is in one group.
+    Two pictures are near-duplicates if the values of their thumbnails differ by at
+    most MEAN on average, and none by more than MOST. So copies of other sizes, formats
+    and qualities are, mirrored and cropped ones are not. What is a near-duplicate of
+    the same picture is in one group.
     """
     # Equal ones, and almost equal ones, first: sets with many of them stay cheap.
     _, first, cell = np.unique(
-        thumbnails // (TOLERANCE // 2), axis=0, return_index=True, return_inverse=True
+        thumbnails // MEAN, axis=0, return_index=True, return_inverse=True
     )
     pixels = thumbnails[first].astype(np.int16)
     half = SIDE // 2
-    # Means of near-duplicates are as close as their values.
+    # Means over areas differ no more, on average, than the values do.
     means = pixels.reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 12)
     tree = scipy.spatial.cKDTree(means)
-    edges = [np.zeros((0, 2), np.int64)]
+    group, edges = np.arange(len(means)), [np.zeros((0, 2), np.int64)]
     for start in range(0, len(means), _NEIGHBOURS):
-        found = tree.query_ball_point(
-            means[start : start + _NEIGHBOURS], TOLERANCE, p=np.inf
-        )
+        queried, known = means[start : start + _NEIGHBOURS], len(edges)
+        found = tree.query_ball_point(queried, MEAN * means.shape[1], p=1)
         for a, others in enumerate(found, start):
-            b = np.array([other for other in others if other > a], np.int64)
+            b = np.array(others, np.int64)
+            # In sets of very similar pictures, most are in one group already.
+            b = b[(b > a) & (group[b] != group[a])]
             if len(b):
-                b = b[np.abs(pixels[b] - pixels[a]).max(1) <= TOLERANCE]
+                apart = np.abs(pixels[b] - pixels[a])
+                b = b[(apart.mean(1) <= MEAN) & (apart.max(1) <= MOST)]
+            if len(b):
                 edges.append(np.stack([np.full_like(b, a), b], 1))
-    return components(np.concatenate(edges), len(pixels))[cell.reshape(-1)]
+        if len(edges) > known:
+            group = components(np.concatenate(edges), len(means))
+    return group[cell.reshape(-1)]
 
 
 def components(edges: np.ndarray, count: int) -> Ids:
