@@ -137,15 +137,22 @@ def u_net(config: unet.UNetConfig) -> Denoiser:
     tokens are those that a transformer with patches of 2 would have.
 
     Raises:
-      ValueError: a width that 32 groups or the heads do not divide, or latents that
-        cannot be halved often enough.
+      ValueError: a width that 32 groups or its heads do not divide, other numbers of
+        heads than resolutions, or latents that cannot be halved often enough.
     """
     H, W, _ = config.image_shape
-    if config.base % unet.GROUPS or config.base % config.heads:
+    heads = config.level_heads
+    if len(heads) != len(config.multiples):
         raise ValueError(
-            f"base width {config.base} must be divisible by {unet.GROUPS} groups "
-            f"and {config.heads} heads"
+            f"heads {heads} for {len(config.multiples)} resolutions: one number, or "
+            "one for each"
         )
+    for width, count in zip(config.widths, heads, strict=True):
+        if width % unet.GROUPS or count < 1 or width % count:
+            raise ValueError(
+                f"width {width} must be divisible by {unet.GROUPS} groups and {count} "
+                "heads"
+            )
     halvings = len(config.multiples) - 1
     if H % 2**halvings or W % 2**halvings:
         raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")

@@ -6,7 +6,8 @@ width c alone. There are four resolutions of widths c, 2c, 4c, 4c. Each has two 
 blocks on the way down and three on the way up. A transformer follows every block of the
 first three resolutions, and there is one in the middle. It has eight heads at every
 width and reads text, 1024 wide, by cross-attention. This layout has exactly the
-parameter counts of the table.
+parameter counts of the table. Stable Diffusion 2 has the same parameters and 5, 10, 20
+and 20 heads, each 64 wide: shapes do not tell the two apart.
 
 The paper does not state these, which are taken from Stable Diffusion: 32 groups in
 every GroupNorm, SiLU, GEGLU perceptrons four times as wide, query, key and value
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,6 +48,7 @@ class UNetConfig:
 
     Attributes:
       base: c, a multiple of 32.
+      heads: at every resolution, or one number for each; the middle has the last.
       image_shape: H, W, C of the latents; H and W are halved at every resolution but
         the last.
       text_tokens, text_width: of the caption.
@@ -56,7 +59,7 @@ class UNetConfig:
     """
 
     base: int
-    heads: int
+    heads: int | tuple[int, ...]
     image_shape: tuple[int, int, int]
     text_tokens: int
     text_width: int
@@ -66,6 +69,23 @@ class UNetConfig:
     remat: bool = False
     multiples: tuple[int, ...] = MULTIPLES
     blocks: int = BLOCKS
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each resolution."""
+        return tuple(self.base * multiple for multiple in self.multiples)
+
+    @property
+    def level_heads(self) -> tuple[int, ...]:
+        """Attention heads of each resolution."""
+        if isinstance(self.heads, int):
+            return (self.heads,) * len(self.multiples)
+        return self.heads
+
+
+def one_or_each(heads: Sequence[int]) -> int | tuple[int, ...]:
+    """Heads of each resolution as `UNetConfig` has them: one number if all agree."""
+    return heads[0] if len(set(heads)) == 1 else tuple(heads)
 
 
 def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
@@ -171,7 +191,7 @@ class UNet(nn.Module):
         self, x_BHWC: LatentBHWC, t_B: TimeB, text_BSE: TextBSE, mask: Any
     ) -> Float[Array, "B H W out"]:
         cfg = self.config
-        widths = [cfg.base * multiple for multiple in cfg.multiples]
+        widths, heads = cfg.widths, cfg.level_heads
         residual, transformer = (
             layers.gathered(UNetResidual),
             layers.gathered(UNetTransformer),
@@ -184,7 +204,7 @@ class UNet(nn.Module):
         def stage(x: jax.Array, level: int, name: str) -> jax.Array:
             x = residual(widths[level], cfg.dtype, name=f"{name}_residual")(x, time)
             if level < len(widths) - 1:
-                x = transformer(cfg.heads, cfg.dtype, name=f"{name}_transformer")(
+                x = transformer(heads[level], cfg.dtype, name=f"{name}_transformer")(
                     x, text, mask
                 )
             return x
@@ -200,7 +220,7 @@ class UNet(nn.Module):
                 skips.append(x)
         middle = widths[-1]
         x = residual(middle, cfg.dtype, name="middle_residual0")(x, time)
-        x = transformer(cfg.heads, cfg.dtype, name="middle_transformer")(x, text, mask)
+        x = transformer(heads[-1], cfg.dtype, name="middle_transformer")(x, text, mask)
         x = residual(middle, cfg.dtype, name="middle_residual1")(x, time)
         for level in reversed(range(len(widths))):
             for i in range(cfg.blocks + 1):

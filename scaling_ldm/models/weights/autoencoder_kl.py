@@ -204,7 +204,7 @@ def load(
     """
     directory = pathlib.Path(directory)
     config = from_config(files.config(directory))
-    return config, read(layout.load(directory / WEIGHTS), config)
+    return config, read(layout.load(directory), config)
 
 
 def save(

@@ -1,7 +1,8 @@
 """Checkpoints on disk: which files they are, and their tensors, read one at a time.
 
-A checkpoint is a .safetensors file, or a directory with one, or with several and their
-index, as Hugging Face's libraries write them. Nothing is ever unpickled.
+A checkpoint is a .safetensors file, or a directory with one, or with its parts, as
+Hugging Face's libraries write them: under a usual name or another one, in full or half
+precision. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  it adds bfloat16 to numpy
@@ -19,66 +22,174 @@ import safetensors
 from scaling_ldm.records.errors import WeightsError
 
 CONFIG = "config.json"
-_INDEX = ".safetensors.index.json"
-_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_WEIGHTS = ("model", "diffusion_pytorch_model")
+_SUFFIX = ".safetensors"
+_INDEX = re.compile(r"(.+)\.safetensors\.index(\.[\w-]+)?\.json")
+_PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Types of safetensors that numpy has. The floats are types of parameters.
+_FLOATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}
+_OTHERS = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I32": "int32", "I64": "int64"}
+FLOATS = tuple(_FLOATS.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in its file; its shape is known, and np.asarray reads its values."""
+    """A tensor in its file; its shape is known, and np.asarray reads its values.
+
+    dtype: its type as numpy calls it, or as safetensors does where numpy has none.
+    """
 
     file: pathlib.Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.dtype not in (*FLOATS, *_OTHERS.values()):
+            raise WeightsError(f"{self.file}: {self.name} is {self.dtype}; {READABLE}")
         with safetensors.safe_open(self.file, "numpy") as opened:
             values = opened.get_tensor(self.name)
         return values if dtype is None else values.astype(dtype, copy=False)
+
+
+# What to do about tensors of another type. Those of 8 bits are rounded, and their
+# scales are elsewhere or nowhere.
+READABLE = (
+    f"parameters are read from {', '.join(FLOATS[1:])} or {FLOATS[0]}: take the "
+    "publisher's file in one of these types, or convert this one"
+)
 
 
 def stored(path: str | pathlib.Path) -> dict[str, Stored]:
     """The tensors of a checkpoint by name; their values are read later.
 
     Args:
-      path: a .safetensors file, the index of several, or a directory.
+      path: a .safetensors file, the index of several, or a directory. In a directory,
+        a usual name goes before others, and full precision before its variants.
 
     Raises:
-      WeightsError: there is nothing to read, or it is not safetensors.
+      WeightsError: there is nothing to read, it is not safetensors, or a directory
+        holds several checkpoints of which none has a usual name.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         return _directory(path)
-    if path.name.endswith(_INDEX) and path.is_file():
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file{_near(path)}")
+    if _INDEX.fullmatch(path.name):
         return _sharded(path)
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise WeightsError(f"{path}: no .safetensors file there")
+    if path.suffix != _SUFFIX:
+        raise WeightsError(f"{path} is not safetensors; {_pickled([path.name])}")
+    types = _FLOATS | _OTHERS
     try:
         with safetensors.safe_open(path, "numpy") as opened:
-            return {
-                name: Stored(path, name, tuple(opened.get_slice(name).get_shape()))
-                for name in opened.keys()  # noqa: SIM118  not a mapping
-            }
+            found = {}
+            for name in opened.keys():  # noqa: SIM118  not a mapping
+                part = opened.get_slice(name)
+                kind = part.get_dtype()
+                shape = tuple(part.get_shape())
+                found[name] = Stored(path, name, shape, types.get(kind, kind))
+            return found
     except Exception as e:  # its errors have no common class
         raise WeightsError(f"{path} cannot be read as safetensors: {e}") from e
 
 
-def _directory(path: pathlib.Path) -> dict[str, Stored]:
-    for name in _WEIGHTS:
-        if (path / name).is_file():
-            return stored(path / name)
-        if (path / f"{name}.index.json").is_file():
-            return _sharded(path / f"{name}.index.json")
-    found = sorted(file.name for file in path.iterdir())
-    weights = [name for name in found if name.endswith(".safetensors")]
-    if len(weights) == 1:
-        return stored(path / weights[0])
-    raise WeightsError(
-        f"{path} holds {len(weights) or 'no'} .safetensors files and none is called "
-        f"{' or '.join(_WEIGHTS)}; it holds {', '.join(found) or 'nothing'}. Pickled "
-        "checkpoints (.bin, .pt, .ckpt) are never read: save them once more with "
-        "save_pretrained(..., safe_serialization=True), or name one file."
+def _near(path: pathlib.Path) -> str:
+    """What lies where a file was looked for, for the message of an error."""
+    if not path.parent.is_dir():
+        return f", and no folder {path.parent}"
+    there = sorted(file.name for file in path.parent.iterdir())
+    weights = [name for name in there if name.endswith(_SUFFIX)]
+    return (
+        f"; {path.parent} holds {', '.join(weights or there) or 'nothing'}: name one of "
+        "these, or the folder"
     )
+
+
+def _pickled(names: list[str]) -> str:
+    """What to do about weights that are stored in another way."""
+    found = [name for name in names if name.endswith(_PICKLED)]
+    if not found:
+        return "weights are read from .safetensors files"
+    return (
+        f"{', '.join(found)} is pickled. Pickled checkpoints (.bin, .pt, .ckpt) may run "
+        "code and are not read from a folder: save them once more with "
+        "save_pretrained(..., safe_serialization=True), or name one file"
+    )
+
+
+def _directory(path: pathlib.Path) -> dict[str, Stored]:
+    """The tensors of the one checkpoint of a directory, or of that of a usual name."""
+    names = sorted(file.name for file in path.iterdir())
+    found = _checkpoints(path, names)
+    usual = [f"{stem}{_SUFFIX}" for stem in _WEIGHTS]
+    chosen = [name for name in usual if name in found][:1] or sorted(found)
+    if not chosen:
+        raise WeightsError(
+            f"{path} holds no weights to read: {_pickled(names)}. It holds "
+            f"{', '.join(names) or 'nothing'}"
+        )
+    if len(chosen) > 1:
+        raise WeightsError(
+            f"{path} holds several checkpoints, {', '.join(chosen)}, and none is "
+            f"called {' or '.join(usual)}: name one of its files"
+        )
+    files = found[chosen[0]]
+    return _parts(files) if _PART.fullmatch(files[0].name) else stored(files[0])
+
+
+def _checkpoints(
+    path: pathlib.Path, names: list[str]
+) -> dict[str, list[pathlib.Path]]:
+    """The checkpoints of a directory by the name that each would have as one file.
+
+    Args:
+      names: of its files, in order.
+
+    Returns:
+      For each its file, its index or, without an index, its parts.
+    """
+    found: dict[str, list[pathlib.Path]] = {}
+    listed: set[Any] = set()
+    for name in names:
+        if match := _INDEX.fullmatch(name):
+            found[f"{match[1]}{match[2] or ''}{_SUFFIX}"] = [path / name]
+            places = read_json(path / name).get("weight_map")
+            listed |= set(places.values() if isinstance(places, Mapping) else ())
+    indexed = frozenset(found)
+    for name in names:
+        match = _PART.fullmatch(name)
+        whole = f"{match[1]}{_SUFFIX}" if match else name
+        if match and whole not in indexed and name not in listed:
+            found.setdefault(whole, []).append(path / name)
+        elif name.endswith(_SUFFIX) and not match and name not in listed:
+            found[name] = [path / name]  # goes before an index of the same name
+    return found
+
+
+def _parts(files: list[pathlib.Path]) -> dict[str, Stored]:
+    """The tensors of parts without an index, as `_checkpoints` gives them."""
+    numbers = [_PART.fullmatch(file.name) for file in files]
+    have = {int(match[2]) for match in numbers if match}
+    wanted = {int(match[3]) for match in numbers if match}
+    if len(wanted) != 1 or have != set(range(1, max(wanted) + 1)):
+        raise WeightsError(
+            f"{files[0].parent} holds {', '.join(file.name for file in files)}, which "
+            "are not all the parts of a checkpoint"
+        )
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        part = stored(file)
+        if twice := sorted(tensors.keys() & part.keys()):
+            raise WeightsError(f"{file}: {twice} are in an earlier part, too")
+        tensors |= part
+    return tensors
 
 
 def _sharded(index: pathlib.Path) -> dict[str, Stored]:

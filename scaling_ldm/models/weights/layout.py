@@ -176,8 +176,9 @@ def read(
       fixed: constants that may be there.
 
     Raises:
-      WeightsError: tensors that are missing, unknown or of another shape, constants of
-        another value, or copies that differ. The message lists all of them.
+      WeightsError: tensors that are missing, unknown, of another shape or not of
+        floats, constants of another value, or copies that differ. The message lists all
+        of them.
     """
     wanted = {pair.name: pair for pair in pairs}
     known = wanted.keys() | {constant.name for constant in fixed}
@@ -188,7 +189,9 @@ def read(
         for name, pair in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != pair.theirs
     ]
-    for constant in fixed:
+    read = [name for name in (*wanted, *(c.name for c in fixed)) if name in tensors]
+    problems += _other_types({name: tensors[name] for name in read})
+    for constant in () if problems else fixed:
         if constant.name in tensors:
             problems += _differences(constant, tensors[constant.name])
     leaves: dict[Path, np.ndarray] = {}
@@ -220,6 +223,19 @@ def read(
             node = node.setdefault(key, {})
         node[path[-1]] = leaf
     return tree
+
+
+def _other_types(tensors: Tensors) -> list[str]:
+    """A line for each type that parameters are not read from."""
+    names: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if str(tensor.dtype) not in files.FLOATS:
+            names.setdefault(str(tensor.dtype), []).append(name)
+    return [
+        f"type {kind} of {found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}"
+        f": {files.READABLE}"
+        for kind, found in names.items()
+    ]
 
 
 def _differences(constant: FixedTensor, tensor: Any) -> list[str]:
@@ -264,7 +280,8 @@ def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads all tensors of a .safetensors file or of a checkpoint's directory.
 
     Raises:
-      WeightsError: there is nothing to read, or it is not safetensors.
+      WeightsError: there is nothing to read, it is not safetensors, or it holds types
+        that numpy does not have.
     """
     return {name: np.asarray(tensor) for name, tensor in files.stored(path).items()}
 

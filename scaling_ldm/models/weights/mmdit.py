@@ -17,7 +17,7 @@ import numpy as np
 
 from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import mmdit
-from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
 _SD3 = {
@@ -273,7 +273,7 @@ def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
     Raises:
       WeightsError: the file belongs to another network; all differences are listed.
     """
-    tensors = layout.load(path)
+    tensors = files.stored(path)
     return layout.read(
         pairs(config), tensors, "this MMDiT's", np.float32, fixed(config)
     )

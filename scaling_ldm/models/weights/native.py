@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import records
-from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import files, layout
 from scaling_ldm.models.weights.files import CONFIG
 
 WEIGHTS = "model.safetensors"
@@ -58,5 +58,5 @@ def load(folder: str | pathlib.Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       WeightsError: there is no such file, or it belongs to another network.
     """
-    tensors = layout.load(pathlib.Path(folder) / WEIGHTS)
+    tensors = files.stored(folder)
     return layout.read(pairs(tree), tensors, "this network's")

@@ -16,7 +16,7 @@ import numpy as np
 
 from scaling_ldm.models import positions
 from scaling_ldm.models.denoisers import dit
-from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
 _DEFAULTS = {
@@ -180,7 +180,7 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
       WeightsError: the file belongs to another network; all differences are listed.
     """
     return layout.read(
-        pairs(config), layout.load(path), "this PixArt-alpha's", np.float32
+        pairs(config), files.stored(path), "this PixArt-alpha's", np.float32
     )
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from scaling_ldm.models.denoisers import unet
-from scaling_ldm.models.weights import blocks, layout
+from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
 _RESIDUAL = {
@@ -174,10 +174,13 @@ def to_config(
         "sample_size": H if H == W else [H, W],
         "in_channels": C + config.extra_channels,
         "out_channels": C,
-        "block_out_channels": [config.base * multiple for multiple in config.multiples],
+        "block_out_channels": list(config.widths),
         "layers_per_block": config.blocks,
         "cross_attention_dim": config.text_width,
-        "attention_head_dim": config.heads,  # diffusers calls the number of heads so
+        # diffusers calls the number of heads so.
+        "attention_head_dim": config.heads
+        if isinstance(config.heads, int)
+        else list(config.heads),
         "use_linear_projection": linear_projection,
         **_blocks(len(config.multiples)),
     }
@@ -206,17 +209,18 @@ def from_config(
     only |= {key: (value, None) for key, value in types.items()}
     c = blocks.settings(published, _DEFAULTS, only, "a U-Net's that can be built here")
     heads = c["num_attention_heads"] or c["attention_head_dim"]
+    each = [heads] * len(given) if isinstance(heads, int) else heads
     base, rest = given[0], [width % given[0] for width in given]
-    if not isinstance(heads, int) or any(rest):
+    if len(each) != len(given) or any(rest):
         raise WeightsError(
-            f"heads {heads} and widths {given}: one number of heads, and widths that "
-            "are multiples of the first, can be built here"
+            f"heads {heads} and widths {given}: one number of heads or one for each "
+            "width, and widths that are multiples of the first, can be built here"
         )
     side = c["sample_size"] or 64
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     config = unet.UNetConfig(
         base=base,
-        heads=heads,
+        heads=unet.one_or_each(each),
         image_shape=(height, width, c["out_channels"]),
         extra_channels=c["in_channels"] - c["out_channels"],
         text_tokens=text_tokens,
@@ -235,7 +239,7 @@ def load(
     Raises:
       WeightsError: the file belongs to another network; all differences are listed.
     """
-    tensors = layout.load(path)
+    tensors = files.stored(path)
     return layout.read(
         pairs(config, linear_projection), tensors, "this U-Net's", np.float32
     )
