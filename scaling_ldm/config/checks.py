@@ -248,16 +248,18 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
                 f"config.data.shape = {e.data.shape} cannot be halved {levels - 1} "
                 f"times, as {levels} resolutions in config.plan.sizes ask for"
             )
-        if name == "unet" and base % max(model.heads, 1):
+        field = "heads" if model.heads > 0 else "head_dim"
+        if name == "unet" and base % max(getattr(model, field), 1):
             problems.append(
                 f"config.plan.sizes: base width {base} is not a multiple of "
-                f"config.model.heads = {model.heads}"
+                f"config.model.{field} = {getattr(model, field)}"
             )
-    if name == "unet" and (model.heads < 1 or model.head_dim):
+    if name == "unet" and (model.heads > 0) == (model.head_dim > 0):
         problems.append(
             f"config.model.heads = {model.heads} and config.model.head_dim = "
-            f"{model.head_dim}: a unet has the same heads at every width; set heads (8 "
-            "in paper A), and head_dim = 0"
+            f"{model.head_dim}: exactly one of them is positive, the other 0. A unet "
+            "has as many heads at every width (8 in paper A), or heads of one width (64 "
+            "in Stable Diffusion 2)"
         )
     if name == "autoencoder_kl" and e.encode.autoencoder != "none":
         problems.append(

@@ -40,7 +40,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "model.architecture": {
         "data.coarse": ("unet",),
         "model.patch_size": TRANSFORMERS,
-        "model.head_dim": (*TRANSFORMERS, "unet"),  # a unet needs 0, and heads
+        "model.head_dim": (*TRANSFORMERS, "unet"),
         "model.heads": (*TRANSFORMERS, "unet"),
         "model.mlp_ratio": TRANSFORMERS,
         "model.activation": TRANSFORMERS,

@@ -109,14 +109,15 @@ def unet_config(
     """The U-Net of `depth` resolutions that an experiment trains."""
     model = experiment.model
     H, W, C = experiment.data.shape
+    multiples = unet.MULTIPLES[:depth]
     return unet.UNetConfig(
         base=width,
-        heads=model.heads,
+        heads=unet.one_or_each([model.heads_at(width * m) for m in multiples]),
         image_shape=(H, W, C),
         extra_channels=C if experiment.data.coarse else 0,
         dtype=denoisers.DTYPES[model.compute_dtype],
         remat=model.remat,
-        multiples=unet.MULTIPLES[:depth],
+        multiples=multiples,
         **_text(experiment),
     )
 

@@ -215,12 +215,12 @@ def _facts(cfg: unet.UNetConfig) -> dict[str, Any]:
     """What diffusers' configuration says; a U-Net runs at any height and width."""
     return {
         "model.architecture": "unet",
-        "model.heads": cfg.heads,
+        "heads at each width": list(cfg.level_heads),
         "model.text_width": cfg.text_width,
         "words in its vocabulary": cfg.vocab_size,
         "channels": cfg.image_shape[-1],
         "channels beside them": cfg.extra_channels,
-        "widths": [cfg.base * multiple for multiple in cfg.multiples],
+        "widths": list(cfg.widths),
         "blocks at each": cfg.blocks,
     }
 

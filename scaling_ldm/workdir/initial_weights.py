@@ -37,6 +37,8 @@ class InitialWeights:
     network: config of their network.
     load(device_mesh) -> the parameters, sharded as in training.
     facts: what they learnt, and of which latents and captions; {}: unknown.
+    unsaid: settings of the network that the weights do not say.
+    part: which of several state dicts of a file they are; "": the only one.
     """
 
     checksum: str
@@ -44,6 +46,8 @@ class InitialWeights:
     network: Any
     load: Callable[[Any], Any]
     facts: Mapping[str, Any]
+    unsaid: tuple[str, ...] = ()
+    part: str = ""
 
 
 def find(experiment: config.Experiment) -> InitialWeights:
@@ -170,6 +174,7 @@ def _of_place(
         raise config.ConfigError(f"{where}: there is nothing")
     card = exports.read_card(path) if path.is_dir() else None
     flops, facts = None, {}
+    more: dict[str, Any] = {}
     if card is not None:
         spent, before = card["training_flops"], card.get("pretraining_flops", 0.0)
         flops = None if spent is None or before is None else spent + before
@@ -194,6 +199,7 @@ def _of_place(
         like = from_config.network_config(experiment, width, depth)
         found = published.find(path, like)
         network, load = found.network, found.load
+        more = {"unsaid": found.unsaid, "part": found.part}
 
     def placed(device_mesh: Any) -> Any:
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load())
@@ -202,7 +208,12 @@ def _of_place(
     torch = path.is_file() and path.suffix != ".safetensors"
     checksum = files.sha256(path) if torch else files.checksum(path)
     return InitialWeights(
-        checksum=checksum, flops=flops, network=network, load=placed, facts=facts
+        checksum=checksum,
+        flops=flops,
+        network=network,
+        load=placed,
+        facts=facts,
+        **more,
     )
 
 
@@ -272,13 +283,18 @@ def _fit(
     exceptions = [init_from.exception(given) for given in own.train.init_exceptions]
     network = from_config.network_config(own, spec.width, spec.depth)
     theirs, ours = map(from_config.parameter_shapes, (found.network, network))
-    return transfer.fit(found.network, network, theirs, ours, exceptions)
+    return transfer.fit(found.network, network, theirs, ours, exceptions, found.unsaid)
 
 
 def _say_what_differs(
     spec: records.RunSpec, found: InitialWeights, own: config.Experiment
 ) -> None:
-    """Says where the weights learnt something else, which may be what is wanted."""
+    """Says which weights they are, and where they learnt something else.
+
+    Both may be what is wanted.
+    """
+    if found.part:
+        progress.say(f"{spec.run_id} starts from {found.part}")
     here = _facts(exports.weights_identity(own))
     common = {name: here[name] for name in found.facts if name in here}
     other = encoded.differences(found.facts, common)

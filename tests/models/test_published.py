@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from scaling_ldm.models import from_config, positions
-from scaling_ldm.models.denoisers import dit, mmdit, unet
+from scaling_ldm.models.denoisers import dit, mmdit, presets, unet
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import dit as dit_weights
@@ -105,7 +105,25 @@ def drawn(network):
 
 
 def test_every_layout_is_tried():
-    assert FOLDERS.keys() == published.LAYOUTS.keys()
+    older = {"Transformer2DModel"}  # in tests of its own
+    assert FOLDERS.keys() == published.LAYOUTS.keys() - older
+
+
+@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "PixArtTransformer2DModel"])
+def test_what_diffusers_called_both_transformers(name, tmp_path):
+    network, _, to_config = FOLDERS[name]
+    older = to_config(network) | {
+        "_class_name": "Transformer2DModel",
+        "num_vector_embeds": None,
+        "only_cross_attention": False,
+        "use_linear_projection": False,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(older))
+    assert published.find(tmp_path, network).network == network
+    path.write_text(json.dumps(older | {"norm_type": "layer_norm"}))
+    with pytest.raises(WeightsError, match="norm_type 'layer_norm'; known: ada_norm_z"):
+        published.find(tmp_path, network)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -120,6 +138,77 @@ def test_a_folder_says_what_it_holds(name, tmp_path):
     found = published.find(tmp_path, network)
     assert found.network == network
     jax.tree.map(assert_array_equal, found.load(), params)
+
+
+# A setting that shapes do not show, of each network -> another value.
+OTHERWISE = {
+    "DiTTransformer2DModel": ("mlp_epsilon", 1e-6),
+    "PixArtTransformer2DModel": ("heads", 4),
+    "SD3Transformer2DModel": ("heads", 4),
+    "FluxTransformer2DModel": ("rope_axes", (2, 4, 2)),
+    "UNet2DConditionModel": ("heads", (4,)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_weights_are_not_read_into_other_settings_than_those_beside_them(
+    name, tmp_path
+):
+    network, save, to_config = FOLDERS[name]
+    file = tmp_path / "model.safetensors"
+    save(drawn(network), file, network)
+    module = {
+        "DiTTransformer2DModel": dit_weights,
+        "PixArtTransformer2DModel": pixart_weights,
+        "UNet2DConditionModel": unet_weights,
+    }.get(name, mmdit_weights)
+    field, value = OTHERWISE[name]
+    other = dataclasses.replace(network, **{field: value})
+    kind = ("diffusers",) if module is dit_weights else ()
+    module.load(file, other, *kind)  # nothing says otherwise
+    (tmp_path / "config.json").write_text(json.dumps(to_config(network)))
+    module.load(file, network, *kind)
+    for place in (file, tmp_path):
+        with pytest.raises(WeightsError, match=f"config.json says {field} = .*, not "):
+            module.load(place, other, *kind)
+    (tmp_path / "config.json").write_text('{"_class_name": "Other"}')
+    module.load(file, other, *kind)
+
+
+def test_heads_for_each_resolution_go_both_ways(tmp_path):
+    network = unet.UNetConfig(
+        base=32,
+        heads=(1, 2),
+        image_shape=(4, 4, 3),
+        text_tokens=3,
+        text_width=8,
+        multiples=(1, 2),
+        blocks=1,
+    )
+    said = unet_weights.to_config(network)
+    assert said["attention_head_dim"] == [1, 2]
+    assert unet_weights.from_config(said, 3)[0] == network
+    same = unet_weights.from_config(said | {"attention_head_dim": [2, 2]}, 3)[0]
+    assert same == dataclasses.replace(network, heads=2)
+    with pytest.raises(WeightsError, match=r"heads \[1, 2, 4\] and widths \[32, 64\]"):
+        unet_weights.from_config(said | {"attention_head_dim": [1, 2, 4]}, 3)
+
+
+def test_heads_of_a_size_that_is_not_published_are_asked_for(tmp_path):
+    path = tmp_path / "dit.safetensors"
+    dit_weights.save(drawn(DIT), path, DIT, "official")
+    like = dataclasses.replace(DIT, heads=4)
+    found = published.find(path, like)
+    assert found.network.heads == 4 and found.unsaid == ("heads",)
+
+
+def test_a_published_size_is_not_read_with_other_heads(tmp_path, monkeypatch):
+    path = tmp_path / "dit.safetensors"
+    dit_weights.save(drawn(DIT), path, DIT, "official")
+    preset = dataclasses.replace(presets.DITS["dit_s_2"], config=DIT)
+    monkeypatch.setitem(presets.DITS, "this", preset)
+    found = published.find(path, dataclasses.replace(DIT, heads=4))
+    assert found.network.heads == 2 and found.unsaid == ()
 
 
 def test_a_file_of_dits_authors_says_all_but_the_heads(tmp_path):

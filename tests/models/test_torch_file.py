@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import pathlib
 import pickle
 import zipfile
 import zlib
@@ -163,6 +164,46 @@ def test_what_a_pickle_may_name_cannot_be_altered(tmp_path):
     slots = b"\x80\x02ccollections\nOrderedDict\nN}X\x04\0\0\0itemsK\x01s\x86b."
     with pytest.raises(layout.WeightsError):
         torch_file.read(written(tmp_path, zipped(slots)))
+
+
+# {"model": {}, "ema": ..., "opt": {}, "args": Namespace(model="DiT-S/2")}, as DiT's
+# authors save it.
+TRAINING = (b"\x80\x02}(X\x05\0\0\0model}X\x03\0\0\0ema}X\x01\0\0\0x" + TENSOR[2:]) + (
+    b"sX\x03\0\0\0opt}X\x04\0\0\0argscargparse\nNamespace\n)\x81}"
+    b"X\x05\0\0\0modelX\x07\0\0\0DiT-S/2sbu."
+)
+
+
+def test_the_average_of_a_training_checkpoint_is_read_and_named(tmp_path):
+    storage = {"0": np.arange(4, dtype="f").tobytes()}
+    path = written(tmp_path, zipped(TRAINING, storage))
+    assert torch_file.read(path)["args"] == {"model": "DiT-S/2"}
+    found = torch_file.state_dict(path)
+    assert (found.key, found.others) == ("ema", ("model",))
+    assert_array_equal(found.tensors["x"], np.arange(4))
+    assert torch_file.state_dict(path, "model").others == ("ema",)
+
+
+def test_one_state_dict_beside_an_optimizer_is_the_one(tmp_path):
+    data = pickle.dumps({"state_dict": {}, "optimizer": {"lr": 1.0}, "step": 3}, 2)
+    found = torch_file.state_dict(written(tmp_path, zipped(data)))
+    assert (found.key, found.others) == ("state_dict", ())
+
+
+def test_arguments_are_an_inert_class(tmp_path):
+    name = b"\x80\x02cargparse\nNamespace\n"
+    for attack in (b"}X\x01\0\0\0xK\x01sb.", b"N}X\x01\0\0\0xK\x01s\x86b."):
+        with pytest.raises(layout.WeightsError):
+            torch_file.read(written(tmp_path, zipped(name + attack)))
+    assert not hasattr(torch_file._Namespace, "x")
+
+
+def test_what_is_refused_says_how_to_save_the_tensors(tmp_path):
+    data = pickle.dumps({"ema": {}, "args": pathlib.PurePosixPath("a")}, 2)
+    with pytest.raises(
+        layout.WeightsError, match=r"PurePosixPath.*\['ema'\], NEW_FILE"
+    ):
+        torch_file.read(written(tmp_path, zipped(data)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Paper A's U-Net: its counts, and what every denoiser promises."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling_ldm import config, flops
-from scaling_ldm.models import denoisers
+from scaling_ldm.models import attention, denoisers
 from scaling_ldm.models import from_config as from_config_lib
 from scaling_ldm.models.denoisers import presets, unet
 from scaling_ldm.models.weights import unet as unet_weights
@@ -160,11 +161,54 @@ def test_a_picture_beside_x_is_read():
     assert not np.allclose(out, apply(params, x, t, {**cond, "image": 0 * image}))
 
 
+def test_heads_of_each_resolution(monkeypatch):
+    """Stable Diffusion 2's rise with the width; the middle has those of the last."""
+    spec = dataclasses.replace(
+        SMALL, multiples=(1, 2, 4), heads=(1, 2, 8), image_shape=(8, 8, 3)
+    )
+    assert denoisers.u_net(spec).conditioning == ("text", "mask")
+    params, seen = from_config_lib.parameter_shapes(spec), []
+
+    def attend(q, k, v, mask):
+        seen.append(q.shape[-2:])
+        return q
+
+    monkeypatch.setattr(attention, "attend", attend)
+    jax.eval_shape(
+        functools.partial(unet.apply, spec),
+        params,
+        *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs()),
+    )
+    first, second, last = [(1, 32)], [(2, 32)], [(8, 16)]
+    # Each transformer attends twice: a block down, two up, at two resolutions.
+    assert seen == first * 2 + second * 2 + last * 2 + second * 4 + first * 4
+
+
+def test_a_width_of_heads_gives_heads_of_each_resolution():
+    c = config.default()
+    c.data.source, c.data.shape = "memory", (8, 8, 3)
+    c.model.architecture, c.model.heads, c.model.head_dim = "unet", 0, 16
+    c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((32, 4),), 10, ()
+    network = from_config_lib.network_config(config.resolve(c), 32, 4)
+    assert network.heads == (2, 4, 8, 8)
+    assert from_config_lib.network_config(config.resolve(c), 32, 1).heads == 2
+    c.model.head_dim = 24
+    with pytest.raises(config.ConfigError, match="32 is not a multiple of .*dim = 24"):
+        config.resolve(c)
+    for heads, head_dim in ((0, 0), (8, 16)):
+        c.model.heads, c.model.head_dim = heads, head_dim
+        with pytest.raises(config.ConfigError, match="exactly one of them is positive"):
+            config.resolve(c)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"base": 48}, "divisible by 32 groups"),
         ({"heads": 3}, "and 3 heads"),
+        ({"heads": (4,)}, "for 2 resolutions: one number, or one for each"),
+        ({"heads": (4, 5)}, "width 64 must be divisible by 32 groups and 5 heads"),
+        ({"heads": (4, 0)}, "and 0 heads"),
         ({"image_shape": (9, 8, 3)}, "9 x 8 input cannot be halved 1 times"),
     ],
 )

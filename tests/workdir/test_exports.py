@@ -322,7 +322,7 @@ def test_a_network_from_elsewhere_of_another_shape_is_refused_in_full(unet, tmp_
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"config.generate.weights = {str(folder)!r} is not")
     assert [line.strip() for line in lines[1:]] == [
-        "model.heads: 8 there, 4 here",
+        "heads at each width: [8] there, [4] here",
         "model.text_width: 24 there, 8 here",
         "channels: 4 there, 3 here",
         "channels beside them: 2 there, 0 here",

@@ -14,6 +14,7 @@ from scaling_ldm.models.encoders import bert
 from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
+_TYPES = ("bert",)  # as config.json calls it
 _BLOCK = {
     "attention/qkv": [f"attention.self.{n}" for n in ("query", "key", "value")],
     "attention/out": "attention.output.dense",
@@ -37,8 +38,9 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig
       changes: to fields of the config.
 
     Raises:
-      WeightsError: relative positions, or a decoder.
+      WeightsError: another network, relative positions, or a decoder.
     """
+    blocks.check_model_type(published, *_TYPES)
     if published.get("position_embedding_type", "absolute") != "absolute":
         raise WeightsError("only BERTs with absolute positions are known")
     if published.get("is_decoder", False):
@@ -92,9 +94,12 @@ def load(
       dtype: of the parameters; None: as stored.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
-    return layout.read(pairs(config), _tensors(path), "this BERT's", dtype)
+    params = layout.read(pairs(config), _tensors(path), "this BERT's", dtype)
+    blocks.agree(path, config, _TYPES, from_config)
+    return params
 
 
 def open_directory(

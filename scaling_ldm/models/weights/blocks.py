@@ -1,22 +1,40 @@
-"""Pairs of transformers, whose layers are stacked here and numbered there.
+"""Pairs of transformers, and configurations that shapes of tensors do not show.
 
-`Pairs` walks one of our trees of shapes. Each of its methods pairs the leaves under a
-path with the tensors of a torch module. `done` checks that no leaf is left.
+Layers are stacked here and numbered there. `Pairs` walks one of our trees of shapes.
+Each of its methods pairs the leaves under a path with the tensors of a torch module.
+`done` checks that no leaf is left.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from scaling_ldm.models.weights import layout
+from scaling_ldm.models.weights import files, layout
 from scaling_ldm.records.errors import WeightsError
 
 # Module of one of our blocks -> its name there; several names where ours fuses theirs.
 Names = Mapping[str, str | Sequence[str]]
+# Fields of a network that its user chooses, whatever the weights are.
+_CHOSEN = (
+    "dtype",
+    "remat",
+    "unroll",
+    "image_shape",
+    "text_tokens",
+    "max_tokens",
+    "projection",
+    "pooler",
+    "mask_token",
+    "skip",
+    "final_norm",
+    "offset",
+)
 _KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
@@ -231,3 +249,50 @@ def settings(
             f"this config is not {what}:\n" + "\n".join(f"  - {p}" for p in problems)
         )
     return {key: found[key] for key in defaults}
+
+
+def agree(
+    path: str | pathlib.Path,
+    config: Any,
+    names: Sequence[str],
+    from_config: Callable[[Mapping[str, Any]], Any],
+) -> None:
+    """Checks a network against the config.json beside its weights, if there is one.
+
+    Shapes of tensors do not show heads, activations or epsilons.
+
+    Args:
+      names: of this network in a config.json, as `_class_name` or `model_type`. A
+        config.json of another network says nothing about these weights.
+      from_config: config.json -> config.
+
+    Raises:
+      WeightsError: a setting differs, or the network of config.json cannot be built.
+    """
+    published = files.beside(path)
+    name = published.get("_class_name") or published.get("model_type")
+    if name not in names:
+        return
+    theirs = from_config(published)
+    fields = [field.name for field in dataclasses.fields(config)]
+    differ = [
+        f"{field} = {getattr(theirs, field)!r}, not {getattr(config, field)!r}"
+        for field in fields
+        if field not in _CHOSEN and getattr(theirs, field) != getattr(config, field)
+    ]
+    if differ:
+        raise WeightsError(
+            f"{path}: its {files.CONFIG} says {'; '.join(differ)}; read the config "
+            "from there"
+        )
+
+
+def check_model_type(published: Mapping[str, Any], *known: str) -> None:
+    """Checks whose config.json of transformers it is, where it says so.
+
+    Raises:
+      WeightsError: that of another network, which may have tensors of the same shapes.
+    """
+    kind = published.get("model_type") or known[0]
+    if kind not in known:
+        raise WeightsError(f"model_type is {kind!r}; known: {', '.join(known)}")

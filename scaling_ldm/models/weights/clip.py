@@ -19,6 +19,7 @@ from scaling_ldm.models.encoders import clip, clip_score, tokenizers
 from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
+_TYPES = ("clip", "clip_text_model", "clip_vision_model")  # in config.json
 _BLOCK = {
     "attention/qkv": [f"self_attn.{n}_proj" for n in "qkv"],
     "attention/out": "self_attn.out_proj",
@@ -65,6 +66,7 @@ def _own(published: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
 
     A whole CLIP states the width of the shared space beside the towers.
     """
+    blocks.check_model_type(published, *_TYPES)
     if published.get("model_type", "clip") != "clip":
         return dict(published)
     if not {"text_config", "vision_config"} & set(published):
@@ -83,7 +85,7 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextCo
       changes: to fields of the config.
 
     Raises:
-      WeightsError: several ids for the end of text.
+      WeightsError: another network, or several ids for the end of text.
     """
     own = _own(published, _TEXT)
     end = own.get("eos_token_id", 49407)
@@ -168,10 +170,15 @@ def load(
       dtype: of the parameters; None: as stored.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
     what = f"this CLIP's {_tower(config).prefix.removesuffix('_model.')} tower's"
-    return layout.read(pairs(config), _tensors(path, _tower(config)), what, dtype)
+    params = layout.read(pairs(config), _tensors(path, _tower(config)), what, dtype)
+    vision = isinstance(config, clip.ClipVisionConfig)
+    read = vision_from_config if vision else from_config
+    blocks.agree(path, config, _TYPES, read)
+    return params
 
 
 def open_directory(

@@ -160,12 +160,15 @@ def load(
       dtype: of the parameters; None: as stored.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
     tensors = _tensors(path)
     new = any(f".{_MODULES.out}." in name for name in tensors)
     found = pairs(config, _MODULES if new else _PUBLISHED)
-    return layout.read(found, tensors, "this DINOv2's", dtype)
+    params = layout.read(found, tensors, "this DINOv2's", dtype)
+    blocks.agree(path, config, ("dinov2",), from_config)
+    return params
 
 
 def open_directory(

@@ -25,6 +25,8 @@ from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, layout, torch_file
 
 LAYOUTS = ("official", "diffusers")
+# In config.json. The first is what older versions of diffusers wrote.
+NAMES = ("Transformer2DModel", "DiTTransformer2DModel")
 GRID = positions.PositionGrid(columns_first=True)
 
 _DEFAULTS = {
@@ -188,12 +190,16 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str
     """Reads parameters from safetensors or from an official .pt file.
 
     Raises:
-      WeightsError: the file belongs to another network, or holds more than weights.
+      WeightsError: the file belongs to another network, holds more than weights, or
+        the config.json of diffusers beside it has other settings.
     """
     tensors = torch_file.tensors(path)
-    return layout.read(
+    params = layout.read(
         pairs(config, kind), tensors, "this DiT's", np.float32, fixed(config, kind)
     )
+    if kind == "diffusers":
+        blocks.agree(path, config, NAMES, from_config)
+    return params
 
 
 def save(

@@ -107,8 +107,8 @@ def _near(path: pathlib.Path) -> str:
     there = sorted(file.name for file in path.parent.iterdir())
     weights = [name for name in there if name.endswith(_SUFFIX)]
     return (
-        f"; {path.parent} holds {', '.join(weights or there) or 'nothing'}: name one of "
-        "these, or the folder"
+        f"; {path.parent} holds {', '.join(weights or there) or 'nothing'}: name one "
+        "of these, or the folder"
     )
 
 
@@ -118,8 +118,8 @@ def _pickled(names: list[str]) -> str:
     if not found:
         return "weights are read from .safetensors files"
     return (
-        f"{', '.join(found)} is pickled. Pickled checkpoints (.bin, .pt, .ckpt) may run "
-        "code and are not read from a folder: save them once more with "
+        f"{', '.join(found)} is pickled. Pickled checkpoints (.bin, .pt, .ckpt) may "
+        "run code and are not read from a folder: save them once more with "
         "save_pretrained(..., safe_serialization=True), or name one file"
     )
 
@@ -144,9 +144,7 @@ def _directory(path: pathlib.Path) -> dict[str, Stored]:
     return _parts(files) if _PART.fullmatch(files[0].name) else stored(files[0])
 
 
-def _checkpoints(
-    path: pathlib.Path, names: list[str]
-) -> dict[str, list[pathlib.Path]]:
+def _checkpoints(path: pathlib.Path, names: list[str]) -> dict[str, list[pathlib.Path]]:
     """The checkpoints of a directory by the name that each would have as one file.
 
     Args:
@@ -236,6 +234,13 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
 def config(directory: str | pathlib.Path) -> dict[str, Any]:
     """Reads the config.json of a checkpoint's directory."""
     return read_json(pathlib.Path(directory) / CONFIG)
+
+
+def beside(path: str | pathlib.Path) -> dict[str, Any]:
+    """The config.json of a checkpoint's directory or beside its file; {}: none."""
+    path = pathlib.Path(path)
+    found = (path if path.is_dir() else path.parent) / CONFIG
+    return read_json(found) if found.is_file() else {}
 
 
 def sha256(path: str | pathlib.Path) -> str:

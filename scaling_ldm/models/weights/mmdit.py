@@ -8,6 +8,7 @@ FLUX's 2 x 2 patches of the 16-channel latents itself, where diffusers' pipeline
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -271,12 +272,29 @@ def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
     """Reads parameters from safetensors that diffusers wrote: a file or an index.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
     tensors = files.stored(path)
-    return layout.read(
+    params = layout.read(
         pairs(config), tensors, "this MMDiT's", np.float32, fixed(config)
     )
+    H, W, _ = config.image_shape
+    if config.single_depth:
+        blocks.agree(
+            path,
+            dataclasses.replace(config, rope_axes=_axes(config)),
+            ("FluxTransformer2DModel",),
+            lambda c: flux_from_config(c, config.text_tokens, (H, W)),
+        )
+    else:
+        blocks.agree(
+            path,
+            config,
+            ("SD3Transformer2DModel",),
+            lambda c: sd3_from_config(c, config.text_tokens),
+        )
+    return params
 
 
 def save(

@@ -19,6 +19,8 @@ from scaling_ldm.models.denoisers import dit
 from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
+# In config.json. The first is what older versions of diffusers wrote.
+NAMES = ("Transformer2DModel", "PixArtTransformer2DModel")
 _DEFAULTS = {
     "num_attention_heads": 16,
     "attention_head_dim": 72,
@@ -177,11 +179,14 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
     """Reads parameters from safetensors that diffusers wrote.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
-    return layout.read(
+    params = layout.read(
         pairs(config), files.stored(path), "this PixArt-alpha's", np.float32
     )
+    blocks.agree(path, config, NAMES, lambda c: from_config(c, config.text_tokens))
+    return params
 
 
 def save(

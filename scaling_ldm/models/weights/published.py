@@ -2,7 +2,8 @@
 
 A folder in a layout of diffusers says it in its config.json, under `_class_name`. The
 files of DiT's authors (.pt, or the same names in safetensors) say it in the shapes of
-their tensors, apart from the heads.
+their tensors. Heads are not in the shapes: those of the published sizes are known, and
+those of others are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scaling_ldm.models.denoisers import dit as dit_network
+from scaling_ldm.models.denoisers import presets
 from scaling_ldm.models.weights import (
     autoencoder_kl,
     dit,
@@ -34,10 +36,14 @@ class Published:
 
     network: config of their network, in float32.
     load() -> its parameters, float32 arrays on the host.
+    unsaid: fields of the config that the file does not say; they are those of `like`.
+    part: which of several state dicts of a file they are, in words; "": the only one.
     """
 
     network: Any
     load: Callable[[], dict[str, Any]]
+    unsaid: tuple[str, ...] = ()
+    part: str = ""
 
 
 def find(path: str | pathlib.Path, like: Any) -> Published:
@@ -103,8 +109,21 @@ def _autoencoder(path: pathlib.Path, layout: Layout, like: Any) -> Published:
     return Published(network=network, load=lambda: autoencoder_kl.load(path)[1])
 
 
+def _older(path: pathlib.Path, layout: Layout, like: Any) -> Published:
+    """What diffusers called DiT and PixArt before they had classes of their own."""
+    of_norm = {"ada_norm_zero": _dit, "ada_norm_single": _pixart}
+    norm = layout.get("norm_type")
+    if norm not in of_norm:
+        raise WeightsError(
+            f"its config.json is of a Transformer2DModel with norm_type {norm!r}; "
+            f"known: {', '.join(of_norm)}"
+        )
+    return of_norm[norm](path, layout, like)
+
+
 LAYOUTS: dict[str, Callable[[pathlib.Path, Layout, Any], Published]] = {
     UNET: _unet,
+    "Transformer2DModel": _older,
     "DiTTransformer2DModel": _dit,
     "PixArtTransformer2DModel": _pixart,
     "SD3Transformer2DModel": _sd3,
@@ -115,9 +134,8 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, Layout, Any], Published]] = {
 
 def _official_dit(path: pathlib.Path, like: Any) -> Published:
     """A DiT of its authors: everything but the heads is in the shapes."""
-    shapes = {
-        name: tuple(tensor.shape) for name, tensor in torch_file.tensors(path).items()
-    }
+    tensors, part = _of_authors(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = "x_embedder.proj.weight", "y_embedder.embedding_table.weight"
     last = "final_layer.linear.weight"
     if any(name not in shapes for name in (*wanted, last)):
@@ -130,15 +148,33 @@ def _official_dit(path: pathlib.Path, like: Any) -> Published:
     H, W, *_ = getattr(like, "image_shape", (32, 32))
     if "pos_embed" in shapes:  # of a square
         H = W = patch * math.isqrt(shapes["pos_embed"][1])
+    sizes = {(p.config.width, p.config.depth): p.config for p in presets.DITS.values()}
+    known = sizes.get((width, len(blocks)))
     network = dit_network.DiTConfig(
         architecture="adaln_zero",
         width=width,
         depth=len(blocks),
-        heads=getattr(like, "heads", 1),
+        heads=getattr(known or like, "heads", 1),
         image_shape=(H, W, channels),
         patch_size=patch,
         classes=shapes[wanted[1]][0] - 1,
         grid=dit.GRID,
         out_channels=shapes[last][0] // patch**2,
     )
-    return Published(network=network, load=lambda: dit.load(path, network, "official"))
+    return Published(
+        network=network,
+        load=lambda: dit.load(path, network, "official"),
+        unsaid=() if known else ("heads",),
+        part=part,
+    )
+
+
+def _of_authors(path: pathlib.Path) -> tuple[Mapping[str, Any], str]:
+    """The tensors in a file of DiT's authors, and `Published.part`."""
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        return torch_file.tensors(path), ""
+    found = torch_file.state_dict(path)
+    if not found.key:
+        return found.tensors, ""
+    others = f", not {' or '.join(found.others)}" if found.others else ""
+    return found.tensors, f"{found.key!r} of {path.name}{others}"

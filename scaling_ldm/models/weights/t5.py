@@ -17,6 +17,7 @@ from scaling_ldm.models.encoders import t5
 from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
+_TYPES = ("t5", "mt5")  # as config.json calls it
 _ATTENTION, _MLP = "layer.0", "layer.1"
 _BLOCK = {
     "attention_norm": f"{_ATTENTION}.layer_norm",
@@ -41,8 +42,9 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
       changes: to fields of the config.
 
     Raises:
-      WeightsError: perceptrons that this network does not have.
+      WeightsError: another network, or perceptrons that this one does not have.
     """
+    blocks.check_model_type(published, *_TYPES)
     *gated, activation = published.get("feed_forward_proj", "relu").split("-")
     if gated not in ([], ["gated"]):
         raise WeightsError(
@@ -97,10 +99,13 @@ def load(
       dtype: of the parameters; None: as stored.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings.
     """
     tensors = layout.named(files.stored(path), _rename, str(path))
-    return layout.read(pairs(config), tensors, "this T5 encoder's", dtype)
+    params = layout.read(pairs(config), tensors, "this T5 encoder's", dtype)
+    blocks.agree(path, config, _TYPES, from_config)
+    return params
 
 
 def open_directory(

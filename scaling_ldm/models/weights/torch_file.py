@@ -2,10 +2,10 @@
 
 A .pt file is a pickle beside raw storages: in a zip (torch 1.6 and later), or one after
 the other in a plain file (before). A pickle may name functions, and naming them is how
-such a file runs code. Here it may only name those that rebuild tensors. They are
-replaced by functions that note what to read from which storage. Everything else is
-refused by name: optimizer states with their own classes, argparse's Namespace,
-os.system.
+such a file runs code. Here it may only name those that rebuild tensors, and argparse's
+Namespace, with which training programs note their arguments. They are replaced by
+functions that note what to read from which storage, and by an empty class. Everything
+else is refused by name: optimizer states with their own classes, os.system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +38,8 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+# What training programs save beside their weights.
+_NO_STATE_DICTS = ("opt", "optimizer", "args", "scaler", "scheduler", "lr_scheduler")
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the plain format, and its version
 _VERSION = 1001
 
@@ -59,6 +61,17 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
+class _Unalterable(type):
+    """Of classes that a pickle may name: it cannot set anything of them."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise WeightsError(f"it sets {name} of a class")
+
+
+class _Namespace(metaclass=_Unalterable):
+    """Arguments of a program, in place of argparse's class."""
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds dicts, lists, numbers, strings and `_Tensor`s; refuses everything else.
 
@@ -68,6 +81,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
+        if (module, name) == ("argparse", "Namespace"):
+            return _Namespace
         if module == "torch" and name in _STORAGES:
             return name
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
@@ -77,7 +92,9 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda tensor, *_: tensor
         raise WeightsError(
-            f"it names {module}.{name}; only tensors in dicts and lists are read"
+            f"it names {module}.{name}; only tensors in dicts and lists are read. "
+            "If you trust it, save the tensors alone: torch.save(torch.load(FILE, "
+            "weights_only=False)['ema'], NEW_FILE)"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -116,9 +133,14 @@ def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
-    """The tree with `_Tensor`s replaced by arrays and OrderedDicts by dicts."""
+    """The tree with `_Tensor`s replaced by arrays, OrderedDicts and the like by dicts.
+
+    What a program noted of its arguments is a dict, too.
+    """
     if isinstance(tree, _Tensor):
         return _cut(tree, values(tree.storage))
+    if isinstance(tree, _Namespace):
+        tree = vars(tree)
     if isinstance(tree, Mapping):
         return {key: _resolve(value, values) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -183,6 +205,8 @@ def _read_plain(file: BinaryIO) -> Any:
 
 
 def _collect(tree: Any, storages: dict[str, _Storage]) -> None:
+    if isinstance(tree, _Namespace):
+        tree = vars(tree)
     if isinstance(tree, _Tensor):
         storages[tree.storage.key] = tree.storage
     children = tree.values() if isinstance(tree, Mapping) else tree
@@ -217,8 +241,33 @@ def load(path: str | pathlib.Path, key: str = "") -> dict[str, np.ndarray]:
     """The tensors of a state dict by name.
 
     Args:
-      key: of the state dict, in a checkpoint that holds several. "" means the only one
-        or "ema", as DiT's own loader has it.
+      key: as in `state_dict`.
+
+    Raises:
+      WeightsError: as in `state_dict`.
+    """
+    return state_dict(path, key).tensors
+
+
+class StateDict(NamedTuple):
+    """Tensors by name, and what the file calls them.
+
+    key: of the state dict in its file; "": the file holds nothing else.
+    others: the keys of the other state dicts.
+    """
+
+    tensors: dict[str, np.ndarray]
+    key: str
+    others: tuple[str, ...]
+
+
+def state_dict(path: str | pathlib.Path, key: str = "") -> StateDict:
+    """A state dict of a file, and which one it is.
+
+    Args:
+      key: of the state dict, in a checkpoint that holds several. "" means "ema", the
+        averaged weights, as DiT's own loader has it or, without one, the only one.
+        Arguments of a program and the state of an optimizer are none.
 
     Raises:
       WeightsError: as `read`, or there is no such state dict.
@@ -227,16 +276,17 @@ def load(path: str | pathlib.Path, key: str = "") -> dict[str, np.ndarray]:
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} holds a {type(tree).__name__}, not tensors")
     nested = {name: value for name, value in tree.items() if isinstance(value, dict)}
+    named = [name for name in nested if name not in _NO_STATE_DICTS]
     if not key and nested:
         key = "ema" if "ema" in nested else ""
-        key = next(iter(nested)) if len(nested) == 1 else key
+        key = named[0] if len(named) == 1 else key
     if key not in nested and (key or nested):
         raise WeightsError(f"{path} has no state dict {key!r}; it has {sorted(nested)}")
     tree = nested[key] if key else tree
     other = [name for name, value in tree.items() if not isinstance(value, np.ndarray)]
     if other:
         raise WeightsError(f"{path}: {other} are no tensors")
-    return tree
+    return StateDict(tree, key, tuple(name for name in named if name != key))
 
 
 def tensors(path: str | pathlib.Path) -> layout.Tensors:

@@ -68,6 +68,7 @@ def fit(
     their_shapes: Any,
     our_shapes: Any,
     exceptions: Sequence[tuple[str, str]],
+    unsaid: Sequence[str] = (),
 ) -> Fit:
     """Compares the network that parameters are of with the one that is to have them.
 
@@ -76,6 +77,8 @@ def fit(
       their_shapes, our_shapes: their parameters, as trees of shapes.
       exceptions: (pattern of paths, one of config.names.INIT_TREATMENTS). A setting of
         the network has the path "network.NAME".
+      unsaid: settings that the weights do not say, so that only an exception gives
+        them.
     """
     used: set[str] = set()
 
@@ -94,6 +97,11 @@ def fit(
     for field in dataclasses.fields(ours):
         there, here = (getattr(n, field.name) for n in (theirs, ours))
         name = f"network.{field.name}"
+        if field.name in unsaid and not treatment(name, "here"):
+            problems.append(
+                f"{name}: not said there, {here!r} here; {name}=here takes this one"
+            )
+            continue
         if field.name not in _SHOWN and there != here and not treatment(name, "here"):
             problems.append(f"{name}: {there!r} there, {here!r} here")
     before, after = _paths(their_shapes), _paths(our_shapes)

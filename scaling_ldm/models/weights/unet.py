@@ -20,6 +20,7 @@ from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import blocks, files, layout
 from scaling_ldm.records.errors import WeightsError
 
+NAMES = ("UNet2DConditionModel",)  # in config.json
 _RESIDUAL = {
     "norm1": "norm1",
     "conv1": "conv1",
@@ -237,12 +238,15 @@ def load(
     """Reads parameters from safetensors that diffusers wrote.
 
     Raises:
-      WeightsError: the file belongs to another network; all differences are listed.
+      WeightsError: the file belongs to another network, all of whose differences are
+        listed, or the config.json beside it has other settings, such as heads.
     """
     tensors = files.stored(path)
-    return layout.read(
+    params = layout.read(
         pairs(config, linear_projection), tensors, "this U-Net's", np.float32
     )
+    blocks.agree(path, config, NAMES, lambda published: from_config(published)[0])
+    return params
 
 
 def save(
