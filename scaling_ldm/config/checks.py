@@ -258,7 +258,7 @@ def _check_convolutional(e: fields.Experiment) -> list[str]:
         problems.append(
             f"config.model.heads = {model.heads} and config.model.head_dim = "
             f"{model.head_dim}: exactly one of them is positive, the other 0. A unet "
-            "has as many heads at every width (8 in paper A), or heads of one width (64 "
+            "has as many heads at every width (8 in paper A) or heads of one width (64 "
             "in Stable Diffusion 2)"
         )
     if name == "autoencoder_kl" and e.encode.autoencoder != "none":

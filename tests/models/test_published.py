@@ -5,12 +5,14 @@ import json
 
 import jax
 import numpy as np
+import published_configurations as configurations
 import pytest
 from numpy.testing import assert_array_equal
 
 from scaling_ldm.models import from_config, positions
 from scaling_ldm.models.denoisers import dit, mmdit, presets, unet
 from scaling_ldm.models.encoders import autoencoder_kl
+from scaling_ldm.models.encoders import presets as encoder_presets
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import dit as dit_weights
 from scaling_ldm.models.weights import mmdit as mmdit_weights
@@ -138,6 +140,21 @@ def test_a_folder_says_what_it_holds(name, tmp_path):
     found = published.find(tmp_path, network)
     assert found.network == network
     jax.tree.map(assert_array_equal, found.load(), params)
+
+
+@pytest.mark.parametrize("name", configurations.CONFIGURATIONS)
+def test_a_published_configuration_is_read_as_its_preset(name):
+    preset, changes = configurations.READ_AS[name]
+    theirs = configurations.read(configurations.CONFIGURATIONS[name], preset.config)
+    assert theirs == dataclasses.replace(preset.config, **changes)
+
+
+def test_every_preset_is_read_from_a_published_configuration():
+    """Paper A's U-Nets and the other sizes of DiT and T5 are of the same kinds."""
+    read = [preset for preset, _ in configurations.READ_AS.values()]
+    everything = {**presets.PIXARTS, **presets.MMDITS, **encoder_presets.AUTOENCODERS}
+    everything |= encoder_presets.PRESETS | encoder_presets.DINOV2
+    assert [name for name, preset in everything.items() if preset not in read] == []
 
 
 # A setting that shapes do not show, of each network -> another value.

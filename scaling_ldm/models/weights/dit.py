@@ -47,6 +47,7 @@ _DEFAULTS = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
+_OLDER = {"attention_type": "default"}  # of diffusers' class before this one
 _OFFICIAL_BLOCK = {
     "modulation": "adaLN_modulation.1",
     "attention/qkv": "attn.qkv",
@@ -66,6 +67,7 @@ _ONLY = {
     "activation_fn": ("gelu-approximate",),
     "norm_type": ("ada_norm_zero",),
     "norm_elementwise_affine": (False,),
+    "attention_type": ("default",),
 }
 
 
@@ -75,7 +77,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
     Raises:
       WeightsError: a setting that denoisers/dit.py does not have.
     """
-    c = blocks.settings(published, _DEFAULTS, _ONLY, "a DiT's")
+    c = blocks.settings(published, _DEFAULTS | _OLDER, _ONLY, "a DiT's")
     side, channels = c["sample_size"], c["in_channels"]
     return dit.DiTConfig(
         architecture="adaln_zero",
