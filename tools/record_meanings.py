@@ -41,7 +41,7 @@ MEANINGS = {
     "fronts": "for each kind of cost, of each sampler and of all together",
     "guidance": "scale of classifier-free guidance",
     "hardware_flops": "FLOPs spent, with recomputation",
-    "heads": "attention heads",
+    "heads": "attention heads; of a U-Net, at its first resolution",
     "held_out": "the largest budget, predicted from the smaller ones",
     "high": "upper end",
     "images": "number of pictures",

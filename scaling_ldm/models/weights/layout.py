@@ -189,8 +189,8 @@ def read(
         for name, pair in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != pair.theirs
     ]
-    read = [name for name in (*wanted, *(c.name for c in fixed)) if name in tensors]
-    problems += _other_types({name: tensors[name] for name in read})
+    given = [name for name in (*wanted, *(c.name for c in fixed)) if name in tensors]
+    problems += _other_types({name: tensors[name] for name in given})
     for constant in () if problems else fixed:
         if constant.name in tensors:
             problems += _differences(constant, tensors[constant.name])
