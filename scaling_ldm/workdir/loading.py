@@ -74,7 +74,10 @@ def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
             raise config.ConfigError(f"{where}: no such folder")
         return _of_run(where, run, elsewhere)
     if (folder / exports.CARD).exists():
-        return _of_export(where, folder, elsewhere)
+        try:
+            return _of_export(where, folder, elsewhere)
+        except KeyError as e:
+            raise config.ConfigError(f"{where}: {exports.CARD} does not say {e}") from e
     workdir, of_run = folder.parent.parent, folder.parent.name == "runs"
     if (folder / "experiment.json").exists() or (
         of_run and (workdir / "experiment.json").exists()

@@ -617,8 +617,12 @@ def test_what_cannot_be_opened_says_what_to_do(native, tmp_path):
     shutil.copytree(native.export, tmp_path / "e")
     (tmp_path / "e" / vocabulary.FILE).unlink()
     (tmp_path / "empty").mkdir()
+    shutil.copytree(native.export, tmp_path / "cut")
+    card = {key: value for key, value in native.card.items() if key != "width"}
+    (tmp_path / "cut" / exports.CARD).write_text(json.dumps(card))
     for place, said in (
         (tmp_path / "no", "no such folder"),
+        (tmp_path / "cut", "training.json does not say 'width'"),
         (tmp_path / "empty", "neither an export .* nor a working directory .* nor"),
         (tmp_path / "e", "vocabulary.json is missing: .* export once more"),
         (f"{native.workdir}#other", "no run 'other'"),
