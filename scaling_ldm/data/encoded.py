@@ -331,6 +331,7 @@ def manifest_of(
     ranked = sorted(words, key=lambda word: (-words[word], word))
     total, train = (sum(s[name] for s in summaries) for name in ("records", "train"))
     labels = sum(s["labels"] for s in summaries)
+    largest = max(s["largest_label"] for s in summaries)
     sums, squares = (
         np.sum([s[name] for s in summaries if s["train"]], axis=0)
         for name in ("sums", "squares")
@@ -347,7 +348,8 @@ def manifest_of(
             "count": sum(len(s["bad"]) for s in summaries),
             "first": [list(one) for one in first_bad],
         },
-        "classes": 1 + max(s["largest_label"] for s in summaries) if labels else 0,
+        # Labels count only if every picture has one.
+        "classes": 1 + largest if labels == total else 0,
         "layout": json.loads(json.dumps(vars(layout))),
         # Of the values that a denoiser reads, by channel, over the training split.
         "mean": np.atleast_1d(mean).tolist(),

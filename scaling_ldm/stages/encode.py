@@ -317,6 +317,12 @@ class _Encoder:
             tally.first,
         )
         self._store.write_json(shards.MANIFEST, manifest)
+        labelled = sum(summary["labels"] for summary in summaries)
+        if 0 < labelled < manifest["records"]:
+            progress.say(
+                f"labels are left out: {labelled:,} of {manifest['records']:,} pictures "
+                "have one"
+            )
         written = sum(summary["bytes"] for summary in summaries)
         took = progress.format_duration(time.perf_counter() - self._begun)
         progress.say(
