@@ -320,8 +320,8 @@ class _Encoder:
         labelled = sum(summary["labels"] for summary in summaries)
         if 0 < labelled < manifest["records"]:
             progress.say(
-                f"labels are left out: {labelled:,} of {manifest['records']:,} pictures "
-                "have one"
+                f"labels are left out: {labelled:,} of {manifest['records']:,} "
+                "pictures have one"
             )
         written = sum(summary["bytes"] for summary in summaries)
         took = progress.format_duration(time.perf_counter() - self._begun)
