@@ -30,7 +30,7 @@ class Memory:
         self,
         images: Sequence[np.ndarray] | np.ndarray,
         captions: Sequence[str],
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | float] | np.ndarray | None = None,
         name: str = "memory",
     ) -> None:
         counts = {"images": len(images), "captions": len(captions)}
@@ -90,7 +90,7 @@ def _plain(label: object) -> object:
 def memory(
     images: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | float] | np.ndarray | None = None,
     name: str = "memory",
 ) -> Memory:
     """A set of arrays; open_pictures("memory", name) finds it from now on."""
