@@ -307,5 +307,6 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
 
 
 def _pixels(x: Samples) -> Pictures:
-    """[-1, 1] -> uint8."""
-    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    """[-1, 1] -> uint8; grey becomes RGB."""
+    pixels = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels

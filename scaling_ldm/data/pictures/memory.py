@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Memory:
         self,
         images: Sequence[np.ndarray] | np.ndarray,
         captions: Sequence[str],
-        labels: Sequence[int | float] | np.ndarray | None = None,
+        labels: Sequence[Any] | np.ndarray | None = None,
         name: str = "memory",
     ) -> None:
         counts = {"images": len(images), "captions": len(captions)}
@@ -90,7 +91,7 @@ def _plain(label: object) -> object:
 def memory(
     images: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
-    labels: Sequence[int | float] | np.ndarray | None = None,
+    labels: Sequence[Any] | np.ndarray | None = None,
     name: str = "memory",
 ) -> Memory:
     """A set of arrays; open_pictures("memory", name) finds it from now on."""
