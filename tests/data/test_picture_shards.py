@@ -222,6 +222,34 @@ def test_hostile_parts_are_bad_samples(tmp_path):
     assert all(len(said) < 200 for _, said in got)
 
 
+def header(name, size, kind=b"0"):
+    """A header of any size, also an impossible one."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = bytes([255 if size < 0 else 128]) + (size % 2**88).to_bytes(
+        11, "big"
+    )
+    data[148:156] = b" " * 8
+    data[148:156] = f"{sum(data):06o}\0 ".encode()
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("0.png", 2**80),
+        header("0.png", 5) + bytes(512) + header("1.png", -1024),
+        (header("long", 5, b"L") + b"name".ljust(512, b"\0")) * 3000,
+    ],
+    ids=["large", "negative", "nested"],
+)
+def test_hostile_headers_are_broken_shards(tmp_path, data):
+    (tmp_path / "s.tar").write_bytes(data + bytes(1024))
+    with pytest.raises(config.ConfigError, match="1 of 1 shards are broken"):
+        pictures.open_pictures("webdataset", str(tmp_path))
+
+
 def test_sets_encoded_before_are_what_they_were(tmp_path):
     members = []
     for i in range(3):

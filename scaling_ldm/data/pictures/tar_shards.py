@@ -168,6 +168,8 @@ class TarShards:
                 index = tar_index.read_headers(opened)
         except tarfile.TarError as e:
             return f"{shard}: {e}"
+        except (ValueError, OverflowError, RecursionError) as e:  # impossible headers
+            return f"{shard}: its headers make no sense ({type(e).__name__}: {e})"
         with storage.atomic(target) as partial, partial.open("wb") as out:
             np.savez(out, **vars(index))
         return index
