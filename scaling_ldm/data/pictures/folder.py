@@ -195,8 +195,8 @@ class ImageFolder:
         raise config.ConfigError(
             f"{root}: no captions for {self._names[0]} and others: neither "
             f"{', '.join(TABLES)}, nor text files ({', '.join(TEXTS)}) beside the "
-            "pictures, nor a folder for each class (train, val and test are none); "
-            "name a table with captions="
+            "pictures, nor a folder for each class "
+            "(train, val and test are none); name a table with captions="
         )
 
     def _refuse_unclear_folders(self) -> None:

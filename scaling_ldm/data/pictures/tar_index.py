@@ -59,7 +59,7 @@ class Index:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
-class _Sample:
+class _TarSample:
     key: str
     spans: list[list[int]]
     known: bool = False  # whether it has any part that is read
@@ -74,12 +74,12 @@ class _Sample:
         return self.has(PICTURE, _RARE) and self.has(TEXT, JSON)
 
 
-class _Samples:
+class _TarSamples:
     """Members one after another -> samples."""
 
     def __init__(self) -> None:
-        self._all: list[_Sample] = []
-        self._open: dict[str, _Sample] = {}  # the last of each key in this archive
+        self._all: list[_TarSample] = []
+        self._open: dict[str, _TarSample] = {}  # the last of each key in this archive
         self._previous = self._last = ""  # keys: but for further parts, and of all
 
     def next_archive(self) -> None:
@@ -107,14 +107,14 @@ class _Samples:
             sample.trouble = _TWICE
         sample.spans[part] = [member.offset_data, member.size]
 
-    def _sample(self, key: str, part: int | None) -> _Sample:
+    def _sample(self, key: str, part: int | None) -> _TarSample:
         """The sample that a member with this part belongs to, perhaps a new one."""
         neighbours = key in (self._previous, self._last)
         found = self._open.get(key)
         taken = found is not None and part is not None and found.has(part)
         # Every picture has a record of its own, so that each bad one is counted.
         if found is None or taken and (part in (PICTURE, _RARE) or not neighbours):
-            new = _Sample(key=key, spans=[[0, -1] for _ in range(5)])
+            new = _TarSample(key=key, spans=[[0, -1] for _ in range(5)])
             if found is not None and neighbours:
                 found.trouble = new.trouble = _TWICE
             found = self._open[key] = new
@@ -127,7 +127,7 @@ class _Samples:
 
     def index(self) -> Index:
         """What has been found."""
-        by_key: dict[str, list[_Sample]] = {}
+        by_key: dict[str, list[_TarSample]] = {}
         for sample in self._all:
             by_key.setdefault(sample.key, []).append(sample)
         for alike in by_key.values():
@@ -167,7 +167,7 @@ def _shorter(key: str) -> list[str]:
     return [folder + slash + ".".join(words[:n]) for n in range(len(words) - 1, 0, -1)]
 
 
-def _further(sample: _Sample, by_key: dict[str, list[_Sample]]) -> bool:
+def _further(sample: _TarSample, by_key: dict[str, list[_TarSample]]) -> bool:
     """Whether this is a further part of a sample with a shorter name."""
     if sample.whole:
         return False
@@ -186,7 +186,7 @@ def read_headers(file: Any) -> Index:
     Raises:
       TarError: it is broken, or bytes that are no archive follow its end.
     """
-    samples = _Samples()
+    samples = _TarSamples()
     end = _read_archive(file, samples)
     while (start := _behind_zeros(file, end)) is not None:
         samples.next_archive()
@@ -200,7 +200,7 @@ def read_headers(file: Any) -> Index:
     return samples.index()
 
 
-def _read_archive(file: Any, samples: _Samples) -> int:
+def _read_archive(file: Any, samples: _TarSamples) -> int:
     """Adds the members of the archive that begins here; the place of its end mark."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         at = -1
