@@ -309,6 +309,14 @@ def check_width(experiment: config.Experiment, width: int) -> None:
         )
 
 
+def unlabelled(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A line where labels do not count, because some pictures have none; or ""."""
+    labels, total = (sum(s[name] for s in summaries) for name in ("labels", "records"))
+    if labels in (0, total):
+        return ""
+    return f"\n  labels are left out: {labels:,} of {total:,} pictures have one"
+
+
 def manifest_of(
     identity: Mapping[str, Any],
     layout: shards.Layout,

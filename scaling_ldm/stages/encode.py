@@ -317,12 +317,6 @@ class _Encoder:
             tally.first,
         )
         self._store.write_json(shards.MANIFEST, manifest)
-        labelled = sum(summary["labels"] for summary in summaries)
-        if 0 < labelled < manifest["records"]:
-            progress.say(
-                f"labels are left out: {labelled:,} of {manifest['records']:,} "
-                "pictures have one"
-            )
         written = sum(summary["bytes"] for summary in summaries)
         took = progress.format_duration(time.perf_counter() - self._begun)
         progress.say(
@@ -330,7 +324,7 @@ class _Encoder:
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {_by_channel(manifest)}"
+            f"  a network sees {_by_channel(manifest)}{encoded.unlabelled(summaries)}"
         )
 
 

@@ -188,17 +188,17 @@ def test_every_picture_of_one_name_is_counted(tmp_path):
 
 
 def test_archives_one_after_another(tmp_path):
-    for name in "ab":
-        members = [*sample("0", f"0 of {name}"), (f"{name}.png", PNG)]
+    for name, part in (("a", ("1.png", PNG)), ("b", ("1.txt", b"of another 1"))):
+        members = [*sample("0", f"0 of {name}"), part]
         tar(tmp_path / name, members)
     first, second = (tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()
     (tmp_path / "s.tar").write_bytes(first + bytes(3 << 20) + second)
     lacks = "it has no caption: neither .txt, .caption nor .json"
     assert captions_of(tmp_path / "s.tar") == [
         ("0", "0 of a"),
-        ("a", lacks),
+        ("1", lacks),
         ("0", "0 of b"),
-        ("b", lacks),
+        ("1", "it has no picture"),
     ]
     for junk in (b"<html>" * 99, second[:512] + second[1024:]):
         (tmp_path / "s.tar").write_bytes(first + junk)

@@ -472,6 +472,31 @@ def test_icons_are_pictures_without_an_end(wanted, tmp_path):
     assert 1 < train.classes <= len(icons.PALETTE)
 
 
+def test_labels_of_some_pictures_are_left_out(
+    painted, wanted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "s.tar", "w") as out:
+        for i in range(12):
+            png = io.BytesIO()
+            Image.fromarray(painted[0][i]).save(png, "PNG")
+            parts = [("png", png.getvalue()), ("txt", painted[1][i].encode())]
+            for ending, content in parts + ([("cls", b"3")] if i % 2 else []):
+                info = tarfile.TarInfo(f"{i}.{ending}")
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+    given = {"source": "webdataset", "path": str(tmp_path / "s.tar")}
+    experiment = wanted(
+        data=given | {"shape": (16, 16, 3)},
+        encode={"autoencoder": "none", "text_encoder": "vocabulary"},
+    )
+    encode.run(experiment, tmp_path / "w")
+    said = "labels are left out: 6 of 12 pictures have one"
+    assert said in capsys.readouterr().err
+    train, _ = data.sources(experiment, tmp_path / "w")
+    assert train.classes == 0 and "label" not in train.rows(np.arange(2))
+
+
 def test_grey_pixels(painted, wanted, tmp_path):
     images, captions, _ = painted
     grey = np.asarray(images[:8]).mean(-1).astype(np.uint8)
