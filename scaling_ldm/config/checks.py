@@ -314,10 +314,10 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             "pictures from it; pass --config.data.path=FOLDER, or "
             "--config.encode.path=FOLDER of records made before"
         )
-    if e.encoded and cfg.autoencoder == "none" and e.data.shape[2:] != (3,):
+    if e.encoded and cfg.autoencoder == "none" and e.data.shape[2:] not in ((3,), (1,)):
         problems.append(
             f"config.data.shape = {e.data.shape}: without config.encode.autoencoder a "
-            "network sees pixels, (height, width, 3)"
+            "network sees pixels: (height, width, 3), or (height, width, 1) for grey"
         )
     if cfg.text_encoder == "minilm" and e.model.text_width != names.MINILM_WIDTH:
         problems.append(

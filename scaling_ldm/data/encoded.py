@@ -324,6 +324,14 @@ def check_width(experiment: config.Experiment, width: int) -> None:
         )
 
 
+def unlabelled(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A line where labels do not count, because some pictures have none; or ""."""
+    labels, total = (sum(s[name] for s in summaries) for name in ("labels", "records"))
+    if labels in (0, total):
+        return ""
+    return f"\n  labels are left out: {labels:,} of {total:,} pictures have one"
+
+
 def manifest_of(
     identity: Mapping[str, Any],
     layout: shards.Layout,
@@ -346,6 +354,7 @@ def manifest_of(
     ranked = sorted(words, key=lambda word: (-words[word], word))
     total, train = (sum(s[name] for s in summaries) for name in ("records", "train"))
     labels = sum(s["labels"] for s in summaries)
+    largest = max(s["largest_label"] for s in summaries)
     sums, squares = (
         np.sum([s[name] for s in summaries if s["train"]], axis=0)
         for name in ("sums", "squares")
@@ -362,7 +371,8 @@ def manifest_of(
             "count": sum(len(s["bad"]) for s in summaries),
             "first": [list(one) for one in first_bad],
         },
-        "classes": 1 + max(s["largest_label"] for s in summaries) if labels else 0,
+        # Labels count only if every picture has one.
+        "classes": 1 + largest if labels == total else 0,
         "layout": json.loads(json.dumps(vars(layout))),
         # Of the values that a denoiser reads, by channel, over the training split.
         "mean": np.atleast_1d(mean).tolist(),

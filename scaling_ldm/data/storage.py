@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -17,6 +18,7 @@ import pathlib
 import posixpath
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,6 +67,24 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return self._fs is None
+
+    def spelled(self, name: str) -> str:
+        """The file of this name, however its accents are encoded; else the name itself.
+
+        macOS writes "é" as e and an accent (NFD), most tables as one character (NFC).
+        """
+        if name in self.files or name.isascii():
+            return name
+        alike = self._by_form.get(unicodedata.normalize("NFC", name), [])
+        return alike[0] if len(alike) == 1 else name
+
+    @functools.cached_property
+    def _by_form(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.files:
+            if not name.isascii():
+                found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        return found
 
     def location(self, name: str) -> str:
         """The path of a file as its store knows it."""

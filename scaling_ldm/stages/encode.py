@@ -396,5 +396,5 @@ class _Encoder:
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {by_channel(manifest)}"
+            f"  a network sees {by_channel(manifest)}{encoded.unlabelled(summaries)}"
         )

@@ -101,7 +101,10 @@ class FrozenNetworks:
           images: uint8 [height, width, 3] each.
           captions: as many.
         """
-        given = {"image": _pad(np.stack(images), self.rows)}
+        stacked = np.stack(images)
+        if self.layout.shape[2] == 1:
+            stacked = _grey(stacked)
+        given = {"image": _pad(stacked, self.rows)}
         if self._text is not None:
             ids, mask = self._text.tokenizer.encode(captions, self._length)
             given |= {"ids": _pad(ids, self.rows), "mask": _pad(mask, self.rows)}
@@ -140,6 +143,12 @@ class FrozenNetworks:
         network = self._image.network
         variance = np.exp(log_variance) * np.float32(network.scale**2)
         return np.asarray(network.to_latent(mean)), variance
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w, 3] -> [n, h, w, 1]: luma of ITU-R BT.601, exact where R=G=B."""
+    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((luma + (1 << 15)) >> 16).astype(np.uint8)[..., None]
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

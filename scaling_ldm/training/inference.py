@@ -334,5 +334,6 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
 
 
 def pixels(x: Samples) -> Pictures:
-    """[-1, 1] -> uint8 [n, height, width, 3]."""
-    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    """[-1, 1] -> uint8 [n, height, width, 3]; grey becomes RGB."""
+    found = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.repeat(found, 3, -1) if found.shape[-1] == 1 else found

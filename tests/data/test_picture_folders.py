@@ -187,6 +187,51 @@ def test_folder_table_with_bytes_that_are_not_utf_8(tmp_path, originals):
     assert got["b.png"] == "one, two"
 
 
+def test_folder_pictures_of_every_ending_count(tmp_path, originals):
+    good = png(originals[0].image)
+    for name in ("a.jfif", "b.JPE", "c.avif", "d.heic", "e.dng"):
+        (tmp_path / name).write_bytes(good if name != "e.dng" else b"MM\0*raw")
+        (tmp_path / name).with_suffix(".txt").write_text(name)
+    got = outcomes(pictures.open_pictures("image_folder", str(tmp_path)))
+    assert [got[name] for name in list(got)[:4]] == list(got)[:4]
+    assert len(got) == 5 and "e.dng" not in got["e.dng"]
+
+
+def test_names_are_alike_however_accents_are_encoded(tmp_path, originals):
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    good = png(originals[0].image)
+    for folder in ("table", "text", f"classes/{nfc}", f"classes/{nfd}"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{nfd}.png").write_bytes(good)
+    (tmp_path / "table/captions.csv").write_text(f"file_name,text\n{nfc}.png,a\n")
+    (tmp_path / f"text/{nfc}.txt").write_text("b")
+    for folder, caption in (("table", "a"), ("text", "b")):
+        found = pictures.open_pictures("image_folder", str(tmp_path / folder))
+        assert [p.caption for p in map(found.read, range(len(found)))] == [caption]
+    found = pictures.open_pictures("image_folder", str(tmp_path / "classes"))
+    got = {(p.caption, p.label) for p in map(found.read, range(2))}
+    assert len(got) == len(found.classes) == 1 and len(found) == 2
+
+
+def test_folder_labels_of_a_table(tmp_path, originals):
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(png(originals[0].image))
+    rows = [
+        {"file": f"{name}.png", "text": "x", "kind": kind}
+        for name, kind in zip("abc", (2, 2.5, None), strict=True)
+    ]
+    lines = [json.dumps(row) for row in (*rows, {"file": "d.png", "text": "x"})]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    found = pictures.open_pictures("image_folder", str(tmp_path), label="kind")
+    got = outcomes(found)
+    assert got == {
+        "a.png": "x",
+        "b.png": "its label is 2.5, no whole number",
+        "c.png": "it has no label",
+        "d.png": "it has no label",
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "options", "said"),
     [
@@ -214,6 +259,18 @@ def test_folder_table_with_bytes_that_are_not_utf_8(tmp_path, originals):
             {"caption": "alt"},
             "no column 'alt'",
         ),
+        (
+            {"captions.csv": "file,text,text\na.png,x,y\n"},
+            {},
+            "there are 2 columns 'text', which one is the caption is not clear",
+        ),
+        (
+            {"captions.csv": "file,text,n,n\na.png,x,1,2\n"},
+            {"label": "n"},
+            "there are 2 columns 'n', which one is the label",
+        ),
+        ({"captions.jsonl": "[" * 100_000}, {}, "line 1: no JSON: maximum recursion"),
+        ({"captions.jsonl": "9" * 5000}, {}, "line 1: no JSON: "),
         ({"captions.csv": "file,text\na.png,x, y\n"}, {}, "line 2: more fields"),
         ({"captions.csv": "file,text\n"}, {}, "no rows below its header line"),
         (

@@ -40,6 +40,89 @@ def test_tables_splits(tmp_path, originals):
     assert len(pictures.open_pictures("huggingface", str(tmp_path), split="test")) == 9
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "count"),
+    [
+        (["pets.parquet"], "train", 9),  # as the Hub has it
+        (["pets.parquet"], "", 9),
+        (["pets_train_0.parquet", "pets_test_0.parquet"], "train", 9),
+        (["training/0.parquet", "testing/0.parquet"], "testing", 9),
+        (["train/a.parquet", "train/b.parquet"], "train", 18),
+    ],
+)
+def test_tables_names_of_splits(tmp_path, originals, names, split, count):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table(originals[:9]), tmp_path / name)
+    found = pictures.open_pictures("huggingface", str(tmp_path), split=split)
+    assert len(found) == count
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (
+            ["pets.parquet"],
+            "test",
+            "no split 'test'; its files name none; .*data.split",
+        ),
+        (["a_train.parquet", "a_test.parquet"], "", r"several splits \(.*data.split"),
+        (["training.parquet"], "train", "no split 'train'; it has: training; choose"),
+    ],
+)
+def test_tables_splits_that_are_not_there(tmp_path, originals, names, split, said):
+    for name in names:
+        pq.write_table(table(originals[:1]), tmp_path / name)
+    with pytest.raises(config.ConfigError, match=said):
+        pictures.open_pictures("huggingface", str(tmp_path), split=split)
+
+
+CAPTIONS = {
+    "dictionary": lambda: pa.array(["x", "y"]).dictionary_encode(),
+    "string view": lambda: pa.array(["x", "y"], pa.string_view()),
+    "fixed list": lambda: pa.array([["x", "z"], ["y", "z"]], pa.list_(pa.string(), 2)),
+    "list of dictionary": lambda: pa.array(
+        [["x"], ["y"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))
+    ),
+    "large": lambda: pa.array([["x"], ["y"]], pa.large_list(pa.large_string())),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTIONS)
+@pytest.mark.parametrize("image", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_tables_kinds_of_text_and_bytes(tmp_path, originals, kind, image):
+    good = png(originals[0].image)
+    rows = pa.table({"image": pa.array([good] * 2, image), "text": CAPTIONS[kind]()})
+    pq.write_table(rows, tmp_path / "x.parquet")
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    assert [found.read(i).caption for i in range(2)] == ["x", "y"]
+
+
+def test_tables_with_a_column_twice(tmp_path, originals):
+    good = pa.array([png(originals[0].image)])
+    columns = {"image": good, "text": pa.array(["a"]), "n": pa.array([1])}
+    for twice in columns:
+        names = [*columns, twice]
+        rows = pa.Table.from_arrays([columns[name] for name in names], names=names)
+        with pa.ipc.new_stream(str(tmp_path / "x.arrow"), rows.schema) as out:
+            out.write_table(rows)
+        with pytest.raises(config.ConfigError, match=f"are 2 columns '{twice}', which"):
+            pictures.open_pictures("huggingface", str(tmp_path), label="n")
+
+
+def test_tables_text_that_is_not_utf_8(tmp_path, originals):
+    text = pa.Array.from_buffers(
+        pa.string(),
+        1,
+        [None, pa.py_buffer(np.array([0, 2], "i4")), pa.py_buffer(b"\xff\xe9")],
+    )
+    rows = pa.table({"image": [png(originals[0].image)], "text": text})
+    pq.write_table(rows, tmp_path / "x.parquet")
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    with pytest.raises(pictures.BadRecord, match="its text is not UTF-8"):
+        found.read(0)
+
+
 def test_tables_bad_rows_and_plain_bytes(tmp_path, originals):
     good = png(originals[0].image)
     rows = {
@@ -55,7 +138,7 @@ def test_tables_bad_rows_and_plain_bytes(tmp_path, originals):
     for options, words in (
         ({"image": "n"}, "column 'n' holds int64; pictures are"),
         ({"image": "x"}, "no column 'x'.*it has: 'picture', 'prompt', 'n'"),
-        ({"caption": "n"}, "no column 'n' .*it has: 'prompt'"),
+        ({"caption": "n"}, "column 'n' holds int64; captions are text"),
         ({"label": "x"}, "no column 'x'"),
     ):
         with pytest.raises(config.ConfigError, match=words):

@@ -56,12 +56,13 @@ def written(tmp_path, data):
     return path
 
 
-def zipped(pickled, storages=(), method=zipfile.ZIP_STORED):
+def zipped(pickled, storages=(), method=zipfile.ZIP_STORED, deflated=False):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as file:
-        file.writestr("archive/data.pkl", pickled)
+    with zipfile.ZipFile(out, "w") as file:
+        kind = zipfile.ZIP_DEFLATED if deflated else None
+        file.writestr("archive/data.pkl", pickled, kind)
         for key, data in dict(storages).items():
-            file.writestr(f"archive/data/{key}", data)
+            file.writestr(f"archive/data/{key}", data, method)
     return out.getvalue()
 
 
@@ -139,6 +140,62 @@ TENSOR = (
     b"FloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK\0K\x04\x85K\x01\x85"
     b"\x89ccollections\nOrderedDict\n)RtR"
 )
+
+
+def test_memory_is_bounded_by_the_file(tmp_path):
+    storage = {"0": np.arange(4, dtype="f").tobytes()}
+    wide = TENSOR.replace(b"K\x04\x85K\x01\x85", b"J\0\0\0\x40\x85K\0\x85")
+    assert wide != TENSOR  # sizes (2^30,) with strides (0,)
+    for pickled, said in (
+        (wide, "repeats the 4 values of its storage; save it with .contiguous"),
+        (TENSOR.replace(b"K\x04\x85K\x01", b"K\x05\x85K\0"), "repeats the 4 values"),
+    ):
+        with pytest.raises(layout.WeightsError, match=said):
+            torch_file.read(written(tmp_path, zipped(pickled + b".", storage)))
+    one = TENSOR.replace(b"K\x04\x85K\x01", b"K\x02\x85K\0")  # sizes (2,) of 4
+    path = written(tmp_path, zipped(one + b".", storage))
+    assert_array_equal(torch_file.read(path), [0, 0])
+    packed = zipped(TENSOR + b".", storage, deflated=True)
+    with pytest.raises(layout.WeightsError, match="its data.pkl is compressed"):
+        torch_file.read(written(tmp_path, packed))
+    # A number for the memo of four bytes; in C it takes 8 GB here.
+    memo = b"\x80\x02]r\xff\xff\xff\x1f."
+    assert torch_file.read(written(tmp_path, zipped(memo))) == []
+
+
+def test_what_is_named_many_times_is_read_once(tmp_path):
+    storage = {"0": bytes(16)}
+    many = b"\x80\x02](" + TENSOR[2:] * 2000 + b"e."
+    (first, *others) = torch_file.read(written(tmp_path, zipped(many, storage)))
+    assert all(other is first for other in others)
+    # Lists of ten times one list, 60 deep: 10^60 tensors.
+    laughs = b"\x80\x02](" + TENSOR[2:] + b"e" + b"q\0](" + b"h\0" * 10 + b"e"
+    laughs += b"".join(
+        b"q" + bytes([n]) + b"](" + (b"h" + bytes([n])) * 10 + b"e"
+        for n in range(1, 60)
+    )
+    tree = torch_file.read(written(tmp_path, zipped(laughs + b".", storage)))
+    while isinstance(tree, list):
+        tree = tree[-1]
+    assert_array_equal(tree, np.zeros(4))
+
+
+def test_many_views_of_one_storage_are_refused(tmp_path):
+    count = 1 << 12  # values; 100 tensors of all but a few of them
+    kept = b"J" + count.to_bytes(4, "little")
+    views = b""
+    for n in range(100):
+        size = b"J" + (count - n).to_bytes(4, "little")
+        views += (
+            TENSOR[2:]
+            .replace(b"cpuK\x04t", b"cpu" + kept + b"t")
+            .replace(b"K\x04\x85K\x01", size + b"\x85K\x01")
+        )
+    path = written(
+        tmp_path, zipped(b"\x80\x02](" + views + b"e.", {"0": bytes(4 * count)})
+    )
+    with pytest.raises(layout.WeightsError, match="more than 4 times as large"):
+        torch_file.read(path)
 
 
 def test_fields_set_after_the_fact_are_checked(tmp_path):

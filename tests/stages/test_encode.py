@@ -473,6 +473,56 @@ def test_icons_are_pictures_without_an_end(wanted, tmp_path):
     assert 1 < train.classes <= len(icons.PALETTE)
 
 
+def test_labels_of_some_pictures_are_left_out(
+    painted, wanted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "s.tar", "w") as out:
+        for i in range(12):
+            png = io.BytesIO()
+            Image.fromarray(painted[0][i]).save(png, "PNG")
+            parts = [("png", png.getvalue()), ("txt", painted[1][i].encode())]
+            for ending, content in parts + ([("cls", b"3")] if i % 2 else []):
+                info = tarfile.TarInfo(f"{i}.{ending}")
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+    given = {"source": "webdataset", "path": str(tmp_path / "s.tar")}
+    experiment = wanted(
+        data=given | {"shape": (16, 16, 3)},
+        encode={"autoencoder": "none", "text_encoder": "vocabulary"},
+    )
+    encode.run(experiment, tmp_path / "w")
+    said = "labels are left out: 6 of 12 pictures have one"
+    assert said in capsys.readouterr().err
+    train, _ = data.sources(experiment, tmp_path / "w")
+    assert train.classes == 0 and "label" not in train.rows(np.arange(2))
+
+
+def test_grey_pixels(painted, wanted, tmp_path):
+    images, captions, _ = painted
+    grey = np.asarray(images[:8]).mean(-1).astype(np.uint8)
+    pictures.memory([*grey[:7, ..., None], images[7]], captions[:8], name="grey")
+    experiment = wanted(
+        data={"path": "grey", "shape": (32, 32, 1)},
+        encode={"autoencoder": "none", "text_encoder": "vocabulary"},
+    )
+    encode.run(experiment, tmp_path)
+    split = data.sources(experiment, tmp_path)
+    found = {}
+    for source in split:
+        at = np.arange(len(source))
+        rows = source.rows(at)["x"]
+        assert rows.shape == (len(source), 32, 32, 1)
+        found |= dict(zip(source.captions(at), rows, strict=True))
+    devices = mesh.build(config.MeshConfig(), {})
+    decode = inference.PictureDecoder(experiment, devices)
+    for caption, want in zip(captions[:7], grey[:7], strict=True):
+        got = decode(found[caption][None])
+        assert_array_equal(got[0], np.repeat(want[..., None], 3, 2))
+    luma = Image.fromarray(images[7]).convert("L")
+    assert_array_equal(decode(found[captions[7]][None])[0, ..., 0], np.asarray(luma))
+
+
 def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     experiment = wanted(mesh={"fsdp": 4})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.data.pictures.record import BadRecord
 
 CAPTION = ("caption", "captions", "text", "prompt")
 IMAGE = ("image", "img", "picture", "jpg", "png", "image/encoded", "image_bytes")
+LARGEST_LABEL = 2**31 - 2  # the records have 4 bytes, and classes are one more
 FILE = ("file_name", "filename", "file", "image", "path")
 
 
@@ -18,18 +23,26 @@ def choose(
     """The column for a purpose.
 
     Args:
-      found: the columns there are.
+      found: the columns there are; one that is there twice cannot be chosen.
       wanted: the user's choice; "" for the column with a usual name, in any case.
       option: how the user names it.
       where: the file, for messages.
 
     Raises:
-      ConfigError: no such column, or several that could be meant.
+      ConfigError: no such column, or several that could be meant, of one name too.
     """
     found = list(found)
     hits = [name for name in found if name.lower() in usual]
     if wanted:
         hits = [name for name in found if name == wanted]
+        if not hits:  # one letter may be written in two ways, as e + accent
+            form = unicodedata.normalize("NFC", wanted)
+            hits = [n for n in found if unicodedata.normalize("NFC", n) == form]
+    if len(hits) > 1 and len(set(hits)) == 1:
+        raise config.ConfigError(
+            f"{where}: there are {len(hits)} columns {hits[0]!r}, which one is the "
+            f"{option} is not clear; rename all but one"
+        )
     if len(hits) == 1:
         return hits[0]
     listed = ", ".join(map(repr, found)) or "none"
@@ -61,15 +74,33 @@ def first(value: object) -> object:
 
 
 def whole(value: object, name: str) -> int:
-    """A label as an integer.
+    """A label as an integer: 7, 7.0, "7" or b"7.0".
 
     Raises:
-      BadRecord: it is not a whole number, or it is below 0.
+      BadRecord: it is missing or no whole number, or not in 0..LARGEST_LABEL.
     """
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "backslashreplace")
+    if value is None or isinstance(value, str) and not value.strip():
+        raise BadRecord(name, "it has no label")
+    if isinstance(value, str):
+        number = re.fullmatch(r"\s*([+-]?\d{1,20})(?:\.0*)?\s*", value, re.ASCII)
+        found = int(number[1]) if number else None
+    elif isinstance(value, float | np.floating):
+        found = int(value) if float(value).is_integer() else None
+    else:
+        found = int(value) if isinstance(value, int | np.integer | np.bool_) else None
+    if found is None:
+        raise BadRecord(name, f"its label is {_shown(value)}, no whole number")
+    if not 0 <= found <= LARGEST_LABEL:
+        told = f"below 0 or above {LARGEST_LABEL:,}"
+        raise BadRecord(name, f"its label is {_shown(found)}, {told}")
+    return found
+
+
+def _shown(value: object) -> str:
     try:
-        label = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError) as e:
-        raise BadRecord(name, f"its label is {value!r}, no whole number") from e
-    if label < 0:
-        raise BadRecord(name, f"its label is {label}, below 0")
-    return label
+        text = repr(value)
+    except ValueError:  # an integer of too many digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 50 else f"{text[:50]}..."

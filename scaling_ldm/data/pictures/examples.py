@@ -151,7 +151,9 @@ class ArrayRecords:
     def read(self, index: int) -> record.Picture:
         features, name = self._records.features(index), self._records.name(index)
         caption = columns.first(features.get(self._caption))
-        label = columns.first(features.get(self._label)) if self._label else None
+        label = None
+        if self._label:
+            label = columns.whole(columns.first(features.get(self._label)), name)
         return picture(features, name, self._image, caption, label)
 
     def _feature_names(self, path: str) -> list[str]:

@@ -25,6 +25,7 @@ import csv
 import io
 import json
 import posixpath
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 
 from scaling_ldm import config
@@ -239,6 +240,7 @@ class ImageFolder:
             self._places.append(place)
             for name, row in found.items():
                 name = posixpath.normpath(posixpath.join(place, name))
+                name = self._folder.spelled(name)
                 if name in rows:
                     raise config.ConfigError(
                         f"{self._folder.root}: {name} is in two tables, {table} is the "
@@ -250,12 +252,20 @@ class ImageFolder:
     def _place_of(self, table: str, names: Collection[str]) -> str:
         """The folder that a table names files from: its own, or else the root, ""."""
         place, files = posixpath.dirname(table), self._folder.files
-        own = any(posixpath.join(place, name) in files for name in names)
-        return place if own or not any(name in files for name in names) else ""
+
+        def there(name: str) -> bool:
+            return self._folder.spelled(name) in files
+
+        own = any(there(posixpath.join(place, name)) for name in names)
+        return place if own or not any(map(there, names)) else ""
 
     def _classes_of(self, given: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that are classes; ConfigError for one that is not `given`."""
-        found = sorted({self._class(name) for name in self._names})
+        # One name may be written in two ways, as é or e + accent: it is one class.
+        self._folders = {unicodedata.normalize("NFC", name): name for name in given}
+        for name in sorted({self._class(name) for name in self._names}):
+            self._folders.setdefault(unicodedata.normalize("NFC", name), name)
+        found = list(self._folders.values())
         if given and (unknown := sorted({*found} - {*given})):
             raise config.ConfigError(
                 f"{self._folder.root}: its folder {unknown[0]} is no class of the "
@@ -282,9 +292,8 @@ class ImageFolder:
     def _class(self, name: str) -> str:
         return name.split("/")[self._above]
 
-    @staticmethod
-    def _beside(name: str, ending: str) -> str:
-        return posixpath.splitext(name)[0] + ending
+    def _beside(self, name: str, ending: str) -> str:
+        return self._folder.spelled(posixpath.splitext(name)[0] + ending)
 
     def _by_text_file(self, name: str) -> tuple[object, object]:
         text = self._beside(name, self._text)
@@ -293,7 +302,7 @@ class ImageFolder:
         return self._folder.read(text), None
 
     def _by_folder(self, name: str) -> tuple[object, object]:
-        folder = self._class(name)
+        folder = self._folders[unicodedata.normalize("NFC", self._class(name))]
         return folder.replace("_", " ").replace("-", " "), self._labels[folder]
 
     def _by_table(self, name: str) -> tuple[object, object]:
@@ -324,10 +333,10 @@ def _table(
     """{file: (caption, label or None)} of a table of captions."""
     # Bytes that are not UTF-8 make only their own line bad: `clean_caption` refuses it.
     text = data.decode("utf-8-sig", errors="surrogateescape")
-    numbered = _jsonl(text, where) if where.endswith(".jsonl") else _csv(text, where)
-    names = {key: None for _, row in numbered for key in row}
+    read = _jsonl if where.endswith(".jsonl") else _csv
+    names, numbered = read(text, where)
     file = columns.choose(names, file, columns.FILE, "file", where)
-    names.pop(file)
+    names.remove(file)
     caption = columns.choose(names, caption, columns.CAPTION, "caption", where)
     label = columns.optional(names, label, "label", where)
     rows: dict[str, tuple[object, object]] = {}
@@ -340,11 +349,12 @@ def _table(
                 f"{where}, line {number}: {name} is there a second time; keep one "
                 "caption for each picture, or training and validation may share it"
             )
-        rows[name] = row.get(caption), row.get(label) if label else None
+        rows[name] = row.get(caption), (row.get(label) or "") if label else None
     return rows
 
 
-def _csv(text: str, where: str) -> list[tuple[int, dict]]:
+def _csv(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
+    """The names of the columns, as often as they are there, and (line, row)s."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
@@ -358,21 +368,22 @@ def _csv(text: str, where: str) -> list[tuple[int, dict]]:
                 f"{where}, line {number}: more fields than the header line; put a "
                 'caption with commas in quotes, "like, this"'
             )
-    return rows
+    return list(reader.fieldnames or ()), rows
 
 
-def _jsonl(text: str, where: str) -> list[tuple[int, dict]]:
+def _jsonl(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
+    """The names of all entries, and (line, object)s."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:  # the latter where it is nested
             raise config.ConfigError(f"{where}, line {number}: no JSON: {e}") from e
         if not isinstance(row, dict):
             raise config.ConfigError(f"{where}, line {number}: not an object")
         rows.append((number, row))
     if not rows:
         raise config.ConfigError(f"{where}: no rows")
-    return rows
+    return list(dict.fromkeys(key for _, row in rows for key in row)), rows

@@ -17,13 +17,18 @@ import json
 import posixpath
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
 from scaling_ldm.data.pictures import columns, record
 
-_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+_SPLITS = frozenset(
+    ("train", "training", "validation", "valid", "val", "dev")
+    + ("test", "testing", "eval", "evaluation")
+)
+_TRAIN = "train"  # what config.data.split is by default
 _GROUPS = 4  # row groups of Parquet kept in memory
 
 
@@ -32,7 +37,8 @@ class Tables:
 
     Args:
       path: folder, file, pattern or URL.
-      split: the name of one of several splits, as the files or folders are named.
+      split: the name of one of several splits, as the files or folders are named; ""
+        for the only one. "train" also takes files whose names have no split.
       image, caption, label: columns; "" for the usual names, or for no label.
       cache: local folder where remote Arrow files are copied; Parquet files are read
         where they are.
@@ -87,7 +93,10 @@ class Tables:
         at = index - self._starts[number]
         name = f"{self._names[number]}:{at}"
         image, caption, label = self._columns
-        row = self._tables[number].row(at, [c for c in self._columns if c])
+        try:
+            row = self._tables[number].row(at, [c for c in self._columns if c])
+        except UnicodeDecodeError as e:
+            raise record.BadRecord(name, f"its text is not UTF-8 ({e})") from e
         encoded = row[image]
         if isinstance(encoded, dict):
             if encoded.get("bytes") is None and encoded.get("path"):
@@ -109,21 +118,27 @@ class Tables:
     def _choose(self, path: str, image: str, caption: str, label: str) -> None:
         where = f"{path}: {self._names[0]}"
         schema = self._tables[0].schema
+        names = list(schema.names)
         kinds = {field.name: _kind(field.type) for field in schema}
         pictures = [name for name, kind in kinds.items() if kind == "image"]
-        if image or len(pictures) != 1:
-            pictures = [columns.choose(kinds, image, columns.IMAGE, "image", where)]
+        if image or len(pictures) != 1 or names.count(pictures[0]) > 1:
+            pictures = [columns.choose(names, image, columns.IMAGE, "image", where)]
         image = pictures[0]
         if kinds[image] not in ("image", "bytes"):
             raise config.ConfigError(
                 f"{where}: column {image!r} holds {schema.field(image).type}; pictures "
                 "are struct<bytes, path> or bytes"
             )
-        texts = {name: None for name, kind in kinds.items() if kind == "text"}
+        texts = [name for name in names if kinds[name] == "text"]
+        if caption in kinds and caption not in texts:
+            raise config.ConfigError(
+                f"{where}: column {caption!r} holds {schema.field(caption).type}; "
+                "captions are text, or lists of it"
+            )
         self._columns = (
             image,
             columns.choose(texts, caption, columns.CAPTION, "caption", where),
-            columns.optional(kinds, label, "label", where),
+            columns.optional(names, label, "label", where),
         )
         for table, name in zip(self._tables, self._names, strict=True):
             if lost := set(filter(None, self._columns)) - set(table.schema.names):
@@ -212,15 +227,31 @@ def _pyarrow() -> Any:
 def _kind(kind: Any) -> str:
     """ "image", "bytes", "text" (also lists of it) or "other"."""
     types = _pyarrow().types
+    if isinstance(kind, _pyarrow().BaseExtensionType):
+        return _kind(kind.storage_type)
+    if types.is_dictionary(kind):  # pandas' Categorical, R's factors
+        return _kind(kind.value_type)
     if types.is_struct(kind):
         names = {kind.field(i).name for i in range(kind.num_fields)}
         return "image" if {"bytes", "path"} <= names else "other"
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "bytes"
-    if types.is_list(kind) or types.is_large_list(kind):
-        kind = kind.value_type
-    text = types.is_string(kind) or types.is_large_string(kind)
-    return "text" if text else "other"
+    if types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
+        return "bytes"
+    if any(is_list(kind) for is_list in _lists(types)):
+        return "text" if _kind(kind.value_type) == "text" else "other"
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    return "text" if any(is_text(kind) for is_text in texts) else "other"
+
+
+def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
+    return (
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_list_view,
+        types.is_large_list_view,
+    )
 
 
 def _data_files(folder: storage.Folder, split: str) -> list[str]:
@@ -231,8 +262,14 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
     names = [n for n in folder.files if n.endswith(".parquet")]
     for state in states:
         base = posixpath.dirname(state)
-        listed = json.loads(folder.read(state)).get("_data_files", [])
-        names += [posixpath.join(base, item["filename"]) for item in listed]
+        try:
+            listed = json.loads(folder.read(state)).get("_data_files", [])
+            names += [posixpath.join(base, item["filename"]) for item in listed]
+        except (ValueError, RecursionError, TypeError, AttributeError, KeyError) as e:
+            raise config.ConfigError(
+                f"{root}: {state} is not what save_to_disk writes ({e!r}); write the "
+                "data set again"
+            ) from e
     if not states:
         names += [n for n in folder.files if n.endswith(".arrow")]
     if lost := [name for name in names if name not in folder.files]:
@@ -246,20 +283,30 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
     for name in names:
         splits.setdefault(_split_of(name), []).append(name)
     if split:
+        if split not in splits and split == _TRAIN and not any(splits):
+            return names  # as on the Hub: without names of splits, all is to train on
         if split not in splits:
-            known = ", ".join(filter(None, splits)) or "none"
-            raise config.ConfigError(f"{root}: no split {split!r}; it has: {known}")
+            known = ", ".join(filter(None, splits))
+            found = f"it has: {known}" if known else "its files name none"
+            raise config.ConfigError(
+                f"{root}: no split {split!r}; {found}; choose one with split= "
+                "(config.data.split), or all files with an empty one"
+            )
         return splits[split]
     if len(splits) > 1:
         known = ", ".join(filter(None, splits))
         raise config.ConfigError(
-            f"{root}: it has several splits ({known}); choose one with split="
+            f"{root}: it has several splits ({known}); choose one with split= "
+            "(config.data.split)"
         )
     return names
 
 
 def _split_of(name: str) -> str:
-    """ "train" of data/train-00000-of-00002.parquet or train/data-00000.arrow."""
-    *folders, last = name.split("/")
-    words = [re.split(r"[-.]", last)[0], *reversed(folders)]
-    return next((word for word in words if word in _SPLITS), "")
+    """ "train" of data/train-00000-of-00002.parquet, train/data-00000.arrow or
+    pets_train_1.parquet; the file says it before its folders do."""
+    for part in reversed(name.lower().split("/")):
+        for word in re.split(r"[^a-z]+", part):
+            if word in _SPLITS:
+                return word
+    return ""

@@ -6,6 +6,10 @@ such a file runs code. Here it may only name those that rebuild tensors, and arg
 Namespace, with which training programs note their arguments. They are replaced by
 functions that note what to read from which storage, and by an empty class. Everything
 else is refused by name: optimizer states with their own classes, os.system.
+
+Memory is bounded by the size of the file: nothing in it may be compressed, no tensor
+may be larger than its storage, and distinct tensors together not larger than
+LARGEST_FACTOR times the file. One that is named several times is read once.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +44,7 @@ _STORAGES = {
 }
 # What training programs save beside their weights.
 _NO_STATE_DICTS = ("opt", "optimizer", "args", "scaler", "scheduler", "lr_scheduler")
+LARGEST_FACTOR = 4
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the plain format, and its version
 _VERSION = 1001
 
@@ -72,7 +77,7 @@ class _Namespace(metaclass=_Unalterable):
     """Arguments of a program, in place of argparse's class."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # pyrefly: ignore[missing-attribute]
     """Builds dicts, lists, numbers, strings and `_Tensor`s; refuses everything else.
 
     A pickle can also set fields of what it has built, so `_cut` checks them at the end.
@@ -104,6 +109,15 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind, str(key), count)
 
 
+def _load(file: Any) -> Any:
+    """The next pickle of a file.
+
+    In Python, not in C: there, a number of four bytes for the memo takes memory for all
+    numbers below it, up to 69 GB.
+    """
+    return _Unpickler(file).load()
+
+
 def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     """Reads the tensor, after a check that it lies within its storage.
 
@@ -123,6 +137,11 @@ def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
             f"a tensor {shape} with strides {strides} at {offset} exceeds its storage "
             f"of {values.size}"
         )
+    if math.prod(shape) > values.size:
+        raise WeightsError(
+            f"a tensor {shape} with strides {strides} repeats the {values.size} values "
+            "of its storage; save it with .contiguous()"
+        )
     view = np.lib.stride_tricks.as_strided(
         values[offset:],
         shape,
@@ -132,20 +151,50 @@ def _cut(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     return np.array(view, order="C")
 
 
-def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
-    """The tree with `_Tensor`s replaced by arrays, OrderedDicts and the like by dicts.
+class _Resolver:
+    """Replaces `_Tensor`s by arrays; OrderedDicts and a program's arguments by dicts.
 
-    What a program noted of its arguments is a dict, too.
+    Args:
+      values: reads a storage; called once for each.
+      size: of the file, in bytes.
     """
-    if isinstance(tree, _Tensor):
-        return _cut(tree, values(tree.storage))
-    if isinstance(tree, _Namespace):
-        tree = vars(tree)
-    if isinstance(tree, Mapping):
-        return {key: _resolve(value, values) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_resolve(value, values) for value in tree)
-    return tree
+
+    def __init__(self, values: Callable[[_Storage], np.ndarray], size: int) -> None:
+        self._values, self._size, self._bytes = values, size, 0
+        self._storages: dict[_Storage, np.ndarray] = {}
+        self._tensors: dict[_Tensor, np.ndarray] = {}
+        self._done: dict[int, tuple[Any, Any]] = {}  # by id; what has it is kept alive
+
+    def resolve(self, tree: Any) -> Any:
+        """The tree with arrays; parts that are there twice are one object again."""
+        if not isinstance(tree, _Tensor | _Namespace | Mapping | list | tuple):
+            return tree
+        if id(tree) not in self._done:
+            self._done[id(tree)] = tree, self._build(tree)
+        return self._done[id(tree)][1]
+
+    def _build(self, tree: Any) -> Any:
+        if isinstance(tree, _Tensor):
+            return self._tensor(tree)
+        if isinstance(tree, _Namespace):
+            tree = vars(tree)
+        if isinstance(tree, Mapping):
+            return {key: self.resolve(value) for key, value in tree.items()}
+        return type(tree)(self.resolve(value) for value in tree)
+
+    def _tensor(self, tensor: _Tensor) -> np.ndarray:
+        if tensor not in self._tensors:
+            if tensor.storage not in self._storages:
+                self._storages[tensor.storage] = self._values(tensor.storage)
+            found = _cut(tensor, self._storages[tensor.storage])
+            self._bytes += found.nbytes
+            if self._bytes > LARGEST_FACTOR * self._size:
+                raise WeightsError(
+                    f"its tensors are more than {LARGEST_FACTOR} times as large as the "
+                    f"file of {self._size:,} bytes"
+                )
+            self._tensors[tensor] = found
+        return self._tensors[tensor]
 
 
 def _values(data: bytes, storage: _Storage) -> np.ndarray:
@@ -158,61 +207,71 @@ def _values(data: bytes, storage: _Storage) -> np.ndarray:
     return np.frombuffer(data, dtype)
 
 
-def _read_zip(file: zipfile.ZipFile) -> Any:
+def _stored(file: zipfile.ZipFile, name: str, what: str) -> bytes:
+    if file.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise WeightsError(f"{what} is compressed; torch.save stores it as it is")
+    return file.read(name)
+
+
+def _read_zip(file: zipfile.ZipFile, size: int) -> Any:
     names = set(file.namelist())
     found = [name for name in names if name.endswith("/data.pkl")]
     if len(found) != 1:
         raise WeightsError("a zip that is not torch's: it has no data.pkl")
     root = found[0].removesuffix("data.pkl")
-    if f"{root}byteorder" in names and file.read(f"{root}byteorder") != b"little":
+    order = f"{root}byteorder"
+    if order in names and _stored(file, order, "its byteorder") != b"little":
         raise WeightsError("its byte order is not little-endian")
-    cache: dict[_Storage, np.ndarray] = {}
+    read = 0
 
     def values(storage: _Storage) -> np.ndarray:
-        if storage not in cache:
-            member = f"{root}data/{storage.key}"
-            if member not in names:
-                raise WeightsError(f"storage {storage.key} is missing")
-            if file.getinfo(member).compress_type != zipfile.ZIP_STORED:
-                raise WeightsError(f"storage {storage.key} is compressed")
-            cache[storage] = _values(file.read(member), storage)
-        return cache[storage]
+        nonlocal read
+        member = f"{root}data/{storage.key}"
+        if member not in names:
+            raise WeightsError(f"storage {storage.key} is missing")
+        read += file.getinfo(member).file_size
+        if read > size:
+            raise WeightsError("its storages overlap: together they exceed the file")
+        return _values(_stored(file, member, f"storage {storage.key}"), storage)
 
-    return _resolve(_Unpickler(io.BytesIO(file.read(found[0]))).load(), values)
+    pickled = _stored(file, found[0], "its data.pkl")
+    return _Resolver(values, size).resolve(_load(io.BytesIO(pickled)))
 
 
-def _read_plain(file: BinaryIO) -> Any:
-    if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
+def _read_plain(file: Any, total: int) -> Any:
+    if _load(file) != _MAGIC or _load(file) != _VERSION:
         raise WeightsError("neither torch's zip nor its older format")
-    if not _Unpickler(file).load().get("little_endian", False):
+    if not _load(file).get("little_endian", False):
         raise WeightsError("its byte order is not little-endian")
-    tree = _Unpickler(file).load()
+    tree = _load(file)
     storages: dict[str, _Storage] = {}
-    _collect(tree, storages)
+    _collect(tree, storages, set())
     found = {}
-    for key in _Unpickler(file).load():
+    for key in _load(file):
         if key not in storages:
             raise WeightsError(f"storage {key} belongs to no tensor")
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != storage.count:
             raise WeightsError(f"storage {key} is not of {storage.count}")
         size = storage.count * np.dtype(_STORAGES[storage.kind]).itemsize
+        if not 0 <= size <= total:
+            raise WeightsError(f"storage {key} of {size} bytes exceeds the file")
         found[key] = _values(file.read(size), storage)
     missing = storages.keys() - found.keys()
     if missing:
         raise WeightsError(f"storages {sorted(missing)} are missing")
-    return _resolve(tree, lambda storage: found[storage.key])
+    return _Resolver(lambda storage: found[storage.key], total).resolve(tree)
 
 
-def _collect(tree: Any, storages: dict[str, _Storage]) -> None:
+def _collect(tree: Any, storages: dict[str, _Storage], seen: set[int]) -> None:
     if isinstance(tree, _Namespace):
         tree = vars(tree)
     if isinstance(tree, _Tensor):
         storages[tree.storage.key] = tree.storage
-    children = tree.values() if isinstance(tree, Mapping) else tree
-    if isinstance(tree, Mapping | list | tuple):
-        for child in children:
-            _collect(child, storages)
+    if isinstance(tree, Mapping | list | tuple) and id(tree) not in seen:
+        seen.add(id(tree))
+        for child in tree.values() if isinstance(tree, Mapping) else tree:
+            _collect(child, storages, seen)
 
 
 def read(path: str | pathlib.Path) -> Any:
@@ -225,12 +284,13 @@ def read(path: str | pathlib.Path) -> Any:
     path = pathlib.Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no file there")
+    size = path.stat().st_size
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
-                return _read_zip(file)
+                return _read_zip(file, size)
         with path.open("rb") as file:
-            return _read_plain(file)
+            return _read_plain(file, size)
     except WeightsError as e:
         raise WeightsError(f"{path} is refused: {e}") from e
     except Exception as e:  # a damaged pickle raises anything
