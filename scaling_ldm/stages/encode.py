@@ -1,7 +1,7 @@
 """Pictures and captions -> records of latents and text features, once per data set.
 
 Shard s is encoded by process s modulo the number of processes, on the devices of that
-process's host. Processes exchange only whether one of them stops or fails. A shard is
+process's host. Processes exchange only whether one of them fails. A shard is
 complete or absent, so a stage that was stopped continues with the first missing one.
 """
 
@@ -23,15 +23,10 @@ from scaling_ldm import config, data
 from scaling_ldm.data import encoded, pictures, shards
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import encoding, mesh, progress, signals
+from scaling_ldm.training import encoding, mesh, progress
 from scaling_ldm.workdir import lock
 
 _ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
-
-
-class _Stopped(Exception):
-    """A stop was asked for while a shard was being written."""
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -42,7 +37,6 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     Raises:
       ConfigError: pictures or networks are missing or do not fit, too many records are
         bad, or the folder holds other records.
-      Preempted: SIGTERM arrived; the same command continues.
     """
     for name, (part, folder) in data.parts(experiment, workdir).items():
         if name:
@@ -78,8 +72,7 @@ def _run(experiment: config.Experiment, folder: str) -> None:
             f"encoded already: {encoder.manifest['records']:,} pictures in {folder}"
         )
         return
-    with signals.StopSignal(experiment.train) as stop:
-        encoder.encode(stop)
+    encoder.encode()
     mesh.failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
 
 
@@ -131,14 +124,11 @@ class _Encoder:
             self._store.write_json(shards.IDENTITY, wanted)
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
-    def encode(self, stop: signals.StopSignal) -> None:
+    def encode(self) -> None:
         """Writes every missing shard.
 
-        All processes finish a shard before one of them starts the next. So a stop or
-        an error of one process reaches all of them.
-
-        Raises:
-          Preempted: a stop was asked for.
+        All processes finish a shard before one of them starts the next. So an error of
+        one process reaches all of them.
         """
         names = self._store.names()
         complete = {
@@ -161,10 +151,8 @@ class _Encoder:
                 self._recall(number)
             missing = [n for n in range(first, first + processes) if n not in complete]
             mine = number in missing and number < self._shards
-            work = functools.partial(self._shard, number, stop, shown)
+            work = functools.partial(self._shard, number, shown)
             mesh.failing_together(work if mine else lambda: None)
-            if mesh.any_process(stop.asked):
-                raise Preempted("encoding stops; the shards that are there are kept")
             shown.level(sum(len(self._indices(n)) for n in missing if n < self._shards))
 
     def _indices(self, number: int) -> range:
@@ -189,19 +177,14 @@ class _Encoder:
         except config.ConfigError as e:
             raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
 
-    def _shard(
-        self, number: int, stop: signals.StopSignal, shown: _EncodeProgress
-    ) -> None:
-        """Writes one shard, or nothing of it if a stop is asked for."""
+    def _shard(self, number: int, shown: _EncodeProgress) -> None:
+        """Writes one shard."""
         bad: list[tuple[str, str]] = []
-        try:
-            with self._store.replace(shards.shard_name(number)) as path:
-                words = self._networks.layout.text_width == 0
-                with contextlib.closing(shards.Writer(path, words)) as writer:
-                    self._fill(writer, number, bad, stop, shown)
-                    summary = writer.finish(bad)
-        except _Stopped:
-            return
+        with self._store.replace(shards.shard_name(number)) as path:
+            words = self._networks.layout.text_width == 0
+            with contextlib.closing(shards.Writer(path, words)) as writer:
+                self._fill(writer, number, bad, shown)
+                summary = writer.finish(bad)
         self._store.write_json(shards.summary_name(number), summary)
 
     def _fill(
@@ -209,7 +192,6 @@ class _Encoder:
         writer: shards.Writer,
         number: int,
         bad: list[tuple[str, str]],
-        stop: signals.StopSignal,
         shown: _EncodeProgress,
     ) -> None:
         """Writes the pictures of a shard; the devices compute while a batch is read."""
@@ -223,8 +205,6 @@ class _Encoder:
             if len(under_way) > 1:
                 self._write(writer, *under_way.popleft())
             shown.show(len(batch), writer.bytes, self._tally.bad)
-            if stop.asked:
-                raise _Stopped
         while under_way:
             self._write(writer, *under_way.popleft())
         shown.written(writer.bytes)

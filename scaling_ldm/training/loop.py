@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling_ldm import config, data, records
 from scaling_ldm.flops import peaks
-from scaling_ldm.records.errors import NonFiniteLoss, Preempted
+from scaling_ldm.records.errors import CheckpointError, NonFiniteLoss, Preempted
 from scaling_ldm.training import (
     checkpoint,
     held_out,
@@ -37,6 +37,17 @@ def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> se
     """
     steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
     return {step for step in steps if 1 <= step <= spec.steps}
+
+
+def _check_start(saved: checkpoint.Checkpoints, files: RunFiles) -> None:
+    """Refuses to start from step 0 where there are checkpoints, all of them damaged."""
+    if mesh.any_process(bool(found := saved.set_aside())):
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(
+            f"no checkpoint in {files.checkpoints} can be read; set aside as damaged: "
+            f"{names}. Put copies back under their steps; or remove {files.folder}, "
+            "and the same command trains this run from step 0"
+        )
 
 
 class TrainingRun:
@@ -89,7 +100,8 @@ class TrainingRun:
 
         Raises:
           Preempted: a stop was asked for; the state is saved.
-          CheckpointError: a checkpoint cannot be written.
+          CheckpointError: a checkpoint cannot be written, or none of those that are
+            there can be read.
         """
         spec, cfg = self.spec, self._experiment.train
         saved = checkpoint.Checkpoints(
@@ -108,6 +120,7 @@ class TrainingRun:
         )
         restored = saved.restore(self.compiled.abstract_state)
         if restored is None:
+            _check_start(saved, self._files)
             step, before, restarts = 0, 0.0, 0
             state = self._first_state()
         else:
@@ -127,10 +140,21 @@ class TrainingRun:
             self._experiment, spec, files, self.compiled, validation_batches, step
         )
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}
-        with contextlib.closing(saved), contextlib.closing(log):
+        with contextlib.ExitStack() as held:
+            held.enter_context(contextlib.closing(saved))
+            held.enter_context(contextlib.closing(log))
             try:
                 state = self._steps(
-                    state, step, batches, uncond, saved, clock, log, table, restarts
+                    state,
+                    step,
+                    batches,
+                    uncond,
+                    saved,
+                    clock,
+                    log,
+                    table,
+                    restarts,
+                    held,
                 )
                 saved.wait()
             except NonFiniteLoss as e:
@@ -164,8 +188,12 @@ class TrainingRun:
         log: progress.MetricLog,
         table: measuring.RunTable,
         restarts: int,
+        held: contextlib.ExitStack,
     ) -> train_step.TrainState:
         """Trains from `step` to the end of the run; returns the last state.
+
+        `held` keeps a stop from ending the process once there are steps to save. Until
+        then, while the step is compiled, it ends at once.
 
         The metrics of a dispatch are read after the next one has started. So the device
         never waits for the host. A state is measured or saved only after the metrics of
@@ -190,6 +218,8 @@ class TrainingRun:
         profile = progress.Profile(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
         pauses = sorted({*self._save_steps, *self._marks})
+        polls = False
+        self._stop.save_asked = False  # before there was nothing to save
         while step < spec.steps:
             pause = next(s for s in pauses if s > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
@@ -203,7 +233,7 @@ class TrainingRun:
                     state, batch, counts[chunk - 1], uncond, hyper, flag
                 )
             step += chunk
-            request = signals.GO_ON
+            request, reads = signals.GO_ON, unread is not None or step == pause
             if unread is not None:
                 request = self._read_metrics(*unread, clock, log)
             unread = (step, chunk, metrics)
@@ -213,6 +243,9 @@ class TrainingRun:
                 unread = None
                 if step in self._marks and step < spec.steps:
                     table.measure(step, state)
+            if reads and not polls:
+                held.enter_context(self._stop.polled(f"a checkpoint of {spec.run_id}"))
+                polls = True
             if step in self._save_steps or request:
                 log.flush()
                 position = checkpoint.ResumeState(

@@ -170,7 +170,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             runs.run_files(pathlib.Path(), row.run_id),
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
-            signals.StopSignal(experiment.train),
+            signals.StopSignal(),
         )
         source, _ = data_lib.sources(experiment, pathlib.Path())
         data = data_lib.batches(
@@ -290,10 +290,8 @@ class SaveAt(signals.StopSignal):
     """Signals to save that arrive before these dispatches of the process."""
 
     def __init__(self, dispatches):
+        super().__init__()
         self.dispatches, self.at = dispatches, 0
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
 
     def request(self):
         self.at += 1
@@ -334,7 +332,7 @@ def test_a_save_on_request_is_one_dispatch_later_and_changes_nothing(
         saves.clear()
     look = loop.TrainingRun._read_metrics
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "StopSignal", lambda _: SaveAt(asked))
+        patch.setattr(signals, "current", lambda: SaveAt(asked))
         patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(look, 12))
         with contextlib.suppress(KeyboardInterrupt):
             run(several, tmp_path / "cut", STEPS[:1])
