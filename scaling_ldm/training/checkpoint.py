@@ -251,8 +251,8 @@ class Checkpoints:
             if mesh.any_process(storage_faults.of_environment(error)):
                 raise CheckpointError(
                     f"cannot read checkpoint {step} of {self._spec.run_id} in "
-                    f"{self._directory} ({storage_faults.cause(error)}). Nothing was changed there: "
-                    "make it readable, then run the same command"
+                    f"{self._directory} ({storage_faults.cause(error)}). Nothing was "
+                    "changed there: make it readable, then run the same command"
                 ) from error
             if not mesh.any_process(error is not None):
                 saved, read = meta["checksum"], checksum(state)
@@ -306,9 +306,9 @@ class Checkpoints:
     def _pass_over(self, step: int, error: Exception | None) -> None:
         """Renames a damaged checkpoint and says so."""
         self._say(
-            f"checkpoint {step} of {self._spec.run_id} is damaged ({storage_faults.cause(error)}); "
-            "set aside "
-            f"as damaged-{step}, trying the one before"
+            f"checkpoint {step} of {self._spec.run_id} is damaged "
+            f"({storage_faults.cause(error)}); set aside as damaged-{step}, trying the "
+            "one before"
         )
         self._manager.close()
         if mesh.is_primary():

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from scaling_ldm import config
+from scaling_ldm.training import progress
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
 SILENCE = 20  # seconds after which a process that says nothing counts as lost
@@ -74,6 +76,8 @@ def join(
             f"--process_id={process_id} of --num_processes={processes}: the processes "
             f"are numbered from 0 to {processes - 1}"
         )
+    if coordinator and process_id == 0:
+        _check_port(coordinator)
     where = coordinator or "the address that the environment gives"
     _on_abort(lambda: lost(""))
     with _patience(WAIT, where, lost):
@@ -85,11 +89,25 @@ def join(
                 shutdown_timeout_seconds=60,
             )
         except (KeyError, RuntimeError, TypeError, ValueError) as e:
-            said = " ".join(str(e).split())[:200] or type(e).__name__
+            said = " ".join(str(e).split())[:200].rstrip(".") or type(e).__name__
             raise config.ConfigError(
                 f"the job at {where} cannot be joined: {said}. {_way_out(bool(given))}"
             ) from e
     return Job(_client())
+
+
+def _check_port(coordinator: str) -> None:
+    """Refuses a port that process 0 cannot open; jaxlib 0.10 crashes there."""
+    port = int(coordinator.rpartition(":")[2])
+    six = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if six else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=six).close()
+    except (OSError, OverflowError) as e:
+        raise config.ConfigError(
+            f"--coordinator={coordinator}: process 0 cannot open this port ({e}); give "
+            "a free one to every process"
+        ) from e
 
 
 def _way_out(flags: bool) -> str:
@@ -136,16 +154,23 @@ def _patience(
     seconds: float, where: str, lost: Callable[[str], None]
 ) -> Generator[None, None, None]:
     """Calls `lost` if the block takes longer; jax itself would abort, with a stack."""
+    told = f"waiting for the processes of this job at {where}, at most {seconds:.0f} s"
     why = (
-        f"the processes of this job at {where} were not all there after {seconds:.0f} s"
+        f"the processes of this job at {where} were not all there after {seconds:.0f} "
+        "s; start the same command on every host"
     )
-    timer = threading.Timer(seconds, lost, [why])
-    timer.daemon = True
-    timer.start()
+    timers = [
+        threading.Timer(seconds / 12, progress.say, [told]),
+        threading.Timer(seconds, lost, [why]),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _on_abort(action: Callable[[], None]) -> None:
