@@ -141,6 +141,7 @@ def _stopped(heard: str) -> None:
         f"stopped: {heard} in {doing}; what is finished is kept: the same "
         "command continues"
     )
+    progress.mute()  # the main thread goes on for a moment
     status = EXIT["preempted, run the same command again"]
     ending.now("", status, functools.partial(signals.leave, heard))
 
@@ -177,23 +178,24 @@ class _Study:
         signals.understand(self.experiment.train, self.job)
         with contextlib.ExitStack() as held:
             self._own_workdir(held)
-            return self._run_stages()
+            self._run_stages()
+        signals.finish()
+        return self.status
 
-    def _run_stages(self) -> int:
+    def _run_stages(self) -> None:
         """Runs the stages in a workdir that is this experiment's."""
         every_stage = self.stages == config.STAGES
         if every_stage and ownership.is_complete(self.experiment, self.workdir):
             page = self.workdir / "report" / "index.html"
             name = self.experiment.name
             progress.say(f"nothing to do: {name} is finished; read {page}")
-            return self.status
+            return
         self._check_evaluation()
         for stage in self.stages:
             signals.current().doing = stage
             getattr(self, f"_{stage}")()
         if every_stage and self.primary:
             ownership.mark_complete(self.experiment, self.workdir)
-        return self.status
 
     def _runs_networks(self, stage: str) -> bool:
         """Whether a stage needs devices."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from scaling_ldm.training import progress
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
 SILENCE = 20  # seconds after which a process that says nothing counts as lost
-LEAVE = 4.0  # seconds for which process 0 waits for the others at a stop
+LEAVE = 2.5  # seconds for which a process waits for the others at a stop, twice
 # What jax needs to know of a job that Slurm or an MPI-like launcher has started.
 _SLURM = (
     "SLURM_JOB_ID",
@@ -219,11 +220,18 @@ class Job:
     def leave(self, signal_name: str) -> None:
         self.tell(signal_name)
         with contextlib.suppress(RuntimeError):
-            mine = jax.process_index()
-            self._client.key_value_set(f"scaling_ldm/left/{mine}", "")
-            end = time.monotonic() + LEAVE
-            while mine == 0 and time.monotonic() < end:
-                left = self._client.key_value_dir_get("scaling_ldm/left/")
-                if len(left) == jax.process_count():
-                    break
-                time.sleep(0.05)
+            self._meet("left", LEAVE)  # nobody is missed in a collective before
+            self._meet("gone", LEAVE if jax.process_index() == 0 else 0.0)
+
+    def finish(self) -> None:
+        """Waits until every process has done all; they still hear stops."""
+        self._meet("done", math.inf)
+
+    def _meet(self, name: str, seconds: float) -> None:
+        """Waits until every process has come here, or for so long."""
+        folder, end = f"scaling_ldm/{name}/", time.monotonic() + seconds
+        self._client.key_value_set(f"{folder}{jax.process_index()}", "")
+        while time.monotonic() < end:
+            if len(self._client.key_value_dir_get(folder)) == jax.process_count():
+                break
+            time.sleep(0.05)

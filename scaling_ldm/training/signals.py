@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from scaling_ldm import config
 from scaling_ldm.records.errors import Preempted
@@ -28,6 +28,7 @@ GO_ON, SAVE, SAVE_AND_SAY, STOP = range(4)
 LISTEN = 1.0  # seconds between two questions whether another process was stopped
 
 
+@runtime_checkable
 class Job(Protocol):
     """How the processes of a job tell one another that they stop; any thread may."""
 
@@ -38,7 +39,10 @@ class Job(Protocol):
         """The signal that some process got; "": none."""
 
     def leave(self, signal_name: str) -> None:
-        """Tells it, and that this process ends now; process 0 waits for the others."""
+        """Tells it, and waits a little until the others are ready to end, too."""
+
+    def finish(self) -> None:
+        """Waits until every process has done all."""
 
 
 class StopSignal:
@@ -117,17 +121,27 @@ class Listener:
         self.stop = StopSignal()
         self._end = end
         self._job: Job | None = None
+        self._over = False
         self._stops: set[str] = set()
         self._saves: set[str] = set()
-        self._ear, self._mouth = socket.socketpair()
+        self._mouth: socket.socket | None = None
 
     def start(self) -> None:
         """Hears from now on; to be called by the main thread."""
+        ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
         signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=self._deaf)
-        threading.Thread(target=self._hear, name="signals", daemon=True).start()
+        threading.Thread(
+            target=self._hear, args=[ear], name="signals", daemon=True
+        ).start()
         self.understand(config.TrainConfig(), None)
+
+    def finish(self) -> None:
+        """All is done; signals have no effect any more."""
+        if self._job:
+            self._job.finish()
+        self._over = True
 
     def leave(self, name: str) -> None:
         """Leaves the job, if there is one; see `Job.leave`."""
@@ -143,6 +157,8 @@ class Listener:
             known = name in self._stops | self._saves
             signal.signal(getattr(signal, name), _noted if known else signal.SIG_DFL)
         self._job = job
+        if self._mouth:
+            self._mouth.send(_AWAKE)  # the thread shall ask the job from now on
 
     def _deaf(self) -> None:
         """A child of this process takes signals as any program does."""
@@ -151,16 +167,18 @@ class Listener:
             for name in self._stops | self._saves:
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
 
-    def _hear(self) -> None:
+    def _hear(self, ear: socket.socket) -> None:
         while True:
             wait = LISTEN if self._job and not self.stop.heard else None
-            ready, _, _ = select.select([self._ear], [], [], wait)
-            self.take(self._ear.recv(64) if ready else b"")
+            ready, _, _ = select.select([ear], [], [], wait)
+            self.take(ear.recv(64) if ready else b"")
 
     def take(self, numbers: Iterable[int]) -> None:
         """Obeys signals that arrived, and what the job tells."""
+        if self._over:
+            return
         job = self._job
-        for number in numbers:
+        for number in filter(None, numbers):
             name = signal.Signals(number).name
             if name in self._saves:
                 self.stop.save_asked = True
@@ -170,6 +188,9 @@ class Listener:
                     job.tell(name)
         if job and not self.stop.heard and (told := job.told()):
             self.stop.hear(told, self._end)
+
+
+_AWAKE = bytes(1)  # no signal has the number 0
 
 
 def _noted(*_: object) -> None:
@@ -196,6 +217,12 @@ def understand(cfg: config.TrainConfig, job: Job | None = None) -> None:
     """Says what signals mean to the listener, if there is one."""
     if _listener:
         _listener.understand(cfg, job)
+
+
+def finish() -> None:
+    """All is done, here and in the job; see `Listener.finish`."""
+    if _listener:
+        _listener.finish()
 
 
 def leave(name: str) -> None:

@@ -48,5 +48,8 @@ def lost_a_process(error: Exception) -> bool:
     if not in_a_job():
         return False
     of_jax = sys.modules["jax"].errors.JaxRuntimeError
-    raised = isinstance(error, of_jax) or isinstance(error.__cause__, of_jax)
-    return raised and "RESOURCE_EXHAUSTED" not in str(error)
+    return any(
+        (isinstance(one, of_jax) and "RESOURCE_EXHAUSTED" not in str(error))
+        or (isinstance(one, ValueError) and "Gloo" in str(one))  # on CPUs
+        for one in (error, error.__cause__)
+    )
