@@ -42,7 +42,7 @@ def join(
     processes: int | None,
     process_id: int | None,
     lost: Callable[[str], None],
-) -> Job | None:
+) -> JaxJob | None:
     """Joins the job's processes; None if this process is the only one.
 
     The three flags are used if they are given. Otherwise a TPU pod or the tasks of a
@@ -94,7 +94,7 @@ def join(
             raise config.ConfigError(
                 f"the job at {where} cannot be joined: {said}. {_way_out(bool(given))}"
             ) from e
-    return Job(_client())
+    return JaxJob(_client())
 
 
 def _check_port(coordinator: str) -> None:
@@ -196,7 +196,7 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-class Job:
+class JaxJob:
     """A `signals.Job` by jax's key-value store.
 
     Args:

@@ -29,6 +29,9 @@ class Store:
     def leave(self, name):
         self.left.append(name)
 
+    def finish(self):
+        pass
+
 
 @pytest.fixture
 def ends():
