@@ -90,6 +90,7 @@ class TrainingRun:
         self._save_steps = sorted((spaced | self._always_kept) - {0})
         self._marks = marks.marks_of(experiment, spec).steps
         self.losses: dict[str, float] = {}
+        self._held: contextlib.ExitStack | None = None  # before the first step
 
     def train(
         self,
@@ -143,18 +144,10 @@ class TrainingRun:
         with contextlib.ExitStack() as held:
             held.enter_context(contextlib.closing(saved))
             held.enter_context(contextlib.closing(log))
+            self._held = held
             try:
                 state = self._steps(
-                    state,
-                    step,
-                    batches,
-                    uncond,
-                    saved,
-                    clock,
-                    log,
-                    table,
-                    restarts,
-                    held,
+                    state, step, batches, uncond, saved, clock, log, table, restarts
                 )
                 saved.wait()
             except NonFiniteLoss as e:
@@ -188,12 +181,8 @@ class TrainingRun:
         log: progress.MetricLog,
         table: measuring.RunTable,
         restarts: int,
-        held: contextlib.ExitStack,
     ) -> train_step.TrainState:
         """Trains from `step` to the end of the run; returns the last state.
-
-        `held` keeps a stop from ending the process once there are steps to save. Until
-        then, while the step is compiled, it ends at once.
 
         The metrics of a dispatch are read after the next one has started. So the device
         never waits for the host. A state is measured or saved only after the metrics of
@@ -218,7 +207,6 @@ class TrainingRun:
         profile = progress.StepTrace(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
         pauses = sorted({*self._save_steps, *self._marks})
-        polls = False
         self._stop.save_asked = False  # before there was nothing to save
         while step < spec.steps:
             pause = next(s for s in pauses if s > step)
@@ -233,7 +221,7 @@ class TrainingRun:
                     state, batch, counts[chunk - 1], uncond, hyper, flag
                 )
             step += chunk
-            request, reads = signals.GO_ON, unread is not None or step == pause
+            request = signals.GO_ON
             if unread is not None:
                 request = self._read_metrics(*unread, clock, log)
             unread = (step, chunk, metrics)
@@ -243,9 +231,6 @@ class TrainingRun:
                 unread = None
                 if step in self._marks and step < spec.steps:
                     table.measure(step, state)
-            if reads and not polls:
-                held.enter_context(self._stop.polled(f"a checkpoint of {spec.run_id}"))
-                polls = True
             if step in self._save_steps or request:
                 log.flush()
                 position = checkpoint.ResumeState(
@@ -298,6 +283,11 @@ class TrainingRun:
                 step - chunk + bad + 1,
                 f"loss {losses[bad]}, gradient norm {norms[bad]}",
             )
+        if self._held:  # from now on a stop waits until these steps are saved
+            self._held.enter_context(
+                self._stop.polled(f"a checkpoint of {spec.run_id}")
+            )
+            self._held = None
         self._sweep.spend(chunk, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
         self._sweep.show(step, spec.steps, float(losses[-1]), speed)

@@ -147,7 +147,8 @@ import ctypes, sys
 from scaling_ldm import study
 study.listen()
 print("ready", flush=True)
-ctypes.CDLL(None).sleep(30)  # as a compiler does: no Python runs in this thread
+for _ in range(2):  # as a compiler does: no Python runs in this thread
+    ctypes.CDLL(None).sleep(30)  # a signal ends the first one early
 """
 
 
