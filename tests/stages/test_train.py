@@ -16,7 +16,7 @@ from stop_at import stop_at
 from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
 from scaling_ldm.records import table
-from scaling_ldm.records.errors import Preempted
+from scaling_ldm.records.errors import CheckpointError, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
     checkpoint,
@@ -252,6 +252,18 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     (record,) = run(experiment, tmp_path, STEPS[:1])
     assert record.restarts == 2
     assert_identical(experiment, tmp_path, reference[0])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
+    experiment, tmp_path, lines
+):
+    files = runs.run_files(tmp_path, row_of(experiment).run_id)
+    (files.checkpoints / "damaged-6").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as e:
+        run(experiment, tmp_path, STEPS[:1])
+    assert "set aside as damaged: damaged-6. Put copies back" in str(e.value)
+    assert f"or remove {files.folder}, and the same command" in str(e.value)
+    assert not files.metrics.exists()
 
 
 def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
