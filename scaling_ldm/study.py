@@ -79,9 +79,6 @@ def run(
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
         signals.understand(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
-    except (ConfigError, Damaged, OSError) as e:
-        print(f"error: {_message(e)}", file=sys.stderr)
-        return exit_status(e)
     except Exception as e:
         if exit_status(e) == EXIT["defect"] and not ending.in_a_job():
             raise
@@ -108,7 +105,9 @@ def _message(error: Exception) -> str:
 def _stop(error: Exception) -> int:
     """Says why the study stopped; returns the status or, in a job, ends the process."""
     status = exit_status(error)
-    if status == EXIT["defect"]:
+    if isinstance(error, (ConfigError, Damaged, OSError)):
+        print(f"error: {_message(error)}", file=sys.stderr)
+    elif status == EXIT["defect"]:
         traceback.print_exception(error)
     elif status == EXIT["lost a process"]:
         _lost(f"{LOST} ({' '.join(str(error).split())[:300]})")
@@ -116,9 +115,9 @@ def _stop(error: Exception) -> int:
         progress.say(f"stopped: {error}")
     if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
         sys.unraisablehook = lambda _: None
-    if ending.in_a_job():  # its processes do not meet in the shutdown barrier
-        stops = isinstance(error, Preempted)
-        ending.now("", status, functools.partial(signals.leave, "a stop" * stops))
+    if ending.in_a_job():  # its processes may not meet in jax's shutdown barrier
+        signal_name = "a stop" if isinstance(error, Preempted) else ""
+        ending.now("", status, functools.partial(signals.leave, signal_name))
     return status
 
 

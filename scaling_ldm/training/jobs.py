@@ -218,7 +218,8 @@ class JaxJob:
             return ""
 
     def leave(self, signal_name: str) -> None:
-        self.tell(signal_name)
+        if signal_name:
+            self.tell(signal_name)
         with contextlib.suppress(RuntimeError):
             self._meet("left", LEAVE)  # nobody is missed in a collective before
             self._meet("gone", LEAVE if jax.process_index() == 0 else 0.0)

@@ -39,7 +39,7 @@ class Job(Protocol):
         """The signal that some process got; "": none."""
 
     def leave(self, signal_name: str) -> None:
-        """Tells it, and waits a little until the others are ready to end, too."""
+        """Tells it, if it is one; waits a little until the others are ready to end."""
 
     def finish(self) -> None:
         """Waits until every process has done all."""
@@ -226,12 +226,12 @@ def finish() -> None:
 
 
 def leave(name: str) -> None:
-    """Tells the job, if this process has joined one, that it ends because of a signal.
+    """Leaves the job, if this process has joined one, because of a signal or an error.
 
     Args:
-      name: of the signal; "": another reason, which the others are not told.
+      name: of the signal, which the others are told; "": an error.
     """
-    if _listener and name:
+    if _listener:
         _listener.leave(name)
 
 
