@@ -419,6 +419,8 @@ def test_exit_codes_are_distinct():
         (ValueError("x"), False, "defect"),
         (jax.errors.JaxRuntimeError("x"), False, "defect"),
         (jax.errors.JaxRuntimeError("x"), True, "lost a process"),
+        (ValueError("Gloo AllGather failed: reset"), True, "lost a process"),
+        (ValueError("Gloo AllGather failed: reset"), False, "defect"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"), True, "defect"),
         (errors.CheckpointError("x"), True, "storage"),
         ((errors.CheckpointError("x"), "y"), True, "lost a process"),

@@ -60,11 +60,9 @@ def join(
       ConfigError: some but not all of the three flags, or of the variables that
         describe a job; or a job that cannot be joined.
     """
-    given = (coordinator, processes, process_id)
     if coordinator is None and processes is None and process_id is None:
         if not (_slurm_tasks() or _on_a_tpu_pod()):
             return None
-        given = ()
     elif coordinator is None or processes is None or process_id is None:
         raise config.ConfigError(
             "--coordinator, --num_processes and --process_id belong together; got "
@@ -84,7 +82,9 @@ def join(
     with _patience(WAIT, where, lost):
         try:
             jax.distributed.initialize(
-                *given,
+                coordinator,
+                processes,
+                process_id,
                 initialization_timeout=int(2 * WAIT),
                 heartbeat_timeout_seconds=SILENCE,
                 shutdown_timeout_seconds=60,
@@ -92,7 +92,7 @@ def join(
         except (KeyError, RuntimeError, TypeError, ValueError) as e:
             said = " ".join(str(e).split())[:200].rstrip(".") or type(e).__name__
             raise config.ConfigError(
-                f"the job at {where} cannot be joined: {said}. {_way_out(bool(given))}"
+                f"the job at {where} cannot be joined: {said}. {_way_out(coordinator)}"
             ) from e
     return JaxJob(_client())
 
@@ -111,8 +111,8 @@ def _check_port(coordinator: str) -> None:
         ) from e
 
 
-def _way_out(flags: bool) -> str:
-    if flags:
+def _way_out(coordinator: str | None) -> str:
+    if coordinator:
         return "Is --coordinator a free port of the host of process 0?"
     found = [name for name in (_TASKS, *_SLURM, *_POD) if name in os.environ]
     return (

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from scaling_ldm.records import files
 from scaling_ldm.workdir import lock
 
 TIDY = 6.0  # seconds for what is done before the end; a file system may hang
 
 
 def now(why: str, status: int, before: Callable[[], None] = lambda: None) -> NoReturn:
-    """Ends the process; its locks are released first.
+    """Ends the process; its locks and half-written files are removed first.
 
     Args:
       why: for the user; "" if that is said.
@@ -33,6 +34,7 @@ def _tidy(why: str, before: Callable[[], None]) -> None:
             print(f"stopped: {why}", file=sys.stderr)
         lock.release_all()
         before()
+        files.remove_unfinished()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
