@@ -166,6 +166,28 @@ def test_a_thread_that_runs_no_python_hears_it_too(number):
     assert "Traceback" not in said and len(said.splitlines()) == 1
 
 
+TOLD = """
+import time
+from scaling_ldm import config, study
+from scaling_ldm.training import signals
+class Job:
+    tell = leave = finish = lambda *_: None
+    told = lambda _: "SIGTERM to process 1"
+study.listen()
+time.sleep(0.1)  # the thread waits by now
+signals.understand(config.TrainConfig(), Job())
+time.sleep(30)
+"""
+
+
+def test_what_another_process_got_ends_this_one_too():
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 75
+    assert done.stderr.startswith("stopped: SIGTERM to process 1 in the start;")
+
+
 @pytest.mark.slow
 def test_a_child_of_the_process_takes_signals_as_any_program_does():
     code = (
