@@ -5,9 +5,9 @@
 
 It reads W/runs.jsonl, skips every row that has a record, and starts the entry point
 with --run K for each of the others. Arguments after `--` are given to the entry point.
-A run that ends with exit status 75 (preempted) is started again. SIGTERM is handed to
-the runs: each saves its state, and the launcher ends with 75, too; the same command
-continues. When all records are there, run the entry point with
+A run that ends with exit status 75 (preempted) is started again. SIGTERM or Ctrl-C is
+handed to the runs: each saves its state, and the launcher ends with 75, too; the same
+command continues. When all records are there, run the entry point with
 --stages fit,generate,report.
 """
 
@@ -53,6 +53,7 @@ def main() -> int:
             process.terminate()
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     while running or (waiting and not stopped):
         while waiting and not stopped and len(running) < flags.at_once:
             row = waiting.pop(0)

@@ -56,6 +56,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
 
 def run() -> None:
     """The console script."""
+    study.listen()
     app.run(main, flags_parser=parse)
 
 

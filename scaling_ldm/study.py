@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
+import functools
 import pathlib
 import sys
 import traceback
@@ -22,7 +22,7 @@ from scaling_ldm import config, records
 from scaling_ldm.config import command_line
 from scaling_ldm.records.errors import CheckpointError, ConfigError, Damaged, Preempted
 from scaling_ldm.training import progress, signals
-from scaling_ldm.workdir import lock, ownership
+from scaling_ldm.workdir import ending, lock, ownership
 
 EXIT = {
     "done": 0,
@@ -76,13 +76,11 @@ def run(
         at = pathlib.Path(name)
         experiment = config.resolve(given, ownership.unknown(at))
         names = _stages(stages, only)
-        lock.when_lost(lambda why: _end(why, EXIT["bad configuration"]))
+        lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
+        signals.understand(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
-    except (ConfigError, Damaged, OSError) as e:
-        print(f"error: {_message(e)}", file=sys.stderr)
-        return exit_status(e)
     except Exception as e:
-        if exit_status(e) == EXIT["defect"] and not _in_a_job():
+        if exit_status(e) == EXIT["defect"] and not ending.in_a_job():
             raise
         return _stop(e)
 
@@ -91,23 +89,9 @@ def exit_status(error: Exception) -> int:
     """The exit status after an error; one that is in no table is a defect."""
     kind = next((kind for kind in STATUS if isinstance(error, kind)), None)
     # Saving a checkpoint fails, too, when another process is gone.
-    if kind in (None, CheckpointError) and _lost_a_process(error):
+    if kind in (None, CheckpointError) and ending.lost_a_process(error):
         return EXIT["lost a process"]
     return STATUS[kind] if kind else EXIT["defect"]
-
-
-def _lost_a_process(error: Exception) -> bool:
-    """Whether an error means that another process of this job is gone."""
-    if not _in_a_job():
-        return False
-    of_jax = sys.modules["jax"].errors.JaxRuntimeError
-    raised = isinstance(error, of_jax) or isinstance(error.__cause__, of_jax)
-    return raised and "RESOURCE_EXHAUSTED" not in str(error)
-
-
-def _in_a_job() -> bool:
-    """Whether this job has more than one process."""
-    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
 
 
 def _message(error: Exception) -> str:
@@ -121,32 +105,44 @@ def _message(error: Exception) -> str:
 def _stop(error: Exception) -> int:
     """Says why the study stopped; returns the status or, in a job, ends the process."""
     status = exit_status(error)
-    if status == EXIT["defect"]:
+    if isinstance(error, (ConfigError, Damaged, OSError)):
+        print(f"error: {_message(error)}", file=sys.stderr)
+    elif status == EXIT["defect"]:
         traceback.print_exception(error)
     elif status == EXIT["lost a process"]:
-        _lost(f" ({' '.join(str(error).split())[:300]})")
+        _lost(f"{LOST} ({' '.join(str(error).split())[:300]})")
     else:
         progress.say(f"stopped: {error}")
     if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
         sys.unraisablehook = lambda _: None
-    if not isinstance(error, Preempted) and _in_a_job():
-        _end("", status)  # the other processes do not reach the shutdown barrier
+    if ending.in_a_job():  # its processes may not meet in jax's shutdown barrier
+        signal_name = "a stop" if isinstance(error, Preempted) else ""
+        ending.now("", status, functools.partial(signals.leave, signal_name))
     return status
 
 
-def _lost(detail: str = "") -> None:
+def _lost(why: str = LOST) -> None:
     """Ends this process of a job that cannot go on."""
-    _end(f"{LOST}{detail}", EXIT["lost a process"])
+    if heard := signals.current().heard:  # another process was faster
+        _stopped(heard)
+    ending.now(why or LOST, EXIT["lost a process"])
 
 
-def _end(why: str, status: int) -> None:
-    """Ends this process at once, whatever its threads do. why: "" if that is said."""
-    if why:
-        print(f"stopped: {why}", file=sys.stderr)
-    lock.release_all()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def listen() -> None:
+    """Hears signals to stop from now on, for a program that only runs a study."""
+    signals.listen(_stopped)
+
+
+def _stopped(heard: str) -> None:
+    """Ends this process at once: a signal was heard while there is nothing to save."""
+    doing = signals.current().doing
+    progress.say(
+        f"stopped: {heard} in {doing}; what is finished is kept: the same "
+        "command continues"
+    )
+    progress.mute()  # the main thread goes on for a moment
+    status = EXIT["preempted, run the same command again"]
+    ending.now("", status, functools.partial(signals.leave, heard))
 
 
 def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
@@ -170,7 +166,7 @@ class _Study:
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
     status: int = EXIT["done"]
-    doing: str = "the study"  # the stage that runs
+    job: signals.Job | None = None  # that this process has joined
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
@@ -178,26 +174,27 @@ class _Study:
             self._start_devices()
         self.experiment = ownership.as_made(self.experiment, self.workdir, self.stages)
         self._check_stages()
-        ending = signals.ending(self.experiment.train, lambda: self.doing)
-        with ending, contextlib.ExitStack() as held:
+        signals.understand(self.experiment.train, self.job)
+        with contextlib.ExitStack() as held:
             self._own_workdir(held)
-            return self._run_stages()
+            self._run_stages()
+        signals.finish()
+        return self.status
 
-    def _run_stages(self) -> int:
+    def _run_stages(self) -> None:
         """Runs the stages in a workdir that is this experiment's."""
         every_stage = self.stages == config.STAGES
         if every_stage and ownership.is_complete(self.experiment, self.workdir):
             page = self.workdir / "report" / "index.html"
             name = self.experiment.name
             progress.say(f"nothing to do: {name} is finished; read {page}")
-            return self.status
+            return
         self._check_evaluation()
         for stage in self.stages:
-            self.doing = stage
+            signals.current().doing = stage
             getattr(self, f"_{stage}")()
         if every_stage and self.primary:
             ownership.mark_complete(self.experiment, self.workdir)
-        return self.status
 
     def _runs_networks(self, stage: str) -> bool:
         """Whether a stage needs devices."""
@@ -209,10 +206,10 @@ class _Study:
         return depends.get(stage, stage in ("train", "generate", "export"))
 
     def _start_devices(self) -> None:
-        from scaling_ldm.training import mesh
+        from scaling_ldm.training import jobs, mesh
 
         mesh.start_devices(self.experiment.mesh)
-        mesh.join_job(*self.cluster, lost=_lost)
+        self.job = jobs.join(*self.cluster, lost=_lost)
         self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()

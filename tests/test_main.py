@@ -15,8 +15,8 @@ from scaling_ldm.config import command_line
 from scaling_ldm.evaluation import extractors
 from scaling_ldm.records import errors
 from scaling_ldm.stages import evaluate
-from scaling_ldm.training import progress
-from scaling_ldm.workdir import runs
+from scaling_ldm.training import progress, signals
+from scaling_ldm.workdir import ending, runs
 
 # Two sizes of the tiny study on pictures of 8 pixels.
 SMALL = (
@@ -419,6 +419,8 @@ def test_exit_codes_are_distinct():
         (ValueError("x"), False, "defect"),
         (jax.errors.JaxRuntimeError("x"), False, "defect"),
         (jax.errors.JaxRuntimeError("x"), True, "lost a process"),
+        (ValueError("Gloo AllGather failed: reset"), True, "lost a process"),
+        (ValueError("Gloo AllGather failed: reset"), False, "defect"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"), True, "defect"),
         (errors.CheckpointError("x"), True, "storage"),
         ((errors.CheckpointError("x"), "y"), True, "lost a process"),
@@ -434,6 +436,24 @@ def test_each_class_of_errors_has_its_exit_status(error, job, status, monkeypatc
         error, cause = error
         error.__cause__ = jax.errors.JaxRuntimeError(cause)
     assert study.exit_status(error) == study.EXIT[status]
+
+
+@pytest.mark.parametrize(
+    ("heard", "status"),
+    [("", "lost a process"), ("SIGTERM", "preempted, run the same command again")],
+)
+def test_a_process_that_a_stop_has_ended_is_not_lost(heard, status, monkeypatch):
+    def end(why, status, *_):
+        raise SystemExit(status)
+
+    stop = signals.StopSignal()
+    stop.heard = heard
+    monkeypatch.setattr(signals, "current", lambda: stop)
+    monkeypatch.setattr(ending, "now", end)
+    monkeypatch.setattr(progress, "_muted", True)
+    with pytest.raises(SystemExit) as e:
+        study._lost()
+    assert e.value.code == study.EXIT[status]
 
 
 def test_a_class_that_is_only_named_like_a_known_one_is_a_defect():

@@ -242,6 +242,7 @@ def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of two machines may have one number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    _unfinished.add(temporary)
     try:
         with open(temporary, "wb") as file:
             fill(file)
@@ -250,6 +251,16 @@ def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+_unfinished: set[pathlib.Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Removes what `write_file` has begun, in a process that is about to end."""
+    for path in list(_unfinished):
+        path.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Pictures and captions -> records of latents and text features, once per data set.
 
 Shard s is encoded by process s modulo the number of processes, on the devices of that
-process's host. Processes exchange only whether one of them stops or fails. A shard is
+process's host. Processes exchange only whether one of them fails. A shard is
 complete or absent, so a stage that was stopped continues with the first missing one.
 """
 
@@ -23,16 +23,11 @@ from scaling_ldm import config, data
 from scaling_ldm.data import encoded, pictures, shards, split, stored_split
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import encoding, mesh, progress, signals, survey
+from scaling_ldm.training import encoding, mesh, progress, survey
 from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
 
 _ACCEPTED = "What is accepted is config.encode.largest_bad_fraction."
-
-
-class _Stopped(Exception):
-    """A stop was asked for while a shard was being written."""
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -43,7 +38,6 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     Raises:
       ConfigError: pictures or networks are missing or do not fit, too many records are
         bad, or the folder holds other records.
-      Preempted: SIGTERM arrived; the same command continues.
     """
     told: dict[str, str] = {}
     for name, (part, folder) in data.parts(experiment, workdir).items():
@@ -88,9 +82,8 @@ def _run(experiment: config.Experiment, folder: str) -> None:
         if experiment.data.source not in config.ENDLESS:
             progress.say(split.in_words(summary))
         return
-    with signals.StopSignal(experiment.train) as stop:
-        encoder.split(stop)
-        encoder.encode(stop)
+    encoder.split()
+    encoder.encode()
     mesh.failing_together(lambda: encoder.finish() if mesh.is_primary() else None)
 
 
@@ -160,12 +153,11 @@ class _Encoder:
         progress.say(f"networks are ready after {took}: {self._networks.describe()}")
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
-    def split(self, stop: signals.StopSignal) -> None:
+    def split(self) -> None:
         """Decides which pictures are held out, or reads what was decided before.
 
         Raises:
           ConfigError: the split is refused, or too many records are bad.
-          Preempted: a stop was asked for.
         """
         cfg, held = self._experiment.data, self._held
         if held is not None:
@@ -178,7 +170,6 @@ class _Encoder:
                     self._pictures,
                     self._positions,
                     self._store,
-                    stop,
                     tally,
                 )
         if self._split is not None:
@@ -194,14 +185,11 @@ class _Encoder:
         self._store.write_json(shards.IDENTITY, self._identity)
         survey.remove(self._store)
 
-    def encode(self, stop: signals.StopSignal) -> None:
+    def encode(self) -> None:
         """Writes every missing shard.
 
-        All processes finish a shard before one of them starts the next. So a stop or
-        an error of one process reaches all of them.
-
-        Raises:
-          Preempted: a stop was asked for.
+        All processes finish a shard before one of them starts the next. So an error of
+        one process reaches all of them.
         """
         names = self._store.names()
         complete = {
@@ -224,10 +212,8 @@ class _Encoder:
                 self._recall(number)
             missing = [n for n in range(first, first + processes) if n not in complete]
             mine = number in missing and number < self._shards
-            work = functools.partial(self._shard, number, stop, shown)
+            work = functools.partial(self._shard, number, shown)
             mesh.failing_together(work if mine else lambda: None)
-            if mesh.any_process(stop.asked):
-                raise Preempted("encoding stops; the shards that are there are kept")
             shown.level(sum(len(self._indices(n)) for n in missing if n < self._shards))
 
     def _indices(self, number: int) -> np.ndarray:
@@ -251,19 +237,14 @@ class _Encoder:
         with _accepting():
             return self._tally.add(found)
 
-    def _shard(
-        self, number: int, stop: signals.StopSignal, shown: EncodeProgress
-    ) -> None:
-        """Writes one shard, or nothing of it if a stop is asked for."""
+    def _shard(self, number: int, shown: EncodeProgress) -> None:
+        """Writes one shard."""
         bad: list[tuple[str, str]] = []
-        try:
-            with self._store.replace(shards.shard_name(number)) as path:
-                words = self._networks.layout.text_width == 0
-                with contextlib.closing(shards.Writer(path, words)) as writer:
-                    self._fill(writer, number, bad, stop, shown)
-                    summary = writer.finish(bad)
-        except _Stopped:
-            return
+        with self._store.replace(shards.shard_name(number)) as path:
+            words = self._networks.layout.text_width == 0
+            with contextlib.closing(shards.Writer(path, words)) as writer:
+                self._fill(writer, number, bad, shown)
+                summary = writer.finish(bad)
         self._store.write_json(shards.summary_name(number), summary)
 
     def _fill(
@@ -271,7 +252,6 @@ class _Encoder:
         writer: shards.Writer,
         number: int,
         bad: list[tuple[str, str]],
-        stop: signals.StopSignal,
         shown: EncodeProgress,
     ) -> None:
         """Writes the pictures of a shard; the devices compute while a batch is read."""
@@ -285,8 +265,6 @@ class _Encoder:
             if len(under_way) > 1:
                 self._write(writer, *under_way.popleft())
             shown.show(len(batch), writer.bytes, self._tally.bad)
-            if stop.asked:
-                raise _Stopped
         while under_way:
             self._write(writer, *under_way.popleft())
         shown.written(writer.bytes)

@@ -41,7 +41,8 @@ def run(
       The records of `numbered`, old and new. A run with a non-finite loss has one too.
 
     Raises:
-      Preempted: SIGTERM arrived; the state is saved, and the same command continues.
+      Preempted: a signal to stop arrived; the state is saved, and the same command
+        continues.
       Held: another process trains one of the runs that have no record.
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
@@ -100,7 +101,8 @@ def _run(
         ],
         experiment.train.show_every_seconds,
     )
-    with jax.set_mesh(device_mesh), signals.StopSignal(experiment.train) as stop:
+    stop = signals.current()
+    with jax.set_mesh(device_mesh):
         for number, spec in missing:
             sweep.begin(
                 number,

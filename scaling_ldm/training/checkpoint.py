@@ -24,7 +24,7 @@ from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from scaling_ldm import records
 from scaling_ldm.records.errors import CheckpointError
-from scaling_ldm.training import mesh
+from scaling_ldm.training import mesh, storage_faults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +161,7 @@ class Checkpoints:
         self._say = say
         self._report_unfinished()
         _silence_abandoned_writes()
+        storage_faults.steady_clock()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -248,30 +249,35 @@ class Checkpoints:
         Args:
           abstract_state: ShapeDtypeStructs with the shardings to read into. The number
             of devices and of processes may differ from that at the save.
-          only: read the checkpoint of this step or none.
+          only: read the checkpoint of this step or none, and change no file.
 
         Raises:
-          CheckpointError: a checkpoint belongs to another run.
+          CheckpointError: a checkpoint belongs to another run, or cannot be read for a
+            reason that does not lie in it; or that of `only` is damaged.
           NewerVersion: a newer version of the library wrote a checkpoint.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if only is not None and step != only:
                 continue
             state, meta, error = self._read(step, abstract_state)
+            if mesh.any_process(storage_faults.of_environment(error)):
+                raise CheckpointError(
+                    f"cannot read checkpoint {step} of {self._spec.run_id} in "
+                    f"{self._directory} ({storage_faults.cause(error)}). Nothing was "
+                    "changed there: make it readable, then run the same command"
+                ) from error
+            if not mesh.any_process(error is not None):
+                saved, read = meta["checksum"], checksum(state)
+                if saved != read:
+                    error = ValueError(f"checksum {read}, saved as {saved}")
             if mesh.any_process(error is not None):
+                if only is not None:
+                    before = [s for s in self._manager.all_steps() if s < step]
+                    raise storage_faults.damaged_end(
+                        self._directory, step, max(before, default=0), error
+                    )
                 self._pass_over(step, error)
                 continue
-            saved, read = meta["checksum"], checksum(state)
-            if saved != read:
-                self._pass_over(step, ValueError(f"checksum {read}, saved as {saved}"))
-                continue
-            version = records.version_of(meta, self._directory / str(step))
-            saved_spec = records.from_json(meta["spec"], version)
-            if _identity(saved_spec) != _identity(self._spec):
-                raise CheckpointError(
-                    f"{self._directory / str(step)} belongs to another run: "
-                    f"{saved_spec}\nwanted: {self._spec}\nUse another --workdir."
-                )
             return Restored(
                 step=step, state=state, progress=ResumeState(**meta["progress"])
             )
@@ -284,18 +290,25 @@ class Checkpoints:
 
         Raises:
           NewerVersion: a newer version of the library wrote them.
+          CheckpointError: they belong to another run.
         """
         try:
             meta = self._part(step, meta=ocp.args.JsonRestore())
             if meta.pop("digest") != records.digest(meta):
                 raise ValueError("meta is not what was saved")
-            records.version_of(meta, self._directory / str(step))
+            version = records.version_of(meta, self._directory / str(step))
+            saved_spec = records.from_json(meta["spec"], version)
+            if _identity(saved_spec) != _identity(self._spec):
+                raise CheckpointError(
+                    f"{self._directory / str(step)} belongs to another run: "
+                    f"{saved_spec}\nwanted: {self._spec}\nUse another --workdir."
+                )
             args = ocp.args.PyTreeRestore(
                 abstract_state,
                 ocp.checkpoint_utils.construct_restore_args(abstract_state),
             )
             return self._part(step, state=args), meta, None
-        except records.NewerVersion:
+        except (records.NewerVersion, CheckpointError):
             raise
         except Exception as e:  # whatever a damaged file makes orbax raise
             return None, None, e
@@ -307,12 +320,10 @@ class Checkpoints:
 
     def _pass_over(self, step: int, error: Exception | None) -> None:
         """Renames a damaged checkpoint and says so."""
-        cause = "seen by another process"
-        if error is not None:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         self._say(
-            f"checkpoint {step} of {self._spec.run_id} is damaged ({cause}); set aside "
-            f"as damaged-{step}, trying the one before"
+            f"checkpoint {step} of {self._spec.run_id} is damaged "
+            f"({storage_faults.cause(error)}); set aside as damaged-{step}, trying the "
+            "one before"
         )
         self._manager.close()
         if mesh.is_primary():
@@ -321,6 +332,10 @@ class Checkpoints:
             (self._directory / str(step)).rename(damaged)
         mesh.barrier(f"damaged-{step}")
         self._manager = self._open()
+
+    def set_aside(self) -> list[pathlib.Path]:
+        """The damaged checkpoints that were passed over, by this call or before."""
+        return sorted(self._directory.glob("damaged-*"))
 
     def close(self) -> None:
         """Waits for a write under way and releases the folder."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling_ldm import config, data, records
 from scaling_ldm.flops import peaks
-from scaling_ldm.records.errors import NonFiniteLoss, Preempted
+from scaling_ldm.records.errors import CheckpointError, NonFiniteLoss, Preempted
 from scaling_ldm.training import (
     checkpoint,
     held_out,
@@ -37,6 +37,17 @@ def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> se
     """
     steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
     return {step for step in steps if 1 <= step <= spec.steps}
+
+
+def _check_start(saved: checkpoint.Checkpoints, files: RunFiles) -> None:
+    """Refuses to start from step 0 where there are checkpoints, all of them damaged."""
+    if mesh.any_process(bool(found := saved.set_aside())):
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(
+            f"no checkpoint in {files.checkpoints} can be read; set aside as damaged: "
+            f"{names}. Put copies back under their steps; or remove {files.folder}, "
+            "and the same command trains this run from step 0"
+        )
 
 
 class TrainingRun:
@@ -79,6 +90,7 @@ class TrainingRun:
         self._save_steps = sorted((spaced | self._always_kept) - {0})
         self._marks = marks.marks_of(experiment, spec).steps
         self.losses: dict[str, float] = {}
+        self._held: contextlib.ExitStack | None = None  # before the first step
 
     def train(
         self,
@@ -89,7 +101,8 @@ class TrainingRun:
 
         Raises:
           Preempted: a stop was asked for; the state is saved.
-          CheckpointError: a checkpoint cannot be written.
+          CheckpointError: a checkpoint cannot be written, or none of those that are
+            there can be read.
         """
         spec, cfg = self.spec, self._experiment.train
         saved = checkpoint.Checkpoints(
@@ -108,6 +121,7 @@ class TrainingRun:
         )
         restored = saved.restore(self.compiled.abstract_state)
         if restored is None:
+            _check_start(saved, self._files)
             step, before, restarts = 0, 0.0, 0
             state = self._first_state()
         else:
@@ -127,7 +141,10 @@ class TrainingRun:
             self._experiment, spec, files, self.compiled, validation_batches, step
         )
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}
-        with contextlib.closing(saved), contextlib.closing(log):
+        with contextlib.ExitStack() as held:
+            held.enter_context(contextlib.closing(saved))
+            held.enter_context(contextlib.closing(log))
+            self._held = held
             try:
                 state = self._steps(
                     state, step, batches, uncond, saved, clock, log, table, restarts
@@ -190,6 +207,7 @@ class TrainingRun:
         profile = progress.StepTrace(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
         pauses = sorted({*self._save_steps, *self._marks})
+        self._stop.save_asked = False  # before there was nothing to save
         while step < spec.steps:
             pause = next(s for s in pauses if s > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
@@ -265,6 +283,11 @@ class TrainingRun:
                 step - chunk + bad + 1,
                 f"loss {losses[bad]}, gradient norm {norms[bad]}",
             )
+        if self._held:  # from now on a stop waits until these steps are saved
+            self._held.enter_context(
+                self._stop.polled(f"a checkpoint of {spec.run_id}")
+            )
+            self._held = None
         self._sweep.spend(chunk, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
         self._sweep.show(step, spec.steps, float(losses[-1]), speed)

@@ -1,4 +1,4 @@
-"""Devices: joining hosts, the explicit mesh, and where each array lives.
+"""Devices: the explicit mesh, and where each array lives.
 
 The axes are ("replica", "fsdp"). Parameters are copied over the first and sharded over
 the second; the batch is split over both.
@@ -6,11 +6,9 @@ the second; the batch is split over both.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import re
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,64 +46,6 @@ def start_devices(cfg: config.MeshConfig) -> None:
         jax.config.update("jax_num_cpu_devices", count)
         if count > len(os.sched_getaffinity(0)):
             os.environ.setdefault("PJRT_NPROC", str(4 * count))
-
-
-def join_job(
-    coordinator: str | None,
-    processes: int | None,
-    process_id: int | None,
-    lost: Callable[[], None] = lambda: None,
-) -> None:
-    """Joins the job's processes; a single process joins nothing.
-
-    The three flags are used if they are given. Otherwise a TPU pod or the tasks of a
-    Slurm `srun` are recognised.
-
-    Args:
-      coordinator: host:port of process 0.
-      processes: how many there are in the job.
-      process_id: which of them this one is.
-      lost: called when jax aborts this process. jax does so when it has not heard of
-        another process of the job for 20 seconds. It should print a message and end
-        the process.
-
-    Raises:
-      ConfigError: some but not all of the three flags.
-    """
-    given = [coordinator is not None, processes is not None, process_id is not None]
-    if any(given) and not all(given):
-        raise config.ConfigError(
-            "--coordinator, --num_processes and --process_id belong together; got "
-            f"{coordinator!r}, {processes!r}, {process_id!r}"
-        )
-    timeouts = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
-    if all(given):
-        jax.distributed.initialize(coordinator, processes, process_id, **timeouts)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _on_a_tpu_pod():
-        jax.distributed.initialize(**timeouts)
-    else:
-        return
-    _on_abort(lost)
-
-
-def _on_abort(action: Callable[[], None]) -> None:
-    """Runs `action` on SIGABRT, in the thread that aborts.
-
-    This must be a handler of the C library. jax's coordination client aborts from a
-    thread of its own, where Python's signal handlers do not run. Its callback for a
-    lost process cannot be written in Python (std::bad_cast, jaxlib 0.10).
-    """
-    global _abort_handler
-    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
-
-
-_abort_handler: Any = None  # a reference, or the C library would call freed memory
-
-
-def _on_a_tpu_pod() -> bool:
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
 
 
 def build(

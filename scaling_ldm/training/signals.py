@@ -1,56 +1,68 @@
-"""Signals of the operating system: stop, or save and go on; needs no jax."""
+"""Signals of the operating system: stop, or save and go on; needs no jax.
+
+A thread hears them, also while the main thread compiles or waits; nothing is raised
+from a handler. A stop ends the process at once: its files are whole at any moment. Only
+within `StopSignal.polled` it does not: there is something to save, and the code asks
+`StopSignal.request` between two of its steps. In a job of several processes a stop of
+one is a stop of all: each asks the `Job` once in a second.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
+import socket
 import threading
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from typing import Protocol, runtime_checkable
 
 from scaling_ldm import config
 from scaling_ldm.records.errors import Preempted
+from scaling_ldm.training import progress
 
 # What a process asks of the training loop, by urgency. A job does what is most urgent
 # among the requests of its processes.
 GO_ON, SAVE, SAVE_AND_SAY, STOP = range(4)
+LISTEN = 1.0  # seconds between two questions whether another process was stopped
 
 
-def _numbers(names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(int(getattr(signal, name)) for name in names)
+@runtime_checkable
+class Job(Protocol):
+    """How the processes of a job tell one another that they stop; any thread may."""
+
+    def tell(self, signal_name: str) -> None:
+        """Tells the other processes which signal this one got."""
+
+    def told(self) -> str:
+        """The signal that some process got; "": none."""
+
+    def leave(self, signal_name: str) -> None:
+        """Tells it, if it is one; waits a little until the others are ready to end."""
+
+    def finish(self) -> None:
+        """Waits until every process has done all."""
 
 
 class StopSignal:
-    """Notes which signals arrived within a `with` block.
+    """Which signals have arrived.
 
-    `asked`: SIGTERM, Ctrl-C or one of train.stop_signals. A second Ctrl-C raises
-    KeyboardInterrupt at once. `save_asked`: one of train.save_signals.
+    Attributes:
+      heard: the signal that stops this process, or another one of the job; "": none.
+      save_asked: one of train.save_signals arrived.
+      doing: what the process does now, for a message.
     """
 
-    asked = False
-    save_asked = False
+    def __init__(self) -> None:
+        self.heard, self.save_asked, self.doing = "", False, "the start"
+        self._deciding = threading.RLock()
+        self._after = ""  # what is finished before the process ends
 
-    def __init__(self, cfg: config.TrainConfig) -> None:
-        self._stop = (signal.SIGTERM, signal.SIGINT, *_numbers(cfg.stop_signals))
-        self._save = _numbers(cfg.save_signals)
-
-    def __enter__(self) -> StopSignal:
-        handlers = dict.fromkeys(self._stop, self._ask)
-        handlers |= dict.fromkeys(self._save, self._ask_to_save)
-        self._previous = {n: signal.signal(n, h) for n, h in handlers.items()}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def _ask_to_save(self, *_: Any) -> None:
-        self.save_asked = True
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return bool(self.heard)
 
     def request(self) -> int:
         """STOP, SAVE_AND_SAY or GO_ON; a signal to save is told once."""
@@ -61,34 +73,168 @@ class StopSignal:
             return SAVE_AND_SAY
         return GO_ON
 
+    @contextlib.contextmanager
+    def polled(self, after: str) -> Generator[None, None, None]:
+        """Within the block the code asks whether to stop; outside a stop ends it.
 
-@contextlib.contextmanager
-def ending(
-    cfg: config.TrainConfig, doing: Callable[[], str]
-) -> Generator[None, None, None]:
-    """Ends at once what has nothing to save.
+        Args:
+          after: what is finished first, for the message.
+
+        Raises:
+          Preempted: at the end of the block, if a stop was heard and not yet obeyed.
+        """
+        with self._deciding:
+            self._after = after
+        try:
+            yield
+        finally:
+            with self._deciding:
+                self._after = ""
+        if self.heard:
+            raise Preempted(f"{self.heard}; what is finished is kept")
+
+    def hear(self, name: str, end: Callable[[str], None]) -> None:
+        """Notes a stop; calls `end` unless the code polls.
+
+        Args:
+          name: of the signal. A second SIGINT ends the process in any case.
+          end: gets why; it ends the process.
+        """
+        with self._deciding:  # the main thread enters and leaves no block meanwhile
+            again = bool(self.heard) and name == "SIGINT"
+            first, self.heard = not self.heard, self.heard or name
+            if not self._after or again:
+                end(self.heard)
+            elif first:
+                progress.say(f"{name}: stopping after {self._after}")
+
+
+class Listener:
+    """The thread that hears signals; see `listen`.
 
     Args:
-      doing: what the process does now, for the message.
-
-    One of train.save_signals has no effect. A `StopSignal` within the block takes
-    precedence. In another thread than the main one, no signal arrives.
-
-    Raises:
-      Preempted: SIGTERM or one of train.stop_signals arrived.
+      end: ends the process because of a signal, whose name it gets. In a job it also
+        leaves that.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def stop(*_: Any) -> None:
-        raise Preempted(f"{doing()} stops; what it has finished is kept")
+    def __init__(self, end: Callable[[str], None]) -> None:
+        self.stop = StopSignal()
+        self._end = end
+        self._job: Job | None = None
+        self._over = False
+        self._stops: set[str] = set()
+        self._saves: set[str] = set()
+        self._mouth: socket.socket | None = None
 
-    handlers = dict.fromkeys((signal.SIGTERM, *_numbers(cfg.stop_signals)), stop)
-    handlers |= dict.fromkeys(_numbers(cfg.save_signals), lambda *_: None)
-    previous = {n: signal.signal(n, handler) for n, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def start(self) -> None:
+        """Hears from now on; to be called by the main thread."""
+        ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._deaf)
+        threading.Thread(
+            target=self._hear, args=[ear], name="signals", daemon=True
+        ).start()
+        self.understand(config.TrainConfig(), None)
+
+    def finish(self) -> None:
+        """All is done; signals have no effect any more."""
+        if self._job:
+            self._job.finish()
+        self._over = True
+
+    def leave(self, name: str) -> None:
+        """Leaves the job, if there is one; see `Job.leave`."""
+        if self._job:
+            self._job.leave(name)
+
+    def understand(self, cfg: config.TrainConfig, job: Job | None) -> None:
+        """Says what signals mean, and the job that this process has joined, if any."""
+        self._stops = {"SIGTERM", "SIGINT", *cfg.stop_signals}
+        self._saves = set(cfg.save_signals)
+        # Also again: jax takes SIGTERM for itself where a job is joined.
+        for name in {*config.SIGNALS, *self._stops, *self._saves}:
+            known = name in self._stops | self._saves
+            signal.signal(getattr(signal, name), _noted if known else signal.SIG_DFL)
+        self._job = job
+        if self._mouth:
+            self._mouth.send(_AWAKE)  # the thread shall ask the job from now on
+
+    def _deaf(self) -> None:
+        """A child of this process takes signals as any program does."""
+        with contextlib.suppress(ValueError):  # forked by another thread
+            signal.set_wakeup_fd(-1)
+            for name in self._stops | self._saves:
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+    def _hear(self, ear: socket.socket) -> None:
+        while True:
+            wait = LISTEN if self._job and not self.stop.heard else None
+            ready, _, _ = select.select([ear], [], [], wait)
+            self.take(ear.recv(64) if ready else b"")
+
+    def take(self, numbers: Iterable[int]) -> None:
+        """Obeys signals that arrived, and what the job tells."""
+        if self._over:
+            return
+        job = self._job
+        for number in filter(None, numbers):
+            name = signal.Signals(number).name
+            if name in self._saves:
+                self.stop.save_asked = True
+            elif name in self._stops:
+                self.stop.hear(name, self._end)
+                if job:
+                    job.tell(name)
+        if job and not self.stop.heard and (told := job.told()):
+            self.stop.hear(told, self._end)
+
+
+_AWAKE = bytes(1)  # no signal has the number 0
+
+
+def _noted(*_: object) -> None:
+    """The handler: Python has handed the signal's number to the listener before."""
+
+
+_listener: Listener | None = None
+
+
+def listen(end: Callable[[str], None]) -> None:
+    """Hears signals from now on; only a program that is its process calls this.
+
+    Without it signals do what they do to any Python program.
+
+    Args:
+      end: as of `Listener`.
+    """
+    global _listener
+    _listener = Listener(end)
+    _listener.start()
+
+
+def understand(cfg: config.TrainConfig, job: Job | None = None) -> None:
+    """Says what signals mean to the listener, if there is one."""
+    if _listener:
+        _listener.understand(cfg, job)
+
+
+def finish() -> None:
+    """All is done, here and in the job; see `Listener.finish`."""
+    if _listener:
+        _listener.finish()
+
+
+def leave(name: str) -> None:
+    """Leaves the job, if this process has joined one, because of a signal or an error.
+
+    Args:
+      name: of the signal, which the others are told; "": an error.
+    """
+    if _listener:
+        _listener.leave(name)
+
+
+def current() -> StopSignal:
+    """Which signals have arrived in this process; none without a listener."""
+    return _listener.stop if _listener else StopSignal()

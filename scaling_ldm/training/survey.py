@@ -18,8 +18,7 @@ import numpy as np
 from scaling_ldm import config
 from scaling_ldm.data import near_duplicates, pictures, shards, split
 from scaling_ldm.data.pictures import BadRecord, Picture, Pictures, Tally
-from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import mesh, progress, signals
+from scaling_ldm.training import mesh, progress
 
 _Block = dict[str, Any]  # the arrays of a block
 
@@ -29,7 +28,6 @@ def run(
     found: Pictures,
     positions: np.ndarray,
     store: shards.Store,
-    stop: signals.StopSignal,
     tally: Tally,
 ) -> split.Split:
     """The split of the pictures at some positions of a set.
@@ -43,7 +41,6 @@ def run(
 
     Raises:
       ConfigError: as `split.decide`, or too many records are bad.
-      Preempted: a stop was asked for.
     """
     size = experiment.encode.records_per_shard
     blocks = [positions[i : i + size] for i in range(0, len(positions), size)]
@@ -58,9 +55,7 @@ def run(
 
     def look(number: int) -> None:
         if (block := _stored(store, number, told)) is None:
-            block = _look(found, blocks[number], experiment.encode.workers, stop)
-            if stop.asked:
-                return
+            block = _look(found, blocks[number], experiment.encode.workers)
             _store(store, number, block | {"told": np.array(told)})
         known[number] = block
         shown.show(min((number + 1) * size, len(positions)))
@@ -69,8 +64,6 @@ def run(
     for first in range(0, len(blocks), processes):
         mine = first + jax.process_index()
         mesh.failing_together(lambda n=mine: look(n) if n < len(blocks) else None)
-        if mesh.any_process(stop.asked):
-            raise Preempted("the split stops; what was looked at is kept")
     # Of other processes; what cannot be seen from here is read again.
     for number in range(len(blocks)):
         if number not in known:
@@ -109,10 +102,8 @@ def _decide(
     return split.decide(split.Survey(size=size, **arrays), experiment.data)
 
 
-def _look(
-    found: Pictures, positions: np.ndarray, workers: int, stop: signals.StopSignal
-) -> _Block:
-    """What is to be known of some pictures; cut short where a stop is asked for."""
+def _look(found: Pictures, positions: np.ndarray, workers: int) -> _Block:
+    """What is to be known of some pictures."""
     rows: list[tuple[int, int, int, np.ndarray, int]] = []
     bad: list[tuple[str, str]] = []
     for position, one in pictures.read_ahead(found, positions, workers, _seen):
@@ -120,8 +111,6 @@ def _look(
             bad.append((one.name, one.reason))
         else:
             rows.append((position, *one))
-        if stop.asked:
-            break
     columns = list(zip(*rows, strict=True)) or [(), (), (), (), ()]
     values = near_duplicates.SIDE**2 * 3
     return {

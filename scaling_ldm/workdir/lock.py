@@ -7,7 +7,7 @@ file's modification time every BEAT seconds. A lock is taken over from a holder 
 - ran on this machine and is gone: no process has its number, or one that started at
   another time has it;
 - ran elsewhere and has shown no sign of life for STALE seconds, by the clock of the
-  file system.
+  file system or by that of the process which waits.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Lock:
         self._me = _this_process()
         self._text = json.dumps(dataclasses.asdict(self._me), indent=1) + "\n"
         self._first_beat: float | None = None  # of a holder elsewhere, as first seen
+        self._seen = 0.0  # when that was, by a clock that nobody sets
         self._made: list[pathlib.Path] = []  # folders, innermost first
 
     def take(self) -> str:
@@ -209,7 +210,9 @@ class Lock:
             f"know that it is gone, remove {self.path}"
         )
         if self._first_beat is None:
-            self._first_beat = found.beat
+            self._first_beat, self._seen = found.beat, time.monotonic()
+        if self._first_beat == found.beat and time.monotonic() - self._seen > STALE:
+            return ""  # whatever the time of day is said to be
         if self._first_beat != found.beat:
             raise Held(f"{in_use} It is on another machine: {way_out}.")
         who = _name(holder)

@@ -243,3 +243,16 @@ def test_the_package_is_not_older_than_its_schema():
     assert tuple(map(int, found.groups())) >= upgrade._order(records.SCHEMA)
     assert sorted(upgrade.VERSIONS, key=upgrade._order) == list(upgrade.VERSIONS)
     assert set(upgrade.UPGRADES) <= set(upgrade.VERSIONS[:-1])
+
+
+def test_a_process_that_ends_leaves_no_half_of_a_file(tmp_path):
+    def cut_off(file):
+        file.write(b"half")
+        assert len(list(tmp_path.iterdir())) == 1
+        files.remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        records.write_file(tmp_path / "a", cut_off)
+    assert list(tmp_path.iterdir()) == []

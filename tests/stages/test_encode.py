@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,7 +25,6 @@ from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
 from scaling_ldm.models.weights import autoencoder_kl as kl_files
 from scaling_ldm.models.weights import bert as bert_files
-from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
 from scaling_ldm.workdir import lock
@@ -221,18 +219,20 @@ def test_interrupted_and_continued_gives_the_same_bytes(
     assert files(tmp_path) == files(whole)
 
 
-def test_a_stop_keeps_complete_shards(whole, wanted, tmp_path, monkeypatch):
+def test_what_ends_it_in_a_shard_leaves_the_complete_ones(
+    whole, wanted, tmp_path, monkeypatch
+):
     calls = []
     write = encode._Encoder._write
 
     def stopping(self, writer, batch, started):
         calls.append(len(batch))
         if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyboardInterrupt
         write(self, writer, batch, started)
 
     monkeypatch.setattr(encode._Encoder, "_write", stopping)
-    with pytest.raises(Preempted):
+    with pytest.raises(KeyboardInterrupt):
         encode.run(wanted(), tmp_path)
     kept = files(tmp_path)
     assert shards.summary_name(0) in kept and shards.summary_name(1) not in kept

@@ -16,7 +16,7 @@ from stop_at import stop_at
 from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
 from scaling_ldm.records import table
-from scaling_ldm.records.errors import Preempted
+from scaling_ldm.records.errors import CheckpointError, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
     checkpoint,
@@ -170,7 +170,7 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             runs.run_files(pathlib.Path(), row.run_id),
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
-            signals.StopSignal(experiment.train),
+            signals.StopSignal(),
         )
         source, _ = data_lib.sources(experiment, pathlib.Path())
         data = data_lib.batches(
@@ -254,6 +254,18 @@ def test_a_stop_is_saved_and_continues_to_the_same_bits(
     assert_identical(experiment, tmp_path, reference[0])
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
+    experiment, tmp_path, lines
+):
+    files = runs.run_files(tmp_path, row_of(experiment).run_id)
+    (files.checkpoints / "damaged-6").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as e:
+        run(experiment, tmp_path, STEPS[:1])
+    assert "set aside as damaged: damaged-6. Put copies back" in str(e.value)
+    assert f"or remove {files.folder}, and the same command" in str(e.value)
+    assert not files.metrics.exists()
+
+
 def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
     experiment, reference, tmp_path, monkeypatch, lines
 ):
@@ -290,10 +302,8 @@ class SaveAt(signals.StopSignal):
     """Signals to save that arrive before these dispatches of the process."""
 
     def __init__(self, dispatches):
+        super().__init__()
         self.dispatches, self.at = dispatches, 0
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *_: None  # noqa: E731
 
     def request(self):
         self.at += 1
@@ -334,7 +344,7 @@ def test_a_save_on_request_is_one_dispatch_later_and_changes_nothing(
         saves.clear()
     look = loop.TrainingRun._read_metrics
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "StopSignal", lambda _: SaveAt(asked))
+        patch.setattr(signals, "current", lambda: SaveAt(asked))
         patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(look, 12))
         with contextlib.suppress(KeyboardInterrupt):
             run(several, tmp_path / "cut", STEPS[:1])

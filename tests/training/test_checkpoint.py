@@ -1,6 +1,10 @@
 """Checkpoints: what is saved is restored, and each belongs to one run."""
 
 import dataclasses
+import errno
+import itertools
+import signal
+import time
 import types
 
 import jax
@@ -11,7 +15,7 @@ import pytest
 from scaling_ldm import config, records
 from scaling_ldm.records import upgrade
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint
+from scaling_ldm.training import checkpoint, signals, storage_faults
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def test_another_runs_checkpoint_is_refused_and_kept(spec, tmp_path):
     other = dataclasses.replace(spec, seed=spec.seed + 1)
     saved = checkpoint.Checkpoints(tmp_path, other, keep=2)
     with pytest.raises(checkpoint.CheckpointError, match="belongs to another run"):
-        saved.restore(ABSTRACT)
+        saved.restore({"another": ABSTRACT["w"]})  # before its state is looked at
     saved.close()
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
@@ -101,6 +105,89 @@ def test_a_save_that_orbax_skips_is_an_error(spec, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="could not write checkpoint"):
         saved.save(5, STATE, progress(5))
     saved.close()
+
+
+@pytest.fixture
+def one(spec, tmp_path):
+    """A folder with one checkpoint, and what opens it."""
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, STATE, progress(1))
+    saved.wait()
+    yield saved
+    saved.close()
+
+
+NO_DAMAGE = [
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.EMFILE, "Too many open files"),
+    ValueError("Error opening zarr3: [OS error 13: EACCES Permission denied]"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_DAMAGE, ids=lambda e: str(e) or type(e).__name__)
+def test_what_does_not_lie_in_a_file_is_no_damage(error):
+    damage = ValueError("a chunk is not what its checksum says")
+    assert not storage_faults.of_environment(None)
+    assert not storage_faults.of_environment(damage)
+    assert not storage_faults.of_environment(FileNotFoundError(errno.ENOENT, "no"))
+    assert storage_faults.of_environment(error)
+    damage.__cause__ = error
+    assert storage_faults.of_environment(damage)
+
+
+def test_what_cannot_be_read_is_left_as_it_is(one, tmp_path, monkeypatch):
+    def unreadable(*_, **__):
+        raise NO_DAMAGE[0]
+
+    monkeypatch.setattr(one, "_part", unreadable)
+    with pytest.raises(checkpoint.CheckpointError) as e:
+        one.restore(ABSTRACT)
+    assert "Permission denied). Nothing was changed there: make it read" in str(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+    monkeypatch.undo()
+    assert one.restore(ABSTRACT).step == 1
+
+
+def test_a_stop_while_a_checkpoint_is_read_is_no_damage(one, tmp_path, monkeypatch):
+    """It ends the process at once; whatever goes on until then sets nothing aside."""
+    ends, part = [], one._part
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    listener = signals.Listener(ends.append)
+    listener.understand(config.TrainConfig(), None)
+
+    def stopped(*args, **more):
+        listener.take([signal.SIGTERM])
+        return part(*args, **more)
+
+    monkeypatch.setattr(one, "_part", stopped)
+    assert one.restore(ABSTRACT, only=1).step == 1
+    assert set(ends) == {"SIGTERM"}
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_damage_of_a_finished_run_is_told_and_changes_nothing(one, spec, tmp_path):
+    (chunk, *_) = sorted((tmp_path / "1" / "state" / "d").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(checkpoint.CheckpointError) as e:
+        one.restore(ABSTRACT, only=1)
+    assert f"checkpoint 1 in {tmp_path} is damaged (" in str(e.value)
+    assert f"or remove {tmp_path.parent}, and the same" in str(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["1"] and one.set_aside() == []
+    assert one.restore(ABSTRACT) is None  # to continue from, it is passed over
+    assert one.set_aside() == [tmp_path / "damaged-1"]
+
+
+def test_nothing_waits_for_the_time_of_day(spec, tmp_path, monkeypatch):
+    """It goes forward by an hour at each look; orbax would say "timed out"."""
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, STATE, progress(1))
+    saved.close()
+    assert next(hours) > 1, "nothing has looked"
 
 
 def test_checksum_sees_any_bit_and_any_swap():

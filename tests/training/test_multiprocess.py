@@ -183,6 +183,34 @@ def test_the_coordinators_end_is_everybodys(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stop_of_one_ends_both_while_they_draw(start, one, tmp_path, number):
+    """And the same command draws what is missing."""
+    workdir = tmp_path / "w"
+    shutil.copytree(one, workdir)
+    flags = (
+        "--config.generate.images=64",
+        "--config.generate.batch_size=8",
+        "--config.generate.steps=2",
+        "--stages=generate",
+    )
+    job = start(workdir, 2, *flags)
+    job[0].wait_for("generate  8 of 64")
+    began = time.monotonic()
+    job[number].popen.send_signal(signal.SIGTERM)
+    code = study.EXIT["preempted, run the same command again"]
+    out = [process.end(code, timeout=60) for process in job]
+    assert time.monotonic() - began < 20
+    assert "stopped: SIGTERM" in out[0] and "in generate" in out[0]
+    assert not any("Traceback" in text for text in out)
+    assert not list(workdir.rglob(lock.NAME))
+    assert 1 <= len(list(workdir.glob("samples/shards/*.npy"))) < 8
+    for process in start(workdir, 2, *flags):
+        process.end()
+    assert len(list(workdir.glob("samples/shards/*.npy"))) == 8
+
+
+@pytest.mark.slow
 def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
     """Pictures, CLIP's numbers and a frontier are equal to the last bit.
 

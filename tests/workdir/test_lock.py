@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from processes import MainProcess
@@ -186,6 +187,23 @@ def test_a_holder_elsewhere_is_watched_until_it_is_known(
     assert lines[0].startswith("waiting to see whether process 4711 on node7 since")
     assert "sign of life is 150 s old" in lines[0]
     assert len(lines) == (2 if ends == "dies" else 1)  # it takes over
+
+
+def test_a_clock_that_is_set_back_keeps_no_dead_holder(path, write, lines, monkeypatch):
+    """Its last sign of life lies in the future for an hour."""
+    write(-3600.0, **elsewhere())
+    steady = [0.0]
+    clock = types.SimpleNamespace(**vars(time) | {"monotonic": lambda: steady[0]})
+    monkeypatch.setattr(lock, "time", clock)
+
+    def pause(_):
+        assert steady[0] <= lock.STALE, "it waits on"
+        steady[0] += 60.0
+
+    monkeypatch.setattr(lock, "_pause", pause)
+    with lock.holding([path]):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert lock.STALE < steady[0] <= lock.STALE + 60.0
 
 
 def test_the_clocks_of_two_machines_need_not_agree(path, write, lines, monkeypatch):

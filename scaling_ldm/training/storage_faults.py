@@ -1,0 +1,79 @@
+"""What goes wrong around files and is no damage of them; mends of orbax for it."""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+import re
+import time
+import types
+
+from orbax.checkpoint._src.futures import future, signaling_client
+
+from scaling_ldm.records.errors import CheckpointError
+
+# A missing or misplaced file is damage; every other error of the system is not.
+_MISPLACED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+# tensorstore and jax raise errors of their own, with the system's text in them.
+_TEXTS = re.compile(
+    "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|"
+    "Permission denied|Operation not permitted|Input/output error|"
+    "Too many open files|Cannot allocate memory|Stale file handle|"
+    "Connection timed out|No space left|Disk quota exceeded|Resource temporarily"
+)
+
+
+def of_environment(error: BaseException | None) -> bool:
+    """Whether a file could not be read for a reason that does not lie in it.
+
+    Permission denied, an error of the device, too many open files, no memory, a network
+    file system that is gone: another call may read the same file.
+    """
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, MemoryError) or _TEXTS.search(str(one)):
+            return True
+        if isinstance(one, OSError) and one.errno not in {None, *_MISPLACED}:
+            return True
+        left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    return False
+
+
+def cause(error: Exception | None) -> str:
+    """An error in one line; None: another process has it."""
+    if error is None:
+        return "seen by another process"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def damaged_end(
+    folder: pathlib.Path, step: int, before: int, error: Exception | None
+) -> CheckpointError:
+    """That a checkpoint which a finished run should have is damaged.
+
+    Args:
+      folder: of the run's checkpoints.
+      before: the step of the checkpoint before it; 0: there is none.
+    """
+    remove = folder.parent / "record.json" if before else folder.parent
+    return CheckpointError(
+        f"checkpoint {step} in {folder} is damaged ({cause(error)}). Put a copy of it "
+        f"back; or remove {remove}, and the same command with --stages train trains "
+        f"this run again from step {before}"
+    )
+
+
+def steady_clock() -> None:
+    """Makes orbax's waits count by a clock that nobody sets.
+
+    orbax ends a wait by the time of day. If that is set back by an hour during a save,
+    the save may wait an hour longer; if it is set forward, the save fails.
+    """
+    steady = types.SimpleNamespace(time=time.monotonic, sleep=time.sleep)
+    for module in (future, signaling_client):
+        module.time = steady  # pyrefly: ignore[bad-assignment]

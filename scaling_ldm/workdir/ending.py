@@ -1,0 +1,57 @@
+"""How a process ends at once, and whether others of its job are gone; needs no jax."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from scaling_ldm.records import files
+from scaling_ldm.workdir import lock
+
+TIDY = 6.0  # seconds for what is done before the end; a file system may hang
+
+
+def now(why: str, status: int, before: Callable[[], None] = lambda: None) -> NoReturn:
+    """Ends the process; its locks and half-written files are removed first.
+
+    Args:
+      why: for the user; "" if that is said.
+      status: of the process.
+      before: what else is done first. All of it has TIDY seconds.
+    """
+    tidying = threading.Thread(target=_tidy, args=(why, before), daemon=True)
+    tidying.start()
+    tidying.join(TIDY)
+    os._exit(status)
+
+
+def _tidy(why: str, before: Callable[[], None]) -> None:
+    try:
+        if why:
+            print(f"stopped: {why}", file=sys.stderr)
+        lock.release_all()
+        before()
+        files.remove_unfinished()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def in_a_job() -> bool:
+    """Whether this job has more than one process."""
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether an error means that another process of this job is gone."""
+    if not in_a_job():
+        return False
+    of_jax = sys.modules["jax"].errors.JaxRuntimeError
+    return any(
+        (isinstance(one, of_jax) and "RESOURCE_EXHAUSTED" not in str(error))
+        or (isinstance(one, ValueError) and "Gloo" in str(one))  # on CPUs
+        for one in (error, error.__cause__)
+    )
