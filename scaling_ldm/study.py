@@ -75,6 +75,7 @@ def run(
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
         at = pathlib.Path(name)
         experiment = config.resolve(given, ownership.unknown(at))
+        command_line.check_job(*cluster)
         names = _stages(stages, only)
         lock.when_lost(lambda why: _end(why, EXIT["bad configuration"]))
         return _Study(experiment, at, names, stages is not None, only, cluster).run()

@@ -58,7 +58,8 @@ def join_job(
 ) -> None:
     """Joins the job's processes; a single process joins nothing.
 
-    The three flags are used if they are given. Otherwise a TPU pod or the tasks of a
+    The three flags are used if they are given, which
+    `config.command_line.check_job` checks. Otherwise a TPU pod or the tasks of a
     Slurm `srun` are recognised.
 
     Args:
@@ -68,18 +69,9 @@ def join_job(
       lost: called when jax aborts this process. jax does so when it has not heard of
         another process of the job for 20 seconds. It should print a message and end
         the process.
-
-    Raises:
-      ConfigError: some but not all of the three flags.
     """
-    given = [coordinator is not None, processes is not None, process_id is not None]
-    if any(given) and not all(given):
-        raise config.ConfigError(
-            "--coordinator, --num_processes and --process_id belong together; got "
-            f"{coordinator!r}, {processes!r}, {process_id!r}"
-        )
     timeouts = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
-    if all(given):
+    if coordinator is not None:
         jax.distributed.initialize(coordinator, processes, process_id, **timeouts)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _on_a_tpu_pod():
         jax.distributed.initialize(**timeouts)

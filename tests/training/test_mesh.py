@@ -108,11 +108,6 @@ def test_rows_of_a_process_and_votes():
     assert mesh.any_process(True) and not mesh.any_process(False)
 
 
-def test_flags_of_a_job_belong_together():
-    with pytest.raises(config.ConfigError, match="belong together"):
-        mesh.join_job("127.0.0.1:1", None, 0)
-
-
 @pytest.mark.parametrize(("devices", "threads"), [(2, None), (8, "32"), (0, None)])
 def test_more_devices_than_cores_get_more_threads(monkeypatch, devices, threads):
     told = {}
