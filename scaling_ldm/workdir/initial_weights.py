@@ -102,7 +102,7 @@ def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
     folder = pathlib.Path(run.workdir).expanduser()
     source = _experiment_of(where, folder)
-    specs = {spec.run_id: spec for spec in records.read_jsonl(folder / "runs.jsonl")}
+    specs = {spec.run_id: spec for spec in records.read_plan(folder)}
     if run.run_id not in specs:
         raise config.ConfigError(
             f"{where}: no run {run.run_id!r} in {folder}; it has {', '.join(specs)}"

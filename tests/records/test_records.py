@@ -243,3 +243,13 @@ def test_the_package_is_not_older_than_its_schema():
     assert tuple(map(int, found.groups())) >= upgrade._order(records.SCHEMA)
     assert sorted(upgrade.VERSIONS, key=upgrade._order) == list(upgrade.VERSIONS)
     assert set(upgrade.UPGRADES) <= set(upgrade.VERSIONS[:-1])
+
+
+def test_a_plan_with_two_rows_of_one_run_is_damaged(tmp_path):
+    tiny = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "tiny_study"
+    specs = records.read_plan(tiny)
+    records.write_jsonl(tmp_path / "runs.jsonl", [*specs, specs[1]])
+    with pytest.raises(records.Damaged, match=f"the first is {specs[1].run_id}"):
+        records.read_plan(tmp_path)
+    records.write_jsonl(tmp_path / "runs.jsonl", specs)
+    assert records.read_plan(tmp_path) == specs
