@@ -313,13 +313,13 @@ class _Study:
 
     def _plan(self) -> None:
         from scaling_ldm.stages import plan
+        from scaling_ldm.workdir import plan_table
 
         specs = plan.plan(self.experiment, self.workdir)
         asked = self._asked(specs)
         if self.primary:
             plan.write(specs, self.workdir)
-            rows = [*asked.values()]
-            print(plan.table(self.experiment, rows, min(asked)), flush=True)
+            plan_table.show(self.experiment, self.workdir, asked)
         if self.mesh:
             self.mesh.barrier("plan")
         self._check_rows(specs)

@@ -22,7 +22,7 @@ from scaling_ldm.training import (
     progress,
     signals,
 )
-from scaling_ldm.workdir import initial_weights, lock, runs
+from scaling_ldm.workdir import initial_weights, lock, plan_table, runs
 
 
 def run(
@@ -80,6 +80,10 @@ def _run(
         ]
     ):
         progress.say(line)
+    specs = [spec for _, spec in missing]
+    pictures = data.training_pictures(experiment, workdir)
+    for line in plan_table.repeated(experiment, specs, pictures):
+        progress.say(f"caution: {line}")
     sweep = progress.SweepProgress(
         planned,
         [
