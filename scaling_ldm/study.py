@@ -205,6 +205,7 @@ class _Study:
     def _runs_networks(self, stage: str) -> bool:
         """Whether a stage needs devices."""
         depends = {
+            "plan": self.experiment.plan.probe,
             "encode": self.experiment.encoded,
             "evaluate": self.experiment.evaluate.network != "none",
             "frontier": self.experiment.frontier.images > 0,
@@ -322,6 +323,10 @@ class _Study:
             plan_table.show(self.experiment, self.workdir, asked)
         if self.mesh:
             self.mesh.barrier("plan")
+        if self.experiment.plan.probe:
+            from scaling_ldm.training import probe
+
+            probe.run(self.experiment, [*asked.values()])
         self._check_rows(specs)
 
     def _encode(self) -> None:
@@ -335,12 +340,7 @@ class _Study:
 
         specs = self._specs()
         asked = [*self._asked(specs).items()]
-        done = train.run(self.experiment, self.workdir, asked, len(specs))
-        failed = [r for r in done if r.status != "finished"]
-        finished = len(done) - len(failed)
-        progress.say(f"trained: {finished} of {len(specs)} runs finished")
-        for r in failed:
-            progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
+        train.run(self.experiment, self.workdir, asked, len(specs))
 
     def _fit(self) -> None:
         if self.primary:

@@ -55,7 +55,13 @@ def run(
         primary=mesh.is_primary(),
         any_process=mesh.any_process,
     ):
-        return _run(experiment, workdir, numbered, planned)
+        done = _run(experiment, workdir, numbered, planned)
+    failed = [r for r in done if r.status != "finished"]
+    finished = len(done) - len(failed)
+    progress.say(f"trained: {finished} of {planned} runs finished")
+    for r in failed:
+        progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
+    return done
 
 
 def _run(

@@ -156,8 +156,9 @@ def repeated(
     most = max(again, key=lambda row: seen[row.run_id])
     total = f"{sum(pictures.values()):,} to train on"
     return [
-        f"{_runs(again)}: pictures are seen again ({total}), up to {seen[most.run_id]:.3g} times "
-        f"({most.run_id}): laws of these losses hold for repeated data"
+        f"{_runs(again)}: pictures are seen again ({total}), up to "
+        f"{seen[most.run_id]:.3g} times ({most.run_id}): laws of these losses hold for "
+        "repeated data"
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 from processes import run_main
@@ -136,6 +137,29 @@ def test_short_runs_and_values_of_no_run_are_refused_at_once(tiny):
         plan.plan(e)
     assert "no run has train.seed 1" in str(error.value)
     assert "fewer than config.plan.minimum_steps = 50" in str(error.value)
+
+
+def test_a_metric_that_no_run_will_have_is_refused(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "_size", lambda *_: pytest.fail("counted first"))
+    c = config.to_config_dict(changed(tiny))
+    c.fit.metrics = ("loss", "fd_lite")
+    with pytest.raises(config.ConfigError, match="no run will have fd_lite; .*loss"):
+        plan.plan(config.resolve(c), tmp_path)
+    c.evaluate.network = "lite0"
+    with pytest.raises(config.ConfigError, match="did you mean fd_lite0?"):
+        plan.plan(config.resolve(c), tmp_path)
+    c.fit.metrics = ("loss", "loss_t9", "train_loss_smoothed", "fd_lite0")
+    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
+
+
+def test_a_metric_that_was_measured_before_is_known(tiny, monkeypatch, tmp_path):
+    c = config.to_config_dict(changed(tiny))
+    c.fit.metrics = ("fid",)
+    (tmp_path / "runs.jsonl").write_text("")
+    row = SimpleNamespace(metric="fid")
+    monkeypatch.setattr(records, "read_table", lambda _: [row])
+    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
+    assert len(plan._metrics_of_no_run(config.resolve(c), None)) == 1
 
 
 def test_hours_follow_the_stated_utilisation(tiny):
