@@ -75,6 +75,7 @@ def run(
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
         at = pathlib.Path(name)
         experiment = config.resolve(given, ownership.unknown(at))
+        command_line.check_job(*cluster)
         names = _stages(stages, only)
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
         signals.understand(experiment.train)
@@ -190,6 +191,8 @@ class _Study:
             progress.say(f"nothing to do: {name} is finished; read {page}")
             return
         self._check_evaluation()
+        if "plan" not in self.stages and (self.workdir / "runs.jsonl").exists():
+            self._check_rows(self._specs())
         for stage in self.stages:
             signals.current().doing = stage
             getattr(self, f"_{stage}")()
@@ -199,6 +202,7 @@ class _Study:
     def _runs_networks(self, stage: str) -> bool:
         """Whether a stage needs devices."""
         depends = {
+            "plan": self.experiment.plan.probe,
             "encode": self.experiment.encoded,
             "evaluate": self.experiment.evaluate.network != "none",
             "frontier": self.experiment.frontier.images > 0,
@@ -221,15 +225,10 @@ class _Study:
             from scaling_ldm.stages import train
 
             train.check(self.experiment)
-        if {"train", "generate"} <= asked and self.experiment.generate.weights:
-            raise ConfigError(
-                "config.generate.weights are drawn from without training: add "
-                "--stages generate,evaluate"
-            )
         if "generate" in asked:
             from scaling_ldm.stages import generate
 
-            generate.check(self.experiment)
+            generate.check(self.experiment, "train" in asked)
         if "frontier" in asked:
             from scaling_ldm.stages import frontier
 
@@ -266,45 +265,44 @@ class _Study:
         )
 
     def _check_evaluation(self) -> None:
-        """Refuses what cannot be measured, before anything is trained.
-
-        Raises:
-          ConfigError: see `stages.evaluate.check`; or given weights, which have no
-            checkpoints, where checkpoints of runs are asked for and no run is finished.
-        """
+        """Refuses what cannot be measured (ConfigError), before anything is trained."""
         cfg, measures = self.experiment, {"evaluate", "frontier"} & set(self.stages)
         if cfg.evaluate.network == "none" or not measures:
             return
         from scaling_ldm.stages import evaluate
-        from scaling_ldm.workdir import runs
 
         evaluate.check(cfg)
-        if (
-            "evaluate" in measures
-            and cfg.evaluate.through_training
-            and cfg.generate.weights
-            and runs.best(self.workdir, self._specs_if_planned()) is None
-        ):
-            raise ConfigError(
-                "config.evaluate.through_training = True with config.generate.weights "
-                f"= {cfg.generate.weights!r}: a folder of weights has no checkpoints, "
-                f"and no run of {self.workdir} is finished; leave one of them out"
-            )
+        if "evaluate" in measures:
+            specs = self._specs_if_planned() if cfg.generate.weights else []
+            evaluate.check_checkpoints(cfg, self.workdir, specs)
 
-    def _asked_rows(self, rows: int) -> range:
-        """The rows of the plan that are asked for."""
+    def _check_rows(self, specs: Sequence[records.RunSpec]) -> None:
+        """Refuses what cannot run here (ConfigError) before anything is encoded."""
+        if {"generate", "export"} & set(self.stages):
+            from scaling_ldm.workdir import runs
+
+            runs.check_run_to_sample(self.experiment, specs)
+        if self.mesh and "train" in self.stages:
+            from scaling_ldm.stages import train
+
+            asked = [*self._asked(specs).values()]
+            train.check_rows(self.experiment, self.workdir, asked, self.stages)
+
+    def _asked(self, specs: Sequence[records.RunSpec]) -> dict[int, records.RunSpec]:
+        """The rows of the plan that are asked for, by number."""
+        rows = dict(enumerate(specs))
         if self.only is None:
-            return range(rows)
-        if not 0 <= self.only < rows:
-            raise ConfigError(f"--run={self.only}: the plan has rows 0 to {rows - 1}")
-        return range(self.only, self.only + 1)
+            return rows
+        if self.only not in rows:
+            last = len(rows) - 1
+            raise ConfigError(f"--run={self.only}: the plan has rows 0 to {last}")
+        return {self.only: rows[self.only]}
 
     def _specs(self) -> list[records.RunSpec]:
         """The plan."""
-        path = self.workdir / "runs.jsonl"
-        if not path.exists():
+        if not (self.workdir / "runs.jsonl").exists():
             raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        return records.read_jsonl(path)
+        return records.read_plan(self.workdir)
 
     def _specs_if_planned(self) -> list[records.RunSpec]:
         """The plan; given weights can be sampled without one."""
@@ -313,15 +311,20 @@ class _Study:
 
     def _plan(self) -> None:
         from scaling_ldm.stages import plan
+        from scaling_ldm.workdir import plan_table
 
         specs = plan.plan(self.experiment, self.workdir)
-        asked = self._asked_rows(len(specs))
+        asked = self._asked(specs)
         if self.primary:
             plan.write(specs, self.workdir)
-            shown, at = specs[asked.start : asked.stop], self.workdir
-            print(plan.table(self.experiment, shown, asked.start, at), flush=True)
+            plan_table.show(self.experiment, self.workdir, asked)
         if self.mesh:
             self.mesh.barrier("plan")
+        if self.experiment.plan.probe:
+            from scaling_ldm.training import probe
+
+            probe.run(self.experiment, [*asked.values()])
+        self._check_rows(specs)
 
     def _encode(self) -> None:
         if self.experiment.encoded:
@@ -333,13 +336,8 @@ class _Study:
         from scaling_ldm.stages import train
 
         specs = self._specs()
-        asked = [(row, specs[row]) for row in self._asked_rows(len(specs))]
-        done = train.run(self.experiment, self.workdir, asked, len(specs))
-        failed = [r for r in done if r.status != "finished"]
-        finished = len(done) - len(failed)
-        progress.say(f"trained: {finished} of {len(specs)} runs finished")
-        for r in failed:
-            progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
+        asked = [*self._asked(specs).items()]
+        train.run(self.experiment, self.workdir, asked, len(specs))
 
     def _fit(self) -> None:
         if self.primary:

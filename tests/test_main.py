@@ -160,6 +160,8 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
         (["--config.generate.spacing=linspace"], "cannot sample with sampler"),
         (["--config.generate.sampler=plms"], "config.generate.sampler = 'plms'"),
         (["--config.mesh.fsdp=3"], "does not divide the 4 devices"),
+        (["--config.name=../up"], "must be the name of a folder"),
+        (["--stages=plan", "--process_id=2"], "--process_id belong together"),
         (["--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
     ],
 )

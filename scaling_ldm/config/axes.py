@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -134,9 +133,6 @@ def _values(
         found.append(tuple(typed) if len(paths) > 1 else typed[0])
     if len(set(found)) < len(found):
         problems.append(f"{place} = {values!r}: a value is given twice")
-    numbers = itertools.chain(*found) if len(paths) > 1 else found
-    if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
-        problems.append(f"{place} = {values!r}: must be finite")
     return tuple(found)
 
 

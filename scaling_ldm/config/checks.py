@@ -55,8 +55,8 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
 
 
 def _check_names(e: fields.Experiment) -> list[str]:
-    """Values that are not in the table of their field."""
-    problems = []
+    """Values that are not in the table of their field, and a name of no folder."""
+    problems = name_problems(e.name)
     for where, known in names.CHOICES.items():
         value = reads.value(e, where)
         if value not in known:
@@ -66,6 +66,17 @@ def _check_names(e: fields.Experiment) -> list[str]:
                 f"config.{where} = {value!r}; known: {', '.join(known)}{hint}"
             )
     return problems
+
+
+def name_problems(name: str) -> list[str]:
+    """Why a study cannot be called this; its name is the name of a folder of runs/."""
+    fits = name.strip() and not name.startswith(".") and not {"/", "\\"} & {*name}
+    if fits and name.isprintable() and len(name.encode()) <= 200:
+        return []
+    return [
+        f"config.name = {name!r}: must be the name of a folder, at most 200 bytes, "
+        "without / and \\ and not hidden (its results go to runs/ and that name)"
+    ]
 
 
 def _check_plan(e: fields.Experiment) -> list[str]:
@@ -177,6 +188,11 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         values = reads.value(e, where)
         if any(value <= 0 for value in values) or list(values) != sorted(set(values)):
             problems.append(f"config.{where} = {values}: must be positive and increase")
+    if max(e.frontier.steps) > names.MOST_SAMPLER_STEPS:
+        problems.append(
+            f"config.frontier.steps = {e.frontier.steps}: at most "
+            f"{names.MOST_SAMPLER_STEPS}"
+        )
     if e.evaluate.bootstrap == 1:
         problems.append(
             "config.evaluate.bootstrap = 1: one resample shows no spread; 0 or >= 2"

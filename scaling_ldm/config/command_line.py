@@ -6,6 +6,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from scaling_ldm.config import identity, names
 from scaling_ldm.config.experiment_dict import given_as, say_renamed, unknown
@@ -55,12 +56,14 @@ def help_text(arguments: Sequence[str], of_libraries: Callable[[], str]) -> str:
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Splits arguments into the experiment file ("": none is given) and the rest.
 
-    In the rest, every `--config.SECTION.FIELD` has today's name of the field.
+    In the rest, every `--config.SECTION.FIELD` has today's name of the field. Of a
+    field that is given twice, the last value is left.
 
     Raises:
-      ConfigError: a field does not exist.
+      ConfigError: a field does not exist, or is given without a value.
     """
     path, others, arguments = "", [], list(arguments)
+    fields: dict[str, str] = {}
     while arguments:
         argument = arguments.pop(0)
         flag, equals, value = argument.partition("=")
@@ -70,12 +73,25 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
             if where := _first_values(match[2]):
                 value = value if equals else (arguments or [""]).pop(0)
                 for name, of_today in given_as(*where, value.strip("'\"")).items():
-                    others.append(f"{match[1]}{where[0]}.{name}={of_today}")
+                    fields[f"{where[0]}.{name}"] = str(of_today)
                 continue
-            others.append(match[1] + _field(match[2]) + equals + value)
+            name = _field(match[2])
+            if "no" in match[1][:4] or isinstance(_default(name), bool):
+                others.append(match[1] + name + equals + value)
+                continue
+            if not equals and not arguments:
+                raise ConfigError(f"--config.{name}: give --config.{name}=VALUE")
+            fields[name] = value if equals else arguments.pop(0)
         else:
             others.append(argument)
-    return path, others
+    return path, [*(f"--config.{n}={v}" for n, v in fields.items()), *others]
+
+
+def _default(where: str) -> Any:
+    """The default of the field "section.name", or of "name"."""
+    section, _, name = where.partition(".")
+    found = getattr(Experiment(), section)
+    return getattr(found, name) if name else found
 
 
 def _first_values(where: str) -> identity.Field | None:
@@ -134,6 +150,33 @@ def check_stages(given: Sequence[str]) -> tuple[str, ...]:
     if not given:
         raise ConfigError(f"--stages: none given; {known}")
     return tuple(stage for stage in STAGES if stage in given)
+
+
+def check_job(
+    coordinator: str | None, processes: int | None, process_id: int | None
+) -> None:
+    """Checks the three flags of a job of several processes.
+
+    Raises:
+      ConfigError: some but not all of them, or values that no job has.
+    """
+    given = (coordinator, processes, process_id)
+    if coordinator is None or processes is None or process_id is None:
+        if given == (None, None, None):
+            return
+        raise ConfigError(
+            "--coordinator, --num_processes and --process_id belong together; got "
+            + ", ".join(map(repr, given))
+        )
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/]+):\d{1,5}", coordinator):
+        raise ConfigError(f"--coordinator={coordinator}: must be host:port")
+    if processes < 1:
+        raise ConfigError(f"--num_processes={processes}: must be at least 1")
+    if not 0 <= process_id < processes:
+        raise ConfigError(
+            f"--process_id={process_id}: a job of --num_processes={processes} has the "
+            f"processes 0 to {processes - 1}"
+        )
 
 
 def unknown_flag(name: str) -> str:

@@ -179,8 +179,10 @@ class PlanConfig:
     accelerator: str = "tpu-v5p"
     devices: int = 64  # devices of one run
     utilisation: float = 0.4  # share of the accelerator's peak; stated, not measured
-    # Measured model FLOP/s of one device, for hardware without a known peak; 0: none.
+    # Model FLOP/s of one device, stated; for hardware without a known peak. 0: none.
     flops_per_second_per_device: float = 0.0
+    # Whether the stage plan times a few steps of two sizes on the devices it finds.
+    probe: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

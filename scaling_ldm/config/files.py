@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -50,25 +51,33 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     sys.path.insert(0, root)
     try:
         defined = runpy.run_path(str(path), run_name=f"_experiment_{path.stem}")
-        found = defined["get_config"]() if "get_config" in defined else None
-    except Exception as e:
+        get_config = defined.get("get_config")
+        found = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as e:
         raise ConfigError(_failure(e, path)) from e
     finally:
-        sys.path.remove(root)
+        with contextlib.suppress(ValueError):  # the file may change sys.path, too
+            sys.path.remove(root)
+    if not callable(get_config):
+        raise ConfigError(f"{path} defines no get_config()")
     if not isinstance(found, ml_collections.ConfigDict):
-        raise ConfigError(f"{path} defines no get_config() that returns a config")
+        raise ConfigError(
+            f"get_config() of {path} returns {type(found).__name__}, not a config: "
+            "return scaling_ldm.config.default() with fields changed"
+        )
     if "objective" in found and not found.objective.get("folder", "."):
         found.objective.folder = str(path.resolve().parent)
     return found
 
 
-def _failure(error: Exception, path: pathlib.Path) -> str:
+def _failure(error: BaseException, path: pathlib.Path) -> str:
     """What failed in an experiment file or its neighbours, and on which lines."""
     folder = path.resolve().parent
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if folder in pathlib.Path(frame.filename).resolve().parents
+        and frame.filename != __file__
     ]
     lines = [f"{path} fails:"]
     lines += [f"  {f.filename}:{f.lineno} in {f.name}: {f.line}" for f in frames[-3:]]
@@ -201,10 +210,16 @@ _MAY_BE_EMPTY: dict[str, Any] = {
 
 
 def _coerce(value: Any, like: Any, where: str, problems: list[str]) -> Any:
-    """Checks `value` against the default's type; ints become floats, lists tuples."""
+    """Checks `value` against the default's type; ints become floats, lists tuples.
+
+    A number that is not finite is refused here, so in every field that holds one.
+    """
     kind = type(like)
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        if abs(value) <= sys.float_info.max:
+            return float(value)
+        problems.append(f"{where} = {value}: must be finite")
+        return like
     if kind is tuple:
         if isinstance(value, (list, tuple)) and (value or where in _MAY_BE_EMPTY):
             element = like[0] if like else _MAY_BE_EMPTY[where]

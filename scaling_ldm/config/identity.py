@@ -23,6 +23,7 @@ Field = tuple[str, str]  # section, name
 SINCE: dict[Field, Any] = {
     ("plan", "axes"): (),
     ("plan", "axes_only"): (),
+    ("plan", "probe"): False,  # decides no number
     ("train", "checkpoint_minutes"): 10.0,  # decides no number
     ("train", "save_signals"): ("SIGUSR1",),
     ("train", "stop_signals"): ("SIGUSR2",),

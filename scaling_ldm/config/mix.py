@@ -204,8 +204,8 @@ def _problems_of_shares(e: fields.Experiment) -> list[str]:
     if not mix:
         return found
     shares = [share for _, share in mix]
-    if not all(math.isfinite(share) and share > 0 for share in shares):
-        found.append(f"config.data.mix = {mix}: shares must be positive and finite")
+    if not all(share > 0 for share in shares):
+        found.append(f"config.data.mix = {mix}: shares must be positive")
     elif min(shares) < SMALLEST * math.fsum(shares):
         found.append(f"config.data.mix = {mix}: no share may be below {SMALLEST:g}")
     if len({name for name, _ in mix}) < len(mix) or len(mix) < 2:

@@ -125,6 +125,7 @@ SAMPLERS = (
     "unipc2",
     "unipc3",
 )
+MOST_SAMPLER_STEPS = 100_000  # a grid of times is held whole
 SPACINGS = (
     "uniform",
     "linspace",

@@ -1,12 +1,25 @@
-"""The range of each number of an experiment."""
+"""The range of each number of an experiment.
+
+A number that is not finite never gets here: `files.resolve` refuses it as it reads it.
+Every whole number has an upper end, because what counts with it holds 32 bits.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 from scaling_ldm.config import fields, names
+
+LARGEST_SEED = 2**32 - 1  # jax.random.key takes 32 bits: 2**32 would be 0 again
+LARGEST_COUNT = 2**31 - 1  # steps, pictures and sizes are int32 on a device
+# Whole numbers that no device counts with may be larger.
+_LARGEST = {"encode.pictures": 2**40, "optimizer.warmup_samples": 2**40}
 
 _POSITIVE = {
     "data": ("text_tokens",),
-    "encode": ("batch_size", "records_per_shard", "workers"),
+    "encode": ("batch_size", "records_per_shard"),
     "model": (
         "patch_size",
         "mlp_ratio",
@@ -27,28 +40,28 @@ _POSITIVE = {
     ),
     "validation": ("samples", "batch_size"),
     "mesh": ("fsdp",),
-    "generate": ("images", "batch_size", "steps"),
+    "generate": ("images", "batch_size"),
     "evaluate": ("reference_images", "batch_size"),
 }
 _NOT_NEGATIVE = {
-    "data": ("prefetch_batches", "seed", "coarse", "validation_minimum"),
+    "data": ("prefetch_batches", "coarse", "validation_minimum"),
     "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
-    "train": ("seed", "checkpoint_minutes", "show_every_seconds", "profile_steps"),
-    "validation": ("seed", "marks"),
-    "mesh": ("cpu_devices",),
-    "generate": ("guidance", "seed"),
-    "evaluate": ("input_size", "bootstrap", "seed"),
+    "train": ("checkpoint_minutes", "show_every_seconds", "profile_steps"),
+    "generate": ("guidance",),
+    "evaluate": ("input_size",),
     "frontier": ("images",),
     "advise": ("budget",),
-    "fit": ("seed",),
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
-    ("data", "vocab_size", 64, names.LARGEST_VOCABULARY),
+    # A word beside the three reserved tokens of data.vocabulary.
+    ("data", "vocab_size", 4, names.LARGEST_VOCABULARY),
+    ("data", "seed", 0, LARGEST_SEED),
+    ("encode", "workers", 1, 1024),
     ("encode", "largest_bad_fraction", 0.0, 0.999),
     ("objective", "schedule_steps", 2, 100_000),
     ("objective", "caption_dropout", 0.0, 1.0),
@@ -58,11 +71,21 @@ _RANGES = (
     ("optimizer", "b2", 0.0, 0.999999),
     ("optimizer", "ema_decay", 0.0, 0.999999),
     ("plan", "utilisation", 0.001, 1.0),
+    ("train", "seed", 0, LARGEST_SEED),
+    ("validation", "seed", 0, LARGEST_SEED),
+    ("validation", "marks", 0, 1000),
+    ("mesh", "cpu_devices", 0, 4096),
+    ("generate", "steps", 1, names.MOST_SAMPLER_STEPS),
+    ("generate", "seed", 0, LARGEST_SEED),
+    ("evaluate", "seed", 0, LARGEST_SEED),
+    ("evaluate", "bootstrap", 0, 1_000_000),
     ("evaluate", "confidence", 0.5, 0.999),
     ("advise", "utilisation", 0.001, 1.0),
     ("fit", "bootstrap", 50, 1_000_000),
     ("fit", "confidence", 0.5, 0.999),
+    ("fit", "seed", 0, LARGEST_SEED),
 )
+_PAIRS = ("data.mix", "data.parts", "plan.axes", "plan.axes_only")  # checked elsewhere
 
 
 def problems_of(e: fields.Experiment) -> list[str]:
@@ -85,8 +108,31 @@ def problems_of(e: fields.Experiment) -> list[str]:
             problems.append(
                 f"config.{section}.{name} = {value}: must lie in [{low}, {high}]"
             )
+    known = {f"{section}.{name}" for section, name, *_ in _RANGES}
+    for where, value in _fields(e):
+        most = _LARGEST.get(where, LARGEST_COUNT)
+        if where not in known and any(n > most for n in _whole_numbers(value)):
+            problems.append(f"config.{where} = {value}: at most {most}")
     if len(e.data.shape) != 3 or min(e.data.shape) <= 0:
         problems.append(
             f"config.data.shape = {e.data.shape}: must be (height, width, channels)"
         )
     return problems
+
+
+def _fields(e: fields.Experiment) -> Iterator[tuple[str, Any]]:
+    """("section.name", value) of every field but those of pairs."""
+    for section, part in vars(e).items():
+        if dataclasses.is_dataclass(part):
+            for name, value in vars(part).items():
+                if f"{section}.{name}" not in _PAIRS:
+                    yield f"{section}.{name}", value
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """The ints of a value, at any depth of tuples."""
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _whole_numbers(each)
+    elif isinstance(value, int):
+        yield value

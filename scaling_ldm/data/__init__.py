@@ -9,7 +9,13 @@ position, `split` chooses the validation captions. May import: config, records, 
 """
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack
-from scaling_ldm.data.sources import naming, parts, records_folder, sources
+from scaling_ldm.data.sources import (
+    naming,
+    parts,
+    records_folder,
+    sources,
+    training_pictures,
+)
 
 __all__ = [
     "Batches",
@@ -20,4 +26,5 @@ __all__ = [
     "records_folder",
     "sources",
     "stack",
+    "training_pictures",
 ]

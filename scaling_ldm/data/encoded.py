@@ -118,6 +118,16 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
     return manifest
 
 
+def training_pictures(folder: str, experiment: config.Experiment) -> int:
+    """Pictures in the training split of finished records.
+
+    Raises:
+      ConfigError, Damaged: as `read_manifest`.
+    """
+    summaries = read_manifest(folder, experiment)["shards"]
+    return sum(int((~shards.held_out_bits(one)).sum()) for one in summaries)
+
+
 class Encoded:
     """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
 

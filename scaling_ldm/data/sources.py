@@ -150,6 +150,22 @@ def sources(
     return (Coarse(train, k), Coarse(validation, k)) if k else (train, validation)
 
 
+def training_pictures(
+    experiment: config.Experiment, workdir: pathlib.Path
+) -> dict[str, int]:
+    """Pictures in the training split of each part whose records are finished.
+
+    A part that is painted as it is read has no number of pictures and is left out; so
+    is one that is not encoded yet, or whose records are of something else.
+    """
+    found = {}
+    for name, (part, folder) in parts(experiment, workdir).items():
+        if experiment.encoded:
+            with contextlib.suppress(config.ConfigError):
+                found[name] = encoded.training_pictures(folder, part)
+    return found
+
+
 def _mixed(
     experiment: config.Experiment, workdir: pathlib.Path
 ) -> tuple[mixture.Mixture, mixture.Mixture]:

@@ -74,7 +74,8 @@ def _law(
         refusal = Refusal(
             quantity=name,
             reason=f"fewer than {MIN_BUDGETS} budgets",
-            detail=f"{len(budgets)} budgets have a parabola",
+            detail=f"{len(budgets)} budget{' has' if len(budgets) == 1 else 's have'} "
+            "a parabola",
         )
         return refusal, None, []
     samples = minima.draws[:, :, index]

@@ -81,7 +81,8 @@ def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
             quantity=MINIMUM,
             budget_flops=budget,
             reason=f"fewer than {MIN_SIZES} sizes",
-            detail=f"{len(sizes)} distinct sizes in {len(points)} usable runs",
+            detail=f"{len(sizes)} distinct size{'s' * (len(sizes) != 1)} in "
+            f"{len(points)} usable run{'s' * (len(points) != 1)}",
         )
     centre = float(np.mean(np.log(n)))
     x = np.log(n) - centre

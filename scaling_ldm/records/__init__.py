@@ -43,7 +43,7 @@ from scaling_ldm.records.laws import (
 )
 from scaling_ldm.records.measurements import Measurement
 from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
-from scaling_ldm.records.table import read_table, write_csv, write_parquet
+from scaling_ldm.records.table import read_plan, read_table, write_csv, write_parquet
 from scaling_ldm.records.upgrade import (
     FIRST,
     SCHEMA,
@@ -85,6 +85,7 @@ __all__ = [
     "read",
     "read_json",
     "read_jsonl",
+    "read_plan",
     "read_table",
     "stamped",
     "to_json",

@@ -39,7 +39,7 @@ class RunSpec:
     activation_bytes: int  # saved for the backward pass; the whole batch
     memory_bytes_per_device: int  # at `plan.devices` devices
     accelerator: str
-    hours: float  # on `plan.devices` x accelerator at `utilisation`
+    hours: float  # of steps, on `plan.devices` x accelerator at `utilisation`
     utilisation: float
     recipe_hash: str  # Experiment.recipe_hash, with the overrides
     # The run's value of each axis of the study: "section.field" -> value.
@@ -72,7 +72,8 @@ class TrainRecord:
     steps_planned: int
     images: int
     tokens: int
-    seconds: float  # wall time inside the train loop, summed over restarts
+    # Wall time in the train loop with compilation, summed over restarts.
+    seconds: float
     device: str
     devices: int
     flops_per_second: float

@@ -11,6 +11,7 @@ line without its end: no reader sees it. May import: the standard library alone,
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -114,11 +115,29 @@ def _difference(a: Measurement, b: Measurement) -> str:
     return f"; {', '.join(differing)} differ" if differing else ""
 
 
+def read_plan(workdir: pathlib.Path) -> list[RunSpec]:
+    """The rows of a study's plan, `runs.jsonl`.
+
+    Raises:
+      Damaged: two rows have one run_id, so that one folder would be of two runs.
+    """
+    path = workdir / "runs.jsonl"
+    specs = files.read_jsonl(path)
+    ids = collections.Counter(spec.run_id for spec in specs)
+    twice = [run_id for run_id, rows in ids.items() if rows > 1]
+    if twice:
+        raise Damaged(
+            f"{path}: {len(twice)} runs have two rows, the first is {twice[0]}; the "
+            "plan stage writes the file again"
+        )
+    return specs
+
+
 def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
     plan = workdir / "runs.jsonl"
     if not plan.is_file():
         raise FileNotFoundError(f"{plan}: no such file, so there is no study")
-    specs = {spec.run_id: spec for spec in files.read_jsonl(plan)}
+    specs = {spec.run_id: spec for spec in read_plan(workdir)}
     experiment = experiment_of(workdir)
     folders = {path.name for path in (workdir / "runs").glob("*") if path.is_dir()}
     for run_id in sorted(folders):

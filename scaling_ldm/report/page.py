@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
-from scaling_ldm.report import format as fmt
 from scaling_ldm.report import (
+    conclusion,
     frontier_tables,
     html,
     law_tables,
@@ -17,6 +17,7 @@ from scaling_ldm.report import (
     style,
     training_quality,
 )
+from scaling_ldm.report import format as fmt
 from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import Table
@@ -139,6 +140,7 @@ def _found(title: str, fit: FitResult) -> str:
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
     return (
         said
+        + html.paragraphs([of + line for line in conclusion.lines(fit)])
         + html.paragraphs([of + line for line in _held_out(fit)])
         + html.paragraphs([of + line for line in refused], "Refused:")
     )
@@ -220,15 +222,18 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
     curves.append(table("minima"))
     if study.fit is None:
         return curves
-    trio = (figure(f"law_{fmt.SYMBOLS[q]}") for q in QUANTITIES)
+    trio = "".join(figure(f"law_{fmt.SYMBOLS[q]}") for q in QUANTITIES)
     surface = study.fit.parametric
-    return [
-        *curves,
-        f"<h2>Laws{of}</h2>",
-        f'<div class="three">{"".join(trio)}</div>',
+    drawn = [
+        f'<div class="three">{trio}</div>',
         '<p class="soft">The dashed line has the exponent of a published law and is '
         "drawn through the middle of these minima: that law was fitted at other "
         "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
+    ]
+    return [
+        *curves,
+        f"<h2>Laws{of}</h2>",
+        *(drawn if trio else ["<p>No budget has a minimum, so none is drawn.</p>"]),
         table("laws"),
         html.folded("Other published laws", html.table(tables["published"])),
         "<h3>Held-out budget</h3>",

@@ -191,7 +191,9 @@ def ledger(study: Study) -> Table:
     caption = (
         "Model FLOPs: 2 × multiply-adds, forward and backward. Hardware FLOPs: with "
         "recomputation. 6ND: N without embeddings, D all tokens. Seconds: wall time "
-        "in the train loop, over all restarts. Failed runs are counted."
+        "in the train loop, over all restarts, with compilation, measurements and "
+        "checkpoints; so are device-hours and the FLOP/s of a sum. A run's FLOP/s and "
+        "MFU are of its steps alone. Failed runs are counted."
     )
     columns = (text("run", "run_id"), *_COSTS)
     total = _sum(rows) | {"run_id": f"all {len(rows)}"} if rows else None

@@ -201,7 +201,7 @@ def read(workdir: pathlib.Path) -> Study:
       FileNotFoundError: there is no plan (`runs.jsonl`), so nothing to report.
     """
     plan = workdir / "runs.jsonl"
-    runs = records.read_jsonl(plan) if plan.is_file() else []
+    runs = records.read_plan(workdir) if plan.is_file() else []
     runs = [run for run in runs if isinstance(run, RunSpec)]
     if not runs:
         raise FileNotFoundError(

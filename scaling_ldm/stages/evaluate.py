@@ -75,6 +75,25 @@ def check(experiment: config.Experiment) -> None:
         reference.from_file(cfg.reference, identity)
 
 
+def check_checkpoints(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+) -> None:
+    """Refuses to measure checkpoints of given weights, which have none.
+
+    Raises:
+      ConfigError: and no run is finished, whose checkpoints could be meant.
+    """
+    cfg, weights = experiment.evaluate, experiment.generate.weights
+    if cfg.through_training and weights and runs.best(workdir, specs) is None:
+        raise config.ConfigError(
+            "config.evaluate.through_training = True with config.generate.weights = "
+            f"{weights!r}: a folder of weights has no checkpoints, and no run of "
+            f"{workdir} is finished; leave one of them out"
+        )
+
+
 def _check_settings(experiment: config.Experiment) -> None:
     """The part of `check` that reads no weights."""
     cfg = experiment.evaluate

@@ -84,15 +84,23 @@ def _grid_path(workdir: pathlib.Path, form: str) -> pathlib.Path:
     return workdir / "samples" / f"grid.{form}"
 
 
-def check(experiment: config.Experiment) -> None:
+def check(experiment: config.Experiment, trains: bool = False) -> None:
     """Refuses, before anything is trained, what could not be sampled afterwards.
+
+    Args:
+      trains: whether the study trains first; given weights need no training.
 
     Raises:
       config.ConfigError: the sampler cannot use this spacing with this schedule and
-        prediction, config.generate.weights are of another network, or no run will be
-        the best one (see `runs.no_best_run`).
+        prediction, config.generate.weights are of another network or given where
+        the study trains, or no run will be the best one (see `runs.no_best_run`).
     """
     cfg, objectives = experiment.generate, axes.objectives(experiment)
+    if cfg.weights and trains:
+        raise config.ConfigError(
+            "config.generate.weights are drawn from without training: add --stages "
+            "generate,evaluate"
+        )
     if cfg.weights:
         exports.read_model(experiment, cfg.weights)
         objectives = [experiment]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.config import axes, run_names
-from scaling_ldm.data import stored_split
+from scaling_ldm.config import axes, names, objective_kind, run_names
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
-from scaling_ldm.training import optimizer, train_step
+from scaling_ldm.records.measurements import LOSS, STRATA, TRAIN_LOSS, stratum
+from scaling_ldm.training import optimizer, progress, train_step
 from scaling_ldm.training.objective import Objective
 from scaling_ldm.workdir import init_record, initial_weights
 
@@ -38,12 +39,12 @@ def plan(
         message has all such runs. Or the weights to start from do not fit.
     """
     cfg = experiment.plan
-    if cfg.steps and cfg.steps < cfg.minimum_steps:
-        raise config.ConfigError(
-            f"config.plan.steps = {cfg.steps}, fewer than "
-            f"config.plan.minimum_steps = {cfg.minimum_steps}"
-        )
-    variants = _variants(experiment)
+    possible, problems = _possible(experiment)
+    problems = [*_known_beforehand(experiment), *problems]
+    problems += _metrics_of_no_run(experiment, workdir)
+    if problems:  # counting takes longer: what is known without it is said first
+        raise _refusal(problems)
+    variants = _variants(experiment, possible)
     if cfg.steps:
         rows = [
             _row(variant, float(cfg.steps * size.cost.flops.model), size)
@@ -146,24 +147,86 @@ class _Variant:
         return axes.takes(self.study.plan, self.overrides, budget, at)
 
 
-def _variants(study: config.Experiment) -> list[_Variant]:
-    """Every combination of values of the axes; one if there are none.
+def _known_beforehand(experiment: config.Experiment) -> list[str]:
+    """What is wrong with a plan whatever its networks cost to train."""
+    cfg, found = experiment.plan, []
+    if cfg.steps and cfg.steps < cfg.minimum_steps:
+        found.append(
+            f"config.plan.steps = {cfg.steps}, fewer than config.plan.minimum_steps = "
+            f"{cfg.minimum_steps}"
+        )
+    dtypes = {one.model.compute_dtype for one in axes.variants(experiment)}
+    row = peaks.PEAKS.get(cfg.accelerator)
+    for dtype in () if cfg.flops_per_second_per_device else sorted(dtypes):
+        if dtype not in config.DTYPES or (row and dtype in row.flops_per_second):
+            continue
+        known = [n for n, r in peaks.PEAKS.items() if dtype in r.flops_per_second]
+        given = cfg.accelerator.lower()
+        close = [n for n in known if given and given in n]
+        close = close or [n for n in [names.nearest(given, known)] if n]
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        found.append(
+            f"config.plan.accelerator = {cfg.accelerator!r} has no published peak for "
+            f"{dtype}; {hint}known: {', '.join(known)}. For other hardware set "
+            "config.plan.flops_per_second_per_device to its speed; config.plan.probe "
+            "measures that of this machine"
+        )
+    return found
 
-    Raises:
-      ConfigError: values that do not go together; all such runs are named.
+
+def _metrics_of_no_run(
+    experiment: config.Experiment, workdir: pathlib.Path | None
+) -> list[str]:
+    """A line for each metric of config.fit.metrics that no run can have.
+
+    An objective of one's own may have any; and so may what was measured before.
+    """
+    known = {LOSS, TRAIN_LOSS, *map(stratum, range(STRATA))}
+    strange = [metric for metric in experiment.fit.metrics if metric not in known]
+    own = objective_kind.is_own(experiment.objective_kind)
+    if not strange or own or not experiment.plan.budgets_flops:
+        return []
+    from scaling_ldm.evaluation import measures  # a second that few plans need
+
+    cfg = experiment.evaluate
+    if cfg.network != "none":
+        for metric in cfg.metrics:
+            known.update(measures.names(metric, cfg.network))
+    if workdir is not None and (workdir / "runs.jsonl").exists():
+        with contextlib.suppress(records.MeasurementConflict):  # fit says which
+            known.update(row.metric for row in records.read_table(workdir))
+    found = []
+    for metric in strange:
+        if metric not in known:
+            close = names.nearest(metric, known)
+            hint = f"did you mean {close}? " if close else ""
+            found.append(
+                f"config.fit.metrics = {experiment.fit.metrics}: no run will have "
+                f"{metric}; {hint}these settings measure {', '.join(sorted(known))}"
+            )
+    return found
+
+
+_Sizes = list[tuple[int, int]]
+
+
+def _possible(
+    study: config.Experiment,
+) -> tuple[list[tuple[Mapping[str, Any], _Sizes]], list[str]]:
+    """Every combination of values of the axes with the sizes that it can have.
+
+    Returns:
+      These (one, if there are no axes), and a line for each reason why a run that is
+      asked for cannot be.
     """
     cfg, found = study.plan, []
     bad: dict[str, list[str]] = {}
-    traced: dict[Any, _Size] = {}
     for overrides in axes.combinations(cfg):
-        experiment, ladder = config.with_overrides(study, overrides), []
+        experiment, sizes = config.with_overrides(study, overrides), []
         for size in cfg.sizes:
             problems = axes.problems_of_run(experiment, size) if overrides else []
             if not problems:
-                key = train_step.compiled_part(experiment), size
-                if key not in traced:
-                    traced[key] = _size(experiment, *size)
-                ladder.append(traced[key])
+                sizes.append(size)
             elif any(
                 axes.takes(cfg, overrides, budget, size)
                 for budget in cfg.budgets_flops or (None,)
@@ -171,18 +234,35 @@ def _variants(study: config.Experiment) -> list[_Variant]:
                 name = f"{size[0]} x {size[1]}, {_values(overrides)}"
                 for problem in problems:
                     bad.setdefault(problem, []).append(name)
-        if ladder:
-            ladder.sort(key=lambda size: size.params_without_embeddings)
-            found.append(
-                _Variant(
-                    study=study,
-                    overrides=overrides,
-                    experiment=experiment,
-                    ladder=ladder,
-                )
+        if sizes:
+            found.append((overrides, sizes))
+    return found, [f"{'; '.join(runs)}: {why}" for why, runs in bad.items()]
+
+
+def _variants(
+    study: config.Experiment, possible: Sequence[tuple[Mapping[str, Any], _Sizes]]
+) -> list[_Variant]:
+    """The combinations of `_possible` with the costs of their sizes, counted once."""
+    found, traced = [], {}
+    wanted = []
+    for overrides, sizes in possible:
+        experiment = config.with_overrides(study, overrides)
+        keys = [(train_step.compiled_part(experiment), size) for size in sizes]
+        wanted.append((overrides, experiment, keys))
+    total = len({key for _, _, keys in wanted for key in keys})
+    shown = progress.Progress("plan", total, "networks counted", 5.0, at_once=False)
+    for overrides, experiment, keys in wanted:
+        for key in keys:
+            if key not in traced:
+                traced[key] = _size(experiment, *key[1])
+                shown.show(len(traced))
+        ladder = [traced[key] for key in keys]
+        ladder.sort(key=lambda size: size.params_without_embeddings)
+        found.append(
+            _Variant(
+                study=study, overrides=overrides, experiment=experiment, ladder=ladder
             )
-    if bad:
-        raise _refusal(f"{'; '.join(names)}: {why}" for why, names in bad.items())
+        )
     return found
 
 
@@ -279,23 +359,12 @@ def _row(
 
 
 def _hours(experiment: config.Experiment, total_flops: float) -> float:
-    """Hours on the named accelerator at the stated utilisation or measured speed.
-
-    Raises:
-      ConfigError: there is neither a known peak nor a measured speed.
-    """
+    """Hours on the named accelerator at the stated utilisation or speed."""
     cfg = experiment.plan
     speed = cfg.flops_per_second_per_device
     if not speed:
-        row, dtype = peaks.PEAKS.get(cfg.accelerator), experiment.model.compute_dtype
-        if row is None or dtype not in row.flops_per_second:
-            known = [n for n, r in peaks.PEAKS.items() if dtype in r.flops_per_second]
-            raise config.ConfigError(
-                f"config.plan.accelerator = {cfg.accelerator!r} has no published peak "
-                f"for {dtype}; known: {', '.join(known)}. For other hardware set "
-                "config.plan.flops_per_second_per_device to a measured speed"
-            )
-        speed = row.flops_per_second[dtype] * cfg.utilisation
+        peak = peaks.PEAKS[cfg.accelerator]
+        speed = peak.flops_per_second[experiment.model.compute_dtype] * cfg.utilisation
     return total_flops / (speed * cfg.devices) / 3600
 
 
@@ -308,79 +377,3 @@ def write(rows: Sequence[records.RunSpec], workdir: pathlib.Path) -> None:
     text = "".join(records.dumps(row) + "\n" for row in rows)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         records.write_text(path, text)
-
-
-_COLUMNS = (
-    ("run", lambda k, r: str(k)),
-    ("budget", lambda k, r: f"{r.budget_flops:.3g}"),
-    ("width x depth", lambda k, r: f"{r.width} x {r.depth}"),
-    ("params", lambda k, r: si(r.params)),
-    ("w/o embed.", lambda k, r: si(r.params_without_embeddings)),
-    ("FLOPs/step", lambda k, r: f"{r.flops_per_step:.3g}"),
-    ("batch", lambda k, r: str(r.batch_size)),
-    ("steps", lambda k, r: str(r.steps)),
-    ("images", lambda k, r: si(r.images)),
-    ("image tok.", lambda k, r: si(r.image_tokens)),
-    ("text tok.", lambda k, r: si(r.text_tokens)),
-    ("tok./param", lambda k, r: f"{r.tokens / r.params_without_embeddings:.0f}"),
-    ("lr", lambda k, r: f"{r.learning_rate:.2g}"),
-    ("GiB/device", lambda k, r: f"{r.memory_bytes_per_device / 2**30:.2f}"),
-    ("hours", lambda k, r: f"{r.hours:.3g}"),
-)
-
-
-def _axis_column(path: str) -> tuple[str, Callable[[int, records.RunSpec], str]]:
-    return path, lambda _, row: run_names.value_text(row.overrides[path])
-
-
-def table(
-    experiment: config.Experiment,
-    rows: Sequence[records.RunSpec],
-    first: int = 0,
-    workdir: pathlib.Path | None = None,
-) -> str:
-    """The plan as text: one line for each run, then the totals and the assumptions.
-
-    An axis has a column of its own.
-
-    Args:
-      first: the number of the first row; with --run, a row keeps its number.
-      workdir: of the study; given, the last lines say what is held out of training.
-    """
-    cfg = experiment.plan
-    varied = dict.fromkeys(path for row in rows for path in row.overrides)
-    columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
-    cells = [[name for name, _ in columns]]
-    cells += [[f(first + i, row) for _, f in columns] for i, row in enumerate(rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True))
-        for line in cells
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    if cfg.flops_per_second_per_device:
-        speed = f"{cfg.flops_per_second_per_device:.3g} FLOP/s a device (measured)"
-    else:
-        speed = f"{cfg.utilisation:.0%} of peak (assumed)"
-    hours = sum(row.hours for row in rows)
-    lines += [
-        "",
-        f"{len(rows)} runs, {sum(row.planned_flops for row in rows):.4g} FLOPs, "
-        f"{si(sum(row.images for row in rows))} images, {hours:.3g} hours on "
-        f"{cfg.devices} x {cfg.accelerator} at {speed}.",
-        "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is state / "
-        f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} devices; "
-        "the compiler's temporaries come on top.",
-    ]
-    if workdir is not None:
-        lines += stored_split.lines(experiment, workdir)
-    return "\n".join(lines)
-
-
-def si(value: float) -> str:
-    """Three significant digits with k, M, G, T."""
-    for suffix in ("", "k", "M", "G", "T"):
-        if abs(value) < 999.5:
-            return f"{value:.3g}{suffix}"
-        value /= 1000
-    return f"{value:.3g}P"

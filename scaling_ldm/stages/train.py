@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
 from scaling_ldm.data import vocabulary
 from scaling_ldm.training import (
+    capacity,
     held_out,
     loop,
     marks,
@@ -22,7 +23,7 @@ from scaling_ldm.training import (
     progress,
     signals,
 )
-from scaling_ldm.workdir import initial_weights, lock, runs
+from scaling_ldm.workdir import initial_weights, lock, plan_table, runs
 
 
 def run(
@@ -56,7 +57,13 @@ def run(
         primary=mesh.is_primary(),
         any_process=mesh.any_process,
     ):
-        return _run(experiment, workdir, numbered, planned)
+        done = _run(experiment, workdir, numbered, planned)
+    failed = [r for r in done if r.status != "finished"]
+    finished = len(done) - len(failed)
+    progress.say(f"trained: {finished} of {planned} runs finished")
+    for r in failed:
+        progress.say(f"  {r.run_id}: {r.status} ({r.detail})")
+    return done
 
 
 def _run(
@@ -70,15 +77,7 @@ def _run(
     missing = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not missing:
         return [done[spec.run_id] for _, spec in numbered]
-    sizes = {spec.batch_size: spec.run_id for _, spec in missing}
-    device_mesh = mesh.build(
-        experiment.mesh,
-        {
-            "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
-            for size, run_id in sizes.items()
-        }
-        | {"config.validation.batch_size": experiment.validation.batch_size},
-    )
+    device_mesh = _mesh(experiment, [spec for _, spec in missing])
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in missing:  # what does not fit is refused before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
@@ -89,6 +88,10 @@ def _run(
         ]
     ):
         progress.say(line)
+    specs = [spec for _, spec in missing]
+    pictures = data.training_pictures(experiment, workdir)
+    for line in plan_table.repeated(experiment, specs, pictures):
+        progress.say(f"caution: {line}")
     sweep = progress.SweepProgress(
         planned,
         [
@@ -134,6 +137,43 @@ def _run(
             if record.status == "finished":
                 sweep.result(training.losses[own.optimizer.averages[0]])
     return [done[spec.run_id] for _, spec in numbered]
+
+
+def _mesh(
+    experiment: config.Experiment, specs: Sequence[records.RunSpec]
+) -> jax.sharding.Mesh:
+    """The mesh of runs; their batch sizes must fit it (ConfigError)."""
+    sizes = {spec.batch_size: spec.run_id for spec in specs}
+    return mesh.build(
+        experiment.mesh,
+        {
+            "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
+            for size, run_id in sizes.items()
+        }
+        | {"config.validation.batch_size": experiment.validation.batch_size},
+    )
+
+
+def check_rows(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+    stages: Collection[str],
+) -> None:
+    """Refuses, before anything is encoded, rows that these devices cannot train.
+
+    Args:
+      specs: the rows; those that have a record are not trained.
+      stages: those that will run.
+
+    Raises:
+      ConfigError: the mesh or a batch size does not fit the devices, or the memory of
+        a host or device is too small.
+    """
+    missing = [s for s in specs if runs.read_record(workdir, s.run_id) is None]
+    if missing:
+        shape = _mesh(experiment, missing).shape
+        capacity.check(experiment, missing, stages, shape["fsdp"])
 
 
 class _Inputs:

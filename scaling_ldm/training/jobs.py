@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from scaling_ldm import config
+from scaling_ldm.config import command_line
 from scaling_ldm.training import progress
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
@@ -60,21 +61,9 @@ def join(
       ConfigError: some but not all of the three flags, or of the variables that
         describe a job; or a job that cannot be joined.
     """
-    if coordinator is None and processes is None and process_id is None:
-        if not (_slurm_tasks() or _on_a_tpu_pod()):
-            return None
-    elif coordinator is None or processes is None or process_id is None:
-        raise config.ConfigError(
-            "--coordinator, --num_processes and --process_id belong together; got "
-            f"{coordinator!r}, {processes!r}, {process_id!r}"
-        )
-    elif not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
-        raise config.ConfigError(f"--coordinator={coordinator}: give HOST:PORT")
-    elif not 0 <= process_id < processes:
-        raise config.ConfigError(
-            f"--process_id={process_id} of --num_processes={processes}: the processes "
-            f"are numbered from 0 to {processes - 1}"
-        )
+    command_line.check_job(coordinator, processes, process_id)
+    if coordinator is None and not (_slurm_tasks() or _on_a_tpu_pod()):
+        return None
     if coordinator and process_id == 0:
         _check_port(coordinator)
     where = coordinator or "the address that the environment gives"

@@ -84,7 +84,7 @@ class TrainingRun:
             train_step.compiled_part(experiment), spec.width, spec.depth, device_mesh
         )
         self.names = ("x", *self.compiled.objective.conditioning)
-        per_run = experiment.train.checkpoints_per_run
+        per_run = min(experiment.train.checkpoints_per_run, spec.steps)
         spaced = {round(spec.steps * (i + 1) / per_run) for i in range(per_run)}
         self._always_kept = checkpoint_steps(experiment, spec)
         self._save_steps = sorted((spaced | self._always_kept) - {0})

@@ -232,19 +232,24 @@ def cost(
     batch, uncond = objective_checks.abstract_inputs(experiment, learnt, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
+    kept_bytes = 0
+
     def gradient(state: TrainState, *inputs: Any) -> Any:
-        return _gradient(learnt, state)(state.params, *inputs)
-
-    def residuals(state: TrainState, *inputs: Any) -> Any:
+        """As `_gradient`; tracing is slow, so one trace gives the residuals, too."""
+        nonlocal kept_bytes
         loss = _loss(learnt, state)
-        return jax.vjp(lambda p: loss(p, *inputs), state.params, has_aux=True)[1]
+        value, pullback, _ = jax.vjp(
+            lambda params: loss(params, *inputs), state.params, has_aux=True
+        )
+        kept_bytes = _nbytes(pullback)
+        return pullback(jnp.ones_like(value))
 
-    kept = jax.eval_shape(residuals, state, batch, uncond, key)
+    counted = flops.count(gradient, state, batch, uncond, key)
     params_bytes = _nbytes(state.params)
     return StepCost(
-        flops=flops.count(gradient, state, batch, uncond, key),
+        flops=counted,
         state_bytes=_nbytes(state) + params_bytes,
-        activation_bytes=max(_nbytes(kept) - params_bytes, 0),
+        activation_bytes=max(kept_bytes - params_bytes, 0),
     )
 
 

@@ -149,8 +149,8 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
     """
     folder = pathlib.Path(run.workdir).expanduser()
     source = _experiment_of(where, folder)
-    plan = folder / "runs.jsonl"
-    specs = records.read_jsonl(plan) if plan.exists() else []
+    planned = (folder / "runs.jsonl").exists()
+    specs = records.read_plan(folder) if planned else []
     by_name = {spec.run_id: spec for spec in specs}
     if not run.run_id:
         spec = runs.run_to_sample(source, folder, specs)

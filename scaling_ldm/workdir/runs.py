@@ -13,6 +13,7 @@ from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.config import axes
+from scaling_ldm.config.names import nearest
 from scaling_ldm.records import results, table
 from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.training.run_files import RunFiles
@@ -133,6 +134,20 @@ def run_to_sample(
             f"{', '.join(finished) or 'none'}"
         )
     return found
+
+
+def check_run_to_sample(
+    experiment: config.Experiment, specs: Sequence[records.RunSpec]
+) -> None:
+    """Refuses a config.generate.run that is not in the plan (ConfigError)."""
+    name, known = experiment.generate.run, [spec.run_id for spec in specs]
+    if name and name not in known:
+        close = nearest(name, known)
+        hint = f"did you mean {close}? " if close else ""
+        raise config.ConfigError(
+            f"config.generate.run = {name!r}: no run of the plan; {hint}runs.jsonl has "
+            f"all {len(known)}, the first is {known[0]}"
+        )
 
 
 def no_best_run() -> config.ConfigError:

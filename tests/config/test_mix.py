@@ -107,8 +107,8 @@ def part(name, **own):
     [
         (("own",), "mix = 'own': must be {name: share}"),
         (({"own": "much", "prior": 1},), r"mix\['own'\] must be float"),
-        (({"own": 1.0, "prior": 0.0},), "shares must be positive and finite"),
-        (({"own": 1.0, "prior": float("inf")},), "shares must be positive"),
+        (({"own": 1.0, "prior": 0.0},), "shares must be positive"),
+        (({"own": 1.0, "prior": float("inf")},), "inf: must be finite"),
         (({"own": 1.0, "prior": 1e-9},), "no share may be below 1e-06"),
         (({"own": 1.0}, {"own": PARTS["own"]}), "two parts or more"),
         (((("own", 1.0), ("own", 2.0), ("prior", 1.0)),), "each once"),

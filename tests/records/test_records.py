@@ -256,3 +256,13 @@ def test_a_process_that_ends_leaves_no_half_of_a_file(tmp_path):
     with pytest.raises(SystemExit):
         records.write_file(tmp_path / "a", cut_off)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_with_two_rows_of_one_run_is_damaged(tmp_path):
+    tiny = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "tiny_study"
+    specs = records.read_plan(tiny)
+    records.write_jsonl(tmp_path / "runs.jsonl", [*specs, specs[1]])
+    with pytest.raises(records.Damaged, match=f"the first is {specs[1].run_id}"):
+        records.read_plan(tmp_path)
+    records.write_jsonl(tmp_path / "runs.jsonl", specs)
+    assert records.read_plan(tmp_path) == specs

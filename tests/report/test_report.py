@@ -86,6 +86,7 @@ def test_headline_states_the_laws_and_the_held_out_error(plain):
     assert "C = 1.60×10¹² FLOPs" in page.text
     assert "90% bootstrap intervals" in page.text
     assert page.text.index("How should") < page.text.index("N ∝ C")
+    assert "for ten times the compute, the best network takes" in page.text
 
 
 def test_held_out_table_agrees_with_the_fit(plain):
@@ -243,6 +244,7 @@ def test_refused_laws_are_the_headline(tmp_path):
     assert isinstance(refusal, Refusal)
     assert f"Refused: N_opt, D_opt, L_opt: {refusal.why}." in page.text
     assert "N ∝" not in page.text
+    assert "do not say which size is best at a larger budget" in page.text
     (predicted,) = {h.why for h in result.held_out}
     assert "Refused: N_opt held out at 2e+11 FLOPs, D_opt held" in page.text
     assert f"L_opt held out at 2e+11 FLOPs: {predicted}." in page.text

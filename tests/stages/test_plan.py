@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 from processes import run_main
@@ -10,6 +11,7 @@ from processes import run_main
 from scaling_ldm import config, records
 from scaling_ldm.flops import peaks
 from scaling_ldm.stages import plan
+from scaling_ldm.workdir import plan_table
 
 
 def changed(tiny, **plan_fields):
@@ -81,10 +83,83 @@ def test_a_budget_that_whole_steps_miss_is_refused(tiny):
         plan.plan(changed(tiny, budgets_flops=(10.4 * per_step,), minimum_steps=10))
 
 
-def test_unknown_accelerators_need_a_measured_speed(tiny):
-    e = changed(tiny, accelerator="abacus", flops_per_second_per_device=0.0)
-    with pytest.raises(config.ConfigError, match="known: .*h100-sxm"):
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("abacus", "float32", "for float32; known: .*h100-sxm"),
+        ("v5e", "bfloat16", "did you mean tpu-v5e?"),
+        ("H100", "bfloat16", "did you mean h100-sxm or h100-pcie or h100-nvl?"),
+        ("tpu-v5q", "bfloat16", "did you mean tpu-v5p?"),
+        ("tpu-v5e", "float32", "no published peak for float32; known: a100"),
+        ("", "bfloat16", "for bfloat16; known:"),
+    ],
+)
+def test_an_unknown_accelerator_is_refused_before_anything_is_counted(
+    tiny, monkeypatch, name, dtype, said
+):
+    monkeypatch.setattr(plan, "_size", lambda *_: pytest.fail("counted first"))
+    c = config.to_config_dict(
+        changed(tiny, accelerator=name, flops_per_second_per_device=0.0)
+    )
+    c.model.compute_dtype = dtype
+    with pytest.raises(config.ConfigError, match=said):
+        plan.plan(config.resolve(c))
+
+
+def test_what_is_known_without_counting_is_refused_at_once(tiny):
+    e = changed(
+        tiny,
+        accelerator="v5e",
+        flops_per_second_per_device=0.0,
+        steps=3,
+        budgets_flops=(),
+        minimum_steps=50,
+        axes=(("model.norm", ("layer", "rmss")),),
+    )
+    with pytest.raises(config.ConfigError) as error:
         plan.plan(e)
+    text = str(error.value)
+    assert "config.plan.steps = 3" in text and "'v5e'" in text
+    assert "did you mean 'rms'" in text
+
+
+def test_short_runs_and_values_of_no_run_are_refused_at_once(tiny):
+    e = changed(
+        tiny,
+        sizes=((16, 2), (16, 1)),
+        expected_coef=1e-9,  # the smaller one
+        budgets_flops=(1e6,),
+        minimum_steps=50,
+        axes=(("train.seed", (0, 1)),),
+        axes_only=(("train.seed", (("sizes", ((16, 2),)),)),),
+    )
+    with pytest.raises(config.ConfigError) as error:
+        plan.plan(e)
+    assert "no run has train.seed 1" in str(error.value)
+    assert "fewer than config.plan.minimum_steps = 50" in str(error.value)
+
+
+def test_a_metric_that_no_run_will_have_is_refused(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "_size", lambda *_: pytest.fail("counted first"))
+    c = config.to_config_dict(changed(tiny))
+    c.fit.metrics = ("loss", "fd_lite")
+    with pytest.raises(config.ConfigError, match="no run will have fd_lite; .*loss"):
+        plan.plan(config.resolve(c), tmp_path)
+    c.evaluate.network = "lite0"
+    with pytest.raises(config.ConfigError, match="did you mean fd_lite0?"):
+        plan.plan(config.resolve(c), tmp_path)
+    c.fit.metrics = ("loss", "loss_t9", "train_loss_smoothed", "fd_lite0")
+    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
+
+
+def test_a_metric_that_was_measured_before_is_known(tiny, monkeypatch, tmp_path):
+    c = config.to_config_dict(changed(tiny))
+    c.fit.metrics = ("fid",)
+    (tmp_path / "runs.jsonl").write_text("")
+    row = SimpleNamespace(metric="fid")
+    monkeypatch.setattr(records, "read_table", lambda _: [row])
+    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
+    assert len(plan._metrics_of_no_run(config.resolve(c), None)) == 1
 
 
 def test_hours_follow_the_stated_utilisation(tiny):
@@ -143,9 +218,9 @@ def test_the_plan_round_trips_and_prints_every_column(tiny, tmp_path):
     plan.write(rows, tmp_path)  # by another command: others may be reading it
     after = (tmp_path / "runs.jsonl").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    text = plan.table(e, rows, first=3).splitlines()
+    text = plan_table.table(e, rows, first=3).splitlines()
     assert text[2].split()[0] == "3"
-    for word in ("budget", "params", "FLOPs/step", "steps", "images", "hours"):
+    for word in ("budget", "params", "FLOPs/step", "steps", "images", "time"):
         assert word in text[0]
 
 
@@ -159,7 +234,7 @@ def test_planning_a_sweep_touches_no_accelerator(tmp_path):
     ("value", "text"), [(0, "0"), (999, "999"), (1234, "1.23k"), (5.6e9, "5.6G")]
 )
 def test_si(value, text):
-    assert plan.si(value) == text
+    assert plan_table.si(value) == text
     assert math.isfinite(value)
 
 
@@ -203,10 +278,10 @@ def test_every_combination_is_a_run_of_its_own_experiment(tiny):
         for field in ("run_id", "overrides", "group"):
             del ours[field], theirs[field]
         assert ours == theirs
-    text = plan.table(e, rows).splitlines()
+    text = plan_table.table(e, rows).splitlines()
     assert RATE in text[0] and "model.architecture" in text[0]
-    assert "cross_attention" in text[-4]
-    plain = plan.table(changed(tiny), plan.plan(changed(tiny))).splitlines()
+    assert "cross_attention" in text[1 + len(rows)]
+    plain = plan_table.table(changed(tiny), plan.plan(changed(tiny))).splitlines()
     assert "seed" not in plain[0]
 
 

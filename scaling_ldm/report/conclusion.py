@@ -1,0 +1,75 @@
+"""What the laws of a study say, in words, and whether they are convincing.
+
+A law is called convincing only if nothing speaks against it: enough budgets over a wide
+enough range, narrow intervals, and a held-out budget that it predicted. The bounds are
+those of a reader's caution, stated here; they change no law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
+from scaling_ldm.report import format as fmt
+from scaling_ldm.report import law_tables
+
+FEW_BUDGETS = 4  # a line through three points has one degree of freedom
+SHORT_RANGE = 10.0  # largest over smallest budget
+WIDE = 0.5  # width of the interval of an exponent of N or D
+
+
+def lines(fit: FitResult) -> list[str]:
+    """What ten times the compute buys, and what speaks against that: two sentences.
+
+    Where no law of N was fitted, they say that nothing follows for larger budgets.
+    """
+    law = fit.laws.get("N_opt")
+    if not isinstance(law, PowerLaw):
+        return [
+            "In words: these runs do not say which size is best at a larger budget."
+        ]
+    against = list(_against(fit, law))
+    factors = ", ".join(
+        f"{factor:.2g} times the {what} ({low:.2g} to {high:.2g})"
+        for what, factor, low, high in _tenfold(fit)
+    )
+    said = f"In words: for ten times the compute, the best network takes {factors}."
+    if against:
+        return [said, f"This is not convincing: {'; '.join(against)}."]
+    return [
+        said,
+        f"Nothing here speaks against it between {fmt.scientific(law.x_min)} and "
+        f"{fmt.scientific(law.x_max)} FLOPs; beyond that it is an extrapolation.",
+    ]
+
+
+def _tenfold(fit: FitResult) -> Iterator[tuple[str, float, float, float]]:
+    """(what, factor, low, high) of N and D for ten times the compute."""
+    for quantity, what in (("N_opt", "parameters"), ("D_opt", "tokens")):
+        law = fit.laws.get(quantity)
+        if isinstance(law, PowerLaw):
+            i = law.exponent_interval
+            yield what, 10**law.exponent, 10**i.low, 10**i.high
+
+
+def _against(fit: FitResult, law: PowerLaw) -> Iterator[str]:
+    """Each reason not to trust the laws of a fit."""
+    if law.points < FEW_BUDGETS:
+        yield f"it rests on {law.points} budgets"
+    if law.x_max < SHORT_RANGE * law.x_min:
+        yield f"its budgets span a factor of {law.x_max / law.x_min:.2g}"
+    for what, _, low, high in _tenfold(fit):
+        if math.log10(high / low) > WIDE:
+            yield f"the interval for {what} is wide"
+    checks = [h for h in fit.held_out if isinstance(h, HeldOut)]
+    if outside := [h for h in checks if not law_tables.inside(h)]:
+        named = ", ".join(fmt.SYMBOLS[h.quantity] for h in outside)
+        yield f"it did not predict {named} of the budget that was held out"
+    if not checks:
+        yield "no budget was held out to check it"
+    lost = sum(isinstance(p, Refusal) for p in fit.parabolas)
+    if lost:
+        yield f"{lost} of {len(fit.parabolas)} budgets have no minimum of their own"
+    if fit.notes:
+        yield f"the fit has {len(fit.notes)} doubt{'s' * (len(fit.notes) > 1)} (above)"

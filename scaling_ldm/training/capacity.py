@@ -1,0 +1,129 @@
+"""Whether this host and its devices can hold what an experiment allocates.
+
+Only what is certainly held at once is counted, so a refusal is never a guess: the
+parameters, the optimizer's state and the averages; the batches that are prepared; the
+validation set. Activations, gradients and the compiler's temporaries come on top.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Collection, Sequence
+
+import jax
+
+from scaling_ldm import config, records
+from scaling_ldm.training import objective_checks
+
+_CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
+_FLOAT = 4  # bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Bytes that are held on one host, and the fields that they follow from."""
+
+    nbytes: int
+    what: str
+
+
+def host_bytes() -> int:
+    """The memory of this host, or of the container that this process is in."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+    return min(found, int(limit)) if limit.isdigit() else found
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """The memory of a device; None: unknown, or that of the host."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return (stats or {}).get("bytes_limit")
+
+
+def of_pictures(
+    experiment: config.Experiment, stages: Collection[str], processes: int
+) -> list[Allocation]:
+    """What a host holds of the pictures that the stages work on."""
+    row = objective_checks.abstract_batch(experiment, 1)
+    if not experiment.data.coarse:
+        del row["image"]
+    each = sum(math.prod(one.shape) * one.dtype.itemsize for one in row.values())
+    train, valid = experiment.train, experiment.validation
+    queued = experiment.data.prefetch_batches + train.steps_per_dispatch
+    counts = {
+        "train": (
+            (
+                train.batch_size * queued,
+                "config.train.batch_size x (config.train.steps_per_dispatch + "
+                "config.data.prefetch_batches)",
+            ),
+            (valid.samples, "config.validation.samples"),
+        ),
+        # Each host encodes batches of its own.
+        "encode": (
+            (experiment.encode.batch_size * processes, "config.encode.batch_size"),
+        ),
+        "generate": ((experiment.generate.batch_size, "config.generate.batch_size"),),
+        "evaluate": ((experiment.evaluate.batch_size, "config.evaluate.batch_size"),),
+    }
+    return [
+        Allocation(nbytes=count * each // processes, what=f"{field} = {count} pictures")
+        for stage, fields in counts.items()
+        if stage in stages
+        for count, field in fields
+    ]
+
+
+def state_bytes(spec: records.RunSpec, fsdp: int) -> int:
+    """Bytes of a run's state on one device between two steps; gradients are gone."""
+    return (spec.state_bytes - _FLOAT * spec.params) // fsdp
+
+
+def check(
+    experiment: config.Experiment,
+    specs: Sequence[records.RunSpec],
+    stages: Collection[str],
+    fsdp: int,
+) -> None:
+    """Refuses what does not fit into memory, before anything is allocated.
+
+    Args:
+      specs: the runs that will be trained.
+      stages: those that will run.
+      fsdp: devices that share one copy of the state.
+
+    Raises:
+      ConfigError: the memory that is there, and each part that is held.
+    """
+    held = of_pictures(experiment, stages, jax.process_count())
+    largest = max(specs, key=lambda spec: spec.state_bytes, default=None)
+    device = jax.local_devices()[0]
+    if largest is not None and "train" in stages:
+        each = state_bytes(largest, fsdp)
+        what = f"state of {largest.run_id}, {largest.params} parameters"
+        on_device = device_bytes(device)
+        if device.platform == "cpu":
+            each *= jax.local_device_count()
+            held.append(Allocation(nbytes=each, what=what))
+        elif on_device is not None and each > on_device:
+            raise _refusal([Allocation(nbytes=each, what=what)], on_device, "device")
+    there = host_bytes()
+    if sum(one.nbytes for one in held) > there:
+        raise _refusal(held, there, "host")
+
+
+def _refusal(held: list[Allocation], there: int, where: str) -> config.ConfigError:
+    total = sum(one.nbytes for one in held)
+    parts = sorted(held, key=lambda one: -one.nbytes)
+    said = "; ".join(f"{_gib(one.nbytes)} for {one.what}" for one in parts)
+    return config.ConfigError(
+        f"this does not fit into memory: a {where} has {_gib(there)} and would hold at "
+        f"least {_gib(total)}: {said}"
+    )
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.4g} GiB"

@@ -1,0 +1,208 @@
+"""The plan as text for people: its rows, what they add up to, and what to look at.
+
+A caution is no refusal: the plan runs. It names what makes losses hard to read.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from scaling_ldm import config, data, records
+from scaling_ldm.config import run_names
+from scaling_ldm.data import stored_split
+
+LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up is worth a word
+
+_COLUMNS = (
+    ("run", lambda k, r: str(k)),
+    ("budget", lambda k, r: f"{r.budget_flops:.3g}"),
+    ("width x depth", lambda k, r: f"{r.width} x {r.depth}"),
+    ("params", lambda k, r: si(r.params)),
+    ("w/o embed.", lambda k, r: si(r.params_without_embeddings)),
+    ("FLOPs/step", lambda k, r: f"{r.flops_per_step:.3g}"),
+    ("batch", lambda k, r: str(r.batch_size)),
+    ("steps", lambda k, r: str(r.steps)),
+    ("images", lambda k, r: si(r.images)),
+    ("image tok.", lambda k, r: si(r.image_tokens)),
+    ("text tok.", lambda k, r: si(r.text_tokens)),
+    ("tok./param", lambda k, r: f"{r.tokens / r.params_without_embeddings:.0f}"),
+    ("lr", lambda k, r: f"{r.learning_rate:.2g}"),
+    ("GiB/device", lambda k, r: f"{r.memory_bytes_per_device / 2**30:.2f}"),
+    ("time", lambda k, r: duration(3600 * r.hours)),
+)
+
+
+def _axis_column(path: str) -> tuple[str, Callable[[int, records.RunSpec], str]]:
+    return path, lambda _, row: run_names.value_text(row.overrides[path])
+
+
+def show(
+    experiment: config.Experiment,
+    workdir: pathlib.Path,
+    rows: Mapping[int, records.RunSpec],
+) -> None:
+    """Prints `table` of some rows of the plan, {number: row}, and what is held out."""
+    pictures = data.training_pictures(experiment, workdir)
+    lines = [table(experiment, [*rows.values()], min(rows), pictures)]
+    print("\n".join([*lines, *stored_split.lines(experiment, workdir)]), flush=True)
+
+
+def table(
+    experiment: config.Experiment,
+    rows: Sequence[records.RunSpec],
+    first: int = 0,
+    pictures: Mapping[str, int] | None = None,
+) -> str:
+    """The plan as text: one line for each run, then the totals and the assumptions.
+
+    An axis has a column of its own, and so have epochs, where they are known.
+
+    Args:
+      first: the number of the first row; with --run, a row keeps its number.
+      pictures: of `data.training_pictures`.
+    """
+    cfg = experiment.plan
+    varied = dict.fromkeys(path for row in rows for path in row.overrides)
+    columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
+    if pictures:
+        seen = [epochs(experiment, row, pictures) for row in rows]
+        columns.insert(-1, ("epochs", lambda k, _: f"{seen[k - first]:.3g}"))
+    cells = [[name for name, _ in columns]]
+    cells += [[f(first + i, row) for _, f in columns] for i, row in enumerate(rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    if cfg.flops_per_second_per_device:
+        speed = (
+            f"{cfg.flops_per_second_per_device:.3g} FLOP/s a device (stated in "
+            "config.plan.flops_per_second_per_device)"
+        )
+    else:
+        speed = f"{cfg.utilisation:.0%} of peak (assumed, config.plan.utilisation)"
+    total = duration(3600 * sum(row.hours for row in rows))
+    lines += [
+        "",
+        f"{len(rows)} runs, {sum(row.planned_flops for row in rows):.4g} FLOPs, "
+        f"{si(sum(row.images for row in rows))} images, {total} on "
+        f"{cfg.devices} x {cfg.accelerator} at {speed}.",
+        "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is state / "
+        f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} devices; "
+        "the compiler's temporaries come on top. Time is that of training steps; "
+        "compilation, encoding, measuring and checkpoints come on top.",
+    ]
+    if not pictures and experiment.encoded:
+        lines.append("How often a run sees a picture is known when they are encoded.")
+    return "\n".join([*lines, *cautions(experiment, rows, pictures)])
+
+
+def cautions(
+    experiment: config.Experiment,
+    rows: Sequence[records.RunSpec],
+    pictures: Mapping[str, int] | None = None,
+) -> list[str]:
+    """A line for each thing that makes the losses of these runs hard to read."""
+    found = [*_narrow(experiment, rows), *_short(rows)]
+    found += repeated(experiment, rows, pictures or {})
+    return [f"caution: {line}" for line in found]
+
+
+def _narrow(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> list[str]:
+    """Widths that are smaller than the values of one patch."""
+    narrow: dict[tuple[int, int], set[int]] = {}
+    for row in rows:
+        own = config.with_overrides(experiment, row.overrides)
+        side, channels = own.model.patch_size, own.data.shape[2]
+        patched = own.model.architecture not in config.CONVOLUTIONAL
+        if patched and row.width < side * side * channels:
+            narrow.setdefault((side, channels), set()).add(row.width)
+    return [
+        f"a patch has {side * side * channels} values (config.model.patch_size = "
+        f"{side}, {channels} channels), and widths {_listed(widths)} are below that: "
+        "such a network cannot hold a whole patch, and its loss may hardly fall with "
+        "compute; take smaller patches or larger widths"
+        for (side, channels), widths in narrow.items()
+    ]
+
+
+def _short(rows: Sequence[records.RunSpec]) -> list[str]:
+    """Runs that are warmed up for a large part of their steps."""
+    short = [row for row in rows if row.warmup_steps > LONG_WARMUP * row.steps]
+    if not short:
+        return []
+    worst = max(short, key=lambda row: row.warmup_steps / row.steps)
+    return [
+        f"in {_runs(short)} the warm-up is more than {LONG_WARMUP:.0%} of the steps, "
+        f"up to {worst.warmup_steps} of {worst.steps} ({worst.run_id}): they hardly "
+        "train at config.optimizer.learning_rate; see config.optimizer.warmup_*"
+    ]
+
+
+def repeated(
+    experiment: config.Experiment,
+    rows: Sequence[records.RunSpec],
+    pictures: Mapping[str, int],
+) -> list[str]:
+    """Runs that see pictures more than once."""
+    if not pictures:
+        return []
+    seen = {row.run_id: epochs(experiment, row, pictures) for row in rows}
+    again = [row for row in rows if seen[row.run_id] > 1]
+    if not again:
+        return []
+    most = max(again, key=lambda row: seen[row.run_id])
+    total = f"{sum(pictures.values()):,} to train on"
+    return [
+        f"{_runs(again)}: pictures are seen again ({total}), up to "
+        f"{seen[most.run_id]:.3g} times ({most.run_id}): laws of these losses hold for "
+        "repeated data"
+    ]
+
+
+def epochs(
+    experiment: config.Experiment, row: records.RunSpec, pictures: Mapping[str, int]
+) -> float:
+    """How often a run sees each picture; of a mix, each of the part seen most often.
+
+    Args:
+      pictures: of `data.training_pictures`.
+    """
+    shares = dict(experiment.data.mix) or {"": 1.0}
+    whole = sum(shares.values())
+    return max(
+        row.images * share / whole / pictures[name]
+        for name, share in shares.items()
+        if name in pictures
+    )
+
+
+def _runs(rows: Sequence[records.RunSpec]) -> str:
+    return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits in a unit that fits: 9.1 s, 12.5 min, 3.2 h."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.3g} min"
+    hours = seconds / 3600
+    return f"{hours:.3g} h" if hours < 1000 else f"{hours:,.0f} h"
+
+
+def si(value: float) -> str:
+    """Three significant digits with k, M, G, T."""
+    for suffix in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{suffix}"
+        value /= 1000
+    return f"{value:.3g}P"

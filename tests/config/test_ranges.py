@@ -1,0 +1,178 @@
+"""The range of every number of an experiment, and names: walked, not listed."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from scaling_ldm import config
+from scaling_ldm.config import command_line, ranges
+
+PAIRS = {"data.mix", "data.parts", "plan.axes", "plan.axes_only"}
+# The type of an element of each tuple that is empty by default.
+EMPTY = {"train.checkpoint_flops": float, "train.init_exceptions": str}
+
+
+def _fields():
+    """(section, name, default) of every field but those of pairs."""
+    for section, part in vars(config.Experiment()).items():
+        if dataclasses.is_dataclass(part):
+            for name, value in vars(part).items():
+                if f"{section}.{name}" not in PAIRS:
+                    yield section, name, value
+
+
+def _holding(number, value, where):
+    """`value` with one of its numbers replaced; None: it has none of this type."""
+    if isinstance(value, tuple):
+        if not value:
+            return (number,) if EMPTY[where] is type(number) else None
+        first = _holding(number, value[0], where)
+        return None if first is None else (first, *value[1:])
+    return number if type(value) is type(number) else None
+
+
+def _said(section, name, value):
+    """What is refused, or "" if all is well."""
+    c = config.default().to_dict()
+    c[section][name] = value
+    try:
+        config.resolve(c)
+    except config.ConfigError as e:
+        return str(e)
+    return ""
+
+
+def _with(number):
+    """("section.name", what is said) of every field with one of its numbers changed."""
+    for section, name, default in _fields():
+        where = f"{section}.{name}"
+        value = _holding(number, default, where)
+        if value is not None:
+            yield where, _said(section, name, value)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_no_field_takes_a_number_that_is_not_finite(number):
+    found = dict(_with(number))
+    assert len(found) > 30 and "frontier.guidances" in found
+    for where, said in found.items():
+        assert f"config.{where} = {number}: must be finite" in said, where
+
+
+def test_no_field_takes_an_int_that_is_no_float():
+    assert "must be finite" in _said("optimizer", "eps", 10**400)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("data", "mix", {"own": math.nan, "prior": 1.0}),
+        ("plan", "axes", {"optimizer.learning_rate": (1e-3, math.inf)}),
+        ("plan", "axes", {"train.seed,optimizer.eps": ((0, math.nan), (1, 1e-8))}),
+    ],
+)
+def test_pairs_have_finite_numbers(section, name, value):
+    assert "must be finite" in _said(section, name, value)
+
+
+def test_every_whole_number_has_an_upper_end():
+    """A number that is too large for int32 is refused with the largest one."""
+    found = dict(_with(2**63))
+    assert len(found) > 35 and "plan.sizes" in found
+    for where, said in found.items():
+        assert f"config.{where} = " in said, where
+        assert (
+            "at most 2147483647" in said
+            or "must lie in" in said
+            or ("at most 1099511627776" in said)
+        ), said
+
+
+def test_seeds_are_those_that_the_generator_tells_apart():
+    seeds = [where for where, _ in _with(1) if where.endswith(".seed")]
+    assert len(seeds) == 6
+    for where in seeds:
+        section, name = where.split(".")
+        assert "must lie in [0, 4294967295]" in _said(section, name, 2**32), where
+        assert "must lie in [0, 4294967295]" in _said(section, name, -1), where
+        assert "must lie in" not in _said(section, name, ranges.LARGEST_SEED), where
+    first, again = (jax.random.key_data(jax.random.key(s)) for s in (0, 2**32))
+    np.testing.assert_array_equal(first, again)  # why
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", ".", "..", "../up", "a/b", "a\\b", "/tmp", ".hidden", "a\n", "a" * 201],
+)
+def test_a_name_is_the_name_of_a_folder(name):
+    c = config.default()
+    c.name = name
+    with pytest.raises(config.ConfigError, match="the name of a folder"):
+        config.resolve(c)
+
+
+@pytest.mark.parametrize("name", ["tiny", "study of 2026, v1.2", "étude", "a..b"])
+def test_names_of_folders_are_names(name):
+    c = config.default()
+    c.name = name
+    assert config.resolve(c).name == name
+
+
+def test_of_a_field_that_is_given_twice_the_last_value_is_taken():
+    _, rest = command_line.split(
+        [
+            "--config.plan.budgets_flops=(1e9,)",
+            "--run=3",
+            "--config.plan.budgets_flops",
+            "(2e9, 3e9)",
+            "--config.train.seed=1",
+            "--config.train.seed=2",
+        ]
+    )
+    assert rest == [
+        "--config.plan.budgets_flops=(2e9, 3e9)",
+        "--config.train.seed=2",
+        "--run=3",
+    ]
+    with pytest.raises(config.ConfigError, match=r"give --config\.train\.seed=VALUE"):
+        command_line.split(["--config.train.seed"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("127.0.0.1:1", None, 0), "belong together"),
+        (("127.0.0.1", 2, 0), "must be host:port"),
+        (("host:1", 0, 0), "--num_processes=0: must be at least 1"),
+        (("host:1", 2, 2), "has the processes 0 to 1"),
+        (("host:1", 2, -1), "has the processes 0 to 1"),
+    ],
+)
+def test_flags_of_a_job_are_checked(flags, said):
+    with pytest.raises(config.ConfigError, match=said):
+        command_line.check_job(*flags)
+
+
+def test_flags_of_a_job_that_fit():
+    command_line.check_job(None, None, None)
+    command_line.check_job("host.domain:1234", 2, 1)
+    command_line.check_job("[::1]:1234", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config():\n    return {}\n", "returns dict, not a config"),
+        ("get_config = 3\n", r"defines no get_config\(\)"),
+        ("import sys\n\n\ndef get_config():\n    sys.exit('no')\n", "SystemExit: no"),
+        ("def get_config(size):\n    return size\n", "TypeError: get_config"),
+    ],
+)
+def test_an_experiment_file_that_gives_no_config(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(config.ConfigError, match=said) as e:
+        config.load(tmp_path / "mine.py")
+    assert "mine.py" in str(e.value) and "config/files.py" not in str(e.value)

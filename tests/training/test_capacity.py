@@ -1,0 +1,100 @@
+"""What is refused before anything is encoded: memory, devices, runs without a row."""
+
+import dataclasses
+import pathlib
+
+import jax
+import pytest
+
+from scaling_ldm import config, records
+from scaling_ldm.stages import train
+from scaling_ldm.training import capacity
+from scaling_ldm.workdir import runs
+
+STUDY = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "tiny_study"
+GIB = 2**30
+
+
+@pytest.fixture
+def specs():
+    return records.read_plan(STUDY)
+
+
+@pytest.fixture
+def host(monkeypatch):
+    monkeypatch.setattr(capacity, "host_bytes", lambda: GIB)
+
+
+def changed(tiny, **sections):
+    c = tiny.to_dict()
+    for section, values in sections.items():
+        c[section].update(values)
+    return config.resolve(c)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": {"steps_per_dispatch": 10**9}}, "steps_per_dispatch +"),
+        ({"data": {"prefetch_batches": 10**9}}, "data.prefetch_batches)"),
+        ({"train": {"batch_size": 8 * 10**7}}, "train.batch_size"),
+        ({"validation": {"samples": 10**9}}, "config.validation.samples = 1000000000"),
+        ({"generate": {"batch_size": 10**9}}, "config.generate.batch_size"),
+        ({"encode": {"batch_size": 10**9}, "data": {"source": "memory"}}, "encode.b"),
+        ({"data": {"text_tokens": 10**9}}, "config.validation.samples"),
+    ],
+)
+def test_pictures_that_memory_cannot_hold_are_refused(tiny, specs, host, change, said):
+    every = ("plan", "encode", "train", "generate")
+    capacity.check(config.resolve(tiny), specs, every, 1)  # all is well without it
+    with pytest.raises(config.ConfigError, match="does not fit into memory") as e:
+        capacity.check(changed(tiny, **change), specs, every, 1)
+    assert said in str(e.value) and "a host has 1 GiB" in str(e.value)
+
+
+def test_what_a_stage_holds_counts_where_it_runs(tiny, specs, host):
+    e = changed(tiny, generate={"batch_size": 10**9})
+    capacity.check(e, specs, ("plan", "train"), 1)
+    row = 8 * 8 * 3 * 4 + 4 * 4 + 4 + 4  # x, text, mask, label
+    held = capacity.of_pictures(e, ("train",), processes=2)
+    queued = e.train.batch_size * (e.train.steps_per_dispatch + e.data.prefetch_batches)
+    assert [one.nbytes for one in held] == [
+        queued * row // 2,
+        e.validation.samples * row // 2,
+    ]
+
+
+def test_a_state_that_devices_cannot_hold_is_refused(tiny, specs, host):
+    """Gradients are not counted: 4 bytes of parameters are not held between steps."""
+    e, spec = config.resolve(tiny), specs[0]
+    large = dataclasses.replace(
+        spec, params=GIB // 32, state_bytes=6 * 4 * GIB // 32, run_id="large"
+    )
+    each = capacity.state_bytes(large, 1)
+    assert each == 5 * GIB // 8
+    assert jax.local_device_count() == 8  # each has a copy
+    with pytest.raises(config.ConfigError, match="5 GiB for state of large, 33554432"):
+        capacity.check(e, [spec, large], ("train",), 1)
+    with pytest.raises(config.ConfigError, match="does not fit"):
+        capacity.check(e, [large], ("train",), 2)
+    capacity.check(e, [large], ("train",), 8)
+    capacity.check(e, [large], ("plan", "fit"), 1)
+
+
+def test_rows_that_do_not_fit_the_devices_are_refused(tiny, specs, tmp_path):
+    e = config.resolve(tiny)
+    train.check_rows(e, tmp_path, specs, ("train",))
+    odd = dataclasses.replace(specs[2], batch_size=12)
+    with pytest.raises(config.ConfigError, match="batch_size of .* = 12 is not divis"):
+        train.check_rows(e, tmp_path, [*specs[:2], odd], ("train",))
+    with pytest.raises(config.ConfigError, match="does not divide the 8 devices"):
+        train.check_rows(changed(tiny, mesh={"fsdp": 3}), tmp_path, specs, ("train",))
+
+
+def test_a_run_to_sample_is_one_of_the_plan(tiny, specs):
+    named = changed(tiny, generate={"run": specs[3].run_id})
+    runs.check_run_to_sample(named, specs)
+    runs.check_run_to_sample(config.resolve(tiny), specs)
+    other = changed(tiny, generate={"run": specs[3].run_id + "0"})
+    with pytest.raises(config.ConfigError, match=f"did you mean {specs[3].run_id}"):
+        runs.check_run_to_sample(other, specs)
