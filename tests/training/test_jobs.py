@@ -43,10 +43,10 @@ def test_flags_of_a_job_belong_together():
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("host", 2, 0), "--coordinator=host: give HOST:PORT"),
-        (("host:x", 2, 0), "give HOST:PORT"),
-        (("host:1", 2, 2), "numbered from 0 to 1"),
-        (("host:1", 2, -1), "numbered from 0 to 1"),
+        (("host", 2, 0), "--coordinator=host: must be host:port"),
+        (("host:x", 2, 0), "must be host:port"),
+        (("host:1", 2, 2), "has the processes 0 to 1"),
+        (("host:1", 2, -1), "has the processes 0 to 1"),
     ],
 )
 def test_flags_that_describe_no_job_are_refused(flags, text):
