@@ -95,6 +95,15 @@ def stratum(number: int) -> str:
     return f"{LOSS}_t{number}"
 
 
+def of_cell(metric: str) -> str:
+    """The metric of a cell of the frontier, whose sampling is its own.
+
+    It has a name of its own, so that what is fitted and shown of the study's own
+    sampling is not mixed with the many settings of the frontier.
+    """
+    return f"{metric}_cell"
+
+
 def in_words(metric: str, weights: str = "", known: str = "") -> str:
     """What was measured, for a reader: "validation loss, average ema".
 

@@ -1,8 +1,9 @@
 """The table of measurements: rows of runs, read from working directories and written.
 
     runs/<run_id>/measurements.jsonl    rows of the run, a line each
+    evaluate/measurements.jsonl         those of weights that are no run of the plan
     runs/<run_id>/record.json           of 0.1.0: losses at the end of the run
-    evaluations.jsonl                   numbers about pictures; rows as well
+    evaluations.jsonl, frontier/cells/  of 0.1.0: numbers about pictures
 
 Rows are appended whole. A process that is killed in the middle of a write leaves a last
 line without its end: no reader sees it. May import: the standard library alone, until
@@ -22,6 +23,7 @@ from typing import Any
 
 from scaling_ldm.records import files, upgrade
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
+from scaling_ldm.records.frontier import Cell, MeasuredCell
 from scaling_ldm.records.measurements import (
     EMA,
     LOSS,
@@ -31,8 +33,9 @@ from scaling_ldm.records.measurements import (
     Measurement,
     loss_protocol,
     measurement,
+    of_cell,
 )
-from scaling_ldm.records.runs import EvalRecord, RunSpec
+from scaling_ldm.records.runs import EvalRecord, Evaluation, RunSpec
 
 FILE = "measurements.jsonl"
 # The losses that a record of 0.1.0 has: its field -> metric and weights.
@@ -126,9 +129,14 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
         yield from rows
     path = workdir / "evaluations.jsonl"
     for record in files.read_jsonl(path) if path.is_file() else ():
-        if isinstance(record, EvalRecord) and not record.checksum:
+        if isinstance(record, Evaluation) and not record.checksum:
             if spec := specs.get(record.run_id):
                 yield evaluation(spec, record)
+    for path in sorted((workdir / "frontier" / "cells").glob("*.json")):
+        cell = files.read(path)
+        if isinstance(cell, MeasuredCell) and (spec := specs.get(cell.model)):
+            kept = averages_of(experiment, spec.overrides)
+            yield of_frontier(spec, cell, cell.value, kept[0])
 
 
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
@@ -219,10 +227,15 @@ def loss_protocol_hash(
     return files.digest(loss_protocol(metric, experiment, overrides))
 
 
-def evaluation(spec: RunSpec, record: EvalRecord) -> Measurement:
-    """The row of a number about pictures of a run's own checkpoint."""
+def weights_of(record: EvalRecord) -> str:
+    """The name of the weights that were evaluated."""
     held = record.protocol.get("ema")  # True: the first average of version 0.1.0
     names = {True: EMA, False: RAW, None: "unknown"}
+    return held if isinstance(held, str) else names[held]
+
+
+def evaluation(spec: RunSpec, record: Evaluation) -> Measurement:
+    """The row of an evaluation of a run's own checkpoint."""
     return measurement(
         spec,
         step=record.step,
@@ -231,8 +244,37 @@ def evaluation(spec: RunSpec, record: EvalRecord) -> Measurement:
         low=record.low,
         high=record.high,
         level=record.level,
-        weights=held if isinstance(held, str) else names[held],
+        weights=weights_of(record),
         protocol_hash=record.protocol_hash,
+    )
+
+
+def protocol_of_cell(cell: Cell) -> str:
+    """The protocol of a cell's row: how it was measured, and how it samples."""
+    of = [cell.protocol, cell.sampler, cell.steps, cell.guidance]
+    return files.digest(of)
+
+
+def of_frontier(
+    spec: RunSpec,
+    cell: Cell,
+    value: float,
+    weights: str,
+    low: float | None = None,
+    high: float | None = None,
+    level: float = NO_INTERVAL,
+) -> Measurement:
+    """The row of a cell, which is of the end of its run."""
+    return measurement(
+        spec,
+        step=spec.steps,
+        metric=of_cell(cell.metric),
+        value=value,
+        low=low,
+        high=high,
+        level=level,
+        weights=weights,
+        protocol_hash=protocol_of_cell(cell),
     )
 
 
@@ -268,6 +310,22 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def put_rows(path: pathlib.Path, rows: Sequence[Measurement]) -> None:
+    """Writes rows into a file; a row there that has the `key` of one is replaced.
+
+    A last line that was cut off is removed. A reader sees the old file or whole rows.
+    """
+    held, rest = read_rows(path) if path.is_file() else ([], "")
+    new = {key(row) for row in rows}
+    kept = [key(row) not in new for row in held]
+    if all(kept) and not rest:
+        return append_rows(path, rows)
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    lines = [line for line, keep in zip(lines, kept, strict=False) if keep]
+    lines += map(files.dumps, rows)
+    files.write_text(path, "".join(line + "\n" for line in lines))
 
 
 def drop_rows(path: pathlib.Path, after: int) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from scaling_ldm import records
 from scaling_ldm.records import (
-    EvalRecord,
+    Evaluation,
     FitResult,
     Frontier,
     Measurement,
@@ -27,6 +27,7 @@ from scaling_ldm.records import (
     results,
     table,
 )
+from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.report import format as fmt
 from scaling_ldm.workdir.runs import checkpoint_steps, run_files
@@ -52,7 +53,7 @@ class Study:
     rows: Mapping[str, tuple[Measurement, ...]]  # by run_id; planned runs only
     fits: tuple[FitResult, ...]  # of each group and metric
     frontier: Frontier | None
-    evaluations: tuple[EvalRecord, ...]
+    evaluations: tuple[Evaluation, ...]
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
     samples: SampleRecord | None
     images: Images | None
@@ -224,7 +225,7 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
-    evaluations = reader.part("evaluations.jsonl", _evaluations) or ()
+    evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.part("samples/record.json", _record, SampleRecord)
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
@@ -243,7 +244,7 @@ def read(workdir: pathlib.Path) -> Study:
         curves=curves,
         rows=reader.rows(runs, experiment.get("config", {}), evaluations),
         fits=reader.part("laws.json", _fits) or (),
-        frontier=reader.part("frontier.json", _record, Frontier),
+        frontier=reader.study("frontier.json", read_frontier),
         evaluations=evaluations,
         checkpoints=kept,
         samples=samples,
@@ -275,6 +276,10 @@ class _Reader:
             self.notes.append(f"{self._name(path)} could not be read: {e}")
             return None
 
+    def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
+        """`read(workdir)`, which reads the file and its rows of the table; as `part`."""
+        return self.part(name, lambda path: read(path.parent))
+
     def _name(self, path: pathlib.Path) -> str:
         return path.relative_to(self.workdir).as_posix()
 
@@ -282,7 +287,7 @@ class _Reader:
         self,
         runs: Sequence[RunSpec],
         experiment: Mapping[str, Any],
-        evaluations: Sequence[EvalRecord],
+        evaluations: Sequence[Evaluation],
     ) -> dict[str, tuple[Measurement, ...]]:
         """The rows of the table by run; those of a file that is damaged are none."""
         found = {}
@@ -380,10 +385,6 @@ def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
     if not fits or not all(isinstance(fit, FitResult) for fit in fits):
         raise ValueError("it holds no FitResult")
     return tuple(fits)
-
-
-def _evaluations(path: pathlib.Path) -> tuple[EvalRecord, ...]:
-    return tuple(r for r in records.read_jsonl(path) if isinstance(r, EvalRecord))
 
 
 def _images(path: pathlib.Path) -> Images:

@@ -1,4 +1,7 @@
-"""Trained models -> EvalRecords in evaluations.jsonl; records there are kept."""
+"""Trained models -> EvalRecords in evaluations.jsonl, and their numbers in the table.
+
+What is there is kept.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,10 @@ from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import tfgan
+from scaling_ldm.records import joined
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import runs, samples
-
-FILE = "evaluations.jsonl"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelToMeasure:
@@ -40,7 +41,7 @@ def run(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
-) -> list[records.EvalRecord]:
+) -> list[records.Evaluation]:
     """Measures the pictures of the generate stage, and of other checkpoints if asked.
 
     Raises:
@@ -55,7 +56,7 @@ def run(
         return []
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        return _Evaluator(experiment, workdir, device_mesh).run(models)
+        return _Evaluator(experiment, workdir, specs, device_mesh).run(models)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -135,9 +136,10 @@ class _Evaluator:
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
+        specs: Sequence[records.RunSpec],
         device_mesh: jax.sharding.Mesh,
     ) -> None:
-        self._experiment, self._workdir = experiment, workdir
+        self._experiment, self._workdir, self._specs = experiment, workdir, specs
         self._mesh, self._folder = device_mesh, workdir / "evaluate"
         self._extract = Extractor(experiment.evaluate, device_mesh)
         self._real = reference.statistics(
@@ -147,15 +149,14 @@ class _Evaluator:
             experiment, self._extract.identity, self._real.digest, self._real.images
         )
         self._parts |= protocol.sampling_parts(experiment.generate)
-        path = workdir / FILE
         self._known = {
             (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
-            for r in (records.read_jsonl(path) if path.exists() else [])
+            for r in records.read_evaluations(workdir)
         }
 
-    def run(self, models: Sequence[ModelToMeasure]) -> list[records.EvalRecord]:
+    def run(self, models: Sequence[ModelToMeasure]) -> list[records.Evaluation]:
         """The records of all models, old and new."""
-        found: list[records.EvalRecord] = []
+        found: list[records.Evaluation] = []
         spent: list[float] = []  # seconds for each model whose pictures are drawn here
         for number, entry in enumerate(models, 1):
             model, wanted = entry.model, self._wanted(entry.model)
@@ -234,7 +235,7 @@ class _Evaluator:
             )
             found = measures.measure(cfg, metric, seen, self._real, resamples.show)
             for name, value in found.items():
-                self._known[keys[name]] = records.EvalRecord(
+                self._known[keys[name]] = records.Evaluation(
                     run_id=model.run_id,
                     checksum=model.checksum,
                     step=model.step,
@@ -253,7 +254,13 @@ class _Evaluator:
                 )
                 progress.say(f"  {line(self._known[keys[name]])}")
             if mesh.is_primary():
-                records.write_jsonl(self._workdir / FILE, self._known.values())
+                joined.write_evaluations(
+                    self._workdir,
+                    self._known.values(),
+                    [self._known[key] for key in keys.values()],
+                    self._specs,
+                    self._experiment.name,
+                )
 
     def _features(
         self, entry: ModelToMeasure, sampler: inference.PictureSampler
@@ -293,7 +300,7 @@ class _Evaluator:
         return kept
 
 
-def line(record: records.EvalRecord) -> str:
+def line(record: records.Evaluation) -> str:
     """A record as a line for people."""
     r = record
     interval = "(no interval)"
