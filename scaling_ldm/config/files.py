@@ -196,6 +196,7 @@ _MAY_BE_EMPTY: dict[str, Any] = {
     "config.train.save_signals": "SIGUSR1",
     "config.train.stop_signals": "SIGUSR2",
     "config.train.init_exceptions": "",
+    "config.evaluate.held_out": "",
 }
 
 

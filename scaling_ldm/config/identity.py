@@ -45,6 +45,9 @@ SINCE: dict[Field, Any] = {
     ("train", "init_checksum"): "",
     ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
+    ("fit", "protocol"): "",
+    ("evaluate", "held_out"): (),
+    ("evaluate", "held_out_draws"): 16,
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.

@@ -10,6 +10,7 @@ from scaling_ldm.records.runs import RunSpec
 
 # Metrics of training. A stratum of t adds its number: see `stratum`.
 LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
+VLB = "vlb"  # the bound on -log2 p of held-out data, in bits per dim
 RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
 NO_INTERVAL = 1.0  # level of a row whose low and high are its value
 # A metric whose name begins with one of these is better if it is higher.
@@ -111,7 +112,11 @@ def in_words(metric: str, weights: str = "", known: str = "") -> str:
       weights: "raw", an average's name, or "": they are not said.
       known: the metric as words, where the caller has some.
     """
-    words = {LOSS: "validation loss", TRAIN_LOSS: "smoothed training loss"}
+    words = {
+        LOSS: "validation loss",
+        TRAIN_LOSS: "smoothed training loss",
+        VLB: "variational bound in bits per dim",
+    }
     said = words.get(metric, known or metric)
     if (tenth := metric.removeprefix(f"{LOSS}_t")).isdigit():
         said = f"{words[LOSS]} in stratum {tenth} of t"
@@ -158,6 +163,14 @@ _TRAINED = (
     "objective.kl_weight",
 )
 
+# What a bound depends on beside the pictures; the weights of a loss are no part of it.
+_BOUND = (
+    "objective.schedule",
+    "objective.schedule_steps",
+    "objective.zero_terminal_snr",
+    "evaluate.held_out_draws",
+)
+
 # Later fields that decide it too; a value that behaves as before is no part of it.
 _LATER = {
     "data.mix": [],
@@ -173,30 +186,31 @@ _LATER = {
 def loss_protocol(
     metric: str, experiment: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """How a loss of training was measured; its digest is the rows' `protocol_hash`.
+    """How a loss or a bound was measured; its digest is the rows' `protocol_hash`.
 
     All strata of t have the protocol of the whole loss.
 
     Args:
-      metric: LOSS or TRAIN_LOSS.
+      metric: LOSS, TRAIN_LOSS or VLB.
       experiment: every field of the study, as nested dicts of JSON values. That of an
         older version gives the same digest; a field that it lacks is None.
       overrides: those of the run, "section.field" -> value.
     """
-    fields = _PICTURES + MEASURES
-    fields += _HELD_OUT if metric == LOSS else _TRAINED
+    own = {LOSS: MEASURES + _HELD_OUT, VLB: _BOUND + _HELD_OUT}
+    fields = _PICTURES + own.get(metric, MEASURES + _TRAINED)
 
     def value(path: str) -> Any:
         section, _, name = path.partition(".")
         return overrides.get(path, experiment.get(section, {}).get(name))
 
     reconstructs = value("model.architecture") == "autoencoder_kl"
+    quantity = "reconstruction" if reconstructs else "prediction"
     later = {path: value(path) for path in _LATER}
+    if metric == VLB:  # it bounds the density of data, whatever was trained on
+        quantity = "bits per dim"
+        later = {p: v for p, v in later.items() if not p.startswith("objective.")}
     return (
-        {
-            "metric": metric,
-            "quantity": "reconstruction" if reconstructs else "prediction",
-        }
+        {"metric": metric, "quantity": quantity}
         | {path: value(path) for path in fields}
         | {p: v for p, v in later.items() if v not in (None, _LATER[p])}
     )

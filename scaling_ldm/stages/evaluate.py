@@ -16,7 +16,13 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.evaluation import extractors, measures, protocol, reference
+from scaling_ldm.evaluation import (
+    extractors,
+    likelihoods,
+    measures,
+    protocol,
+    reference,
+)
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import tfgan
@@ -44,9 +50,28 @@ def run(
 ) -> list[records.Evaluation]:
     """Measures the pictures of the generate stage, and of other checkpoints if asked.
 
+    Held-out data of every finished run is measured first, if that is asked for.
+
+    Returns:
+      The evaluations of pictures.
+
     Raises:
       ConfigError: as `check`.
     """
+    if experiment.evaluate.held_out:
+        likelihoods.measure(
+            experiment,
+            workdir,
+            [
+                (spec, runs.run_files(workdir, spec.run_id).measurements, model)
+                for spec in runs.finished(workdir, specs)
+                for model in [
+                    runs.trained_model(
+                        experiment, workdir, spec, weights=experiment.fit.weights
+                    )
+                ]
+            ],
+        )
     if experiment.evaluate.network == "none":
         return []
     _check_settings(experiment)
@@ -117,12 +142,11 @@ def _models(
         return
     yield ModelToMeasure(model=first, drawn=True)
     if experiment.evaluate.through_training:
-        for spec in specs:
-            if runs.best(workdir, [spec]) is not None:
-                for step in runs.checkpoint_steps(workdir, spec):
-                    model = runs.trained_model(experiment, workdir, spec, step)
-                    if _identity(model) != _identity(first):
-                        yield ModelToMeasure(model=model, drawn=False)
+        for spec in runs.finished(workdir, specs):
+            for step in runs.checkpoint_steps(workdir, spec):
+                model = runs.trained_model(experiment, workdir, spec, step)
+                if _identity(model) != _identity(first):
+                    yield ModelToMeasure(model=model, drawn=False)
 
 
 def _identity(model: TrainedModel) -> tuple[str, str, int]:
