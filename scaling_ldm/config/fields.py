@@ -298,9 +298,9 @@ class FitConfig:
     # What counts as the loss: metrics of the table of measurements, e.g. "fd_clip".
     metrics: tuple[str, ...] = ("loss",)
     weights: str = ""  # "raw", an average's name, or "": the run's first average
-    # Where runs were measured by several protocols: the beginning of the hash of the
-    # one to fit; "": the one that all runs have.
-    protocol: str = ""
+    # Where a metric was measured by several protocols, the one to fit: beginnings of
+    # their hashes, at most one of each metric. Of the others, the one of all runs.
+    protocols: tuple[str, ...] = ()
     size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
     confidence: float = 0.9  # level of the intervals
     bootstrap: int = 1000  # draws, at least 50

@@ -197,6 +197,7 @@ _MAY_BE_EMPTY: dict[str, Any] = {
     "config.train.stop_signals": "SIGUSR2",
     "config.train.init_exceptions": "",
     "config.evaluate.held_out": "",
+    "config.fit.protocols": "",
 }
 
 

@@ -45,7 +45,7 @@ SINCE: dict[Field, Any] = {
     ("train", "init_checksum"): "",
     ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
-    ("fit", "protocol"): "",
+    ("fit", "protocols"): (),
     ("evaluate", "held_out"): (),
     ("evaluate", "held_out_draws"): 16,
 }
