@@ -1,8 +1,8 @@
 """Cells that may be compared, what they cost, and the choice of the best; numpy only.
 
-Noise. `deviations` are those of the metric over resampled images. Their mean need not be
-zero: a Frechet distance grows when images repeat. So they are shifted until their mean
-is, and added to the measured value. A draw takes one of them for each cell,
+Noise. `deviations` are those of the metric over resampled images. Their mean need not
+be zero: a Frechet distance grows when images repeat. So they are shifted until their
+mean is, and added to the measured value. A draw takes one of them for each cell,
 independently of the other cells and of their order. (Cells sampled from the same noise
 err together. So their differences are surer than the draws say.)
 

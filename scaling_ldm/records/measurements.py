@@ -105,6 +105,16 @@ def of_cell(metric: str) -> str:
     return f"{metric}_cell"
 
 
+def floors(metric: str) -> tuple[str, str]:
+    """The metrics of real pictures and of noise that stand beside a distance."""
+    return f"{metric}_real", f"{metric}_noise"
+
+
+def is_floor(metric: str) -> bool:
+    """Whether a metric is one of `floors`, which say nothing about a model."""
+    return metric.endswith(("_real", "_noise"))
+
+
 def in_words(metric: str, weights: str = "", known: str = "") -> str:
     """What was measured, for a reader: "validation loss, average ema".
 

@@ -277,7 +277,7 @@ class _Reader:
             return None
 
     def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
-        """`read(workdir)`, which reads the file and its rows of the table; as `part`."""
+        """`read(workdir)`, of the file and its rows of the table; as `part`."""
         return self.part(name, lambda path: read(path.parent))
 
     def _name(self, path: pathlib.Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scaling_ldm.records import Evaluation
-from scaling_ldm.records.measurements import HIGHER_IS_BETTER
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER, is_floor
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study
 from scaling_ldm.report.table import Column, Row, Table, cell, text
@@ -124,12 +124,13 @@ def _spent(record: Evaluation) -> float:
 
 
 def _of_checkpoints(study: Study) -> list[Evaluation]:
-    """The evaluations of the runs' own checkpoints.
+    """The evaluations of the runs' own checkpoints, without floors of distances.
 
     An evaluation with a checksum is of exported weights in a folder. It is left out,
     even if these weights come from a run of this study.
     """
-    return [r for r in study.evaluations if not r.checksum]
+    found = [r for r in study.evaluations if not r.checksum]
+    return [r for r in found if not is_floor(r.metric)]
 
 
 def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:

@@ -18,18 +18,21 @@ import numpy as np
 from scaling_ldm import config, records
 from scaling_ldm.evaluation import (
     extractors,
+    floor,
     likelihoods,
     measures,
+    numbers,
     protocol,
     reference,
 )
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import StoredFeatures
-from scaling_ldm.metrics import tfgan
+from scaling_ldm.metrics import Estimate, tfgan
 from scaling_ldm.records import joined
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import runs, samples
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelToMeasure:
@@ -187,7 +190,7 @@ class _Evaluator:
             keys = [self._key(model, name, parts) for name, parts in wanted.items()]
             for key in keys:
                 if key in self._known:
-                    progress.say(f"  {line(self._known[key])}")
+                    progress.say(f"  {numbers.line(self._known[key])}")
             if not all(key in self._known for key in keys):
                 left = len(models) - number + 1
                 time_left = (
@@ -203,22 +206,53 @@ class _Evaluator:
                 self._measure(entry, wanted)
                 if not entry.drawn:
                     spent.append(time.perf_counter() - begin)
-            found += [self._known[key] for key in keys]
+            found += [self._known[key] for key in keys] + self._floors_of(model)
         return found
+
+    def _floors_of(self, model: TrainedModel) -> list[records.Evaluation]:
+        """What stands beside the Frechet distance of a model: see `floor`."""
+        cfg, found, new = self._experiment.evaluate, [], []
+        for name in floor.names(cfg, self._real):
+            parts = self._protocol_of(model, name, "numpy")
+            key = self._key(model, name, parts)
+            if key not in self._known:
+                value, images = self._floors[name]
+                self._known[key] = numbers.record(model, name, value, parts, images)
+                new.append(self._known[key])
+                progress.say(f"  {numbers.line(new[-1])}")
+            found.append(self._known[key])
+        if new:
+            self._write(new)
+        return found
+
+    @functools.cached_property
+    def _floors(self) -> dict[str, tuple[Estimate, int]]:
+        return floor.measure(self._experiment, self._folder, self._extract, self._real)
+
+    def _write(self, new: Sequence[records.Evaluation]) -> None:
+        if mesh.is_primary():
+            joined.write_evaluations(
+                self._workdir,
+                self._known.values(),
+                new,
+                self._specs,
+                self._experiment.name,
+            )
 
     def _wanted(self, model: TrainedModel) -> dict[str, dict[str, Any]]:
         """The name of each number to find -> the parts of its protocol."""
         cfg = self._experiment.evaluate
         return {
-            name: self._parts
-            | {
-                "metric": name,
-                "backend": measures.backend(cfg, metric),
-                "ema": protocol.weights_part(model.weights),
-            }
+            name: self._protocol_of(model, name, measures.backend(cfg, metric))
             for metric in cfg.metrics
             for name in measures.names(metric, cfg.network)
         }
+
+    def _protocol_of(
+        self, model: TrainedModel, name: str, backend: str
+    ) -> dict[str, Any]:
+        own = {"metric": name, "backend": backend}
+        return self._parts | own | {"ema": protocol.weights_part(model.weights)}
 
     def _key(self, model: TrainedModel, name: str, parts: dict[str, Any]) -> Any:
         return *_identity(model), name, protocol.digest(parts)
@@ -259,32 +293,12 @@ class _Evaluator:
             )
             found = measures.measure(cfg, metric, seen, self._real, resamples.show)
             for name, value in found.items():
-                self._known[keys[name]] = records.Evaluation(
-                    run_id=model.run_id,
-                    checksum=model.checksum,
-                    step=model.step,
-                    train_flops=model.train_flops,
-                    metric=name,
-                    value=value.value,
-                    low=value.low,
-                    high=value.high,
-                    level=value.level,
-                    doubt=value.doubt,
-                    images=len(seen.features),
-                    nfe=cost.nfe,
-                    flops=cost.flops + cost.decoder_flops,
-                    protocol=wanted[name],
-                    protocol_hash=protocol.digest(wanted[name]),
+                images, flops = len(seen.features), cost.flops + cost.decoder_flops
+                self._known[keys[name]] = numbers.record(
+                    model, name, value, wanted[name], images, cost.nfe, flops
                 )
-                progress.say(f"  {line(self._known[keys[name]])}")
-            if mesh.is_primary():
-                joined.write_evaluations(
-                    self._workdir,
-                    self._known.values(),
-                    [self._known[key] for key in keys.values()],
-                    self._specs,
-                    self._experiment.name,
-                )
+                progress.say(f"  {numbers.line(self._known[keys[name]])}")
+            self._write([self._known[key] for key in keys.values()])
 
     def _features(
         self, entry: ModelToMeasure, sampler: inference.PictureSampler
@@ -322,19 +336,6 @@ class _Evaluator:
                 f"{sampling.images:,} pictures of {model.run_id}"
             )
         return kept
-
-
-def line(record: records.Evaluation) -> str:
-    """A record as a line for people."""
-    r = record
-    interval = "(no interval)"
-    if r.low < r.high:
-        interval = f"({r.low:.4g} to {r.high:.4g} at {100 * r.level:g}%)"
-    doubt = f"\n    in doubt: {r.doubt}" if r.doubt else ""
-    return (
-        f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} {interval}  "
-        f"{r.images:,} pictures  protocol {r.protocol_hash}{doubt}"
-    )
 
 
 def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]]:

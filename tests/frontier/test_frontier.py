@@ -78,9 +78,7 @@ def make_table(curves, sigma=0.0, bias=0.0, samplers=("ddim",), best=3.0):
                             steps=steps,
                             guidance=g,
                             value=value,
-                            deviations=deviations(sigma, bias=bias)
-                            if sigma
-                            else (),
+                            deviations=deviations(sigma, bias=bias) if sigma else (),
                         )
                     )
     return cells
@@ -167,9 +165,7 @@ def test_pareto_set_is_that_of_a_hand_made_table():
 
 def test_the_pareto_set_never_climbs_and_is_of_the_settings_that_are_plotted():
     """The dearer is the lowest of four equals, by luck of which no more is left."""
-    cells = [
-        make_cell(steps=4, guidance=2.0, value=10.0, deviations=deviations(1.0))
-    ]
+    cells = [make_cell(steps=4, guidance=2.0, value=10.0, deviations=deviations(1.0))]
     for k, g in enumerate(GUIDANCES):
         value = 9.9 + 0.001 * k
         how = {"guidance": g, "value": value, "deviations": deviations(1.0)}

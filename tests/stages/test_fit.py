@@ -155,7 +155,7 @@ def test_of_two_protocols_that_every_run_has_one_is_chosen(study):
     (chosen,) = fitted(workdir, ("fd_lite0",), protocols=("aaa",))
     assert chosen.protocol_hash == "a" * 16
     assert isinstance(chosen.laws["N_opt"], records.PowerLaw)
-    # The choice is of one metric; the loss has the only protocol that it was measured by.
+    # The choice is of one metric; the loss was measured by one protocol alone.
     loss, fd = fitted(workdir, ("loss", "fd_lite0"), protocols=("bb",))
     assert loss.protocol_hash and fd.protocol_hash == "b" * 16
     said = r"no number that is fitted has a protocol cc\.\.\.; there are aaaa"
