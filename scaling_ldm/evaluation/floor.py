@@ -11,14 +11,14 @@ are unlike those it was made for. So beside a distance stand, measured the same 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.evaluation import measures
+from scaling_ldm.evaluation import measures, reference
 from scaling_ldm.evaluation.feature_store import StoredFeatures
-from scaling_ldm.evaluation.reference import BATCH, RealStatistics, picture_size
+from scaling_ldm.evaluation.reference import Extract, RealStatistics
 from scaling_ldm.metrics import Estimate, Moments, frechet
 from scaling_ldm.records.measurements import floors
 from scaling_ldm.training.progress import Progress
@@ -37,7 +37,7 @@ def names(cfg: config.EvaluateConfig, real: RealStatistics) -> tuple[str, ...]:
 def measure(
     experiment: config.Experiment,
     folder: pathlib.Path,
-    extract: Callable,
+    extract: Extract,
     real: RealStatistics,
 ) -> dict[str, tuple[Estimate, int]]:
     """By the names of `names`: the distance, and of how many pictures it is.
@@ -87,15 +87,15 @@ def _of_real(
 
 
 def _of_noise(
-    experiment: config.Experiment, folder: pathlib.Path, extract: Callable
+    experiment: config.Experiment, folder: pathlib.Path, extract: Extract
 ) -> np.ndarray:
     """The features of uniform noise [images, D], stored like those of pictures."""
-    height, width = picture_size(experiment)
+    height, width = reference.picture_size(experiment)
     images, seed = experiment.generate.images, experiment.evaluate.seed
 
     def drawn(start: int) -> Iterator[tuple[np.ndarray, int]]:
-        for first in range(start, images, BATCH):
-            count = min(BATCH, images - first)
+        for first in range(start, images, reference.BATCH):
+            count = min(reference.BATCH, images - first)
             rng = np.random.default_rng([seed, first])
             shape = (count, height, width, 3)
             yield rng.integers(0, 256, shape, dtype=np.uint8), first + count

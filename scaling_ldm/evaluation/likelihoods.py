@@ -52,9 +52,9 @@ def measure(
             if table.key(row) not in known:
                 with jax.set_mesh(device_mesh):
                     values = METRICS[metric](own, workdir, model, device_mesh)
-                ends = dataclasses.asdict(measures.mean(values, cfg.confidence))
-                ends.pop("doubt")
-                row = dataclasses.replace(row, **ends)
+                mean = measures.mean(values, cfg.confidence)
+                ends = {"low": mean.low, "high": mean.high, "level": mean.level}
+                row = dataclasses.replace(row, value=mean.value, **ends)
                 if mesh.is_primary():
                     table.put_rows(path, [row])
             found.append(known.get(table.key(row), row))

@@ -56,7 +56,7 @@ def run(
     Held-out data of every finished run is measured first, if that is asked for.
 
     Returns:
-      The evaluations of pictures.
+      The evaluations of pictures, without the floors of distances.
 
     Raises:
       ConfigError: as `check`.
@@ -206,12 +206,13 @@ class _Evaluator:
                 self._measure(entry, wanted)
                 if not entry.drawn:
                     spent.append(time.perf_counter() - begin)
-            found += [self._known[key] for key in keys] + self._floors_of(model)
+            self._measure_floors(model)
+            found += [self._known[key] for key in keys]
         return found
 
-    def _floors_of(self, model: TrainedModel) -> list[records.Evaluation]:
+    def _measure_floors(self, model: TrainedModel) -> None:
         """What stands beside the Frechet distance of a model: see `floor`."""
-        cfg, found, new = self._experiment.evaluate, [], []
+        cfg, new = self._experiment.evaluate, []
         for name in floor.names(cfg, self._real):
             parts = self._protocol_of(model, name, "numpy")
             key = self._key(model, name, parts)
@@ -220,10 +221,8 @@ class _Evaluator:
                 self._known[key] = numbers.record(model, name, value, parts, images)
                 new.append(self._known[key])
                 progress.say(f"  {numbers.line(new[-1])}")
-            found.append(self._known[key])
         if new:
             self._write(new)
-        return found
 
     @functools.cached_property
     def _floors(self) -> dict[str, tuple[Estimate, int]]:
