@@ -87,7 +87,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What a network learns; formulas in diffusion/noise.py and objectives/."""
+    """What a network learns; formulas in diffusion/noise and diffusion/losses."""
 
     # One of OBJECTIVES, or FILE.py:FUNCTION or MODULE:FUNCTION of your own; "auto": the
     # one of OBJECTIVES that trains the architecture.

@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from scaling_ldm.records import files, table
+from scaling_ldm.records import files, rows_of, table
 from scaling_ldm.records.errors import Damaged
 from scaling_ldm.records.frontier import Cell, Frontier, MeasuredCell
 from scaling_ldm.records.measurements import Measurement, of_cell
@@ -46,7 +46,7 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[Evaluation]:
         if isinstance(record, Evaluation):
             found.append(record)
         elif isinstance(record, EvalRecord):
-            weights = table.weights_of(record)
+            weights = rows_of.weights_of(record)
             place = record.run_id, record.step, record.metric, weights
             if row := rows.get((*place, record.protocol_hash)):
                 found.append(_evaluation(record, row))
@@ -73,7 +73,7 @@ def write_evaluations(
     for record in (*older, *new):
         spec = None if record.checksum else by_id.get(record.run_id)
         folder = workdir / "runs" / spec.run_id if spec else workdir / "evaluate"
-        row = table.evaluation(spec, record) if spec else _of_no_run(study, record)
+        row = rows_of.evaluation(spec, record) if spec else _of_no_run(study, record)
         rows.setdefault(folder / table.FILE, []).append(row)
     for where, of_file in rows.items():
         table.put_rows(where, list({table.key(row): row for row in of_file}.values()))
@@ -122,7 +122,7 @@ def write_frontier(workdir: pathlib.Path, found: Frontier) -> None:
 
 def place_of_cell(cell: Cell) -> tuple[str, str, str]:
     """Run, metric and protocol of a cell's row."""
-    return cell.model, of_cell(cell.metric), table.protocol_of_cell(cell)
+    return cell.model, of_cell(cell.metric), rows_of.protocol_of_cell(cell)
 
 
 def cell_values(
@@ -188,6 +188,6 @@ def _of_no_run(study: str, record: Evaluation) -> Measurement:
         low=record.low,
         high=record.high,
         level=record.level,
-        weights=table.weights_of(record),
+        weights=rows_of.weights_of(record),
         protocol_hash=record.protocol_hash,
     )

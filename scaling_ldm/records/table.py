@@ -21,9 +21,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import files, upgrade
+from scaling_ldm.records import files, rows_of, upgrade
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
-from scaling_ldm.records.frontier import Cell, MeasuredCell
+from scaling_ldm.records.frontier import MeasuredCell
 from scaling_ldm.records.measurements import (
     EMA,
     LOSS,
@@ -32,10 +32,8 @@ from scaling_ldm.records.measurements import (
     TRAIN_LOSS,
     Measurement,
     loss_protocol,
-    measurement,
-    of_cell,
 )
-from scaling_ldm.records.runs import EvalRecord, Evaluation, RunSpec
+from scaling_ldm.records.runs import Evaluation, RunSpec
 
 FILE = "measurements.jsonl"
 # The losses that a record of 0.1.0 has: its field -> metric and weights.
@@ -131,12 +129,12 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
     for record in files.read_jsonl(path) if path.is_file() else ():
         if isinstance(record, Evaluation) and not record.checksum:
             if spec := specs.get(record.run_id):
-                yield evaluation(spec, record)
+                yield rows_of.evaluation(spec, record)
     for path in sorted((workdir / "frontier" / "cells").glob("*.json")):
         cell = files.read(path)
         if isinstance(cell, MeasuredCell) and (spec := specs.get(cell.model)):
             kept = averages_of(experiment, spec.overrides)
-            yield of_frontier(spec, cell, cell.value, kept[0])
+            yield rows_of.cell(spec, cell, cell.value, kept[0])
 
 
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
@@ -225,57 +223,6 @@ def loss_protocol_hash(
 ) -> str:
     """The digest of `loss_protocol`."""
     return files.digest(loss_protocol(metric, experiment, overrides))
-
-
-def weights_of(record: EvalRecord) -> str:
-    """The name of the weights that were evaluated."""
-    held = record.protocol.get("ema")  # True: the first average of version 0.1.0
-    names = {True: EMA, False: RAW, None: "unknown"}
-    return held if isinstance(held, str) else names[held]
-
-
-def evaluation(spec: RunSpec, record: Evaluation) -> Measurement:
-    """The row of an evaluation of a run's own checkpoint."""
-    return measurement(
-        spec,
-        step=record.step,
-        metric=record.metric,
-        value=record.value,
-        low=record.low,
-        high=record.high,
-        level=record.level,
-        weights=weights_of(record),
-        protocol_hash=record.protocol_hash,
-    )
-
-
-def protocol_of_cell(cell: Cell) -> str:
-    """The protocol of a cell's row: how it was measured, and how it samples."""
-    of = [cell.protocol, cell.sampler, cell.steps, cell.guidance]
-    return files.digest(of)
-
-
-def of_frontier(
-    spec: RunSpec,
-    cell: Cell,
-    value: float,
-    weights: str,
-    low: float | None = None,
-    high: float | None = None,
-    level: float = NO_INTERVAL,
-) -> Measurement:
-    """The row of a cell, which is of the end of its run."""
-    return measurement(
-        spec,
-        step=spec.steps,
-        metric=of_cell(cell.metric),
-        value=value,
-        low=low,
-        high=high,
-        level=level,
-        weights=weights,
-        protocol_hash=protocol_of_cell(cell),
-    )
 
 
 def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:

@@ -25,6 +25,7 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
     results,
+    rows_of,
     table,
 )
 from scaling_ldm.records.joined import read_evaluations, read_frontier
@@ -294,7 +295,7 @@ class _Reader:
         for run in runs:
             folder = run_files(self.workdir, run.run_id).folder
             own = [
-                (table.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
+                (rows_of.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
                 for record in evaluations
                 if record.run_id == run.run_id and not record.checksum
             ]

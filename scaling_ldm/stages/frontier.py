@@ -27,7 +27,7 @@ from scaling_ldm.config import axes
 from scaling_ldm.evaluation import measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.metrics import frechet
-from scaling_ldm.records import joined, table
+from scaling_ldm.records import joined, rows_of, table
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs
 
@@ -198,7 +198,7 @@ class _CellFiles:
             a = (1 - self._level) / 2
             high, low = cell.value - np.quantile(cell.deviations, [a, 1 - a])
             ends = (float(low), float(high), self._level)
-        row = table.of_frontier(spec, cell, cell.value, self._weights(spec), *ends)
+        row = rows_of.cell(spec, cell, cell.value, self._weights(spec), *ends)
         table.put_rows(runs.run_files(self._workdir, spec.run_id).measurements, [row])
         bare = joined.without_value(cell)
         records.write_text(self._path(spec, sampling), records.dumps(bare))

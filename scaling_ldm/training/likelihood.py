@@ -1,9 +1,9 @@
-"""Bits per dim of held-out data under a trained model: the bound of `objectives.vlb`.
+"""Bits per dim of held-out data under a trained model: the bound of `losses.vlb`.
 
 It is the bound of infinitely many steps (`vlb.continuous`) for every schedule. That of
 a table's own steps has one with most of the variance, which few draws meet. Pixels of
 256 levels have a probability, and the number is a code length. Latents, and pictures
-that are made as they are read, have a density: see `objectives.likelihood`.
+that are made as they are read, have a density: see `losses.likelihood`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, data
-from scaling_ldm.diffusion.objectives import vlb
+from scaling_ldm.diffusion.losses import vlb
 from scaling_ldm.models import from_config
 from scaling_ldm.training import held_out, mesh
 from scaling_ldm.training.objective import diffusion_objective

@@ -9,7 +9,7 @@ import pytest
 from scaling_ldm import config
 from scaling_ldm.config import identity
 from scaling_ldm.diffusion import noise, prediction, samplers
-from scaling_ldm.diffusion.objectives import denoise
+from scaling_ldm.diffusion.losses import denoise
 from scaling_ldm.models.encoders import efficientnet_lite
 from scaling_ldm.training import objective as objective_lib
 

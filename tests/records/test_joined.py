@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scaling_ldm import records
-from scaling_ldm.records import joined, measurements, table
+from scaling_ldm.records import joined, measurements, rows_of, table
 
 OLDER = pathlib.Path(__file__).parents[1] / "data" / "workdirs" / "0.1.0" / "workdir"
 SPECS = records.read_jsonl(OLDER / "runs.jsonl")
@@ -108,9 +108,9 @@ def test_a_frontier_is_read_with_the_values_of_the_table(older):
     for cell in found.cells:
         spec = by_id[cell.model]
         early = dataclasses.replace(
-            table.of_frontier(spec, cell, -1.0, "ema"), step=spec.steps - 1
+            rows_of.cell(spec, cell, -1.0, "ema"), step=spec.steps - 1
         )
-        rows = [table.of_frontier(spec, cell, cell.value + 1, "ema"), early]
+        rows = [rows_of.cell(spec, cell, cell.value + 1, "ema"), early]
         table.put_rows(older / "runs" / cell.model / table.FILE, rows)
     again = records.read_frontier(older)
     assert [c.value for c in again.cells] == [c.value + 1 for c in found.cells]
