@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from scaling_ldm import frontier as frontier
     from scaling_ldm import metrics as metrics
     from scaling_ldm import records as records
+    from scaling_ldm.diffusion import losses as losses
     from scaling_ldm.diffusion import noise as noise
-    from scaling_ldm.diffusion import objectives as objectives
     from scaling_ldm.diffusion import prediction as prediction
     from scaling_ldm.diffusion import samplers as samplers
     from scaling_ldm.laws import fit as fit
@@ -39,10 +39,10 @@ PUBLIC = {
     "fit": "scaling_ldm.laws.fit",
     "flops": "scaling_ldm.flops",
     "frontier": "scaling_ldm.frontier",
+    "losses": "scaling_ldm.diffusion.losses",
     "metrics": "scaling_ldm.metrics",
     "noise": "scaling_ldm.diffusion.noise",
     "objective": "scaling_ldm.training.objective",
-    "objectives": "scaling_ldm.diffusion.objectives",
     "prediction": "scaling_ldm.diffusion.prediction",
     "pretrained": "scaling_ldm.models.pretrained",
     "records": "scaling_ldm.records",

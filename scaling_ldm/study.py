@@ -201,10 +201,11 @@ class _Study:
 
     def _runs_networks(self, stage: str) -> bool:
         """Whether a stage needs devices."""
+        cfg = self.experiment.evaluate
         depends = {
             "plan": self.experiment.plan.probe,
             "encode": self.experiment.encoded,
-            "evaluate": self.experiment.evaluate.network != "none",
+            "evaluate": cfg.network != "none" or len(cfg.held_out) > 0,
             "frontier": self.experiment.frontier.images > 0,
         }
         return depends.get(stage, stage in ("train", "generate", "export"))
@@ -353,10 +354,10 @@ class _Study:
     def _evaluate(self) -> None:
         from scaling_ldm.stages import evaluate
 
-        if self.asked and self.experiment.evaluate.network == "none":
+        if self.asked and not self._runs_networks("evaluate"):
             progress.say(
                 "evaluate measures nothing: config.evaluate.network = 'none'; set one "
-                f"of {', '.join(config.FEATURE_NETWORKS[1:])}"
+                f"of {', '.join(config.FEATURE_NETWORKS[1:])}, or evaluate.held_out"
             )
             return
         evaluate.run(self.experiment, self.workdir, self._specs_if_planned())

@@ -132,7 +132,7 @@ def evaluated():
             "protocol": {},
             "protocol_hash": "0123456789abcdef",
         }
-        return records.EvalRecord(**fields | given)
+        return records.Evaluation(**fields | given)
 
     return make
 

@@ -13,7 +13,7 @@ import numpy as np
 from scaling_ldm import records
 from scaling_ldm.laws import fit
 from scaling_ldm.records import (
-    EvalRecord,
+    Evaluation,
     RunSpec,
     SampleRecord,
     TrainRecord,
@@ -175,7 +175,7 @@ def evaluate(workdir: pathlib.Path, metric: str, weights: str, **changes) -> Non
                     "protocol": {"ema": weights},
                     "protocol_hash": "a" * 16,
                 }
-                found.append(EvalRecord(**given | changes))
+                found.append(Evaluation(**given | changes))
     path = workdir / "evaluations.jsonl"
     before = records.read_jsonl(path) if path.exists() else []
     records.write_jsonl(path, [*before, *found])

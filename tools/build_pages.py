@@ -34,7 +34,7 @@ NOTICE = (
 RECORD_MODULES = ("runs", "measurements", "laws", "frontier")
 # Packages whose modules are public too, and the modules that others of the same package
 # share. Any other package hands on everything public by its own __all__.
-OPEN_PACKAGES = ("denoisers", "encoders", "metrics", "objectives", "weights")
+OPEN_PACKAGES = ("denoisers", "encoders", "losses", "metrics", "weights")
 SHARED_MODULES = {
     "denoisers": ("blocks", "transformer_parts"),
     "encoders": ("blocks", "convolutions", "features"),

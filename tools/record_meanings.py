@@ -11,7 +11,7 @@ MEANINGS = {
     "FrontPoint.budget": "a cost, in the unit of the front",
     "Advice.budget": "of one image, in `unit`",
     "Crossing.at": "the cost where the two are equally good",
-    "EvalRecord.level": "of the interval, e.g. 0.9",
+    "Evaluation.level": "of the interval, e.g. 0.9",
     "Frontier.level": "of all intervals, e.g. 0.9",
     "Frontier.notes": "doubts, a line each",
     "FitResult.seed": "of the bootstrap",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_ldm.diffusion import prediction
-from scaling_ldm.diffusion.objectives.denoise import batch_sharding, drop_captions
+from scaling_ldm.diffusion.losses.denoise import batch_sharding, drop_captions
 from scaling_ldm.models import from_config
 from scaling_ldm.records.errors import ConfigError
 from scaling_ldm.training import objective

@@ -176,6 +176,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
     problems = []
     for where, known in (
         ("evaluate.metrics", names.METRICS),
+        ("evaluate.held_out", names.HELD_OUT_METRICS),
         ("frontier.samplers", names.SAMPLERS),
     ):
         values = reads.value(e, where)

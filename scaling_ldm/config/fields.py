@@ -98,7 +98,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What a network learns; formulas in diffusion/noise.py and objectives/."""
+    """What a network learns; formulas in diffusion/noise and diffusion/losses."""
 
     # One of OBJECTIVES, or FILE.py:FUNCTION or MODULE:FUNCTION of your own; "auto": the
     # one of OBJECTIVES that trains the architecture.
@@ -261,7 +261,7 @@ class GenerateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Generated pictures against real ones; see evaluation/."""
+    """Generated pictures against real ones, and likelihoods; see evaluation/."""
 
     network: str = "none"  # one of FEATURE_NETWORKS; "none": no evaluation
     weights: str = ""  # its file, folder or hub id; "": the package of lite0
@@ -276,6 +276,10 @@ class EvaluateConfig:
     bootstrap: int = 50  # resamples of the generated pictures; 0: no interval
     confidence: float = 0.9  # level of the interval
     seed: int = 0  # seed of the resamples
+    # What is measured of every finished run on the held-out pictures of
+    # config.validation, without drawing any: some of HELD_OUT_METRICS.
+    held_out: tuple[str, ...] = ()
+    held_out_draws: int = 16  # times t at which each held-out picture is measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,6 +313,9 @@ class FitConfig:
     # What counts as the loss: metrics of the table of measurements, e.g. "fd_clip".
     metrics: tuple[str, ...] = ("loss",)
     weights: str = ""  # "raw", an average's name, or "": the run's first average
+    # Where a metric was measured by several protocols, the one to fit: beginnings of
+    # their hashes, at most one of each metric. Of the others, the one of all runs.
+    protocols: tuple[str, ...] = ()
     size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
     confidence: float = 0.9  # level of the intervals
     bootstrap: int = 1000  # draws, at least 50

@@ -206,6 +206,8 @@ _MAY_BE_EMPTY: dict[str, Any] = {
     "config.train.stop_signals": "SIGUSR2",
     "config.train.init_exceptions": "",
     "config.generate.captions": "",
+    "config.evaluate.held_out": "",
+    "config.fit.protocols": "",
 }
 
 

@@ -53,6 +53,9 @@ SINCE: dict[Field, Any] = {
     ("data", "validation_minimum"): 0,  # decides no number
     ("encode", "choose"): "first",  # the default since 0.2.0 is another
     ("generate", "captions"): (),
+    ("fit", "protocols"): (),
+    ("evaluate", "held_out"): (),
+    ("evaluate", "held_out_draws"): 16,
 }
 # Renamed fields: today's name -> the first one. The recipe hash is of the first
 # names, so that working directories made before the renaming continue.

@@ -156,6 +156,7 @@ METRICS = {
     "inception_score": ("inception_pytorch_fid", "inception_torch_fidelity"),
     "clip_score": ("clip",),
 }
+HELD_OUT_METRICS = ("vlb",)  # need no feature network and no drawn picture
 FD_BACKENDS = ("numpy", "tfgan")
 LITE0_LEAST = 64  # smallest input side in pixels; its last feature map is then 2 x 2
 ADVICE_UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")

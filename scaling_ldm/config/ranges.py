@@ -41,7 +41,7 @@ _POSITIVE = {
     "validation": ("samples", "batch_size"),
     "mesh": ("fsdp",),
     "generate": ("images", "batch_size"),
-    "evaluate": ("reference_images", "batch_size"),
+    "evaluate": ("reference_images", "batch_size", "held_out_draws"),
 }
 _NOT_NEGATIVE = {
     "data": ("prefetch_batches", "coarse", "validation_minimum"),

@@ -17,6 +17,8 @@ DENOISERS = names.OBJECTIVES["denoising"]
 TRANSFORMERS = tuple(a for a in DENOISERS if a not in names.CONVOLUTIONAL)
 READ_CAPTIONS = tuple(a for a in DENOISERS if a != "adaln_zero")
 RECONSTRUCTION = ("objective.reconstruction", "objective.kl_weight")
+# Fields of config.evaluate that need no feature network, as the level of intervals.
+HELD_OUT = ("held_out", "held_out_draws")
 # Fields of config.objective that say which objective it is, for every architecture.
 WHICH = ("kind", "folder", "digest")
 
@@ -70,7 +72,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "evaluate.network": {
         f"evaluate.{name}": tuple(n for n in names.FEATURE_NETWORKS if n != "none")
         for name in _names(fields.EvaluateConfig)
-        if name not in ("network", "input_size")
+        if name not in ("network", "input_size", "confidence", *HELD_OUT)
     }
     | {"evaluate.input_size": ("lite0",)},
     "advise.unit": {"advise.dtype": ("seconds",), "advise.utilisation": ("seconds",)},

@@ -182,6 +182,20 @@ def _inception_score(
     return [classifier_score.inception_score(logits, level=cfg.confidence)]
 
 
+def mean(values: np.ndarray, level: float) -> Estimate:
+    """The mean of numbers of independent pictures, with its normal interval.
+
+    Args:
+      values: [n], of n pictures; one has no interval.
+    """
+    value = float(np.mean(values, dtype=np.float64))
+    if len(values) < 2:
+        return Estimate.without_interval(value)
+    half = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    half *= float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return Estimate.symmetric(value, half, level)
+
+
 def _clip_score(
     cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
@@ -189,10 +203,7 @@ def _clip_score(
     del real, show
     captions = _given(generated.captions, "vectors of captions")
     scores = np.asarray(clip_score.clip_score(generated.features, captions))
-    mean = float(np.mean(scores, dtype=np.float64))
-    half = statistics.NormalDist().inv_cdf((1 + cfg.confidence) / 2)
-    half *= float(np.std(scores, ddof=1)) / len(scores) ** 0.5
-    return [Estimate.symmetric(mean, half, cfg.confidence)]
+    return [mean(scores, cfg.confidence)]
 
 
 # The keys are those of config.METRICS.

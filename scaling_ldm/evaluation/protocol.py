@@ -73,7 +73,7 @@ def same_protocol(
 
 
 def difference(
-    a: records.EvalRecord, b: records.EvalRecord, differing: Collection[str] = ()
+    a: records.Evaluation, b: records.Evaluation, differing: Collection[str] = ()
 ) -> float:
     """The value of a less that of b, if `same_protocol` lets them be compared."""
     same_protocol(a, b, differing)

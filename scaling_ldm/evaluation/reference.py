@@ -28,7 +28,7 @@ BATCH = 256  # pictures of a batch of features
 
 
 @runtime_checkable
-class _Extract(Protocol):
+class Extract(Protocol):
     """Pictures to features, as `extractors.Extractor` does it."""
 
     identity: dict[str, str]
@@ -123,7 +123,7 @@ def held_out(
 def statistics(
     experiment: config.Experiment,
     workdir: pathlib.Path,
-    extract: _Extract,
+    extract: Extract,
     side: tuple[int, int],
 ) -> RealStatistics:
     """The statistics of real pictures: read from a file, stored before, or made now.

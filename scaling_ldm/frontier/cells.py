@@ -1,8 +1,8 @@
 """Cells that may be compared, what they cost, and the choice of the best; numpy only.
 
-Noise. `replicates` are values of the metric over resampled images. Their mean is not
-the measured value: a Frechet distance grows when images repeat. So the replicates are
-shifted until their mean is the measured value. A draw takes one of them for each cell,
+Noise. `deviations` are those of the metric over resampled images. Their mean need not
+be zero: a Frechet distance grows when images repeat. So they are shifted until their
+mean is, and added to the measured value. A draw takes one of them for each cell,
 independently of the other cells and of their order. (Cells sampled from the same noise
 err together. So their differences are surer than the draws say.)
 
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling_ldm.records import Cell, Choice, Interval
+from scaling_ldm.records import Cell, Choice, Interval, MeasuredCell
 from scaling_ldm.records.measurements import HIGHER_IS_BETTER
 
 # What one image costs. "relative_cost_steps" is paper A's (arXiv 2404.01367, section
@@ -123,7 +123,7 @@ def compare(
         raise ValueError(
             f"level in (0, 1) and bootstrap >= 1, got {level}, {bootstrap}"
         )
-    cells = list(cells)
+    cells = measured(cells)
     _check_protocols(cells, allow_protocols)
     _check_identity(cells)
     lost = [cell for cell in cells if not math.isfinite(cell.value)]
@@ -141,7 +141,7 @@ def compare(
             f"cells of {counts[0]} to {counts[-1]} images are compared: a Frechet "
             "distance falls with their number"
         )
-    bare = [c for c in kept if len(c.replicates) < MIN_REPLICATES]
+    bare = [c for c in kept if len(c.deviations) < MIN_REPLICATES]
     if bare:
         notes.append(
             f"no intervals: {len(bare)} of {len(kept)} cells have fewer than "
@@ -154,6 +154,19 @@ def compare(
         level=level,
         notes=tuple(notes),
     )
+
+
+def measured(cells: Iterable[Cell]) -> list[MeasuredCell]:
+    """Cells that have values; ValueError if one has none."""
+    found = []
+    for cell in cells:
+        if not isinstance(cell, MeasuredCell):
+            raise ValueError(
+                f"no value of {name_of(cell)}: read a frontier with "
+                "records.read_frontier, which adds those of the table"
+            )
+        found.append(cell)
+    return found
 
 
 def _check_protocols(cells: Sequence[Cell], allowed: Collection[str]) -> None:
@@ -196,17 +209,17 @@ def _check_identity(cells: Sequence[Cell]) -> None:
                 raise ValueError(
                     f"{name} must be positive, got {cost} of {name_of(cell)}"
                 )
-        if not np.isfinite(cell.replicates).all():
-            raise ValueError(f"a replicate is not finite: {name_of(cell)}")
+        if not np.isfinite(cell.deviations).all():
+            raise ValueError(f"a deviation is not finite: {name_of(cell)}")
 
 
-def _draw(cells: Sequence[Cell], draws: int, seed: int) -> Draws:
-    """For each cell one of its replicates, moved to its value."""
+def _draw(cells: Sequence[MeasuredCell], draws: int, seed: int) -> Draws:
+    """For each cell its value and one of its deviations from their mean."""
     out = np.empty((draws, len(cells)))
     for i, cell in enumerate(cells):
         key = f"{cell.model}\0{cell.sampler}\0{cell.steps}\0{cell.guidance!r}"
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
-        moved = np.array(cell.replicates, dtype=np.float64)
+        moved = np.array(cell.deviations, dtype=np.float64)
         moved += cell.value - moved.mean()
         out[:, i] = moved[rng.integers(len(moved), size=draws)]
     return out

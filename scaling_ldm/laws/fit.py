@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -312,12 +312,15 @@ def fit_records(
     metric: str = LOSS,
     weights: str,
     size: str = "params_without_embeddings",
+    asked: Sequence[str] = (),
+    protocols: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> FitResult:
     """`isoflop` of what runs measured at their ends, as `records.read_table` has it.
 
-    Rows of several protocols are not mixed: if there are some, the one protocol that
-    all finished runs have is fitted, and without such a one nothing is.
+    Rows of several protocols are not mixed: if there are some, the one that is asked
+    for is fitted, or the one that all finished runs have. If no single one is either,
+    nothing is, and the result says in what they differ.
 
     Args:
       records: of the runs; those that are not finished are excluded by name.
@@ -325,6 +328,8 @@ def fit_records(
       metric: of the table, e.g. "loss" or "fd_clip".
       weights: "raw" or the name of an average.
       size: "params" or "params_without_embeddings".
+      asked: beginnings of the hashes of protocols, as config.fit.protocols.
+      protocols: hash -> parts, of those that are known: to say in what they differ.
       options: of `isoflop`.
     """
     finished, excluded = {}, []
@@ -336,13 +341,12 @@ def fit_records(
             excluded.append(f"{record.run_id}: {record.status}{detail}")
     last = {run_id: record.steps for run_id, record in finished.items()}
     found = [r for r in ends.of(rows, metric, weights) if r.step == last.get(r.run_id)]
-    protocol, measured = ends.shared_protocol(found, finished)
+    protocol, measured = ends.shared_protocol(found, finished, asked)
     by_run = {r.run_id: r for r in found if r.protocol_hash == protocol}
     if metric.startswith(HIGHER_IS_BETTER):
         result = _nothing("larger is better", "laws are of minima", found, **options)
     elif protocol is None and measured:
-        counts = ", ".join(f"{name} ({n} runs)" for name, n in measured.items())
-        detail = f"no single one has all of {len(finished)} runs: {counts}"
+        detail = ends.several(measured, len(finished), protocols or {})
         result = _nothing("measured by several protocols", detail, found, **options)
     else:
         what = in_words(metric, weights)

@@ -1,10 +1,10 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
 `runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
-them, `table` puts the measurements of studies together, `results` finds those of the
-ends of runs, `upgrade` knows the files of older versions, `errors` holds every
-exception of the library. May import: the standard library alone; `write_parquet`
-imports pyarrow.
+them, `table` puts the measurements of studies together, `joined` adds them to what was
+evaluated, `results` finds those of the ends of runs, `upgrade` knows the files of older
+versions, `errors` holds every exception of the library. May import: the standard
+library alone; `write_parquet` imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
@@ -31,7 +31,9 @@ from scaling_ldm.records.frontier import (
     Front,
     Frontier,
     FrontPoint,
+    MeasuredCell,
 )
+from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.records.laws import (
     FitResult,
     HeldOut,
@@ -42,7 +44,13 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.measurements import Measurement
-from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records.runs import (
+    EvalRecord,
+    Evaluation,
+    RunSpec,
+    SampleRecord,
+    TrainRecord,
+)
 from scaling_ldm.records.table import read_plan, read_table, write_csv, write_parquet
 from scaling_ldm.records.upgrade import (
     FIRST,
@@ -60,6 +68,7 @@ __all__ = [
     "Crossing",
     "Damaged",
     "EvalRecord",
+    "Evaluation",
     "FIRST",
     "FitResult",
     "Front",
@@ -67,6 +76,7 @@ __all__ = [
     "Frontier",
     "HeldOut",
     "Interval",
+    "MeasuredCell",
     "Measurement",
     "MeasurementConflict",
     "NewerVersion",
@@ -83,6 +93,8 @@ __all__ = [
     "from_json",
     "loads",
     "read",
+    "read_evaluations",
+    "read_frontier",
     "read_json",
     "read_jsonl",
     "read_plan",

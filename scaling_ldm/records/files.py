@@ -29,6 +29,7 @@ from scaling_ldm.records.frontier import (
     Front,
     Frontier,
     FrontPoint,
+    MeasuredCell,
 )
 from scaling_ldm.records.laws import (
     FitResult,
@@ -40,7 +41,13 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.measurements import Measurement
-from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records.runs import (
+    EvalRecord,
+    Evaluation,
+    RunSpec,
+    SampleRecord,
+    TrainRecord,
+)
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -52,6 +59,7 @@ _RECORDS = {
         TrainRecord,
         SampleRecord,
         EvalRecord,
+        Evaluation,
         Measurement,
         Interval,
         Refusal,
@@ -61,6 +69,7 @@ _RECORDS = {
         HeldOut,
         FitResult,
         Cell,
+        MeasuredCell,
         Choice,
         BestGuidance,
         FrontPoint,

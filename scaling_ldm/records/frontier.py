@@ -10,7 +10,9 @@ from scaling_ldm.records.laws import Interval, Refusal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One way of sampling one model, measured: what it costs and what it reaches.
+    """One way of sampling one model: what it costs, and how it was measured.
+
+    The value is a row of the table of measurements; `MeasuredCell` has both.
 
     `protocol` says how the metric was measured: feature network, resize, reference,
     count of images. Cells may be compared only where it is the same. The model,
@@ -29,11 +31,20 @@ class Cell:
     decoder_flops: float  # an image; 0 without a decoder
     seconds: float  # an image, as measured
     metric: str  # e.g. "fd_lite0"; lower is better
-    value: float
-    replicates: tuple[float, ...]  # bootstrap values of the metric; may be empty
+    deviations: tuple[float, ...]  # bootstrap values less the value; may be empty
     protocol: str
     images: int
     memory_bytes: int | None = None  # to sample one image; None: not measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredCell(Cell):
+    """A cell with its value, as `read_frontier` puts them together.
+
+    Files of before 0.2.0 hold them together.
+    """
+
+    value: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,10 @@ class Advice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """Quality against the cost of sampling, over models, samplers, steps, guidance."""
+    """Quality against the cost of sampling, over models, samplers, steps, guidance.
+
+    In a file the cells have no values: `read_frontier` adds those of the table.
+    """
 
     metric: str
     protocols: tuple[str, ...]  # one, unless more were allowed by name

@@ -10,6 +10,7 @@ from scaling_ldm.records.runs import RunSpec
 
 # Metrics of training. A stratum of t adds its number: see `stratum`.
 LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
+VLB = "vlb"  # the bound on -log2 p of held-out data, in bits per dim
 RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
 NO_INTERVAL = 1.0  # level of a row whose low and high are its value
 # A metric whose name begins with one of these is better if it is higher.
@@ -95,6 +96,25 @@ def stratum(number: int) -> str:
     return f"{LOSS}_t{number}"
 
 
+def of_cell(metric: str) -> str:
+    """The metric of a cell of the frontier, whose sampling is its own.
+
+    It has a name of its own, so that what is fitted and shown of the study's own
+    sampling is not mixed with the many settings of the frontier.
+    """
+    return f"{metric}_cell"
+
+
+def floors(metric: str) -> tuple[str, str]:
+    """The metrics of real pictures and of noise that stand beside a distance."""
+    return f"{metric}_real", f"{metric}_noise"
+
+
+def is_floor(metric: str) -> bool:
+    """Whether a metric is one of `floors`, which say nothing about a model."""
+    return metric.endswith(("_real", "_noise"))
+
+
 def in_words(metric: str, weights: str = "", known: str = "") -> str:
     """What was measured, for a reader: "validation loss, average ema".
 
@@ -102,7 +122,11 @@ def in_words(metric: str, weights: str = "", known: str = "") -> str:
       weights: "raw", an average's name, or "": they are not said.
       known: the metric as words, where the caller has some.
     """
-    words = {LOSS: "validation loss", TRAIN_LOSS: "smoothed training loss"}
+    words = {
+        LOSS: "validation loss",
+        TRAIN_LOSS: "smoothed training loss",
+        VLB: "variational bound in bits per dim",
+    }
     said = words.get(metric, known or metric)
     if (tenth := metric.removeprefix(f"{LOSS}_t")).isdigit():
         said = f"{words[LOSS]} in stratum {tenth} of t"
@@ -149,6 +173,14 @@ _TRAINED = (
     "objective.kl_weight",
 )
 
+# What a bound depends on beside the pictures; the weights of a loss are no part of it.
+_BOUND = (
+    "objective.schedule",
+    "objective.schedule_steps",
+    "objective.zero_terminal_snr",
+    "evaluate.held_out_draws",
+)
+
 # Later fields that decide it too; a value that behaves as before is no part of it.
 _LATER = {
     "data.mix": [],
@@ -175,32 +207,33 @@ def _unread(value: Callable[[str], Any]) -> tuple[str, ...]:
 def loss_protocol(
     metric: str, experiment: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """How a loss of training was measured; its digest is the rows' `protocol_hash`.
+    """How a loss or a bound was measured; its digest is the rows' `protocol_hash`.
 
     All strata of t have the protocol of the whole loss.
 
     Args:
-      metric: LOSS or TRAIN_LOSS.
+      metric: LOSS, TRAIN_LOSS or VLB.
       experiment: every field of the study, as nested dicts of JSON values. That of an
         older version gives the same digest; a field that it lacks is None.
       overrides: those of the run, "section.field" -> value.
     """
-    fields = _PICTURES + MEASURES
-    fields += _HELD_OUT if metric == LOSS else _TRAINED
+    own = {LOSS: MEASURES + _HELD_OUT, VLB: _BOUND + _HELD_OUT}
+    fields = _PICTURES + own.get(metric, MEASURES + _TRAINED)
 
     def value(path: str) -> Any:
         section, _, name = path.partition(".")
         return overrides.get(path, experiment.get(section, {}).get(name))
 
     reconstructs = value("model.architecture") == "autoencoder_kl"
+    quantity = "reconstruction" if reconstructs else "prediction"
     later = {path: value(path) for path in _LATER if path not in _unread(value)}
     if later.get("data.validation_path"):
         later["data.validation_path"] = "given"  # wherever it is
+    if metric == VLB:  # it bounds the density of data, whatever was trained on
+        quantity = "bits per dim"
+        later = {p: v for p, v in later.items() if not p.startswith("objective.")}
     return (
-        {
-            "metric": metric,
-            "quantity": "reconstruction" if reconstructs else "prediction",
-        }
+        {"metric": metric, "quantity": quantity}
         | {path: value(path) for path in fields}
         | {p: v for p, v in later.items() if v not in (None, _LATER[p])}
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from scaling_ldm.records.measurements import RAW, TRAIN_LOSS, Measurement
 from scaling_ldm.records.runs import RunSpec
@@ -34,16 +35,17 @@ def of(rows: Iterable[Measurement], metric: str, weights: str) -> list[Measureme
 
 
 def shared_protocol(
-    rows: Iterable[Measurement], runs: Collection[str]
+    rows: Iterable[Measurement], runs: Collection[str], asked: Collection[str] = ()
 ) -> tuple[str | None, dict[str, int]]:
     """The one protocol by which runs may be compared, and how many runs each has.
 
-    It is the only protocol, or else the only one that all of the runs have. None: there
-    is no row, or no such protocol.
+    It is the one that is asked for, the only protocol, or else the only one that all of
+    the runs have. None: there is no row, or no such protocol.
 
     Args:
       rows: of one metric and one kind of weights, at the end of the runs.
       runs: run_id of all that are compared.
+      asked: beginnings of hashes. Those that no protocol of the rows has do not count.
     """
     measured: dict[str, set[str]] = {}
     for row in rows:
@@ -52,4 +54,33 @@ def shared_protocol(
     whole = [name for name, found in measured.items() if found >= set(runs)]
     candidates = whole if len(measured) > 1 else list(measured)
     counts = {name: len(found) for name, found in sorted(measured.items())}
+    if chosen := [name for name in measured if name.startswith(tuple(asked))]:
+        candidates = chosen
     return candidates[0] if len(candidates) == 1 else None, counts
+
+
+def several(
+    measured: Mapping[str, int], runs: int, protocols: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Why none of several protocols is the one, in what they differ, what to do.
+
+    Args:
+      measured: hash -> how many of the runs have it.
+      runs: how many there are.
+      protocols: hash -> parts, of those that are known.
+    """
+    counts = ", ".join(f"{name} ({n} runs)" for name, n in measured.items())
+    whole = sum(n == runs for n in measured.values())
+    said = f"no single one has all of {runs} runs: {counts}"
+    if whole:
+        said = f"{whole} have all of {runs} runs: {counts}"
+    known = {name: protocols[name] for name in measured if name in protocols}
+    parts = []
+    for part in dict.fromkeys(part for held in known.values() for part in held):
+        values = {name: held.get(part) for name, held in known.items()}
+        if len({repr(value) for value in values.values()}) > 1:
+            each = ", ".join(f"{value!r} in {name}" for name, value in values.items())
+            parts.append(f"{part}: {each}")
+    if parts:
+        said += f". They differ in {'; '.join(parts)}"
+    return f"{said}. Choose one in config.fit.protocols"

@@ -111,20 +111,32 @@ class SampleRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRecord:
-    """One number about pictures, and the protocol by which it was measured."""
+    """How a number about a model was measured; the number is a row of the table.
+
+    `Evaluation` has both.
+    """
 
     run_id: str
     checksum: str  # SHA-256 of an export's weights; "": a run's own checkpoint
     step: int  # step of the checkpoint; 0 for weights from a folder
     train_flops: float | None  # spent when it was written; None: unknown
     metric: str  # e.g. "fd_lite0"
-    value: float
-    low: float  # the interval at `level`; the value itself where there is none
-    high: float
-    level: float
     doubt: str  # why the value may be off by more than the interval; "": no doubt
     images: int
     nfe: int
     flops: float  # FLOPs of one picture: network and decoder
     protocol: Mapping[str, Any]  # names of evaluate.protocol.PARTS -> values
     protocol_hash: str  # digest of the protocol
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(EvalRecord):
+    """An EvalRecord with its number, as `read_evaluations` puts them together.
+
+    Files of before 0.2.0 hold them together.
+    """
+
+    value: float
+    low: float  # the interval at `level`; the value itself where there is none
+    high: float
+    level: float

@@ -1,8 +1,9 @@
 """The table of measurements: rows of runs, read from working directories and written.
 
     runs/<run_id>/measurements.jsonl    rows of the run, a line each
+    evaluate/measurements.jsonl         those of weights that are no run of the plan
     runs/<run_id>/record.json           of 0.1.0: losses at the end of the run
-    evaluations.jsonl                   numbers about pictures; rows as well
+    evaluations.jsonl, frontier/cells/  of 0.1.0: numbers about pictures
 
 Rows are appended whole. A process that is killed in the middle of a write leaves a last
 line without its end: no reader sees it. May import: the standard library alone, until
@@ -21,8 +22,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import files, upgrade
+from scaling_ldm.records import files, rows_of, upgrade
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
+from scaling_ldm.records.frontier import MeasuredCell
 from scaling_ldm.records.measurements import (
     EMA,
     LOSS,
@@ -31,9 +33,8 @@ from scaling_ldm.records.measurements import (
     TRAIN_LOSS,
     Measurement,
     loss_protocol,
-    measurement,
 )
-from scaling_ldm.records.runs import EvalRecord, RunSpec
+from scaling_ldm.records.runs import Evaluation, RunSpec
 
 FILE = "measurements.jsonl"
 # The losses that a record of 0.1.0 has: its field -> metric and weights.
@@ -145,9 +146,14 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
         yield from rows
     path = workdir / "evaluations.jsonl"
     for record in files.read_jsonl(path) if path.is_file() else ():
-        if isinstance(record, EvalRecord) and not record.checksum:
+        if isinstance(record, Evaluation) and not record.checksum:
             if spec := specs.get(record.run_id):
-                yield evaluation(spec, record)
+                yield rows_of.evaluation(spec, record)
+    for path in sorted((workdir / "frontier" / "cells").glob("*.json")):
+        cell = files.read(path)
+        if isinstance(cell, MeasuredCell) and (spec := specs.get(cell.model)):
+            kept = averages_of(experiment, spec.overrides)
+            yield rows_of.cell(spec, cell, cell.value, kept[0])
 
 
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
@@ -238,23 +244,6 @@ def loss_protocol_hash(
     return files.digest(loss_protocol(metric, experiment, overrides))
 
 
-def evaluation(spec: RunSpec, record: EvalRecord) -> Measurement:
-    """The row of a number about pictures of a run's own checkpoint."""
-    held = record.protocol.get("ema")  # True: the first average of version 0.1.0
-    names = {True: EMA, False: RAW, None: "unknown"}
-    return measurement(
-        spec,
-        step=record.step,
-        metric=record.metric,
-        value=record.value,
-        low=record.low,
-        high=record.high,
-        level=record.level,
-        weights=held if isinstance(held, str) else names[held],
-        protocol_hash=record.protocol_hash,
-    )
-
-
 def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:
     """The rows of one file, and the beginning of a line that was cut off ("": none).
 
@@ -287,6 +276,22 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def put_rows(path: pathlib.Path, rows: Sequence[Measurement]) -> None:
+    """Writes rows into a file; a row there that has the `key` of one is replaced.
+
+    A last line that was cut off is removed. A reader sees the old file or whole rows.
+    """
+    held, rest = read_rows(path) if path.is_file() else ([], "")
+    new = {key(row) for row in rows}
+    kept = [key(row) not in new for row in held]
+    if all(kept) and not rest:
+        return append_rows(path, rows)
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    lines = [line for line, keep in zip(lines, kept, strict=False) if keep]
+    lines += map(files.dumps, rows)
+    files.write_text(path, "".join(line + "\n" for line in lines))
 
 
 def drop_rows(path: pathlib.Path, after: int) -> str:

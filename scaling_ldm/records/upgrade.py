@@ -9,6 +9,7 @@ versions in turn. May import: the standard library and the errors.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,6 +73,9 @@ def upgraded(value: Any, version: str) -> Any:
     for step in VERSIONS[VERSIONS.index(version) : -1]:
         if upgrade := UPGRADES.get(step, {}).get(value.get("record", "")):
             value = upgrade(value)
+    # Files of 0.2.0 from before its release hold them, too.
+    if "value" in value and (upgrade := _WITH_VALUES.get(value.get("record", ""))):
+        value = upgrade(value)
     return {k: upgraded(v, version) for k, v in value.items()}
 
 
@@ -113,6 +117,22 @@ def _train_record(fields: Fields) -> Fields:
     """The losses of a record are rows of the table of measurements; see `table`."""
     return {name: value for name, value in fields.items() if name not in _FITTED}
 
+
+def _evaluation(fields: Fields) -> Fields:
+    """Evaluations had their numbers in their own file."""
+    return fields | {"record": "Evaluation"}
+
+
+def _measured_cell(fields: Fields) -> Fields:
+    """Cells had their values, and the bootstrap's values in place of deviations."""
+    fields = fields | {"record": "MeasuredCell"}
+    draws = [float(x) for x in fields.pop("replicates", ())]
+    mean = math.fsum(draws) / max(len(draws), 1)
+    return fields | {"deviations": [x - mean for x in draws]}
+
+
+# Records whose numbers became rows of the table; see `table`.
+_WITH_VALUES = {"EvalRecord": _evaluation, "Cell": _measured_cell}
 
 # By version: by name of a record, what turns its JSON fields into those of the next
 # version. A pure function; it gets the fields without those of records inside it done.

@@ -7,8 +7,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import RunSpec
-from scaling_ldm.records.measurements import LOSS, RAW, STRATA, TRAIN_LOSS, stratum
+from scaling_ldm import records
+from scaling_ldm.records import Evaluation, RunSpec
+from scaling_ldm.records.measurements import (
+    LOSS,
+    RAW,
+    STRATA,
+    TRAIN_LOSS,
+    floors,
+    is_floor,
+    stratum,
+)
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study, flatten
 from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, text
@@ -254,15 +263,23 @@ def samples(study: Study) -> Table:
 
 
 def evaluations(study: Study) -> Table:
-    """Every measured number, by metric and training compute."""
+    """Every measured number, by metric and training compute.
+
+    Beside a Frechet distance stand those of real pictures and of noise.
+    """
+    beside = {_place(r): r for r in study.evaluations}
     found = sorted(
-        study.evaluations,
+        (r for r in study.evaluations if not is_floor(r.metric)),
         key=lambda r: (r.metric, r.protocol_hash, r.train_flops or math.inf),
     )
     how = ("sampler", "steps", "guidance", "seed")  # where a protocol has them
     rows = [
         pick(r, "metric run_id checksum step train_flops value")
         | {"value_low": r.low, "value_high": r.high}
+        | {
+            end: getattr(beside.get(_place(r, metric)), "value", None)
+            for end, metric in zip(("real", "noise"), floors(r.metric), strict=True)
+        }
         | pick(r, "level doubt images nfe flops")
         | {k: r.protocol.get(k) for k in how}
         | {"protocol": r.protocol_hash}
@@ -275,6 +292,8 @@ def evaluations(study: Study) -> Table:
         cell("step", "step", fmt.count),
         cell("training FLOPs", "train_flops", fmt.scientific),
         ranged("value", "value", fmt.plain),
+        cell("of real pictures", "real", fmt.plain),
+        cell("of noise", "noise", fmt.plain),
         cell("pictures", "images", fmt.count),
         cell("evaluations a picture", "nfe", fmt.count),
         text("sampler", "sampler"),
@@ -285,9 +304,16 @@ def evaluations(study: Study) -> Table:
     )
     caption = (
         "Numbers of one metric are comparable where the protocol is the same; "
-        "evaluations.jsonl has every part of it."
+        "evaluations.jsonl has every part of it. Beside a Frechet distance stand that "
+        "of as many real pictures, which is its floor, and that of noise."
     )
     return Table("evaluations", caption, rows, columns)
+
+
+def _place(r: Evaluation, metric: str = "") -> tuple[Any, ...]:
+    """Of which weights, and how measured; metric: another one measured as this is."""
+    same = {k: v for k, v in r.protocol.items() if k not in ("metric", "backend")}
+    return r.run_id, r.checksum, r.step, metric or r.metric, records.digest(same)
 
 
 def _given(x: float | None) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from scaling_ldm import records
 from scaling_ldm.records import (
-    EvalRecord,
+    Evaluation,
     FitResult,
     Frontier,
     Measurement,
@@ -25,8 +25,10 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
     results,
+    rows_of,
     table,
 )
+from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.report import format as fmt
 from scaling_ldm.workdir.runs import checkpoint_steps, run_files
@@ -52,7 +54,7 @@ class Study:
     rows: Mapping[str, tuple[Measurement, ...]]  # by run_id; planned runs only
     fits: tuple[FitResult, ...]  # of each group and metric
     frontier: Frontier | None
-    evaluations: tuple[EvalRecord, ...]
+    evaluations: tuple[Evaluation, ...]
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
     samples: SampleRecord | None
     images: Images | None
@@ -225,7 +227,7 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
-    evaluations = reader.part("evaluations.jsonl", _evaluations) or ()
+    evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.part("samples/record.json", _record, SampleRecord)
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
@@ -244,7 +246,7 @@ def read(workdir: pathlib.Path) -> Study:
         curves=curves,
         rows=reader.rows(runs, experiment.get("config", {}), evaluations),
         fits=reader.part("laws.json", _fits) or (),
-        frontier=reader.part("frontier.json", _record, Frontier),
+        frontier=reader.study("frontier.json", read_frontier),
         evaluations=evaluations,
         checkpoints=kept,
         samples=samples,
@@ -277,6 +279,10 @@ class _Reader:
             self.notes.append(f"{self._name(path)} could not be read: {e}")
             return None
 
+    def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
+        """`read(workdir)`, of the file and its rows of the table; as `part`."""
+        return self.part(name, lambda path: read(path.parent))
+
     def _name(self, path: pathlib.Path) -> str:
         return path.relative_to(self.workdir).as_posix()
 
@@ -284,14 +290,14 @@ class _Reader:
         self,
         runs: Sequence[RunSpec],
         experiment: Mapping[str, Any],
-        evaluations: Sequence[EvalRecord],
+        evaluations: Sequence[Evaluation],
     ) -> dict[str, tuple[Measurement, ...]]:
         """The rows of the table by run; those of a file that is damaged are none."""
         found = {}
         for run in runs:
             folder = run_files(self.workdir, run.run_id).folder
             own = [
-                (table.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
+                (rows_of.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
                 for record in evaluations
                 if record.run_id == run.run_id and not record.checksum
             ]
@@ -382,10 +388,6 @@ def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
     if not fits or not all(isinstance(fit, FitResult) for fit in fits):
         raise ValueError("it holds no FitResult")
     return tuple(fits)
-
-
-def _evaluations(path: pathlib.Path) -> tuple[EvalRecord, ...]:
-    return tuple(r for r in records.read_jsonl(path) if isinstance(r, EvalRecord))
 
 
 def _images(path: pathlib.Path) -> Images:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scaling_ldm.records import EvalRecord
-from scaling_ldm.records.measurements import HIGHER_IS_BETTER
+from scaling_ldm.records import Evaluation
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER, is_floor
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study
 from scaling_ldm.report.table import Column, Row, Table, cell, text
@@ -37,7 +37,7 @@ class QualityCurve:
 
     label: str  # of its size; runs of one size share it
     size: float
-    points: tuple[EvalRecord, ...]
+    points: tuple[Evaluation, ...]
 
     @property
     def flops(self) -> np.ndarray:
@@ -88,7 +88,7 @@ def comparisons(study: Study) -> list[Comparison]:
     specs = {run.run_id: run for run in study.runs}
     own = [r for r in _of_checkpoints(study) if r.run_id in specs]
     labels = _labels(study, {r.run_id for r in own})
-    groups: dict[tuple[str, str], dict[str, list[EvalRecord]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Evaluation]]] = {}
     for r in own:
         if all(map(math.isfinite, (r.value, r.low, r.high))):
             group = groups.setdefault((r.metric, r.protocol_hash), {})
@@ -112,7 +112,7 @@ def comparisons(study: Study) -> list[Comparison]:
     return found
 
 
-def _spent(record: EvalRecord) -> float:
+def _spent(record: Evaluation) -> float:
     """The training FLOPs of a run's checkpoint.
 
     Raises:
@@ -123,13 +123,14 @@ def _spent(record: EvalRecord) -> float:
     return record.train_flops
 
 
-def _of_checkpoints(study: Study) -> list[EvalRecord]:
-    """The evaluations of the runs' own checkpoints.
+def _of_checkpoints(study: Study) -> list[Evaluation]:
+    """The evaluations of the runs' own checkpoints, without floors of distances.
 
     An evaluation with a checksum is of exported weights in a folder. It is left out,
     even if these weights come from a run of this study.
     """
-    return [r for r in study.evaluations if not r.checksum]
+    found = [r for r in study.evaluations if not r.checksum]
+    return [r for r in found if not is_floor(r.metric)]
 
 
 def unmeasured(study: Study, found: Sequence[Comparison]) -> tuple[str, ...]:

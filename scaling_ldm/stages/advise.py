@@ -52,10 +52,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> Advice | Refusa
     cfg, path = experiment.advise, _path(workdir)
     if not path.exists():
         raise _missing(workdir)
-    held = records.read_jsonl(path)
-    if len(held) != 1 or not isinstance(held[0], records.Frontier):
-        raise records.Damaged(f"{path} holds no frontier")
-    (found,) = held
+    found = records.read_frontier(workdir)
     try:
         return frontier.advice(
             found,

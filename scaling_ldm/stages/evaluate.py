@@ -1,4 +1,7 @@
-"""Trained models -> EvalRecords in evaluations.jsonl; records there are kept."""
+"""Trained models -> EvalRecords in evaluations.jsonl, and their numbers in the table.
+
+What is there is kept.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,22 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.evaluation import extractors, measures, protocol, reference
+from scaling_ldm.evaluation import (
+    extractors,
+    floor,
+    likelihoods,
+    measures,
+    numbers,
+    protocol,
+    reference,
+)
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import StoredFeatures
-from scaling_ldm.metrics import tfgan
+from scaling_ldm.metrics import Estimate, tfgan
+from scaling_ldm.records import joined
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import runs, samples
-
-FILE = "evaluations.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,12 +50,31 @@ def run(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     specs: Sequence[records.RunSpec],
-) -> list[records.EvalRecord]:
+) -> list[records.Evaluation]:
     """Measures the pictures of the generate stage, and of other checkpoints if asked.
+
+    Held-out data of every finished run is measured first, if that is asked for.
+
+    Returns:
+      The evaluations of pictures, without the floors of distances.
 
     Raises:
       ConfigError: as `check`.
     """
+    if experiment.evaluate.held_out:
+        likelihoods.measure(
+            experiment,
+            workdir,
+            [
+                (spec, runs.run_files(workdir, spec.run_id).measurements, model)
+                for spec in runs.finished(workdir, specs)
+                for model in [
+                    runs.trained_model(
+                        experiment, workdir, spec, weights=experiment.fit.weights
+                    )
+                ]
+            ],
+        )
     if experiment.evaluate.network == "none":
         return []
     _check_settings(experiment)
@@ -55,7 +84,7 @@ def run(
         return []
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
-        return _Evaluator(experiment, workdir, device_mesh).run(models)
+        return _Evaluator(experiment, workdir, specs, device_mesh).run(models)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -135,12 +164,11 @@ def _models(
         return
     yield ModelToMeasure(model=first, drawn=True)
     if experiment.evaluate.through_training:
-        for spec in specs:
-            if runs.best(workdir, [spec]) is not None:
-                for step in runs.checkpoint_steps(workdir, spec):
-                    model = runs.trained_model(experiment, workdir, spec, step)
-                    if _identity(model) != _identity(first):
-                        yield ModelToMeasure(model=model, drawn=False)
+        for spec in runs.finished(workdir, specs):
+            for step in runs.checkpoint_steps(workdir, spec):
+                model = runs.trained_model(experiment, workdir, spec, step)
+                if _identity(model) != _identity(first):
+                    yield ModelToMeasure(model=model, drawn=False)
 
 
 def _identity(model: TrainedModel) -> tuple[str, str, int]:
@@ -154,9 +182,10 @@ class _Evaluator:
         self,
         experiment: config.Experiment,
         workdir: pathlib.Path,
+        specs: Sequence[records.RunSpec],
         device_mesh: jax.sharding.Mesh,
     ) -> None:
-        self._experiment, self._workdir = experiment, workdir
+        self._experiment, self._workdir, self._specs = experiment, workdir, specs
         self._mesh, self._folder = device_mesh, workdir / "evaluate"
         self._extract = Extractor(experiment.evaluate, device_mesh)
         self._real = reference.statistics(
@@ -166,22 +195,21 @@ class _Evaluator:
             experiment, self._extract.identity, self._real.digest, self._real.images
         )
         self._parts |= protocol.sampling_parts(experiment.generate)
-        path = workdir / FILE
         self._known = {
             (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
-            for r in (records.read_jsonl(path) if path.exists() else [])
+            for r in records.read_evaluations(workdir)
         }
 
-    def run(self, models: Sequence[ModelToMeasure]) -> list[records.EvalRecord]:
+    def run(self, models: Sequence[ModelToMeasure]) -> list[records.Evaluation]:
         """The records of all models, old and new."""
-        found: list[records.EvalRecord] = []
+        found: list[records.Evaluation] = []
         spent: list[float] = []  # seconds for each model whose pictures are drawn here
         for number, entry in enumerate(models, 1):
             model, wanted = entry.model, self._wanted(entry.model)
             keys = [self._key(model, name, parts) for name, parts in wanted.items()]
             for key in keys:
                 if key in self._known:
-                    progress.say(f"  {line(self._known[key])}")
+                    progress.say(f"  {numbers.line(self._known[key])}")
             if not all(key in self._known for key in keys):
                 left = len(models) - number + 1
                 time_left = (
@@ -197,22 +225,52 @@ class _Evaluator:
                 self._measure(entry, wanted)
                 if not entry.drawn:
                     spent.append(time.perf_counter() - begin)
+            self._measure_floors(model)
             found += [self._known[key] for key in keys]
         return found
+
+    def _measure_floors(self, model: TrainedModel) -> None:
+        """What stands beside the Frechet distance of a model: see `floor`."""
+        cfg, new = self._experiment.evaluate, []
+        for name in floor.names(cfg, self._real):
+            parts = self._protocol_of(model, name, "numpy")
+            key = self._key(model, name, parts)
+            if key not in self._known:
+                value, images = self._floors[name]
+                self._known[key] = numbers.record(model, name, value, parts, images)
+                new.append(self._known[key])
+                progress.say(f"  {numbers.line(new[-1])}")
+        if new:
+            self._write(new)
+
+    @functools.cached_property
+    def _floors(self) -> dict[str, tuple[Estimate, int]]:
+        return floor.measure(self._experiment, self._folder, self._extract, self._real)
+
+    def _write(self, new: Sequence[records.Evaluation]) -> None:
+        if mesh.is_primary():
+            joined.write_evaluations(
+                self._workdir,
+                self._known.values(),
+                new,
+                self._specs,
+                self._experiment.name,
+            )
 
     def _wanted(self, model: TrainedModel) -> dict[str, dict[str, Any]]:
         """The name of each number to find -> the parts of its protocol."""
         cfg = self._experiment.evaluate
         return {
-            name: self._parts
-            | {
-                "metric": name,
-                "backend": measures.backend(cfg, metric),
-                "ema": protocol.weights_part(model.weights),
-            }
+            name: self._protocol_of(model, name, measures.backend(cfg, metric))
             for metric in cfg.metrics
             for name in measures.names(metric, cfg.network)
         }
+
+    def _protocol_of(
+        self, model: TrainedModel, name: str, backend: str
+    ) -> dict[str, Any]:
+        own = {"metric": name, "backend": backend}
+        return self._parts | own | {"ema": protocol.weights_part(model.weights)}
 
     def _key(self, model: TrainedModel, name: str, parts: dict[str, Any]) -> Any:
         return *_identity(model), name, protocol.digest(parts)
@@ -253,26 +311,12 @@ class _Evaluator:
             )
             found = measures.measure(cfg, metric, seen, self._real, resamples.show)
             for name, value in found.items():
-                self._known[keys[name]] = records.EvalRecord(
-                    run_id=model.run_id,
-                    checksum=model.checksum,
-                    step=model.step,
-                    train_flops=model.train_flops,
-                    metric=name,
-                    value=value.value,
-                    low=value.low,
-                    high=value.high,
-                    level=value.level,
-                    doubt=value.doubt,
-                    images=len(seen.features),
-                    nfe=cost.nfe,
-                    flops=cost.flops + cost.decoder_flops,
-                    protocol=wanted[name],
-                    protocol_hash=protocol.digest(wanted[name]),
+                images, flops = len(seen.features), cost.flops + cost.decoder_flops
+                self._known[keys[name]] = numbers.record(
+                    model, name, value, wanted[name], images, cost.nfe, flops
                 )
-                progress.say(f"  {line(self._known[keys[name]])}")
-            if mesh.is_primary():
-                records.write_jsonl(self._workdir / FILE, self._known.values())
+                progress.say(f"  {numbers.line(self._known[keys[name]])}")
+            self._write([self._known[key] for key in keys.values()])
 
     def _features(
         self, entry: ModelToMeasure, sampler: inference.PictureSampler
@@ -310,19 +354,6 @@ class _Evaluator:
                 f"{sampling.images:,} pictures of {model.run_id}"
             )
         return kept
-
-
-def line(record: records.EvalRecord) -> str:
-    """A record as a line for people."""
-    r = record
-    interval = "(no interval)"
-    if r.low < r.high:
-        interval = f"({r.low:.4g} to {r.high:.4g} at {100 * r.level:g}%)"
-    doubt = f"\n    in doubt: {r.doubt}" if r.doubt else ""
-    return (
-        f"{r.run_id}  step {r.step:,}  {r.metric} {r.value:.4g} {interval}  "
-        f"{r.images:,} pictures  protocol {r.protocol_hash}{doubt}"
-    )
 
 
 def _saved(workdir: pathlib.Path, start: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -45,8 +45,9 @@ def run(
     except records.MeasurementConflict as e:
         raise config.ConfigError(f"the laws cannot be fitted: {e}") from e
     _check_metrics(experiment, rows, groups)
+    evaluations = records.read_evaluations(workdir)
     found = [
-        _fit(experiment, metric, workdir, group, of_group, rows)
+        _fit(experiment, metric, workdir, group, of_group, rows, evaluations)
         for group, of_group in groups.items()
         for metric in experiment.fit.metrics
     ]
@@ -78,6 +79,13 @@ def _check_metrics(
       rows: of the ends of runs; nothing is refused before there is one.
     """
     problems, cfg = [], experiment.fit
+    for beginning in cfg.protocols if rows else ():
+        hashes = {r.protocol_hash for r in rows if r.metric in cfg.metrics}
+        if not any(name.startswith(beginning) for name in hashes):
+            problems.append(
+                f"config.fit.protocols = {cfg.protocols}: no number that is fitted "
+                f"has a protocol {beginning}...; there are {', '.join(sorted(hashes))}"
+            )
     there = sorted({row.metric for row in rows})
     for metric in cfg.metrics if rows else ():
         if metric not in there:
@@ -107,6 +115,7 @@ def _fit(
     group: str,
     specs: Sequence[records.RunSpec],
     rows: Sequence[records.Measurement],
+    evaluations: Sequence[records.EvalRecord],
 ) -> records.FitResult:
     """The laws of one group. Runs that differ in their seed alone are replicates."""
     found, missing = [], []
@@ -123,6 +132,8 @@ def _fit(
         metric=metric,
         weights=_weights(experiment, metric, specs),
         size=cfg.size,
+        asked=cfg.protocols,
+        protocols={r.protocol_hash: r.protocol for r in evaluations},
         confidence=cfg.confidence,
         bootstrap=cfg.bootstrap,
         seed=cfg.seed,

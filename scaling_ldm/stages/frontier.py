@@ -1,6 +1,7 @@
 """The best run of each size x sampler x steps x guidance -> cells, their frontier.
 
     frontier/cells/<id>.json   one records.Cell each; it is not measured again
+    runs/<run_id>/measurements.jsonl   the values of the cells
     frontier.json   a records.Frontier: all cells and what follows from them
 
 For each run, sampler and number of steps, the guidance with the lowest distance is
@@ -15,7 +16,7 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from scaling_ldm.config import axes
 from scaling_ldm.evaluation import measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.metrics import frechet
+from scaling_ldm.records import joined, rows_of, table
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs
 
@@ -60,7 +62,7 @@ def run(
         seed=experiment.evaluate.seed,
     )
     if mesh.is_primary():
-        records.write_text(workdir / "frontier.json", records.dumps(found) + "\n")
+        joined.write_frontier(workdir, found)
     for sentence in found.sentences:
         progress.say(sentence)
     mesh.barrier("frontier")
@@ -131,15 +133,17 @@ def _cell_settings(experiment: config.Experiment) -> list[config.GenerateConfig]
     ]
 
 
-def _spread(cell: records.Cell, best: records.Cell) -> records.Cell:
-    """The cell with replicates; if it has none, with the relative spread of `best`.
+def _spread(
+    cell: records.MeasuredCell, best: records.MeasuredCell
+) -> records.MeasuredCell:
+    """The cell with deviations; if it has none, with the relative ones of `best`.
 
     Resampling every cell would take longer than drawing the pictures.
     """
-    if cell.replicates or not best.replicates:
+    if cell.deviations or not best.deviations:
         return cell
-    scaled = tuple(cell.value * x / best.value for x in best.replicates)
-    return dataclasses.replace(cell, replicates=scaled)
+    scaled = tuple(cell.value * x / best.value for x in best.deviations)
+    return dataclasses.replace(cell, deviations=scaled)
 
 
 class _CellFiles:
@@ -147,25 +151,66 @@ class _CellFiles:
 
     Args:
       parts: of the protocol, without those of the sampler.
+      weights: of a run -> the name of those that are sampled.
+      level: of the intervals in the table.
     """
 
-    def __init__(self, folder: pathlib.Path, parts: dict[str, Any]) -> None:
-        self._folder, self._parts = folder, parts
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        parts: dict[str, Any],
+        weights: Callable[[records.RunSpec], str],
+        level: float,
+    ) -> None:
+        self._folder, self._parts = workdir / "frontier" / "cells", parts
+        self._workdir, self._weights, self._level = workdir, weights, level
+        self._values: dict[str, dict[Any, float]] = {}  # by run: of each place
 
     def protocol(self, sampling: config.GenerateConfig) -> dict[str, Any]:
         return self._parts | protocol.sampling_parts(sampling)
 
     def read(
         self, spec: records.RunSpec, sampling: config.GenerateConfig
-    ) -> records.Cell | None:
+    ) -> records.MeasuredCell | None:
+        """The cell with its value; None if it is to be measured."""
         path = self._path(spec, sampling)
-        return records.read(path) if path.exists() else None
+        if not path.exists():
+            return None
+        cell = records.read(path)
+        if isinstance(cell, records.MeasuredCell):  # an older version's
+            self.write(spec, sampling, cell)
+            return cell
+        value = self._values_of(spec).get(joined.place_of_cell(cell))
+        return None if value is None else joined.with_value(cell, value)
 
     def write(
-        self, spec: records.RunSpec, sampling: config.GenerateConfig, cell: records.Cell
+        self,
+        spec: records.RunSpec,
+        sampling: config.GenerateConfig,
+        cell: records.MeasuredCell,
     ) -> None:
-        if mesh.is_primary():
-            records.write_text(self._path(spec, sampling), records.dumps(cell))
+        """Writes the value into the table, then the file of the cell."""
+        self._values_of(spec)[joined.place_of_cell(cell)] = cell.value
+        if not mesh.is_primary():
+            return
+        ends: tuple[Any, ...] = ()
+        if cell.deviations:
+            a = (1 - self._level) / 2
+            high, low = cell.value - np.quantile(cell.deviations, [a, 1 - a])
+            ends = (float(low), float(high), self._level)
+        row = rows_of.cell(spec, cell, cell.value, self._weights(spec), *ends)
+        table.put_rows(runs.run_files(self._workdir, spec.run_id).measurements, [row])
+        bare = joined.without_value(cell)
+        records.write_text(self._path(spec, sampling), records.dumps(bare))
+
+    def _values_of(self, spec: records.RunSpec) -> dict[Any, float]:
+        """The values of a run's cells in the table; read once."""
+        if spec.run_id not in self._values:
+            path = runs.run_files(self._workdir, spec.run_id).measurements
+            rows = table.read_rows(path)[0] if path.is_file() else []
+            found = joined.cell_values(r for r in rows if r.step == spec.steps)
+            self._values[spec.run_id] = {k: row.value for k, row in found.items()}
+        return self._values[spec.run_id]
 
     def _path(
         self, spec: records.RunSpec, sampling: config.GenerateConfig
@@ -196,17 +241,24 @@ class _CellMeasurer:
             experiment, self._extract.identity, real.digest, real.images
         )
         own = {"metric": self._metric, "backend": "numpy"}
-        self._files = _CellFiles(workdir / "frontier" / "cells", parts | own)
+        self._files = _CellFiles(
+            workdir, parts | own, self._weights, experiment.evaluate.confidence
+        )
         # FLOPs of one evaluation of the largest run's network.
         largest = max(specs, key=lambda spec: spec.params_without_embeddings)
         cost = self._sampler(largest).cost(experiment.generate)
         self._flops_of_largest = cost.flops / cost.nfe
 
-    def run(self) -> list[records.Cell]:
+    def _weights(self, spec: records.RunSpec) -> str:
+        """The weights of a run that are sampled."""
+        own = config.with_overrides(self._experiment, spec.overrides)
+        return own.optimizer.averages[0]
+
+    def run(self) -> list[records.MeasuredCell]:
         """The cells of all runs, in the order of the plan."""
         settings = _cell_settings(self._experiment)
         total = len(self._specs) * len(settings)
-        found: list[records.Cell] = []
+        found: list[records.MeasuredCell] = []
         begin, shown, fresh = time.perf_counter(), 0.0, 0
         for spec in self._specs:
             sampler = self._sampler(spec)
@@ -234,7 +286,7 @@ class _CellMeasurer:
         spec: records.RunSpec,
         settings: Sequence[config.GenerateConfig],
         sampler: inference.PictureSampler,
-    ) -> tuple[list[records.Cell], int]:
+    ) -> tuple[list[records.MeasuredCell], int]:
         """The cells of one sampler and number of steps; how many were drawn."""
         cells, fresh = [], 0
         best, of_best = 0, None  # only the features of the best cell are kept
@@ -247,7 +299,7 @@ class _CellMeasurer:
             if i == 0 or cell.value < cells[best].value:
                 best, of_best = i, features
         sampling, cell = settings[best], cells[best]
-        if self._experiment.evaluate.bootstrap and not cell.replicates:
+        if self._experiment.evaluate.bootstrap and not cell.deviations:
             if of_best is None:
                 of_best, _ = self._features(sampling, sampler)
             cell = cells[best] = self._resampled(cell, of_best)
@@ -274,11 +326,11 @@ class _CellMeasurer:
         spec: records.RunSpec,
         sampling: config.GenerateConfig,
         sampler: inference.PictureSampler,
-    ) -> tuple[records.Cell, np.ndarray]:
+    ) -> tuple[records.MeasuredCell, np.ndarray]:
         features, seconds = self._features(sampling, sampler)
         cost = sampler.cost(sampling)
         evaluation = cost.flops / cost.nfe
-        cell = records.Cell(
+        cell = records.MeasuredCell(
             model=spec.run_id,
             label=f"{spec.width} x {spec.depth}" + f", {spec.group}" * bool(spec.group),
             params=spec.params_without_embeddings,
@@ -292,7 +344,7 @@ class _CellMeasurer:
             seconds=seconds,
             metric=self._metric,
             value=frechet.distance_from_features(features, self._reference),
-            replicates=(),
+            deviations=(),
             protocol=protocol.digest(
                 self._files.protocol(sampling), without=protocol.SAMPLING
             ),
@@ -302,11 +354,13 @@ class _CellMeasurer:
         self._files.write(spec, sampling, cell)
         return cell, features
 
-    def _resampled(self, cell: records.Cell, features: np.ndarray) -> records.Cell:
-        """The cell with bootstrap replicates, shifted to have its value as mean."""
+    def _resampled(
+        self, cell: records.MeasuredCell, features: np.ndarray
+    ) -> records.MeasuredCell:
+        """The cell with the deviations of bootstrap values from their mean."""
         cfg = self._experiment.evaluate
         draws = frechet.bootstrap(
             features, self._reference, replicates=cfg.bootstrap, seed=cfg.seed
         )
-        around = cell.value + draws - np.mean(draws)
-        return dataclasses.replace(cell, replicates=tuple(float(x) for x in around))
+        around = draws - np.mean(draws)
+        return dataclasses.replace(cell, deviations=tuple(float(x) for x in around))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.diffusion.objectives import validation
+from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.models.shapes import IndexB, TimeB
 from scaling_ldm.training import mesh
 from scaling_ldm.training.objective import diffusion_objective

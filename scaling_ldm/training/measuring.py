@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.diffusion.objectives import validation
+from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.records import measurements, table
 from scaling_ldm.training import held_out, progress, train_step
 from scaling_ldm.training.run_files import RunFiles

@@ -20,7 +20,7 @@ import jax
 from scaling_ldm import config
 from scaling_ldm.config import objective_kind
 from scaling_ldm.diffusion import noise
-from scaling_ldm.diffusion.objectives import denoise, reconstruct, validation
+from scaling_ldm.diffusion.losses import denoise, reconstruct, validation
 from scaling_ldm.models import from_config
 from scaling_ldm.models.shapes import IndexB, TimeB
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
@@ -64,16 +64,35 @@ def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:
     records.write_text(path, records.dumps(record))
 
 
-def last_loss(workdir: pathlib.Path, spec: records.RunSpec, weights: str = "") -> float:
+def finished(
+    workdir: pathlib.Path, specs: Sequence[records.RunSpec]
+) -> list[records.RunSpec]:
+    """The runs that are finished."""
+    return [
+        spec
+        for spec in specs
+        if (record := read_record(workdir, spec.run_id)) is not None
+        and record.status == "finished"
+    ]
+
+
+def last_loss(
+    workdir: pathlib.Path,
+    spec: records.RunSpec,
+    weights: str = "",
+    experiment: Mapping[str, Any] | None = None,
+) -> float:
     """The held-out loss at the last planned step of a run; nan: not measured.
 
     Args:
       weights: "raw", or an average's name; "": the first average of the run.
+      experiment: `table.experiment_of(workdir)`, if it has been read.
 
     Raises:
       ConfigError: it was measured by several protocols, so that there is not one loss.
     """
-    experiment = table.experiment_of(workdir)
+    if experiment is None:
+        experiment = table.experiment_of(workdir)
     rows = table.rows_of_run(workdir / "runs" / spec.run_id, spec, experiment)
     kept = table.averages_of(experiment, spec.overrides)
     weights = results.weights_meant(LOSS, weights, kept)
@@ -96,18 +115,16 @@ def best(
 
     The loss is that of the first average. A run whose loss is not known comes last.
     """
-    finished = [
-        spec
-        for spec in specs
-        if (record := read_record(workdir, spec.run_id)) is not None
-        and record.status == "finished"
-    ]
+    candidates = finished(workdir, specs)
+    if len(candidates) < 2:  # nothing to compare: no table is read
+        return next(iter(candidates), None)
+    experiment = table.experiment_of(workdir)
 
     def order(spec: records.RunSpec) -> tuple[bool, float]:
-        loss = last_loss(workdir, spec)
+        loss = last_loss(workdir, spec, experiment=experiment)
         return math.isnan(loss), loss
 
-    return min(finished, key=order, default=None)
+    return min(candidates, key=order)
 
 
 def run_to_sample(
@@ -126,14 +143,13 @@ def run_to_sample(
         if not axes.measured_alike([spec.overrides for spec in specs]):
             raise no_best_run()
         return best(workdir, specs)
-    found = best(workdir, [spec for spec in specs if spec.run_id == name])
-    if found is None:
-        finished = [s.run_id for s in specs if best(workdir, [s]) is not None]
+    over = {spec.run_id: spec for spec in finished(workdir, specs)}
+    if name not in over:
         raise config.ConfigError(
             f"config.generate.run = {name!r}: not a finished run; finished are "
-            f"{', '.join(finished) or 'none'}"
+            f"{', '.join(over) or 'none'}"
         )
-    return found
+    return over[name]
 
 
 def check_run_to_sample(
@@ -172,14 +188,14 @@ def trained_model(
     Args:
       experiment: of the study; the run's overrides are applied to it.
       step: of the checkpoint; None for the end of the run.
-      weights: "raw" or one of optimizer.averages; None for the first of these.
+      weights: "raw" or one of optimizer.averages; None or "" for the first of these.
 
     Raises:
       ConfigError: the run keeps no such weights.
     """
     experiment = config.with_overrides(experiment, spec.overrides)
     kept = experiment.optimizer.averages
-    weights = kept[0] if weights is None else weights
+    weights = weights or kept[0]
     if weights not in (config.RAW, *kept):
         raise config.ConfigError(
             f"{spec.run_id} keeps no weights {weights!r}; known: "

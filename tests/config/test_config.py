@@ -9,7 +9,7 @@ import pytest
 from scaling_ldm import config
 from scaling_ldm.config import identity
 from scaling_ldm.diffusion import noise, prediction, samplers
-from scaling_ldm.diffusion.objectives import denoise
+from scaling_ldm.diffusion.losses import denoise
 from scaling_ldm.models.encoders import efficientnet_lite
 from scaling_ldm.training import objective as objective_lib
 
@@ -271,8 +271,9 @@ def test_every_numeric_field_has_a_check_of_its_range():
     free |= {"plan.axes", "plan.axes_only"}  # in test_axes
     free |= {"train.init_exceptions"}  # in test_initial_weights
     free |= {"data.mix", "data.parts"}  # in test_mix
-    free |= {"fit.metrics"}  # in stages/test_fit
+    free |= {"fit.metrics", "fit.protocols"}  # in stages/test_fit
     free |= {"generate.captions"}  # in stages/test_generate
+    free |= {"evaluate.held_out"}  # below
     for section in dataclasses.fields(config.Experiment):
         part = getattr(config.Experiment(), section.name)
         if not dataclasses.is_dataclass(part):
@@ -288,6 +289,12 @@ def test_every_numeric_field_has_a_check_of_its_range():
                 )
             )
             assert f"config.{name}" in text
+
+
+def test_measures_of_held_out_data_are_known_ones():
+    for given in (("vlb", "vlb"), ("nll",)):
+        said = refused(lambda c, given=given: c.evaluate.update(held_out=given))
+        assert f"config.evaluate.held_out = {given}: each of vlb, once" in said
 
 
 def test_recipe_hash_ignores_where_and_how_long_but_not_what():

@@ -12,7 +12,13 @@ from scaling_ldm.config import command_line, ranges
 
 PAIRS = {"data.mix", "data.parts", "plan.axes", "plan.axes_only"}
 # The type of an element of each tuple that is empty by default.
-EMPTY = {"train.checkpoint_flops": float, "train.init_exceptions": str}
+EMPTY = {
+    "train.checkpoint_flops": float,
+    "train.init_exceptions": str,
+    "generate.captions": str,
+    "fit.protocols": str,
+    "evaluate.held_out": str,
+}
 
 
 def _fields():

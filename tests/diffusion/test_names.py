@@ -4,7 +4,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import noise, prediction, samplers
-from scaling_ldm.diffusion.objectives import denoise, reconstruct
+from scaling_ldm.diffusion.losses import denoise, reconstruct
 
 TABLES = {
     "SCHEDULES": noise.SCHEDULES,

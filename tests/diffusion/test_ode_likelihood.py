@@ -13,9 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import special, stats
 
 from scaling_ldm.diffusion import noise, prediction
-from scaling_ldm.diffusion.objectives import likelihood, ode_likelihood
-from scaling_ldm.diffusion.objectives.ode_likelihood import ExactTrace, HutchinsonTrace
-from scaling_ldm.diffusion.objectives.ode_solvers import AdaptiveSolver, FixedStepSolver
+from scaling_ldm.diffusion.losses import likelihood, ode_likelihood
+from scaling_ldm.diffusion.losses.ode_likelihood import ExactTrace, HutchinsonTrace
+from scaling_ldm.diffusion.losses.ode_solvers import AdaptiveSolver, FixedStepSolver
 
 KEY = jax.random.key(0)
 SCHEDULES = [name for name in noise.SCHEDULES if name != "linear"]

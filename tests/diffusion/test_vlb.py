@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 
 from scaling_ldm.diffusion import noise, prediction, samplers
-from scaling_ldm.diffusion.objectives import likelihood, ode_likelihood, vlb
+from scaling_ldm.diffusion.losses import likelihood, ode_likelihood, vlb
 
 KEY = jax.random.key(0)
 LOG2 = math.log(2)

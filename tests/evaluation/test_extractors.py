@@ -253,7 +253,7 @@ def test_other_weights_give_other_numbers_that_are_not_compared(
     assert a.protocol_hash != b.protocol_hash and a.value != b.value
     with pytest.raises(evaluation.ProtocolError, match="weights: "):
         evaluation.difference(a, b)
-    known = records.read_jsonl(workdir / "evaluations.jsonl")
+    known = records.read_evaluations(workdir)
     assert a in known and b in known
 
 

@@ -17,7 +17,7 @@ def cells():
         for steps in (2, 4, 8, 16, 32):
             for guidance in (1.5, 3.0):
                 value = start - slope * math.log(4**k * steps) + guidance
-                yield records.Cell(
+                yield records.MeasuredCell(
                     model=f"run{k}",
                     label=f"{8 * (k + 1)} x 2",
                     params=4**k * 10_000,
@@ -31,7 +31,7 @@ def cells():
                     seconds=1e-3 * 4**k * steps,
                     metric="fd_lite0",
                     value=value,
-                    replicates=tuple(value + 0.01 * i for i in range(-20, 21)),
+                    deviations=tuple(0.01 * i for i in range(-20, 21)),
                     protocol="p0",
                     images=500,
                 )
@@ -107,7 +107,7 @@ def test_a_refusal_has_its_reason_and_a_status_of_its_own(tiny, workdir, capsys)
 
 
 def test_without_replicates_no_interval_is_claimed(found):
-    bare = [dataclasses.replace(c, replicates=()) for c in found.cells]
+    bare = [dataclasses.replace(c, deviations=()) for c in found.cells]
     bare = frontier.build(bare, reference="16 x 2", device="cpu")
     text = "\n".join(advise.lines(frontier.advice(bare, 1.0)))
     assert "(no interval is known), less is better" in text

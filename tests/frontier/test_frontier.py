@@ -11,7 +11,7 @@ from scaling_ldm import config, frontier, records
 from scaling_ldm.evaluation import protocol
 from scaling_ldm.flops import peaks
 from scaling_ldm.models.denoisers import presets
-from scaling_ldm.records import Cell, Crossing, Refusal
+from scaling_ldm.records import Crossing, MeasuredCell, Refusal
 from scaling_ldm.stages import frontier as grid
 from scaling_ldm.stages import plan
 from scaling_ldm.training import mesh
@@ -32,7 +32,7 @@ def make_cell(**changes):
         "guidance": 2.0,
         "metric": "fd",
         "value": 10.0,
-        "replicates": (),
+        "deviations": (),
         "protocol": "p0",
         "images": 500,
     } | changes
@@ -44,15 +44,15 @@ def make_cell(**changes):
         "decoder_flops": 0.1e9 * work,
         "seconds": 1e-3 * work,
     }
-    return Cell(**(costs | values))
+    return MeasuredCell(**(costs | values))
 
 
-def replicates(value, sigma, count=100, bias=0.0):
-    """`count` values of exactly this mean and standard deviation, normal in form."""
+def deviations(sigma, count=100, bias=0.0):
+    """`count` values of exactly this standard deviation, normal in form."""
     import scipy.stats
 
     z = scipy.stats.norm.ppf((np.arange(count) + 0.5) / count)
-    return tuple(value + bias + sigma * z / z.std())
+    return tuple(bias + sigma * z / z.std())
 
 
 def make_table(curves, sigma=0.0, bias=0.0, samplers=("ddim",), best=3.0):
@@ -60,7 +60,7 @@ def make_table(curves, sigma=0.0, bias=0.0, samplers=("ddim",), best=3.0):
 
     Args:
       curves: by model, value at cost c; each step count's other guidances are worse.
-      sigma: of the replicates; 0 for none.
+      sigma: of the deviations; 0 for none.
     """
     cells = []
     for sampler in samplers:
@@ -78,9 +78,7 @@ def make_table(curves, sigma=0.0, bias=0.0, samplers=("ddim",), best=3.0):
                             steps=steps,
                             guidance=g,
                             value=value,
-                            replicates=replicates(value, sigma, bias=bias)
-                            if sigma
-                            else (),
+                            deviations=deviations(sigma, bias=bias) if sigma else (),
                         )
                     )
     return cells
@@ -113,7 +111,7 @@ def test_guidances_that_cannot_be_told_apart_are_ties():
     (found,) = frontier.best_guidance([*cells, make_cell(guidance=4.0, value=9.1)])
     assert (found.choice.guidance, found.ties) == (2.0, (3.0,))
     noisy = [
-        make_cell(guidance=g, value=v, replicates=replicates(v, 0.5))
+        make_cell(guidance=g, value=v, deviations=deviations(0.5))
         for g, v in ((2.0, 9.0), (3.0, 9.3), (4.0, 12.0), (1.5, 12.0))
     ]
     (found,) = frontier.best_guidance(noisy)
@@ -167,15 +165,13 @@ def test_pareto_set_is_that_of_a_hand_made_table():
 
 def test_the_pareto_set_never_climbs_and_is_of_the_settings_that_are_plotted():
     """The dearer is the lowest of four equals, by luck of which no more is left."""
-    cells = [
-        make_cell(steps=4, guidance=2.0, value=10.0, replicates=replicates(10.0, 1.0))
-    ]
+    cells = [make_cell(steps=4, guidance=2.0, value=10.0, deviations=deviations(1.0))]
     for k, g in enumerate(GUIDANCES):
         value = 9.9 + 0.001 * k
-        how = {"guidance": g, "value": value, "replicates": replicates(value, 1.0)}
+        how = {"guidance": g, "value": value, "deviations": deviations(1.0)}
         cells.append(make_cell(steps=8, **how))
     cells.append(
-        make_cell(steps=16, guidance=2.0, value=5.0, replicates=replicates(5.0, 1.0))
+        make_cell(steps=16, guidance=2.0, value=5.0, deviations=deviations(1.0))
     )
     plotted = [b.choice for b in frontier.best_guidance(cells)]
     assert plotted[1].value < plotted[0].value  # which the correction turns around
@@ -208,7 +204,7 @@ def test_costs_are_the_papers_the_true_flops_and_the_seconds():
 def test_probability_of_being_best_is_that_of_the_draws():
     sigma, gap = 1.0, 0.8
     cells = [
-        make_cell(model=m, label=m, params=p, value=v, replicates=replicates(v, sigma))
+        make_cell(model=m, label=m, params=p, value=v, deviations=deviations(sigma))
         for m, p, v in (("a", 1, 10.0), ("b", 2, 10.0 + gap))
     ]
     front = frontier.pareto(cells, budgets=[4.0], bootstrap=20_000)
@@ -256,7 +252,7 @@ def test_interval_of_the_chosen_covers_its_truth(spread):
             make_cell(
                 guidance=float(g),
                 value=m,
-                replicates=tuple(m + 2 + rng.normal(size=60)),
+                deviations=tuple(2 + rng.normal(size=60)),
             )
             for g, m in enumerate(measured, 1)
         ]
@@ -349,8 +345,8 @@ def test_interval_of_a_crossing_covers_it():
             if cell.guidance != 3.0:
                 continue
             value = cell.value + sigma * rng.normal()
-            spread = replicates(value, sigma, count=40)
-            cells.append(dataclasses.replace(cell, value=value, replicates=spread))
+            spread = deviations(sigma, count=40)
+            cells.append(dataclasses.replace(cell, value=value, deviations=spread))
         (found,) = frontier.crossings(cells, bootstrap=200, seed=trial)
         assert isinstance(found, Crossing)
         inside += found.interval.low <= math.exp(3) <= found.interval.high
@@ -391,7 +387,7 @@ def test_unlike_protocols_are_compared_only_by_name():
         ([make_cell(), make_cell(steps=8, params=7)], r"two \(label, params, rel"),
         ([make_cell(seconds=0.0)], "seconds must be positive, got 0.0 of A"),
         ([make_cell(flops=math.nan)], "flops must be positive"),
-        ([make_cell(replicates=(1.0, math.nan))], "a replicate is not finite: A"),
+        ([make_cell(deviations=(1.0, math.nan))], "a deviation is not finite: A"),
         ([make_cell(value=math.nan)], "no cell with a finite value among 1"),
         ([], "no cell with a finite value among 0"),
     ],
@@ -403,8 +399,8 @@ def test_tables_that_say_nothing_are_errors(cells, said):
 
 def test_what_was_left_out_or_lacks_replicates_is_noted():
     cells = [
-        make_cell(replicates=replicates(10.0, 1.0)),
-        make_cell(steps=8, replicates=replicates(10.0, 1.0, count=5)),
+        make_cell(deviations=deviations(1.0)),
+        make_cell(steps=8, deviations=deviations(1.0, count=5)),
         make_cell(steps=16, value=math.inf, images=20),
         make_cell(steps=32, images=100),
     ]

@@ -75,9 +75,11 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
         "losses": losses(workdir),
         "laws": records.to_json(records.read(workdir / "laws.json")),
         "samples": hashlib.sha256(images.tobytes()).hexdigest(),
-        "evaluations": records.to_json(
-            records.read_jsonl(workdir / "evaluations.jsonl")
-        ),
+        "evaluations": [
+            # The stored numbers have the name of 0.1.0, whose record held them.
+            records.to_json(record) | {"record": "EvalRecord"}
+            for record in records.read_evaluations(workdir)
+        ],
     }
 
 

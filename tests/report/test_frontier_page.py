@@ -12,14 +12,14 @@ from finished_study import Page, make_workdir, table_rows
 from matplotlib.figure import Figure
 
 from scaling_ldm import frontier, records, report
-from scaling_ldm.records import Cell, Crossing
+from scaling_ldm.records import Crossing, MeasuredCell
 from scaling_ldm.report import frontier_figures
 
 FRONTIER_FIGURES = {"frontier", "best_size", "best_guidance"}
 FRONTIER_TABLES = {"frontier", "best_at_budget", "crossings", "best_guidance", "cells"}
 
 
-def _cells(samplers: tuple[str, ...]) -> list[Cell]:
+def _cells(samplers: tuple[str, ...]) -> list[MeasuredCell]:
     """Sizes of cost 1, 2 and 4; the second wins from cost e^3, the third never."""
     cells = []
     noise = np.linspace(-0.3, 0.3, 40)
@@ -29,7 +29,7 @@ def _cells(samplers: tuple[str, ...]) -> list[Cell]:
                 for guidance in (1.5, 2.0, 3.0, 4.0):
                     value = start - slope * math.log(2**k * steps) + 4 - guidance
                     cells.append(
-                        Cell(
+                        MeasuredCell(
                             model=f"run{k}",
                             label=f"{2**k}M",
                             params=2**k * 10**6,
@@ -43,7 +43,7 @@ def _cells(samplers: tuple[str, ...]) -> list[Cell]:
                             seconds=1e-3 * 2**k * steps,
                             metric="fd",
                             value=value,
-                            replicates=tuple(value + noise),
+                            deviations=tuple(noise),
                             protocol="p0",
                             images=500,
                         )
@@ -167,8 +167,8 @@ def test_rings_are_where_the_plotted_lines_reach_a_new_low():
     cells = []
     for c in _cells(("ddim",)):
         value = c.value + rng.normal()
-        noise = tuple(value + rng.normal(size=40))
-        cells.append(dataclasses.replace(c, value=value, replicates=noise))
+        noise = tuple(rng.normal(size=40))
+        cells.append(dataclasses.replace(c, value=value, deviations=noise))
     found = frontier.build(cells, reference="1M", device="cpu", budgets=4)
     front = next(f for f in found.fronts if f.cost == frontier_figures.COST)
     axes = Figure().add_subplot()
@@ -185,7 +185,7 @@ def test_rings_are_where_the_plotted_lines_reach_a_new_low():
 
 def test_without_replicates_nothing_is_claimed_of_probability(sampled, tmp_path):
     workdir, found, _ = sampled
-    cells = [dataclasses.replace(c, replicates=()) for c in found.cells]
+    cells = [dataclasses.replace(c, deviations=()) for c in found.cells]
     bare = frontier.build(
         [c for c in cells if c.sampler == "ddim"],
         reference="1M",

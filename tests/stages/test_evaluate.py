@@ -17,6 +17,7 @@ from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.records import joined
 from scaling_ldm.stages import evaluate, frontier, generate, plan, train
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs, samples
@@ -112,7 +113,16 @@ def test_the_distance_is_that_of_the_pictures_and_held_out_reals(trained):
     assert fd.protocol["reference_images"] == 40
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
     assert fd.protocol["reference"] == Moments.load(path)[1]["digest"]
-    assert records.read_jsonl(workdir / "evaluations.jsonl")
+    floors = ("fd_lite0_real", "fd_lite0_noise")
+    kept = {r.metric: r for r in records.read_evaluations(workdir)}
+    real, noise = (kept.pop(name).value for name in floors)
+    assert kept == found and 0 < real < noise
+    held = records.read_jsonl(workdir / "evaluations.jsonl")
+    assert {type(record) for record in held} == {records.EvalRecord}
+    rows = {r.metric: r for r in records.read_table(workdir) if r.metric in found}
+    same = "run_id step protocol_hash value low high level".split()
+    for metric, r in found.items():  # the number is in the table, and there alone
+        assert [getattr(rows[metric], n) for n in same] == [getattr(r, n) for n in same]
 
 
 def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypatch):
@@ -312,7 +322,8 @@ def test_stopped_anywhere_it_goes_on_with_the_next_batch(anew, monkeypatch, stop
     second = counting(monkeypatch)
     assert numbers(evaluate.run(wanted, workdir, specs)) == found
     # 40 real pictures, 24 that are drawn, 24 of each of three other checkpoints.
-    assert first + second == [16, 16, 8] + [16, 8] + [8, 8, 8] * 3
+    # The noise that stands beside a distance comes after the first one.
+    assert first + second == [16, 16, 8] + [16, 8] * 2 + [8, 8, 8] * 3
 
 
 def test_another_metric_takes_the_features_that_are_there(anew, monkeypatch):
@@ -329,12 +340,12 @@ def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
     evaluate.run(wanted, workdir, specs)
     (workdir / "evaluations.jsonl").unlink()
     batches = sorted((workdir / "evaluate" / "features").glob("*/00001.npz"))
-    assert len(batches) == 5
+    assert len(batches) == 6
     for path in batches:
         path.unlink()
     calls = counting(monkeypatch)
     assert numbers(evaluate.run(wanted, workdir, specs)) == found
-    assert calls == [16, 8] + [8] + [8, 8] * 3
+    assert calls == [16, 8] + [8] * 2 + [8, 8] * 3
 
 
 def test_it_goes_on_in_the_middle_of_a_file_of_pictures(trained):
@@ -591,21 +602,31 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
         grouped.setdefault((cell.model, cell.sampler, cell.steps), []).append(cell)
     for group in grouped.values():
         best = min(group, key=lambda cell: cell.value)
-        assert np.mean(best.replicates) == pytest.approx(best.value)
+        assert abs(np.mean(best.deviations)) < 1e-9 * best.value
+        assert len(set(best.deviations)) > 1
         for cell in group:  # the others borrow its relative spread
             np.testing.assert_allclose(
-                np.divide(cell.replicates, cell.value),
-                np.divide(best.replicates, best.value),
+                np.divide(cell.deviations, cell.value),
+                np.divide(best.deviations, best.value),
             )
     stored = [
         records.loads(path.read_text())
         for path in (workdir / "frontier" / "cells").iterdir()
     ]
     assert len(stored) == 16
+    values = {joined.place_of_cell(cell): cell.value for cell in found.cells}
     for cell in stored:
+        assert type(cell) is records.Cell  # its value is in the table alone
         group = grouped[cell.model, cell.sampler, cell.steps]
-        best = cell.value == min(other.value for other in group)
-        assert len(cell.replicates) == (8 if best else 0)
+        best = values[joined.place_of_cell(cell)] == min(o.value for o in group)
+        assert len(cell.deviations) == (8 if best else 0)
+    rows = [r for r in records.read_table(workdir) if r.metric.endswith("_cell")]
+    held = {(r.run_id, r.metric, r.protocol_hash): r for r in rows}
+    assert {place: r.value for place, r in held.items()} == values
+    for cell in stored:  # the interval of one that was resampled
+        row = held[joined.place_of_cell(cell)]
+        assert (row.low < row.value < row.high) == bool(cell.deviations)
+        assert (row.level < 1) == bool(cell.deviations)
     largest = max(found.cells, key=lambda cell: cell.params)
     assert largest.relative_cost == 1.0
     assert min(cell.relative_cost for cell in found.cells) < 0.7
@@ -614,7 +635,7 @@ def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypa
     assert large[1] - small[1] > 4 * (large[0] - small[0])
     assert len({cell.protocol for cell in found.cells}) == 1
     assert all(cell.nfe == 2 * cell.steps and cell.seconds > 0 for cell in found.cells)
-    assert records.loads((workdir / "frontier.json").read_text()) == found
+    assert records.read_frontier(workdir) == found
 
     monkeypatch.setattr(
         extractors.Extractor, "__call__", lambda *_: pytest.fail("measured again")

@@ -13,9 +13,11 @@ from scaling_ldm.report import study as reading
 from scaling_ldm.stages import fit
 
 
-def fitted(workdir, metrics=("loss",), weights=""):
+def fitted(workdir, metrics=("loss",), weights="", protocols=()):
     """The results of the stage, which are those of laws.json."""
-    cfg = config.FitConfig(metrics=metrics, weights=weights, bootstrap=50)
+    cfg = config.FitConfig(
+        metrics=metrics, weights=weights, protocols=protocols, bootstrap=50
+    )
     kept = config.OptimizerConfig(averages=("ema",))  # as in finished_study
     e = dataclasses.replace(config.Experiment(), fit=cfg, optimizer=kept)
     found = fit.run(e, workdir, records.read_jsonl(workdir / "runs.jsonl"))
@@ -135,6 +137,45 @@ def test_two_protocols_are_refused_unless_one_has_every_run(study):
     (result,) = fitted(workdir, ("fd_lite0",))
     assert result.protocol_hash == "a" * 16
     assert isinstance(result.laws["N_opt"], records.PowerLaw)
+
+
+def test_of_two_protocols_that_every_run_has_one_is_chosen(study):
+    """Without a choice nothing is fitted, and the result says how they differ."""
+    workdir = study()
+    finished_study.evaluate(workdir, "fd_lite0", "ema", protocol={"ema": 1, "steps": 8})
+    other = {"ema": 1, "steps": 50}
+    changes = {"protocol": other, "protocol_hash": "b" * 16, "value": 3.0}
+    finished_study.evaluate(workdir, "fd_lite0", "ema", **changes)
+    (result,) = fitted(workdir, ("fd_lite0",))
+    law = result.laws["N_opt"]
+    assert isinstance(law, records.Refusal) and result.protocol_hash == ""
+    differ = f"They differ in steps: 8 in {'a' * 16}, 50 in {'b' * 16}."
+    assert "2 have all of 34 runs" in law.detail and differ in law.detail
+    assert "config.fit.protocols" in law.detail
+    (chosen,) = fitted(workdir, ("fd_lite0",), protocols=("aaa",))
+    assert chosen.protocol_hash == "a" * 16
+    assert isinstance(chosen.laws["N_opt"], records.PowerLaw)
+    # The choice is of one metric; the loss was measured by one protocol alone.
+    loss, fd = fitted(workdir, ("loss", "fd_lite0"), protocols=("bb",))
+    assert loss.protocol_hash and fd.protocol_hash == "b" * 16
+    said = r"no number that is fitted has a protocol cc\.\.\.; there are aaaa"
+    with pytest.raises(config.ConfigError, match=said):
+        fitted(workdir, ("fd_lite0",), protocols=("cc",))
+
+
+def test_bounds_of_held_out_data_are_fitted_like_losses(study):
+    workdir = study()
+    rows = [r for r in records.read_table(workdir) if r.metric == "loss"]
+    for row in rows:
+        path = workdir / "runs" / row.run_id / table.FILE
+        bound = {"metric": "vlb", "value": 10 * row.value, "protocol_hash": "v"}
+        table.put_rows(path, [dataclasses.replace(row, **bound)])
+    loss, vlb = fitted(workdir, ("loss", "vlb"))
+    law, same = vlb.laws["L_opt"], loss.laws["L_opt"]
+    assert law.coef == pytest.approx(10 * same.coef)
+    assert law.exponent == pytest.approx(same.exponent)
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    assert "Laws: variational bound in bits per dim, average ema" in page.text
 
 
 def test_more_is_better_has_no_laws(study, capsys):

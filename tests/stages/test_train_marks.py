@@ -12,7 +12,7 @@ import pytest
 
 from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
-from scaling_ldm.diffusion.objectives import validation
+from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.records import table
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (

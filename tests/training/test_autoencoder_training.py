@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, records, study
 from scaling_ldm.data import sources
-from scaling_ldm.diffusion.objectives import reconstruct
+from scaling_ldm.diffusion.losses import reconstruct
 from scaling_ldm.models import encoders, from_config
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights

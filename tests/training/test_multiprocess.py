@@ -248,7 +248,7 @@ def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tm
     )
     assert sorted(a) == ["00000.npy", "00001.npy"] and a == b
     assert np.load(found[2] / "samples" / "shards" / "00000.npy").std() > 1
-    x, y = (records.read_jsonl(w / "evaluations.jsonl") for w in found.values())
+    x, y = (records.read_evaluations(w) for w in found.values())
     assert [r.metric for r in x] == [
         "fd_clip",
         "kid_clip",
@@ -257,7 +257,7 @@ def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tm
         "clip_score",
     ]
     assert x == y
-    x, y = (records.loads((w / "frontier.json").read_text()) for w in found.values())
+    x, y = (records.read_frontier(w) for w in found.values())
     (x,), (y,) = x.cells, y.cells
     assert dataclasses.replace(x, seconds=0.0) == dataclasses.replace(y, seconds=0.0)
     for workdir in found.values():

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import prediction
-from scaling_ldm.diffusion.objectives import validation
+from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.training import held_out, mesh, train_step
 from scaling_ldm.training import objective as objective_lib
 

@@ -209,7 +209,7 @@ def drawn(workdir):
 
 
 def evaluations(workdir):
-    return records.read_jsonl(workdir / "evaluations.jsonl")
+    return records.read_evaluations(workdir)
 
 
 @pytest.mark.parametrize("name", NAMES)

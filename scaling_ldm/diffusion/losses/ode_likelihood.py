@@ -32,7 +32,7 @@ has no bias, and its error per dim falls with D and with the number of probes.
 
 >>> import jax
 >>> from scaling_ldm import noise
->>> from scaling_ldm.diffusion.objectives import ode_likelihood
+>>> from scaling_ldm.diffusion.losses import ode_likelihood
 >>> schedule = noise.rectified_flow()
 >>> def network(params, x, t, cond):  # the flow eps - x0 of data N(0, params^2)
 ...     t = t[:, None]
@@ -60,9 +60,9 @@ import jax.numpy as jnp
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion import prediction as predictions
-from scaling_ldm.diffusion.objectives import likelihood
-from scaling_ldm.diffusion.objectives.likelihood import Network
-from scaling_ldm.diffusion.objectives.ode_solvers import (
+from scaling_ldm.diffusion.losses import likelihood
+from scaling_ldm.diffusion.losses.likelihood import Network
+from scaling_ldm.diffusion.losses.ode_solvers import (
     AdaptiveSolver,
     Field,
     FixedStepSolver,

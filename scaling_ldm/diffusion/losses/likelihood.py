@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from scaling_ldm.diffusion import noise
-from scaling_ldm.diffusion.objectives.denoise import batch_sharding
+from scaling_ldm.diffusion.losses.denoise import batch_sharding
 from scaling_ldm.diffusion.samplers.diffusion_model import DiffusionModel
 from scaling_ldm.diffusion.shapes import ValueB
 

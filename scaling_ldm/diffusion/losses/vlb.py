@@ -29,7 +29,7 @@ prediction, then w in [-1, 1]. The log variance is linear in w, as for `samplers
 
 >>> import jax, jax.numpy as jnp
 >>> from scaling_ldm import noise
->>> from scaling_ldm.diffusion.objectives import vlb
+>>> from scaling_ldm.diffusion.losses import vlb
 >>> schedule = noise.cosine(50)
 >>> def network(params, x, t, cond):  # predicts x0: knows the mean alone
 ...     return jnp.full_like(x, params)
@@ -54,8 +54,8 @@ import numpy as np
 
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion import prediction as predictions
-from scaling_ldm.diffusion.objectives import likelihood
-from scaling_ldm.diffusion.objectives.likelihood import Network
+from scaling_ldm.diffusion.losses import likelihood
+from scaling_ldm.diffusion.losses.likelihood import Network
 from scaling_ldm.diffusion.prediction import VARIANCES
 
 

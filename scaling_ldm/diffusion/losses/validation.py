@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from scaling_ldm.diffusion.objectives import denoise
+from scaling_ldm.diffusion.losses import denoise
 from scaling_ldm.diffusion.shapes import ValueB
 from scaling_ldm.models.shapes import IndexB, LatentBHWC, TimeB
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.diffusion.objectives.denoise import Batch, batch_sharding
+from scaling_ldm.diffusion.losses.denoise import Batch, batch_sharding
 from scaling_ldm.diffusion.shapes import ValueB
 from scaling_ldm.models import encoders
 from scaling_ldm.models.encoders import autoencoder_kl

@@ -11,7 +11,7 @@ from scipy import integrate, special, stats
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import noise, prediction
-from scaling_ldm.diffusion.objectives import denoise, validation
+from scaling_ldm.diffusion.losses import denoise, validation
 from scaling_ldm.training import mesh
 
 SIGMA = 0.5  # of Gaussian data, per pixel

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from scaling_ldm.diffusion.objectives import likelihood
+from scaling_ldm.diffusion.losses import likelihood
 
 State = tuple[jax.Array, jax.Array]  # z [B, ...] and one number per sample [B]
 Field = Callable[[jax.Array, State], State]  # (q, state) -> d state / dq

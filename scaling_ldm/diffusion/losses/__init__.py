@@ -1,4 +1,4 @@
-"""Objectives: losses that training minimises, and measures on held-out pictures.
+"""Losses that training minimises, and measures on held-out pictures.
 
 `denoise` and `reconstruct` are training losses, of a diffusion model and of an
 autoencoder. `validation` is the held-out loss of a run. `vlb` and `ode_likelihood` give

@@ -1,0 +1,66 @@
+"""The rows of the table that evaluations and cells of the frontier are."""
+
+from __future__ import annotations
+
+from scaling_ldm.records import files
+from scaling_ldm.records.frontier import Cell
+from scaling_ldm.records.measurements import (
+    EMA,
+    NO_INTERVAL,
+    RAW,
+    Measurement,
+    measurement,
+    of_cell,
+)
+from scaling_ldm.records.runs import EvalRecord, Evaluation, RunSpec
+
+
+def weights_of(record: EvalRecord) -> str:
+    """The name of the weights that were evaluated."""
+    held = record.protocol.get("ema")  # True: the first average of version 0.1.0
+    names = {True: EMA, False: RAW, None: "unknown"}
+    return held if isinstance(held, str) else names[held]
+
+
+def evaluation(spec: RunSpec, record: Evaluation) -> Measurement:
+    """The row of an evaluation of a run's own checkpoint."""
+    return measurement(
+        spec,
+        step=record.step,
+        metric=record.metric,
+        value=record.value,
+        low=record.low,
+        high=record.high,
+        level=record.level,
+        weights=weights_of(record),
+        protocol_hash=record.protocol_hash,
+    )
+
+
+def protocol_of_cell(cell: Cell) -> str:
+    """The protocol of a cell's row: how it was measured, and how it samples."""
+    of = [cell.protocol, cell.sampler, cell.steps, cell.guidance]
+    return files.digest(of)
+
+
+def cell(
+    spec: RunSpec,
+    found: Cell,
+    value: float,
+    weights: str,
+    low: float | None = None,
+    high: float | None = None,
+    level: float = NO_INTERVAL,
+) -> Measurement:
+    """The row of a cell, which is of the end of its run."""
+    return measurement(
+        spec,
+        step=spec.steps,
+        metric=of_cell(found.metric),
+        value=value,
+        low=low,
+        high=high,
+        level=level,
+        weights=weights,
+        protocol_hash=protocol_of_cell(found),
+    )
