@@ -307,7 +307,9 @@ class _Study:
         path = self.workdir / "runs.jsonl"
         if not path.exists():
             raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        return records.read_jsonl(path)
+        if specs := records.read_jsonl(path, records.RunSpec):
+            return specs
+        raise Damaged(f"{path} holds no run")
 
     def _specs_if_planned(self) -> list[records.RunSpec]:
         """The plan; given weights can be sampled without one."""

@@ -171,22 +171,24 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, *keys: str) -> Any:
         """A file's value; None if there is none.
 
+        Args:
+          keys: that it must have.
+
         Raises:
-          Damaged: it is not JSON.
+          Damaged: it is no JSON object, or lacks one of the keys.
         """
-        data = self.read(name)
+        if (data := self.read(name)) is None:
+            return None
+        path = self._path(name)
+        if name != IDENTITY:
+            return records.unstamped(records.json_object(data, path, *keys), path)
         try:
-            value = None if data is None else json.loads(data)
+            return records.parse_object(data)  # it has a version of its own
         except ValueError as e:
-            raise records.Damaged(f"{self._path(name)} is not JSON: {e}") from e
-        if value is None or name == IDENTITY:  # an identity has a version of its own
-            return value
-        if not isinstance(value, dict):
-            raise records.Damaged(f"{self._path(name)} is not a JSON object")
-        return records.unstamped(value, self._path(name))
+            raise records.Damaged(f"{path} is {e}") from e
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a file's value, with the version of its schema."""

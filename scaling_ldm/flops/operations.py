@@ -147,8 +147,8 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any], place: Place) -> tuple[int, 
     name = eqn.primitive.name
     if name in OPAQUE:
         raise UncountedPrimitive(
-            f"{name} at {place.line()} runs code whose work cannot be seen; keep it out "
-            "of the counted function and account for it by hand"
+            f"{name} at {place.line()} runs code whose work cannot be seen; keep it "
+            "out of the counted function and account for it by hand"
         )
     if name in UNCOUNTED:
         raise UncountedPrimitive(

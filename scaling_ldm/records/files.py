@@ -196,7 +196,7 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
       NewerVersion: a newer version of the library wrote it.
     """
     try:
-        value = _parsed(line)
+        value = parse_object(line)
         version = upgrade.version_of(value, where)
         found = from_json(upgrade.unstamped(value, where), version)
     except NewerVersion:
@@ -208,8 +208,8 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
     return found
 
 
-def _parsed(data: str | bytes) -> dict[str, Any]:
-    """The JSON object in a text; ValueError says what is there instead."""
+def parse_object(data: str | bytes) -> dict[str, Any]:
+    """The JSON object in a text of anyone; ValueError says what is there instead."""
     try:
         value = json.loads(data.decode() if isinstance(data, bytes) else data)
     except UnicodeDecodeError as e:
@@ -247,7 +247,7 @@ def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
       NewerVersion: a newer version of the library wrote it.
     """
     try:
-        value = _parsed(data)
+        value = parse_object(data)
     except ValueError as e:
         raise Damaged(f"{where} is {e}") from e
     upgrade.version_of(value, where)
@@ -259,6 +259,22 @@ def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
 def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     """The JSON object of a file; raises as `json_object`."""
     return json_object(pathlib.Path(path).read_bytes(), path, *keys)
+
+
+def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
+    """What an experiment.json holds: name, recipe, and config with its sections.
+
+    Raises:
+      Damaged: it is no such file.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    found = read_json(path, "name", "config")
+    config, text = found["config"], ("name", "question", "record")
+    if not isinstance(config, dict) or not all(
+        isinstance(value, str if key in text else dict) for key, value in config.items()
+    ):
+        raise Damaged(f"{path}: what it calls config is no experiment")
+    return found
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:

@@ -135,12 +135,7 @@ def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
     path = workdir / "experiment.json"
     if not path.is_file():
         return {}
-    found = files.read_json(path, "config")["config"]
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(section, {}), dict) for section in _SECTIONS
-    ):
-        raise Damaged(f"{path}: its config is not one")
-    return found
+    return files.read_experiment(path)["config"]
 
 
 def rows_of_run(
@@ -203,8 +198,6 @@ def averages_of(
     return overrides.get("optimizer.averages") or kept
 
 
-# Sections of an experiment that protocols are made of.
-_SECTIONS = ("data", "encode", "validation", "objective", "optimizer", "model")
 # What a record and a row have in common.
 _OF_RECORD = (
     "study",

@@ -150,7 +150,9 @@ class _Evaluator:
         path = workdir / FILE
         self._known = {
             (r.run_id, r.checksum, r.step, r.metric, r.protocol_hash): r
-            for r in (records.read_jsonl(path) if path.exists() else [])
+            for r in (
+                records.read_jsonl(path, records.EvalRecord) if path.exists() else []
+            )
         }
 
     def run(self, models: Sequence[ModelToMeasure]) -> list[records.EvalRecord]:

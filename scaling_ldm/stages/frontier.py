@@ -159,7 +159,7 @@ class _CellFiles:
         self, spec: records.RunSpec, sampling: config.GenerateConfig
     ) -> records.Cell | None:
         path = self._path(spec, sampling)
-        return records.read(path) if path.exists() else None
+        return records.read(path, records.Cell) if path.exists() else None
 
     def write(
         self, spec: records.RunSpec, sampling: config.GenerateConfig, cell: records.Cell

@@ -102,7 +102,8 @@ def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
     folder = pathlib.Path(run.workdir).expanduser()
     source = _experiment_of(where, folder)
-    specs = {spec.run_id: spec for spec in records.read_jsonl(folder / "runs.jsonl")}
+    plan = records.read_jsonl(folder / "runs.jsonl", records.RunSpec)
+    specs = {spec.run_id: spec for spec in plan}
     if run.run_id not in specs:
         raise config.ConfigError(
             f"{where}: no run {run.run_id!r} in {folder}; it has {', '.join(specs)}"
@@ -140,7 +141,7 @@ def _experiment_of(where: str, folder: pathlib.Path) -> config.Experiment:
         raise config.ConfigError(
             f"{where}: {folder} is no working directory of a study"
         )
-    held = records.read_json(path)
+    held = records.read_experiment(path)
     return _resolved_again(held["config"] | {"name": held["name"]})
 
 

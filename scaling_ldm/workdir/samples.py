@@ -21,7 +21,7 @@ def record_path(workdir: pathlib.Path) -> pathlib.Path:
 def read_record(workdir: pathlib.Path) -> records.SampleRecord | None:
     """The record of a finished generate stage, or None."""
     path = record_path(workdir)
-    return records.read(path) if path.exists() else None
+    return records.read(path, records.SampleRecord) if path.exists() else None
 
 
 def shard_folder(workdir: pathlib.Path) -> pathlib.Path:
