@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.data import hashing, shards
+from scaling_ldm.data import hashing, seals, shards
 from scaling_ldm.data.pipeline import Rows
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, Vocabulary
 from scaling_ldm.models import pretrained
@@ -96,7 +96,7 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
       Damaged: it is not what was written.
     """
     store = shards.Store(folder)
-    manifest = store.read_json(shards.MANIFEST)
+    manifest = seals.stored_manifest(store)
     if manifest is None:
         begun = store.read_json(shards.IDENTITY) is not None
         state = "the records in {} are not finished" if begun else "no records in {}"
@@ -155,6 +155,7 @@ class Encoded:
         self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
+        self._checked: set[int] = set()  # shards whose bytes have been compared
         self.uncond = self._null()
 
     def __len__(self) -> int:
@@ -240,7 +241,11 @@ class Encoded:
 
     def _open(self, number: int) -> shards.ShardReader:
         path = self._paths[shards.shard_name(number)]
-        return shards.ShardReader(path, self._manifest["shards"][number], self.layout)
+        summary = self._manifest["shards"][number]
+        if number not in self._checked:  # another thread may do the same
+            seals.check_shard(path, summary)
+            self._checked.add(number)
+        return shards.ShardReader(path, summary, self.layout)
 
     @functools.cached_property
     def _paths(self) -> dict[str, Any]:
@@ -338,7 +343,7 @@ def manifest_of(
     h, w, _ = layout.shape
     mean = sums / max(train * h * w, 1)
     variance = np.maximum(squares / max(train * h * w, 1) - mean**2, 0)
-    return {
+    manifest = {
         "identity": dict(identity),
         "records": total,
         "train": train,
@@ -359,3 +364,4 @@ def manifest_of(
             for s in summaries
         ],
     }
+    return seals.sealed(manifest)

@@ -341,19 +341,16 @@ def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
 
 
 class ShardReader:
-    """Random access to the records of one shard.
+    """Random access to the records of one shard; see `seals.check_shard`.
 
     Raises:
-      Damaged: the file is not the one that the summary describes.
+      Damaged: the file cannot be read, or holds another number of records.
     """
 
     def __init__(
         self, path: pathlib.Path, summary: Mapping[str, Any], layout: Layout
     ) -> None:
         self._path, self._layout = path, layout
-        size = path.stat().st_size
-        if size != summary["bytes"]:
-            raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
         try:
             self._file = array_record_module.ArrayRecordReader(
                 str(path), _READ, file_reader_buffer_size=1 << 15

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm import config, data
-from scaling_ldm.data import encoded, pictures, shards
+from scaling_ldm import config, data, records
+from scaling_ldm.data import encoded, pictures, seals, shards
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.records.errors import Preempted
@@ -65,7 +65,7 @@ def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
     It is in the folder of the records, or in the workdir if that folder is a URL.
     """
     store = shards.Store(folder)
-    if store.read_json(shards.MANIFEST) is not None:
+    if seals.stored_manifest(store) is not None:
         return []
     return [(store.local or workdir / "encoded") / lock.NAME]
 
@@ -92,7 +92,7 @@ class _Encoder:
     def __init__(self, experiment: config.Experiment, folder: str) -> None:
         self._experiment, self._folder = experiment, folder
         self._store, self._begun = shards.Store(folder), time.perf_counter()
-        self.manifest = self._store.read_json(shards.MANIFEST)
+        self.manifest = seals.stored_manifest(self._store)
         wanted = encoded.identity(experiment)
         if self.manifest is not None:
             held = self.manifest["identity"]
@@ -119,7 +119,7 @@ class _Encoder:
         held = self._store.read_json(shards.IDENTITY)
         if held is not None:
             encoded.refuse(folder, encoded.differences(held, wanted))
-        self._identity = wanted
+        self._identity, self._of = wanted, records.digest(held or wanted)
         progress.say(
             f"encode: {self._total:,} pictures of {experiment.data.source} into "
             f"{self._shards:,} shards in {folder}"
@@ -173,7 +173,7 @@ class _Encoder:
 
     def _recall(self, number: int) -> None:
         """Counts the records that an earlier call wrote or found bad in a shard."""
-        summary = self._store.read_json(shards.summary_name(number))
+        summary = seals.stored_shard(self._store, number, self._of)
         self._tally.good += summary["records"]
         for name, reason in summary["bad"]:
             self._count(BadRecord(name, reason))
@@ -202,7 +202,10 @@ class _Encoder:
                     summary = writer.finish(bad)
         except _Stopped:
             return
-        self._store.write_json(shards.summary_name(number), summary)
+        self._store.write_json(
+            shards.summary_name(number),
+            seals.summary_of(summary, number, self._of),
+        )
 
     def _fill(
         self,
@@ -292,7 +295,9 @@ class _Encoder:
             are bad.
         """
         names = [shards.summary_name(n) for n in range(self._shards)]
-        summaries = [self._store.read_json(name) for name in names]
+        summaries = [
+            seals.stored_summary(self._store, n, self._of) for n in range(self._shards)
+        ]
         if lost := [n for n, s in zip(names, summaries, strict=True) if s is None]:
             raise config.ConfigError(
                 f"{len(lost):,} shards, {lost[0]} among them, are not in "
