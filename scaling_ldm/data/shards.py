@@ -334,6 +334,11 @@ def file_digest(path: pathlib.Path) -> str:
         ).hexdigest()
 
 
+def digest_of(data: bytes) -> str:
+    """What `file_digest` gives for a file of these bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
     """Which records of a shard are held out: bool [records], from its summary."""
     bits = np.frombuffer(base64.b64decode(summary["held_out"]), np.uint8)
