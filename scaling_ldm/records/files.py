@@ -292,16 +292,23 @@ def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
       Damaged: a line that is no record, with file and line number.
       NewerVersion: a newer version of the library wrote the file.
     """
-    lines, rest = complete_lines(pathlib.Path(path).read_bytes())
+    lines, rest = complete_lines(path)
     return [
         loads_line(line, path, number, kind)
         for number, line in enumerate([*lines, *([rest] if rest else [])], 1)
     ]
 
 
-def complete_lines(data: bytes) -> tuple[list[bytes], bytes]:
-    """The lines of a file, and the beginning of a last one without its end."""
-    *lines, rest = data.split(b"\n")
+def complete_lines(path: str | os.PathLike) -> tuple[list[bytes], bytes]:
+    """The lines of a file, and the beginning of a last one without its end.
+
+    Raises:
+      Damaged: what stands after the last line is no beginning of one.
+    """
+    *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
+    # Where the machine lost its power, a file may end in zeros.
+    if not rest.startswith(b"{") and (rest.strip(b"\0") or (rest and not lines)):
+        raise Damaged(f"{path}:{len(lines) + 1}: not a record: not JSON")
     return lines, rest
 
 

@@ -124,8 +124,8 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
         rows = rows_of_run(workdir / "runs" / run_id, specs.get(run_id), experiment)
         yield from rows
     path = workdir / "evaluations.jsonl"
-    for record in files.read_jsonl(path) if path.is_file() else ():
-        if isinstance(record, EvalRecord) and not record.checksum:
+    for record in files.read_jsonl(path, EvalRecord) if path.is_file() else ():
+        if not record.checksum:
             if spec := specs.get(record.run_id):
                 yield evaluation(spec, record)
 
@@ -243,7 +243,7 @@ def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:
       Damaged: a complete line holds no row, with file and line number.
       NewerVersion: a newer version of the library wrote it.
     """
-    lines, rest = files.complete_lines(path.read_bytes())
+    lines, rest = files.complete_lines(path)
     rows = [
         files.loads_line(line, path, number, Measurement)
         for number, line in enumerate(lines, 1)
@@ -278,7 +278,7 @@ def drop_rows(path: pathlib.Path, after: int) -> str:
     if not path.is_file():
         return ""
     rows, rest = read_rows(path)
-    lines, _ = files.complete_lines(path.read_bytes())
+    lines, _ = files.complete_lines(path)
     kept = [line for row, line in zip(rows, lines, strict=True) if row.step <= after]
     if rest or len(kept) < len(rows):
         text = b"".join(line + b"\n" for line in kept)

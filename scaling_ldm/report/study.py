@@ -247,7 +247,7 @@ def read(workdir: pathlib.Path) -> Study:
         checkpoints=kept,
         samples=samples,
         images=images,
-        environment=reader.part("environment.json", _json) or {},
+        environment=reader.part("environment.json", _environment) or {},
         notes=tuple(reader.notes),
     )
 
@@ -362,8 +362,8 @@ def _without_types(tree: Any) -> Any:
     return tree
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    return records.unstamped(records.read_json(path), path)
+def _environment(path: pathlib.Path) -> dict[str, Any]:
+    return records.unstamped(records.read_json(path, "python", "packages"), path)
 
 
 def _record(path: pathlib.Path, kind: type) -> Any:
@@ -378,7 +378,7 @@ def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
 
 
 def _evaluations(path: pathlib.Path) -> tuple[EvalRecord, ...]:
-    return tuple(r for r in records.read_jsonl(path) if isinstance(r, EvalRecord))
+    return tuple(records.read_jsonl(path, EvalRecord))
 
 
 def _images(path: pathlib.Path) -> Images:

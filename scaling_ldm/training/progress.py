@@ -256,7 +256,7 @@ def metric_rows(
       Damaged: a line that ends is not what was written, with file and line number.
       NewerVersion: a newer version of the library wrote it.
     """
-    lines, rest = records.complete_lines(path.read_bytes())
+    lines, rest = records.complete_lines(path)
     rows = []
     for number, line in enumerate(lines, 1):
         row = records.json_object(line, f"{path}:{number}", "step")
