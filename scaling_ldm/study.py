@@ -303,7 +303,9 @@ class _Study:
         """The plan."""
         if not (self.workdir / "runs.jsonl").exists():
             raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        return records.read_plan(self.workdir)
+        if specs := records.read_plan(self.workdir):
+            return specs
+        raise Damaged(f"{self.workdir / 'runs.jsonl'} holds no run")
 
     def _specs_if_planned(self) -> list[records.RunSpec]:
         """The plan; given weights can be sampled without one."""

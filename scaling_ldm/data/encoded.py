@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.data import hashing, shards
+from scaling_ldm.data import hashing, seals, shards
 from scaling_ldm.data.pipeline import Rows
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, Vocabulary
 from scaling_ldm.models import pretrained
@@ -109,7 +109,7 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
       Damaged: it is not what was written.
     """
     store = shards.Store(folder)
-    manifest = store.read_json(shards.MANIFEST)
+    manifest = seals.stored_manifest(store)
     if manifest is None:
         begun = store.read_json(shards.IDENTITY) is not None
         state = "the records in {} are not finished" if begun else "no records in {}"
@@ -180,6 +180,7 @@ class Encoded:
         self.vocabulary = None if self.layout.text_width else self._vocabulary
         self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._memory: Rows = {}
+        self._checked: set[int] = set()  # shards whose bytes have been compared
         self.uncond = self._null()
 
     def __len__(self) -> int:
@@ -265,7 +266,11 @@ class Encoded:
 
     def _open(self, number: int) -> shards.ShardReader:
         path = self._paths[shards.shard_name(number)]
-        return shards.ShardReader(path, self._manifest["shards"][number], self.layout)
+        summary = self._manifest["shards"][number]
+        if number not in self._checked:  # another thread may do the same
+            seals.check_shard(path, summary)
+            self._checked.add(number)
+        return shards.ShardReader(path, summary, self.layout)
 
     @functools.cached_property
     def _paths(self) -> dict[str, Any]:
@@ -372,7 +377,7 @@ def manifest_of(
     h, w, _ = layout.shape
     mean = sums / max(train * h * w, 1)
     variance = np.maximum(squares / max(train * h * w, 1) - mean**2, 0)
-    return {
+    manifest = {
         "identity": dict(identity),
         "records": total,
         "train": train,
@@ -394,3 +399,4 @@ def manifest_of(
             for s in summaries
         ],
     }
+    return seals.sealed(manifest)

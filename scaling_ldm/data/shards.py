@@ -167,22 +167,24 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, *keys: str) -> Any:
         """A file's value; None if there is none.
 
+        Args:
+          keys: that it must have.
+
         Raises:
-          Damaged: it is not JSON.
+          Damaged: it is no JSON object, or lacks one of the keys.
         """
-        data = self.read(name)
+        if (data := self.read(name)) is None:
+            return None
+        path = self._path(name)
+        if name != IDENTITY:
+            return records.unstamped(records.json_object(data, path, *keys), path)
         try:
-            value = None if data is None else json.loads(data)
+            return records.parse_object(data)  # it has a version of its own
         except ValueError as e:
-            raise records.Damaged(f"{self._path(name)} is not JSON: {e}") from e
-        if value is None or name == IDENTITY:  # an identity has a version of its own
-            return value
-        if not isinstance(value, dict):
-            raise records.Damaged(f"{self._path(name)} is not a JSON object")
-        return records.unstamped(value, self._path(name))
+            raise records.Damaged(f"{path} is {e}") from e
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a file's value, with the version of its schema."""
@@ -333,6 +335,11 @@ def file_digest(path: pathlib.Path) -> str:
         ).hexdigest()
 
 
+def digest_of(data: bytes) -> str:
+    """What `file_digest` gives for a file of these bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
     """Which records of a shard are held out: bool [records], from its summary."""
     bits = np.frombuffer(base64.b64decode(summary["held_out"]), np.uint8)
@@ -340,19 +347,16 @@ def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
 
 
 class ShardReader:
-    """Random access to the records of one shard.
+    """Random access to the records of one shard; see `seals.check_shard`.
 
     Raises:
-      Damaged: the file is not the one that the summary describes.
+      Damaged: the file cannot be read, or holds another number of records.
     """
 
     def __init__(
         self, path: pathlib.Path, summary: Mapping[str, Any], layout: Layout
     ) -> None:
         self._path, self._layout = path, layout
-        size = path.stat().st_size
-        if size != summary["bytes"]:
-            raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
         try:
             self._file = array_record_module.ArrayRecordReader(
                 str(path), _READ, file_reader_buffer_size=1 << 15

@@ -48,7 +48,8 @@ class StoredFeatures:
             self.images, self.after = int(last["images"]), int(last["after"])
         about = self._folder / "about.json"
         self.complete = (
-            about.exists() and records.read_json(about)["images"] == self.images
+            about.exists()
+            and records.read_json(about, "images")["images"] == self.images
         )
 
     def extract_missing(

@@ -162,8 +162,9 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> FlopCount:
 
     Raises:
       UnknownTripCount: a `while` with FLOPs in its body and no constant trip count.
-      UncountedPrimitive: an operation in `operations.UNCOUNTED`, or a `pallas_call`
-        without a `cost_estimate`.
+      UncountedPrimitive: an operation in `operations.UNCOUNTED` or `operations.OPAQUE`,
+        such as a sparse product or a callback, or a `pallas_call` without a
+        `cost_estimate`.
 
     Example:
       >>> x = jax.ShapeDtypeStruct((8, 16), np.float32)

@@ -53,7 +53,16 @@ UNCOUNTED = frozenset(
     geqrf hessenberg householder_product lu ormqr qr scaled_dot scaled_matmul
     scaled_matmul_wrapper schur svd symmetric_product triangular_solve tridiagonal
     tridiagonal_solve dot_product_attention_fp8_fwd_wrapper
-    dot_product_attention_fp8_bwd_wrapper""".split()
+    dot_product_attention_fp8_bwd_wrapper bcoo_dot_general bcoo_dot_general_sampled
+    bcoo_spdot_general bcsr_dot_general coo_matmat coo_matvec coo_spmm coo_spmv
+    csr_matmat csr_matvec csr_spmm csr_spmv spsolve""".split()
+)
+
+# Code that a jaxpr names but does not hold: a host function that gives a result, an
+# exported function, a kernel of another compiler. (`debug_callback` gives no result.)
+OPAQUE = frozenset(
+    """call_exported cudnn_fusion io_callback mosaic_gpu_p mpmd_map pure_callback
+    tpu_custom_call triton_kernel_call""".split()
 )
 
 # Operations that pass a convolution kernel on; the search for its `rev` goes through.
@@ -132,10 +141,15 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any], place: Place) -> tuple[int, 
       (FLOPs of the operation, FLOPs that it computes a second time to save memory).
 
     Raises:
-      UncountedPrimitive: for an operation in `UNCOUNTED`, or a `pallas_call` without a
-        `cost_estimate`.
+      UncountedPrimitive: for an operation in `UNCOUNTED` or `OPAQUE`, or a
+        `pallas_call` without a `cost_estimate`.
     """
     name = eqn.primitive.name
+    if name in OPAQUE:
+        raise UncountedPrimitive(
+            f"{name} at {place.line()} runs code whose work cannot be seen; keep it "
+            "out of the counted function and account for it by hand"
+        )
     if name in UNCOUNTED:
         raise UncountedPrimitive(
             f"{name} at {place.line()} does matrix work that has no agreed count; keep "

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
-from scaling_ldm.laws.points import IsoflopPoint, read
+from scaling_ldm.laws.points import IsoflopPoint, read, without_diverged
 from scaling_ldm.laws.published import PublishedLaw, published
 from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
@@ -209,8 +209,9 @@ def isoflop(
 
     Args:
       points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
-        with budget_flops, tokens and the fields `size` and `metric`. Budgets are
-        grouped by equality. Runs of equal budget and size are seeds: each is a point.
+        with budget_flops, tokens and the fields `size` and `metric`. What has names,
+        such as a named tuple, is read by them. Budgets are grouped by equality, up to
+        rounding (1e-6). Runs of equal budget and size are seeds: each is a point.
         FLOPs are 2 x multiply-adds, tokens those the trunk processes.
       metric: field with the loss; for tuples only a label.
       size: field with the number of parameters; for tuples only a label.
@@ -245,6 +246,7 @@ def isoflop(
     if not extend >= 1:
         raise ValueError(f"extend must be a factor of at least 1, given {extend}")
     kept, excluded = read(points, metric, size)
+    kept, diverged = without_diverged(kept, metric)
     curves, outside = fit_curves(kept, window)
     minima = find_minima(curves, bootstrap, confidence, [seed, 1])
     notes = list(minima.notes)
@@ -264,7 +266,7 @@ def isoflop(
         laws=by_quantity,
         parametric=_surface(kept, None, confidence, bootstrap, seed),
         held_out=tuple(held_out),
-        excluded=tuple(excluded + outside),
+        excluded=tuple(excluded + diverged + outside),
         bootstrap=bootstrap,
         seed=seed,
         notes=tuple(notes),
@@ -297,9 +299,12 @@ def parametric(
     """Fits L = E + A / N^alpha + B / D^beta to points as `isoflop` takes them.
 
     Points that `isoflop` would exclude are refused here: this result has no place to
-    name them. See `surface.surface` for the method, the options and the refusals.
+    name them. With `huber`, a run that diverged may stay. See `surface.surface` for the
+    method, the options and the refusals.
     """
     kept, excluded = read(points, metric, size)
+    if huber is None:
+        excluded += without_diverged(kept, metric)[1]
     if excluded:
         return refuse("unusable points", "; ".join(excluded))
     return _surface(kept, huber, confidence, bootstrap, seed)

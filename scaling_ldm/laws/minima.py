@@ -25,6 +25,7 @@ from scaling_ldm.laws.points import IsoflopPoint, run_name
 from scaling_ldm.records import Interval, Parabola, Refusal
 
 MIN_SIZES = 4  # a parabola has three coefficients
+NEAR_BUDGET = 0.1  # relative difference below which two budgets may be meant as one
 MINIMUM = "isoFLOP minimum"  # what a refusal is about
 
 Points = Float[np.ndarray, "points"]
@@ -71,8 +72,12 @@ class IsoflopCurve:
         )
 
 
-def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
-    """The parabola of one budget, or the first reason why it has no minimum."""
+def fit_curve(points: Sequence[IsoflopPoint], near: int = 0) -> IsoflopCurve | Refusal:
+    """The parabola of one budget, or the first reason why it has no minimum.
+
+    Args:
+      near: runs of other budgets that are nearly equal to this one.
+    """
     budget = points[0].budget
     n, d, y = np.array([(p.n, p.d, p.loss) for p in points]).T
     sizes = np.unique(n)
@@ -82,7 +87,13 @@ def fit_curve(points: Sequence[IsoflopPoint]) -> IsoflopCurve | Refusal:
             budget_flops=budget,
             reason=f"fewer than {MIN_SIZES} sizes",
             detail=f"{len(sizes)} distinct size{'s' * (len(sizes) != 1)} in "
-            f"{len(points)} usable run{'s' * (len(points) != 1)}",
+            f"{len(points)} usable run{'s' * (len(points) != 1)}"
+            + (
+                f"; {near} more have nearly this budget: give runs of one budget the "
+                "budget that they were planned for"
+                if near
+                else ""
+            ),
         )
     centre = float(np.mean(np.log(n)))
     x = np.log(n) - centre
@@ -149,7 +160,8 @@ def fit_curves(
                 for p in far
             ]
             group = [p for p in group if p not in far]
-        curves.append(fit_curve(group))
+        near = [p for p in points if 0 < abs(p.budget / budget - 1) < NEAR_BUDGET]
+        curves.append(fit_curve(group, len(near)))
     return curves, excluded
 
 

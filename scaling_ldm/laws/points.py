@@ -1,4 +1,10 @@
-"""Points of an isoFLOP study, read from tuples, mappings or objects."""
+"""Points of an isoFLOP study, read from tuples, mappings or objects.
+
+A point whose values have names is read by name, whatever their order: a mapping, an
+object, a named tuple, a row of a structured array or of a database. Budgets that differ
+by rounding are one budget. A run whose loss lies far above those of its budget is left
+out by name: it diverged, though its loss is a number.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,14 @@ class IsoflopPoint:
     n: float  # parameters
     d: float  # tokens
     loss: float
+
+
+SAME_BUDGET = 1e-6  # relative difference up to which two budgets are one
+# A loss is far above a parabola through the others if it is so by more than the range
+# of the others, and by this many times the largest deviation of a usual budget.
+_DEVIATIONS = 8
+_RANGES_ALONE = 3  # where there is no other budget to compare with: ranges
+_LEAST_OTHERS = 4  # sizes that a run is compared with
 
 
 def run_name(budget: float, n: float) -> str:
@@ -45,14 +59,84 @@ def read(
             excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
         else:
             kept.append(IsoflopPoint(*values))
-    return sorted(kept), sorted(excluded)
+    return _with_equal_budgets(sorted(kept)), sorted(excluded)
+
+
+def _with_equal_budgets(points: list[IsoflopPoint]) -> list[IsoflopPoint]:
+    """Sorted points; budgets that differ by rounding become the middle one of them."""
+    groups: list[list[IsoflopPoint]] = []
+    for point in points:
+        first = groups[-1][0].budget if groups else 0.0
+        if point.budget - first > SAME_BUDGET * point.budget:
+            groups.append([])
+        groups[-1].append(point)
+    return sorted(
+        dataclasses.replace(point, budget=group[len(group) // 2].budget)
+        for group in groups
+        for point in group
+    )
+
+
+def without_diverged(
+    points: list[IsoflopPoint], metric: str
+) -> tuple[list[IsoflopPoint], list[str]]:
+    """The points without runs that diverged to a finite loss, and a line for each.
+
+    The largest such deviation is found first. Then the rest is looked at again, because
+    a run that diverged spoils the parabolas through the others.
+    """
+    lines = []
+    while True:
+        budgets = sorted({p.budget for p in points})
+        groups = [[p for p in points if p.budget == budget] for budget in budgets]
+        deviations = [_deviations(group) for group in groups]
+        largest = [max(np.abs(d[:, 0])) for d in deviations]
+        found: list[tuple[float, float, IsoflopPoint]] = []
+        for i, (group, of_group) in enumerate(zip(groups, deviations, strict=True)):
+            others = [x for j, x in enumerate(largest) if j != i and x > 0]
+            usual = _DEVIATIONS * float(np.median(others)) if others else 0.0
+            for point, (above, spread) in zip(group, of_group, strict=True):
+                limit = max(usual, spread if others else _RANGES_ALONE * spread)
+                if above > limit > 0:
+                    found.append((above / limit, above, point))
+        if not found:
+            return points, lines
+        _, above, worst = max(found)
+        lines.append(
+            f"{run_name(worst.budget, worst.n)}: {metric} is {worst.loss:.6g}, where a "
+            f"parabola through the other sizes gives {worst.loss - above:.6g}; the run "
+            "seems to have diverged"
+        )
+        points = [p for p in points if p is not worst]
+
+
+def _deviations(group: Sequence[IsoflopPoint]) -> np.ndarray:
+    """Float [points, 2] of one budget: each loss minus a parabola through the others.
+
+    The second column is the range of the losses of the others. Both are 0 where the
+    others have fewer than _LEAST_OTHERS sizes.
+    """
+    x, y = np.log([p.n for p in group]), np.array([p.loss for p in group])
+    found = np.zeros((len(group), 2))
+    for i in range(len(group)):
+        rest = np.arange(len(group)) != i
+        if len(np.unique(x[rest])) >= _LEAST_OTHERS:
+            design = np.vander(x - x[rest].mean(), 3)
+            coefs = np.linalg.pinv(design[rest]) @ y[rest]
+            found[i] = y[i] - design[i] @ coefs, np.ptp(y[rest])
+    return found
 
 
 def _values(point: Any, names: Sequence[str], number: int) -> tuple[float, ...]:
-    if isinstance(point, (Mapping, str)) or not isinstance(
-        point, (Sequence, np.ndarray)
-    ):
-        values = [_field(point, name, number) for name in names]
+    named = _by_name(point)
+    if named is not None or not isinstance(point, (Sequence, np.ndarray)):
+        found = point if named is None else named
+        values = [_field(found, name, number, type(point)) for name in names]
+    elif isinstance(point, (str, bytes)):
+        raise ValueError(
+            f"point {number} is the text {point!r}; 4 numbers or named fields are "
+            "needed. Of a data frame give its rows: frame.itertuples()"
+        )
     elif len(point) == 4:
         values = point
     else:
@@ -63,7 +147,20 @@ def _values(point: Any, names: Sequence[str], number: int) -> tuple[float, ...]:
     return tuple(math.nan if v is None else float(v) for v in values)
 
 
-def _field(point: Any, name: str, number: int) -> Any:
+def _by_name(point: Any) -> Mapping[str, Any] | None:
+    """The values of a point that has names for them; None for any other."""
+    if isinstance(point, Mapping):
+        return point
+    if fields := getattr(point, "_fields", None):  # a named tuple
+        return dict(zip(fields, point, strict=True))
+    if fields := getattr(getattr(point, "dtype", None), "names", None):  # structured
+        return {name: point[name] for name in fields}
+    if isinstance(point, Sequence) and callable(keys := getattr(point, "keys", None)):
+        return dict(zip(keys(), point, strict=True))  # sqlite3.Row
+    return None
+
+
+def _field(point: Any, name: str, number: int, kind: type) -> Any:
     if isinstance(point, Mapping):
         if name in point:
             return point[name]
@@ -71,7 +168,7 @@ def _field(point: Any, name: str, number: int) -> Any:
         return getattr(point, name)
     have = point if isinstance(point, Mapping) else getattr(point, "__dict__", ())
     raise ValueError(
-        f"point {number} ({type(point).__name__}) has no {name!r}; "
+        f"point {number} ({kind.__name__}) has no {name!r}; "
         f"it has: {', '.join(map(str, have)) or 'no fields'}. Give (budget_flops, "
         "params, tokens, loss) or name the fields with metric= and size="
     )

@@ -9,11 +9,13 @@ written as the strings "nan", "inf" and "-inf", so that the files stay standard 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
@@ -110,7 +112,8 @@ def from_json(value: Any, version: str = upgrade.SCHEMA) -> Any:
         missing in a file of an older version: it came later.
 
     Raises:
-      ValueError: an unknown record name, or fields that are missing or unknown.
+      ValueError: an unknown record name, fields that are missing or unknown, or a field
+        whose value is of another type.
     """
     return _built(upgrade.upgraded(value, version), version == upgrade.SCHEMA)
 
@@ -130,7 +133,7 @@ def _built(value: Any, complete: bool) -> Any:
         )
     cls = _RECORDS[name]
     given = {k: _built(v, complete) for k, v in value.items() if k != "record"}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     missing = {
         k for k, f in fields.items() if k not in given and (complete or _required(f))
@@ -147,7 +150,32 @@ def _built(value: Any, complete: bool) -> Any:
             and hints[k] in (float, float | None)
         ):
             given[k] = _NON_FINITE[v]
+        if not _is_of(given[k], hints[k]):
+            wanted = getattr(hints[k], "__name__", hints[k])
+            raise ValueError(f"{name}: {k} is {str(v)[:80]!r}, which is no {wanted}")
     return cls(**given)
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of a record's field is of the type that the field has."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if kind in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if kind is tuple:
+        each = parts[:1] * len(value) if parts[-1] is ... else parts
+        return isinstance(value, tuple) and all(map(_is_of, value, each))
+    if kind is not None:
+        return isinstance(value, kind) and all(
+            _is_of(v, parts[-1]) for v in value.values()
+        )
+    return isinstance(value, hint)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -165,32 +193,47 @@ def dumps(record: Any) -> str:
     return json.dumps(upgrade.stamped(to_json(record)), allow_nan=False)
 
 
-def loads(line: str, where: object = "a record") -> Any:
+def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> Any:
     """A record from one JSON line.
 
     Args:
       where: the file, for a message.
+      kind: the class of record that it must be.
 
     Raises:
       Damaged: it is none.
       NewerVersion: a newer version of the library wrote it.
     """
     try:
-        value = json.loads(line)
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
+        value = parse_object(line)
         version = upgrade.version_of(value, where)
-        return from_json(upgrade.unstamped(value, where), version)
+        found = from_json(upgrade.unstamped(value, where), version)
     except NewerVersion:
         raise
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise Damaged(f"not a record: {e}") from e
+    if not isinstance(found, kind):
+        raise Damaged(f"it holds no {kind.__name__}")
+    return found
 
 
-def read(path: str | os.PathLike) -> Any:
+def parse_object(data: str | bytes) -> dict[str, Any]:
+    """The JSON object in a text of anyone; ValueError says what is there instead."""
+    try:
+        value = json.loads(data.decode() if isinstance(data, bytes) else data)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8 text (byte {e.start})") from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def read(path: str | os.PathLike, kind: Any = object) -> Any:
     """The record of a file that holds one; raises as `loads`."""
     try:
-        return loads(pathlib.Path(path).read_text(encoding="utf-8"), path)
+        return loads(pathlib.Path(path).read_bytes(), path, kind)
     except Damaged as e:
         raise Damaged(f"{path}: {e}") from e
 
@@ -201,21 +244,46 @@ def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON object that `write_json` wrote, or an older version, as it is there.
+def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
+    """The JSON object in the bytes of a file, as it is there.
+
+    Args:
+      where: the file, for a message.
+      keys: that it must have.
 
     Raises:
-      Damaged: the file holds none.
+      Damaged: the bytes hold none, or it lacks one of the keys.
       NewerVersion: a newer version of the library wrote it.
     """
     try:
-        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        value = parse_object(data)
     except ValueError as e:
-        raise Damaged(f"{path} is not JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise Damaged(f"{path} is not a JSON object")
-    upgrade.version_of(value, path)
+        raise Damaged(f"{where} is {e}") from e
+    upgrade.version_of(value, where)
+    if missing := [key for key in keys if key not in value]:
+        raise Damaged(f"{where} does not say {', '.join(missing)}")
     return value
+
+
+def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
+    """The JSON object of a file; raises as `json_object`."""
+    return json_object(pathlib.Path(path).read_bytes(), path, *keys)
+
+
+def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
+    """What an experiment.json holds: name, recipe, and config with its sections.
+
+    Raises:
+      Damaged: it is no such file.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    found = read_json(path, "name", "config")
+    config, text = found["config"], ("name", "question", "record")
+    if not isinstance(config, dict) or not all(
+        isinstance(value, str if key in text else dict) for key, value in config.items()
+    ):
+        raise Damaged(f"{path}: what it calls config is no experiment")
+    return found
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
@@ -223,21 +291,42 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
     write_text(path, "".join(dumps(r) + "\n" for r in records))
 
 
-def read_jsonl(path: str | os.PathLike) -> list[Any]:
+def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
     """Reads what `write_jsonl` wrote.
+
+    Args:
+      kind: the class of record that every line must be.
 
     Raises:
       Damaged: a line that is no record, with file and line number.
       NewerVersion: a newer version of the library wrote the file.
     """
-    records = []
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            records.append(loads(line, path))
-        except Damaged as e:
-            raise Damaged(f"{path}:{number}: {e}") from e
-    return records
+    lines, rest = complete_lines(path)
+    return [
+        loads_line(line, path, number, kind)
+        for number, line in enumerate([*lines, *([rest] if rest else [])], 1)
+    ]
+
+
+def complete_lines(path: str | os.PathLike) -> tuple[list[bytes], bytes]:
+    """The lines of a file, and the beginning of a last one without its end.
+
+    Raises:
+      Damaged: what stands after the last line is no beginning of one.
+    """
+    *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
+    # Where the machine lost its power, a file may end in zeros.
+    if not rest.startswith(b"{") and (rest.strip(b"\0") or (rest and not lines)):
+        raise Damaged(f"{path}:{len(lines) + 1}: not a record: not JSON")
+    return lines, rest
+
+
+def loads_line(line: bytes, path: object, number: int, kind: Any = object) -> Any:
+    """A record from one line of a file; raises as `read_jsonl`."""
+    try:
+        return loads(line, path, kind)
+    except Damaged as e:
+        raise Damaged(f"{path}:{number}: {e}") from e
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

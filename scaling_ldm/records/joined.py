@@ -34,7 +34,7 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[Evaluation]:
     """
     workdir = pathlib.Path(workdir)
     path = workdir / EVALUATIONS
-    held = files.read_jsonl(path) if path.is_file() else []
+    held = files.read_jsonl(path, EvalRecord) if path.is_file() else []
     bare = {r.run_id for r in held if type(r) is EvalRecord}
     rows = {
         (r.run_id, r.step, r.metric, r.weights, r.protocol_hash): r
@@ -67,7 +67,7 @@ def write_evaluations(
       specs: the plan. What it lacks has its rows in evaluate/measurements.jsonl.
     """
     path, by_id = workdir / EVALUATIONS, {spec.run_id: spec for spec in specs}
-    held = files.read_jsonl(path) if path.is_file() else []
+    held = files.read_jsonl(path, EvalRecord) if path.is_file() else []
     older = [record for record in held if isinstance(record, Evaluation)]
     rows: dict[pathlib.Path, list[Measurement]] = {}
     for record in (*older, *new):
@@ -91,9 +91,7 @@ def read_frontier(workdir: str | os.PathLike[str]) -> Frontier:
     """
     workdir = pathlib.Path(workdir)
     path = workdir / FRONTIER
-    found = files.read(path)
-    if not isinstance(found, Frontier):
-        raise Damaged(f"{path} holds no frontier")
+    found = files.read(path, Frontier)
     bare = {cell.model for cell in found.cells if not isinstance(cell, MeasuredCell)}
     values = cell_values(
         row

@@ -16,13 +16,12 @@ import collections
 import csv
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import files, rows_of, upgrade
+from scaling_ldm.records import files, rows_of
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
 from scaling_ldm.records.frontier import MeasuredCell
 from scaling_ldm.records.measurements import (
@@ -34,7 +33,7 @@ from scaling_ldm.records.measurements import (
     Measurement,
     loss_protocol,
 )
-from scaling_ldm.records.runs import Evaluation, RunSpec
+from scaling_ldm.records.runs import EvalRecord, Evaluation, RunSpec, TrainRecord
 
 FILE = "measurements.jsonl"
 # The losses that a record of 0.1.0 has: its field -> metric and weights.
@@ -123,7 +122,7 @@ def read_plan(workdir: pathlib.Path) -> list[RunSpec]:
       Damaged: two rows have one run_id, so that one folder would be of two runs.
     """
     path = workdir / "runs.jsonl"
-    specs = files.read_jsonl(path)
+    specs = files.read_jsonl(path, RunSpec)
     ids = collections.Counter(spec.run_id for spec in specs)
     twice = [run_id for run_id, rows in ids.items() if rows > 1]
     if twice:
@@ -145,7 +144,7 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
         rows = rows_of_run(workdir / "runs" / run_id, specs.get(run_id), experiment)
         yield from rows
     path = workdir / "evaluations.jsonl"
-    for record in files.read_jsonl(path) if path.is_file() else ():
+    for record in files.read_jsonl(path, EvalRecord) if path.is_file() else ():
         if isinstance(record, Evaluation) and not record.checksum:
             if spec := specs.get(record.run_id):
                 yield rows_of.evaluation(spec, record)
@@ -159,7 +158,9 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
     """The fields of the study, as nested dicts; empty if nothing says them."""
     path = workdir / "experiment.json"
-    return files.read_json(path).get("config", {}) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return files.read_experiment(path)["config"]
 
 
 def rows_of_run(
@@ -188,30 +189,29 @@ def _rows_of_record(
     """The losses that a record of 0.1.0 holds; a lost one was not measured."""
     if not path.is_file():
         return []
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise Damaged(f"{path} is not JSON: {e}") from e
-    if not isinstance(held, dict):
-        raise Damaged(f"{path} is not a JSON object")
-    upgrade.version_of(held, path)  # refuses that of a newer one
+    record = files.read(path, TrainRecord)
+    held = files.read_json(path)
     overrides = spec.overrides if spec else {}
     first = averages_of(experiment, overrides)[0]
+    try:
+        losses = {k: float(held[k]) for k in _LOSSES if held.get(k, "nan") != "nan"}
+    except (TypeError, ValueError) as e:
+        raise Damaged(f"{path}: a loss in it is no number") from e
     return [
         Measurement(
-            **{name: held[name] for name in _OF_RECORD},
+            **{name: getattr(record, name) for name in _OF_RECORD},
             group=spec.group if spec else "",
-            step=held["steps"],
+            step=record.steps,
             metric=metric,
-            value=float(held[field]),
-            low=float(held[field]),
-            high=float(held[field]),
+            value=losses[field],
+            low=losses[field],
+            high=losses[field],
             level=NO_INTERVAL,
             weights=first if weights == _AVERAGED else weights,
             protocol_hash=loss_protocol_hash(metric, experiment, overrides),
         )
         for field, (metric, weights) in _LOSSES.items()
-        if held.get(field, "nan") != "nan"
+        if field in losses
     ]
 
 
@@ -251,18 +251,12 @@ def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:
       Damaged: a complete line holds no row, with file and line number.
       NewerVersion: a newer version of the library wrote it.
     """
-    text = path.read_bytes().decode(errors="replace")
-    *lines, rest = text.split("\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = files.loads(line, path)
-        except Damaged as e:
-            raise Damaged(f"{path}:{number}: {e}") from e
-        if not isinstance(row, Measurement):
-            raise Damaged(f"{path}:{number}: it holds no Measurement")
-        rows.append(row)
-    return rows, rest
+    lines, rest = files.complete_lines(path)
+    rows = [
+        files.loads_line(line, path, number, Measurement)
+        for number, line in enumerate(lines, 1)
+    ]
+    return rows, rest.decode(errors="replace")
 
 
 def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
@@ -308,10 +302,11 @@ def drop_rows(path: pathlib.Path, after: int) -> str:
     if not path.is_file():
         return ""
     rows, rest = read_rows(path)
-    lines = path.read_bytes().decode(errors="replace").split("\n")
-    kept = [line for row, line in zip(rows, lines, strict=False) if row.step <= after]
+    lines, _ = files.complete_lines(path)
+    kept = [line for row, line in zip(rows, lines, strict=True) if row.step <= after]
     if rest or len(kept) < len(rows):
-        files.write_text(path, "".join(line + "\n" for line in kept))
+        text = b"".join(line + b"\n" for line in kept)
+        files.write_file(path, lambda file: file.write(text))
     return rest
 
 

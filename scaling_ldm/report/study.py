@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -213,7 +212,7 @@ def read(workdir: pathlib.Path) -> Study:
         )
     runs.sort(key=lambda run: (run.budget_flops, run.params, run.run_id))
     reader = _Reader(workdir)
-    experiment = reader.part("experiment.json", _json) or {}
+    experiment = reader.part("experiment.json", records.read_experiment) or {}
     trained: dict[str, TrainRecord] = {}
     kept: dict[str, tuple[int, ...]] = {}
     curves: dict[str, Curve] = {}
@@ -251,8 +250,10 @@ def read(workdir: pathlib.Path) -> Study:
         checkpoints=kept,
         samples=samples,
         images=images,
-        environment=reader.part("environment.json", _json) or {},
-        held_out=(reader.part("split.json", _json) or {}).get("held_out", {}),
+        environment=reader.part("environment.json", _environment) or {},
+        held_out=(reader.part("split.json", records.read_json) or {}).get(
+            "held_out", {}
+        ),
         notes=tuple(reader.notes),
     )
 
@@ -317,11 +318,11 @@ class _Reader:
         A line that cannot be read is counted in a note.
         """
         rows, bad = {}, 0
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                value = records.unstamped(json.loads(line), path)
+                value = records.json_object(line, path, *CURVE_FIELDS)
                 row = tuple(float(value[k]) for k in CURVE_FIELDS)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError):
                 bad += 1
                 continue
             rows[row[0]] = row
@@ -371,21 +372,17 @@ def _without_types(tree: Any) -> Any:
     return tree
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    return records.unstamped(records.read_json(path), path)
+def _environment(path: pathlib.Path) -> dict[str, Any]:
+    return records.unstamped(records.read_json(path, "python", "packages"), path)
 
 
 def _record(path: pathlib.Path, kind: type) -> Any:
-    value = records.read(path)
-    if not isinstance(value, kind):
-        raise ValueError(f"it holds no {kind.__name__}")
-    return value
+    return records.read(path, kind)
 
 
 def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
     """A line of each group; an older file has one group."""
-    fits = records.read_jsonl(path)
-    if not fits or not all(isinstance(fit, FitResult) for fit in fits):
+    if not (fits := records.read_jsonl(path, FitResult)):
         raise ValueError("it holds no FitResult")
     return tuple(fits)
 

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm import config, data
-from scaling_ldm.data import encoded, pictures, shards, split, stored_split
+from scaling_ldm import config, data, records
+from scaling_ldm.data import encoded, pictures, seals, shards, split, stored_split
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.training import encoding, mesh, progress, survey
@@ -66,7 +66,7 @@ def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
     It is in the folder of the records, or in the workdir if that folder is a URL.
     """
     store = shards.Store(folder)
-    if store.read_json(shards.MANIFEST) is not None:
+    if seals.stored_manifest(store) is not None:
         return []
     return [(store.local or workdir / "encoded") / lock.NAME]
 
@@ -108,7 +108,7 @@ class _Encoder:
         self._experiment, self._folder = experiment, folder
         self._store, self._begun = shards.Store(folder), time.perf_counter()
         self._split: split.Split | None = None
-        self.manifest = self._store.read_json(shards.MANIFEST)
+        self.manifest = seals.stored_manifest(self._store)
         wanted = encoded.identity(experiment)
         if self.manifest is not None:
             held = self.manifest["identity"]
@@ -177,6 +177,7 @@ class _Encoder:
             progress.say(split.in_words(self._split.summary))
         if held is None:
             mesh.failing_together(self._begin if mesh.is_primary() else lambda: None)
+        self._of = records.digest(held or self._identity)
 
     def _begin(self) -> None:
         """Writes what the records are going to be made of."""
@@ -223,7 +224,7 @@ class _Encoder:
 
     def _recall(self, number: int) -> None:
         """Counts the records that an earlier call wrote or found bad in a shard."""
-        summary = self._store.read_json(shards.summary_name(number))
+        summary = seals.stored_shard(self._store, number, self._of)
         self._tally.good += summary["records"]
         for name, reason in summary["bad"]:
             self._count(BadRecord(name, reason))
@@ -245,7 +246,9 @@ class _Encoder:
             with contextlib.closing(shards.Writer(path, words)) as writer:
                 self._fill(writer, number, bad, shown)
                 summary = writer.finish(bad)
-        self._store.write_json(shards.summary_name(number), summary)
+        self._store.write_json(
+            shards.summary_name(number), seals.summary_of(summary, number, self._of)
+        )
 
     def _fill(
         self,
@@ -346,7 +349,9 @@ class _Encoder:
             are bad.
         """
         names = [shards.summary_name(n) for n in range(self._shards)]
-        summaries = [self._store.read_json(name) for name in names]
+        summaries = [
+            seals.stored_summary(self._store, n, self._of) for n in range(self._shards)
+        ]
         if lost := [n for n, s in zip(names, summaries, strict=True) if s is None]:
             raise config.ConfigError(
                 f"{len(lost):,} shards, {lost[0]} among them, are not in "

@@ -176,7 +176,7 @@ class _CellFiles:
         path = self._path(spec, sampling)
         if not path.exists():
             return None
-        cell = records.read(path)
+        cell = records.read(path, records.Cell)
         if isinstance(cell, records.MeasuredCell):  # an older version's
             self.write(spec, sampling, cell)
             return cell

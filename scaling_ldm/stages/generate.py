@@ -77,7 +77,8 @@ def _record_of_these_pictures(
         return None
     wanted = samples.record_fields(experiment, model)
     same = {name: getattr(record, name) for name in wanted} == wanted
-    return record if same else None
+    of = samples.origin(experiment, model)
+    return record if same and samples.are_of(workdir, of) else None
 
 
 def _grid_path(workdir: pathlib.Path, form: str) -> pathlib.Path:
@@ -129,7 +130,7 @@ def _sample(
       known: the record of these pictures, if there is one.
     """
     cfg, folder = experiment.generate, workdir / "samples"
-    each = min(cfg.batch_size, cfg.images)
+    each, of = min(cfg.batch_size, cfg.images), samples.origin(experiment, model)
     sampler = inference.PictureSampler(
         experiment, workdir, model, device_mesh, each, cfg.captions
     )
@@ -137,11 +138,13 @@ def _sample(
         settings = samples.record_fields(experiment, model) | {"each": each}
         if not cfg.captions:  # as before there were any
             del settings["own_captions"]
-        _remove_other_pictures(folder, settings)
+        _remove_other_pictures(folder, settings, of)
     mesh.barrier("samples")
     shards = samples.shard_folder(workdir)
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
     rows = [np.arange(cfg.images)[n * each :][:each] for n in range(len(paths))]
+    for _ in samples.read_images(workdir):
+        pass  # those that are there are what was written
     missing = [n for n, path in enumerate(paths) if not path.exists()]
     mesh.barrier("samples-missing")  # no process writes before all have looked
     begin = time.perf_counter()
@@ -153,9 +156,7 @@ def _sample(
     for n in missing:
         images = sampler.images(rows[n], cfg)
         if mesh.is_primary():
-            records.write_file(
-                paths[n], lambda f, x=images: np.save(f, x, allow_pickle=False)
-            )
+            samples.write_images(paths[n], images, of)
         done += len(images)
         shown.show(done)
     seconds = time.perf_counter() - begin
@@ -178,21 +179,25 @@ def _sample(
     return record
 
 
-def _remove_other_pictures(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Removes the files of pictures of other settings, and says so.
+def _remove_other_pictures(
+    folder: pathlib.Path, settings: dict[str, Any], of: str
+) -> None:
+    """Removes the files of pictures of other settings or weights, and says so.
 
     Then it writes the settings to settings.json, by which the next call decides.
     """
     path = folder / "settings.json"
     before = _settings_in(path)
-    if before == settings:
+    alike = samples.are_of(folder.parent, of)
+    if before == settings and alike:
         return
+    differing = _differing(before, settings) or ["of another study or other weights"]
     shards = list(folder.glob("shards/*.npy"))
     if shards:
         progress.say(
             f"generate  removes {len(shards)} finished "
             f"{'shard' if len(shards) == 1 else 'shards'} of other pictures "
-            f"({'; '.join(_differing(before, settings))})"
+            f"({'; '.join(differing)})"
         )
     forms = (*folder.glob("grid.*"), *folder.glob("images.*"))
     for old in (*forms, *shards, *folder.glob("*.json")):

@@ -375,5 +375,5 @@ def write(rows: Sequence[records.RunSpec], workdir: pathlib.Path) -> None:
     """
     path = workdir / "runs.jsonl"
     text = "".join(records.dumps(row) + "\n" for row in rows)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         records.write_text(path, text)

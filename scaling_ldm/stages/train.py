@@ -289,7 +289,7 @@ def _check_data_identity(workdir: pathlib.Path, source: object) -> None:
     if not path.exists():
         if mesh.is_primary():
             records.write_json(path, {"digest": digest, "identity": identity})
-    elif records.read_json(path)["digest"] != digest:
+    elif records.read_json(path, "digest")["digest"] != digest:
         raise config.ConfigError(
             f"the runs in {workdir} read other records than these (its data.json says "
             "which): use another --workdir"

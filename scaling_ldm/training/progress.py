@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 import time
@@ -248,6 +247,25 @@ class SweepProgress:
         say(f"{self._line}  done  validation loss {loss:.5f}  left {self.left()}")
 
 
+def metric_rows(
+    path: pathlib.Path,
+) -> tuple[list[tuple[dict[str, Any], bytes]], bytes]:
+    """The lines of a metrics.jsonl, each with its values, and what was cut off.
+
+    Raises:
+      Damaged: a line that ends is not what was written, with file and line number.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    lines, rest = records.complete_lines(path)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = records.json_object(line, f"{path}:{number}", "step")
+        if not isinstance(row["step"], int):
+            raise records.Damaged(f"{path}:{number}: its step is no number")
+        rows.append((row, line))
+    return rows, rest
+
+
 class MetricLog:
     """A run's metrics.jsonl and, if asked for, its TensorBoard events.
 
@@ -256,6 +274,9 @@ class MetricLog:
       step: training continues from it. Lines of later steps are removed, because these
         steps will be done again.
       tensorboard: whether to write TensorBoard events, too.
+
+    Raises:
+      Damaged, NewerVersion: as `metric_rows`; a line that was cut off is dropped.
     """
 
     def __init__(self, files: RunFiles | None, step: int, tensorboard: bool) -> None:
@@ -264,19 +285,12 @@ class MetricLog:
             return
         path = files.metrics
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # cut off in the middle of a write
-                records.version_of(row, path)
-                if row["step"] <= step:
-                    kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        found, rest = metric_rows(path) if path.exists() else ([], b"")
+        if rest:
+            say(f"the last line of {path} was cut off and is dropped")
+        kept = b"".join(line + b"\n" for row, line in found if row["step"] <= step)
+        path.with_suffix(".tmp").unlink(missing_ok=True)  # of an older version
+        records.write_file(path, lambda file: file.write(kept))
         self._file = open(path, "a")
         if tensorboard:
             from tensorboardX import SummaryWriter

@@ -177,6 +177,8 @@ def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     card, checksum = files.read_json(folder / CARD), files.checksum(folder)
     records.version_of(card, folder / CARD)
+    if not isinstance(card.get("reads"), dict):
+        raise files.WeightsError(f"{folder / CARD} does not say what the weights read")
     if card["weights_sha256"] != checksum:
         raise files.WeightsError(
             f"the weights are not those that {CARD} is of: SHA-256 "

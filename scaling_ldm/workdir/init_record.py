@@ -14,6 +14,8 @@ from typing import Any
 
 from scaling_ldm import config, records
 
+_FIELDS = ("init_from", "checksum", "pretraining_flops")
+
 
 def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     """init_from, checksum and pretraining_flops (None: unknown); None without a file.
@@ -24,7 +26,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     """
     path = workdir / "init.json"
     try:
-        return records.read_json(path) if path.exists() else None
+        return records.read_json(path, *_FIELDS) if path.exists() else None
     except records.Damaged as e:
         raise config.ConfigError(f"{path} is damaged ({e}): put a copy back") from e
 
@@ -33,7 +35,7 @@ def write(
     workdir: pathlib.Path, init_from: str, checksum: str, flops: float | None
 ) -> None:
     """Writes the file."""
-    content = {"init_from": init_from, "checksum": checksum, "pretraining_flops": flops}
+    content = dict(zip(_FIELDS, (init_from, checksum, flops), strict=True))
     records.write_json(workdir / "init.json", content)
 
 

@@ -184,7 +184,7 @@ def _experiment_of(where: str, folder: pathlib.Path) -> config.Experiment:
         raise config.ConfigError(
             f"{where}: {folder} is no working directory of a study"
         )
-    held = records.read_json(path)
+    held = records.read_experiment(path)
     return _resolved_again(held["config"] | {"name": held["name"]})
 
 

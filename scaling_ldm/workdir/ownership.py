@@ -132,7 +132,10 @@ def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return records.read_json(path)
+        held = records.read_experiment(path)
+        if "recipe_hash" in held:
+            return held
+        raise records.Damaged("it does not say recipe_hash")
     except records.Damaged as e:
         raise config.ConfigError(
             f"{path} is damaged ({e}): put a copy back, or use another --workdir"
@@ -201,7 +204,7 @@ def mark_complete(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
     """Whether every stage has run and nothing that the report shows has changed."""
     path = workdir / "complete.json"
-    return path.exists() and records.read_json(path)["inputs"] == _inputs(
+    return path.exists() and records.read_json(path, "inputs")["inputs"] == _inputs(
         experiment, workdir
     )
 
@@ -209,7 +212,7 @@ def is_complete(experiment: config.Experiment, workdir: pathlib.Path) -> bool:
 def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
     """A digest of everything the report shows."""
     measured = sorted(workdir.glob(f"runs/*/{table.FILE}"))
-    texts = [p.read_text() for p in (*runs.record_paths(workdir), *measured)]
+    texts = [_text(p) for p in (*runs.record_paths(workdir), *measured)]
     names = (
         "runs.jsonl",
         "laws.json",
@@ -220,9 +223,14 @@ def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
     )
     for name in names:
         path = workdir / name
-        texts.append(path.read_text() if path.exists() else "")
+        texts.append(_text(path) if path.exists() else "")
     shown = identity.as_before(records.to_json(experiment))
     return records.digest([shown, texts])
+
+
+def _text(path: pathlib.Path) -> str:
+    """A file's text; bytes that are no text are kept apart, not refused."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _differences(held: Any, wanted: Any, where: str = "config") -> str:

@@ -33,7 +33,7 @@ def record_paths(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
 def read_record(workdir: pathlib.Path, run_id: str) -> records.TrainRecord | None:
     """The record of a run that is over, or None."""
     path = run_files(workdir, run_id).record
-    return records.read(path) if path.exists() else None
+    return records.read(path, records.TrainRecord) if path.exists() else None
 
 
 def read_record_of(

@@ -1,7 +1,12 @@
-"""The pictures of the generate stage: whose weights they are of, and their files."""
+"""The pictures of the generate stage: whose weights they are of, and their files.
+
+checksums.json says which study and weights the pictures are of, and the checksum of
+every file of pictures; version 0.1.0 wrote none. It is written before each file.
+"""
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import config, records
+from scaling_ldm.data import shards
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
@@ -21,7 +27,7 @@ def record_path(workdir: pathlib.Path) -> pathlib.Path:
 def read_record(workdir: pathlib.Path) -> records.SampleRecord | None:
     """The record of a finished generate stage, or None."""
     path = record_path(workdir)
-    return records.read(path) if path.exists() else None
+    return records.read(path, records.SampleRecord) if path.exists() else None
 
 
 def shard_folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -29,18 +35,74 @@ def shard_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "samples" / "shards"
 
 
-def read_images(workdir: pathlib.Path) -> Iterator[np.ndarray]:
+def read_images(workdir: pathlib.Path, check: bool = True) -> Iterator[np.ndarray]:
     """The generated pictures, uint8 [n, height, width, 3] for each file.
 
+    Args:
+      check: compare all bytes of each file with its checksum.
+
     Raises:
-      records.Damaged: a file is cut off.
+      records.Damaged: a file is cut off, or not the one that was written.
     """
+    checksums = (_held(workdir) or {}).get("shards", {}) if check else {}
     for path in sorted(shard_folder(workdir).glob("*.npy")):
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise ValueError(f"{images.dtype} of shape {list(images.shape)}")
         except (ValueError, EOFError) as e:
             raise records.Damaged(f"{path} holds no pictures: {e}") from e
+        wanted = checksums.get(path.name)
+        if wanted is not None and shards.file_digest(path) != wanted:
+            raise records.Damaged(
+                f"{path} holds other pictures, or is damaged: its checksum is not that "
+                f"of {_CHECKSUMS}"
+            )
         yield images
+
+
+def write_images(path: pathlib.Path, images: np.ndarray, of: str) -> None:
+    """Writes a file of pictures, and before it its checksum.
+
+    Args:
+      of: see `origin`.
+    """
+    workdir = path.parents[2]
+    file = io.BytesIO()
+    np.save(file, images, allow_pickle=False)
+    held = _held(workdir) or {"shards": {}}
+    checksums = held["shards"] | {path.name: shards.digest_of(file.getvalue())}
+    records.write_json(_checksums(workdir), {"of": of, "shards": checksums})
+    records.write_file(path, lambda f: f.write(file.getbuffer()))
+
+
+def origin(experiment: config.Experiment, model: TrainedModel) -> str:
+    """A digest of the study and the weights that pictures are of."""
+    own = config.with_overrides(experiment, model.overrides)
+    of = [own.recipe_hash, model.run_id, model.checksum, model.step, model.weights]
+    return records.digest(of)
+
+
+def are_of(workdir: pathlib.Path, of: str) -> bool:
+    """Whether the pictures are of this `origin`, or do not say what they are of."""
+    held = _held(workdir)
+    return held is None or held["of"] == of
+
+
+_CHECKSUMS = "checksums.json"
+
+
+def _checksums(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "samples" / _CHECKSUMS
+
+
+def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What checksums.json holds; None if there is none."""
+    path = _checksums(workdir)
+    held = records.read_json(path, "of", "shards") if path.exists() else None
+    if held is not None and not isinstance(held["shards"], dict):
+        raise records.Damaged(f"{path}: its shards are no list of checksums")
+    return held
 
 
 def model_to_sample(

@@ -4,13 +4,14 @@ import base64
 import collections
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, shards, vocabulary
+from scaling_ldm.data import encoded, seals, shards, vocabulary
 from scaling_ldm.data.vocabulary import PADDING, RESERVED
 
 COUNT, PER_SHARD = 40, 16
@@ -44,7 +45,7 @@ def experiment(**sections):
     return config.resolve(c)
 
 
-def write(folder, wanted, features=None, **layout):
+def write(folder, wanted, features=None, identity_digest="ours", **layout):
     """A folder of records, made by hand."""
     store = shards.Store(str(folder))
     summaries = []
@@ -57,6 +58,8 @@ def write(folder, wanted, features=None, **layout):
                 variance = np.exp(log_variance) * SCALE**2
                 writer.add(one, (mean - SHIFT) * SCALE, variance)
             summaries.append(writer.finish([]))
+        summary = seals.summary_of(summaries[-1], number, identity_digest)
+        store.write_json(shards.summary_name(number), summary)
     identity = encoded.identity(wanted)
     identity["autoencoder"] |= {"scale": SCALE, "shift": SHIFT}
     store.write_json(
@@ -216,14 +219,22 @@ def test_damage_names_shard_and_record(folder, tmp_path):
     for name in [shards.MANIFEST, *(shards.shard_name(n) for n in range(3))]:
         content = (tmp_path.parent / folder / name).read_bytes()
         (tmp_path / name).write_bytes(content)
+    source = encoded.Encoded(str(tmp_path), experiment(), "train")
     damaged = tmp_path / shards.shard_name(1)
     good = damaged.read_bytes()
     bad = bytearray(good)
     bad[300] ^= 255  # of the first records; the end is padding
+    source.captions(np.arange(30))  # all shards are open
     damaged.write_bytes(bad)
-    source = encoded.Encoded(str(tmp_path), experiment(), "train")
     with pytest.raises(records.Damaged, match=r"shard-00001.array_record: record \d+"):
         source.rows(np.arange(30))
+    for place in (300, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 255
+        damaged.write_bytes(bad)
+        source = encoded.Encoded(str(tmp_path), experiment(), "train")
+        with pytest.raises(records.Damaged, match="shard-00001.* or damaged"):
+            source.rows(np.arange(30))
     damaged.write_bytes(good[: len(good) // 2])
     source = encoded.Encoded(str(tmp_path), experiment(), "train")
     with pytest.raises(records.Damaged, match=rf"shard-00001.*wanted {len(good)}"):
@@ -235,6 +246,93 @@ def test_damage_names_shard_and_record(folder, tmp_path):
     (tmp_path / shards.MANIFEST).write_text("{")
     with pytest.raises(records.Damaged, match="manifest.json is not JSON"):
         encoded.Encoded(str(tmp_path), experiment(), "train")
+
+
+def _swap(a, b):
+    kept = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(kept)
+
+
+@pytest.fixture
+def two_folders(folder, tmp_path):
+    """A copy of the records, and other records that are laid out alike."""
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    shutil.copytree(folder, ours)
+    write(other, experiment(data={"vocab_size": 65}), identity_digest="other")
+    other_shard = other / shards.shard_name(0)
+    data = bytearray(other_shard.read_bytes())
+    data[-1] ^= 1
+    other_shard.write_bytes(data)  # of the same size
+    return ours, other
+
+
+FOREIGN = {
+    "another set's": lambda ours, other: shutil.copy(
+        other / shards.shard_name(0), ours
+    ),
+    "swapped": lambda ours, _: _swap(*(ours / shards.shard_name(n) for n in (0, 1))),
+    "twice": lambda ours, _: shutil.copy(
+        ours / shards.shard_name(1), ours / shards.shard_name(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_shards_that_are_not_where_they_were_are_refused(two_folders, change):
+    ours, other = two_folders
+    change(ours, other)
+    source = encoded.Encoded(str(ours), experiment(), "train")
+    with pytest.raises(records.Damaged, match="shard-0000[01].array_record"):
+        source.rows(np.arange(30))
+    # The stage that goes on after a stop looks at them, too.
+    store = shards.Store(str(ours))
+    with pytest.raises(records.Damaged, match="shard-00000.array_record"):
+        seals.stored_shard(store, 0, "ours")
+    assert seals.stored_shard(store, 2, "ours")["records"] == 8
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_shards_with_their_summaries_are_refused_elsewhere(two_folders, change):
+    """A shard and its summary fit, but they are of another place or other records."""
+    ours, other = two_folders
+    change(ours, other)
+    if change is FOREIGN["swapped"]:
+        _swap(*(ours / shards.summary_name(n) for n in (0, 1)))
+    else:
+        source = other if change is FOREIGN["another set's"] else ours
+        number = 0 if source is other else 1
+        shutil.copy(source / shards.summary_name(number), ours / shards.summary_name(0))
+    with pytest.raises(records.Damaged, match="shard-00000.json is (that )?of"):
+        seals.stored_shard(shards.Store(str(ours)), 0, "ours")
+
+
+def test_a_manifest_or_summary_that_was_changed_is_refused(two_folders):
+    ours, _ = two_folders
+    path = ours / shards.MANIFEST
+    held = json.loads(path.read_text())
+    changes = {
+        "vocabulary": held["vocabulary"][::-1],
+        "classes": held["classes"] + 1,
+        "mean": [0.0] * 4,
+        "records": 41,
+    }
+    for key, value in changes.items():
+        path.write_text(json.dumps(held | {key: value}))
+        with pytest.raises(records.Damaged, match="manifest.json is not what was"):
+            encoded.Encoded(str(ours), experiment(), "train")
+    del held["digest"]  # as of 0.1.0
+    path.write_text(json.dumps(held))
+    encoded.Encoded(str(ours), experiment(), "train").rows(np.arange(30))
+    path = ours / shards.summary_name(0)
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"words": {"cat": 1}}))
+    with pytest.raises(records.Damaged, match="shard-00000.json is not what was"):
+        seals.stored_shard(shards.Store(str(ours)), 0, "ours")
+    for key in ("digest", "number", "of"):
+        del held[key]
+    path.write_text(json.dumps(held))
+    seals.stored_shard(shards.Store(str(ours)), 0, "ours")
 
 
 def test_the_files_of_a_folder_say_their_version(tmp_path):

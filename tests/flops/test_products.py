@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flops_helpers import MATMUL, X, forward_and_backward, spec, total
 from jax import lax
+from jax.experimental import io_callback, sparse
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -322,3 +323,32 @@ def test_pallas_calls_need_a_cost_estimate():
 def test_factorisations_are_refused(fn):
     with pytest.raises(flops.UncountedPrimitive, match=pathlib.Path(__file__).name):
         total(lambda x: fn(x), X)
+
+
+@pytest.mark.parametrize("kind", [sparse.BCOO, sparse.BCSR, sparse.CSR, sparse.COO])
+def test_sparse_products_are_refused(kind):
+    matrix = kind.fromdense(jnp.eye(8))
+    with pytest.raises(flops.UncountedPrimitive, match=pathlib.Path(__file__).name):
+        total(lambda x: matrix @ x, X)
+
+
+def test_code_that_cannot_be_seen_is_refused():
+    exported = jax.export.export(jax.jit(lambda x: x @ x))(X)
+    for fn in (
+        lambda x: jax.pure_callback(lambda a: a @ a, X, x),
+        lambda x: io_callback(lambda a: a @ a, X, x),
+        exported.call,
+    ):
+        with pytest.raises(flops.UncountedPrimitive, match="cannot be seen"):
+            total(fn, X)
+        with pytest.raises(flops.UncountedPrimitive, match="cannot be seen"):
+            total(lambda x, fn=fn: lax.scan(lambda c, _: (fn(c), None), x, None, 3), X)
+
+
+def test_printing_counts_nothing():
+    def fn(x):
+        jax.debug.print("{}", x)
+        jax.debug.callback(print, x)
+        return x @ x
+
+    assert total(fn, X) == MATMUL

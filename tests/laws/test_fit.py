@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 
@@ -596,6 +597,86 @@ def test_tuples_mappings_arrays_and_records_are_the_same_points():
     assert dataclasses.replace(got, **bare) == expected
     twice = fit.fit_records(runs, rows, size="params", weights="ema", bootstrap=50)
     assert_allclose(twice.laws["N_opt"].coef, 2 * got.laws["N_opt"].coef, rtol=1e-9)
+
+
+def _rows_of_a_database(names, rows):
+    with sqlite3.connect(":memory:") as database:
+        database.row_factory = sqlite3.Row
+        database.execute(f"create table runs ({', '.join(names)})")
+        database.executemany("insert into runs values (?, ?, ?, ?)", rows)
+        return database.execute("select * from runs").fetchall()
+
+
+def test_values_with_names_are_read_by_name_whatever_their_order():
+    wanted = points.read(study(), "loss", "params")[0]
+    names = ("budget_flops", "tokens", "loss", "params")
+    rows = [(c, d, y, n) for c, n, d, y in study()]
+    run = collections.namedtuple("run", names)
+    array = np.array(rows, [(name, np.float64) for name in names])
+    for given_rows in (
+        [run(*row) for row in rows],
+        array,
+        array.view(np.recarray),
+        _rows_of_a_database(names, rows),
+        [dict(zip(names, row, strict=True)) for row in rows],
+    ):
+        assert points.read(given_rows, "loss", "params")[0] == wanted
+    other = collections.namedtuple("other", "c n d y")
+    with pytest.raises(ValueError, match="it has: c, n, d, y"):
+        points.read([other(*row) for row in study()], "loss", "params")
+    with pytest.raises(ValueError, match="itertuples"):
+        points.read(["budget_flops", "params"], "loss", "params")
+
+
+def test_budgets_that_differ_by_rounding_are_one():
+    rng, exact = np.random.default_rng(0), study()
+    measured = [(c * (1 + 1e-12 * rng.normal()), *rest) for c, *rest in exact]
+    found, wanted = (fit.isoflop(p, bootstrap=50) for p in (measured, exact))
+    assert_allclose(
+        [p.n_opt for p in found.parabolas], [p.n_opt for p in wanted.parabolas]
+    )
+    assert len({p.budget for p in points.read(measured, "loss", "params")[0]}) == len(
+        {c for c, *_ in exact}
+    )
+    # A percent is more than rounding: nothing is united, and the refusal says why.
+    apart = [(c * (1 + 0.01 * rng.normal()), *rest) for c, *rest in exact]
+    said = fit.isoflop(apart, bootstrap=50).parabolas[0]
+    assert "more have nearly this budget" in said.detail
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+@pytest.mark.parametrize("ratio", [1.3, 2.0])
+def test_a_run_that_diverged_to_a_number_is_left_out_by_name(place, ratio):
+    rng = np.random.default_rng(5)
+    good = surface_study(CHINCHILLA, span=4.0, noise=2e-3, rng=rng)
+    assert not fit.isoflop(good, bootstrap=50).excluded
+    bad = list(good)
+    for at in (7 + place, 14 + place):  # the same size of two budgets
+        bad[at] = (*good[at][:3], good[at][3] * ratio)
+    found = fit.isoflop(bad, bootstrap=50)
+    assert len(found.excluded) == 2
+    for at in (7 + place, 14 + place):
+        c, n, _, loss = bad[at]
+        (line,) = (x for x in found.excluded if f"{c:.6g} FLOPs" in x)
+        assert points.run_name(c, n) in line and f"{loss:.6g}" in line
+        assert "diverged" in line
+    without = [p for i, p in enumerate(good) if i not in (7 + place, 14 + place)]
+    wanted = fit.isoflop(without, bootstrap=50)
+    assert found.laws == wanted.laws and found.parametric == wanted.parametric
+    refused = fit.parametric(bad, bootstrap=50)
+    assert isinstance(refused, Refusal) and "diverged" in refused.detail
+
+
+def test_good_runs_of_any_grid_are_not_taken_for_diverged():
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        for span in (4.0, 16.0, 64.0):
+            for noise in (0.0, 1e-4, 5e-3):
+                grid = surface_study(CHINCHILLA, span, 9, noise, rng)
+                for first in (0, 1, 2):  # the centre of 7 sizes is off the optimum
+                    kept = [p for i, p in enumerate(grid) if 0 <= i % 9 - first < 7]
+                    read, _ = points.read(kept, "loss", "params")
+                    assert points.without_diverged(read, "loss") == (read, [])
 
 
 def test_runs_that_did_not_finish_are_named():

@@ -141,16 +141,16 @@ def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
 def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
     folder, said = tmp_path / "samples", []
     monkeypatch.setattr(progress, "say", said.append)
-    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1}, "")
     assert said == []  # nothing is removed where nothing was
     records.write_text(folder / "shards" / "00000.npy", "a picture")
-    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1}, "")
     assert said == [] and shards(tmp_path) != []  # the same settings
     if held is None:
         (folder / "settings.json").unlink()
     else:
         (folder / "settings.json").write_text(held)
-    generate._remove_other_pictures(folder, {"images": 2, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 2, "each": 1}, "")
     (line,) = said
     assert line == (
         "generate  removes 1 finished shard of other pictures (of unknown settings)"
@@ -161,14 +161,63 @@ def test_settings_that_cannot_be_read_are_unknown(tmp_path, monkeypatch, held):
 def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
     """If the stage were stopped now, they would be taken for the new pictures."""
     folder = tmp_path / "samples"
-    generate._remove_other_pictures(folder, {"images": 1, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 1, "each": 1}, "")
     for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):
         records.write_text(folder / name, "of other pictures")
     records.write_text(folder / "shards" / "00000.npy", "of other pictures")
     records.write_text(folder / "notes.txt", "the user's")
-    generate._remove_other_pictures(folder, {"images": 2, "each": 1})
+    generate._remove_other_pictures(folder, {"images": 2, "each": 1}, "")
     left = {path.name for path in folder.rglob("*") if path.is_file()}
     assert left == {"settings.json", "notes.txt"}
+
+
+def test_a_shard_of_other_pictures_is_refused_and_named(finished):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    first, second, _ = shards(workdir)
+    kept = first.read_bytes()
+    assert len(kept) == len(second.read_bytes())
+    for other in (second.read_bytes(), kept[:-1] + bytes([kept[-1] ^ 1])):
+        first.write_bytes(other)
+        # Under a finished study, in one that goes on, and where they are measured.
+        with pytest.raises(records.Damaged, match="00000.npy holds other pictures"):
+            generate.run(experiment, workdir, specs)
+        record = workdir / "samples" / "record.json"
+        held = record.read_bytes()
+        record.unlink()
+        with pytest.raises(records.Damaged, match="00000.npy holds other pictures"):
+            generate.run(experiment, workdir, specs)
+        record.write_bytes(held)
+        with pytest.raises(records.Damaged, match="00000.npy holds other pictures"):
+            list(samples.read_images(workdir))
+    first.unlink()
+    generate.run(experiment, workdir, specs)
+    assert first.read_bytes() == kept
+
+
+def test_pictures_of_another_study_with_the_same_settings_are_not_taken(
+    finished, monkeypatch
+):
+    experiment, workdir, specs = finished
+    generate.run(experiment, workdir, specs)
+    path = workdir / "samples" / "checksums.json"
+    held = records.read_json(path)
+    other = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, seed=7)
+    )
+    model = samples.model_to_sample(experiment, workdir, specs)
+    assert samples.are_of(workdir, samples.origin(experiment, model))
+    assert not samples.are_of(workdir, samples.origin(other, model))
+    records.write_json(path, {"of": "another study", "shards": held["shards"]})
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    generate.run(experiment, workdir, specs)
+    assert "(of another study or other weights)" in said[0]
+    assert records.read_json(path) == held
+    path.unlink()  # as of 0.1.0
+    said.clear()
+    generate.run(experiment, workdir, specs)
+    assert said == [f"samples of {specs[0].run_id} are there already"]
 
 
 def test_another_format_is_written_without_drawing_anything(finished, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import ml_dtypes  # noqa: F401  it adds bfloat16 to numpy
 import numpy as np
 import safetensors
 
+from scaling_ldm import records
 from scaling_ldm.records.errors import WeightsError
 
 CONFIG = "config.json"
@@ -219,16 +219,13 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return records.parse_object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsError(
             f"{path.parent} is no folder with a {path.name} beside its weights"
         ) from e
     except (OSError, ValueError) as e:
-        raise WeightsError(f"{path} cannot be read as JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds no JSON object")
-    return value
+        raise WeightsError(f"{path} cannot be read as JSON: it is {e}") from e
 
 
 def config(directory: str | pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Whether the files of a folder of records are those that were written, and its own.
+
+The manifest and every summary of a shard have a digest of all that is in them. So no
+count, word of the vocabulary or checksum in them can change unnoticed. A summary also
+says the number of its shard, and the digest of the identity of its records. The bytes
+of a shard are compared with the checksum of its summary. Folders of 0.1.0 have the
+checksums alone.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from scaling_ldm import records
+from scaling_ldm.data import shards
+
+_MANIFEST = (
+    "identity records train validation classes layout null vocabulary shards"
+).split()
+_SUMMARY = (
+    "records train held_out bytes checksum labels largest_label sums squares words bad"
+).split()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file with the digest of all of it."""
+    return {**content, "digest": records.digest(content)}
+
+
+def _unsealed(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """What was given to `sealed`; Damaged if it is not that."""
+    held = {key: value for key, value in content.items() if key != "digest"}
+    if content.get("digest") not in (None, records.digest(held)):
+        raise records.Damaged(f"{where} is not what was written (digest)")
+    return held
+
+
+def stored_manifest(store: shards.Store) -> dict[str, Any] | None:
+    """The manifest of a folder; None if there is none.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
+    found = store.read_json(shards.MANIFEST, *_MANIFEST)
+    where = f"{store.folder}/{shards.MANIFEST}"
+    return None if found is None else _unsealed(found, where)
+
+
+def summary_of(summary: Mapping[str, Any], number: int, of: str) -> dict[str, Any]:
+    """The summary of a shard as `stored_summary` reads it, for JSON.
+
+    Args:
+      of: digest of the identity of the records.
+    """
+    return sealed({**summary, "number": number, "of": of})
+
+
+def stored_summary(store: shards.Store, number: int, of: str) -> dict[str, Any] | None:
+    """The summary of a shard; None if there is none. See `summary_of`.
+
+    Raises:
+      Damaged: it is not what was written, or that of another shard or other records.
+    """
+    name = shards.summary_name(number)
+    if (found := store.read_json(name, *_SUMMARY)) is None:
+        return None
+    where = f"{store.folder}/{name}"
+    found = _unsealed(found, where)
+    if found.get("number", number) != number:
+        raise records.Damaged(f"{where} is that of shard {found['number']}")
+    if found.get("of", of) != of:
+        raise records.Damaged(f"{where} is of other records than identity.json")
+    return found
+
+
+def stored_shard(store: shards.Store, number: int, of: str) -> dict[str, Any]:
+    """The summary of a complete shard, whose bytes are compared if it is local.
+
+    Raises:
+      Damaged: as `stored_summary` and `check_shard`, or there is no summary.
+    """
+    summary = stored_summary(store, number, of)
+    if summary is None:
+        name = shards.summary_name(number)
+        raise records.Damaged(f"{store.folder}/{name} is missing")
+    if store.local is not None:
+        check_shard(store.local / shards.shard_name(number), summary)
+    return summary
+
+
+def check_shard(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    """Checks that a file is the shard of a summary, all of its bytes.
+
+    Raises:
+      Damaged: it is another one, or damaged.
+    """
+    size = path.stat().st_size
+    if size != summary["bytes"]:
+        raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
+    if shards.file_digest(path) != summary["checksum"]:
+        raise records.Damaged(
+            f"{path} is another shard, or damaged: its checksum is not the one that "
+            "was written down"
+        )
