@@ -226,10 +226,11 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             partial = pathlib.Path(file.name)
             try:
-                yield partial
-                os.fsync(file.fileno())
-                partial.chmod(0o666 & ~_umask())
-                os.replace(partial, target)
+                with records.writing(target):
+                    yield partial
+                    os.fsync(file.fileno())
+                    partial.chmod(0o666 & ~_umask())
+                    os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Records as JSON lines, and files that are written whole or not at all.
+"""Records as JSON lines.
 
 Every record is a frozen dataclass. It becomes one JSON line and is read back equal.
 A line says which schema it has; `upgrade` turns that of an older version into today's
@@ -17,8 +17,8 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from scaling_ldm.records import upgrade
 from scaling_ldm.records.errors import Damaged, NewerVersion
@@ -43,6 +43,7 @@ from scaling_ldm.records.laws import (
 )
 from scaling_ldm.records.measurements import Measurement
 from scaling_ldm.records.runs import EvalRecord, RunSpec, SampleRecord, TrainRecord
+from scaling_ldm.records.whole_files import write_text
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -230,7 +231,7 @@ def read(path: str | os.PathLike, kind: Any = object) -> Any:
 
 
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
-    """Writes one JSON object with the version of its schema; see `write_file`."""
+    """Writes one JSON object with the version of its schema; see `whole_files`."""
     text = json.dumps(upgrade.stamped(to_json(value)), indent=1, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -318,27 +319,6 @@ def loads_line(line: bytes, path: object, number: int, kind: Any = object) -> An
         return loads(line, path, kind)
     except Damaged as e:
         raise Damaged(f"{path}:{number}: {e}") from e
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file of UTF-8; see `write_file`."""
-    write_file(path, lambda file: file.write(text.encode()))
-
-
-def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None:
-    """Writes a whole file or none: a temporary one is filled, fsynced, renamed."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two machines may have one number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        with open(temporary, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:
