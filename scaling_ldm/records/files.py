@@ -236,12 +236,15 @@ def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     write_text(path, text + "\n")
 
 
-def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
+def json_object(
+    data: bytes, where: object, *keys: str, stamped: bool = True
+) -> dict[str, Any]:
     """The JSON object in the bytes of a file, as it is there.
 
     Args:
       where: the file, for a message.
       keys: that it must have.
+      stamped: whether it may say the version of a schema.
 
     Raises:
       Damaged: the bytes hold none, or it lacks one of the keys.
@@ -251,7 +254,8 @@ def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
         value = parse_object(data)
     except ValueError as e:
         raise Damaged(f"{where} is {e}") from e
-    upgrade.version_of(value, where)
+    if stamped:
+        upgrade.version_of(value, where)
     if missing := [key for key in keys if key not in value]:
         raise Damaged(f"{where} does not say {', '.join(missing)}")
     return value

@@ -116,7 +116,7 @@ class _Encoder:
             "found": self._total,
             "records_per_shard": self._per_shard,
         }
-        held = self._store.read_json(shards.IDENTITY)
+        held = self._store.read_json(shards.IDENTITY, "source", "set")
         if held is not None:
             encoded.refuse(folder, encoded.differences(held, wanted))
         self._identity, self._of = wanted, records.digest(held or wanted)
@@ -202,10 +202,8 @@ class _Encoder:
                     summary = writer.finish(bad)
         except _Stopped:
             return
-        self._store.write_json(
-            shards.summary_name(number),
-            seals.summary_of(summary, number, self._of),
-        )
+        whole = seals.summary_of(summary, number, self._of)
+        self._store.write_json(shards.summary_name(number), whole)
 
     def _fill(
         self,
