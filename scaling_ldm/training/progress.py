@@ -102,7 +102,7 @@ class Progress:
         )
 
 
-class Profile:
+class StepTrace:
     """Traces a few steps into a folder, beginning ten steps after the first.
 
     Args:
