@@ -145,6 +145,10 @@ def test_the_report_says_which_file_it_could_not_read(small, damaged, name, dama
         DAMAGES["nested"],
     ):
         return
+    # What it holds depends on the version; all of it is shown, whatever it is.
+    any_object = (DAMAGES["an empty object"], DAMAGES["another record"])
+    if path.name == "environment.json" and damage in any_object:
+        return
     assert any(path.name in note for note in notes)
     assert all(len(note.splitlines()) == 1 for note in notes)
 
