@@ -98,7 +98,10 @@ def exit_status(error: Exception) -> int:
 def _message(error: Exception) -> str:
     """What went wrong and what to do."""
     if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or ''}"
+        said = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
+        if records.is_full(error):
+            said += "; make room, then run the same command to continue"
+        return said
     remedy = "; remove it or put a copy back" if isinstance(error, Damaged) else ""
     return f"{error}{remedy}"
 

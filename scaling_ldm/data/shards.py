@@ -179,12 +179,9 @@ class Store:
         if (data := self.read(name)) is None:
             return None
         path = self._path(name)
-        if name != IDENTITY:
-            return records.unstamped(records.json_object(data, path, *keys), path)
-        try:
-            return records.parse_object(data)  # it has a version of its own
-        except ValueError as e:
-            raise records.Damaged(f"{path} is {e}") from e
+        if name == IDENTITY:  # it has a version of its own
+            return records.json_object(data, path, *keys, stamped=False)
+        return records.unstamped(records.json_object(data, path, *keys), path)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a file's value, with the version of its schema."""
@@ -227,10 +224,11 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             partial = pathlib.Path(file.name)
             try:
-                yield partial
-                os.fsync(file.fileno())
-                partial.chmod(0o666 & ~_umask())
-                os.replace(partial, target)
+                with records.writing(target):
+                    yield partial
+                    os.fsync(file.fileno())
+                    partial.chmod(0o666 & ~_umask())
+                    os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import fsspec
 
-from scaling_ldm import config
+from scaling_ldm import config, records
 
 # The package to install for a kind of URL, if fsspec finds no backend.
 _BACKENDS = {
@@ -169,8 +169,9 @@ def atomic(target: pathlib.Path) -> Iterator[pathlib.Path]:
     os.close(handle)
     partial = pathlib.Path(name)
     try:
-        yield partial
-        partial.replace(target)
+        with records.writing(target):
+            yield partial
+            partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -21,10 +21,8 @@ from scaling_ldm.records.files import (
     read_json,
     read_jsonl,
     to_json,
-    write_file,
     write_json,
     write_jsonl,
-    write_text,
 )
 from scaling_ldm.records.frontier import (
     Advice,
@@ -63,6 +61,13 @@ from scaling_ldm.records.upgrade import (
     unstamped,
     version_of,
 )
+from scaling_ldm.records.whole_files import (
+    is_full,
+    remove_leftovers,
+    write_file,
+    write_text,
+    writing,
+)
 
 __all__ = [
     "Advice",
@@ -94,6 +99,7 @@ __all__ = [
     "TrainRecord",
     "complete_lines",
     "digest",
+    "is_full",
     "dumps",
     "from_json",
     "json_object",
@@ -107,6 +113,7 @@ __all__ = [
     "read_jsonl",
     "read_plan",
     "read_table",
+    "remove_leftovers",
     "stamped",
     "to_json",
     "unstamped",
@@ -117,4 +124,5 @@ __all__ = [
     "write_jsonl",
     "write_parquet",
     "write_text",
+    "writing",
 ]

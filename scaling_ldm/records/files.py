@@ -1,4 +1,4 @@
-"""Records as JSON lines, and files that are written whole or not at all.
+"""Records as JSON lines.
 
 Every record is a frozen dataclass. It becomes one JSON line and is read back equal.
 A line says which schema it has; `upgrade` turns that of an older version into today's
@@ -17,8 +17,8 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from scaling_ldm.records import upgrade
 from scaling_ldm.records.errors import Damaged, NewerVersion
@@ -50,6 +50,7 @@ from scaling_ldm.records.runs import (
     SampleRecord,
     TrainRecord,
 )
+from scaling_ldm.records.whole_files import write_text
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -239,17 +240,20 @@ def read(path: str | os.PathLike, kind: Any = object) -> Any:
 
 
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
-    """Writes one JSON object with the version of its schema; see `write_file`."""
+    """Writes one JSON object with the version of its schema; see `whole_files`."""
     text = json.dumps(upgrade.stamped(to_json(value)), indent=1, allow_nan=False)
     write_text(path, text + "\n")
 
 
-def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
+def json_object(
+    data: bytes, where: object, *keys: str, stamped: bool = True
+) -> dict[str, Any]:
     """The JSON object in the bytes of a file, as it is there.
 
     Args:
       where: the file, for a message.
       keys: that it must have.
+      stamped: whether it may say the version of a schema.
 
     Raises:
       Damaged: the bytes hold none, or it lacks one of the keys.
@@ -259,7 +263,8 @@ def json_object(data: bytes, where: object, *keys: str) -> dict[str, Any]:
         value = parse_object(data)
     except ValueError as e:
         raise Damaged(f"{where} is {e}") from e
-    upgrade.version_of(value, where)
+    if stamped:
+        upgrade.version_of(value, where)
     if missing := [key for key in keys if key not in value]:
         raise Damaged(f"{where} does not say {', '.join(missing)}")
     return value
@@ -327,38 +332,6 @@ def loads_line(line: bytes, path: object, number: int, kind: Any = object) -> An
         return loads(line, path, kind)
     except Damaged as e:
         raise Damaged(f"{path}:{number}: {e}") from e
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file of UTF-8; see `write_file`."""
-    write_file(path, lambda file: file.write(text.encode()))
-
-
-def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None:
-    """Writes a whole file or none: a temporary one is filled, fsynced, renamed."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two machines may have one number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    _unfinished.add(temporary)
-    try:
-        with open(temporary, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _unfinished.discard(temporary)
-
-
-_unfinished: set[pathlib.Path] = set()
-
-
-def remove_unfinished() -> None:
-    """Removes what `write_file` has begun, in a process that is about to end."""
-    for path in list(_unfinished):
-        path.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:

@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import files, rows_of
+from scaling_ldm.records import files, rows_of, whole_files
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
 from scaling_ldm.records.frontier import MeasuredCell
 from scaling_ldm.records.measurements import (
@@ -266,7 +266,7 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
     """
     text = "".join(files.dumps(row) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with whole_files.writing(path), open(path, "ab") as file:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
@@ -306,7 +306,7 @@ def drop_rows(path: pathlib.Path, after: int) -> str:
     kept = [line for row, line in zip(rows, lines, strict=True) if row.step <= after]
     if rest or len(kept) < len(rows):
         text = b"".join(line + b"\n" for line in kept)
-        files.write_file(path, lambda file: file.write(text))
+        whole_files.write_file(path, lambda file: file.write(text))
     return rest
 
 
@@ -319,7 +319,7 @@ def write_csv(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> None
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows([getattr(row, name) for name in _COLUMNS] for row in rows)
-    files.write_text(path, out.getvalue())
+    whole_files.write_text(path, out.getvalue())
 
 
 def write_parquet(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> None:
@@ -347,7 +347,7 @@ def write_parquet(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> 
         {f.name: [getattr(row, f.name) for row in rows] for f in fields},
         schema=pyarrow.schema([(f.name, kinds[str(f.type)]) for f in fields]),
     )
-    files.write_file(path, lambda file: pyarrow.parquet.write_table(table, file))
+    whole_files.write_file(path, lambda file: pyarrow.parquet.write_table(table, file))
 
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))

@@ -60,8 +60,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
             for old in (folder / name).glob(f"*.{kind}"):
                 old.unlink(missing_ok=True)  # another report may do the same
     for picture in pictures:
-        (folder / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-        (folder / "figures" / f"{picture.name}.pdf").write_bytes(picture.pdf)
+        for kind, data in (("png", picture.png), ("pdf", picture.pdf)):
+            path = folder / "figures" / f"{picture.name}.{kind}"
+            records.write_file(path, lambda file, data=data: file.write(data))
     for table in tables:
         records.write_text(folder / "tables" / f"{table.name}.csv", table.csv())
     rows = [row for run in found.runs for row in found.rows.get(run.run_id, ())]

@@ -277,7 +277,8 @@ class _Reader:
         try:
             return read(path, *given)
         except (ValueError, TypeError, OSError, EOFError) as e:
-            self.notes.append(f"{self._name(path)} could not be read: {e}")
+            said = str(e).removeprefix(str(path)).lstrip(": ")
+            self.notes.append(f"{self._name(path)} could not be read: {said}")
             return None
 
     def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
@@ -373,7 +374,7 @@ def _without_types(tree: Any) -> Any:
 
 
 def _environment(path: pathlib.Path) -> dict[str, Any]:
-    return records.unstamped(records.read_json(path, "python", "packages"), path)
+    return records.unstamped(records.read_json(path), path)
 
 
 def _record(path: pathlib.Path, kind: type) -> Any:

@@ -122,7 +122,7 @@ class _Encoder:
                 wanted = {"set": found.identity}
                 encoded.refuse(folder, encoded.differences(held, wanted))
             return
-        held = self._store.read_json(shards.IDENTITY)
+        held = self._store.read_json(shards.IDENTITY, "source", "set")
         self._older = held is not None and "split_by" not in held
         if self._older:  # it goes on as it began
             first = dataclasses.replace(experiment.encode, choose="first")
@@ -246,9 +246,8 @@ class _Encoder:
             with contextlib.closing(shards.Writer(path, words)) as writer:
                 self._fill(writer, number, bad, shown)
                 summary = writer.finish(bad)
-        self._store.write_json(
-            shards.summary_name(number), seals.summary_of(summary, number, self._of)
-        )
+        whole = seals.summary_of(summary, number, self._of)
+        self._store.write_json(shards.summary_name(number), whole)
 
     def _fill(
         self,

@@ -158,7 +158,7 @@ def _unet(
     cfg = from_config.unet_config(experiment, model.width, model.depth)
     unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", cfg)
     text = json.dumps(unet_weights.to_config(cfg), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    records.write_text(folder / "config.json", text)
     return "diffusers' UNet2DConditionModel"
 
 

@@ -236,11 +236,12 @@ class Checkpoints:
     def _failed(self, step: Any, error: Exception) -> CheckpointError:
         free = shutil.disk_usage(self._directory).free / 2**20
         cause = str(error).strip().splitlines()[0][:300]
+        remedy = "Make room, then" if records.is_full(error) else "Mend that, then"
         return CheckpointError(
             f"could not write checkpoint {step} of {self._spec.run_id} to "
             f"{self._directory} ({free:.0f} MiB free there): {cause}\n"
-            "Complete checkpoints are untouched. Make room, then run the same command "
-            "to continue from the latest of them."
+            f"Complete checkpoints are untouched. {remedy} run the same command to "
+            "continue from the latest of them."
         )
 
     def restore(self, abstract_state: Any, only: int | None = None) -> Restored | None:

@@ -85,13 +85,7 @@ class RunTable:
         smoothed = float(state.smoothed_loss)
         rows.append(self._row(step, measurements.TRAIN_LOSS, smoothed, config.RAW))
         if self._path is not None:
-            try:
-                table.append_rows(self._path, rows)
-            except OSError as e:
-                remedy = "make room, then run the same command to continue"
-                raise OSError(
-                    e.errno, f"{e.strerror} ({remedy})", str(self._path)
-                ) from e
+            table.append_rows(self._path, rows)
         return found
 
     def _strata(self, losses: np.ndarray) -> dict[int, float]:

@@ -302,8 +302,9 @@ class MetricLog:
         if self._file is None:
             return
         row = records.stamped(records.to_json({"step": step, **values}))
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with records.writing(self._file.name):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -312,7 +313,8 @@ class MetricLog:
     def flush(self) -> None:
         """Hands everything written to the operating system."""
         if self._file is not None:
-            self._file.flush()
+            with records.writing(self._file.name):
+                self._file.flush()
         if self._events is not None:
             self._events.flush()
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from scaling_ldm.records import files
+from scaling_ldm.records import whole_files
 from scaling_ldm.workdir import lock
 
 TIDY = 6.0  # seconds for what is done before the end; a file system may hang
@@ -34,7 +34,7 @@ def _tidy(why: str, before: Callable[[], None]) -> None:
             print(f"stopped: {why}", file=sys.stderr)
         lock.release_all()
         before()
-        files.remove_unfinished()
+        whole_files.remove_unfinished()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

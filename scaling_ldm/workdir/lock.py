@@ -162,7 +162,10 @@ class Lock:
         self._made += [p for p in self.path.parents if not p.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(self.path, "x", encoding="utf-8") as file:
+            with (
+                records.writing(self.path),
+                open(self.path, "x", encoding="utf-8") as file,
+            ):
                 file.write(self._text)
         except (FileExistsError, FileNotFoundError):  # its folder was removed just now
             return False

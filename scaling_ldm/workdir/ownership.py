@@ -118,6 +118,8 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
     }
     if held != records.stamped(content):
         records.write_json(path, content)
+    for path in records.remove_leftovers(workdir):
+        progress.say(f"{path} is removed: a process that was killed left it")
     records.write_json(workdir / "environment.json", _environment())
     if experiment.train.init_from and init_record.read(workdir) is None:
         from scaling_ldm.workdir import initial_weights  # it needs jax

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from damages import damages, said_about
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data, records
@@ -333,6 +334,24 @@ def test_a_manifest_or_summary_that_was_changed_is_refused(two_folders):
         del held[key]
     path.write_text(json.dumps(held))
     seals.stored_shard(shards.Store(str(ours)), 0, "ours")
+
+
+@damages
+def test_files_that_are_no_json_of_ours_are_named(two_folders, damage):
+    ours, _ = two_folders
+    store = shards.Store(str(ours))
+    store.write_json(shards.IDENTITY, {"source": "memory", "set": "0"})
+    for name, read in (
+        (shards.MANIFEST, lambda: encoded.Encoded(str(ours), experiment(), "train")),
+        (shards.summary_name(1), lambda: seals.stored_shard(store, 1, "ours")),
+        (shards.IDENTITY, lambda: store.read_json(shards.IDENTITY, "source", "set")),
+    ):
+        path = ours / name
+        assert not said_about(path, read)
+        held = path.read_bytes()
+        path.write_bytes(damage(held))
+        assert said_about(path, read)
+        path.write_bytes(held)
 
 
 def test_the_files_of_a_folder_say_their_version(tmp_path):

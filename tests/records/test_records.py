@@ -9,7 +9,7 @@ import re
 import pytest
 
 from scaling_ldm import records
-from scaling_ldm.records import files, upgrade
+from scaling_ldm.records import files, upgrade, whole_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -249,7 +249,7 @@ def test_a_process_that_ends_leaves_no_half_of_a_file(tmp_path):
     def cut_off(file):
         file.write(b"half")
         assert len(list(tmp_path.iterdir())) == 1
-        files.remove_unfinished()
+        whole_files.remove_unfinished()
         assert list(tmp_path.iterdir()) == []
         raise SystemExit
 

@@ -133,7 +133,7 @@ def test_who_reads_a_file_that_is_no_record_names_it(small, damaged, name, damag
 
 
 @damages
-@pytest.mark.parametrize("name", REPORTED)
+@pytest.mark.parametrize("name", sorted(REPORTED))
 def test_the_report_says_which_file_it_could_not_read(small, damaged, name, damage):
     whole = pages.read(small).notes
     path = damaged(name, damage)
@@ -144,6 +144,10 @@ def test_the_report_says_which_file_it_could_not_read(small, damaged, name, dama
         DAMAGES["cut off"],
         DAMAGES["nested"],
     ):
+        return
+    # What it holds depends on the version; all of it is shown, whatever it is.
+    any_object = (DAMAGES["an empty object"], DAMAGES["another record"])
+    if path.name == "environment.json" and damage in any_object:
         return
     assert any(path.name in note for note in notes)
     assert all(len(note.splitlines()) == 1 for note in notes)
@@ -192,7 +196,7 @@ def test_a_field_of_another_type_is_no_record(small, damaged, field, value):
 
 @pytest.mark.slow
 @damages
-@pytest.mark.parametrize("name", {*READERS, *REPORTED, "samples/settings.json"})
+@pytest.mark.parametrize("name", sorted({*READERS, *REPORTED, "samples/settings.json"}))
 def test_a_command_ends_with_one_line(small, tmp_path, name, damage, capsys):
     """Stages that read a study, over a directory with one damaged file."""
     workdir = tmp_path / "w"

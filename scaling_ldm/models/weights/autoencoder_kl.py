@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from scaling_ldm import records
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.records.errors import WeightsError
@@ -219,4 +220,4 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     layout.save(tensors, directory / WEIGHTS)
     text = json.dumps(to_config(config, sample_size), indent=2) + "\n"
-    (directory / files.CONFIG).write_text(text, encoding="utf-8")
+    records.write_text(directory / files.CONFIG, text)

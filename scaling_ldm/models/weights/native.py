@@ -49,7 +49,7 @@ def save(
     tensors = layout.write(pairs(params), params)
     layout.save({k: np.asarray(v) for k, v in tensors.items()}, folder / WEIGHTS)
     text = json.dumps(records.stamped(config), indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    records.write_text(folder / CONFIG, text + "\n")
 
 
 def load(folder: str | pathlib.Path, tree: Mapping[str, Any]) -> dict[str, Any]:

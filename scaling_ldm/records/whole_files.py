@@ -1,0 +1,124 @@
+"""Files that are written whole or not at all, and what a full disk or a kill leaves.
+
+A file is filled under a temporary name beside it, which holds a lock as long as its
+process lives. So what a killed process left can be told from what is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Libraries raise errors of their own, with the system's text in them.
+_FULL_TEXTS = re.compile("No space left on device|Disk quota exceeded")
+# `write_file` names files so; version 0.1.0 did without the last part.
+_LEFT = re.compile(
+    r"\..+\.(json|jsonl|tar|npy|npz|png|webp|csv|html|txt|pdf|parquet|safetensors)"
+    r"\.\d+(\.[0-9a-f]{8})?"
+)
+_OF_OTHERS = ("checkpoints", "tensorboard", "profile")  # folders that others write
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that a disk or a quota is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if _FULL_TEXTS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Around what writes a file: an error of the system names it.
+
+    Raises:
+      OSError: with the path, where writing raised one without, or an error of a library
+        that says that the disk is full.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None or e.errno is None:
+            raise
+        raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+    except Exception as e:
+        if not is_full(e):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from e
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a whole file of UTF-8; see `write_file`."""
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None:
+    """Writes a whole file or none: a temporary one is filled, fsynced, renamed.
+
+    Raises:
+      OSError: it cannot be written; it names the path.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes of two machines may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    _unfinished.add(temporary)
+    with writing(path):
+        try:
+            with _locked(temporary) as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _unfinished.discard(temporary)
+
+
+_unfinished: set[pathlib.Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Removes what `write_file` has begun, in a process that is about to end."""
+    for path in list(_unfinished):
+        path.unlink(missing_ok=True)
+
+
+def _locked(path: pathlib.Path) -> BinaryIO:
+    """A new file, locked until it is closed; file systems without locks do without."""
+    while True:
+        file = open(path, "wb")
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # `remove_leftovers` was faster than the lock
+
+
+def remove_leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Removes what processes that were killed left under a folder; returns its paths.
+
+    What a process is writing now stays.
+    """
+    removed = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _OF_OTHERS]
+        for name in filter(_LEFT.fullmatch, names):
+            path = pathlib.Path(place) / name
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path)
+    return removed
