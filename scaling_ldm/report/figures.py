@@ -91,8 +91,8 @@ def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]
     for part in () if study.by_steps else study.by_metric():
         if any(part.points(b) for b in part.budgets()):
             pictures.append(isoflop(part))
-        found = part.fit.parabolas if part.fit is not None else ()
-        if any(isinstance(p, Parabola) for p in found):  # else there is nothing to draw
+        # Without a minimum there is nothing to draw.
+        if part.fit and any(isinstance(p, Parabola) for p in part.fit.parabolas):
             pictures += [law(part, part.fit, q, published.get(q)) for q in QUANTITIES]
     if any(run.run_id in study.curves for run in study.runs):
         pictures.append(training(study))
