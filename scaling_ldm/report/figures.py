@@ -91,10 +91,9 @@ def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]
     for part in () if study.by_steps else study.by_metric():
         if any(part.points(b) for b in part.budgets()):
             pictures.append(isoflop(part))
-        fit = part.fit
         # Without a minimum there is nothing to draw.
-        if fit is not None and any(isinstance(p, Parabola) for p in fit.parabolas):
-            pictures += [law(part, fit, q, published.get(q)) for q in QUANTITIES]
+        if part.fit and any(isinstance(p, Parabola) for p in part.fit.parabolas):
+            pictures += [law(part, part.fit, q, published.get(q)) for q in QUANTITIES]
     if any(run.run_id in study.curves for run in study.runs):
         pictures.append(training(study))
     if learning_figures.runs_with_curves(study):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Iterable
 from html import escape
 
@@ -51,12 +52,19 @@ def shown(title: str, found: Table | None) -> str:
     return folded(f"{title} ({len(found.rows)})", table(found))
 
 
+def _file(folder: str, name: str, kind: str) -> str:
+    """A link to a file of the report beside the page: a PDF or CSV file."""
+    there = urllib.parse.quote(f"{folder}/{name}.{kind}")
+    return f' <a href="{there}">{kind.upper()}</a>'
+
+
 def figure(picture: Plot | None, kind: str = "") -> str:
     if picture is None:
         return ""
     return (
         f'<figure><div class="scroll {kind}">{picture.svg}</div>'
-        f"<figcaption>{prose(picture.caption)}</figcaption></figure>"
+        f"<figcaption>{prose(picture.caption)}{_file('figures', picture.name, 'pdf')}"
+        "</figcaption></figure>"
     )
 
 
@@ -73,7 +81,8 @@ def table(found: Table | None) -> str:
     foot = ""
     if found.total is not None:
         foot = f"<tfoot><tr>{_cells(columns, found.total)}</tr></tfoot>"
-    caption = f'<p class="caption">{prose(found.caption)}</p>' if found.caption else ""
+    words = prose(found.caption) + _file("tables", found.name, "csv")
+    caption = f'<p class="caption">{words}</p>'
     return (
         f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody>{foot}</table></div>"

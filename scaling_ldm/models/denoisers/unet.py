@@ -18,6 +18,7 @@ weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -250,12 +251,12 @@ def _inputs(path: str, shape: tuple[int, ...]) -> int:
     return shape[0] if name in ("q", "k", "v") else math.prod(shape[:-1])
 
 
-def init(config: UNetConfig, key: jax.Array) -> Params:
-    """Float32 parameters named as the modules of `UNet`.
+@functools.lru_cache(maxsize=64)
+def _shapes(config: UNetConfig) -> Params:
+    """Shapes of the modules' parameters; the same with and without `remat`.
 
-    With a vocabulary, its table is "entry"/"word_embedding".
+    Tracing all modules takes seconds, and a plan asks for each size more than once.
     """
-    word_key, key = jax.random.split(key)
     H, W, C = config.image_shape
 
     def modules(key: jax.Array) -> Params:
@@ -268,7 +269,17 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
             None,
         )
 
-    params = layers.initialise(jax.eval_shape(modules, key), key, _inputs)
+    return jax.eval_shape(modules, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def init(config: UNetConfig, key: jax.Array) -> Params:
+    """Float32 parameters named as the modules of `UNet`.
+
+    With a vocabulary, its table is "entry"/"word_embedding".
+    """
+    word_key, key = jax.random.split(key)
+    shapes = _shapes(dataclasses.replace(config, remat=False))
+    params = layers.initialise(shapes, key, _inputs)
     if config.vocab_size:
         table = jax.random.normal(word_key, (config.vocab_size, config.text_width))
         params["entry"] = {"word_embedding": table}
