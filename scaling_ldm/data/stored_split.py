@@ -87,6 +87,8 @@ def lines(experiment: config.Experiment, workdir: pathlib.Path) -> list[str]:
 
 
 def write(workdir: pathlib.Path, told: Mapping[str, str]) -> None:
-    """Writes FILE: what is held out of each part, in words."""
-    text = json.dumps(records.stamped({"held_out": dict(told)}), indent=1)
-    records.write_text(workdir / FILE, text + "\n")
+    """Writes FILE: what is held out of each part, in words. The same is left alone."""
+    text = json.dumps(records.stamped({"held_out": dict(told)}), indent=1) + "\n"
+    path = workdir / FILE
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        records.write_text(path, text)

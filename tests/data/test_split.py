@@ -91,6 +91,18 @@ def test_names_of_classes_are_few_captions_however_many_there_are():
     )
 
 
+@pytest.mark.parametrize(
+    ("distinct", "each", "many"),
+    [(199, 1, False), (200, 1, True), (200, 20, True), (200, 21, False)],
+)
+def test_captions_are_many_if_some_can_be_held_out_and_few_share_one(
+    distinct, each, many
+):
+    captions = [f"thing {i}" for i in range(distinct)] * each
+    found = survey(captions, thumbnails=np.zeros((len(captions), 192), np.uint8))
+    assert split._are_many(found, 0.05) == many
+
+
 def jpeg(image, side, quality):
     out = io.BytesIO()
     Image.fromarray(image).resize((side, side)).save(out, "JPEG", quality=quality)
@@ -323,7 +335,7 @@ def test_older_records_keep_the_split_that_they_have():
     ]
     own = encoded.identity(experiment(data={"validation_path": "other"}))
     assert encoded.differences(older | {"pictures": 0}, own) == [
-        "validation: '' there, 'given' here"
+        "validation: None there, 'given' here"
     ]
 
 
