@@ -222,8 +222,11 @@ def test_heads_of_a_size_that_is_not_published_are_asked_for(tmp_path):
 def test_a_published_size_is_not_read_with_other_heads(tmp_path, monkeypatch):
     path = tmp_path / "dit.safetensors"
     dit_weights.save(drawn(DIT), path, DIT, "official")
-    preset = dataclasses.replace(presets.DITS["dit_s_2"], config=DIT)
-    monkeypatch.setitem(presets.DITS, "this", preset)
+    assert presets.DIT_HEADS == {
+        (preset.config.width, preset.config.depth): preset.config.heads
+        for preset in presets.DITS.values()
+    }
+    monkeypatch.setitem(presets.DIT_HEADS, (DIT.width, DIT.depth), DIT.heads)
     found = published.find(path, dataclasses.replace(DIT, heads=4))
     assert found.network.heads == 2 and found.unsaid == ()
 

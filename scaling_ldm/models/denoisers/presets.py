@@ -100,6 +100,8 @@ _DIT_SIZES = {  # width, depth, heads
     "l": (1024, 24, 16),
     "xl": (1152, 28, 16),
 }
+# (width, depth) -> heads, which shapes of tensors do not show.
+DIT_HEADS = {(width, depth): heads for width, depth, heads in _DIT_SIZES.values()}
 
 DITS = {
     "dit_s_2": _dit("s", 2, 32_865_056, 12.11),

@@ -148,13 +148,12 @@ def _official_dit(path: pathlib.Path, like: Any) -> Published:
     H, W, *_ = getattr(like, "image_shape", (32, 32))
     if "pos_embed" in shapes:  # of a square
         H = W = patch * math.isqrt(shapes["pos_embed"][1])
-    sizes = {(p.config.width, p.config.depth): p.config for p in presets.DITS.values()}
-    known = sizes.get((width, len(blocks)))
+    heads = presets.DIT_HEADS.get((width, len(blocks)), 0)
     network = dit_network.DiTConfig(
         architecture="adaln_zero",
         width=width,
         depth=len(blocks),
-        heads=getattr(known or like, "heads", 1),
+        heads=heads or getattr(like, "heads", 1),
         image_shape=(H, W, channels),
         patch_size=patch,
         classes=shapes[wanted[1]][0] - 1,
@@ -164,7 +163,7 @@ def _official_dit(path: pathlib.Path, like: Any) -> Published:
     return Published(
         network=network,
         load=lambda: dit.load(path, network, "official"),
-        unsaid=() if known else ("heads",),
+        unsaid=() if heads else ("heads",),
         part=part,
     )
 
