@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from scaling_ldm.laws import forms
+from scaling_ldm.laws import law_of_minima
 from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
 from scaling_ldm.laws.points import IsoflopPoint, read, without_diverged
@@ -26,7 +26,6 @@ from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
-    Interval,
     Measurement,
     Parametric,
     PowerLaw,
@@ -46,102 +45,6 @@ __all__ = [
     "summary",
 ]
 
-QUANTITIES = ("N_opt", "D_opt", "L_opt")
-MIN_BUDGETS = 3  # a line has two
-
-
-Predict = Callable[..., tuple[float, Interval]]
-
-
-def _exp_interval(middle: float, i: Interval) -> Interval:
-    """The interval of exp(middle + error); where it overflows it is infinite."""
-    with np.errstate(over="ignore"):
-        low, high = np.exp([middle + i.low, middle + i.high])
-    return Interval(low=float(low), high=float(high), level=i.level)
-
-
-def _law(
-    minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
-) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
-    """One law with bootstrap intervals, its prediction of a new minimum, and notes.
-
-    The prediction takes the noise of the new minimum's logarithm where it is known.
-    Where it is not, the noise is drawn from the errors of the fitted minima.
-    """
-    name = QUANTITIES[index]
-    budgets, value = minima.budgets, minima.centre[:, index]
-    if len(budgets) < MIN_BUDGETS:
-        refusal = Refusal(
-            quantity=name,
-            reason=f"fewer than {MIN_BUDGETS} budgets",
-            detail=f"{len(budgets)} budget{' has' if len(budgets) == 1 else 's have'} "
-            "a parabola",
-        )
-        return refusal, None, []
-    samples = minima.draws[:, :, index]
-    if name == "L_opt":
-        y = value
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value, samples = np.log(value), np.log(samples)
-    else:
-        y = np.exp(value)
-    law = power_law(
-        budgets, y, x_name="budget_flops", y_name=name, confidence=level, extend=extend
-    )
-    if isinstance(law, Refusal):
-        return law, None, []
-    usable = np.all(np.isfinite(samples), axis=1)
-    if usable.sum() < 20:
-        refusal = Refusal(
-            quantity=name,
-            reason="minimum not identified",
-            detail=f"{usable.sum()} of {len(usable)} bootstrap draws have all minima",
-        )
-        return refusal, None, []
-    samples = samples[usable]
-    u = np.log(budgets)
-    design = np.stack([np.ones_like(u), u], axis=1)
-    solve = np.linalg.pinv(design)
-    noise = samples - value
-    lines = noise @ solve.T  # [draws, 2]: error of (ln coef, exponent)
-    scatter = np.sqrt(np.sum((noise - lines @ design.T) ** 2, 1) / (len(u) - 2))
-    notes, ratio = [], 1.0
-    if law.rmse_log > max(1e-9, np.quantile(scatter, 0.95)):
-        ratio = law.rmse_log / float(np.median(scatter))
-        notes.append(
-            f"{name}: minima scatter about the power law {ratio:.1f} times what the "
-            "noise of the losses explains; intervals widened by that (does it bend?)"
-        )
-    lines, noise = lines * ratio, noise * ratio
-    rng = np.random.default_rng(seed)
-    fresh = rng.permutation(noise)[
-        np.arange(len(noise)), rng.integers(len(u), size=len(noise))
-    ]
-
-    def predict(x: float, own_noise: np.ndarray | None = None):
-        middle = math.log(law(x))
-        extra = fresh if own_noise is None else ratio * own_noise[: len(lines)]
-        i = forms.percentiles(lines[: len(extra)] @ [1.0, math.log(x)] + extra, level)
-        return law(x), _exp_interval(middle, i)
-
-    coef = forms.percentiles(lines[:, 0], level)
-    exponent = forms.percentiles(lines[:, 1], level)
-    band = []
-    for x in forms.band_grid(budgets, extend):
-        i = predict(float(x))[1]
-        band.append((float(x), i.low, i.high))
-    complete = dataclasses.replace(
-        law,
-        coef_interval=_exp_interval(math.log(law.coef), coef),
-        exponent_interval=Interval(
-            low=law.exponent + exponent.low,
-            high=law.exponent + exponent.high,
-            level=level,
-        ),
-        band=tuple(band),
-    )
-    return complete, predict, notes
-
 
 def _held_out(
     curves: Sequence[IsoflopCurve | Refusal],
@@ -158,8 +61,10 @@ def _held_out(
     rest = [c for c in curves if isinstance(c, IsoflopCurve) and c.budget < largest]
     smaller = find_minima(rest, draws, level, [seed, 3])
     out: list[HeldOut | Refusal] = []
-    for index, name in enumerate(QUANTITIES):
-        law, predict, _ = _law(smaller, index, level, extend, [seed, 4, index])
+    for index, name in enumerate(law_of_minima.QUANTITIES):
+        law, predict, _ = law_of_minima.through(
+            smaller, index, level, extend, [seed, 4, index]
+        )
         value, noise = float(minima.centre[-1, index]), minima.draws[:, -1, index]
         if name == "L_opt":
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -251,8 +156,8 @@ def isoflop(
     minima = find_minima(curves, bootstrap, confidence, [seed, 1])
     notes = list(minima.notes)
     by_quantity: dict[str, PowerLaw | Refusal] = {}
-    for index, name in enumerate(QUANTITIES):
-        by_quantity[name], _, more = _law(
+    for index, name in enumerate(law_of_minima.QUANTITIES):
+        by_quantity[name], _, more = law_of_minima.through(
             minima, index, confidence, extend, [seed, 2, index]
         )
         notes += more
@@ -394,7 +299,7 @@ def _nothing(
         metric="",
         size="",
         parabolas=tuple(minima),
-        laws={name: Refusal(quantity=name, **why) for name in QUANTITIES},
+        laws={name: Refusal(quantity=name, **why) for name in law_of_minima.QUANTITIES},
         parametric=refuse(reason, detail),
         held_out=(),
         excluded=(),
