@@ -113,10 +113,7 @@ def _in_a_job() -> bool:
 def _message(error: Exception) -> str:
     """What went wrong and what to do."""
     if isinstance(error, OSError):
-        said = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
-        if records.is_full(error):
-            said += "; make room, then run the same command to continue"
-        return said
+        return records.in_one_line(error)
     remedy = "; remove it or put a copy back" if isinstance(error, Damaged) else ""
     return f"{error}{remedy}"
 
@@ -310,9 +307,7 @@ class _Study:
         path = self.workdir / "runs.jsonl"
         if not path.exists():
             raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        if specs := records.read_jsonl(path, records.RunSpec):
-            return specs
-        raise Damaged(f"{path} holds no run")
+        return records.read_plan(path)
 
     def _specs_if_planned(self) -> list[records.RunSpec]:
         """The plan; given weights can be sampled without one."""

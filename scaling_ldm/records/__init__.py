@@ -20,6 +20,7 @@ from scaling_ldm.records.files import (
     read_experiment,
     read_json,
     read_jsonl,
+    read_plan,
     to_json,
     write_json,
     write_jsonl,
@@ -54,6 +55,7 @@ from scaling_ldm.records.upgrade import (
     version_of,
 )
 from scaling_ldm.records.whole_files import (
+    in_one_line,
     is_full,
     remove_leftovers,
     write_file,
@@ -89,6 +91,7 @@ __all__ = [
     "TrainRecord",
     "complete_lines",
     "digest",
+    "in_one_line",
     "is_full",
     "dumps",
     "from_json",
@@ -99,6 +102,7 @@ __all__ = [
     "read_experiment",
     "read_json",
     "read_jsonl",
+    "read_plan",
     "read_table",
     "remove_leftovers",
     "stamped",

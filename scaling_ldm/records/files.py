@@ -266,6 +266,13 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     return json_object(pathlib.Path(path).read_bytes(), path, *keys)
 
 
+def read_plan(path: str | os.PathLike) -> list[RunSpec]:
+    """The runs of a runs.jsonl; raises as `read_jsonl`, also where there is none."""
+    if specs := read_jsonl(path, RunSpec):
+        return specs
+    raise Damaged(f"{path} holds no run")
+
+
 def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
     """What an experiment.json holds: name, recipe, and config with its sections.
 

@@ -102,7 +102,7 @@ def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
     folder = pathlib.Path(run.workdir).expanduser()
     source = _experiment_of(where, folder)
-    plan = records.read_jsonl(folder / "runs.jsonl", records.RunSpec)
+    plan = records.read_plan(folder / "runs.jsonl")
     specs = {spec.run_id: spec for spec in plan}
     if run.run_id not in specs:
         raise config.ConfigError(
