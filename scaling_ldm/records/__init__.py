@@ -3,8 +3,8 @@
 `runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
 them, `whole_files` writes files whole or not at all, `table` puts the measurements of
 studies together, `results` finds those of the ends of runs, `upgrade` knows the files
-of older versions, `errors` holds every exception of the library. May import: the standard library alone; `write_parquet`
-imports pyarrow.
+of older versions, `errors` holds every exception of the library. May import: the
+standard library alone; `write_parquet` imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
