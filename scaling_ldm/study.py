@@ -98,10 +98,7 @@ def exit_status(error: Exception) -> int:
 def _message(error: Exception) -> str:
     """What went wrong and what to do."""
     if isinstance(error, OSError):
-        said = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
-        if records.is_full(error):
-            said += "; make room, then run the same command to continue"
-        return said
+        return records.in_one_line(error)
     remedy = "; remove it or put a copy back" if isinstance(error, Damaged) else ""
     return f"{error}{remedy}"
 
@@ -306,9 +303,7 @@ class _Study:
         """The plan."""
         if not (self.workdir / "runs.jsonl").exists():
             raise ConfigError(f"no plan in {self.workdir}: add plan to --stages")
-        if specs := records.read_plan(self.workdir):
-            return specs
-        raise Damaged(f"{self.workdir / 'runs.jsonl'} holds no run")
+        return records.read_plan(self.workdir)
 
     def _specs_if_planned(self) -> list[records.RunSpec]:
         """The plan; given weights can be sampled without one."""

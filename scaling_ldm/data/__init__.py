@@ -2,9 +2,9 @@
 
 `sources` gives what an experiment trains on and `pipeline` its batches. `pictures`
 reads sets of pictures in common layouts, from the files of `storage`. `encoded` and
-`shards` are the records of the encode stage, and `mixture` mixes those of several
-parts. `icons` paints the embedded icons of
-`icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
+`shards` are the records of the encode stage, `seals` says whether they are what was
+written, and `mixture` mixes those of several parts. `icons` paints the embedded icons
+of `icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
 position, `split` chooses the validation captions. May import: config, records, models.
 """
 

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from scaling_ldm import records
+from scaling_ldm import config, records
 from scaling_ldm.data import shards
 
 _MANIFEST = (
@@ -73,6 +73,23 @@ def stored_summary(store: shards.Store, number: int, of: str) -> dict[str, Any] 
     if found.get("of", of) != of:
         raise records.Damaged(f"{where} is of other records than identity.json")
     return found
+
+
+def stored_summaries(store: shards.Store, count: int, of: str) -> list[dict[str, Any]]:
+    """The summaries of shards 0 to count - 1; Damaged as `stored_summary`.
+
+    Raises:
+      ConfigError: shards of another host are not visible here.
+    """
+    found = {number: stored_summary(store, number, of) for number in range(count)}
+    summaries = [summary for summary in found.values() if summary is not None]
+    if len(summaries) < count:
+        first = next(number for number, summary in found.items() if summary is None)
+        raise config.ConfigError(
+            f"{count - len(summaries):,} shards, {shards.summary_name(first)} among "
+            f"them, are not in {store.folder}: is it a folder that all hosts share?"
+        )
+    return summaries
 
 
 def stored_shard(store: shards.Store, number: int, of: str) -> dict[str, Any]:

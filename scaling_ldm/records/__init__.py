@@ -1,10 +1,11 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
 `runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
-them, `table` puts the measurements of studies together, `joined` adds them to what was
-evaluated, `results` finds those of the ends of runs, `upgrade` knows the files of older
-versions, `errors` holds every exception of the library. May import: the standard
-library alone; `write_parquet` imports pyarrow.
+them, `whole_files` writes files whole or not at all, `table` puts the measurements of
+studies together, `joined` adds them to what was evaluated, `results` finds those of the
+ends of runs, `upgrade` knows the files of older versions, `errors` holds every
+exception of the library. May import: the standard library alone; `write_parquet`
+imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
@@ -62,6 +63,7 @@ from scaling_ldm.records.upgrade import (
     version_of,
 )
 from scaling_ldm.records.whole_files import (
+    in_one_line,
     is_full,
     remove_leftovers,
     write_file,
@@ -99,6 +101,7 @@ __all__ = [
     "TrainRecord",
     "complete_lines",
     "digest",
+    "in_one_line",
     "is_full",
     "dumps",
     "from_json",

@@ -119,10 +119,13 @@ def read_plan(workdir: pathlib.Path) -> list[RunSpec]:
     """The rows of a study's plan, `runs.jsonl`.
 
     Raises:
-      Damaged: two rows have one run_id, so that one folder would be of two runs.
+      Damaged: it holds no run, or two rows have one run_id, so that one folder would
+        be of two runs.
     """
     path = workdir / "runs.jsonl"
     specs = files.read_jsonl(path, RunSpec)
+    if not specs:
+        raise Damaged(f"{path} holds no run")
     ids = collections.Counter(spec.run_id for spec in specs)
     twice = [run_id for run_id, rows in ids.items() if rows > 1]
     if twice:

@@ -39,6 +39,13 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
+def in_one_line(error: OSError) -> str:
+    """What went wrong with which file, and what to do where the disk is full."""
+    said = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
+    remedy = "; make room, then run the same command to continue"
+    return said + remedy * is_full(error)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
     """Around what writes a file: an error of the system names it.

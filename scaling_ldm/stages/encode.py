@@ -347,16 +347,7 @@ class _Encoder:
           ConfigError: shards of another host are not visible here, or too many records
             are bad.
         """
-        names = [shards.summary_name(n) for n in range(self._shards)]
-        found = [
-            seals.stored_summary(self._store, n, self._of) for n in range(self._shards)
-        ]
-        if lost := [n for n, s in zip(names, found, strict=True) if s is None]:
-            raise config.ConfigError(
-                f"{len(lost):,} shards, {lost[0]} among them, are not in "
-                f"{self._folder}: is it a folder that all hosts share?"
-            )
-        summaries = [summary for summary in found if summary is not None]
+        summaries = seals.stored_summaries(self._store, self._shards, self._of)
         tally = self._tally = Tally(allowed=self._tally.allowed)
         tally.good = sum(summary["records"] for summary in summaries)
         for summary in summaries:
