@@ -293,7 +293,7 @@ def test_every_numeric_field_has_a_check_of_its_range():
 
 def test_measures_of_held_out_data_are_known_ones():
     for given in (("vlb", "vlb"), ("nll",)):
-        said = refused(lambda c, given=given: c.evaluate.update(held_out=given))
+        said = refused(lambda c, given=given: c["evaluate"].update(held_out=given))
         assert f"config.evaluate.held_out = {given}: each of vlb, once" in said
 
 
