@@ -105,7 +105,7 @@ def test_each_group_is_fitted_alone_and_reported(study):
     assert len(found) == 4
     for result in found:  # two seeds of one size
         (refused,) = result.parabolas
-        assert "1 distinct sizes in 2 usable runs" in refused.detail
+        assert "1 distinct size in 2 usable runs" in refused.detail
         assert result.excluded == ()
     page = Page(report.write(workdir).read_text(encoding="utf-8"))
     for result in found:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.config import command_line, ranges
+from scaling_ldm.config import command_line, files, ranges
 
 PAIRS = {"data.mix", "data.parts", "plan.axes", "plan.axes_only"}
 # The type of an element of each tuple that is empty by default.
@@ -182,3 +183,12 @@ def test_an_experiment_file_that_gives_no_config(tmp_path, text, said):
     with pytest.raises(config.ConfigError, match=said) as e:
         config.load(tmp_path / "mine.py")
     assert "mine.py" in str(e.value) and "config/files.py" not in str(e.value)
+
+
+def test_lines_of_the_library_are_no_lines_of_an_experiment(tmp_path):
+    """Not even where the file lies above the library."""
+    (tmp_path / "mine.py").write_text("def get_config(size):\n    return size\n")
+    with pytest.raises(config.ConfigError) as e:
+        config.load(tmp_path / "mine.py")
+    above = pathlib.Path(files.__file__).parents[2] / "mine.py"
+    assert "files.py" not in files._failure(e.value.__cause__, above)

@@ -367,6 +367,11 @@ def test_refuses_a_vertex_outside_the_grid():
     assert got.what == "isoFLOP minimum at 1e+12 FLOPs"
 
 
+def test_one_budget_is_one():
+    law = fit.fit(study(budgets=(1e12,)), bootstrap=50).laws["N_opt"]
+    assert law.detail == "1 budget has a parabola"
+
+
 def test_refuses_a_minimum_at_the_edge_of_the_data():
     points = study(budgets=(1e12,), span=4.0)
     first = min(points, key=lambda p: p[1])
@@ -384,6 +389,7 @@ def test_refuses_too_few_sizes():
     assert got.reason == "fewer than 4 sizes" and "3 distinct" in got.detail
     one = refusal([(1e12, 1e5, 1e6, 1.0)])
     assert one.reason == "fewer than 4 sizes"
+    assert one.detail == "1 distinct size in 1 usable run"
 
 
 def test_a_flat_curve_rarely_passes_for_a_minimum():
