@@ -274,6 +274,93 @@ def test_unknown_configurations_are_refused():
         clip_weights.from_config({"eos_token_id": [1, 2]})
 
 
+@pytest.mark.parametrize(
+    ("read", "other"),
+    [
+        (bert_weights.from_config, "roberta"),
+        (t5_weights.from_config, "umt5"),
+        (clip_weights.from_config, "siglip_text_model"),
+        (clip_weights.vision_from_config, "siglip_vision_model"),
+    ],
+)
+def test_a_network_of_the_same_shapes_is_refused(read, other):
+    with pytest.raises(layout.WeightsError, match=f"model_type is '{other}'; known"):
+        read({"model_type": other})
+
+
+# What a config.json says that is of `CASES`, and a setting that no shape shows.
+SAID = {
+    "t5": (
+        {
+            "model_type": "t5",
+            "d_model": 8,
+            "num_layers": 2,
+            "num_heads": 2,
+            "d_kv": 3,
+            "d_ff": 10,
+            "vocab_size": 12,
+            "feed_forward_proj": "gated-gelu",
+            "relative_attention_num_buckets": 4,
+        },
+        {"max_distance": 64},
+    ),
+    "bert": (
+        {
+            "model_type": "bert",
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 10,
+            "vocab_size": 12,
+            "max_position_embeddings": 5,
+        },
+        {"heads": 4},
+    ),
+    "clip": (
+        {
+            "model_type": "clip_text_model",
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 10,
+            "vocab_size": 12,
+            "max_position_embeddings": 5,
+            "projection_dim": 6,
+            "eos_token_id": 11,
+        },
+        {"end_token": clip.LEGACY_END},
+    ),
+    "vision": (
+        {
+            "model_type": "clip_vision_model",
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 10,
+            "image_size": 6,
+            "patch_size": 3,
+            "projection_dim": 6,
+        },
+        {"activation": "gelu"},
+    ),
+}
+
+
+def test_a_config_json_beside_the_weights_is_compared(case):
+    module, config, params, place = case
+    (name,) = (key for key, value in CASES.items() if value[:2] == (module, config))
+    said, change = SAID[name]
+    other = dataclasses.replace(config, **change)
+    module.load(place, other)  # nothing says otherwise
+    (place / "config.json").write_text(json.dumps(said))
+    jax.tree.map(assert_array_equal, module.load(place, config), params)
+    (field,) = change
+    with pytest.raises(
+        layout.WeightsError, match=f"config.json says {field} = .*, not"
+    ):
+        module.load(place / "model.safetensors", other)
+
+
 def test_a_path_is_used_as_it_is(tmp_path):
     (tmp_path / "text_encoder").mkdir()
     assert hub.find(tmp_path) == tmp_path

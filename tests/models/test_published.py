@@ -15,9 +15,9 @@ from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.encoders import presets as encoder_presets
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import dit as dit_weights
+from scaling_ldm.models.weights import layout, published, torch_file
 from scaling_ldm.models.weights import mmdit as mmdit_weights
 from scaling_ldm.models.weights import pixart as pixart_weights
-from scaling_ldm.models.weights import published
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.records.errors import WeightsError
 
@@ -229,6 +229,27 @@ def test_a_published_size_is_not_read_with_other_heads(tmp_path, monkeypatch):
     monkeypatch.setitem(presets.DIT_HEADS, (DIT.width, DIT.depth), DIT.heads)
     found = published.find(path, dataclasses.replace(DIT, heads=4))
     assert found.network.heads == 2 and found.unsaid == ()
+
+
+def test_which_state_dict_of_a_training_checkpoint_is_read_is_said(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "0050000.pt"
+    tensors = layout.write(
+        dit_weights.pairs(DIT, "official"),
+        drawn(DIT),
+        dit_weights.fixed(DIT, "official"),
+    )
+    for key, others, said in (
+        ("ema", ("model",), "'ema' of 0050000.pt, not model"),
+        ("model", (), "'model' of 0050000.pt"),
+        ("", (), ""),
+    ):
+        given = torch_file.StateDict(tensors, key, others)
+        monkeypatch.setattr(torch_file, "state_dict", lambda *_, given=given: given)
+        found = published.find(path, DIT)
+        assert found.part == said
+        jax.tree.map(assert_array_equal, found.load(), drawn(DIT))
 
 
 def test_a_file_of_dits_authors_says_all_but_the_heads(tmp_path):

@@ -15,6 +15,7 @@ from scaling_ldm import config, records, study
 from scaling_ldm.data import vocabulary
 from scaling_ldm.models import from_config
 from scaling_ldm.models.weights import dit as dit_weights
+from scaling_ldm.models.weights import published as published_weights
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.stages import plan
 from scaling_ldm.training import mesh, progress, train_step
@@ -359,7 +360,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("kind", dit_weights.LAYOUTS)
-def test_a_published_dit_is_read(labelled, tmp_path, kind):
+def test_a_published_dit_is_read(labelled, tmp_path, kind, monkeypatch, capsys):
     network, params = published(labelled, kind)
     path = tmp_path / "dit.safetensors"
     dit_weights.save(params, path, network, kind)
@@ -387,9 +388,17 @@ def test_a_published_dit_is_read(labelled, tmp_path, kind):
         lambda leaf: np.full(leaf.shape, 7, "f"),
         from_config.parameter_shapes(from_config.network_config(experiment, 16, 1)),
     )
+    find = published_weights.find  # as of a file with several state dicts
+    monkeypatch.setattr(
+        published_weights,
+        "find",
+        lambda *a: dataclasses.replace(find(*a), part="'ema' of dit.pt, not model"),
+    )
     with jax.set_mesh(device_mesh):
         fresh = mesh.place_params(device_mesh, fresh)
         got = initial_weights.load(experiment, spec, device_mesh, fresh)
+    said = f"{spec.run_id} starts from 'ema' of dit.pt, not model\n"
+    assert said in capsys.readouterr().err
     jax.tree.map(assert_array_equal, got["blocks"], params["blocks"])
     jax.tree.map(assert_array_equal, got["entry"], params["entry"])
     assert_array_equal(got["exit"]["patch"]["kernel"], 7)
