@@ -257,8 +257,9 @@ def test_ones_own_split_is_held_out():
         True
     ] * 2
     assert np.array_equal(found.read(240).image, images_of(60, 1)[0])
-    alone = pictures.open_pictures("memory", "other").identity
-    assert found.identity != alone
+    assert found.identity != pictures.open_pictures("memory", "test_split").identity
+    with pytest.raises(config.ConfigError, match="'picture' with .*validation_path: "):
+        experiment(data={"validation_path": "other", "split_by": "picture"})
     with pytest.raises(config.ConfigError, match="are those to train on"):
         pictures.of_experiment(experiment(data={"validation_path": "test_split"}))
 
