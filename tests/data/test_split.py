@@ -19,7 +19,10 @@ from scaling_ldm.data import (
 )
 from scaling_ldm.evaluation import reference
 from scaling_ldm.records import measurements
+from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode, plan
+from scaling_ldm.training import signals
+from scaling_ldm.training import survey as survey_stage
 
 CFG = config.DataConfig(source="memory")
 
@@ -321,6 +324,50 @@ def test_before_encoding_the_rule_is_said_and_a_refusal_comes_first(tmp_path):
     with pytest.raises(config.ConfigError, match="12 of 240 .*validation_minimum = 50"):
         encode.run(e, tmp_path)
     assert not list((tmp_path / "encoded").glob("shard*"))
+
+
+class Counted:
+    """A set of pictures that counts what is read, and asks for a stop."""
+
+    def __init__(self, found, stop, after):
+        self._found, self._stop, self._after = found, stop, after
+        self.read_at, self.identity = [], found.identity
+
+    def __len__(self):
+        return len(self._found)
+
+    def read(self, index):
+        self.read_at.append(index)
+        self._stop.asked |= len(self.read_at) == self._after
+        return self._found.read(index)
+
+
+def test_a_stopped_survey_goes_on_with_the_next_block(tmp_path):
+    e = experiment(data={"validation_fraction": 0.25}, encode={"workers": 0})
+    found, store = pictures.of_experiment(e), shards.Store(str(tmp_path))
+    tmp_path.joinpath("survey-00003.npz").write_bytes(b"cut off")
+
+    def look(after):
+        stop = signals.StopSignal(e.train)
+        counted = Counted(found, stop, after)
+        given = counted, np.arange(240), store, stop, pictures.Tally(allowed=0)
+        try:
+            return survey_stage.run(e, *given), counted.read_at
+        except Preempted:
+            return None, counted.read_at
+
+    assert look(120)[0] is None
+    assert {p.name for p in tmp_path.iterdir()} >= {f"survey-0000{n}.npz" for n in "01"}
+    got, read = look(0)
+    assert sorted(read) == list(range(100, 240))
+    assert got.summary == stored_summary(e, tmp_path / "whole")
+    survey_stage.remove(store)
+    assert not list(tmp_path.glob("survey*"))
+
+
+def stored_summary(e, folder):
+    encode.run(e, folder)
+    return stored_split.read_summary(str(folder / "encoded"))
 
 
 def test_older_records_keep_the_split_that_they_have():
