@@ -11,7 +11,7 @@ import numpy as np
 from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures
 
 
-class _Found:
+class _PreparedPictures:
     """A grain data source: record i is (indices[i], the picture or BadRecord there)."""
 
     def __init__(
@@ -56,6 +56,6 @@ def read_ahead(
     """
     if not len(indices):
         return
-    source = _Found(pictures, indices, prepare)
+    source = _PreparedPictures(pictures, indices, prepare)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
     yield from grain.MapDataset.source(source).to_iter_dataset(options)
