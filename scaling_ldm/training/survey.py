@@ -73,9 +73,9 @@ def run(
                 look(number)
 
     processes = jax.process_count()
-    turns = [(n + jax.process_index(),) for n in range(0, len(blocks), processes)]
+    turns = [[n + jax.process_index()] for n in range(0, len(blocks), processes)]
     # At last those of other processes; what cannot be seen from here is read again.
-    turns.append(tuple(range(len(blocks))))
+    turns.append(list(range(len(blocks))))
     for numbers in turns:
         missing = [number for number in numbers if number not in known]
         mesh.failing_together(functools.partial(look_at, missing))
