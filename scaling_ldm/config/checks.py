@@ -331,6 +331,12 @@ def _check_encode(e: fields.Experiment) -> list[str]:
             "pictures from it; pass --config.data.path=FOLDER, or "
             "--config.encode.path=FOLDER of records made before"
         )
+    own = "validation_path" if e.data.validation_path else "validation_split"
+    if getattr(e.data, own) and e.data.split_by != "auto":
+        problems.append(
+            f"config.data.split_by = {e.data.split_by!r} with config.data.{own}: the "
+            "pictures there are held out, so nothing is left to split; leave one out"
+        )
     if e.encoded and cfg.autoencoder == "none" and e.data.shape[2:] not in ((3,), (1,)):
         problems.append(
             f"config.data.shape = {e.data.shape}: without config.encode.autoencoder a "

@@ -40,7 +40,7 @@ def near_duplicates(thumbnails: Pixels) -> Ids:
     half = SIDE // 2
     # Means over areas differ no more, on average, than the values do.
     means = pixels.reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 12)
-    tree = scipy.spatial.cKDTree(means)
+    tree = scipy.spatial.KDTree(means)
     group, edges = np.arange(len(means)), [np.zeros((0, 2), np.int64)]
     for start in range(0, len(means), _NEIGHBOURS):
         queried, known = means[start : start + _NEIGHBOURS], len(edges)

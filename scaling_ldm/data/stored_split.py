@@ -79,7 +79,7 @@ def lines(experiment: config.Experiment, workdir: pathlib.Path) -> list[str]:
             continue
         try:
             summary = read_summary(folder)
-        except config.ConfigError:  # not encoded yet
+        except (config.ConfigError, OSError):  # not encoded yet, or not from here
             found.append(of + split.rule_in_words(part.data))
         else:
             found.append(of + split.in_words(summary))

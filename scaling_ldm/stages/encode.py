@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def _run(experiment: config.Experiment, folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _accepting() -> Iterator[None]:
+def _accepting() -> Generator[None, None, None]:
     """Says in a ConfigError about bad records which field accepts them."""
     try:
         yield

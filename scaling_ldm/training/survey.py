@@ -7,9 +7,11 @@ records, so a survey that was stopped continues. Then every process decides by i
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,14 +62,18 @@ def run(
         known[number] = block
         shown.show(min((number + 1) * size, len(positions)))
 
+    def look_at(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            if number < len(blocks):
+                look(number)
+
     processes = jax.process_count()
-    for first in range(0, len(blocks), processes):
-        mine = first + jax.process_index()
-        mesh.failing_together(lambda n=mine: look(n) if n < len(blocks) else None)
-    # Of other processes; what cannot be seen from here is read again.
-    for number in range(len(blocks)):
-        if number not in known:
-            look(number)
+    turns = [[n + jax.process_index()] for n in range(0, len(blocks), processes)]
+    # At last those of other processes; what cannot be seen from here is read again.
+    turns.append(list(range(len(blocks))))
+    for numbers in turns:
+        missing = [number for number in numbers if number not in known]
+        mesh.failing_together(functools.partial(look_at, missing))
     return mesh.failing_together(lambda: _decide(experiment, len(found), known, tally))
 
 

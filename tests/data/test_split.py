@@ -19,7 +19,10 @@ from scaling_ldm.data import (
 )
 from scaling_ldm.evaluation import reference
 from scaling_ldm.records import measurements
+from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import encode, plan
+from scaling_ldm.training import signals
+from scaling_ldm.training import survey as survey_stage
 
 CFG = config.DataConfig(source="memory")
 
@@ -52,6 +55,8 @@ def test_few_captions_are_split_by_picture(labelled):
     assert got.by == "picture"
     counts = np.bincount(kinds[got.held_out], minlength=10)
     assert counts.tolist() == [10] * 10
+    # They are a sample, not the darkest ones.
+    assert 100 < found.thumbnails[got.held_out, 0].mean() < 155
     assert "100 of 2,000 pictures are held out by picture" in split.in_words(
         got.summary
     )
@@ -143,6 +148,18 @@ def test_near_duplicates_are_on_one_side(captions):
     assert got.by == ("caption" if captions == "many" else "picture")
     assert np.array_equal(got.held_out[:400], got.held_out[400:])
     assert got.near == 800 and not got.straddling and got.held_out.any()
+
+
+@pytest.mark.parametrize("captions", ["many", "one"])
+def test_a_group_that_is_larger_than_the_share_is_trained_on(captions):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        thumbnails = rng.integers(0, 256, (200, 192), np.uint8)
+        thumbnails[80:] = thumbnails[0]
+        said = [f"{seed} {i}" if captions == "many" else "a thing" for i in range(200)]
+        cfg = by(validation_fraction=0.5, validation_minimum=20)
+        got = split.decide(survey(said, thumbnails=thumbnails), cfg)
+        assert not got.held_out[80:].any() and not got.held_out[0]
 
 
 def test_every_label_is_trained_on_and_measured():
@@ -257,8 +274,9 @@ def test_ones_own_split_is_held_out():
         True
     ] * 2
     assert np.array_equal(found.read(240).image, images_of(60, 1)[0])
-    alone = pictures.open_pictures("memory", "other").identity
-    assert found.identity != alone
+    assert found.identity != pictures.open_pictures("memory", "test_split").identity
+    with pytest.raises(config.ConfigError, match="'picture' with .*validation_path: "):
+        experiment(data={"validation_path": "other", "split_by": "picture"})
     with pytest.raises(config.ConfigError, match="are those to train on"):
         pictures.of_experiment(experiment(data={"validation_path": "test_split"}))
 
@@ -320,6 +338,50 @@ def test_before_encoding_the_rule_is_said_and_a_refusal_comes_first(tmp_path):
     with pytest.raises(config.ConfigError, match="12 of 240 .*validation_minimum = 50"):
         encode.run(e, tmp_path)
     assert not list((tmp_path / "encoded").glob("shard*"))
+
+
+class Counted:
+    """A set of pictures that counts what is read, and asks for a stop."""
+
+    def __init__(self, found, stop, after):
+        self._found, self._stop, self._after = found, stop, after
+        self.read_at, self.identity = [], found.identity
+
+    def __len__(self):
+        return len(self._found)
+
+    def read(self, index):
+        self.read_at.append(index)
+        self._stop.asked |= len(self.read_at) == self._after
+        return self._found.read(index)
+
+
+def test_a_stopped_survey_goes_on_with_the_next_block(tmp_path):
+    e = experiment(data={"validation_fraction": 0.25})
+    found, store = pictures.of_experiment(e), shards.Store(str(tmp_path))
+    tmp_path.joinpath("survey-00003.npz").write_bytes(b"cut off")
+
+    def look(after):
+        stop = signals.StopSignal(e.train)
+        counted = Counted(found, stop, after)
+        given = counted, np.arange(240), store, stop, pictures.Tally(allowed=0)
+        try:
+            return survey_stage.run(e, *given), counted.read_at
+        except Preempted:
+            return None, counted.read_at
+
+    assert look(120)[0] is None
+    assert {p.name for p in tmp_path.iterdir()} >= {f"survey-0000{n}.npz" for n in "01"}
+    got, read = look(0)
+    assert sorted(set(read)) == list(range(100, 240))
+    assert got.summary == stored_summary(e, tmp_path / "whole")
+    survey_stage.remove(store)
+    assert not list(tmp_path.glob("survey*"))
+
+
+def stored_summary(e, folder):
+    encode.run(e, folder)
+    return stored_split.read_summary(str(folder / "encoded"))
 
 
 def test_older_records_keep_the_split_that_they_have():

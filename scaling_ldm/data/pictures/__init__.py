@@ -132,7 +132,8 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
     if not (cfg.validation_path or cfg.validation_split):
         return found
     if "split" in options:
-        options["split"] = cfg.validation_split
+        same = cfg.split if cfg.source == "tfds" else ""  # it has to name one
+        options["split"] = cfg.validation_split or same
     if isinstance(found, ImageFolder):
         options["classes"] = found.classes  # so that labels are the same
     path = cfg.validation_path or cfg.path
