@@ -74,18 +74,17 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     older = "split_by" not in held
     of_before = {"split_by": "caption_alone"} if older else {}
     for key, value in wanted.items():
-        if older and (key == "choose" or (key, value) == ("split_by", "auto")):
-            continue
-        if older and key == "seed" and "choose" in wanted:
+        chosen = key == "choose" or (key == "seed" and "choose" in wanted)
+        if older and (chosen or (key, value) == ("split_by", "auto")):
             continue
         there = held.get(key, of_before.get(key))
         if isinstance(value, Mapping) and isinstance(there, Mapping):
             by = "digest" if value.get("digest") and there.get("digest") else "name"
             if value.get(by) != there.get(by):
-                both = [
+                a, b = (
                     f"{x.get('name')!r} ({x.get('digest')})" for x in (there, value)
-                ]
-                lines.append(f"{key}: {both[0]} there, {both[1]} here")
+                )
+                lines.append(f"{key}: {a} there, {b} here")
         elif ("" if there is None else there) != value:
             lines.append(f"{key}: {there!r} there, {value!r} here")
     return lines
