@@ -285,10 +285,10 @@ def put_rows(path: pathlib.Path, rows: Sequence[Measurement]) -> None:
     kept = [key(row) not in new for row in held]
     if all(kept) and not rest:
         return append_rows(path, rows)
-    lines = path.read_bytes().decode(errors="replace").split("\n")
-    lines = [line for line, keep in zip(lines, kept, strict=False) if keep]
-    lines += map(files.dumps, rows)
-    files.write_text(path, "".join(line + "\n" for line in lines))
+    lines, _ = files.complete_lines(path)
+    lines = [line for line, keep in zip(lines, kept, strict=True) if keep]
+    lines += [files.dumps(row).encode() for row in rows]
+    whole_files.write_file(path, lambda file: file.write(b"\n".join([*lines, b""])))
 
 
 def drop_rows(path: pathlib.Path, after: int) -> str:
