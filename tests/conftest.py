@@ -1,10 +1,10 @@
-"""Every test runs on eight simulated CPU devices; ranks are never promoted.
+"""Every test runs on four simulated CPU devices; ranks are never promoted.
 
 Most of the time of the tests is compilation. So programs are compiled without
 optimisations, and once for all tests, workers and processes of a session: they share a
 folder of compiled programs, JAX_COMPILATION_CACHE_DIR. It is removed at the end, unless
 the caller has set that variable. XLA's fusion emitters for CPUs are off, too: with them
-a program for eight devices takes twice as long to compile. Without them such a program
+a program for many devices takes twice as long to compile. Without them such a program
 has more steps that wait for other devices, and XLA needs more threads than there are
 cores, or all of its threads wait: PJRT_NPROC.
 """
@@ -37,7 +37,7 @@ annotations.install(annotations.CHECKED)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

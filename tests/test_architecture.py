@@ -121,6 +121,30 @@ def test_every_folder_says_what_it_may_import():
             assert "May import" in text, f"{path} does not say what it may import"
 
 
+def test_no_class_name_stands_for_two_things():
+    found = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert node.name not in found, (
+                    f"{path}, {found[node.name]}: {node.name}"
+                )
+                found[node.name] = path
+
+
+def test_files_and_functions_are_short():
+    for path in modules():
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                arguments = given.posonlyargs + given.args + given.kwonlyargs
+                assert len(arguments) <= 12, f"{path}: {node.name}"
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 80, f"{path}: {node.name}"
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -108,7 +108,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
     workdir, _, _ = smoke
     _, err = call(
         *SMALL,
-        "--config.mesh.cpu_devices=8",
+        "--config.mesh.cpu_devices=4",
         f"--workdir={workdir}",
         "--config.optimizer.learning_rate=0.5",
         expect=study.EXIT["bad configuration"],
@@ -159,7 +159,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
         (["--config.train.batch_size=3"], "config.train.batch_size = 3"),
         (["--config.generate.spacing=linspace"], "cannot sample with sampler"),
         (["--config.generate.sampler=plms"], "config.generate.sampler = 'plms'"),
-        (["--config.mesh.fsdp=3"], "does not divide the 8 devices"),
+        (["--config.mesh.fsdp=3"], "does not divide the 4 devices"),
         (["--config.name=../up"], "must be the name of a folder"),
         (["--stages=plan", "--process_id=2"], "--process_id belong together"),
         (["--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
@@ -169,7 +169,7 @@ def test_a_bad_request_is_one_message_before_any_compilation(
     arguments, said, tmp_path, call
 ):
     base = ["--config=experiments/tiny.py", f"--workdir={tmp_path / 'w'}"]
-    base += ["--config.mesh.cpu_devices=8"]
+    base += ["--config.mesh.cpu_devices=4"]
     if not any(a.startswith("--config.") or "stages" in a for a in arguments):
         base = base[1:2] if arguments[:1] != ["--wrkdir=x"] else base
     _, err = call(*base, *arguments, expect=study.EXIT["bad configuration"])
@@ -291,7 +291,7 @@ def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path, call):
 def test_run_plans_and_trains_one_row(tmp_path, call):
     workdir = tmp_path / "one"
     out, err = call(
-        *SMALL, "--config.mesh.cpu_devices=8", f"--workdir={workdir}", "--run=3"
+        *SMALL, "--config.mesh.cpu_devices=4", f"--workdir={workdir}", "--run=3"
     )
     assert re.findall(r"^ *(\d+) +\S+ +\d+ x \d+ ", out, re.M) == ["3"]
     assert len(records.read_jsonl(workdir / "runs.jsonl")) == 6
@@ -323,7 +323,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_done(
     monkeypatch.setattr(study._Study, "_plan", reached)
     monkeypatch.setattr(extractors, "weights_path", lambda cfg: pathlib.Path(__file__))
     given = tiny.copy_and_resolve_references()
-    given.mesh.cpu_devices = 8
+    given.mesh.cpu_devices = 4
     given.evaluate.network, given.evaluate.reference = "lite0", "nowhere.npz"
     given.frontier.images = 8
     asked = {
@@ -391,7 +391,7 @@ def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
     if trained:
         monkeypatch.setattr(runs, "best", lambda *_: "a run")
     given = tiny.copy_and_resolve_references()
-    given.mesh.cpu_devices = 8
+    given.mesh.cpu_devices = 4
     given.evaluate.network, given.evaluate.through_training = "lite0", True
     given.generate.weights = "weights"
     status = study.run(given, **calling(tmp_path, "evaluate"))

@@ -10,7 +10,7 @@ REFERENCE = "866M"  # whose evaluation costs 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A row of table 1.
 
     FID and CLIP: COCO-2014 validation, 30k images, 50 steps of DDIM, guidance 7.5.
@@ -37,17 +37,17 @@ _MISPRINT = (
 TABLE_1 = {
     row.name: row
     for row in (
-        Published("39M", 39e6, 64, 25.3, 0.07, 25.30, 0.305, _MISPRINT),
-        Published("83M", 83e6, 96, 102.7, 0.13, 24.30, 0.308),
-        Published("145M", 145e6, 128, 161.5, 0.20, 24.18, 0.310),
-        Published("223M", 223e6, 160, 233.5, 0.30, 23.76, 0.310),
-        Published("318M", 318e6, 192, 318.5, 0.40, 22.83, 0.311),
-        Published("430M", 430e6, 224, 416.6, 0.53, 22.35, 0.312),
-        Published("558M", 558e6, 256, 527.8, 0.67, 22.15, 0.312),
-        Published("704M", 704e6, 288, 652.0, 0.83, 21.82, 0.312),
-        Published("866M", 866e6, 320, 789.3, 1.00, 21.55, 0.312),
-        Published("2B", 2e9, 512, 1887.5, 2.39, 20.98, 0.312),
-        Published("5B", 5e9, 768, 4082.6, 5.17, 20.14, 0.314),
+        PublishedModel("39M", 39e6, 64, 25.3, 0.07, 25.30, 0.305, _MISPRINT),
+        PublishedModel("83M", 83e6, 96, 102.7, 0.13, 24.30, 0.308),
+        PublishedModel("145M", 145e6, 128, 161.5, 0.20, 24.18, 0.310),
+        PublishedModel("223M", 223e6, 160, 233.5, 0.30, 23.76, 0.310),
+        PublishedModel("318M", 318e6, 192, 318.5, 0.40, 22.83, 0.311),
+        PublishedModel("430M", 430e6, 224, 416.6, 0.53, 22.35, 0.312),
+        PublishedModel("558M", 558e6, 256, 527.8, 0.67, 22.15, 0.312),
+        PublishedModel("704M", 704e6, 288, 652.0, 0.83, 21.82, 0.312),
+        PublishedModel("866M", 866e6, 320, 789.3, 1.00, 21.55, 0.312),
+        PublishedModel("2B", 2e9, 512, 1887.5, 2.39, 20.98, 0.312),
+        PublishedModel("5B", 5e9, 768, 4082.6, 5.17, 20.14, 0.314),
     )
 }
 

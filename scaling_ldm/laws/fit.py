@@ -60,6 +60,10 @@ def _exp_interval(middle: float, i: Interval) -> Interval:
     return Interval(low=float(low), high=float(high), level=i.level)
 
 
+def _counted(budgets: int) -> str:
+    return "1 budget has" if budgets == 1 else f"{budgets} budgets have"
+
+
 def _law(
     minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
 ) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
@@ -74,8 +78,7 @@ def _law(
         refusal = Refusal(
             quantity=name,
             reason=f"fewer than {MIN_BUDGETS} budgets",
-            detail=f"{len(budgets)} budget{' has' if len(budgets) == 1 else 's have'} "
-            "a parabola",
+            detail=f"{_counted(len(budgets))} a parabola",
         )
         return refusal, None, []
     samples = minima.draws[:, :, index]

@@ -187,7 +187,7 @@ class TrainingRun:
         save_clock = progress.SaveClock(cfg.checkpoint_minutes)
         counts = [np.int32(n + 1) for n in range(cfg.steps_per_dispatch)]
         counts = mesh.put(self._mesh, counts, mesh.REPLICATED)
-        profile = progress.Profile(self._files.profile, cfg.profile_steps, step)
+        profile = progress.StepTrace(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
         pauses = sorted({*self._save_steps, *self._marks})
         while step < spec.steps:

@@ -103,7 +103,7 @@ class Progress:
         )
 
 
-class Profile:
+class StepTrace:
     """Traces a few steps into a folder, beginning ten steps after the first.
 
     Args:

@@ -90,7 +90,7 @@ def _start(pid: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Held:
     """A lock's file as it is now.
 
     text: what is in it.
@@ -170,13 +170,13 @@ class Lock:
             raise
         return True
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _Held | None:
         """The file as it is now, whoever wrote it; None if there is none."""
         try:
             # Opening it makes a network file system ask the server.
             with open(self.path, encoding="utf-8", errors="replace") as file:
                 text, beat = file.read(), os.fstat(file.fileno()).st_mtime
-            return _Found(text=text, beat=beat, age=self._now() - beat)
+            return _Held(text=text, beat=beat, age=self._now() - beat)
         except FileNotFoundError:
             return None
 
@@ -186,7 +186,7 @@ class Lock:
         with tempfile.TemporaryFile(dir=self.path.parent, prefix=prefix) as file:
             return os.fstat(file.fileno()).st_mtime
 
-    def _doubt(self, found: _Found) -> str:
+    def _doubt(self, found: _Held) -> str:
         """Why it is not known yet whether the holder lives; "" if it is gone.
 
         Raises:
@@ -215,7 +215,7 @@ class Lock:
         who = _name(holder)
         return f"waiting to see whether {who} still uses {self._folder}: {way_out}"
 
-    def _replace(self, found: _Found) -> bool:
+    def _replace(self, found: _Held) -> bool:
         """Takes over what was found; False if another process was faster."""
         guard = self.path.with_name(f".{NAME}.taken-over")
         try:

@@ -391,7 +391,7 @@ def test_all_devices_take_the_same_steps():
     )
     x0 = jnp.linspace(-1, 1, 16, dtype=jnp.float32).reshape(8, 2)
     alone = jax.jit(run)(x0, KEY)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     spec = PartitionSpec("data", None)
     with jax.set_mesh(mesh):
         got = jax.jit(run)(jax.device_put(x0, NamedSharding(mesh, spec)), KEY)

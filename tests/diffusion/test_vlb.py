@@ -341,7 +341,7 @@ def test_pictures_spread_over_devices_have_the_same_bound():
 
     x0 = data(8, 4)
     alone = jax.jit(every)(x0, KEY)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     placed = NamedSharding(mesh, PartitionSpec("data", None))
     with jax.set_mesh(mesh):
         got = jax.jit(every)(jax.device_put(x0, placed), KEY)

@@ -145,7 +145,7 @@ def test_a_mesh_changes_nothing(network):
     x = pictures()
     wanted = network.pictures(x), network.captions(CAPTIONS)
     axes = (jax.sharding.AxisType.Explicit,) * 2
-    devices = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    devices = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
     with jax.set_mesh(devices):
         params = jax.device_put(network.params, mesh.shardings(devices, network.params))
         kernel = params["image"]["blocks"]["mlp_up"]["kernel"]

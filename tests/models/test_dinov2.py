@@ -70,7 +70,7 @@ def test_scales_begin_at_one_and_layers_differ():
 def test_a_mesh_changes_nothing(case):
     config, params, features = case
     axes = (jax.sharding.AxisType.Explicit,) * 2
-    devices = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    devices = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(devices, params))
         kernel = placed["blocks"]["mlp"]["up"]["kernel"]

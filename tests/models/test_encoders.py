@@ -149,7 +149,7 @@ def test_half_precision_is_near(case):
 
 def device_mesh():
     axes = (jax.sharding.AxisType.Explicit,) * 2
-    return jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    return jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
 
 
 def on_a_mesh(apply, params, inputs):

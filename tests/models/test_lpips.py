@@ -95,7 +95,7 @@ def test_a_mesh_changes_nothing():
     x, y = pictures(1), pictures(2)
     wanted = DISTANCE(PARAMS, x, y)
     axes = (jax.sharding.AxisType.Explicit,) * 2
-    devices = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    devices = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
     with jax.set_mesh(devices):
         placed = jax.device_put(PARAMS, mesh.shardings(devices, PARAMS))
         rows = jax.NamedSharding(devices, jax.P(("replica", "fsdp")))

@@ -124,7 +124,7 @@ def test_remat_changes_nothing(reference):
 def test_a_mesh_changes_nothing(reference):
     params, (value, gradient) = reference
     axes = (jax.sharding.AxisType.Explicit,) * 2
-    device_mesh = jax.make_mesh((2, 4), ("replica", "fsdp"), axis_types=axes)
+    device_mesh = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
     with jax.set_mesh(device_mesh):
         placed = jax.device_put(params, mesh.shardings(device_mesh, params))
         rows = jax.NamedSharding(device_mesh, jax.P(("replica", "fsdp")))

@@ -29,7 +29,7 @@ def recipe(tiny):
     c.model.architecture, c.model.compute_dtype = "autoencoder_kl", "float32"
     c.model.groups, c.model.latent_channels = 4, 2
     c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 2),), 12, ()
-    c.mesh.cpu_devices = 8
+    c.mesh.cpu_devices = 4
     c.train.optimize_code = False
     return c
 

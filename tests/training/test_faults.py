@@ -99,7 +99,8 @@ def reference(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/stages/test_train_marks.py stops a run at any moment by day
+@pytest.mark.parametrize("kills", [1, 6])
 def test_kill_at_random_moments(reference, tmp_path, kills):
     chance = random.Random(kills)
     killed = 0

@@ -49,10 +49,10 @@ def test_a_weight_its_average_and_its_moments_lie_together(wide):
     assert set(flat(mesh.partition_specs(wide, fsdp=1)).values()) == {PartitionSpec()}
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 8])
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_fsdp_divides_the_bytes_of_a_device(wide, fsdp):
     device_mesh = mesh.build(config.MeshConfig(fsdp=fsdp), {})
-    assert device_mesh.shape == {"replica": 8 // fsdp, "fsdp": fsdp}
+    assert device_mesh.shape == {"replica": 4 // fsdp, "fsdp": fsdp}
     placed = mesh.shardings(device_mesh, wide)
     here = whole = 0
     for leaf, sharding in zip(
@@ -68,10 +68,10 @@ def test_fsdp_divides_the_bytes_of_a_device(wide, fsdp):
 @pytest.mark.parametrize(
     ("cfg", "sizes", "words"),
     [
-        (config.MeshConfig(fsdp=3), {}, ("fsdp = 3", "8 devices", "[1, 2, 4, 8]")),
-        (config.MeshConfig(replica=2, fsdp=2), {}, ("2 x 2", "8", "mesh.replica = -1")),
-        (config.MeshConfig(), {"config.train.batch_size": 20}, ("= 20", "16 or 24")),
-        (config.MeshConfig(), {"config.train.batch_size": 4}, ("= 4", "nearest: 8")),
+        (config.MeshConfig(fsdp=3), {}, ("fsdp = 3", "4 devices", "[1, 2, 4]")),
+        (config.MeshConfig(replica=1, fsdp=2), {}, ("1 x 2", "4", "mesh.replica = -1")),
+        (config.MeshConfig(), {"config.train.batch_size": 18}, ("= 18", "16 or 20")),
+        (config.MeshConfig(), {"config.train.batch_size": 2}, ("= 2", "nearest: 4")),
     ],
 )
 def test_devices_that_do_not_fit_are_named_with_a_way_out(cfg, sizes, words):
@@ -87,14 +87,14 @@ def test_batches_are_checked_before_anything_compiles(tiny, tmp_path, monkeypatc
     experiment = config.resolve(tiny)
     rows = plan.plan(experiment)
     uneven = dataclasses.replace(
-        experiment, validation=config.ValidationConfig(samples=16, batch_size=12)
+        experiment, validation=config.ValidationConfig(samples=20, batch_size=10)
     )
 
     def compiled(*_, **__):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(jax, "jit", compiled)
-    with pytest.raises(config.ConfigError, match="validation.batch_size = 12"):
+    with pytest.raises(config.ConfigError, match="validation.batch_size = 10"):
         train.run(uneven, tmp_path, list(enumerate(rows)), 1)
     assert not list(tmp_path.iterdir())
 
@@ -103,7 +103,7 @@ def test_rows_of_a_process_and_votes():
     device_mesh = mesh.build(config.MeshConfig(fsdp=2), {})
     assert mesh.rows_of_process(device_mesh, 16) == slice(0, 16)
     votes = mesh.request_flags(device_mesh, 3)
-    assert votes.shape == (8,)
+    assert votes.shape == (4,)
     assert votes.sharding.spec == mesh.BATCH
     assert mesh.any_process(True) and not mesh.any_process(False)
 

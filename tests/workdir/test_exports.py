@@ -56,7 +56,7 @@ def recipe(tiny):
     c = tiny.copy_and_resolve_references()
     c.plan.sizes, c.plan.steps, c.plan.budgets_flops = ((8, 1),), 4, ()
     c.plan.minimum_steps = 2
-    c.mesh.cpu_devices = 8
+    c.mesh.cpu_devices = 4
     c.train.optimize_code = False
     c.generate.images, c.generate.batch_size, c.generate.steps = 24, 16, 2
     c.evaluate.network, c.evaluate.reference_images = "lite0", 16

@@ -36,7 +36,7 @@ def recipe(tiny):
     c.plan.sizes = ((16, 1),)
     c.plan.minimum_steps = 2
     c.train.optimize_code = False
-    c.mesh.fsdp, c.mesh.cpu_devices = 2, 8
+    c.mesh.fsdp, c.mesh.cpu_devices = 2, 4
     return c
 
 

@@ -37,7 +37,7 @@ def experiment(tiny):
     c.optimizer.warmup_fraction, c.optimizer.warmup_samples = 0.0, 24
     c.train.checkpoints_per_run = c.train.keep_checkpoints = STEPS[0]
     c.train.log_every_steps = 1
-    c.mesh.fsdp = 4
+    c.mesh.fsdp = 2
     return config.resolve(c)
 
 
@@ -145,7 +145,7 @@ def test_rates_follow_the_schedule_and_runs_share_a_compiled_step(experiment, tr
 
 def test_averages_lie_as_their_parameters_do(experiment):
     device_mesh = mesh.build(experiment.mesh, {})
-    assert device_mesh.shape == {"replica": 2, "fsdp": 4}
+    assert device_mesh.shape == {"replica": 2, "fsdp": 2}
     compiled = train_step.compile_functions(experiment, 64, 1, device_mesh)
     with jax.set_mesh(device_mesh):
         state = compiled.init(jax.random.key(0))

@@ -10,7 +10,7 @@ import grain
 from scaling_ldm.data.pictures.record import BadRecord, Picture, Pictures
 
 
-class _Found:
+class _PreparedPictures:
     """A grain data source: record i is (indices[i], the picture or BadRecord there)."""
 
     def __init__(
@@ -55,6 +55,6 @@ def read_ahead(
     """
     if not len(indices):
         return
-    source = _Found(pictures, indices, prepare)
+    source = _PreparedPictures(pictures, indices, prepare)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
     yield from grain.MapDataset.source(source).to_iter_dataset(options)
