@@ -110,7 +110,7 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
     store = shards.Store(folder)
     manifest = seals.stored_manifest(store)
     if manifest is None:
-        begun = store.read_json(shards.IDENTITY) is not None
+        begun = store.read_json(shards.IDENTITY)
         state = "the records in {} are not finished" if begun else "no records in {}"
         raise config.ConfigError(f"{state.format(folder)}: add encode to --stages")
     refuse(folder, differences(manifest["identity"], identity(experiment)))
@@ -123,8 +123,8 @@ def training_pictures(folder: str, experiment: config.Experiment) -> int:
     Raises:
       ConfigError, Damaged: as `read_manifest`.
     """
-    summaries = read_manifest(folder, experiment)["shards"]
-    return sum(int((~shards.held_out_bits(one)).sum()) for one in summaries)
+    found = read_manifest(folder, experiment)["shards"]
+    return sum(int((~shards.held_out_bits(one)).sum()) for one in found)
 
 
 class Encoded:
@@ -189,8 +189,7 @@ class Encoded:
     def rows(self, positions: np.ndarray) -> Rows:
         places = self._places(positions)
         stored = self._kept(places) if self._fits else self._fresh(places)
-        rows = {"x": self._sample(stored["x"], positions)}
-        rows["mask"] = stored["mask"]
+        rows = {"x": self._sample(stored["x"], positions), "mask": stored["mask"]}
         text = stored["text"]
         rows["text"] = text.astype(np.float32) if self.layout.text_width else text
         if self.classes:

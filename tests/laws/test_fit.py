@@ -368,7 +368,7 @@ def test_refuses_a_vertex_outside_the_grid():
 
 
 def test_one_budget_is_one():
-    law = fit.fit(study(budgets=(1e12,)), bootstrap=50).laws["N_opt"]
+    law = fit.isoflop(study(budgets=(1e12,)), bootstrap=50).laws["N_opt"]
     assert law.detail == "1 budget has a parabola"
 
 
