@@ -161,6 +161,9 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
     assert spec.pretraining_flops is None  # without a card it is unknown
     raw, ema = (identified(later(recipe, f"{workdir}#{RUN}{w}")) for w in (":raw", ""))
     assert raw.recipe_hash != ema.recipe_hash
+    shutil.copytree(workdir, tmp_path / "study")  # a run has its bytes elsewhere, too
+    there = identified(later(recipe, f"{tmp_path / 'study'}#{RUN}"))
+    assert there.recipe_hash == ema.recipe_hash
     given = later(recipe, workdir / "export", train__init_checksum="ab")
     with pytest.raises(config.ConfigError, match="init_checksum = 'ab': the weights"):
         identified(given)
