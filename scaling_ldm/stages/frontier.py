@@ -245,10 +245,7 @@ class _CellMeasurer:
         self._files = _CellFiles(
             workdir, parts | own, self._weights, experiment.evaluate.confidence
         )
-<<<<<<< HEAD
-=======
         self._drawing: tuple[str, inference.PictureSampler] | None = None
->>>>>>> spine
 
     @functools.cached_property
     def _flops_of_largest(self) -> float:
@@ -269,11 +266,6 @@ class _CellMeasurer:
         found: list[records.MeasuredCell] = []
         begin, shown, fresh = time.perf_counter(), 0.0, 0
         for spec in self._specs:
-<<<<<<< HEAD
-            # Cells that are measured need no checkpoint.
-            sampler = functools.cache(functools.partial(self._sampler, spec))
-=======
->>>>>>> spine
             for _, group in itertools.groupby(
                 settings, key=lambda sampling: (sampling.sampler, sampling.steps)
             ):
@@ -297,10 +289,6 @@ class _CellMeasurer:
         self,
         spec: records.RunSpec,
         settings: Sequence[config.GenerateConfig],
-<<<<<<< HEAD
-        sampler: Callable[[], inference.PictureSampler],
-=======
->>>>>>> spine
     ) -> tuple[list[records.MeasuredCell], int]:
         """The cells of one sampler and number of steps; how many were drawn."""
         cells, fresh = [], 0
@@ -308,11 +296,7 @@ class _CellMeasurer:
         for i, sampling in enumerate(settings):
             cell, features = self._files.read(spec, sampling), None
             if cell is None:
-<<<<<<< HEAD
-                cell, features = self._cell(spec, sampling, sampler())
-=======
                 cell, features = self._cell(spec, sampling, self._sampler(spec))
->>>>>>> spine
                 fresh += 1
             cells.append(cell)
             if i == 0 or cell.value < cells[best].value:
@@ -320,11 +304,7 @@ class _CellMeasurer:
         sampling, cell = settings[best], cells[best]
         if self._experiment.evaluate.bootstrap and not cell.deviations:
             if of_best is None:
-<<<<<<< HEAD
-                of_best, _ = self._features(sampling, sampler())
-=======
                 of_best, _ = self._features(sampling, self._sampler(spec))
->>>>>>> spine
             cell = cells[best] = self._resampled(cell, of_best)
             self._files.write(spec, sampling, cell)
         return [_spread(each, cell) for each in cells], fresh
