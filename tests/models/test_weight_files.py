@@ -42,6 +42,18 @@ def test_every_usual_form_of_a_folder_is_read(stem, variant, kind, tmp_path):
         assert_array_equal(found[name], value)
 
 
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_an_index_names_its_parts(variant, tmp_path):
+    places = {name: f"part_{name}.safetensors" for name in TENSORS}
+    for name, place in places.items():
+        layout.save({name: TENSORS[name]}, tmp_path / place)
+    with pytest.raises(WeightsError, match="several checkpoints, part_a.safetensors, "):
+        files.stored(tmp_path)
+    index = tmp_path / f"model.safetensors.index{variant}.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert layout.load(tmp_path).keys() == layout.load(index).keys() == TENSORS.keys()
+
+
 def test_full_precision_and_usual_names_go_first(tmp_path):
     halves = {name: value.astype(np.float16) for name, value in TENSORS.items()}
     for name in ("model.fp16", "ae", "diffusion_pytorch_model.non_ema"):
