@@ -5,7 +5,8 @@ reads sets of pictures in common layouts, from the files of `storage`. `encoded`
 `shards` are the records of the encode stage, `seals` says whether they are what was
 written, and `mixture` mixes those of several parts. `icons` paints the embedded icons
 of `icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
-position, `split` chooses the validation captions. May import: config, records, models.
+position. `split` decides which pictures are held out, by what `near_duplicates` finds
+too, and `stored_split` reads what was decided. May import: config, records, models.
 """
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack

@@ -24,14 +24,18 @@ from finished_study import (
 )
 
 from scaling_ldm import records, report
+from scaling_ldm.data import stored_split
 from scaling_ldm.records import Refusal
 from scaling_ldm.report import format, html, style, table
 from scaling_ldm.report import study as reading
+
+HELD_OUT = {"own": "50 of 1,000 pictures are held out by <b>"}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     workdir = make_workdir(tmp_path_factory.mktemp("plain"))
+    stored_split.write(workdir, HELD_OUT)
     index = report.write(workdir)
     return workdir, index, Page(index.read_text(encoding="utf-8"))
 
@@ -58,6 +62,11 @@ def test_every_reference_inside_the_figures_has_its_target(plain):
     used = set(re.findall(r'(?:url\(|xlink:href=")#([\w-]+)', text))
     assert used and used <= set(ids)
     assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_what_is_held_out(plain):
+    text = plain[1].read_text(encoding="utf-8")
+    assert "<p>own: 50 of 1,000 pictures are held out by &lt;b&gt;.</p>" in text
 
 
 def test_colours_are_defined_for_light_and_dark(plain):
@@ -213,7 +222,8 @@ def test_pictures_carry_the_pixels_and_captions_are_escaped(plain):
 
 
 def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp_path):
-    index = report.write(make_workdir(tmp_path))
+    stored_split.write(make_workdir(tmp_path), HELD_OUT)
+    index = report.write(tmp_path)
     assert index.read_bytes() == plain[1].read_bytes()
     written = list((plain[0] / "report").rglob("*.*"))
     assert len(written) > 20
