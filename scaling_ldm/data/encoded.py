@@ -110,7 +110,7 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
     store = shards.Store(folder)
     manifest = seals.stored_manifest(store)
     if manifest is None:
-        begun = store.read_json(shards.IDENTITY)
+        begun = store.read_json(shards.IDENTITY) is not None
         state = "the records in {} are not finished" if begun else "no records in {}"
         raise config.ConfigError(f"{state.format(folder)}: add encode to --stages")
     refuse(folder, differences(manifest["identity"], identity(experiment)))

@@ -19,9 +19,7 @@ from scaling_ldm.data import (
 )
 from scaling_ldm.evaluation import reference
 from scaling_ldm.records import measurements
-from scaling_ldm.records.errors import Preempted
-from scaling_ldm.stages import encode, plan
-from scaling_ldm.training import signals
+from scaling_ldm.stages import encode
 from scaling_ldm.training import survey as survey_stage
 
 CFG = config.DataConfig(source="memory")
@@ -312,7 +310,7 @@ def test_records_know_their_split(workdir):
     names = {path.name for path in (workdir / "encoded").iterdir()}
     assert shards.SPLIT in names and not [n for n in names if n.startswith("survey")]
     line = "60 of 240 pictures are held out by picture: a share of 0.25 of each of 4"
-    assert plan.stored_split.lines(e, workdir)[0].startswith(line)
+    assert stored_split.lines(e, workdir)[0].startswith(line)
     told = json.loads((workdir / "split.json").read_text())["held_out"]
     assert told[""].startswith(line)
 
@@ -340,11 +338,15 @@ def test_before_encoding_the_rule_is_said_and_a_refusal_comes_first(tmp_path):
     assert not list((tmp_path / "encoded").glob("shard*"))
 
 
-class Counted:
-    """A set of pictures that counts what is read, and asks for a stop."""
+class Stopped(Exception):
+    """Stands for the end of the process."""
 
-    def __init__(self, found, stop, after):
-        self._found, self._stop, self._after = found, stop, after
+
+class Counted:
+    """A set of pictures that counts what is read, and ends at the last one."""
+
+    def __init__(self, found, last):
+        self._found, self._last = found, last
         self.read_at, self.identity = [], found.identity
 
     def __len__(self):
@@ -352,7 +354,8 @@ class Counted:
 
     def read(self, index):
         self.read_at.append(index)
-        self._stop.asked |= len(self.read_at) == self._after
+        if len(self.read_at) == self._last:
+            raise Stopped
         return self._found.read(index)
 
 
@@ -361,13 +364,12 @@ def test_a_stopped_survey_goes_on_with_the_next_block(tmp_path):
     found, store = pictures.of_experiment(e), shards.Store(str(tmp_path))
     tmp_path.joinpath("survey-00003.npz").write_bytes(b"cut off")
 
-    def look(after):
-        stop = signals.StopSignal(e.train)
-        counted = Counted(found, stop, after)
-        given = counted, np.arange(240), store, stop, pictures.Tally(allowed=0)
+    def look(last):
+        counted = Counted(found, last)
+        given = counted, np.arange(240), store, pictures.Tally(allowed=0)
         try:
             return survey_stage.run(e, *given), counted.read_at
-        except Preempted:
+        except Stopped:
             return None, counted.read_at
 
     assert look(120)[0] is None

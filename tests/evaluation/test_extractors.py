@@ -422,7 +422,7 @@ WRONG = {
     "cut off": "as safetensors|no folder with a config.json",
     "without its config": "these tensors are not|no folder with a config.json",
     "of a config that is cut off": "these tensors are not|as JSON",
-    "cut off in a folder": "as safetensors",
+    "cut off in a folder": "as safetensors|model_type is 'dinov2'",
 }
 
 

@@ -149,7 +149,7 @@ def test_planned_memory_is_not_of_a_device_that_was_not_measured(found):
     [
         ({}, "--stages advise needs a finite budget"),
         ({"budget": -1.0}, "config.advise.budget = -1.0: must be >= 0"),
-        ({"budget": math.inf}, "needs a finite budget"),
+        ({"budget": math.inf}, "config.advise.budget = inf: must be finite"),
         ({"budget": 1.0, "unit": "hours"}, "config.advise.unit = 'hours'; known: sec"),
         ({"budget": 1.0, "device": "abacus"}, "unknown device 'abacus'; known: "),
         (
