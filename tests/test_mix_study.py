@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import pictures, shards
+from scaling_ldm.data import pictures, seals, shards
 from scaling_ldm.data.vocabulary import RESERVED
 from scaling_ldm.evaluation import reference
 from scaling_ldm.stages import encode, plan, train
@@ -144,14 +144,14 @@ def test_a_run_trains_on_the_mix(wanted, workdir, monkeypatch):
     # Other records of one part are other data.
     (workdir / "runs" / record.run_id / "record.json").unlink()
     store = shards.Store(str(workdir / "encoded" / "prior"))
-    manifest = store.read_json(shards.MANIFEST)
+    manifest = seals.stored_manifest(store)
     other = manifest | {"identity": manifest["identity"] | {"set": "other"}}
-    store.write_json(shards.MANIFEST, other)
+    store.write_json(shards.MANIFEST, seals.sealed(other))
     try:
         with pytest.raises(config.ConfigError, match="read other records than these"):
             train.run(experiment, workdir, list(enumerate(specs)), len(specs))
     finally:
-        store.write_json(shards.MANIFEST, manifest)
+        store.write_json(shards.MANIFEST, seals.sealed(manifest))
 
 
 def test_an_objective_that_asks_for_the_part_gets_it(wanted, workdir, sources, tiny):
@@ -182,10 +182,10 @@ def test_records_of_a_part_that_do_not_fit_are_refused_by_name(
     with pytest.raises(config.ConfigError, match="part 'prior' of (.|\n)* set: "):
         encode.run(wanted(data={"parts": swapped}), tmp_path)
     store = shards.Store(str(workdir / "encoded" / "prior"))
-    manifest = store.read_json(shards.MANIFEST)
+    manifest = seals.stored_manifest(store)
     manifest["layout"]["text_dtype"] = "bfloat16"
     forged = str(tmp_path / "forged")
-    shards.Store(forged).write_json(shards.MANIFEST, manifest)
+    shards.Store(forged).write_json(shards.MANIFEST, seals.sealed(manifest))
     other = elsewhere | {"prior": elsewhere["prior"] | {"encode.path": forged}}
     said = (
         "parts 'own' and 'prior' of config.data.mix differ in text_dtype: float16 and"
