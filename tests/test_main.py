@@ -360,7 +360,7 @@ def calling(tmp_path, *stages):
             [
                 "evaluate measures nothing: config.evaluate.network = 'none'; set one "
                 "of lite0, inception_pytorch_fid, inception_torch_fidelity, clip, "
-                "dinov2",
+                "dinov2, or evaluate.held_out",
                 "frontier measures nothing: config.frontier.images = 0; set how many "
                 "pictures a cell has",
             ],
