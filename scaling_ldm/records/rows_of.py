@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scaling_ldm.records import files
 from scaling_ldm.records.frontier import Cell
 from scaling_ldm.records.measurements import (
@@ -48,11 +50,18 @@ def cell(
     found: Cell,
     value: float,
     weights: str,
-    low: float | None = None,
-    high: float | None = None,
-    level: float = NO_INTERVAL,
+    level: float,
 ) -> Measurement:
-    """The row of a cell, which is of the end of its run."""
+    """The row of a cell, which is of the end of its run.
+
+    Args:
+      level: of its interval, if it was resampled. Noise that is high was taken for a
+        high value, so the largest deviation gives the low end.
+    """
+    low = high = None
+    if found.deviations:
+        a = (1 - level) / 2
+        high, low = (value - _quantile(found.deviations, q) for q in (a, 1 - a))
     return measurement(
         spec,
         step=spec.steps,
@@ -60,7 +69,16 @@ def cell(
         value=value,
         low=low,
         high=high,
-        level=level,
+        level=level if found.deviations else NO_INTERVAL,
         weights=weights,
         protocol_hash=protocol_of_cell(found),
     )
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Between the two nearest of the sorted values, linearly."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    first = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
+    rest = ordered[first:][:2]
+    return rest[0] + (rest[-1] - rest[0]) * (place - first)

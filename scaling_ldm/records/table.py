@@ -155,7 +155,8 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
         cell = files.read(path)
         if isinstance(cell, MeasuredCell) and (spec := specs.get(cell.model)):
             kept = averages_of(experiment, spec.overrides)
-            yield rows_of.cell(spec, cell, cell.value, kept[0])
+            level = experiment.get("evaluate", {}).get("confidence", NO_INTERVAL)
+            yield rows_of.cell(spec, cell, cell.value, kept[0], level)
 
 
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:

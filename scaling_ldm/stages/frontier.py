@@ -194,12 +194,7 @@ class _CellFiles:
         self._values_of(spec)[joined.place_of_cell(cell)] = cell.value
         if not mesh.is_primary():
             return
-        ends: tuple[Any, ...] = ()
-        if cell.deviations:
-            a = (1 - self._level) / 2
-            high, low = cell.value - np.quantile(cell.deviations, [a, 1 - a])
-            ends = (float(low), float(high), self._level)
-        row = rows_of.cell(spec, cell, cell.value, self._weights(spec), *ends)
+        row = rows_of.cell(spec, cell, cell.value, self._weights(spec), self._level)
         table.put_rows(runs.run_files(self._workdir, spec.run_id).measurements, [row])
         bare = joined.without_value(cell)
         records.write_text(self._path(spec, sampling), records.dumps(bare))

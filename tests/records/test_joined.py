@@ -98,6 +98,21 @@ def test_an_older_frontier_has_its_values_and_its_cells_are_in_the_table(older):
         )
 
 
+def test_the_interval_of_a_cells_row_is_that_of_its_noise(older):
+    cell = records.read_frontier(older).cells[0]
+    noise = np.random.default_rng(0).exponential(size=41)
+    (spec,) = (spec for spec in SPECS if spec.run_id == cell.model)
+    noisy = dataclasses.replace(cell, deviations=tuple(noise))
+    row = rows_of.cell(spec, noisy, 10.0, "ema", 0.9)
+    high, low = 10 - np.quantile(noise, [0.05, 0.95])
+    assert (row.low, row.high) == pytest.approx((low, high)) and row.level == 0.9
+    for deviations, half in (((), 0.0), ((2.0,), -2.0)):
+        few = dataclasses.replace(cell, deviations=deviations)
+        row = rows_of.cell(spec, few, 10.0, "ema", 0.9)
+        assert row.low == row.high == 10.0 + half
+    assert row.level == 0.9
+
+
 def test_a_frontier_is_read_with_the_values_of_the_table(older):
     found = records.read_frontier(older)
     joined.write_frontier(older, found)
@@ -108,9 +123,9 @@ def test_a_frontier_is_read_with_the_values_of_the_table(older):
     for cell in found.cells:
         spec = by_id[cell.model]
         early = dataclasses.replace(
-            rows_of.cell(spec, cell, -1.0, "ema"), step=spec.steps - 1
+            rows_of.cell(spec, cell, -1.0, "ema", 0.9), step=spec.steps - 1
         )
-        rows = [rows_of.cell(spec, cell, cell.value + 1, "ema"), early]
+        rows = [rows_of.cell(spec, cell, cell.value + 1, "ema", 0.9), early]
         table.put_rows(older / "runs" / cell.model / table.FILE, rows)
     again = records.read_frontier(older)
     assert [c.value for c in again.cells] == [c.value + 1 for c in found.cells]
