@@ -222,8 +222,7 @@ def test_pictures_and_numbers_of_an_export_are_those_of_its_run(every, name, tmp
     (spec,) = records.read_jsonl(trained.workdir / "runs.jsonl")
     checksum = files.checksum(trained.export)
     run, own = evaluations(new), evaluations(trained.workdir)
-    floors = ["fd_lite0_real", "fd_lite0_noise"]
-    assert [r.metric for r in own] == ["fd_lite0", "kid_lite0", *floors]
+    assert [r.metric for r in own] == ["fd_lite0", "kid_lite0"]
     assert run == [dataclasses.replace(r, checksum=checksum) for r in own]
     assert {(r.run_id, r.step, r.train_flops) for r in run} == {
         (spec.run_id, 4, spec.planned_flops)
@@ -413,8 +412,7 @@ def test_two_exports_are_different_pictures(native, tmp_path, monkeypatch):
     assert of_second.run_id == of_first.run_id and drawn(workdir) != before
     values = {r.metric: r.value for r in evaluate.run(second, workdir, [])}
     assert all(values[r.metric] != r.value for r in measured)
-    floors = 2  # real pictures and noise
-    assert len(evaluations(workdir)) == 2 * (len(measured) + floors)
+    assert len(evaluations(workdir)) == 2 * len(measured)
 
 
 def test_a_shard_left_by_another_export_is_not_used(native, tmp_path):
