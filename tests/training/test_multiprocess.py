@@ -255,6 +255,8 @@ def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tm
         "precision_clip",
         "recall_clip",
         "clip_score",
+        "fd_clip_real",
+        "fd_clip_noise",
     ]
     assert x == y
     x, y = (records.read_frontier(w) for w in found.values())
