@@ -40,10 +40,10 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def in_one_line(error: OSError) -> str:
-    """What went wrong with which file, and what to do where the disk is full."""
+    """What went wrong with which file, and what to do."""
     said = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
-    remedy = "; make room, then run the same command to continue"
-    return said + remedy * is_full(error)
+    remedy = "make room" if is_full(error) else "mend that"
+    return f"{said}; {remedy}, then run the same command to continue"
 
 
 @contextlib.contextmanager
