@@ -51,8 +51,8 @@ def measure(
     found = {}
     for name in names(cfg, real):
         if name.endswith("_noise"):
-            features = _of_noise(experiment, folder, extract)
-            value = frechet.distance(Moments.of([features]), real.moments)
+            noise = _of_noise(experiment, folder, extract)
+            value = frechet.distance(Moments.of(noise), real.moments)
             found[name] = Estimate.without_interval(float(value)), images
         else:
             found[name] = _of_real(cfg, real, images)
@@ -88,8 +88,8 @@ def _of_real(
 
 def _of_noise(
     experiment: config.Experiment, folder: pathlib.Path, extract: Extract
-) -> np.ndarray:
-    """The features of uniform noise [images, D], stored like those of pictures."""
+) -> Iterator[np.ndarray]:
+    """The features of uniform noise, batches [n, D], stored like those of pictures."""
     height, width = reference.picture_size(experiment)
     images, seed = experiment.generate.images, experiment.evaluate.seed
 
@@ -114,4 +114,4 @@ def _of_noise(
     kept.extract_missing(
         extract, drawn, Progress("evaluate", images, "pictures of noise", every)
     )
-    return np.asarray(kept.load().features)
+    return (np.asarray(batch.features) for batch in kept.batches())
