@@ -123,7 +123,7 @@ def assert_walked(first, second, workdir, kind):
     assert 0 < values["fd_lite0_real"] < values["fd_lite0"] < np.inf
     assert values["fd_lite0_real"] < values["fd_lite0_noise"] < np.inf
     for metric, value in values.items():
-        shown = f"{metric} {value:,.4g}"
+        shown = f"{metric} {value:.4g}"
         assert shown in second, shown
 
 
