@@ -5,6 +5,7 @@ the middle of training, the same command again, and `scaling_ldm.load` of the ex
 """
 
 import ast
+import shlex
 
 import numpy as np
 import pytest
@@ -14,32 +15,29 @@ import scaling_ldm
 from scaling_ldm import config, data, records, study
 from scaling_ldm.data import icon_set, icons
 from tests.picture_layouts import png, tar
-from tests.processes import MainProcess
+from tests.processes import ROOT, MainProcess
 
 CLASSES = "apple boat cat dog egg fish goat hat ink jar".split()  # by name
 PICTURES, HELD_OUT = 600, 120
 STEPS, DRAWN = 300, 32
-STAGES = "plan,encode,train,generate,evaluate,report,export"
-SETTINGS = {
-    "data.validation_fraction": "0.2",
-    "plan.budgets_flops": "()",
-    "plan.steps": f"{STEPS}",
-    "plan.sizes": "((16, 1), (32, 1))",
-    "generate.images": f"{DRAWN}",
-    "evaluate.network": "lite0",
-    "evaluate.input_size": "64",  # what the walk is not about is kept small
+# What the walk is not about is kept small; every step is said, so that one is seen.
+SMALL = {
+    "evaluate.input_size": "64",
     "evaluate.bootstrap": "4",
     "train.steps_per_dispatch": "1",
     "train.log_every_steps": "1",
     "train.show_every_seconds": "0.0",
 }
-LABELS = {
-    "data.source": "image_folder",
-    "model.architecture": "adaln_zero",
-    "model.classes": f"{len(CLASSES)}",
-    "model.text_width": "256",
-}
-CAPTIONS = {"data.source": "webdataset", "encode.text_encoder": "vocabulary"}
+
+
+def settings_of(study_name, path):
+    """Flags of the page's command for runs/NAME, with pictures of the test."""
+    lines = (ROOT / "docs" / "own_pictures.md").read_text("utf-8").splitlines()
+    (line,) = [line for line in lines if f"--workdir runs/{study_name} " in line]
+    words = shlex.split(line)
+    stages = words[words.index("--stages") + 1]
+    pairs = [w.removeprefix("--config.").split("=", 1) for w in words if "=" in w]
+    return dict(pairs) | SMALL | {"data.path": path}, stages
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +76,10 @@ def write_shards(root, paintings):
     return f"{root}/shard-{{00000..00001}}.tar"
 
 
-def walk(workdir, settings):
+def walk(workdir, settings, stages):
     """The command, stopped in its first run and given again; (first, second) output."""
     command = ("--config=experiments/tiny.py", f"--workdir={workdir}")
-    command += (f"--stages={STAGES}",)
+    command += (f"--stages={stages}",)
     command += tuple(f"--config.{name}={text}" for name, text in settings.items())
     process = MainProcess(*command)
     process.wait_for("  step 20/")
@@ -138,8 +136,8 @@ def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(
 ):
     workdir = tmp_path / "w"
     path = write_folders(tmp_path / "pictures", paintings)
-    settings = SETTINGS | LABELS | {"data.path": path}
-    first, second = walk(workdir, settings)
+    settings, stages = settings_of("labelled", path)
+    first, second = walk(workdir, settings, stages)
     assert_walked(first, second, workdir, "labels")
     for source in data.sources(experiment_of(settings), workdir):
         every = np.arange(len(source))
@@ -162,8 +160,8 @@ def test_shards_with_captions_train_a_network_that_is_asked_in_words(
 ):
     workdir = tmp_path / "w"
     path = write_shards(tmp_path / "shards", paintings)
-    settings = SETTINGS | CAPTIONS | {"data.path": path}
-    first, second = walk(workdir, settings)
+    settings, stages = settings_of("captioned", path)
+    first, second = walk(workdir, settings, stages)
     assert_walked(first, second, workdir, "captions")
     for source in data.sources(experiment_of(settings), workdir):
         captions = source.captions(np.arange(len(source)))
