@@ -215,7 +215,7 @@ def test_every_field_has_another_value_here():
 
 
 # Flux has the blocks of mmdit and others; a U-Net's fields take long to trace.
-AT_NIGHT = ("mmdit", "unet")
+AT_NIGHT = ("flux", "mmdit", "unet")
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def saved_steps(workdir):
     return {int(path.parent.name) for path in found if path.parent.name.isdigit()}
 
 
+@pytest.mark.slow  # by day: tests/stages/test_train.py, within one process
 def test_sigusr1_saves_and_goes_on_and_sigusr2_saves_and_ends(reference, tmp_path):
     workdir = tmp_path / "w"
     process = start(workdir)
@@ -214,6 +215,7 @@ def test_no_room_on_disk_loses_nothing(reference, tmp_path):
     assert_identical(workdir, reference)
 
 
+@pytest.mark.slow
 def test_refusals_come_as_one_message(reference, tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()

@@ -334,6 +334,7 @@ def check_run(workdir, number):
     assert not list(workdir.rglob(lock.NAME))
 
 
+@pytest.mark.slow  # by day: the tests of the lock itself, above
 def test_a_second_command_in_one_place_is_refused(tmp_path):
     """Of the study and of its rows; a report may be written beside it."""
     workdir = tmp_path / "w"
