@@ -12,11 +12,11 @@ import jax
 from scaling_ldm import config, records
 from scaling_ldm.evaluation import measures
 from scaling_ldm.records import measurements, table
-from scaling_ldm.training import likelihood, mesh, progress
+from scaling_ldm.training import held_out_bound, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 
 # The functions of the names in config.HELD_OUT_METRICS: a number for each picture.
-METRICS = {measurements.VLB: likelihood.bits_per_dim}
+METRICS = {measurements.VLB: held_out_bound.bits_per_dim}
 
 
 def measure(
