@@ -14,7 +14,7 @@ from scaling_ldm.diffusion import noise
 from scaling_ldm.evaluation import likelihoods
 from scaling_ldm.models import denoisers, from_config
 from scaling_ldm.records import measurements, table
-from scaling_ldm.training import held_out, likelihood, mesh
+from scaling_ldm.training import held_out, held_out_bound, mesh
 from scaling_ldm.training.trained_model import TrainedModel
 
 TINY = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "tiny_study"
@@ -75,14 +75,14 @@ def gaussian(tiny, monkeypatch):
 
     monkeypatch.setattr(from_config, "denoiser", denoiser)
     monkeypatch.setattr(held_out, "held_out_batches", batches)
-    monkeypatch.setattr(likelihood.data, "sources", lambda *_: (None, None))
-    real = likelihood.diffusion_objective
+    monkeypatch.setattr(held_out_bound.data, "sources", lambda *_: (None, None))
+    real = held_out_bound.diffusion_objective
 
     def objective(cfg):
         schedules.append(real(cfg).schedule)
         return real(cfg)
 
-    monkeypatch.setattr(likelihood, "diffusion_objective", objective)
+    monkeypatch.setattr(held_out_bound, "diffusion_objective", objective)
     return x
 
 
@@ -110,13 +110,13 @@ def resolved(tiny, **sections):
 @pytest.mark.parametrize("schedule", ["vp_cosine", "cosine"])
 def test_the_bound_of_the_ideal_network_is_the_entropy(tiny, gaussian, schedule):
     """A density, in bits per dim; a network that is wrong has a higher one."""
-    likelihood._compiled.cache_clear()
+    held_out_bound._compiled.cache_clear()
     e = resolved(tiny, objective={"schedule": schedule})
     device_mesh = mesh.build(e.mesh, {})
     given = e, TINY, model(), device_mesh
     with jax.set_mesh(device_mesh):
-        found = likelihood.bits_per_dim(*given)
-        wrong = likelihood.bits_per_dim(e, TINY, model(2.0), device_mesh)
+        found = held_out_bound.bits_per_dim(*given)
+        wrong = held_out_bound.bits_per_dim(e, TINY, model(2.0), device_mesh)
     assert found.shape == (64,) and found.dtype == np.float64
     exact = np.mean(0.5 * np.log(2 * np.pi * 0.25) + gaussian**2 / 0.5) / math.log(2)
     assert found.mean() == pytest.approx(exact, abs=0.05)  # measured: 0.004, 0.009
