@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -25,6 +24,7 @@ from typing import Any
 import fsspec
 
 from scaling_ldm import config, records
+from scaling_ldm.data.listing import File, info, walk
 
 # The package to install for a kind of URL, if fsspec finds no backend.
 _BACKENDS = {
@@ -38,18 +38,8 @@ _BACKENDS = {
     "https": "aiohttp requests",
     "hf": "huggingface_hub",
 }
-# Fields in which stores give the version of a file; the first that is there is taken.
-_STAMPS = ("etag", "ETag", "md5Hash", "updated", "LastModified", "mtime", "created")
 EDGE = 1 << 17  # two blocks of ArrayRecord
 _THREADS = 16  # for many small requests to a remote store
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class File:
-    """size: bytes. stamp: changes with the file, if the store tells; else empty."""
-
-    size: int
-    stamp: str
 
 
 class Folder:
@@ -57,11 +47,20 @@ class Folder:
 
     Attributes:
       root: the path as given, for messages.
+      dangling: names that are no file: links that lead nowhere, pipes and the like.
       files: {name: File}, sorted by name.
     """
 
-    def __init__(self, root: str, fs: Any, base: str, files: dict[str, File]) -> None:
+    def __init__(
+        self,
+        root: str,
+        fs: Any,
+        base: str,
+        files: dict[str, File],
+        dangling: Sequence[str] = (),
+    ) -> None:
         self.root, self._fs, self._base = root, fs, base
+        self.dangling = frozenset(dangling)
         self.files = dict(sorted(files.items()))
 
     @property
@@ -213,17 +212,16 @@ def _find(path: str, fs: Any, base: str, suffixes: tuple[str, ...]) -> Folder:
     kind = _kind(fs, base)
     if kind == "file":
         base, name = posixpath.split(base)
-        return Folder(path, fs, base, {name: _info(fs, posixpath.join(base, name))})
+        return Folder(path, fs, base, {name: info(fs, posixpath.join(base, name))})
     if kind == "folder":
-        files = {
-            name: file
-            for name, file in _walk(fs, base)
-            if not suffixes or name.lower().endswith(suffixes)
-        }
-        if not files:
+        every = dict(walk(fs, base))
+        wanted = [n for n in every if not suffixes or n.lower().endswith(suffixes)]
+        if not wanted:
             only = f" that end in {', '.join(suffixes)}" if suffixes else ""
-            raise config.ConfigError(f"{path}: there are no files{only} in it")
-        return Folder(path, fs, base, files)
+            others = f"; it has {', '.join(sorted(every)[:3])}, ..." if every else ""
+            raise config.ConfigError(f"{path}: there are no files{only} in it{others}")
+        files = {n: file for n in wanted if (file := every[n]) is not None}
+        return Folder(path, fs, base, files, [n for n in wanted if n not in files])
     if not re.search(r"[*?\[{]", base):
         raise config.ConfigError(f"{path}: there is no such file or folder")
     return _pattern(path, fs, base)
@@ -243,7 +241,7 @@ def _pattern(path: str, fs: Any, pattern: str) -> Folder:
         # Not deeper than the pattern goes: there may be many files below.
         levels = None if "**" in pattern else pattern[len(base) :].strip("/").count("/")
         depth = None if levels is None else levels + 1
-        below = {posixpath.join(base, name) for name, _ in _walk(fs, base, depth)}
+        below = {posixpath.join(base, name) for name, _ in walk(fs, base, depth)}
         for one in exact:
             rule = re.compile(_glob(one))
             hits = [full for full in below if rule.fullmatch(full)]
@@ -257,7 +255,7 @@ def _pattern(path: str, fs: Any, pattern: str) -> Folder:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         files = dict(
             pool.map(
-                lambda full: (posixpath.relpath(full, base or "."), _info(fs, full)),
+                lambda full: (posixpath.relpath(full, base or "."), info(fs, full)),
                 sorted(set(names)),
             )
         )
@@ -292,47 +290,6 @@ def _kind(fs: Any, base: str) -> str:
         return "folder" if fs.info(base)["type"] == "directory" else "file"
     except FileNotFoundError:
         return ""
-
-
-def _info(fs: Any, full: str) -> File:
-    if fs is None:
-        stat = os.stat(full)
-        return File(size=stat.st_size, stamp=str(stat.st_mtime_ns))
-    return _file(fs.info(full))
-
-
-def _file(info: dict[str, Any]) -> File:
-    stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
-    return File(size=int(info["size"] or 0), stamp=stamp)
-
-
-def _walk(fs: Any, base: str, depth: int | None = None) -> Iterator[tuple[str, File]]:
-    """(name, File) of the files under a folder down to `depth`, without hidden ones."""
-    if fs is not None:
-        limit = {} if depth is None else {"maxdepth": depth}
-        for full, info in fs.find(base, detail=True, **limit).items():
-            name = posixpath.relpath(full, base)
-            if info["type"] == "file" and not any(map(_hidden, name.split("/"))):
-                yield name, _file(info)
-        return
-    seen = set()  # folders: links may lead back to one
-    for folder, folders, names in os.walk(base, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        level = len(pathlib.Path(os.path.relpath(folder, base)).parts)
-        if depth is not None and level + 1 >= depth:
-            folders.clear()
-        seen.add(real)
-        for name in names:
-            full = os.path.join(folder, name)
-            if not _hidden(name) and os.path.isfile(full):
-                yield os.path.relpath(full, base), _info(None, full)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _pieces(file: Any, wanted: int) -> Iterator[bytes]:

@@ -113,11 +113,12 @@ def test_a_pattern_does_not_walk_deeper_than_it_goes(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     walked = []
-    isfile = os.path.isfile
-    monkeypatch.setattr(os.path, "isfile", lambda p: walked.append(p) or isfile(p))
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda p: walked.append(p) or scandir(p))
     assert list(storage.find(f"{tmp_path}/a/*.tar").files) == ["s.tar"]
     assert list(storage.find(f"{tmp_path}/*/*/s.tar").files) == ["a/deep/s.tar"]
-    assert not any("/er/" in path for path in walked)
+    folders = {os.path.relpath(path, tmp_path) for path in walked}
+    assert folders == {"a", ".", "a/deep"}
 
 
 def test_a_missing_backend_says_what_to_install(monkeypatch):

@@ -30,13 +30,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
-from scaling_ldm.data.pictures import columns, record
+from scaling_ldm.data.pictures import columns, record, unread
 
 TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 TEXTS = (".txt", ".caption")  # of text files beside the pictures
 _TRAINED = ("train", "training")
 SPLITS = (*_TRAINED, *"val valid validation dev eval test testing".split())
-_HEAD = 1 << 16  # bytes of a table that are looked at to tell whether it is one
 
 
 class ImageFolder:
@@ -78,21 +77,23 @@ class ImageFolder:
     ) -> None:
         self._folder = storage.find(path)
         files = self._folder.files
-        self._names = [n for n in files if n.lower().endswith(record.SUFFIXES)]
+        every = sorted([*files, *self._folder.dangling])
+        self._names = [n for n in every if n.lower().endswith(record.SUFFIXES)]
         if not self._names:
             raise config.ConfigError(
-                f"{path}: none of its {len(files)} files is a picture; "
+                f"{path}: none of its {len(files)} files is a picture"
+                f"{unread.instead(self._folder)}; "
                 f"known endings: {', '.join(record.SUFFIXES)}"
             )
         self._above = _depth_of_splits(self._names)
         self._own_split = self._has_own_split()
-        self.classes: tuple[str, ...] = ()
+        self.classes = tuple(classes)
         how = self._choose(captions)
         if not isinstance(how, list) and label:
             raise config.ConfigError(
                 f"{path}: label={label} is a column, but its captions are {how}"
             )
-        listing = [(n, files[n].size) for n in self._names]
+        listing = [(n, files[n].size) for n in self._names if n in files]
         told: tuple[object, ...]
         if isinstance(how, list):
             self._tables = how
@@ -110,6 +111,8 @@ class ImageFolder:
             self.classes = self._classes_of(tuple(classes))
             self._labels = {name: i for i, name in enumerate(self.classes)}
             self.captions_from = f"the names of {len(self._labels):,} folders"
+            if any(self._within(name).count("/") > 1 for name in self._names):
+                self.captions_from += ", not of those within them"
             told = ("folders", *([self._above] if self._above else []))
             told += (self.classes,) if classes else ()
         else:
@@ -119,6 +122,9 @@ class ImageFolder:
             listing += [(t, files[t].size) for t in beside if t in files]
             self.captions_from = f"text files beside the pictures, {how}"
             told = ("txt",) if how == ".txt" else (how,)
+        if how != "folders":
+            self.classes = ()
+        self.captions_from += unread.archives_among(self._folder)
         self.identity = record.listing_digest("image_folder", listing, *told)
 
     def __len__(self) -> int:
@@ -126,6 +132,8 @@ class ImageFolder:
 
     def read(self, index: int) -> record.Picture:
         name = self._names[index]
+        if name in self._folder.dangling:
+            raise record.BadRecord(name, "it is a link that leads nowhere, or no file")
         caption, label = self._describe(name)
         if name not in self._folder.files:
             tables = ", ".join(self._tables)
@@ -144,7 +152,7 @@ class ImageFolder:
         if captions in ("txt", "caption"):
             return f".{captions}"
         if captions == "folders":
-            outside = [n for n in self._names if "/" not in n[self._start(n) :]]
+            outside = [n for n in self._names if "/" not in self._within(n)]
             if outside:
                 raise config.ConfigError(
                     f"{root}: captions=folders, but {outside[0]} lies in no folder of "
@@ -155,13 +163,13 @@ class ImageFolder:
             named = [n for n in files if n.rpartition("/")[2] == captions]
             if captions in files or named:
                 return [captions] if captions in files else named
-            there = [n for n in files if n.endswith((".csv", ".jsonl"))][:10]
+            there = [n for n in files if n.lower().endswith((".csv", ".jsonl"))][:10]
             raise config.ConfigError(
                 f"{root}: captions={captions}, which is not in it; tables there: "
                 f"{', '.join(there) or 'none'}; else captions=txt, caption, folders or "
                 "auto"
             )
-        tables = [name for name in files if name.rpartition("/")[2] in TABLES]
+        tables = [n for n in files if n.rpartition("/")[2].lower() in TABLES]
         for table in tables:
             place = posixpath.dirname(table)
             both = [t for t in tables if posixpath.dirname(t) == place]
@@ -189,7 +197,8 @@ class ImageFolder:
             )
         if texts:
             return texts[0]
-        if all("/" in name[self._start(name) :] for name in self._names):
+        unread.refuse_better(self._folder, self._names)
+        if all("/" in self._within(name) for name in self._names):
             self._refuse_unclear_folders()
             return "folders"
         raise config.ConfigError(
@@ -201,32 +210,22 @@ class ImageFolder:
 
     def _refuse_unclear_folders(self) -> None:
         """Refuses folder names as captions where something better may be there."""
-        files, root = self._folder.files, self._folder.root
-        tops = {name[self._start(name) :].split("/")[0] for name in self._names}
-        if splits := sorted(top for top in tops if top.lower() in SPLITS):
+        root = self._folder.root
+        tops = {self._class(name) for name in self._names}
+        if splits := sorted(top for top in tops if _split_named(top)):
             raise config.ConfigError(
                 f"{root}: the folder {splits[0]} may be a split or a class beside "
-                f"{min(tops - set(splits))}; say captions=folders if it is a class, or "
-                "give data.path the folder whose folders are the classes"
+                f"{min(tops - set(splits))}; say captions=folders "
+                "(config.data.captions) if it is a class, or give data.path the folder "
+                "whose folders are the classes"
             )
-        for name in files:
-            if name.endswith((".csv", ".jsonl")) and self._is_table(name):
-                raise config.ConfigError(
-                    f"{root}: {name} looks like a table of captions; name it with "
-                    "captions=, or say captions=folders for the names of the folders"
-                )
-
-    def _is_table(self, name: str) -> bool:
-        """Whether a file has columns for files and captions, by their usual names."""
-        head = self._folder.read(name, 0, _HEAD).decode("utf-8-sig", "replace")
-        first = head.split("\n", 1)[0]
-        try:
-            found = json.loads(first) if name.endswith(".jsonl") else None
-            found = found or next(csv.reader([first]), [])
-        except (ValueError, csv.Error):
-            return False
-        usual = {str(key).strip().lower() for key in found}
-        return bool(usual & {*columns.FILE}) and bool(usual & {*columns.CAPTION})
+        if len(tops) == 1 and not self.classes:
+            raise config.ConfigError(
+                f"{root}: all pictures lie in one folder, {min(tops)}, whose name "
+                "would be the caption of each; say captions=folders "
+                "(config.data.captions) if it is the only class, or give data.path the "
+                "folder whose folders are the classes"
+            )
 
     def _read_tables(
         self, data: Sequence[bytes], file: str, caption: str, label: str
@@ -281,19 +280,19 @@ class ImageFolder:
 
     def _split_of(self, name: str) -> str:
         """The split that a picture's folder is named after; "" if there is none."""
-        return name.split("/")[self._above - 1].lower() if self._above else ""
+        return _split_named(name.split("/")[self._above - 1]) if self._above else ""
 
-    def _start(self, name: str) -> int:
-        """Where a name goes on behind the folder of its split."""
-        return (
-            len("/".join([*name.split("/")[: self._above], ""])) if self._above else 0
-        )
+    def _within(self, name: str) -> str:
+        """A name behind the folder of its split."""
+        return "/".join(name.split("/")[self._above :])
 
     def _class(self, name: str) -> str:
         return name.split("/")[self._above]
 
     def _beside(self, name: str, ending: str) -> str:
-        return self._folder.spelled(posixpath.splitext(name)[0] + ending)
+        stem, files = posixpath.splitext(name)[0], self._folder.files
+        both = [self._folder.spelled(stem + e) for e in (ending, ending.upper())]
+        return both[1] if both[1] in files and both[0] not in files else both[0]
 
     def _by_text_file(self, name: str) -> tuple[object, object]:
         text = self._beside(name, self._text)
@@ -312,6 +311,12 @@ class ImageFolder:
         return self._rows[name]
 
 
+def _split_named(folder: str) -> str:
+    """The name of SPLITS that a folder has, as "train" of "train2017"; or ""."""
+    name = folder.lower().rstrip("0123456789").rstrip("-_ ")
+    return name if name in SPLITS else ""
+
+
 def _depth_of_splits(names: Sequence[str]) -> int:
     """How many folders at the beginning of all names end with that of a split; or 0.
 
@@ -320,7 +325,7 @@ def _depth_of_splits(names: Sequence[str]) -> int:
     parts = [name.split("/")[:-1] for name in names]
     for depth in range(min(map(len, parts))):
         here = {folders[depth] for folders in parts}
-        if all(folder.lower() in SPLITS for folder in here):
+        if all(map(_split_named, here)):
             return depth + 1
         if len(here) > 1:
             return 0
@@ -333,7 +338,7 @@ def _table(
     """{file: (caption, label or None)} of a table of captions."""
     # Bytes that are not UTF-8 make only their own line bad: `clean_caption` refuses it.
     text = data.decode("utf-8-sig", errors="surrogateescape")
-    read = _jsonl if where.endswith(".jsonl") else _csv
+    read = _jsonl if where.lower().endswith(".jsonl") else _csv
     names, numbered = read(text, where)
     file = columns.choose(names, file, columns.FILE, "file", where)
     names.remove(file)

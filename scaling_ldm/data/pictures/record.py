@@ -57,6 +57,12 @@ _FOREIGN = (
     (0, b"#?RADIANCE", "Radiance HDR"),
     (0, b"\0\0\1\0", "ICO"),
 )
+# How files begin that have the name of a picture and are none.
+_NO_PICTURES = (
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file, git lfs pull"),
+    (b"<!doctype html", "a web page: its download failed"),
+    (b"<html", "a web page: its download failed"),
+)
 
 
 ImageHWC = UInt8[np.ndarray, "H W 3"]
@@ -193,6 +199,10 @@ def _not_known(data: bytes) -> str:
     for at, mark, kind in _FOREIGN:
         if head[at:].startswith(mark):
             return f"a picture of the format {kind}, which is not read; make it PNG"
+    start = head.lower()
+    for mark, what in _NO_PICTURES:
+        if start.startswith(mark):
+            return f"not a picture but {what}"
     return f"not a picture of a known format ({', '.join(FORMATS)})"
 
 

@@ -22,13 +22,14 @@ from typing import Any
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
-from scaling_ldm.data.pictures import columns, record
+from scaling_ldm.data.pictures import columns, record, unread
 
 _SPLITS = frozenset(
     ("train", "training", "validation", "valid", "val", "dev")
     + ("test", "testing", "eval", "evaluation")
 )
 _TRAIN = "train"  # what config.data.split is by default
+_URLS = ("url", "image_url", "img_url")
 _GROUPS = 4  # row groups of Parquet kept in memory
 
 
@@ -121,6 +122,14 @@ class Tables:
         names = list(schema.names)
         kinds = {field.name: _kind(field.type) for field in schema}
         pictures = [name for name, kind in kinds.items() if kind == "image"]
+        urls = [n for n in names if n.lower() in _URLS and kinds[n] == "text"]
+        if not image and urls and "image" not in kinds.values():
+            if not {n.lower() for n in names} & {*columns.IMAGE}:
+                raise config.ConfigError(
+                    f"{where}: it has no pictures, only their addresses, column "
+                    f"{urls[0]!r}; download them (img2dataset does, as tars for "
+                    "config.data.source=webdataset)"
+                )
         if image or len(pictures) != 1 or names.count(pictures[0]) > 1:
             pictures = [columns.choose(names, image, columns.IMAGE, "image", where)]
         image = pictures[0]
@@ -278,6 +287,7 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
         raise config.ConfigError(
             f"{root}: none of its {len(folder.files)} files is .parquet or .arrow; "
             "give a data set downloaded from the Hub or written by save_to_disk"
+            f"{unread.instead(folder)}"
         )
     splits: dict[str, list[str]] = {}
     for name in names:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm.data.pictures import record
+from scaling_ldm.data.pictures import record, unread
 
 PICTURE, TEXT, JSON, LABEL = range(4)  # parts of a sample
 _PARTS = {suffix: PICTURE for suffix in record.SUFFIXES} | {
@@ -30,13 +30,15 @@ _PARTS = {suffix: PICTURE for suffix in record.SUFFIXES} | {
 TROUBLES = (
     "",
     "it has no picture",
-    "it has no caption: neither .txt, .caption nor .json",
+    "it has no caption: neither .txt, .caption nor .json; where labels (.cls) are all "
+    "there is, use a folder for each class, with image_folder",
     "a part of it is a link or a sparse file",
     "it has two pictures, captions or labels",
     "its parts are not neighbours, and another sample has its name: sort the tar by "
     "name (tar --sort=name) and give each sample a name of its own",
+    "it is an archive or a pickle, which is not read: unpack it",
 )
-_NO_PICTURE, _NO_CAPTION, _NO_FILE, _TWICE, _SCATTERED = range(1, 6)
+_NO_PICTURE, _NO_CAPTION, _NO_FILE, _TWICE, _SCATTERED, _PACKED = range(1, 7)
 _RARE = 4  # a fifth span while the headers are read: a picture of an ending not COMMON
 _PIECE = 1 << 20  # bytes that are read at once in search of another archive
 
@@ -63,6 +65,7 @@ class _TarSample:
     key: str
     spans: list[list[int]]
     known: bool = False  # whether it has any part that is read
+    packed: bool = False  # whether it has an archive or a pickle
     trouble: int = 0
     runs: int = 0  # of neighbouring members
 
@@ -99,6 +102,7 @@ class _TarSamples:
             part = _RARE
         sample = self._sample(folder + slash + stem, part)
         if part is None:
+            sample.packed |= last.lower().endswith((*unread.ARCHIVES, *unread.PICKLES))
             return
         sample.known = True
         if not member.isreg() or member.issparse():
@@ -148,8 +152,8 @@ class _TarSamples:
             elif sample.has(_RARE):
                 further += 1
             if not sample.trouble and not sample.whole:
-                lacks = _NO_CAPTION if sample.has(PICTURE) else _NO_PICTURE
-                sample.trouble = lacks
+                lacks = _PACKED if sample.packed else _NO_PICTURE
+                sample.trouble = _NO_CAPTION if sample.has(PICTURE) else lacks
         keys = [sample.key.encode("utf-8", "surrogateescape") for sample in kept]
         rows = np.array([sample.spans[:_RARE] for sample in kept], np.int64)
         return Index(

@@ -28,7 +28,7 @@ from scaling_ldm import config
 from scaling_ldm.data import storage
 from scaling_ldm.data.pictures import columns, record, tar_index
 
-_VERSION = 2  # of the cached index; another number reads the headers again
+_VERSION = 3  # of the cached index; another number reads the headers again
 _GAP = 1 << 20  # unneeded bytes that are read to get a sample in one request
 
 
@@ -48,6 +48,11 @@ class TarShards:
     def __init__(self, path: str, caption: str = "", cache: str = "") -> None:
         self._folder = storage.find(path, (".tar", ".tar.gz", ".tgz"))
         self._shards = list(self._folder.files)
+        if lost := sorted(self._folder.dangling):
+            raise config.ConfigError(
+                f"{path}: {len(lost)} shards are links that lead nowhere, or no files "
+                f"({lost[0]}, ...); get them, or leave them out"
+            )
         packed = [n for n in self._shards if n.lower().endswith((".gz", ".tgz"))]
         if packed:
             raise config.ConfigError(

@@ -1,0 +1,112 @@
+"""What lies among pictures and is not read: it is named, with what to do instead."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Collection
+
+from scaling_ldm import config
+from scaling_ldm.data import storage
+from scaling_ldm.data.pictures import columns, record
+
+ARCHIVES = (".tar", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+PICKLES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib")
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", "-ubyte", "-ubyte.gz", ".mdb")
+_TABLES = (".csv", ".jsonl", ".tsv")
+_HEAD = 1 << 16  # bytes of a file that are looked at to tell whether it has captions
+_LOOKED_AT = 20  # files without an ending whose first bytes are looked at
+
+
+def instead(folder: storage.Folder) -> str:
+    """What to do with a folder that has none of the files of a source; or ""."""
+    names = list(folder.files)
+
+    def some(*endings: str) -> str:
+        return next((n for n in names if n.lower().endswith(endings)), "")
+
+    plain = [n for n in names if "." not in posixpath.basename(n)][:_LOOKED_AT]
+    pickles = [n for n in plain if _is_pickle(folder.read(n, 0, 2))]
+    if pickle := some(*PICKLES) or next(iter(pickles), ""):
+        return (
+            f"; {pickle} is a Python pickle, which is never read because it can run "
+            "any program: write its pictures as PNG files, a folder for each class"
+        )
+    if arrays := some(*_ARRAYS):
+        return (
+            f"; {arrays} holds arrays, which are not read: write its pictures as PNG "
+            "files, or give them to data.source=memory in a notebook"
+        )
+    for endings, source in (
+        (record.SUFFIXES, "image_folder"),
+        ((".tar",), "webdataset"),
+        ((".parquet", ".arrow"), "huggingface"),
+        ((".array_record",), "array_record"),
+    ):
+        if one := some(*endings):
+            return f"; files as {one} are read with config.data.source={source}"
+    archive = some(*ARCHIVES)
+    return f"; {archive} is an archive: unpack it" if archive else ""
+
+
+def archives_among(folder: storage.Folder) -> str:
+    """Words that name the archives beside pictures; "" if there are none."""
+    found = [n for n in folder.files if n.lower().endswith(ARCHIVES)]
+    more = f" and {len(found) - 1:,} more archives" if len(found) > 1 else ""
+    return f" (not read: the archive {found[0]}{more})" if found else ""
+
+
+def refuse_better(folder: storage.Folder, pictures: Collection[str]) -> None:
+    """Refuses folder names as captions where a file seems to have better ones.
+
+    Raises:
+      ConfigError: it names the file, and says what to do.
+    """
+    stems = {posixpath.splitext(name)[0] for name in pictures}
+    for name in folder.files:
+        stem, ending = posixpath.splitext(name.lower())
+        if ending in _TABLES and _is_table(folder, name):
+            if ending == ".tsv":
+                remedy = "it is not read: write it as metadata.csv, with commas"
+            else:
+                remedy = "name it with captions="
+        elif ending == ".parquet" and posixpath.basename(stem) == "metadata":
+            remedy = "it is not read: write it as metadata.csv"
+        elif ending == ".json" and (
+            posixpath.splitext(name)[0] in stems or _says_captions(folder, name)
+        ):
+            remedy = (
+                "it is not read: write its captions as metadata.csv, or as .txt files "
+                "beside the pictures"
+            )
+        else:
+            continue
+        raise config.ConfigError(
+            f"{folder.root}: {name} looks like a table of captions; {remedy}, or say "
+            "captions=folders (config.data.captions) for the names of the folders"
+        )
+
+
+def _is_table(folder: storage.Folder, name: str) -> bool:
+    """Whether a file has columns for files and captions, by their usual names."""
+    head = folder.read(name, 0, _HEAD).decode("utf-8-sig", "replace")
+    first, lower = head.split("\n", 1)[0], name.lower()
+    between = "\t" if lower.endswith(".tsv") else ","
+    try:
+        found = json.loads(first) if lower.endswith(".jsonl") else None
+        found = found or next(csv.reader([first], delimiter=between), [])
+    except (ValueError, RecursionError, csv.Error):
+        return False
+    usual = {str(key).strip().lower() for key in found}
+    return bool(usual & {*columns.FILE}) and bool(usual & {*columns.CAPTION})
+
+
+def _says_captions(folder: storage.Folder, name: str) -> bool:
+    """Whether a JSON file names files or captions, as COCO's and kohya's do."""
+    head = folder.read(name, 0, _HEAD)
+    return b'"file_name"' in head or b'"caption"' in head
+
+
+def _is_pickle(head: bytes) -> bool:
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
