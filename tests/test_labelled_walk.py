@@ -2,9 +2,12 @@
 
 Everything is done as a user does it: the entry point in a process of its own, a stop in
 the middle of training, the same command again, and `scaling_ldm.load` of the export.
+Once with 600 pictures and small networks, and once, marked study, as the page says it:
+10,000 pictures and a study with laws.
 """
 
 import ast
+import dataclasses
 import shlex
 
 import numpy as np
@@ -13,13 +16,10 @@ from numpy.testing import assert_array_equal
 
 import scaling_ldm
 from scaling_ldm import config, data, records, study
-from scaling_ldm.data import icon_set, icons
-from tests.picture_layouts import png, tar
 from tests.processes import ROOT, MainProcess
+from tools import make_pictures
 
-CLASSES = "apple boat cat dog egg fish goat hat ink jar".split()  # by name
-PICTURES, HELD_OUT = 600, 120
-STEPS, DRAWN = 300, 32
+CLASSES = make_pictures.CLASSES
 # What the walk is not about is kept small; every step is said, so that one is seen.
 SMALL = {
     "evaluate.input_size": "64",
@@ -30,69 +30,86 @@ SMALL = {
 }
 
 
-def settings_of(study_name, path):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is walked through, and what has to come out.
+
+    Attributes:
+      command: behind the name of the working directory in the page's command.
+      flags: instead of the page's.
+      fraction: share of the pictures that is held out.
+      side: pixels of what is drawn.
+      budgets: 0 where there are no laws.
+    """
+
+    pictures: int
+    command: str
+    flags: dict
+    fraction: float
+    drawn: int
+    side: int
+    runs: int
+    budgets: int
+
+
+TRY = Size(
+    pictures=600,
+    command="",
+    flags=SMALL,
+    fraction=0.2,
+    drawn=32,
+    side=16,
+    runs=2,
+    budgets=0,
+)
+STUDY = Size(
+    pictures=10_000,
+    command="_study",
+    flags={},
+    fraction=0.1,
+    drawn=500,
+    side=32,
+    runs=20,
+    budgets=4,
+)
+SIZES = pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(TRY, id="600", marks=pytest.mark.slow),
+        pytest.param(STUDY, id="10000", marks=pytest.mark.study),
+    ],
+)
+
+
+def settings_of(study_name, path, size):
     """Flags of the page's command for runs/NAME, with pictures of the test."""
     lines = (ROOT / "docs" / "own_pictures.md").read_text("utf-8").splitlines()
-    (line,) = [line for line in lines if f"--workdir runs/{study_name} " in line]
+    name = study_name + size.command
+    (line,) = [line for line in lines if f"--workdir runs/{name} " in line]
     words = shlex.split(line)
     stages = words[words.index("--stages") + 1]
     pairs = [w.removeprefix("--config.").split("=", 1) for w in words if "=" in w]
-    return dict(pairs) | SMALL | {"data.path": path}, stages
+    experiment = words[words.index("--config") + 1]
+    return experiment, dict(pairs) | size.flags | {"data.path": path}, stages
 
 
-@pytest.fixture(scope="module")
-def paintings():
-    """(class, uint8 [32, 32, 3]) of each picture: ten shapes in colours and places."""
-    shapes = icon_set.load().levels(5000 + 97 * np.arange(len(CLASSES))) / 15
-    colours = np.array(list(icons.PALETTE.values()), np.float64)
-    rng = np.random.default_rng(0)
-    found = []
-    for i in range(PICTURES):
-        fore, back = colours[rng.choice(len(colours), 2, replace=False)]
-        shape = np.roll(shapes[i % len(CLASSES)], rng.integers(-3, 4, 2), (0, 1))
-        image = back + (fore - back) * shape[..., None]
-        found.append((i % len(CLASSES), np.round(image).astype(np.uint8)))
-    return found
-
-
-def sentence(name):
-    return f"a picture of one {name}"
-
-
-def write_folders(root, paintings):
-    for i, (k, image) in enumerate(paintings):
-        (root / CLASSES[k]).mkdir(parents=True, exist_ok=True)
-        (root / CLASSES[k] / f"{i:04d}.png").write_bytes(png(image))
-    return str(root)
-
-
-def write_shards(root, paintings):
-    for shard in range(2):
-        members = []
-        for i, (k, image) in list(enumerate(paintings))[shard::2]:
-            members.append((f"{i:04d}.png", png(image)))
-            members.append((f"{i:04d}.txt", sentence(CLASSES[k]).encode()))
-        tar(root / f"shard-{shard:05d}.tar", members)
-    return f"{root}/shard-{{00000..00001}}.tar"
-
-
-def walk(workdir, settings, stages):
+def walk(workdir, experiment, settings, stages):
     """The command, stopped in its first run and given again; (first, second) output."""
-    command = ("--config=experiments/tiny.py", f"--workdir={workdir}")
+    command = (f"--config={experiment}", f"--workdir={workdir}")
     command += (f"--stages={stages}",)
     command += tuple(f"--config.{name}={text}" for name, text in settings.items())
     process = MainProcess(*command)
-    process.wait_for("  step 20/")
+    process.wait_for("  step ", timeout=900)
     process.popen.terminate()
     first = process.end(study.EXIT["preempted, run the same command again"])
     assert not (workdir / "samples").exists()
-    second = MainProcess(*command).end()
+    second = MainProcess(*command).end(timeout=3600)
     assert "Traceback" not in first + second
     return first, second
 
 
-def experiment_of(settings):
-    c = config.load("experiments/tiny.py")
+def experiment_of(path, settings):
+    c = config.load(path)
     for name, text in settings.items():
         section, field = name.split(".")
         is_text = isinstance(c[section][field], str)
@@ -100,22 +117,25 @@ def experiment_of(settings):
     return config.resolve(c)
 
 
-def assert_walked(first, second, workdir, kind):
+def assert_walked(first, second, workdir, kind, size):
     """What holds of either set; kind: what the split counts, labels or captions."""
-    said = f"{HELD_OUT} of {PICTURES} pictures are held out by picture"
-    assert f"{said}: a share of 0.2 of each of {len(CLASSES)} {kind}" in first
-    assert f"{PICTURES} pictures, 0 bad records" in first
+    held_out = round(size.fraction * size.pictures)
+    said = f"{held_out:,} of {size.pictures:,} pictures are held out by picture"
+    share = f"a share of {size.fraction} of each of {len(CLASSES)} {kind}"
+    assert f"{said}: {share}" in first
+    assert f"{size.pictures:,} pictures, 0 bad records" in first
     step = int(first.split("is saved at step ")[1].split()[0])
-    assert 20 <= step < STEPS
-    assert f"continues from step {step} of {STEPS}" in second
-    assert "trained: 2 of 2 runs finished" in second
+    assert step > 0
+    assert f"continues from step {step} of" in second
+    assert f"trained: {size.runs} of {size.runs} runs finished" in second
     drawn = np.load(workdir / "samples" / "images.npy")
-    assert drawn.shape == (DRAWN, 16, 16, 3) and drawn.dtype == np.uint8
+    assert drawn.shape == (size.drawn, size.side, size.side, 3)
+    assert drawn.dtype == np.uint8
     assert drawn.std() > 5  # a picture, not one grey
     assert (workdir / "report" / "index.html").exists()
     values = {}
     for found in records.read_evaluations(workdir):
-        assert found.images == DRAWN
+        assert found.images == size.drawn
         values[found.metric] = found.value
     assert values.keys() == {"fd_lite0", "fd_lite0_real", "fd_lite0_noise"}
     assert 0 < values["fd_lite0_real"] < values["fd_lite0"] < np.inf
@@ -125,21 +145,32 @@ def assert_walked(first, second, workdir, kind):
         assert shown in second, shown
 
 
-def assert_pictures(drawn, count):
-    assert drawn.shape == (count, 16, 16, 3) and drawn.dtype == np.uint8
+def assert_laws(workdir, size):
+    """A study has laws, or says of each why not; what is tried has no budgets."""
+    path = workdir / "laws.json"
+    assert path.exists() == bool(size.budgets)
+    if size.budgets:
+        found = records.loads(path.read_text())
+        assert len(found.parabolas) == size.budgets
+        assert found.laws.keys() == {"N_opt", "D_opt", "L_opt"}
+        assert not found.excluded  # every run has a number
+
+
+def assert_pictures(drawn, count, size):
+    assert drawn.shape == (count, size.side, size.side, 3)
+    assert drawn.dtype == np.uint8
     assert len({picture.tobytes() for picture in drawn}) == count
 
 
-@pytest.mark.slow
-def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(
-    paintings, tmp_path
-):
+@SIZES
+def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(size, tmp_path):
     workdir = tmp_path / "w"
-    path = write_folders(tmp_path / "pictures", paintings)
-    settings, stages = settings_of("labelled", path)
-    first, second = walk(workdir, settings, stages)
-    assert_walked(first, second, workdir, "labels")
-    for source in data.sources(experiment_of(settings), workdir):
+    path, _ = make_pictures.write(tmp_path / "walk", size.pictures)
+    experiment, settings, stages = settings_of("labelled", path, size)
+    first, second = walk(workdir, experiment, settings, stages)
+    assert_walked(first, second, workdir, "labels", size)
+    assert_laws(workdir, size)
+    for source in data.sources(experiment_of(experiment, settings), workdir):
         every = np.arange(len(source))
         labels = source.rows(every)["label"]
         assert [CLASSES[k] for k in labels] == source.captions(every)
@@ -147,28 +178,27 @@ def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(
     model = scaling_ldm.load(workdir / "export")
     assert model.classes == len(CLASSES)
     drawn = model.sample(labels=[CLASSES.index("cat"), 9], n=2, steps=4)
-    assert_pictures(drawn, 4)
+    assert_pictures(drawn, 4, size)
     # The same noise, another label: the network reads it.
     other = model.sample(labels=[3], n=2, steps=4)
     assert (model.sample(labels=[2], n=2, steps=4) == drawn[:2]).mean() > 0.99
     assert (other != drawn[:2]).any()
 
 
-@pytest.mark.slow
-def test_shards_with_captions_train_a_network_that_is_asked_in_words(
-    paintings, tmp_path
-):
+@SIZES
+def test_shards_with_captions_train_a_network_that_is_asked_in_words(size, tmp_path):
     workdir = tmp_path / "w"
-    path = write_shards(tmp_path / "shards", paintings)
-    settings, stages = settings_of("captioned", path)
-    first, second = walk(workdir, settings, stages)
-    assert_walked(first, second, workdir, "captions")
-    for source in data.sources(experiment_of(settings), workdir):
+    _, path = make_pictures.write(tmp_path / "walk", size.pictures)
+    experiment, settings, stages = settings_of("captioned", path, size)
+    first, second = walk(workdir, experiment, settings, stages)
+    assert_walked(first, second, workdir, "captions", size)
+    assert_laws(workdir, size)
+    for source in data.sources(experiment_of(experiment, settings), workdir):
         captions = source.captions(np.arange(len(source)))
         names, counts = np.unique(captions, return_counts=True)
-        assert names.tolist() == [sentence(name) for name in CLASSES]
+        assert names.tolist() == list(map(make_pictures.caption, CLASSES))
         assert_array_equal(counts, len(source) // len(CLASSES))
     model = scaling_ldm.load(workdir / "export")
     drawn = model.sample("one cat", n=4, steps=4)  # no caption of the set
-    assert_pictures(drawn, 4)
-    assert (model.sample("one jar", n=4, steps=4) != drawn).any()
+    assert_pictures(drawn, 4, size)
+    assert (model.sample("one key", n=4, steps=4) != drawn).any()

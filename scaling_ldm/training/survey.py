@@ -54,11 +54,15 @@ def run(
         experiment.train.show_every_seconds,
     )
     known: dict[int, _Block] = {}
+    processes = jax.process_count()
+    early = Tally(allowed=tally.allowed, minimum=tally.minimum)
 
     def look(number: int) -> None:
         if (block := _stored(store, number, told)) is None:
             block = _look(found, blocks[number], experiment.encode.workers)
             _store(store, number, block | {"told": np.array(told)})
+        if processes == 1 and number not in known:  # no other blocks come between
+            _count(block, early)
         known[number] = block
         shown.show(min((number + 1) * size, len(positions)))
 
@@ -67,7 +71,6 @@ def run(
             if number < len(blocks):
                 look(number)
 
-    processes = jax.process_count()
     turns = [[n + jax.process_index()] for n in range(0, len(blocks), processes)]
     # At last those of other processes; what cannot be seen from here is read again.
     turns.append(list(range(len(blocks))))
@@ -97,15 +100,20 @@ def _decide(
     """The split from what is known of every block."""
     blocks = [known[number] for number in sorted(known)]
     for block in blocks:
-        tally.good += len(block["positions"])
-        for name, reason in json.loads(str(block["bad"])):
-            tally.add(BadRecord(name, reason))
+        _count(block, tally)
     tally.finish()
     fields = ("positions", "captions", "labels", "thumbnails", "said")
     arrays = {
         name: np.concatenate([block[name] for block in blocks]) for name in fields
     }
     return split.decide(split.Survey(size=size, **arrays), experiment.data)
+
+
+def _count(block: _Block, tally: Tally) -> None:
+    """Counts the records of a block; ConfigError if too many are bad."""
+    tally.good += len(block["positions"])
+    for name, reason in json.loads(str(block["bad"])):
+        tally.add(BadRecord(name, reason))
 
 
 def _look(found: Pictures, positions: np.ndarray, workers: int) -> _Block:

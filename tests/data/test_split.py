@@ -381,6 +381,23 @@ def test_a_stopped_survey_goes_on_with_the_next_block(tmp_path):
     assert not list(tmp_path.glob("survey*"))
 
 
+class Broken(Counted):
+    """A set without a readable picture."""
+
+    def read(self, index):
+        self.read_at.append(index)
+        raise pictures.BadRecord(f"{index}.png", "it is empty")
+
+
+def test_a_survey_of_bad_records_ends_after_the_first_block(tmp_path):
+    e = experiment()
+    broken = Broken(pictures.of_experiment(e), 0)
+    given = broken, np.arange(240), shards.Store(str(tmp_path))
+    with pytest.raises(config.ConfigError, match="bad, more than the accepted"):
+        survey_stage.run(e, *given, pictures.Tally(allowed=0.01, minimum=10))
+    assert max(broken.read_at) < 50
+
+
 def stored_summary(e, folder):
     encode.run(e, folder)
     return stored_split.read_summary(str(folder / "encoded"))

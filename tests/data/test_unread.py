@@ -158,6 +158,29 @@ def test_a_folder_that_may_not_be_listed_is_refused(tmp_path, monkeypatch):
         open_folder(tmp_path)
 
 
+def test_names_that_are_not_utf_8_are_bad_records(tmp_path):
+    make(tmp_path, CLASSES)
+    with open(os.fsencode(tmp_path) + b"/dog/\xff.png", "wb") as file:
+        file.write(PNG)
+    found = open_folder(tmp_path)
+    with pytest.raises(pictures.BadRecord) as bad:
+        found.read(2)
+    assert str(bad.value).encode()  # it can be written
+    assert bad.value.reason == "its name is not UTF-8; rename it"
+    lines = pictures.examples_of(found)
+    assert lines == [
+        "captions are from the names of 2 folders, for example",
+        "  cat/1.png: 'cat'",
+        "  dog/1.png: 'dog'",
+    ]
+
+
+def test_where_nothing_is_readable_no_example_is_promised(tmp_path):
+    make(tmp_path, {"cat/1.png": b"", "dog/1.png": b""})
+    lines = pictures.examples_of(open_folder(tmp_path))
+    assert lines == ["captions are from the names of 2 folders"]
+
+
 # A file of another kind, and what is said where pictures were expected.
 OTHER_KINDS = {
     "cifar/data_batch_1": (pickle.dumps({}, 2), "is a Python pickle, which is never"),

@@ -171,7 +171,7 @@ def is_held_out(picture: Picture, cfg: config.DataConfig) -> bool:
 def examples_of(found: Pictures, count: int = 3) -> list[str]:
     """Lines that say where a set has its captions, with examples from all over it."""
     where = getattr(found, "captions_from", "the set itself")
-    lines, tried = [f"captions are from {where}, for example"], len(found)
+    lines, tried = [], len(found)
     places = [tried * i // (10 * count) for i in range(10 * count)]
     # The readable ones; where one is bad, the next one is looked at.
     for first in range(0, len(places), 10):
@@ -182,7 +182,8 @@ def examples_of(found: Pictures, count: int = 3) -> list[str]:
                 continue
             lines.append(f"  {picture.name}: {picture.caption[:100]!r}")
             break
-    return list(dict.fromkeys(lines))
+    first = f"captions are from {where}" + (", for example" if lines else "")
+    return [first, *dict.fromkeys(lines)]
 
 
 def options_of(source: str) -> list[str]:

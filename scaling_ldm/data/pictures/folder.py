@@ -134,6 +134,11 @@ class ImageFolder:
         name = self._names[index]
         if name in self._folder.dangling:
             raise record.BadRecord(name, "it is a link that leads nowhere, or no file")
+        try:
+            name.encode()
+        except UnicodeEncodeError as e:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise record.BadRecord(shown, "its name is not UTF-8; rename it") from e
         caption, label = self._describe(name)
         if name not in self._folder.files:
             tables = ", ".join(self._tables)
