@@ -172,13 +172,22 @@ def test_names_that_are_not_utf_8_are_bad_records(tmp_path):
         "captions are from the names of 2 folders, for example",
         "  cat/1.png: 'cat'",
         "  dog/1.png: 'dog'",
+        "labels: 0 cat, 1 dog",
     ]
 
 
 def test_where_nothing_is_readable_no_example_is_promised(tmp_path):
     make(tmp_path, {"cat/1.png": b"", "dog/1.png": b""})
     lines = pictures.examples_of(open_folder(tmp_path))
-    assert lines == ["captions are from the names of 2 folders"]
+    assert lines[0] == "captions are from the names of 2 folders"
+    assert lines[1:] == ["labels: 0 cat, 1 dog"]
+
+
+def test_of_many_classes_the_first_and_the_last_label_are_said(tmp_path):
+    make(tmp_path, {f"c{k:02d}/1.png": PNG for k in range(12)})
+    last = pictures.examples_of(open_folder(tmp_path))[-1]
+    assert last.startswith("labels: 0 c00, 1 c01, ")
+    assert last.endswith(", 9 c09, ... 11 c11")
 
 
 # A file of another kind, and what is said where pictures were expected.

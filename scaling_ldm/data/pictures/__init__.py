@@ -183,7 +183,17 @@ def examples_of(found: Pictures, count: int = 3) -> list[str]:
             lines.append(f"  {picture.name}: {picture.caption[:100]!r}")
             break
     first = f"captions are from {where}" + (", for example" if lines else "")
-    return [first, *dict.fromkeys(lines)]
+    return [first, *dict.fromkeys(lines), *_labels_of(found)]
+
+
+def _labels_of(found: Pictures, shown: int = 10) -> list[str]:
+    """A line that says which class each label is, where folders are classes."""
+    classes = found.classes if isinstance(found, ImageFolder) else ()
+    if not classes:
+        return []
+    named = [f"{k} {name}" for k, name in enumerate(classes[:shown])]
+    more = [f"... {len(classes) - 1} {classes[-1]}"] if len(classes) > shown else []
+    return [f"labels: {', '.join(named + more)}"]
 
 
 def options_of(source: str) -> list[str]:
