@@ -64,8 +64,11 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    """Puts the longest first; studies of ten minutes are run if -m names them."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    if "study" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("study")]
 
 
 @pytest.fixture
