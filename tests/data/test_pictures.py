@@ -213,7 +213,8 @@ def resized_header(data, width, height):
         (lambda d: b"", r"empty \(0 bytes\)"),
         (lambda d: d[: len(d) // 2], "cannot be decoded: .*truncated"),
         (lambda d: d[:20], "cannot be decoded|not a picture"),
-        (lambda d: b"<html>404</html>", "not a picture of a known format .JPEG"),
+        (lambda d: b"<html>404</html>", "not a picture but a web page: its download"),
+        (lambda d: b"a text", "not a picture of a known format .JPEG"),
         (lambda d: resized_header(d, 10_000, 9_000), "90,000,000 pixels; at most"),
         (lambda d: resized_header(d, 60_000, 60_000), "more than 89,478,485 pixels"),
         (
@@ -221,7 +222,7 @@ def resized_header(data, width, height):
             "format EPS, which is not read; make it PNG",
         ),
     ],
-    ids=["empty", "cut", "header", "html", "large", "bomb", "eps"],
+    ids=["empty", "cut", "header", "html", "text", "large", "bomb", "eps"],
 )
 def test_bad_pictures_say_why(image, spoil, said):
     noisy = np.random.default_rng(0).integers(0, 256, (32, 24, 3), np.uint8)

@@ -221,7 +221,7 @@ def test_tars_within_tars_and_pickles_are_named(tmp_path):
     packed = "it is an archive or a pickle, which is not read: unpack it"
     assert found["0.tar:n01"] == found["0.tar:2"] == packed
     assert found["0.tar:4"] == "four"
-    assert "where labels (.cls) are all there is, use a folder" in found["0.tar:3"]
+    assert "label and no caption; where labels are all there is" in found["0.tar:3"]
 
 
 def test_tables_of_addresses_alone_are_refused(tmp_path):

@@ -30,15 +30,16 @@ _PARTS = {suffix: PICTURE for suffix in record.SUFFIXES} | {
 TROUBLES = (
     "",
     "it has no picture",
-    "it has no caption: neither .txt, .caption nor .json; where labels (.cls) are all "
-    "there is, use a folder for each class, with image_folder",
+    "it has no caption: neither .txt, .caption nor .json",
     "a part of it is a link or a sparse file",
     "it has two pictures, captions or labels",
     "its parts are not neighbours, and another sample has its name: sort the tar by "
     "name (tar --sort=name) and give each sample a name of its own",
     "it is an archive or a pickle, which is not read: unpack it",
+    "it has a label and no caption; where labels are all there is, use a folder for "
+    "each class, with image_folder",
 )
-_NO_PICTURE, _NO_CAPTION, _NO_FILE, _TWICE, _SCATTERED, _PACKED = range(1, 7)
+_NO_PICTURE, _NO_CAPTION, _NO_FILE, _TWICE, _SCATTERED, _PACKED, _LABEL = range(1, 8)
 _RARE = 4  # a fifth span while the headers are read: a picture of an ending not COMMON
 _PIECE = 1 << 20  # bytes that are read at once in search of another archive
 
@@ -152,8 +153,10 @@ class _TarSamples:
             elif sample.has(_RARE):
                 further += 1
             if not sample.trouble and not sample.whole:
-                lacks = _PACKED if sample.packed else _NO_PICTURE
-                sample.trouble = _NO_CAPTION if sample.has(PICTURE) else lacks
+                if sample.has(PICTURE):
+                    sample.trouble = _LABEL if sample.has(LABEL) else _NO_CAPTION
+                else:
+                    sample.trouble = _PACKED if sample.packed else _NO_PICTURE
         keys = [sample.key.encode("utf-8", "surrogateescape") for sample in kept]
         rows = np.array([sample.spans[:_RARE] for sample in kept], np.int64)
         return Index(
