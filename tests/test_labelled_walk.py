@@ -40,6 +40,8 @@ class Size:
       fraction: share of the pictures that is held out.
       side: pixels of what is drawn.
       budgets: 0 where there are no laws.
+      seen: what is said when the command is stopped.
+      least_step: at which it is stopped.
     """
 
     pictures: int
@@ -50,6 +52,8 @@ class Size:
     side: int
     runs: int
     budgets: int
+    seen: str
+    least_step: int
 
 
 TRY = Size(
@@ -61,6 +65,8 @@ TRY = Size(
     side=16,
     runs=2,
     budgets=0,
+    seen="  step 20/",
+    least_step=20,
 )
 STUDY = Size(
     pictures=10_000,
@@ -71,6 +77,8 @@ STUDY = Size(
     side=32,
     runs=20,
     budgets=4,
+    seen="  step ",
+    least_step=1,
 )
 SIZES = pytest.mark.parametrize(
     "size",
@@ -93,13 +101,13 @@ def settings_of(study_name, path, size):
     return experiment, dict(pairs) | size.flags | {"data.path": path}, stages
 
 
-def walk(workdir, experiment, settings, stages):
+def walk(workdir, experiment, settings, stages, seen):
     """The command, stopped in its first run and given again; (first, second) output."""
     command = (f"--config={experiment}", f"--workdir={workdir}")
     command += (f"--stages={stages}",)
     command += tuple(f"--config.{name}={text}" for name, text in settings.items())
     process = MainProcess(*command)
-    process.wait_for("  step ", timeout=900)
+    process.wait_for(seen, timeout=900)
     process.popen.terminate()
     first = process.end(study.EXIT["preempted, run the same command again"])
     assert not (workdir / "samples").exists()
@@ -125,7 +133,7 @@ def assert_walked(first, second, workdir, kind, size):
     assert f"{said}: {share}" in first
     assert f"{size.pictures:,} pictures, 0 bad records" in first
     step = int(first.split("is saved at step ")[1].split()[0])
-    assert step > 0
+    assert step >= size.least_step
     assert f"continues from step {step} of" in second
     assert f"trained: {size.runs} of {size.runs} runs finished" in second
     drawn = np.load(workdir / "samples" / "images.npy")
@@ -167,7 +175,7 @@ def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(size, tmp_
     workdir = tmp_path / "w"
     path, _ = make_pictures.write(tmp_path / "walk", size.pictures)
     experiment, settings, stages = settings_of("labelled", path, size)
-    first, second = walk(workdir, experiment, settings, stages)
+    first, second = walk(workdir, experiment, settings, stages, size.seen)
     assert_walked(first, second, workdir, "labels", size)
     assert_laws(workdir, size)
     for source in data.sources(experiment_of(experiment, settings), workdir):
@@ -190,7 +198,7 @@ def test_shards_with_captions_train_a_network_that_is_asked_in_words(size, tmp_p
     workdir = tmp_path / "w"
     _, path = make_pictures.write(tmp_path / "walk", size.pictures)
     experiment, settings, stages = settings_of("captioned", path, size)
-    first, second = walk(workdir, experiment, settings, stages)
+    first, second = walk(workdir, experiment, settings, stages, size.seen)
     assert_walked(first, second, workdir, "captions", size)
     assert_laws(workdir, size)
     for source in data.sources(experiment_of(experiment, settings), workdir):
