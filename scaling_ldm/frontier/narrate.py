@@ -19,7 +19,7 @@ _REFUSED = {
     "uncertain": "The draws do not agree on where the larger wins, or whether it does",
     "the same size": "Both have the same size",
 }
-_EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
+EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
 
 
 def sentences(
@@ -53,7 +53,7 @@ def sentences(
     lines += [f"{reason}: {'; '.join(groups)}." for reason, groups in refused.items()]
     edges = [b.edge for b in best if b.edge]
     if edges:
-        ends = ", ".join(f"{_EDGES[e]} at {edges.count(e)}" for e in sorted(set(edges)))
+        ends = ", ".join(f"{EDGES[e]} at {edges.count(e)}" for e in sorted(set(edges)))
         lines.append(
             f"At {len(edges)} of {len(best)} settings the best guidance is an end of "
             f"what was tried ({ends}), so a better one may lie beyond."

@@ -87,10 +87,9 @@ def test_the_page_says_what_the_frontier_says(sampled):
     for line_ in found.sentences:
         assert line_ in page.text
     assert (
-        "168 cells of 500 images; fd, lower is better, under protocol p0" in page.text
-    )
-    assert (
-        "The evaluation of 1M costs 1; seconds were measured on NVIDIA L4" in page.text
+        "168 settings were measured with 500 images each. In parentheses is fd; lower "
+        "is better. Cost is steps × the cost of one evaluation of the network, that of "
+        "1M being 1. Times were measured on NVIDIA L4. Protocol p0." in page.text
     )
     assert "90% intervals of 200 bootstrap draws" in page.text
     assert "With <dpm> the larger wins" in page.text  # escaped, or it were a tag
@@ -121,6 +120,8 @@ def test_sizes_of_the_same_steps_are_reported_by_their_frontier_first(
     assert first < where < page.text.index("Samples") < page.text.index("Every run (")
     assert page.text.count(found.sentences[0]) == 1
     assert page.text.count(found.sentences[1]) == 1
+    best = page.text.index("The lowest loss at the end is ")
+    assert first < best < page.text.index("there are no laws to fit")
     absent = ("IsoFLOP", "Refused", "laws.json", "budgets 1", "Held", "laws are")
     for words in (*absent, "the budget by", "of the budget", "C = "):
         assert words not in page.text, words

@@ -59,7 +59,12 @@ def test_a_caption_that_fits_is_whole(words, lines):
 
 
 @pytest.mark.parametrize(
-    "words", ["filled bag of trash in navy on a teal and yellow background", "x" * 80, "wide " * 19]
+    "words",
+    [
+        "filled bag of trash in navy on a teal and yellow background",
+        "x" * 80,
+        "wide " * 19,
+    ],
 )
 def test_a_long_caption_is_cut_to_its_width(words):
     lines = sample_grid.fitted(words, FONT, 96)
