@@ -38,7 +38,7 @@ def samples(study: Study) -> list[str]:
     across = width if beside[0] is None else 2 * width + 3
     parts.append(
         '<div class="grid" style="grid-template-columns: '
-        f'repeat(auto-fill, {across}px)">{cells}</div>'
+        f'repeat(auto-fill, min(100%, {across}px))">{cells}</div>'
     )
     if s.images > len(images):
         parts.append(f"<p>The first {len(images)} of {s.images}.</p>")

@@ -91,7 +91,7 @@ def test_each_group_has_a_section_with_its_name(grouped):
     first, second = (headline.index(group) for group in GROUPS)
     assert 0 < first < headline.index("At the best size") < second
     assert headline.count("At the best size for each budget") == 2
-    assert page.text.count("Published laws") == 1
+    assert page.text.count("Published exponents: N, D or L") == 1
     names = {path.stem for path in (workdir / "report" / "figures").glob("*.png")}
     ends = ("learning_rate_2e_3", "learning_rate_4e_3")
     kinds = ("isoflop", "law_N", "law_D", "law_L")
