@@ -72,13 +72,14 @@ def _front(metric: str, front: Front) -> str:
     for _, run in itertools.groupby(front.points, key=lambda p: p.choice.model):
         *_, last = run
         value = f"{last.choice.expected:.4g}{_bracket(last.choice.interval, '.4g')}"
-        stretches.append(f"{last.choice.label} to {cost(last.budget)} ({value})")
-    line = f"{_scope(front.sampler)} the best by {metric}, of {len(front.points)} "
-    line += f"budgets from {cost(front.points[0].budget)}, is {', '.join(stretches)}."
+        stretches.append(f"{last.choice.label} up to {cost(last.budget)} ({value})")
+    line = f"{_scope(front.sampler)} the lowest {metric} within a budget is that of "
+    line += f"{', then of '.join(stretches)}. {len(front.points)} budgets from "
+    line += f"{cost(front.points[0].budget)} were compared."
     shares = (p.probabilities.get(p.choice.model, 1.0) for p in front.points)
     if unsure := sum(share < _SURE for share in shares):
-        line += f" At {unsure} of them its probability of being the best size is below "
-        line += f"{_SURE:g}."
+        line += f" At {unsure} of them the probability that this size is the best is "
+        line += f"below {_SURE:g}."
     return line
 
 
