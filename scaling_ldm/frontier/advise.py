@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from scaling_ldm.flops import peaks
 from scaling_ldm.frontier.cells import CellTable, choose, compare, cost_of
-from scaling_ldm.records import Advice, Frontier, Refusal
+from scaling_ldm.frontier.narrate import EDGES
+from scaling_ldm.records import Advice, Choice, Frontier, Refusal
 
 UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
 UTILISATION = 0.3  # of the peak, where no measurement says better
@@ -18,6 +20,7 @@ _WORDS = {
     "flops": "{:.4g} FLOPs",
     "relative_cost": "a relative cost of {:.4g}",
 }
+_SETTING = ("model", "sampler", "steps", "guidance")
 _PREFIXES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -84,7 +87,20 @@ def advice(
         budget=float(budget),
         estimated=estimated,
         basis=basis,
+        doubts=tuple(_doubts(frontier, choice)),
     )
+
+
+def _doubts(frontier: Frontier, choice: Choice) -> Iterator[str]:
+    """A guidance at an end of what was tried, and the notes of the frontier."""
+    for best in frontier.best:
+        same = all(getattr(best.choice, f) == getattr(choice, f) for f in _SETTING)
+        if same and best.edge:
+            yield (
+                f"guidance {choice.guidance:g} is {EDGES[best.edge]} that was tried, "
+                "so a better one may lie beyond"
+            )
+    yield from frontier.notes
 
 
 def amount(value: float, unit: str) -> str:

@@ -19,7 +19,7 @@ _REFUSED = {
     "uncertain": "The draws do not agree on where the larger wins, or whether it does",
     "the same size": "Both have the same size",
 }
-_EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
+EDGES = {"low": "the lowest", "high": "the highest", "only": "the only one"}
 
 
 def sentences(
@@ -53,7 +53,7 @@ def sentences(
     lines += [f"{reason}: {'; '.join(groups)}." for reason, groups in refused.items()]
     edges = [b.edge for b in best if b.edge]
     if edges:
-        ends = ", ".join(f"{_EDGES[e]} at {edges.count(e)}" for e in sorted(set(edges)))
+        ends = ", ".join(f"{EDGES[e]} at {edges.count(e)}" for e in sorted(set(edges)))
         lines.append(
             f"At {len(edges)} of {len(best)} settings the best guidance is an end of "
             f"what was tried ({ends}), so a better one may lie beyond."
@@ -72,13 +72,14 @@ def _front(metric: str, front: Front) -> str:
     for _, run in itertools.groupby(front.points, key=lambda p: p.choice.model):
         *_, last = run
         value = f"{last.choice.expected:.4g}{_bracket(last.choice.interval, '.4g')}"
-        stretches.append(f"{last.choice.label} to {cost(last.budget)} ({value})")
-    line = f"{_scope(front.sampler)} the best by {metric}, of {len(front.points)} "
-    line += f"budgets from {cost(front.points[0].budget)}, is {', '.join(stretches)}."
+        stretches.append(f"{last.choice.label} up to {cost(last.budget)} ({value})")
+    line = f"{_scope(front.sampler)} the lowest {metric} within a budget is that of "
+    line += f"{', then of '.join(stretches)}. {len(front.points)} budgets from "
+    line += f"{cost(front.points[0].budget)} were compared."
     shares = (p.probabilities.get(p.choice.model, 1.0) for p in front.points)
     if unsure := sum(share < _SURE for share in shares):
-        line += f" At {unsure} of them its probability of being the best size is below "
-        line += f"{_SURE:g}."
+        line += f" At {unsure} of them the probability that this size is the best is "
+        line += f"below {_SURE:g}."
     return line
 
 

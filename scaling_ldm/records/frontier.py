@@ -124,6 +124,7 @@ class Advice:
     budget: float
     estimated: bool  # the cost was not measured where it will be spent
     basis: str  # how the cost is known
+    doubts: tuple[str, ...] = ()  # what speaks against the choice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

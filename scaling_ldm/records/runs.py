@@ -107,6 +107,18 @@ class SampleRecord:
     images_file: str  # .npy uint8 [n, height, width, 3], relative to the workdir
     # config.generate.captions, which the pictures have in turn; (): held-out captions.
     own_captions: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()  # of the same pictures; (): the network reads none
+    # The held-out pictures of the same captions, as images_file; "": there are none.
+    real_file: str = ""
+
+    def titles(self) -> list[str]:
+        """What a picture was asked for: its caption, or its label if that is empty."""
+        labels = [f"label {label}" for label in self.labels]
+        labels += [""] * (len(self.captions) - len(labels))
+        return [
+            caption.strip() or label
+            for caption, label in zip(self.captions, labels, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

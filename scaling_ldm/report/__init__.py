@@ -4,8 +4,8 @@
 
 It reads `runs.jsonl`, which must be there, and what it finds of `experiment.json`,
 `runs/<run_id>/record.json`, `measurements.jsonl` and `metrics.jsonl`, the names in
-`runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the images it names,
-`evaluations.jsonl`, `frontier.json` and `environment.json`. It writes
+`runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the pictures that it
+names, `evaluations.jsonl`, `frontier.json` and `environment.json`. It writes
 `report/index.html`, `report/figures/*.png` and `*.pdf`, and `report/tables/*.csv`; of
 these, measurements.csv has every row of the table of measurements that could be read.
 The same inputs give the same bytes. No jax is imported.
@@ -22,10 +22,12 @@ from scaling_ldm import records
 from scaling_ldm.laws import fit
 from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.report import (
+    evaluation_tables,
     figures,
     frontier_tables,
     law_tables,
     page,
+    reading,
     run_tables,
     study,
     training_quality,
@@ -49,7 +51,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
       FileNotFoundError: `workdir` holds no plan.
     """
     workdir = pathlib.Path(workdir)
-    found = study.read(workdir)
+    found = reading.read(workdir)
     beside = {q: fit.published()[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)
     tables = _tables(found, list(beside.values()))
@@ -80,9 +82,9 @@ def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
         *([run_tables.losses(found)] if found.varied else []),
         run_tables.strata(found),
         run_tables.samples(found),
-        run_tables.evaluations(found),
-        run_tables.pairs("config", found.config),
-        run_tables.pairs("environment", found.environment),
+        evaluation_tables.evaluations(found),
+        run_tables.pairs("config", found.config, "The resolved configuration."),
+        run_tables.pairs("environment", found.environment, "Where this was run."),
     ]
     if found.frontier is not None:
         every += frontier_tables.tables(found.frontier)

@@ -1,4 +1,4 @@
-"""What the laws of a study say, in words, and whether they are convincing.
+"""What the laws of a study say, in words, and what speaks against them.
 
 A law is called convincing only if nothing speaks against it: enough budgets over a wide
 enough range, narrow intervals, and a held-out budget that it predicted. The bounds are
@@ -19,29 +19,31 @@ SHORT_RANGE = 10.0  # largest over smallest budget
 WIDE = 0.5  # width of the interval of an exponent of N or D
 
 
-def lines(fit: FitResult) -> list[str]:
-    """What ten times the compute buys, and what speaks against that: two sentences.
+def said(fit: FitResult) -> str:
+    """What ten times the compute buys, and where that holds.
 
-    Where no law of N was fitted, they say that nothing follows for larger budgets.
+    Where no law of N was fitted, it says that nothing follows for larger budgets.
     """
     law = fit.laws.get("N_opt")
     if not isinstance(law, PowerLaw):
-        return [
-            "In words: these runs do not say which size is best at a larger budget."
-        ]
-    against = list(_against(fit, law))
-    factors = ", ".join(
+        return "These runs do not say which size is best at a larger budget."
+    factors = " and ".join(
         f"{factor:.2g} times the {what} ({low:.2g} to {high:.2g})"
         for what, factor, low, high in _tenfold(fit)
     )
-    said = f"In words: for ten times the compute, the best network takes {factors}."
-    if against:
-        return [said, f"This is not convincing: {'; '.join(against)}."]
-    return [
-        said,
-        f"Nothing here speaks against it between {fmt.scientific(law.x_min)} and "
-        f"{fmt.scientific(law.x_max)} FLOPs; beyond that it is an extrapolation.",
-    ]
+    line = f"For ten times the compute, the best network takes {factors}."
+    if against(fit):
+        return line
+    return (
+        f"{line} Nothing here speaks against it between {fmt.scientific(law.x_min)} "
+        f"and {fmt.scientific(law.x_max)} FLOPs; beyond that it is an extrapolation."
+    )
+
+
+def against(fit: FitResult) -> list[str]:
+    """Each reason not to trust the laws of a fit; none if there are no laws."""
+    law = fit.laws.get("N_opt")
+    return list(_against(fit, law)) if isinstance(law, PowerLaw) else []
 
 
 def _tenfold(fit: FitResult) -> Iterator[tuple[str, float, float, float]]:
@@ -54,12 +56,13 @@ def _tenfold(fit: FitResult) -> Iterator[tuple[str, float, float, float]]:
 
 
 def _against(fit: FitResult, law: PowerLaw) -> Iterator[str]:
-    """Each reason not to trust the laws of a fit."""
     if law.points < FEW_BUDGETS:
         yield f"it rests on {law.points} budgets"
     if law.x_max < SHORT_RANGE * law.x_min:
         yield f"its budgets span a factor of {law.x_max / law.x_min:.2g}"
     for what, _, low, high in _tenfold(fit):
+        if low <= 1 <= high:
+            yield f"it may be that the {what} do not grow at all"
         if math.log10(high / low) > WIDE:
             yield f"the interval for {what} is wide"
     checks = [h for h in fit.held_out if isinstance(h, HeldOut)]
@@ -72,4 +75,4 @@ def _against(fit: FitResult, law: PowerLaw) -> Iterator[str]:
     if lost:
         yield f"{lost} of {len(fit.parabolas)} budgets have no minimum of their own"
     if fit.notes:
-        yield f"the fit has {len(fit.notes)} doubt{'s' * (len(fit.notes) > 1)} (above)"
+        yield f"the fit has {len(fit.notes)} doubt{'s' * (len(fit.notes) > 1)} (below)"

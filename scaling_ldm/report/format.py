@@ -53,6 +53,26 @@ def prefixed(x: float | None, digits: int = 3) -> str:
     return plain(x, digits) if x != int(x) else f"{int(x)}"
 
 
+def duration(seconds: float | None) -> str:
+    """1.66 ms, 12.3 s, 5 min 37 s, 2 h 15 min; from a hundred hours on, 1230 h."""
+    if seconds is None or not math.isfinite(seconds):
+        return plain(seconds)
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    if seconds >= 360_000:
+        words = f"{plain(seconds / 3600)} h"
+    elif seconds >= 3599.5:
+        words = f"{hours[0]} h {hours[1]} min"
+    elif seconds >= 59.95:
+        words = f"{minutes[0]} min {minutes[1]} s"
+    elif seconds >= 1 or seconds == 0:
+        words = f"{plain(seconds)} s"
+    elif seconds >= 1e-3:
+        words = f"{plain(seconds * 1e3)} ms"
+    else:
+        words = f"{plain(seconds * 1e6)} \N{MICRO SIGN}s"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def compact(x: float | None) -> str:
     """Positional where that is short, else scientific: 0.503, 9.00×10⁻⁴."""
     if x is None or x == 0 or 1e-2 <= abs(x) < 1e4:

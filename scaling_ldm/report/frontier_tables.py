@@ -9,7 +9,9 @@ from scaling_ldm.report import format as fmt
 from scaling_ldm.report.frontier_figures import sizes
 from scaling_ldm.report.table import (
     Column,
+    Row,
     Table,
+    bracketed,
     cell,
     pick,
     ranged,
@@ -21,7 +23,7 @@ from scaling_ldm.report.table import (
 _COSTS = {
     "relative_cost_steps": "steps × relative cost",
     "flops": "FLOPs an image",
-    "seconds": "seconds an image",
+    "seconds": "time an image",
 }
 _ALL = "all together"
 _EDGES = {"low": "the lowest tried", "high": "the highest tried", "only": "alone"}
@@ -48,13 +50,15 @@ def basis(frontier: Frontier) -> str:
     images = sorted({c.images for c in frontier.cells})
     counts = " to ".join(fmt.count(n) for n in dict.fromkeys((images[0], images[-1])))
     words = (
-        f"{len(frontier.cells)} cells of {counts} images; {frontier.metric}, lower is "
-        f"better, under protocol {', '.join(frontier.protocols)}. The evaluation of "
-        f"{frontier.reference} costs 1; seconds were measured on {frontier.device}."
+        f"{len(frontier.cells)} settings were measured with {counts} images each. In "
+        f"parentheses is {fmt.spoken(frontier.metric)}; lower is better. Cost is steps "
+        f"× the cost of one evaluation of the network, that of {frontier.reference} "
+        f"being 1. Times were measured on {frontier.device}. Protocol "
+        f"{', '.join(frontier.protocols)}."
     )
     if any(b.choice.interval for b in frontier.best):
         words += (
-            f" In brackets {100 * frontier.level:.0f}% intervals of "
+            f" In brackets are {100 * frontier.level:.0f}% intervals of "
             f"{frontier.bootstrap} bootstrap draws."
         )
     return words
@@ -66,9 +70,15 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return row | {"probability": choice.probability}
 
 
+def _amount(row: Row, key: str) -> str:
+    """A cost in its unit, with its interval if there is one."""
+    show = fmt.duration if row["cost_is"] == "seconds" else fmt.compact
+    return bracketed(row, key, show) if f"{key}_low" in row else show(row[key])
+
+
 def _reached(metric: str) -> tuple[Column, ...]:
     return (
-        ranged(f"{metric}, expected", "expected", fmt.loss),
+        ranged(f"{fmt.spoken(metric)}, expected", "expected", fmt.loss),
         cell("measured", "measured", fmt.loss),
         cell("probability", "probability", _share),
     )
@@ -85,7 +95,12 @@ def pareto(frontier: Frontier) -> Table:
         for choice in front.pareto
     ]
     reached = _reached(frontier.metric)
-    columns = (*_FRONT, cell("cost", "cost", fmt.compact), *_CHOICE, *reached)
+    columns = (
+        *_FRONT,
+        Column("cost", lambda r: _amount(r, "cost")),
+        *_CHOICE,
+        *reached,
+    )
     caption = (
         "The Pareto sets: settings, each at its best guidance, that nothing cheaper "
         "is expected to reach. The probability is that of being the best at that cost, "
@@ -105,7 +120,7 @@ def budgets(frontier: Frontier) -> Table:
     ]
     columns = (
         *_FRONT,
-        cell("budget", "budget", fmt.compact),
+        Column("budget", lambda r: _amount(r, "budget")),
         *_CHOICE,
         *_reached(frontier.metric)[:2],
         *(
@@ -132,9 +147,9 @@ def crossings(frontier: Frontier) -> Table:
         text("the larger over the smaller", "pair"),
         cell("cost is", "cost_is", lambda cost: _COSTS.get(cost, fmt.NONE)),
         text("among samplers", "among"),
-        ranged("from cost", "at", fmt.compact),
+        Column("from cost", lambda r: _amount(r, "at")),
         text("doubt", "doubt"),
-        text("refused", "refused"),
+        text("no crossing, because", "refused"),
     )
     caption = (
         "Where the larger of two neighbouring sizes becomes the better one, each at "
@@ -172,9 +187,9 @@ def cells(frontier: Frontier) -> Table:
         cell("evaluations", "nfe", "{:g}".format),
         cell("FLOPs", "flops", fmt.compact),
         cell("decoder FLOPs", "decoder_flops", fmt.compact),
-        cell("seconds", "seconds", fmt.compact),
-        cell(frontier.metric, "value", fmt.loss),
+        cell("time", "seconds", fmt.duration),
+        cell(fmt.spoken(frontier.metric), "value", fmt.loss),
         cell("images", "images", fmt.count),
     )
-    caption = "Every cell as measured; FLOPs and seconds are of one image."
+    caption = "Every setting as measured; FLOPs and time are of one image."
     return Table("cells", caption, [pick(c, fields) for c in frontier.cells], columns)

@@ -218,7 +218,7 @@ def parametric(fit: FitResult) -> Table:
 def excluded(fit: FitResult) -> Table:
     rows = [{"excluded": line} for line in fit.excluded]
     columns = (text("point, and why it was left out", "excluded"),)
-    return Table("excluded", "", rows, columns)
+    return Table("excluded", "Runs that did not enter the fit.", rows, columns)
 
 
 def level(fit: FitResult) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 
@@ -13,30 +13,27 @@ from scaling_ldm.report import (
     frontier_tables,
     html,
     law_tables,
-    plotting,
+    pictures,
     style,
-    training_quality,
 )
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import Table
 
-MOST_IMAGES = 64
-
 Figures = Mapping[str, Plot]
 Tables = Mapping[str, Table]
 
 
-def render(study: Study, pictures: Iterable[Plot], tables: Iterable[Table]) -> str:
+def render(study: Study, plots: Iterable[Plot], tables: Iterable[Table]) -> str:
     """The whole page.
 
     Args:
       study: what was read.
-      pictures: figures, found by name.
+      plots: figures, found by name.
       tables: tables, found by name; the page leaves out what is not there.
     """
-    figures = {p.name: p for p in pictures}
+    figures = {p.name: p for p in plots}
     by_name = {t.name: t for t in tables}
     config = json.dumps(study.config, indent=2, ensure_ascii=False)
     parts = [
@@ -84,41 +81,71 @@ def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
         html.folded(f"Every run ({len(study.runs)})", html.table(tables["runs"])),
     ]
     frontier = _frontier(study, figures, tables)
-    pictures = [*_samples(study), *_evaluations(study, figures, tables)]
+    seen = [*pictures.samples(study), *pictures.measured(study, figures, tables)]
     if study.by_steps:
-        return [*frontier, *pictures, *training]
+        return [*frontier, *seen, *training]
     every = [one for part in parts for one in part.by_metric()]
     laws = [piece for part in every for piece in _laws(part, figures, tables)]
-    return [*laws, *training, *frontier, *pictures]
+    published = html.folded("Published laws", html.table(tables["published"]))
+    return [*laws, published, *training, *frontier, *seen]
 
 
 def _headline(study: Study) -> str:
     """The answer in a sentence or two, or what was refused and why."""
     if study.by_steps:
-        steps = ", ".join(sorted({f"{run.steps:,}" for run in study.runs}))
+        taken = sorted({run.steps for run in study.runs})
+        steps = " to ".join(fmt.count(n) for n in dict.fromkeys((taken[0], taken[-1])))
         answer = study.frontier.sentences[:1] if study.frontier else ()
         why = (
             f"{len(study.runs)} runs of {steps} steps each: sizes are compared at the "
             "same number of steps, not along budgets, so there are no laws to fit."
         )
-        return html.paragraphs([*answer, why])
+        return html.paragraphs([*answer, *_best(study), why])
     every = [one for part in study.parts() for one in part.by_metric()]
-    found = [_found(one.title, one.fit) for one in every if one.fit is not None]
+    found: dict[str, list[str]] = {}
+    for one in every:
+        if one.fit is not None:
+            found.setdefault(_found(one.fit), []).append(one.title)
     if not found:
         return (
             "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
             "with <code>--stages fit</code>, then again with "
             "<code>--stages report</code>.</p>"
         )
-    return "".join(found)
+    return "".join(
+        _heading(titles, len(every)) + words for words, titles in found.items()
+    )
 
 
-def _found(title: str, fit: FitResult) -> str:
-    """The laws of a group and metric, the held-out check, and what was refused."""
+def _heading(titles: list[str], parts: int) -> str:
+    """The groups and metrics of which the same is true; "" if there is one in all."""
+    if parts < 2:
+        return ""
+    named = f"All {parts} groups" if len(titles) == parts else "; ".join(titles)
+    return f'<p class="group">{escape(named)}</p>'
+
+
+def _best(study: Study) -> list[str]:
+    """The lowest held-out loss of runs that were trained for the same steps."""
+    measured = study.at_end(study.metric, study.weights)
+    at_end = {i: value for i, value in measured.items() if math.isfinite(value)}
+    runs = [run for run in study.runs if run.run_id in at_end]
+    if not runs:
+        return []
+    best = min(runs, key=lambda run: at_end[run.run_id])
+    return [
+        f"The lowest loss at the end is {fmt.loss(at_end[best.run_id])} "
+        f"({study.measure}), of run {best.run_id} with "
+        f"{fmt.prefixed(getattr(best, study.size))} {fmt.spoken(study.size)}. "
+        "Each run has one such number, without an interval."
+    ]
+
+
+def _found(fit: FitResult) -> str:
+    """What follows and what speaks against it, the laws, and what was refused."""
     laws = {q: fit.laws.get(q) for q in QUANTITIES}
     fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
-    of = f"{title}: " if title else ""
-    said = ""
+    formulas = ""
     if fitted:
         shown = ", ".join(
             f'<span class="law">{fmt.SYMBOLS[q]} ∝ '
@@ -127,22 +154,26 @@ def _found(title: str, fit: FitResult) -> str:
             for q, law in fitted.items()
         )
         law = next(iter(fitted.values()))
-        said = (
-            f"<p>{escape(of)}At the best size for each budget C: {shown}, fitted "
+        formulas = (
+            f"<p>At the best size for each budget C: {shown}, fitted "
             f"over {law.points} budgets from {fmt.scientific(law.x_min)} to "
-            f"{fmt.scientific(law.x_max)} FLOPs; in brackets {law_tables.level(fit)} "
-            "intervals.</p>"
+            f"{fmt.scientific(law.x_max)} FLOPs; N in parameters, D in tokens, L the "
+            f"{escape(fmt.measure(fit.metric, fit.weights))}; in brackets "
+            f"{law_tables.level(fit)} intervals.</p>"
         )
     reasons: dict[str, list[str]] = {}
     for found in (*laws.values(), *fit.held_out):
         if isinstance(found, Refusal):
             reasons.setdefault(found.why, []).append(found.what)
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
+    against = conclusion.against(fit)
+    doubt = [f"{'; '.join(against)}."] if against else []
     return (
-        said
-        + html.paragraphs([of + line for line in conclusion.lines(fit)])
-        + html.paragraphs([of + line for line in _held_out(fit)])
-        + html.paragraphs([of + line for line in refused], "Refused:")
+        html.paragraphs([conclusion.said(fit)])
+        + html.paragraphs(doubt, "Not convincing:")
+        + formulas
+        + html.paragraphs(_held_out(fit))
+        + html.paragraphs(refused, "Refused:")
     )
 
 
@@ -172,7 +203,7 @@ def _facts(study: Study, ledger: Table) -> str:
         facts |= {
             "model FLOPs spent": fmt.scientific(total["model_flops"]),
             "images seen": fmt.prefixed(total["images"]),
-            "device-hours": fmt.plain(total["device_hours"]),
+            "device time": fmt.duration(3600 * total["device_hours"]),
         }
     facts["configuration"] = f"<code>{escape(study.config_hash)}</code>"
     items = (f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())
@@ -180,7 +211,10 @@ def _facts(study: Study, ledger: Table) -> str:
 
 
 def _troubles(study: Study) -> list[str]:
-    """Failed and missing runs, unreadable files and the doubts of fit and frontier."""
+    """Failed and missing runs, unreadable files and the doubts of fit and frontier.
+
+    Those of the frontier stand at its sentences, too.
+    """
     lines = [
         f"Run {r.run_id} ended as {r.status}{': ' + r.detail if r.detail else ''}."
         for r in study.records.values()
@@ -218,32 +252,30 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
     def table(name: str) -> str:
         return html.table(tables.get(name + study.suffix))
 
-    curves = [f"<h2>IsoFLOP curves{of}</h2>", figure("isoflop", "plot")]
-    curves.append(table("minima"))
+    drawn = [figure("isoflop", "plot"), table("minima")]
+    curves = [f"<h2>IsoFLOP curves{of}</h2>", *drawn] if any(drawn) else []
     if study.fit is None:
         return curves
     trio = "".join(figure(f"law_{fmt.SYMBOLS[q]}") for q in QUANTITIES)
-    surface = study.fit.parametric
-    drawn = [
+    surface, held_out = study.fit.parametric, table("held_out")
+    excluded = table("excluded")
+    laws = [
         f'<div class="three">{trio}</div>',
         '<p class="soft">The dashed line has the exponent of a published law and is '
         "drawn through the middle of these minima: that law was fitted at other "
         "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
+        table("laws"),
     ]
     return [
         *curves,
         f"<h2>Laws{of}</h2>",
-        *(drawn if trio else ["<p>No budget has a minimum, so none is drawn.</p>"]),
-        table("laws"),
-        html.folded("Other published laws", html.table(tables["published"])),
-        "<h3>Held-out budget</h3>",
-        table("held_out") or "<p>No budget was held out.</p>",
+        *(laws if trio else ["<p>No budget has a minimum, so there are no laws.</p>"]),
+        *(("<h3>Held-out budget</h3>", held_out) if held_out else ()),
         "<h3>Parametric fit</h3>",
         html.paragraphs([f"{surface.why}."], "Refused:")
         if isinstance(surface, Refusal)
         else table("parametric"),
-        "<h3>Points left out</h3>",
-        table("excluded") or "<p>None: every run entered the fit.</p>",
+        *(("<h3>Points left out</h3>", excluded) if excluded else ()),
     ]
 
 
@@ -254,6 +286,7 @@ def _frontier(study: Study, figures: Figures, tables: Tables) -> list[str]:
     return [
         "<h2>Quality against the cost of sampling</h2>",
         html.paragraphs(lines, kind="headline"),
+        html.paragraphs(study.frontier.notes, "In doubt:"),
         html.paragraphs([frontier_tables.basis(study.frontier)], kind="soft"),
         *(
             html.figure(figures.get(name), "wide")
@@ -266,60 +299,8 @@ def _frontier(study: Study, figures: Figures, tables: Tables) -> list[str]:
             "The best of each budget", html.table(tables.get("best_at_budget"))
         ),
         html.folded("The best guidance", html.table(tables.get("best_guidance"))),
-        html.folded("Every cell", html.table(tables.get("cells"))),
+        html.folded("Every setting", html.table(tables.get("cells"))),
     ]
-
-
-def _evaluations(study: Study, figures: Figures, tables: Tables) -> list[str]:
-    if not study.evaluations:
-        return []
-    compared = training_quality.comparisons(study)
-    parts = ["<h2>Measured pictures</h2>"]
-    missing = training_quality.unmeasured(study, compared)
-    if compared or missing:
-        parts.append("<h3>Quality against training compute</h3>")
-    parts.append(html.paragraphs(missing, "Not complete:"))
-    for name in map(training_quality.name, compared):
-        parts.append(html.figure(figures.get(name), "plot"))
-        parts.append(html.table(tables.get(f"{name}_pairs")))
-    doubts = sorted({f"{r.metric}: {r.doubt}." for r in study.evaluations if r.doubt})
-    parts.append(html.paragraphs(doubts, "In doubt:"))
-    return [*parts, html.shown("Every number", tables["evaluations"])]
-
-
-def _samples(study: Study) -> list[str]:
-    s, images = study.samples, study.images
-    if s is None:
-        return ["<h2>Samples</h2>", "<p>No samples were drawn.</p>"]
-    known_by = f" (SHA-256 {s.checksum})" if s.checksum else ""
-    how = (
-        f"Run {s.run_id}, {s.weights} weights{known_by}; sampler {s.sampler}, "
-        f"{s.steps} steps, guidance {fmt.plain(s.guidance)}: {s.nfe} network "
-        f"evaluations an image, {fmt.scientific(s.flops)} FLOPs and "
-        f"{fmt.plain(s.seconds)} s for all {s.images}; seed {s.seed}."
-    )
-    parts = ["<h2>Samples</h2>", html.paragraphs([how])]
-    if images is None:
-        return [*parts, "<p>The pictures themselves could not be read.</p>"]
-    images = images[:MOST_IMAGES]
-    captions = (*s.captions, *[""] * len(images))[: len(images)]
-    # Whole pixels, and room for the words of a caption.
-    width = images.shape[2] * max(1, round(100 / images.shape[2]))
-    cells = []
-    for image, words in zip(images, captions, strict=True):
-        data = base64.b64encode(plotting.png(image)).decode()
-        cells.append(
-            f'<figure><img alt="{escape(words)}" width="{image.shape[1]}" '
-            f'height="{image.shape[0]}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(words)}</figcaption></figure>"
-        )
-    parts.append(
-        '<div class="grid" style="grid-template-columns: '
-        f'repeat(auto-fill, {width}px)">{"".join(cells)}</div>'
-    )
-    if s.images > len(images):
-        parts.append(f"<p>The first {len(images)} of {s.images}.</p>")
-    return parts
 
 
 def _no_mfu(study: Study) -> list[str]:

@@ -150,7 +150,7 @@ def _inline(svg: str, name: str, caption: str) -> str:
         raise ValueError(f"figure {name}: its SVG has no width in points")
     width = float(points.group(1)) * 4 / 3
     head = f'<svg role="img" aria-label="{_attribute(caption)}" '
-    head += f'style="max-width:{1.15 * width:.0f}px"'
+    head += f'style="--own:{1.15 * width:.0f}px;max-width:var(--own)"'
     svg = re.sub(r'<svg (width|height)="[^"]*" (width|height)="[^"]*"', head, svg)
     svg = re.sub(r'<svg height="[^"]*"', head, svg)
     used = set(re.findall(r"#([\w-]+)\)?\"", svg))

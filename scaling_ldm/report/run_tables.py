@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_ldm import records
-from scaling_ldm.records import Evaluation, RunSpec
+from scaling_ldm.records import RunSpec
 from scaling_ldm.records.measurements import (
     LOSS,
     RAW,
     STRATA,
     TRAIN_LOSS,
-    floors,
-    is_floor,
     stratum,
 )
 from scaling_ldm.report import format as fmt
@@ -35,8 +31,8 @@ _COSTS = (
     cell("6ND / model", "six_nd_over_model", fmt.plain),
     cell("images", "images", fmt.prefixed),
     cell("tokens", "tokens", fmt.prefixed),
-    cell("seconds", "seconds", fmt.plain),
-    cell("device-hours", "device_hours", fmt.plain),
+    cell("time", "seconds", fmt.duration),
+    Column("device time", lambda r: fmt.duration(3600 * r["device_hours"])),
     cell("FLOP/s", "flops_per_second", fmt.scientific),
     cell("MFU", "mfu", lambda x: fmt.NONE if x is None else f"{100 * x:.1f}%"),
 )
@@ -62,6 +58,7 @@ def runs(study: Study) -> Table:
         rows.append(row)
     columns = (
         text("run", "run_id"),
+        Column("status", _status, False, True),
         cell("budget, FLOPs", "budget_flops", fmt.scientific),
         Column("width × depth", lambda r: f"{r['width']} × {r['depth']}"),
         cell("N", study.size, fmt.prefixed),
@@ -76,7 +73,6 @@ def runs(study: Study) -> Table:
         cell("spent against planned", "actual_over_planned", fmt.percent),
         cell("restarts", "restarts", fmt.count),
         *(cell(*_BEFORE, fmt.scientific) for _ in range(started)),
-        Column("status", _status, False, True),
     )
     caption = f"Every planned run. N counts {fmt.spoken(study.size)}"
     if not study.by_steps:
@@ -199,10 +195,11 @@ def ledger(study: Study) -> Table:
         rows.append(row | pick(r, "flops_per_second mfu mfu_reason device"))
     caption = (
         "Model FLOPs: 2 × multiply-adds, forward and backward. Hardware FLOPs: with "
-        "recomputation. 6ND: N without embeddings, D all tokens. Seconds: wall time "
+        "recomputation. 6ND: N without embeddings, D all tokens. Time: wall time "
         "in the train loop, over all restarts, with compilation, measurements and "
-        "checkpoints; so are device-hours and the FLOP/s of a sum. A run's FLOP/s and "
-        "MFU are of its steps alone. Failed runs are counted."
+        "checkpoints; device time is that of all devices together, and the FLOP/s of "
+        "a sum are of that time, too. A run's FLOP/s and MFU are of its steps alone. "
+        "Failed runs are counted."
     )
     columns = (text("run", "run_id"), *_COSTS)
     total = _sum(rows) | {"run_id": f"all {len(rows)}"} if rows else None
@@ -262,68 +259,10 @@ def samples(study: Study) -> Table:
     return Table("samples", "", rows, columns)
 
 
-def evaluations(study: Study) -> Table:
-    """Every measured number, by metric and training compute.
-
-    Beside a Frechet distance stand those of real pictures and of noise.
-    """
-    beside = {_place(r): r for r in study.evaluations}
-    found = sorted(
-        (r for r in study.evaluations if not is_floor(r.metric)),
-        key=lambda r: (r.metric, r.protocol_hash, r.train_flops or math.inf),
-    )
-    how = ("sampler", "steps", "guidance", "seed")  # where a protocol has them
-    rows = [
-        pick(r, "metric run_id checksum step train_flops value")
-        | {"value_low": r.low, "value_high": r.high}
-        | {
-            end: getattr(beside.get(_place(r, metric)), "value", None)
-            for end, metric in zip(("real", "noise"), floors(r.metric), strict=True)
-        }
-        | pick(r, "level doubt images nfe flops")
-        | {k: r.protocol.get(k) for k in how}
-        | {"protocol": r.protocol_hash}
-        for r in found
-    ]
-    columns = (
-        text("metric", "metric"),
-        text("run", "run_id"),
-        Column("weights", lambda r: r["checksum"][:8] or fmt.NONE, False),
-        cell("step", "step", fmt.count),
-        cell("training FLOPs", "train_flops", fmt.scientific),
-        ranged("value", "value", fmt.plain),
-        cell("of real pictures", "real", fmt.plain),
-        cell("of noise", "noise", fmt.plain),
-        cell("pictures", "images", fmt.count),
-        cell("evaluations a picture", "nfe", fmt.count),
-        text("sampler", "sampler"),
-        cell("steps", "steps", _given),
-        cell("guidance", "guidance", _given),
-        cell("seed", "seed", _given),
-        text("protocol", "protocol"),
-    )
-    caption = (
-        "Numbers of one metric are comparable where the protocol is the same; "
-        "evaluations.jsonl has every part of it. Beside a Frechet distance stand that "
-        "of as many real pictures, which is its floor, and that of noise."
-    )
-    return Table("evaluations", caption, rows, columns)
-
-
-def _place(r: Evaluation, metric: str = "") -> tuple[Any, ...]:
-    """Of which weights, and how measured; metric: another one measured as this is."""
-    same = {k: v for k, v in r.protocol.items() if k not in ("metric", "backend")}
-    return r.run_id, r.checksum, r.step, metric or r.metric, records.digest(same)
-
-
-def _given(x: float | None) -> str:
-    return fmt.NONE if x is None else f"{x:g}" if isinstance(x, float) else str(x)
-
-
-def pairs(name: str, tree: Mapping[str, Any]) -> Table:
+def pairs(name: str, tree: Mapping[str, Any], caption: str) -> Table:
     """A nested mapping, one dotted key a row."""
     rows = [{"key": k, "value": str(v)} for k, v in flatten(tree)]
-    return Table(name, "", rows, (text("key", "key"), text("value", "value")))
+    return Table(name, caption, rows, (text("key", "key"), text("value", "value")))
 
 
 def _ratio(a: float, b: float) -> float | None:

@@ -1,18 +1,16 @@
-"""Reads a working directory into one value, `Study`. Nothing here draws or writes."""
+"""All that a report says of a working directory, as one value. `reading` makes it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scaling_ldm import records
 from scaling_ldm.records import (
     Evaluation,
     FitResult,
@@ -24,13 +22,10 @@ from scaling_ldm.records import (
     SampleRecord,
     TrainRecord,
     results,
-    rows_of,
     table,
 )
-from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.report import format as fmt
-from scaling_ldm.workdir.runs import checkpoint_steps, run_files
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 CURVE_FIELDS = ("step", "loss", "flops", "seconds")
@@ -57,6 +52,7 @@ class Study:
     checkpoints: Mapping[str, tuple[int, ...]]  # by run_id: steps of finished runs
     samples: SampleRecord | None
     images: Images | None
+    real: Images | None  # held-out pictures of the same captions
     environment: Mapping[str, Any]
     held_out: Mapping[str, str]  # by part of a mix: what is not trained on, in words
     notes: tuple[str, ...]
@@ -195,144 +191,6 @@ class Study:
         }
 
 
-def read(workdir: pathlib.Path) -> Study:
-    """Reads `workdir`; a missing or unreadable part becomes a note, not an error.
-
-    Raises:
-      FileNotFoundError: there is no plan (`runs.jsonl`), so nothing to report.
-    """
-    plan = workdir / "runs.jsonl"
-    runs = records.read_plan(workdir) if plan.is_file() else []
-    runs = [run for run in runs if isinstance(run, RunSpec)]
-    if not runs:
-        raise FileNotFoundError(
-            f"{plan}: {'holds no run' if plan.is_file() else 'no such file'}, so there "
-            "is nothing to report. Plan and train first: python -m scaling_ldm.main "
-            f"--config experiments/NAME.py --workdir {workdir}"
-        )
-    runs.sort(key=lambda run: (run.budget_flops, run.params, run.run_id))
-    reader = _Reader(workdir)
-    experiment = reader.part("experiment.json", records.read_experiment) or {}
-    trained: dict[str, TrainRecord] = {}
-    kept: dict[str, tuple[int, ...]] = {}
-    curves: dict[str, Curve] = {}
-    for run in runs:
-        files = run_files(workdir, run.run_id)
-        record = reader.part(files.record, _record, TrainRecord)
-        if record is not None:
-            trained[run.run_id] = record
-            if record.status == "finished":
-                kept[run.run_id] = tuple(checkpoint_steps(workdir, run))
-        curve = reader.part(files.metrics, reader.curve)
-        if curve is not None and len(curve):
-            curves[run.run_id] = curve
-    evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
-    samples = reader.part("samples/record.json", _record, SampleRecord)
-    images = reader.part(samples.images_file, _images) if samples else None
-    if samples and not (workdir / samples.images_file).is_file():
-        reader.notes.append(f"{samples.images_file} could not be read: no such file")
-    return Study(
-        name=str(experiment.get("name", runs[0].study)),
-        question=str(experiment.get("question", "")),
-        config=_without_types(experiment.get("config", {})),
-        config_hash=str(
-            experiment.get("config_hash")
-            or experiment.get("recipe_hash")
-            or runs[0].recipe_hash
-        ),
-        runs=tuple(runs),
-        records=trained,
-        curves=curves,
-        rows=reader.rows(runs, experiment.get("config", {}), evaluations),
-        fits=reader.part("laws.json", _fits) or (),
-        frontier=reader.study("frontier.json", read_frontier),
-        evaluations=evaluations,
-        checkpoints=kept,
-        samples=samples,
-        images=images,
-        environment=reader.part("environment.json", _environment) or {},
-        held_out=(reader.part("split.json", records.read_json) or {}).get(
-            "held_out", {}
-        ),
-        notes=tuple(reader.notes),
-    )
-
-
-class _Reader:
-    """Reads the files of a working directory; what cannot be read becomes a note."""
-
-    def __init__(self, workdir: pathlib.Path) -> None:
-        self.workdir, self.notes = workdir, []
-
-    def part(
-        self, path: str | pathlib.Path, read: Callable[..., Any], *given: Any
-    ) -> Any:
-        """`read(path, *given)`; None where there is no such file, or it is damaged.
-
-        A text is a path in the working directory.
-        """
-        path = self.workdir / path if isinstance(path, str) else path
-        if not path.is_file():
-            return None
-        try:
-            return read(path, *given)
-        except (ValueError, TypeError, OSError, EOFError) as e:
-            said = str(e).removeprefix(str(path)).lstrip(": ")
-            self.notes.append(f"{self._name(path)} could not be read: {said}")
-            return None
-
-    def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
-        """`read(workdir)`, of the file and its rows of the table; as `part`."""
-        return self.part(name, lambda path: read(path.parent))
-
-    def _name(self, path: pathlib.Path) -> str:
-        return path.relative_to(self.workdir).as_posix()
-
-    def rows(
-        self,
-        runs: Sequence[RunSpec],
-        experiment: Mapping[str, Any],
-        evaluations: Sequence[Evaluation],
-    ) -> dict[str, tuple[Measurement, ...]]:
-        """The rows of the table by run; those of a file that is damaged are none."""
-        found = {}
-        for run in runs:
-            folder = run_files(self.workdir, run.run_id).folder
-            own = [
-                (rows_of.evaluation(run, record), pathlib.Path("evaluations.jsonl"))
-                for record in evaluations
-                if record.run_id == run.run_id and not record.checksum
-            ]
-            try:
-                rows = table.rows_of_run(folder, run, experiment)
-                own += [(row, pathlib.Path(self._name(folder))) for row in rows]
-                found[run.run_id] = tuple(table.united(own))
-            except (ValueError, TypeError, KeyError, OSError) as e:
-                said = f"{self._name(folder)}/record.json could not be read"
-                if not any(note.startswith(said) for note in self.notes):
-                    self.notes.append(f"measurements of {run.run_id} are not used: {e}")
-        return found
-
-    def curve(self, path: pathlib.Path) -> np.ndarray:
-        """The logged steps; a step logged again after a restart counts once, the last.
-
-        A line that cannot be read is counted in a note.
-        """
-        rows, bad = {}, 0
-        for line in path.read_bytes().splitlines():
-            try:
-                value = records.json_object(line, path, *CURVE_FIELDS)
-                row = tuple(float(value[k]) for k in CURVE_FIELDS)
-            except (ValueError, TypeError):
-                bad += 1
-                continue
-            rows[row[0]] = row
-        if bad:
-            lines = f"{bad} unreadable line{'s' * (bad > 1)}"
-            self.notes.append(f"{self._name(path)}: {lines} passed over")
-        return np.array([rows[step] for step in sorted(rows)])
-
-
 def _word(text: str) -> str:
     """A text as a part of a file's name."""
     return re.sub(r"\W+", "_", text)
@@ -362,36 +220,3 @@ def smooth(loss: np.ndarray, keep: float = 0.9) -> np.ndarray:
         weight = keep * weight + (1 - keep)
         out[i] = average / weight
     return out
-
-
-def _without_types(tree: Any) -> Any:
-    """A record as plain JSON without its class names, which a reader need not see."""
-    if isinstance(tree, Mapping):
-        return {k: _without_types(v) for k, v in tree.items() if k != "record"}
-    if isinstance(tree, list):
-        return [_without_types(v) for v in tree]
-    return tree
-
-
-def _environment(path: pathlib.Path) -> dict[str, Any]:
-    return records.unstamped(records.read_json(path), path)
-
-
-def _record(path: pathlib.Path, kind: type) -> Any:
-    return records.read(path, kind)
-
-
-def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
-    """A line of each group; an older file has one group."""
-    if not (fits := records.read_jsonl(path, FitResult)):
-        raise ValueError("it holds no FitResult")
-    return tuple(fits)
-
-
-def _images(path: pathlib.Path) -> Images:
-    images = np.load(path, allow_pickle=False)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"{images.dtype} {list(images.shape)}; expected uint8 [n, height, width, 3]"
-        )
-    return images

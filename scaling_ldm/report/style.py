@@ -23,6 +23,8 @@ p { max-width: 72ch; margin: .5rem 0; overflow-wrap: anywhere; }
 .headline { font-size: 1.12rem; padding: .8rem 1rem;
   background: var(--fill); border-left: 4px solid var(--soft); margin: 1rem 0; }
 .headline p { max-width: none; margin: .2rem 0; }
+.headline .group { font-weight: 600; margin-top: .8rem; }
+.headline .group:first-child { margin-top: 0; }
 .law, .whole { white-space: nowrap; }
 .law { font-weight: 600; }
 .alarm { background: var(--tint); border-left: 4px solid var(--alarm);
@@ -40,8 +42,8 @@ figcaption { color: var(--soft); font-size: .85rem; max-width: 80ch; }
 .three { display: grid; gap: 1rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
 .scroll { overflow-x: auto; max-width: 100%; }
-.plot svg { min-width: 400px; }
-.wide svg { min-width: 640px; }
+.plot svg { min-width: min(400px, var(--own)); }
+.wide svg { min-width: min(640px, var(--own)); }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; margin: .4rem 0; }
 th, td { padding: .22rem .55rem; text-align: right; vertical-align: top;
@@ -55,6 +57,7 @@ tfoot td { font-weight: 600; border-top: 2px solid var(--soft); }
 .grid { display: grid; gap: .8rem; margin: 1rem 0; }
 .grid figure { margin: 0; }
 .grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
+.pair { display: grid; gap: 3px; grid-template-columns: 1fr 1fr; }
 .grid figcaption { font-size: .7rem; line-height: 1.25; padding-top: .2rem;
   overflow-wrap: break-word; }
 details { margin: .8rem 0; }

@@ -92,4 +92,4 @@ def lines(found: Advice | Refusal) -> list[str]:
     ]
     if choice.probability is not None and choice.probability < _IN_DOUBT:
         said.append("  in doubt another setting is the best in most bootstrap draws")
-    return said
+    return said + [f"  in doubt {doubt}" for doubt in found.doubts]

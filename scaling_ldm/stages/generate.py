@@ -2,12 +2,15 @@
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
     samples/images.npy   the first SHOWN of them
-    samples/grid.png     the same in one picture, without captions
+    samples/grid.png     the same in one picture, with their captions
+    samples/real.npy     the held-out pictures of these captions, in the same order
+    samples/real.png     the same in one picture
     samples/images.tar   all of them as PNG with their captions (WebDataset)
     samples/record.json   the SampleRecord, written last
 
-Grid and tar hold lossless WebP instead of PNG if generate.format says so. A stage that
-was stopped continues with the first missing shard.
+Grids and tar hold lossless WebP instead of PNG if generate.format says so. A stage that
+was stopped continues with the first missing shard. There are no real pictures of
+captions of one's own.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from scaling_ldm import config, records
 from scaling_ldm.config import axes
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
-from scaling_ldm.workdir import exports, runs, samples
+from scaling_ldm.workdir import exports, runs, sample_grid, samples
 
 SHOWN = 256  # pictures in images.npy
-ACROSS = 16  # pictures side by side in the grid, at most
 LARGEST_WEBP = 16383  # pixels of a side
+_FORMS = ("grid", "images", "real")  # files that are made from the shards
 
 
 def run(
@@ -162,6 +165,8 @@ def _sample(
     seconds = time.perf_counter() - begin
     mesh.barrier("samples-drawn")
     captions = sampler.captions(np.arange(cfg.images))
+    shown_rows = np.arange(min(SHOWN, cfg.images))
+    real = None if cfg.captions else sampler.real_images(shown_rows)
     cost = sampler.cost(cfg)
     record = records.SampleRecord(
         **samples.record_fields(experiment, model),
@@ -171,9 +176,11 @@ def _sample(
         weights=model.weights or "unknown",
         captions=tuple(captions[:SHOWN]),
         images_file="samples/images.npy",
+        labels=tuple(sampler.labels(shown_rows)),
+        real_file="" if real is None else "samples/real.npy",
     )
     if mesh.is_primary():
-        _finish(folder, paths, captions, cfg.format)
+        _finish(folder, paths, captions, record.titles(), real, cfg.format)
         records.write_text(samples.record_path(workdir), records.dumps(record))
     mesh.barrier("samples-written")
     return record
@@ -199,7 +206,7 @@ def _remove_other_pictures(
             f"{'shard' if len(shards) == 1 else 'shards'} of other pictures "
             f"({'; '.join(differing)})"
         )
-    forms = (*folder.glob("grid.*"), *folder.glob("images.*"))
+    forms = [path for name in _FORMS for path in folder.glob(f"{name}.*")]
     for old in (*forms, *shards, *folder.glob("*.json")):
         old.unlink()
     records.write_text(path, records.dumps(settings) + "\n")
@@ -229,14 +236,22 @@ def _finish(
     folder: pathlib.Path,
     paths: Sequence[pathlib.Path],
     captions: Sequence[str],
+    titles: Sequence[str],
+    real: np.ndarray | None,
     form: str,
 ) -> None:
-    """Writes tar, array and grid from the shards.
+    """Writes tar, arrays and grids from the shards.
 
-    The grid is written last: where it exists, the other two are complete.
+    The grid is written last: where it exists, the others are complete.
+
+    Args:
+      captions: of every picture.
+      titles: what stands under the first ones.
+      real: held-out pictures of the first captions, if there are any.
     """
-    for other in config.PICTURE_FORMATS:
-        _grid_path(folder.parent, other).unlink(missing_ok=True)
+    for name in ("grid", "real"):
+        for other in config.PICTURE_FORMATS:
+            (folder / f"{name}.{other}").unlink(missing_ok=True)
     first: list[np.ndarray] = []
 
     def archive(file: Any) -> None:
@@ -259,25 +274,32 @@ def _finish(
                 tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
 
     records.write_file(folder / "images.tar", archive)
-    images = np.concatenate(first)
+    if real is not None:
+        _show(folder, ("real", "real"), real, titles, form)
+    _show(folder, ("images", "grid"), np.concatenate(first), titles, form)
+
+
+def _show(
+    folder: pathlib.Path,
+    names: tuple[str, str],
+    images: np.ndarray,
+    titles: Sequence[str],
+    form: str,
+) -> None:
+    """Writes an array of pictures, and all of them in one picture.
+
+    Args:
+      names: of the two files, without their endings.
+    """
+    array, picture = names
     records.write_file(
-        folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False)
+        folder / f"{array}.npy", lambda file: np.save(file, images, allow_pickle=False)
     )
     if form == "webp":  # as many as fit into the largest picture of this format
-        images = images[: (LARGEST_WEBP // max(images.shape[1:3])) ** 2]
-    whole = encoded(grid(images), form)
-    records.write_file(_grid_path(folder.parent, form), lambda file: file.write(whole))
-
-
-def grid(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, height, width, 3] -> one picture, row by row, filled up with white."""
-    n, height, width, channels = images.shape
-    across = min(ACROSS, int(np.ceil(n**0.5)))
-    down = -(-n // across)
-    whole = np.full((down * across, height, width, channels), 255, np.uint8)
-    whole[:n] = images
-    whole = whole.reshape(down, across, height, width, channels)
-    return whole.swapaxes(1, 2).reshape(down * height, across * width, channels)
+        largest = max(sample_grid.cell(*images.shape[1:3]))
+        images = images[: (LARGEST_WEBP // largest) ** 2]
+    whole = encoded(sample_grid.draw(images, titles[: len(images)]), form)
+    records.write_file(folder / f"{picture}.{form}", lambda file: file.write(whole))
 
 
 def encoded(image: np.ndarray, form: str) -> bytes:

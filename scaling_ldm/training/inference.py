@@ -134,6 +134,19 @@ class PictureSampler:
             return [self._own[i % len(self._own)] for i in positions]
         return self._source.captions(positions)
 
+    def labels(self, positions: Positions) -> list[int]:
+        """The labels of the pictures; none if the network reads no labels."""
+        if "label" not in self._denoiser.conditioning:
+            return []
+        return self._source.rows(positions)["label"].tolist()
+
+    def real_images(self, positions: Positions) -> Pictures:
+        """The held-out pictures at these positions, whose captions are drawn.
+
+        Latents are decoded: these are the pictures as the autoencoder gives them back.
+        """
+        return self._decoder(self._source.rows(positions)["x"])
+
     def _read(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         words = vocabulary.of(self._source)
         try:

@@ -74,6 +74,8 @@ def test_the_answer_is_that_of_the_function(tiny, workdir, found, capsys):
         f"{interval.high:.4g}] at 90%, less is better; probability that no other "
         f"setting is better {probability:.2f}",
         "  cost     0.032 s (measured on cpu)",
+        "  in doubt guidance 1.5 is the lowest that was tried, so a better one may lie "
+        "beyond",
     ]
 
 
@@ -112,6 +114,22 @@ def test_without_replicates_no_interval_is_claimed(found):
     text = "\n".join(advise.lines(frontier.advice(bare, 1.0)))
     assert "(no interval is known), less is better" in text
     assert "probability" not in text and "[" not in text
+    assert (
+        f"  in doubt {bare.notes[0]}" in text and "fewer than 20 rep" in bare.notes[0]
+    )
+
+
+def test_a_guidance_between_those_that_were_tried_is_no_doubt(found):
+    lower = [
+        dataclasses.replace(c, guidance=0.0, value=c.value + 9)
+        for c in found.cells
+        if c.guidance == 3.0
+    ]
+    more = frontier.build(
+        [*found.cells, *lower], reference="16 x 2", device="cpu", bootstrap=50
+    )
+    given = frontier.advice(more, 0.04)
+    assert given.choice.guidance == 1.5 and given.doubts == ()
 
 
 @pytest.mark.parametrize(("probability", "doubtful"), [(0.49, True), (0.5, False)])

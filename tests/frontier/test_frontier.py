@@ -434,11 +434,12 @@ def test_sentences_say_who_is_best_where_and_what_to_doubt(built):
     text = "\n".join(built.sentences)
     first = built.sentences[0]
     assert first.startswith(
-        "With the best sampler the best by fd, of 12 budgets from cost 1, is 1M to "
+        "With the best sampler the lowest fd within a budget is that of 1M up to cost "
     )
+    assert first.endswith("). 12 budgets from cost 1 were compared.")
     last = built.fronts[0].points[-1].choice
-    assert first.count("1M to ") == first.count("2M to ") == 1
-    assert f"2M to cost 128 ({last.expected:.4g} [" in first
+    assert first.count("1M up to ") == first.count("2M up to ") == 1
+    assert f", then of 2M up to cost 128 ({last.expected:.4g} [" in first
     crossing = next(c for c in built.crossings if c.sampler == "ddim")
     shown = f"{crossing.at:.3g} [{crossing.interval.low:.3g}, "
     assert f"With ddim the larger wins: 2M over 1M from cost {shown}" in text

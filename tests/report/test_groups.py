@@ -9,7 +9,7 @@ from finished_study import BUDGETS, Page, make_workdir, table_rows
 
 from scaling_ldm import config, records, report
 from scaling_ldm.records import table
-from scaling_ldm.report import study as reading
+from scaling_ldm.report import reading
 from scaling_ldm.stages import fit
 
 GROUPS = ("learning_rate 2e-3", "learning_rate 4e-3")
@@ -85,8 +85,13 @@ def test_each_group_has_a_section_with_its_name(grouped):
     for group in GROUPS:
         assert f"IsoFLOP curves: {group}" in page.text
         assert f"Laws: {group}" in page.text
-        assert f"{group}: At the best size for each budget" in page.text
         assert f"{group}. Loss of every finished run" in page.text  # of the figure
+    headline = page.text[: page.text.index("runs finished")]
+    assert "All 2 groups" not in headline  # their laws of L differ
+    first, second = (headline.index(group) for group in GROUPS)
+    assert 0 < first < headline.index("At the best size") < second
+    assert headline.count("At the best size for each budget") == 2
+    assert page.text.count("Published exponents: N, D or L") == 1
     names = {path.stem for path in (workdir / "report" / "figures").glob("*.png")}
     ends = ("learning_rate_2e_3", "learning_rate_4e_3")
     kinds = ("isoflop", "law_N", "law_D", "law_L")
@@ -119,6 +124,22 @@ def test_losses_are_listed_with_their_spread_over_seeds(grouped):
             assert float(row["loss"]) - other == pytest.approx(WORSE)
     assert "Final losses" in page.text
     assert "2.83×10⁻³" in page.text  # 0.004 / sqrt 2
+
+
+def test_what_is_true_of_every_group_is_said_once(grouped):
+    found = reading.read(grouped[0])
+    refusal = records.Refusal(quantity="N_opt", reason="too few budgets", detail="")
+    without = {"laws": {"N_opt": refusal}, "held_out": ()}
+    none = [dataclasses.replace(f, **without) for f in found.fits]
+    same = dataclasses.replace(found, fits=tuple(none))
+    text = Page(report.page._headline(same)).text
+    assert text.startswith("All 2 groupsThese runs do not say which size is best")
+    assert text.count("too few budgets") == 1
+    other = dataclasses.replace(refusal, reason="no minimum")
+    differing = (none[0], dataclasses.replace(none[1], laws={"N_opt": other}))
+    text = Page(report.page._headline(dataclasses.replace(found, fits=differing))).text
+    a, b = (text.index(group) for group in GROUPS)
+    assert a < text.index("too few budgets") < b < text.index("no minimum")
 
 
 def test_the_parts_of_a_study(grouped):

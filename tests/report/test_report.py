@@ -26,8 +26,7 @@ from finished_study import (
 from scaling_ldm import records, report
 from scaling_ldm.data import stored_split
 from scaling_ldm.records import Refusal
-from scaling_ldm.report import format, html, style, table
-from scaling_ldm.report import study as reading
+from scaling_ldm.report import format, html, reading, study, style, table
 
 HELD_OUT = {"own": "50 of 1,000 pictures are held out by <b>"}
 
@@ -72,7 +71,7 @@ def test_the_page_says_what_is_held_out(plain):
 def test_colours_are_defined_for_light_and_dark(plain):
     text = plain[1].read_text(encoding="utf-8")
     light, dark = text.split("prefers-color-scheme: dark", 1)
-    used = set(re.findall(r"var\((--[\w-]+)\)", text))
+    used = set(re.findall(r"var\((--[\w-]+)\)", text)) - {"--own"}  # a width
     assert any(name.startswith("--c") for name in used)
     for name in used:
         assert f"{name}: #" in light, name
@@ -105,7 +104,9 @@ def test_headline_states_the_laws_and_the_held_out_error(plain):
     assert "C = 1.60×10¹² FLOPs" in page.text
     assert "90% bootstrap intervals" in page.text
     assert page.text.index("How should") < page.text.index("N ∝ C")
-    assert "for ten times the compute, the best network takes" in page.text
+    plain_words = page.text.index("For ten times the compute, the best network takes")
+    assert plain_words < page.text.index("N ∝ C")
+    assert "Not convincing: the fit has 2 doubts (below)." in page.text
 
 
 def test_held_out_table_agrees_with_the_fit(plain):
@@ -155,7 +156,7 @@ def test_ledger_and_its_totals_are_those_of_the_records(plain):
         assert float(row["device_hours"]) == pytest.approx(2 * r.seconds / 3600)
         assert row["mfu"] == ""
     assert "MFU is absent on cpu: no peak is listed for this device" in page.text
-    found = [t for t in page.tables if "device-hours" in t[0]]
+    found = [t for t in page.tables if "device time" in t[0]]
     by_budget, by_run = (t[-1] for t in found)
     assert by_budget[2:] == by_run[2:]
     last = by_run
@@ -163,7 +164,9 @@ def test_ledger_and_its_totals_are_those_of_the_records(plain):
     hours = sum(2 * r.seconds / 3600 for r in trained.values())
     assert last[0] == "all 35"
     assert last[2] == format.scientific(spent)
-    assert last[9] == f"{hours:.3f}"
+    minutes, seconds = divmod(round(3600 * hours), 60)
+    assert last[9] == f"{minutes} min {seconds} s".replace(" ", "\N{NO-BREAK SPACE}")
+    assert f"device time{minutes} min {seconds} s" in page.text
 
 
 def test_every_csv_is_rectangular_and_the_page_shows_itsrows(plain):
@@ -236,7 +239,8 @@ def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp
     page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert page.wrong == []
     assert "--stages fit" in page.text
-    assert "No samples were drawn" in page.text
+    for empty in ("Samples", "Held-out budget", "Points left out", "Parametric"):
+        assert empty not in page.text
     names = {p.stem for p in (tmp_path / "report" / "figures").iterdir()}
     assert names == {"isoflop", "training"}
     assert not (tmp_path / "report" / "tables" / "held_out.csv").exists()
@@ -337,9 +341,9 @@ def test_smoothing_is_a_weighted_mean_of_the_past():
     values = np.array([3.0, 1.0, 2.0])
     weights = 0.9 ** np.array([2, 1, 0])
     np.testing.assert_allclose(
-        reading.smooth(values)[-1], np.average(values, weights=weights), rtol=1e-12
+        study.smooth(values)[-1], np.average(values, weights=weights), rtol=1e-12
     )
-    np.testing.assert_allclose(reading.smooth(np.full(9, 0.4)), 0.4, rtol=1e-12)
+    np.testing.assert_allclose(study.smooth(np.full(9, 0.4)), 0.4, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -360,10 +364,31 @@ def test_smoothing_is_a_weighted_mean_of_the_past():
         (format.loss(0.312345), "0.3123"),
         (format.percent(-0.0314159), "−3.14%"),
         (format.percent(0.314159), "+31.4%"),
+        (format.duration(1.9999e-5), "20.0\N{NO-BREAK SPACE}\N{MICRO SIGN}s"),
+        (format.duration(0.0016612), "1.66\N{NO-BREAK SPACE}ms"),
+        (format.duration(0.0), "0\N{NO-BREAK SPACE}s"),
+        (format.duration(59.94), "59.9\N{NO-BREAK SPACE}s"),
+        (format.duration(None), "–"),
     ],
 )
 def test_numbers_are_rounded_as_promised(shown, text):
     assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (59.96, "1 min 0 s"),
+        (336.6, "5 min 37 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (8099.0, "2 h 15 min"),
+        (359_999.0, "100 h 0 min"),
+        (4.43e6, "1230 h"),
+    ],
+)
+def test_a_long_time_is_shown_in_its_units(seconds, text):
+    assert format.duration(seconds) == text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def test_reading_a_study_needs_no_accelerator_stack():
@@ -415,8 +440,8 @@ def test_a_small_picture_leaves_room_for_the_words_under_it(tmp_path, side, widt
     make_workdir(tmp_path, "unfitted", lean=True)
     sample(tmp_path, records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id)
     np.save(tmp_path / "samples/images.npy", np.zeros((3, side, side, 3), np.uint8))
-    text = "".join(report.page._samples(reading.read(tmp_path)))
-    assert f"repeat(auto-fill, {width}px)" in text
+    text = "".join(report.pictures.samples(reading.read(tmp_path)))
+    assert f"repeat(auto-fill, min(100%, {width}px))" in text
 
 
 def test_every_number_says_how_its_pictures_were_sampled(tmp_path, evaluated):

@@ -10,8 +10,7 @@ import pytest
 from finished_study import table_rows
 
 from scaling_ldm import records, report
-from scaling_ldm.report import html, training_quality
-from scaling_ldm.report import study as reading
+from scaling_ldm.report import html, reading, training_quality
 
 SIZES = {"a": 10_000, "b": 40_000, "c": 160_000}
 MARKS = (1e9, 4e9, 1.6e10, 6.4e10)

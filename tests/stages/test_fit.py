@@ -9,7 +9,7 @@ from finished_study import Page, make_workdir, table_rows
 from scaling_ldm import config, records, report
 from scaling_ldm import study as entry
 from scaling_ldm.records import table
-from scaling_ldm.report import study as reading
+from scaling_ldm.report import reading
 from scaling_ldm.stages import fit
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scaling_ldm import config, records
+from scaling_ldm import config, data, records
 from scaling_ldm.stages import generate, plan, train
 from scaling_ldm.training import inference, mesh, progress
-from scaling_ldm.workdir import samples
+from scaling_ldm.workdir import sample_grid, samples
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,33 @@ def test_every_form_holds_the_same_pictures_in_order(finished, form):
     (path,) = (workdir / "samples").glob("grid.*")  # the other format's is gone
     picture = Image.open(path)
     assert (path.suffix, picture.format) == (f".{form}", form.upper())
-    grid = np.asarray(picture)
-    assert grid.shape == (4 * 8, 5 * 8, 3)
-    np.testing.assert_array_equal(grid[8:16, 16:24], images[7])
+    wanted = sample_grid.draw(images, record.captions)
+    np.testing.assert_array_equal(np.asarray(picture), wanted)
+
+
+def test_held_out_pictures_of_the_same_captions_are_beside_the_samples(finished):
+    experiment, workdir, specs = finished
+    record = generate.run(experiment, workdir, specs)
+    _, source = data.sources(experiment, workdir)
+    assert list(record.captions) == source.captions(np.arange(20))
+    real = np.load(workdir / record.real_file)
+    x = source.rows(np.arange(20))["x"]
+    np.testing.assert_array_equal(real, inference.pixels(x))
+    drawn = np.load(workdir / record.images_file)
+    assert real.shape == drawn.shape and (real != drawn).any()
+    picture = np.asarray(Image.open(workdir / "samples" / "real.png"))
+    np.testing.assert_array_equal(picture, sample_grid.draw(real, record.captions))
+    assert record.labels == ()  # this network reads none
+
+
+def test_a_picture_without_a_caption_is_known_by_its_label(finished):
+    experiment, workdir, specs = finished
+    record = generate.run(experiment, workdir, specs)
+    few = {"captions": ("a cat", " ", ""), "labels": (3, 4, 5)}
+    named = dataclasses.replace(record, **few)
+    assert named.titles() == ["a cat", "label 4", "label 5"]
+    unread = dataclasses.replace(record, captions=("a cat", ""), labels=())
+    assert unread.titles() == ["a cat", ""]
 
 
 def test_a_missing_shard_is_drawn_again_to_the_same_bytes_and_no_other(
@@ -162,7 +186,8 @@ def test_nothing_of_other_pictures_is_left_beside_new_settings(tmp_path):
     """If the stage were stopped now, they would be taken for the new pictures."""
     folder = tmp_path / "samples"
     generate._remove_other_pictures(folder, {"images": 1, "each": 1}, "")
-    for name in ("grid.png", "grid.webp", "images.npy", "images.tar", "record.json"):
+    names = "grid.png grid.webp images.npy images.tar real.npy real.png record.json"
+    for name in names.split():
         records.write_text(folder / name, "of other pictures")
     records.write_text(folder / "shards" / "00000.npy", "of other pictures")
     records.write_text(folder / "notes.txt", "the user's")
@@ -226,12 +251,15 @@ def test_another_format_is_written_without_drawing_anything(finished, monkeypatc
     monkeypatch.setattr(
         inference.PictureSampler, "images", lambda *_: pytest.fail("drawn")
     )
-    monkeypatch.setattr(generate, "LARGEST_WEBP", 21)  # two pictures of 8 x 8
+    # Two pictures, with what is around them.
+    largest = 2 * max(sample_grid.cell(8, 8)) + 1
+    monkeypatch.setattr(generate, "LARGEST_WEBP", largest)
     assert generate.run(formatted(experiment, "webp"), workdir, specs) == first
     grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
     images = np.load(workdir / first.images_file)
     assert len(images) == 20
-    np.testing.assert_array_equal(grid, generate.grid(images[:4]))
+    wanted = sample_grid.draw(images[:4], first.captions[:4])
+    np.testing.assert_array_equal(grid, wanted)
     assert generate.run(experiment, workdir, specs) == first
     assert (workdir / "samples" / "grid.png").exists()
 
@@ -248,7 +276,8 @@ def test_the_first_alone_are_shown(finished, monkeypatch):
     with tarfile.open(workdir / "samples" / "images.tar") as tar:
         assert len(tar.getnames()) == 40
     grid = np.asarray(Image.open(workdir / "samples" / "grid.webp"))
-    np.testing.assert_array_equal(grid, generate.grid(shown))
+    np.testing.assert_array_equal(grid, sample_grid.draw(shown, record.captions))
+    assert len(np.load(workdir / record.real_file)) == 11
 
 
 def test_nothing_to_draw_from_is_said(finished, tmp_path, monkeypatch):
@@ -280,7 +309,7 @@ def test_a_write_cut_off_between_tar_and_grid_is_done_again(finished, monkeypatc
     experiment, workdir, specs = finished
     generate.run(experiment, workdir, specs)
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "grid", lambda _: pytest.fail("killed here"))
+        patch.setattr(sample_grid, "draw", lambda *_: pytest.fail("killed here"))
         with pytest.raises(BaseException, match="killed here"):
             generate.run(formatted(experiment, "webp"), workdir, specs)
     generate.run(experiment, workdir, specs)
@@ -330,15 +359,6 @@ def test_steps_and_guidance_share_one_program_and_are_counted(finished):
     assert costs[0].decoder_flops == 0
 
 
-def test_the_grid_fills_up_with_white():
-    images = np.zeros((5, 2, 3, 3), np.uint8)
-    grid = generate.grid(images)
-    assert grid.shape == (4, 9, 3)
-    assert grid[2:, 6:].min() == 255 and grid[:2].max() == grid[2:, :6].max() == 0
-    many = generate.grid(np.zeros((257, 1, 1, 3), np.uint8))
-    assert many.shape == (17, 16, 3)  # no wider than ACROSS
-
-
 def with_captions(experiment, *captions, **settings):
     own = dataclasses.replace(experiment.generate, captions=captions, **settings)
     return dataclasses.replace(experiment, generate=own)
@@ -355,6 +375,9 @@ def test_captions_of_ones_own_are_drawn_in_turn(finished, monkeypatch):
     said = [captions[0].upper(), captions[3] + "!"]
     assert list(record.captions) == said * 10
     assert record.own_captions == tuple(said) and held_out.own_captions == ()
+    # No real picture has these captions.
+    assert record.real_file == "" and held_out.real_file
+    assert not list((workdir / "samples").glob("real.*"))
     after = np.concatenate(list(samples.read_images(workdir)))
     # Positions 0 and 3 have the words and the noise that they had.
     assert [bool((a == b).all()) for a, b in zip(before, after, strict=True)][:4] == [

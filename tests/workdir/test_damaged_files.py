@@ -9,7 +9,7 @@ from damages import DAMAGES, damages, said_about
 
 from scaling_ldm import config, records, study
 from scaling_ldm.data.shards import file_digest
-from scaling_ldm.report import study as pages
+from scaling_ldm.report import reading as pages
 from scaling_ldm.stages import advise
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles

@@ -92,7 +92,7 @@ def test_there_is_an_example_of_the_first_release():
 def test_the_page_shows_everything(example, unpacked, run_here):
     workdir = unpacked(finished=False)
     run_here(workdir, "report")
-    found = report.study.read(workdir)
+    found = report.reading.read(workdir)
     assert found.notes == ()
     assert found.fit and found.samples and found.frontier and found.evaluations
     specs = records.read_jsonl(workdir / "runs.jsonl")
@@ -127,7 +127,7 @@ def test_today_s_default_averages_are_for_new_directories(
         kept = averages if new else ("ema",)
         assert held["config"]["optimizer"]["averages"] == list(kept)
         assert (held["recipe_hash"] == then["recipe_hash"]) != new
-        found = report.study.read(workdir)
+        found = report.reading.read(workdir)
         assert {tuple(found.averages(run)) for run in found.runs} == {kept}
         specs = records.read_jsonl(workdir / "runs.jsonl")
         assert {spec.recipe_hash == then["recipe_hash"] for spec in specs} == {not new}
