@@ -11,15 +11,19 @@ import shlex
 import sys
 import types
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from absl import flags
 
+import scaling_ldm
 from scaling_ldm import PUBLIC, config, study
 from scaling_ldm import main as main_module
+from scaling_ldm.training import loaded_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 STORED = ROOT / "experiments" / "results" / "tiny_study" / "README.md"
 SCRIPTS = [
     path
@@ -251,7 +255,25 @@ def test_a_plan_is_made(given, tmp_path, capsys):
     )
     assert status == 0
     assert (tmp_path / "w" / "runs.jsonl").stat().st_size > 0
-    assert " runs, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert " runs, " in out
+    if experiment.name == "quickstart":
+        _check_shown_plan(out)
+
+
+def _check_shown_plan(out: str) -> None:
+    """The tutorial shows two rows of this plan without some columns, and its sum."""
+    shown_plan = _fences(TUTORIAL.read_text(), "text")[0]
+    header, first, last, _, total = shown_plan.splitlines()
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    (columns,) = (row for row in rows if row[0] == "run")
+    names = re.split(r"  +", header)
+    for line in (first, last):
+        shown = dict(zip(names, re.split(r"  +", line.strip()), strict=True))
+        (row,) = (row for row in rows if row[0] == shown["run"])
+        planned = dict(zip(columns, row, strict=True))
+        assert shown.items() <= planned.items()
+    assert total in out
 
 
 # Fields and options in the text
@@ -313,6 +335,24 @@ def test_the_cells_of_a_page_run(path, monkeypatch):
     names: dict[str, object] = {}
     for number, block in enumerate(CELLS[path]):
         exec(compile(block, f"{_name(path)}, cell {number}", "exec"), names)
+
+
+LOADING = {
+    path: blocks
+    for path in PAGES
+    if (blocks := _fences(path.read_text(encoding="utf-8"), "py"))
+}
+
+
+@pytest.mark.parametrize("path", LOADING, ids=_name)
+def test_cells_that_load_a_study_call_what_there_is(path, monkeypatch):
+    """They need a study; here arguments are compared with those of the functions."""
+    model = mock.create_autospec(loaded_model.LoadedModel, instance=True)
+    load = mock.create_autospec(scaling_ldm.load, return_value=model)
+    monkeypatch.setattr(scaling_ldm, "load", load)
+    for number, block in enumerate(LOADING[path]):
+        exec(compile(block, f"{_name(path)}, cell {number}", "exec"), {})
+    assert load.called and model.sample.called
 
 
 def test_pages_have_cells():

@@ -6,7 +6,14 @@ import re
 from scaling_ldm import records
 
 ROOT = pathlib.Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+TEXT = _read("README.md")
+FOUND = records.loads(_read("experiments/results/quickstart_laws.json"))
 FIRST_SCREEN = "\n".join(TEXT.splitlines()[:40])
 
 
@@ -28,29 +35,71 @@ def test_there_is_one_test_command():
 
 
 def test_its_numbers_are_those_of_the_stored_result():
-    path = ROOT / "experiments" / "results" / "quickstart_laws.json"
-    found = records.loads(path.read_text())
-    rows = {
-        cells[0].split()[0]: cells
-        for line in TEXT.splitlines()
-        if line.startswith("| ") and len(cells := line.strip("| ").split(" | ")) == 5
-    }
-    for check in found.held_out:
-        _, exponent, predicted, measured, verdict = rows[check.quantity]
-        law = found.laws[check.quantity].exponent_interval
-        low, high = (float(x) for x in exponent.split(" to "))
-        assert abs(low - law.low) < 0.006 and abs(high - law.high) < 0.006
-        i = check.predicted_interval
-        stated = [_number(x) for x in re.findall(r"[\d.]+[kM]?", predicted)]
-        for value, true in zip(
-            (*stated, _number(measured)),
-            (check.predicted, i.low, i.high, check.measured),
-            strict=True,
-        ):
-            assert abs(value / true - 1) < 0.006
-        inside = i.low <= check.measured <= i.high
-        assert verdict == ("inside" if inside else "**failed**")
+    rows = _rows(TEXT, 5)
+    for name, law in FOUND.laws.items():
+        assert _says(rows[name][0].partition("=")[2], law.coef, law.exponent)
+        assert _says(rows[name][1], *_ends(law.exponent_interval))
+    for check in FOUND.held_out:
+        _, _, predicted, measured, verdict = rows[check.quantity]
+        interval = check.predicted_interval
+        assert _says(predicted, check.predicted, *_ends(interval))
+        assert _says(measured, check.measured)
+        assert verdict == ("inside" if _inside(check) else "**failed**")
 
 
-def _number(text):
-    return float(text.rstrip("kM")) * {"k": 1e3, "M": 1e6}.get(text[-1], 1)
+def test_numbers_elsewhere_are_those_of_the_stored_result():
+    """The tutorial, the page of laws and the experiment say them, too."""
+    tutorial = _read("docs/tutorial.md")
+    laws, checks = _rows(tutorial, 3), _rows(tutorial, 5)
+    for name, law in FOUND.laws.items():
+        formula, exponent, interval = laws[name]
+        assert _says(formula.partition("=")[2], law.coef, law.exponent)
+        assert _says(exponent, law.exponent)
+        assert _says(interval, *_ends(law.exponent_interval))
+    for check in FOUND.held_out:
+        _, predicted, interval, measured, verdict = checks[check.quantity]
+        assert _says(predicted, check.predicted)
+        assert _says(interval, *_ends(check.predicted_interval))
+        assert _says(measured, check.measured)
+        assert verdict == ("yes" if _inside(check) else "**no**")
+    loss = {check.quantity: check for check in FOUND.held_out}["L_opt"]
+    (said,) = re.findall(r"The quickstart shows it: (.*)$", _read("docs/laws.md"), re.M)
+    assert _says(said, loss.predicted, *_ends(loss.predicted_interval), loss.measured)
+    (note,) = FOUND.notes
+    (ratio,) = re.findall(r"[\d.]+ times what the noise", note)
+    assert ratio in tutorial
+    experiment = _read("experiments/quickstart.py")
+    (said,) = re.findall(r"N_opt ~ C\^(.* )\(90%\s+interval (.*?)\)", experiment)
+    law = FOUND.laws["N_opt"]
+    assert _says("".join(said), law.exponent, *_ends(law.exponent_interval))
+
+
+def _rows(text, width):
+    """Cells of the tables' rows of so many cells, by the first word."""
+    rows = [x.strip("| ").split(" | ") for x in text.splitlines() if x[:2] == "| "]
+    return {row[0].split()[0]: row for row in rows if len(row) == width}
+
+
+def _ends(interval):
+    return interval.low, interval.high
+
+
+def _inside(check):
+    low, high = _ends(check.predicted_interval)
+    return low <= check.measured <= high
+
+
+def _says(text, *values):
+    """Whether a text has these numbers and no other, rounded to the digits it gives."""
+    number = r"(?<![\w.])(-?[\d.]*\d)(e-?\d+)?([kM]?)"
+    shown = re.findall(number, text.replace("C^", ""))
+    assert len(shown) == len(values), text
+    for (digits, power, unit), value in zip(shown, values, strict=True):
+        significant = digits.strip("-").replace(".", "").lstrip("0")
+        if "." not in digits:
+            significant = significant.rstrip("0")
+        scale = {"": 1.0, "k": 1e3, "M": 1e6}[unit] * float("1" + (power or "e0"))
+        rounded = float(f"{value / scale:.{len(significant)}g}")
+        if rounded != float(digits):
+            return False
+    return True

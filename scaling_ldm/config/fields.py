@@ -27,7 +27,8 @@ class DataConfig:
     # pairs. (): one part, which the fields above say.
     mix: tuple[tuple[str, float], ...] = ()
     # What a part has of its own, {name of the part: {field: value}}: source, path,
-    # split, captions, label, encode.path or encode.pictures.
+    # split, captions, label, split_by, validation_path, validation_split,
+    # validation_minimum, encode.path or encode.pictures.
     parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
     shape: tuple[int, ...] = (32, 32, 3)  # height, width, channels the network sees
     # k > 0: the network also gets the picture at 1/k of its size (super-resolution).

@@ -78,15 +78,16 @@ def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
             return _of_export(where, folder, elsewhere)
         except KeyError as e:
             raise config.ConfigError(f"{where}: {exports.CARD} does not say {e}") from e
-    workdir, of_run = folder.parent.parent, folder.parent.name == "runs"
-    if (folder / "experiment.json").exists() or (
-        of_run and (workdir / "experiment.json").exists()
-    ):
-        place, name = (workdir, folder.name) if of_run else (folder, "")
-        run = init_from.RunWeights(
-            workdir=str(place), run_id=name, step=None, weights=""
-        )
-        return _of_run(where, run, elsewhere)
+    # A working directory comes first: it, too, may be in a folder called runs.
+    places = [(folder, "")]
+    if folder.parent.name == "runs":
+        places.append((folder.parent.parent, folder.name))
+    for workdir, run_id in places:
+        if (workdir / "experiment.json").exists():
+            run = init_from.RunWeights(
+                workdir=str(workdir), run_id=run_id, step=None, weights=""
+            )
+            return _of_run(where, run, elsewhere)
     if (folder / pipelines.INDEX).exists():
         return pipelines.load(where, folder, elsewhere)
     raise config.ConfigError(

@@ -178,7 +178,7 @@ def every(tiny, tmp_path_factory):
     @functools.cache
     def trained(name):
         c, folder = recipe(tiny), tmp_path_factory.mktemp(name)
-        workdir = folder / "study"
+        workdir = folder / "runs" / "study"  # as it is by default
         if name == "native":
             assert ran(c, workdir, "plan", "train") == 0
         else:
