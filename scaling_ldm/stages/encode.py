@@ -23,7 +23,7 @@ from scaling_ldm import config, data, records
 from scaling_ldm.data import encoded, pictures, seals, shards, split, stored_split
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.training import encoding, mesh, progress, survey
+from scaling_ldm.training import encoding, mesh, progress, survey, time_left
 from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
 
@@ -149,7 +149,7 @@ class _Encoder:
         for line in pictures.examples_of(self._pictures):
             progress.say(line)
         self._networks = encoding.FrozenNetworks(experiment)
-        took = progress.format_duration(time.perf_counter() - self._begun)
+        took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(f"networks are ready after {took}: {self._networks.describe()}")
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
@@ -364,7 +364,7 @@ class _Encoder:
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
-        took = progress.format_duration(time.perf_counter() - self._begun)
+        took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(
             f"encoded after {took}: {tally.summary()}\n"
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
