@@ -146,6 +146,7 @@ def said(
     return [
         *lines,
         f"probe  {len(specs)} runs take {time_left.format_duration(total)} on "
-        f"{devices} x {kind}, without compilation, encoding, measuring and checkpoints; for "
-        f"times of a plan, set config.plan.flops_per_second_per_device = {speed:.3g}",
+        f"{devices} x {kind}, without compilation, encoding, measuring and "
+        "checkpoints; for times of a plan, set "
+        f"config.plan.flops_per_second_per_device = {speed:.3g}",
     ]
