@@ -141,9 +141,7 @@ def test_folder_metadata_in_parquet(tmp_path, originals):
     assert (found.read(0).caption, found.read(0).label) == ("one", 0)
     assert outcomes(found)["2.png"] == "it has no caption"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(
-        config.ConfigError, match=r"metadata\.parquet cannot be read"
-    ):
+    with pytest.raises(config.ConfigError, match=r"metadata\.parquet cannot be read"):
         captions_of(tmp_path)
 
 
