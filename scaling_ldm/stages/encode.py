@@ -20,7 +20,15 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, pictures, seals, shards, split, stored_split
+from scaling_ldm.data import (
+    encoded,
+    label_names,
+    pictures,
+    seals,
+    shards,
+    split,
+    stored_split,
+)
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
 from scaling_ldm.training import encoding, mesh, progress, survey, time_left
@@ -361,6 +369,7 @@ class _Encoder:
             summaries,
             self._networks.uncond,
             tally.first,
+            label_names.of(self._pictures),
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
@@ -370,5 +379,6 @@ class _Encoder:
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {by_channel(manifest)}{encoded.unlabelled(summaries)}"
+            f"  a network sees {by_channel(manifest)}"
+            f"{label_names.unlabelled(summaries)}"
         )

@@ -152,7 +152,7 @@ def test_folder_numbers_of_kohya_are_no_part_of_a_class(tmp_path, originals):
     got = {p.name: (p.caption, p.label) for p in map(found.read, range(3))}
     said = [("sks dog", 1), ("a cat", 0), ("sks dog", 1)]
     assert got == dict(zip(names, said, strict=True))
-    assert found.classes == ("a_cat", "sks dog")
+    assert found.label_names == ("a_cat", "sks dog")
     assert "'10_sks dog' begin with a number" in found.captions_from
     assert "each counts once" in found.captions_from
     # With a folder that has none, a number belongs to the name.

@@ -135,7 +135,7 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
         same = cfg.split if cfg.source == "tfds" else ""  # it has to name one
         options["split"] = cfg.validation_split or same
     if isinstance(found, ImageFolder):
-        options["classes"] = found.classes  # so that labels are the same
+        options["classes"] = found.label_names  # so that labels are the same
     path = cfg.validation_path or cfg.path
     return Joined(found, open_pictures(cfg.source, path, **options), path)
 

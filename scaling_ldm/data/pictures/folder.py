@@ -61,8 +61,8 @@ class ImageFolder:
 
     Attributes:
       captions_from: where the captions are, in words.
-      classes: the folders that are classes, in the order of their labels; () where
-        captions are elsewhere.
+      label_names: the classes, in the order of their labels; () where captions are
+        elsewhere.
 
     A picture without a row of a table is a bad record, and so is a row without a
     picture.
@@ -93,7 +93,7 @@ class ImageFolder:
         self._above = _depth_of_splits(self._names)
         self._own_split = self._has_own_split()
         self._repeats = self._folder_with_repeats()
-        self.classes: tuple[str, ...] = ()
+        self.label_names: tuple[str, ...] = ()
         how = self._choose(captions)
         if not isinstance(how, list) and how != _JSON and label:
             raise config.ConfigError(
@@ -114,12 +114,12 @@ class ImageFolder:
             told = ("table", *each, file, caption, label)
         elif how == "folders":
             self._describe = self._by_folder
-            self.classes = self._classes_of(tuple(classes))
-            self._labels = {name: i for i, name in enumerate(self.classes)}
+            self.label_names = self._classes_of(tuple(classes))
+            self._labels = {name: i for i, name in enumerate(self.label_names)}
             self.captions_from = f"the names of {len(self._labels):,} classes' folders"
             told = ("folders", *([self._above] if self._above else []))
             told += ("repeats",) if self._repeats else ()
-            told += (self.classes,) if classes else ()
+            told += (self.label_names,) if classes else ()
         else:
             self._text = how
             self._describe = self._by_text_file
