@@ -16,13 +16,19 @@ from scaling_ldm.report import law_tables
 
 FEW_BUDGETS = 4  # a line through three points has one degree of freedom
 SHORT_RANGE = 10.0  # largest over smallest budget
+# Up to so many epochs, repeated text is nearly as good as new (Muennighoff et al. 2023,
+# arXiv 2305.16264, figure 1). The plan already cautions from the second epoch on.
+REPEATED_OFTEN = 4.0
 WIDE = 0.5  # width of the interval of an exponent of N or D
 
 
-def lines(fit: FitResult) -> list[str]:
+def lines(fit: FitResult, epochs: float = 0.0) -> list[str]:
     """What ten times the compute buys, and what speaks against that: two sentences.
 
     Where no law of N was fitted, they say that nothing follows for larger budgets.
+
+    Args:
+      epochs: the most often that a run sees each of its pictures; 0.0: unknown.
     """
     law = fit.laws.get("N_opt")
     if not isinstance(law, PowerLaw):
@@ -30,6 +36,11 @@ def lines(fit: FitResult) -> list[str]:
             "In words: these runs do not say which size is best at a larger budget."
         ]
     against = list(_against(fit, law))
+    if epochs > REPEATED_OFTEN:
+        against.append(
+            f"runs see their pictures up to {epochs:.3g} times, so it holds for "
+            "repeated data"
+        )
     factors = ", ".join(
         f"{factor:.2g} times the {what} ({low:.2g} to {high:.2g})"
         for what, factor, low, high in _tenfold(fit)

@@ -14,6 +14,7 @@ from scaling_ldm.report import (
     html,
     law_tables,
     plotting,
+    run_tables,
     style,
     training_quality,
 )
@@ -103,7 +104,11 @@ def _headline(study: Study) -> str:
         )
         return html.paragraphs([*answer, why])
     every = [one for part in study.parts() for one in part.by_metric()]
-    found = [_found(one.title, one.fit) for one in every if one.fit is not None]
+    found = [
+        _found(one.title, one.fit, max(run_tables.epochs(one, run) for run in one.runs))
+        for one in every
+        if one.fit is not None
+    ]
     if not found:
         return (
             "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
@@ -113,8 +118,12 @@ def _headline(study: Study) -> str:
     return "".join(found)
 
 
-def _found(title: str, fit: FitResult) -> str:
-    """The laws of a group and metric, the held-out check, and what was refused."""
+def _found(title: str, fit: FitResult, epochs: float) -> str:
+    """The laws of a group and metric, the held-out check, and what was refused.
+
+    Args:
+      epochs: of its runs, the most.
+    """
     laws = {q: fit.laws.get(q) for q in QUANTITIES}
     fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
     of = f"{title}: " if title else ""
@@ -140,7 +149,7 @@ def _found(title: str, fit: FitResult) -> str:
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
     return (
         said
-        + html.paragraphs([of + line for line in conclusion.lines(fit)])
+        + html.paragraphs([of + line for line in conclusion.lines(fit, epochs)])
         + html.paragraphs([of + line for line in _held_out(fit)])
         + html.paragraphs([of + line for line in refused], "Refused:")
     )

@@ -59,6 +59,7 @@ class Study:
     images: Images | None
     environment: Mapping[str, Any]
     held_out: Mapping[str, str]  # by part of a mix: what is not trained on, in words
+    training_pictures: Mapping[str, int]  # by part, if it has a number of them
     notes: tuple[str, ...]
     group: str = ""  # of `parts`: the one group of its runs
     title: str = ""  # of `parts` and `by_metric`: which of several this one is
@@ -231,6 +232,7 @@ def read(workdir: pathlib.Path) -> Study:
     images = reader.part(samples.images_file, _images) if samples else None
     if samples and not (workdir / samples.images_file).is_file():
         reader.notes.append(f"{samples.images_file} could not be read: no such file")
+    split = reader.part("split.json", records.read_json) or {}
     return Study(
         name=str(experiment.get("name", runs[0].study)),
         question=str(experiment.get("question", "")),
@@ -251,9 +253,8 @@ def read(workdir: pathlib.Path) -> Study:
         samples=samples,
         images=images,
         environment=reader.part("environment.json", _environment) or {},
-        held_out=(reader.part("split.json", records.read_json) or {}).get(
-            "held_out", {}
-        ),
+        held_out=split.get("held_out", {}),
+        training_pictures=split.get("training_pictures", {}),
         notes=tuple(reader.notes),
     )
 

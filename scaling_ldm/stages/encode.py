@@ -65,7 +65,8 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             primary = mesh.is_primary()
             told[name] = mesh.failing_together(say if primary else lambda: "")
     if mesh.is_primary():
-        stored_split.write(workdir, told)
+        training = data.training_pictures(experiment, workdir)
+        stored_split.write(workdir, told, training)
 
 
 def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:

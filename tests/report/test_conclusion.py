@@ -97,3 +97,10 @@ def test_each_reason_against_a_law_is_said(changed, said):
 def test_without_a_law_nothing_follows():
     (said,) = conclusion.lines(fit(laws={"N_opt": NONE}))
     assert "do not say which size is best" in said
+
+
+def test_runs_that_repeat_their_pictures_often_are_said_to():
+    good = fit()
+    assert conclusion.lines(good, conclusion.REPEATED_OFTEN) == conclusion.lines(good)
+    said = conclusion.lines(good, 12.34)[1]
+    assert "not convincing: runs see their pictures up to 12.3 times" in said
