@@ -199,12 +199,7 @@ def _mixed(
                     )
     _check_alike(splits["train"])
     if experiment.model.classes:
-        (first, one), *others = splits["train"].items()
-        for name, other in others:
-            with naming(name):
-                label_names.refuse_others(
-                    one.label_names, other.label_names, f"part {first!r}, whose network"
-                )
+        _check_classes(splits["train"])
     weights = dict(experiment.data.mix)
     numbers = {name: number for number, name in enumerate(found)}
     train, validation = (
@@ -218,6 +213,21 @@ def _mixed(
         for opened in splits.values()
     )
     return train, validation
+
+
+def _check_classes(opened: Mapping[str, Source]) -> None:
+    """Checks that a label means the same class in all parts.
+
+    Raises:
+      ConfigError: their names differ; it names the parts.
+    """
+    (first, source), *others = opened.items()
+    for name, other in others:
+        with naming(name):
+            what = f"a network that reads labels of part {first!r}"
+            label_names.refuse_others(
+                label_names.of(source), label_names.of(other), what
+            )
 
 
 def _check_alike(opened: Mapping[str, encoded.Encoded]) -> None:
