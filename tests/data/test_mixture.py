@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, data
-from scaling_ldm.data import mixture, sources
+from scaling_ldm.data import mixture
+from scaling_ldm.data.sources import _check_classes
 
 WEIGHTS = [(0.8, 0.2), (1.0, 1.0, 1.0), (5.0, 0.001, 2.0, 3.0), (0.1, 0.2, 0.3, 0.4)]
 
@@ -148,6 +149,6 @@ def test_a_label_is_the_same_class_in_every_part():
         "part 'more' of config.data.mix: .* part 'own' learnt other classes .* 2 here"
     )
     with pytest.raises(config.ConfigError, match=said):
-        sources._check_classes(parts)
+        _check_classes(parts)
     parts["more"].label_names = ("cat", "dog")
-    sources._check_classes(parts)
+    _check_classes(parts)
