@@ -184,13 +184,16 @@ def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(size, tmp_
         assert [CLASSES[k] for k in labels] == source.captions(every)
         assert_array_equal(np.bincount(labels), len(source) // len(CLASSES))
     model = scaling_ldm.load(workdir / "export")
-    assert model.classes == len(CLASSES)
-    drawn = model.sample(labels=[CLASSES.index("cat"), 9], n=2, steps=4)
+    assert model.label_names == tuple(CLASSES)
+    assert scaling_ldm.load(workdir).label_names == tuple(CLASSES)
+    drawn = model.sample(labels=["cat", CLASSES[9]], n=2, steps=4)
     assert_pictures(drawn, 4, size)
     # The same noise, another label: the network reads it.
     other = model.sample(labels=[3], n=2, steps=4)
     assert (model.sample(labels=[2], n=2, steps=4) == drawn[:2]).mean() > 0.99
     assert (other != drawn[:2]).any()
+    with pytest.raises(ValueError, match="did you mean 'cat'. known: apple, boat, cat"):
+        model.sample(labels="catt")
 
 
 @SIZES

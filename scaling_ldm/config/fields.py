@@ -20,7 +20,7 @@ class DataConfig:
     path: str = ""  # folder, shards or table of the source; may be a URL
     split: str = "train"  # split that the tfds and huggingface sources read
     # Where captions are: the column, feature or entry; of an image_folder the table,
-    # "txt" or "folders". "": by the usual names.
+    # "txt", "caption", "json" or "folders". "": by the usual names.
     captions: str = ""
     label: str = ""  # column or feature with the number of the class; "": none
     # Parts of the training stream, {name: share of the pictures}, or (name, share)

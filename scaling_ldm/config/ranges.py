@@ -85,6 +85,11 @@ _RANGES = (
     ("fit", "confidence", 0.5, 0.999),
     ("fit", "seed", 0, LARGEST_SEED),
 )
+# Sections whose numbers a device computes with, as float32: beyond these bounds they
+# would be infinite or 0 there, without a word.
+_ON_DEVICE = ("model", "objective", "optimizer", "generate", "frontier")
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+SMALLEST_FLOAT32 = 2.0**-126  # smaller ones are denormal, which most devices make 0
 _PAIRS = ("data.mix", "data.parts", "plan.axes", "plan.axes_only")  # checked elsewhere
 
 
@@ -113,6 +118,11 @@ def problems_of(e: fields.Experiment) -> list[str]:
         most = _LARGEST.get(where, LARGEST_COUNT)
         if where not in known and any(n > most for n in _whole_numbers(value)):
             problems.append(f"config.{where} = {value}: at most {most}")
+        if where.split(".")[0] in _ON_DEVICE and not all(map(_float32, _floats(value))):
+            problems.append(
+                f"config.{where} = {value}: a float32 is 0, or between "
+                f"{SMALLEST_FLOAT32:.4g} and {LARGEST_FLOAT32:.4g} in size"
+            )
     if len(e.data.shape) != 3 or min(e.data.shape) <= 0:
         problems.append(
             f"config.data.shape = {e.data.shape}: must be (height, width, channels)"
@@ -129,10 +139,25 @@ def _fields(e: fields.Experiment) -> Iterator[tuple[str, Any]]:
                     yield f"{section}.{name}", value
 
 
+def _float32(value: float) -> bool:
+    """Whether a number is neither infinite nor 0 as a float32, unless it is 0."""
+    return not value or SMALLEST_FLOAT32 <= abs(value) <= LARGEST_FLOAT32
+
+
 def _whole_numbers(value: Any) -> Iterator[int]:
     """The ints of a value, at any depth of tuples."""
+    return (one for one in _leaves(value) if isinstance(one, int))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The floats of a value, at any depth of tuples."""
+    return (one for one in _leaves(value) if isinstance(one, float))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in tuples of tuples."""
     if isinstance(value, tuple):
         for each in value:
-            yield from _whole_numbers(each)
-    elif isinstance(value, int):
+            yield from _leaves(each)
+    else:
         yield value

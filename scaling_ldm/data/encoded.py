@@ -161,6 +161,8 @@ class Encoded:
         H, W, C = experiment.data.shape
         self.shape = (H, W, C)
         self.classes = manifest["classes"]
+        named = manifest.get("label_names", ())  # not of 0.1.0
+        self.label_names = tuple(named[: self.classes])
         self.identity = manifest["identity"]
         self._manifest = manifest
         self._seed = experiment.data.seed if seed is None else seed
@@ -337,20 +339,13 @@ def check_width(experiment: config.Experiment, width: int) -> None:
         )
 
 
-def unlabelled(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A line where labels do not count, because some pictures have none; or ""."""
-    labels, total = (sum(s[name] for s in summaries) for name in ("labels", "records"))
-    if labels in (0, total):
-        return ""
-    return f"\n  labels are left out: {labels:,} of {total:,} pictures have one"
-
-
 def manifest_of(
     identity: Mapping[str, Any],
     layout: shards.Layout,
     summaries: list[dict[str, Any]],
     uncond: np.ndarray | None,
     first_bad: list[tuple[str, str]],
+    names: Sequence[str],
 ) -> Manifest:
     """The manifest of a folder of records, for JSON, from the summaries of its shards.
 
@@ -359,6 +354,7 @@ def manifest_of(
       summaries: one for each shard; see `shards.Writer.finish`.
       uncond: features of the empty caption, [tokens, E]; None if text is words.
       first_bad: (name, reason) of the first bad records.
+      names: of the labels; () if they have none.
     """
     words: dict[str, int] = {}
     for summary in summaries:
@@ -386,6 +382,7 @@ def manifest_of(
         },
         # Labels count only if every picture has one.
         "classes": 1 + largest if labels == total else 0,
+        "label_names": list(names) if labels == total else [],
         "layout": json.loads(json.dumps(vars(layout))),
         # Of the values that a denoiser reads, by channel, over the training split.
         "mean": np.atleast_1d(mean).tolist(),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_ldm.data import hashing, vocabulary
+from scaling_ldm.data import hashing, label_names, vocabulary
 from scaling_ldm.data.pipeline import Rows, Source
 
 WHOLE = 10**9
@@ -117,6 +117,7 @@ class Mixture:
         self.shape = sources[0].shape
         self.vocabulary = vocabulary.of(sources[0])  # all parts have the same
         self.classes = classes.pop() if len(classes) == 1 else 0
+        self.label_names = label_names.of(sources[0]) if self.classes else ()
         label = np.array(self.classes, np.int32)
         self.uncond: Rows = sources[0].uncond | {"label": label}
 

@@ -10,7 +10,14 @@ import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.config import mix
-from scaling_ldm.data import encoded, icon_set, icons, mixture, vocabulary
+from scaling_ldm.data import (
+    encoded,
+    icon_set,
+    icons,
+    label_names,
+    mixture,
+    vocabulary,
+)
 from scaling_ldm.data.pipeline import Rows, Source
 from scaling_ldm.data.vocabulary import NULL, PADDING
 
@@ -18,7 +25,8 @@ from scaling_ldm.data.vocabulary import NULL, PADDING
 class Icons:
     """The painted icons (see `icons`), with the foreground colour as the label."""
 
-    classes = len(icons.PALETTE)
+    label_names = tuple(icons.PALETTE)
+    classes = len(label_names)
 
     def __init__(self, cfg: config.DataConfig, split: str) -> None:
         side, fits = cfg.shape[0], icon_set.SIDE
@@ -71,6 +79,7 @@ class Coarse:
         )
         self.identity = getattr(source, "identity", None)
         self.vocabulary = vocabulary.of(source)
+        self.label_names = label_names.of(source)
 
     def rows(self, positions: np.ndarray) -> Rows:
         rows = self._source.rows(positions)
@@ -189,6 +198,8 @@ def _mixed(
                         seed=mixture.seed_of_part(seed, number),
                     )
     _check_alike(splits["train"])
+    if experiment.model.classes:
+        _check_classes(splits["train"])
     weights = dict(experiment.data.mix)
     numbers = {name: number for number, name in enumerate(found)}
     train, validation = (
@@ -202,6 +213,21 @@ def _mixed(
         for opened in splits.values()
     )
     return train, validation
+
+
+def _check_classes(opened: Mapping[str, Source]) -> None:
+    """Checks that a label means the same class in all parts.
+
+    Raises:
+      ConfigError: their names differ; it names the parts.
+    """
+    (first, source), *others = opened.items()
+    for name, other in others:
+        with naming(name):
+            what = f"a network that reads labels of part {first!r}"
+            label_names.refuse_others(
+                label_names.of(source), label_names.of(other), what
+            )
 
 
 def _check_alike(opened: Mapping[str, encoded.Encoded]) -> None:

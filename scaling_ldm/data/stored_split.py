@@ -11,7 +11,7 @@ from scaling_ldm import config, records
 from scaling_ldm.data import encoded, shards, split
 from scaling_ldm.data.sources import parts
 
-FILE = "split.json"  # in the workdir: what is held out, in words, for the report
+FILE = "split.json"  # in the workdir, for the report
 
 
 def read_summary(folder: str) -> dict[str, Any]:
@@ -86,9 +86,15 @@ def lines(experiment: config.Experiment, workdir: pathlib.Path) -> list[str]:
     return found
 
 
-def write(workdir: pathlib.Path, told: Mapping[str, str]) -> None:
-    """Writes FILE: what is held out of each part, in words. The same is left alone."""
-    text = json.dumps(records.stamped({"held_out": dict(told)}), indent=1) + "\n"
+def write(
+    workdir: pathlib.Path, told: Mapping[str, str], training: Mapping[str, int]
+) -> None:
+    """Writes FILE, of each part: what is held out, and how many are trained on.
+
+    The same is left alone.
+    """
+    held = {"held_out": dict(told), "training_pictures": dict(training)}
+    text = json.dumps(records.stamped(held), indent=1) + "\n"
     path = workdir / FILE
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         records.write_text(path, text)

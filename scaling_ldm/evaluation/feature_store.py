@@ -69,7 +69,7 @@ class StoredFeatures:
         if self.complete:
             return
         mesh.barrier("features")  # no process writes before all have looked
-        progress.begin(self.images)
+        progress.begin()
         for images, after in pictures(self.after):
             self._add(images, extract(images), after)
             progress.show(self.images)

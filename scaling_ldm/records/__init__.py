@@ -53,6 +53,7 @@ from scaling_ldm.records.runs import (
     RunSpec,
     SampleRecord,
     TrainRecord,
+    epochs,
 )
 from scaling_ldm.records.table import read_plan, read_table, write_csv, write_parquet
 from scaling_ldm.records.upgrade import (
@@ -104,6 +105,7 @@ __all__ = [
     "in_one_line",
     "is_full",
     "dumps",
+    "epochs",
     "from_json",
     "json_object",
     "loads",

@@ -152,3 +152,27 @@ class Evaluation(EvalRecord):
     low: float  # the interval at `level`; the value itself where there is none
     high: float
     level: float
+
+
+def epochs(
+    images: int, shares: Mapping[str, float], pictures: Mapping[str, int]
+) -> float:
+    """How often a run sees each picture; of a mix, each of the part seen most often.
+
+    Args:
+      images: that the run sees.
+      shares: of each part in any unit; {"": 1.0} without a mix.
+      pictures: of each part that has a number of them.
+
+    Returns:
+      0.0 if none has one: they are painted as they are read.
+    """
+    whole = sum(shares.values())
+    return max(
+        (
+            images * share / whole / pictures[name]
+            for name, share in shares.items()
+            if pictures.get(name)
+        ),
+        default=0.0,
+    )

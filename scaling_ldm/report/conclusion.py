@@ -16,13 +16,19 @@ from scaling_ldm.report import law_tables
 
 FEW_BUDGETS = 4  # a line through three points has one degree of freedom
 SHORT_RANGE = 10.0  # largest over smallest budget
+# Up to so many epochs, repeated text is nearly as good as new (Muennighoff et al. 2023,
+# arXiv 2305.16264, figure 1). The plan already cautions from the second epoch on.
+REPEATED_OFTEN = 4.0
 WIDE = 0.5  # width of the interval of an exponent of N or D
 
 
-def said(fit: FitResult) -> str:
+def said(fit: FitResult, epochs: float = 0.0) -> str:
     """What ten times the compute buys, and where that holds.
 
     Where no law of N was fitted, it says that nothing follows for larger budgets.
+
+    Args:
+      epochs: as in `against`.
     """
     law = fit.laws.get("N_opt")
     if not isinstance(law, PowerLaw):
@@ -32,7 +38,7 @@ def said(fit: FitResult) -> str:
         for what, factor, low, high in _tenfold(fit)
     )
     line = f"For ten times the compute, the best network takes {factors}."
-    if against(fit):
+    if against(fit, epochs):
         return line
     return (
         f"{line} Nothing here speaks against it between {fmt.scientific(law.x_min)} "
@@ -40,10 +46,22 @@ def said(fit: FitResult) -> str:
     )
 
 
-def against(fit: FitResult) -> list[str]:
-    """Each reason not to trust the laws of a fit; none if there are no laws."""
+def against(fit: FitResult, epochs: float = 0.0) -> list[str]:
+    """Each reason not to trust the laws of a fit; none if there are no laws.
+
+    Args:
+      epochs: the most often that a run sees each of its pictures; 0.0: unknown.
+    """
     law = fit.laws.get("N_opt")
-    return list(_against(fit, law)) if isinstance(law, PowerLaw) else []
+    if not isinstance(law, PowerLaw):
+        return []
+    reasons = list(_against(fit, law))
+    if epochs > REPEATED_OFTEN:
+        reasons.append(
+            f"runs see their pictures up to {epochs:.3g} times, so it holds for "
+            "repeated data"
+        )
+    return reasons
 
 
 def _tenfold(fit: FitResult) -> Iterator[tuple[str, float, float, float]]:

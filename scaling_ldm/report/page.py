@@ -14,6 +14,7 @@ from scaling_ldm.report import (
     html,
     law_tables,
     pictures,
+    run_tables,
     style,
 )
 from scaling_ldm.report import format as fmt
@@ -105,7 +106,8 @@ def _headline(study: Study) -> str:
     found: dict[str, list[str]] = {}
     for one in every:
         if one.fit is not None:
-            found.setdefault(_found(one.fit), []).append(one.title)
+            most = max(run_tables.epochs(one, run) for run in one.runs)
+            found.setdefault(_found(one.fit, most), []).append(one.title)
     if not found:
         return (
             "<p>No laws yet: laws.json is missing or unreadable. Run the same command "
@@ -141,8 +143,12 @@ def _best(study: Study) -> list[str]:
     ]
 
 
-def _found(fit: FitResult) -> str:
-    """What follows and what speaks against it, the laws, and what was refused."""
+def _found(fit: FitResult, epochs: float) -> str:
+    """What follows and what speaks against it, the laws, and what was refused.
+
+    Args:
+      epochs: of its runs, the most.
+    """
     laws = {q: fit.laws.get(q) for q in QUANTITIES}
     fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
     formulas = ""
@@ -166,10 +172,10 @@ def _found(fit: FitResult) -> str:
         if isinstance(found, Refusal):
             reasons.setdefault(found.why, []).append(found.what)
     refused = [f"{', '.join(of)}: {why}." for why, of in reasons.items()]
-    against = conclusion.against(fit)
+    against = conclusion.against(fit, epochs)
     doubt = [f"{'; '.join(against)}."] if against else []
     return (
-        html.paragraphs([conclusion.said(fit)])
+        html.paragraphs([conclusion.said(fit, epochs)])
         + html.paragraphs(doubt, "Not convincing:")
         + formulas
         + html.paragraphs(_held_out(fit))

@@ -58,6 +58,7 @@ def read(workdir: pathlib.Path) -> Study:
     evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.part("samples/record.json", _record, SampleRecord)
     drawn, real = (samples.images_file, samples.real_file) if samples else ("", "")
+    split = reader.part("split.json", records.read_json) or {}
     return Study(
         name=str(experiment.get("name", runs[0].study)),
         question=str(experiment.get("question", "")),
@@ -79,9 +80,8 @@ def read(workdir: pathlib.Path) -> Study:
         images=reader.images(drawn),
         real=reader.images(real),
         environment=reader.part("environment.json", _environment) or {},
-        held_out=(reader.part("split.json", records.read_json) or {}).get(
-            "held_out", {}
-        ),
+        held_out=split.get("held_out", {}),
+        training_pictures=split.get("training_pictures", {}),
         notes=tuple(reader.notes),
     )
 

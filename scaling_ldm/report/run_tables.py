@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_ldm.records import RunSpec
+from scaling_ldm.records import epochs as epochs_of
 from scaling_ldm.records.measurements import (
     LOSS,
     RAW,
@@ -41,7 +42,7 @@ _COSTS = (
 def runs(study: Study) -> Table:
     """Every planned run: what it reached, or why it failed; plan beside result."""
     rows, started = [], any(run.pretraining_flops != 0 for run in study.runs)
-    measured = _measured(study)
+    measured, repeats = _measured(study), bool(study.training_pictures)
     for run in study.runs:
         r = study.records.get(run.run_id)
         row = pick(run, "run_id group budget_flops width depth params")
@@ -50,6 +51,7 @@ def runs(study: Study) -> Table:
         row |= {key: found.get(run.run_id) for key, (_, found) in measured.items()}
         row |= {"average": study.averages(run)[0]} | pick(r, "restarts")
         row |= {"planned_flops": run.planned_flops, "actual_flops": r and r.flops}
+        row |= {"epochs": epochs(study, run)} if study.training_pictures else {}
         row["planned_over_budget"] = run.planned_flops / run.budget_flops - 1
         row["actual_over_planned"] = r and r.flops / run.planned_flops - 1
         if started:  # from weights
@@ -63,6 +65,7 @@ def runs(study: Study) -> Table:
         Column("width × depth", lambda r: f"{r['width']} × {r['depth']}"),
         cell("N", study.size, fmt.prefixed),
         cell("D, tokens", "tokens", fmt.prefixed),
+        *(cell("epochs", "epochs", fmt.plain) for _ in range(repeats)),
         text("group", "group"),
         cell("learning rate", "learning_rate", fmt.scientific),
         Column("seed", lambda r: str(r["seed"]) if study.varied else fmt.NONE),
@@ -78,6 +81,17 @@ def runs(study: Study) -> Table:
     if not study.by_steps:
         caption += f"; the laws are fitted to: {_fitted(study)}"
     return Table("runs", f"{caption}.", rows, columns)
+
+
+def epochs(study: Study, run: RunSpec) -> float:
+    """How often a run sees each picture: planned, or done where it has ended.
+
+    0.0 where the number of pictures is not known.
+    """
+    record = study.records.get(run.run_id)
+    shares = dict(study.config.get("data", {}).get("mix") or {"": 1.0})
+    images = run.images if record is None else record.images
+    return epochs_of(images, shares, study.training_pictures)
 
 
 def _measured(study: Study) -> dict[str, tuple[str, Mapping[str, float]]]:

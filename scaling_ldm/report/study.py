@@ -55,6 +55,7 @@ class Study:
     real: Images | None  # held-out pictures of the same captions
     environment: Mapping[str, Any]
     held_out: Mapping[str, str]  # by part of a mix: what is not trained on, in words
+    training_pictures: Mapping[str, int]  # by part, if it has a number of them
     notes: tuple[str, ...]
     group: str = ""  # of `parts`: the one group of its runs
     title: str = ""  # of `parts` and `by_metric`: which of several this one is

@@ -20,10 +20,18 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, pictures, seals, shards, split, stored_split
+from scaling_ldm.data import (
+    encoded,
+    label_names,
+    pictures,
+    seals,
+    shards,
+    split,
+    stored_split,
+)
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
-from scaling_ldm.training import encoding, mesh, progress, survey
+from scaling_ldm.training import encoding, mesh, progress, survey, time_left
 from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
 
@@ -57,7 +65,8 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             primary = mesh.is_primary()
             told[name] = mesh.failing_together(say if primary else lambda: "")
     if mesh.is_primary():
-        stored_split.write(workdir, told)
+        training = data.training_pictures(experiment, workdir)
+        stored_split.write(workdir, told, training)
 
 
 def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -149,7 +158,7 @@ class _Encoder:
         for line in pictures.examples_of(self._pictures):
             progress.say(line)
         self._networks = encoding.FrozenNetworks(experiment)
-        took = progress.format_duration(time.perf_counter() - self._begun)
+        took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(f"networks are ready after {took}: {self._networks.describe()}")
         self._tally = Tally(allowed=cfg.largest_bad_fraction)
 
@@ -361,14 +370,16 @@ class _Encoder:
             summaries,
             self._networks.uncond,
             tally.first,
+            label_names.of(self._pictures),
         )
         self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
-        took = progress.format_duration(time.perf_counter() - self._begun)
+        took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(
             f"encoded after {took}: {tally.summary()}\n"
             f"  {manifest['train']:,} to train on, {manifest['validation']:,} to "
             "validate with\n"
             f"  {size(written)} in {self._folder}\n"
-            f"  a network sees {by_channel(manifest)}{encoded.unlabelled(summaries)}"
+            f"  a network sees {by_channel(manifest)}"
+            f"{label_names.unlabelled(summaries)}"
         )

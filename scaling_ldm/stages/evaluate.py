@@ -29,7 +29,7 @@ from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.evaluation.feature_store import StoredFeatures
 from scaling_ldm.metrics import Estimate, tfgan
 from scaling_ldm.records import joined
-from scaling_ldm.training import inference, mesh, progress
+from scaling_ldm.training import inference, mesh, progress, time_left
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import runs, samples
 
@@ -211,15 +211,13 @@ class _Evaluator:
                 if key in self._known:
                     progress.say(f"  {numbers.line(self._known[key])}")
             if not all(key in self._known for key in keys):
-                left = len(models) - number + 1
-                time_left = (
-                    f"  left {progress.format_duration(left * sum(spent) / len(spent))}"
-                    if spent
-                    else ""
-                )
+                basis = spent[1:]  # the first one compiled what all use
+                seconds = None
+                if basis:
+                    seconds = (len(models) - number + 1) * sum(basis) / len(basis)
                 progress.say(
                     f"evaluate  {number} of {len(models)}: {model.run_id} at step "
-                    f"{model.step:,}{time_left}"
+                    f"{model.step:,}{time_left.left(seconds)}"
                 )
                 begin = time.perf_counter()
                 self._measure(entry, wanted)

@@ -29,7 +29,7 @@ from scaling_ldm.evaluation import measures, protocol, reference
 from scaling_ldm.evaluation.extractors import Extractor
 from scaling_ldm.metrics import frechet
 from scaling_ldm.records import joined, rows_of, table
-from scaling_ldm.training import inference, mesh, progress
+from scaling_ldm.training import inference, mesh, progress, time_left
 from scaling_ldm.workdir import runs
 
 
@@ -259,7 +259,7 @@ class _CellMeasurer:
         settings = _cell_settings(self._experiment)
         total = len(self._specs) * len(settings)
         found: list[records.MeasuredCell] = []
-        begin, shown, fresh = time.perf_counter(), 0.0, 0
+        pace, shown, fresh = time_left.Pace(), 0.0, 0
         for spec in self._specs:
             for _, group in itertools.groupby(
                 settings, key=lambda sampling: (sampling.sampler, sampling.steps)
@@ -267,16 +267,18 @@ class _CellMeasurer:
                 cells, drawn = self._group(spec, list(group))
                 found += cells
                 fresh += drawn
+                cells_per_second = pace.per_second(fresh) if fresh else None
                 now = time.perf_counter()
                 if now - shown > self._experiment.train.show_every_seconds:
                     shown = now
-                    each = (now - begin) / max(fresh, 1)
-                    left = progress.format_duration(each * (total - len(found)))
+                    seconds = None
+                    if cells_per_second is not None:
+                        seconds = (total - len(found)) / cells_per_second
                     b = min(cells, key=lambda cell: cell.value)
                     progress.say(
                         f"frontier  {len(found):,} of {total:,} cells  {b.model}  "
                         f"{b.sampler} {b.steps}: best guidance {b.guidance:g}, "
-                        f"{self._metric} {b.value:.4g}  left {left}"
+                        f"{self._metric} {b.value:.4g}{time_left.left(seconds)}"
                     )
         return found
 

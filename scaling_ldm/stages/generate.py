@@ -155,7 +155,7 @@ def _sample(
         "generate", cfg.images, "pictures", experiment.train.show_every_seconds
     )
     done = cfg.images - sum(len(rows[n]) for n in missing)
-    shown.begin(done)
+    shown.begin()
     for n in missing:
         images = sampler.images(rows[n], cfg)
         if mesh.is_primary():

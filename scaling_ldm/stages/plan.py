@@ -282,14 +282,17 @@ def _size(experiment: config.Experiment, width: int, depth: int) -> _Size:
     functions = train_step.train_functions(
         train_step.compiled_part(experiment), width, depth, unroll=False
     )
-    params, bare = denoisers.count_params(functions.objective)
+    cost = train_step.cost(experiment, functions, experiment.train.batch_size)
+    # Tracing a network's initial values takes long: they are not traced once more.
+    embeddings = functions.objective.embeddings
+    params, bare = denoisers.count_shapes(cost.params, embeddings)
     return _Size(
         width=width,
         depth=depth,
         params=params,
         params_without_embeddings=bare,
         objective=functions.objective,
-        cost=train_step.cost(experiment, functions, experiment.train.batch_size),
+        cost=cost,
     )
 
 

@@ -11,7 +11,7 @@ import jax
 
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
-from scaling_ldm.data import vocabulary
+from scaling_ldm.data import label_names, vocabulary
 from scaling_ldm.training import (
     capacity,
     held_out,
@@ -127,6 +127,9 @@ def _run(
             read = vocabulary.read_by(training.names, source)
             if mesh.is_primary() and read and not files.vocabulary.exists():
                 vocabulary.write(files.vocabulary, read)
+            named = label_names.read_by(training.names, source)
+            if mesh.is_primary() and named and not files.label_names.exists():
+                label_names.write(files.label_names, named)
             batches = inputs.validation(own, held_out_source, training.names)
             record = training.train(source, batches)
             if mesh.is_primary():
@@ -212,6 +215,11 @@ class _Inputs:
         vocabulary.refuse_others(
             vocabulary.read(files.vocabulary),
             vocabulary.read_by(learnt.conditioning, self.sources(own)[0]),
+            f"{spec.run_id} in {self._workdir}",
+        )
+        label_names.refuse_others(
+            label_names.read(files.label_names),
+            label_names.read_by(learnt.conditioning, self.sources(own)[0]),
             f"{spec.run_id} in {self._workdir}",
         )
         for source in self.sources(own):

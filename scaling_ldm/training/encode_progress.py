@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from scaling_ldm.data import encoded
-from scaling_ldm.training.progress import format_duration, say
+from scaling_ldm.training.progress import say
+from scaling_ldm.training.time_left import Pace, left
 
 
 def size(count: float) -> str:
@@ -45,7 +46,7 @@ class EncodeProgress:
         self._every = every_seconds
         self._mine = 0  # pictures of this process in its current shard
         self._bytes = 0  # size of the shards that this process has written
-        self._first: tuple[float, int] | None = None  # time and count once compiled
+        self._pace = Pace()
         self._shown = time.perf_counter()
 
     def show(self, count: int, written: int, bad: int) -> None:
@@ -59,16 +60,15 @@ class EncodeProgress:
         now = time.perf_counter()
         self._mine += count
         done = min(self._done + self._mine * self._processes, self._total)
-        if self._first is None:
-            self._first = (now, done)
-        if now - self._shown < self._every or done == self._first[1]:
+        pace = self._pace.per_second(done)
+        if now - self._shown < self._every:
             return
         self._shown = now
-        speed = (done - self._first[1]) / (now - self._first[0])
-        left = format_duration((self._total - done) / speed)
+        speed = "" if pace is None else f"{pace:,.0f} a second  "
+        seconds = None if pace is None else (self._total - done) / pace
         say(
-            f"encode  {done:,} of {self._total:,} pictures  {speed:,.0f} a second  "
-            f"{size(self._bytes + written)}  {bad:,} bad  left {left}"
+            f"encode  {done:,} of {self._total:,} pictures  {speed}"
+            f"{size(self._bytes + written)}  {bad:,} bad{left(seconds)}"
         )
 
     def written(self, count: int) -> None:

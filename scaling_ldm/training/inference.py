@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from scaling_ldm import config, data, flops
-from scaling_ldm.data import vocabulary
+from scaling_ldm.data import label_names, vocabulary
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.training import captions as caption_readers
@@ -114,6 +114,11 @@ class PictureSampler:
         vocabulary.refuse_others(
             vocabulary.Vocabulary(model.words) if model.words else None,
             vocabulary.read_by(self._denoiser.conditioning, self._source),
+            model.run_id,
+        )
+        label_names.refuse_others(
+            model.label_names,
+            label_names.read_by(self._denoiser.conditioning, self._source),
             model.run_id,
         )
         self._own, self._text = tuple(captions), None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from scaling_ldm.config import names
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import pretrained
 from scaling_ldm.training.captions import CaptionReader
@@ -33,6 +34,7 @@ class LoadedModel:
       shape: (H, W, C) of a sample: a latent, or a picture in [-1, 1].
       conditioning: names of the arrays in `cond`.
       classes: labels of a network that reads them, 0 to classes - 1; else 0.
+      label_names: of the labels, in their order; () if they have none.
       about: what is known of the training, such as "step" and "validation_loss".
     """
 
@@ -42,6 +44,7 @@ class LoadedModel:
     conditioning: tuple[str, ...]
     classes: int
     about: Mapping[str, Any]
+    label_names: tuple[str, ...] = ()
     # Readers of captions and of latents; None where the network has none.
     _captions: CaptionReader | None = dataclasses.field(repr=False)
     _autoencoder: Callable[[], pretrained.PretrainedAutoencoder] | None = (
@@ -77,7 +80,8 @@ class LoadedModel:
 
         Args:
           captions: one or several. None: without a caption.
-          labels: one or several integers, for a network that reads labels.
+          labels: one or several, for a network that reads labels: integers, or names
+            of `label_names`.
           arrays: what else the network reads, such as "image", a row for each caption
             or label.
           seed: of the noise.
@@ -199,6 +203,8 @@ class LoadedModel:
 
     def _labels(self, labels: Any) -> np.ndarray:
         given = np.atleast_1d(np.asarray(labels))
+        if given.ndim == 1 and given.dtype.kind == "U":
+            return np.array([self._label_named(name) for name in given], np.int32)
         whole = np.issubdtype(given.dtype, np.integer)
         if (
             given.ndim != 1
@@ -207,3 +213,26 @@ class LoadedModel:
         ):
             raise ValueError(f"labels are 0 to {self.classes - 1}, got {labels!r}")
         return given.astype(np.int32)
+
+    def _label_named(self, name: str) -> int:
+        """The label of that name, in which "_" and "-" count as spaces."""
+        plain = [_plain(known) for known in self.label_names]
+        if plain.count(_plain(name)) == 1:
+            return plain.index(_plain(name))
+        if name in self.label_names:
+            return self.label_names.index(name)
+        if not self.label_names:
+            raise ValueError(
+                f"labels={name!r}: the labels of {self.name} have no names; they are 0 "
+                f"to {self.classes - 1}"
+            )
+        close = names.nearest(name, self.label_names)
+        hint = f"did you mean {close!r}? " if close else ""
+        raise ValueError(
+            f"labels={name!r}: no label of {self.name} has this name; {hint}known: "
+            f"{', '.join(self.label_names)}"
+        )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

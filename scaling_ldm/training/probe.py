@@ -20,6 +20,7 @@ from scaling_ldm.training import (
     optimizer,
     progress,
     signals,
+    time_left,
     train_step,
 )
 
@@ -144,7 +145,8 @@ def said(
     speed = sum(spec.planned_flops for spec in specs) / total / devices
     return [
         *lines,
-        f"probe  {len(specs)} runs take {progress.format_duration(total)} on {devices} "
-        f"x {kind}, without compilation, encoding, measuring and checkpoints; for "
-        f"times of a plan, set config.plan.flops_per_second_per_device = {speed:.3g}",
+        f"probe  {len(specs)} runs take {time_left.format_duration(total)} on "
+        f"{devices} x {kind}, without compilation, encoding, measuring and "
+        "checkpoints; for times of a plan, set "
+        f"config.plan.flops_per_second_per_device = {speed:.3g}",
     ]

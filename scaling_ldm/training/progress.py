@@ -18,6 +18,7 @@ import numpy as np
 
 from scaling_ldm import records
 from scaling_ldm.training.run_files import RunFiles
+from scaling_ldm.training.time_left import Pace, left
 
 
 def say(line: str) -> None:
@@ -33,13 +34,6 @@ def mute() -> None:
     """Silences `say` in this process; for all processes but the primary one."""
     global _muted
     _muted = True
-
-
-def format_duration(seconds: float) -> str:
-    """3661 -> "1:01:01", 61 -> "1:01"."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def format_rate(flops_per_second: float) -> str:
@@ -79,27 +73,21 @@ class Progress:
     ) -> None:
         self._what, self._total, self._things = what, total, things
         self._every, self._at_once = every_seconds, at_once
-        self.begin(0)
+        self.begin()
 
-    def begin(self, done: int) -> None:
-        """Work starts now; `done` things were done before."""
-        self._since = done, time.perf_counter()
-        self._shown = None if self._at_once else self._since[1]
+    def begin(self) -> None:
+        """Work starts now, perhaps where an earlier process stopped."""
+        self._pace = Pace()
+        self._shown = None if self._at_once else time.perf_counter()
 
     def show(self, done: int) -> None:
         """Prints a line if it is time for one; `done` things are done in all."""
-        now = time.perf_counter()
+        now, pace = time.perf_counter(), self._pace.per_second(done)
         if self._shown is not None and now - self._shown < self._every:
             return
-        before, begun = self._since
-        left = (now - begun) * (self._total - done) / (done - before)
-        if self._shown is None:
-            self._since = done, now  # compilation is over
         self._shown = now
-        say(
-            f"{self._what}  {done:,} of {self._total:,} {self._things}  "
-            f"left {format_duration(left)}"
-        )
+        seconds = None if pace is None else (self._total - done) / pace
+        say(f"{self._what}  {done:,} of {self._total:,} {self._things}{left(seconds)}")
 
 
 class StepTrace:
@@ -204,10 +192,10 @@ class SweepProgress:
         took = time.perf_counter() - self._begun
         self._beyond[first].append(max(took - self._stepping, 0.0))
 
-    def left(self) -> str:
-        """The time left; "?" until a step has been measured."""
+    def seconds_left(self) -> float | None:
+        """The time left; None until a step has been measured."""
         if not self._measured:
-            return "?"
+            return None
         seconds = self._steps_left * self._step_seconds(self._run.flops_per_step)
         compiled = self._compiled | {self._run.size}
         for run in self._remaining:
@@ -215,7 +203,7 @@ class SweepProgress:
             known = self._beyond[run.size not in compiled] or self._beyond[True]
             seconds += sum(known) / len(known) if known else 0.0
             compiled.add(run.size)
-        return format_duration(seconds)
+        return seconds
 
     def _step_seconds(self, flops: int) -> float:
         """Seconds of a step of that many FLOPs, measured or from the fitted line."""
@@ -239,12 +227,13 @@ class SweepProgress:
         self._shown = now
         say(
             f"{self._line}  step {step}/{steps}  loss {loss:.4f}  "
-            f"{format_rate(flops_per_second)}  left {self.left()}"
+            f"{format_rate(flops_per_second)}{left(self.seconds_left())}"
         )
 
     def result(self, loss: float) -> None:
         """Prints the last line of a run."""
-        say(f"{self._line}  done  validation loss {loss:.5f}  left {self.left()}")
+        said = f"{self._line}  done  validation loss {loss:.5f}"
+        say(f"{said}{left(self.seconds_left())}")
 
 
 def metric_rows(

@@ -45,6 +45,11 @@ class RunFiles:
         return self.folder / "vocabulary.json"
 
     @property
+    def label_names(self) -> pathlib.Path:
+        """The names of the labels that the run reads, if it reads some with names."""
+        return self.folder / "labels.json"
+
+    @property
     def profile(self) -> pathlib.Path:
         """The folder of a profiler trace."""
         return self.folder / "profile"

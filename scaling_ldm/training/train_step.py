@@ -214,11 +214,13 @@ class StepCost:
     """What one optimizer step takes, counted on abstract values.
 
     flops: of the loss, its gradient and its own state; 2 for a multiply-add.
+    params: the shapes of the parameters.
     state_bytes: of parameters, averages, optimizer, objective's state and gradients.
     activation_bytes: kept from forward to backward, for the whole batch.
     """
 
     flops: flops.FlopCount
+    params: Any
     state_bytes: int
     activation_bytes: int
 
@@ -248,6 +250,7 @@ def cost(
     params_bytes = _nbytes(state.params)
     return StepCost(
         flops=counted,
+        params=state.params,
         state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(kept_bytes - params_bytes, 0),
     )

@@ -22,6 +22,8 @@ class TrainedModel:
     overrides: fields in which the run's experiment differs from the study's.
     words: every word by its id, as the network learnt them; None: it reads no words, or
       an older version did not keep them.
+    label_names: of the labels that the network learnt; (): it reads none, or they have
+      no names.
     """
 
     run_id: str
@@ -34,3 +36,4 @@ class TrainedModel:
     weights: str | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     words: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] = ()

@@ -94,6 +94,7 @@ def write_card(
         **more,
         "weights_sha256": files.checksum(folder),
         "vocabulary": None if words is None else words.digest,
+        "label_names": list(model.label_names),
         "computes_in": {
             "model.compute_dtype": experiment.model.compute_dtype,
             "encode.compute_dtype": experiment.encode.compute_dtype,
@@ -226,6 +227,7 @@ def _model(
         checksum=checksum,
         load=placed,
         words=None if card is None else words_of(folder, card),
+        label_names=() if card is None else tuple(card.get("label_names", ())),
     )
 
 

@@ -110,7 +110,12 @@ def _of_run(where: str, run: init_from.RunWeights, elsewhere: Elsewhere) -> Load
             words = vocabulary.Vocabulary(model.words)
         else:  # an older version did not keep them
             words = vocabulary.of(data.sources(own, found.workdir)[0])
-    about = {"run_id": spec.run_id, "step": model.step, "weights": model.weights}
+    about = {
+        "run_id": spec.run_id,
+        "step": model.step,
+        "weights": model.weights,
+        "label_names": model.label_names,  # (): an older version did not keep them
+    }
     held = _networks_of(found.workdir)
     return _model(own, network, params, words, spec.run_id, about, held, elsewhere)
 
@@ -268,6 +273,7 @@ def _model(
         shape=(H, W, C),
         conditioning=network.conditioning,
         classes=experiment.model.classes,
+        label_names=tuple(about.get("label_names", ())),
         about=about,
         _captions=reader,
         _autoencoder=functools.partial(opened, "autoencoder", pretrained.autoencoder)

@@ -173,12 +173,7 @@ def epochs(
       pictures: of `data.training_pictures`.
     """
     shares = dict(experiment.data.mix) or {"": 1.0}
-    whole = sum(shares.values())
-    return max(
-        row.images * share / whole / pictures[name]
-        for name, share in shares.items()
-        if name in pictures
-    )
+    return records.epochs(row.images, shares, pictures)
 
 
 def _runs(rows: Sequence[records.RunSpec]) -> str:

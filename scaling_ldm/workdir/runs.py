@@ -276,6 +276,13 @@ def words_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...] | None:
     return None if found is None else found.words
 
 
+def label_names_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...]:
+    """The names of the labels that a run learnt; (): none, or an older version's."""
+    from scaling_ldm.data import label_names
+
+    return label_names.read(run_files(workdir, run_id).label_names)
+
+
 def _model(
     workdir: pathlib.Path,
     spec: records.RunSpec,
@@ -293,6 +300,7 @@ def _model(
         weights=weights,
         overrides=spec.overrides,
         words=words_of(workdir, spec.run_id),
+        label_names=label_names_of(workdir, spec.run_id),
     )
 
 

@@ -98,6 +98,17 @@ def test_every_whole_number_has_an_upper_end():
         ), said
 
 
+@pytest.mark.parametrize("number", [1e39, -1e39, 1e-39])
+def test_what_a_device_computes_with_is_a_float32(number):
+    """np.float32 makes 1e39 infinite, and a device that has no denormals 1e-39 zero."""
+    found = dict(_with(number))
+    for where in ("optimizer.eps", "objective.time_scale", "frontier.guidances"):
+        lines = found[where].splitlines()
+        (line,) = [line for line in lines if "a float32 is 0, or between" in line]
+        assert f"config.{where} = " in line and str(number) in line
+    assert "float32" not in found["plan.expected_coef"]  # of the host alone
+
+
 def test_seeds_are_those_that_the_generator_tells_apart():
     seeds = [where for where, _ in _with(1) if where.endswith(".seed")]
     assert len(seeds) == 6

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from scaling_ldm import data
+from scaling_ldm import config, data
 from scaling_ldm.data import mixture
+from scaling_ldm.data.sources import _check_classes
 
 WEIGHTS = [(0.8, 0.2), (1.0, 1.0, 1.0), (5.0, 0.001, 2.0, 3.0), (0.1, 0.2, 0.3, 0.4)]
 
@@ -137,3 +138,17 @@ def test_words_have_one_rank_in_all_parts():
         "dog",
         "sat",
     ]
+
+
+def test_a_label_is_the_same_class_in_every_part():
+    parts = {}
+    for part, names in (("own", ("cat", "dog")), ("prior", ()), ("more", ("cat", "x"))):
+        parts[part] = Counted(7)
+        parts[part].label_names = names
+    said = (
+        "part 'more' of config.data.mix: .* part 'own' learnt other classes .* 2 here"
+    )
+    with pytest.raises(config.ConfigError, match=said):
+        _check_classes(parts)
+    parts["more"].label_names = ("cat", "dog")
+    _check_classes(parts)

@@ -104,6 +104,63 @@ def test_folder_caption_files_come_before_folder_names(tmp_path, originals):
     assert sorted(captions_of(tmp_path, captions="caption").values())[0] == "a dog"
 
 
+def test_folder_captions_in_json_beside_the_pictures(tmp_path, originals):
+    said = {"caption": "a dog", "width": 512, "label": 0}
+    texts = [("d/1.json", json.dumps(said)), ("d/2.json", "[]"), ("d/3.json", "{}")]
+    make(tmp_path, originals, [f"d/{i}.png" for i in range(1, 5)], texts)
+    found = pictures.open_pictures("image_folder", str(tmp_path), label="label")
+    assert ".json" in found.captions_from
+    assert (found.read(0).caption, found.read(0).label) == ("a dog", 0)
+    got = outcomes(found)
+    assert got["2.png"] == "its .json is no object"
+    assert got["3.png"].startswith(".json: no column with a usual name for the caption")
+    assert got["4.png"] == "it has no caption: no d/4.json"
+    # img2dataset writes both; a text file takes precedence, as in a .tar.
+    for i in range(1, 5):
+        (tmp_path / f"d/{i}.txt").write_text(f"text {i}")
+    assert captions_of(tmp_path)["d/1.png"] == "text 1"
+    other = pictures.open_pictures("image_folder", str(tmp_path), captions="json")
+    assert other.read(0).caption == "a dog"
+
+
+def test_folder_json_without_captions_leaves_folder_names(tmp_path, originals):
+    names = ["red_fox/1.png", "wolf/1.png"]
+    make(tmp_path, originals, names, [("red_fox/1.json", '{"boxes": []}')])
+    assert captions_of(tmp_path) == dict(zip(names, ["red fox", "wolf"], strict=True))
+
+
+def test_folder_metadata_in_parquet(tmp_path, originals):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"file_name": ["1.png", "b/2.png"], "text": ["one", None], "n": [0, 7]}
+    make(tmp_path, originals, ["train/1.png", "train/b/2.png"])
+    table = tmp_path / "train" / "metadata.parquet"
+    parquet.write_table(pa.table(columns), table)
+    found = pictures.open_pictures("image_folder", str(tmp_path), label="n")
+    assert found.captions_from == "the table train/metadata.parquet"
+    assert (found.read(0).caption, found.read(0).label) == ("one", 0)
+    assert outcomes(found)["2.png"] == "it has no caption"
+    table.write_bytes(table.read_bytes()[:-20])
+    with pytest.raises(config.ConfigError, match=r"metadata\.parquet cannot be read"):
+        captions_of(tmp_path)
+
+
+def test_folder_numbers_of_kohya_are_no_part_of_a_class(tmp_path, originals):
+    names = ["10_sks dog/1.png", "5_a_cat/1.png", "2_sks dog/2.png"]
+    make(tmp_path / "all", originals, names)
+    found = pictures.open_pictures("image_folder", str(tmp_path / "all"))
+    got = {p.name: (p.caption, p.label) for p in map(found.read, range(3))}
+    said = [("sks dog", 1), ("a cat", 0), ("sks dog", 1)]
+    assert got == dict(zip(names, said, strict=True))
+    assert found.label_names == ("a_cat", "sks dog")
+    assert "'10_sks dog' begin with a number" in found.captions_from
+    assert "each counts once" in found.captions_from
+    # With a folder that has none, a number belongs to the name.
+    make(tmp_path / "one", originals, ["3_d/1.png", "flat/1.png"])
+    assert captions_of(tmp_path / "one")["3_d/1.png"] == "3 d"
+
+
 def test_folder_of_a_split_is_no_caption(tmp_path, originals):
     names = ["red_fox/1.png", "owl/2.png"]
     kept = [f"{split}/{name}" for split in ("Train", "val", "test") for name in names]
@@ -210,7 +267,7 @@ def test_names_are_alike_however_accents_are_encoded(tmp_path, originals):
         assert [p.caption for p in map(found.read, range(len(found)))] == [caption]
     found = pictures.open_pictures("image_folder", str(tmp_path / "classes"))
     got = {(p.caption, p.label) for p in map(found.read, range(2))}
-    assert len(got) == len(found.classes) == 1 and len(found) == 2
+    assert len(got) == len(found.label_names) == 1 and len(found) == 2
 
 
 def test_folder_labels_of_a_table(tmp_path, originals):

@@ -37,10 +37,12 @@ CLASSES = {"cat/1.png": PNG, "dog/1.png": PNG}
 COCO = json.dumps({"images": [{"file_name": "1.png"}], "annotations": []})
 # What lies beside folders of classes, and what is said of it.
 BETTER = {
-    "huggingface": ({"metadata.parquet": b"PAR1"}, "write it as metadata.csv"),
     "coco": ({"annotations/captions.json": COCO}, "write its captions as metadata"),
     "kohya": ({"meta_cap.json": '{"cat/1": {"caption": "a"}}'}, "write its captions"),
-    "json beside": ({"cat/1.json": '{"text": "a cat"}'}, "write its captions as"),
+    "second json": (
+        {"cat/1.json": '{"n": 1}', "dog/1.json": '{"caption": "a"}'},
+        "write its captions as",
+    ),
     "tabs": ({"all.tsv": "file_name\tcaption\n1.png\ta\n"}, "as metadata.csv, with"),
     "another table": ({"all.CSV": "image,text\n1.png,a\n"}, "name it with captions="),
 }
@@ -50,24 +52,24 @@ BETTER = {
 def test_folder_names_are_no_captions_where_better_ones_are_beside(kind, tmp_path):
     files, remedy = BETTER[kind]
     make(tmp_path, CLASSES | files)
-    (name,) = files
+    name = list(files)[-1]
     with pytest.raises(config.ConfigError) as refused:
         open_folder(tmp_path)
     assert f"{name} looks like a table of captions" in str(refused.value)
     assert remedy in str(refused.value)
-    assert open_folder(tmp_path, captions="folders").classes == ("cat", "dog")
+    assert open_folder(tmp_path, captions="folders").label_names == ("cat", "dog")
 
 
 def test_other_json_files_do_not_disturb(tmp_path):
     make(tmp_path, CLASSES | {"00000_stats.json": '{"count": 2}', "cat/about.json": ""})
-    assert open_folder(tmp_path).classes == ("cat", "dog")
+    assert open_folder(tmp_path).label_names == ("cat", "dog")
 
 
 def test_one_folder_with_everything_is_no_class(tmp_path):
     make(tmp_path, {"images/1.png": PNG, "images/2.png": PNG, "labels.csv": "id,l\n"})
     with pytest.raises(config.ConfigError, match="all pictures lie in one folder, im"):
         open_folder(tmp_path)
-    assert open_folder(tmp_path, captions="folders").classes == ("images",)
+    assert open_folder(tmp_path, captions="folders").label_names == ("images",)
     # Of a set to validate with, the classes are known.
     assert len(open_folder(tmp_path, classes=("dogs", "images"))) == 2
 
@@ -106,7 +108,7 @@ def test_endings_of_captions_may_be_in_upper_case(tmp_path):
 
 def test_folders_of_network_drives_are_hidden(tmp_path):
     make(tmp_path, CLASSES | {"@eaDir/cat/1.png": PNG})
-    assert open_folder(tmp_path).classes == ("cat", "dog")
+    assert open_folder(tmp_path).label_names == ("cat", "dog")
 
 
 def test_archives_beside_pictures_are_named(tmp_path):

@@ -122,6 +122,22 @@ def test_remat_changes_nothing(reference):
     )
 
 
+def test_blocks_of_one_shape_are_traced_once():
+    """Tracing is what a plan waits for."""
+    spec = dataclasses.replace(SMALL, remat=True, multiples=(1, 1), blocks=3)
+    shapes = jax.eval_shape(lambda: unet.init(spec, jax.random.key(0)))
+    apply = functools.partial(unet.apply, spec)
+    traced = jax.make_jaxpr(apply)(shapes, *inputs())
+    blocks = [
+        id(eqn.params["jaxpr"])
+        for eqn in traced.eqns
+        if eqn.primitive.name.startswith("remat")
+    ]
+    # At 8 x 8 and at 4 x 4: residual blocks with and without a skip connection, and a
+    # transformer.
+    assert len(blocks) == 24 and len(set(blocks)) == 6
+
+
 def test_a_mesh_changes_nothing(reference):
     params, (value, gradient) = reference
     axes = (jax.sharding.AxisType.Explicit,) * 2

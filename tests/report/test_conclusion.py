@@ -100,3 +100,12 @@ def test_without_a_law_nothing_follows():
     none = fit(laws={"N_opt": NONE})
     assert "do not say which size is best" in conclusion.said(none)
     assert conclusion.against(none) == []
+
+
+def test_runs_that_repeat_their_pictures_often_are_said_to():
+    good = fit()
+    assert conclusion.against(good, conclusion.REPEATED_OFTEN) == []
+    assert "Nothing here speaks against it" in conclusion.said(good)
+    (reason,) = conclusion.against(good, 12.34)
+    assert "see their pictures up to 12.3 times" in reason
+    assert "Nothing here speaks against it" not in conclusion.said(good, 12.34)

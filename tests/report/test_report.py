@@ -29,12 +29,13 @@ from scaling_ldm.records import Refusal
 from scaling_ldm.report import format, html, reading, study, style, table
 
 HELD_OUT = {"own": "50 of 1,000 pictures are held out by <b>"}
+TRAINING = {"": 950}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     workdir = make_workdir(tmp_path_factory.mktemp("plain"))
-    stored_split.write(workdir, HELD_OUT)
+    stored_split.write(workdir, HELD_OUT, TRAINING)
     index = report.write(workdir)
     return workdir, index, Page(index.read_text(encoding="utf-8"))
 
@@ -66,6 +67,20 @@ def test_every_reference_inside_the_figures_has_its_target(plain):
 def test_the_page_says_what_is_held_out(plain):
     text = plain[1].read_text(encoding="utf-8")
     assert "<p>own: 50 of 1,000 pictures are held out by &lt;b&gt;.</p>" in text
+
+
+def test_the_page_says_how_often_runs_repeat_their_pictures(plain):
+    study = reading.read(plain[0])
+    with open(plain[0] / "report" / "tables" / "runs.csv") as file:
+        rows = {row["run_id"]: row for row in csv.DictReader(file)}
+    seen = []
+    for run in study.runs:
+        record = study.records.get(run.run_id)
+        seen.append((run.images if record is None else record.images) / 950)
+        assert float(rows[run.run_id]["epochs"]) == pytest.approx(seen[-1])
+    assert max(seen) > 4
+    text = plain[1].read_text(encoding="utf-8")
+    assert f"runs see their pictures up to {max(seen):.3g} times" in text
 
 
 def test_colours_are_defined_for_light_and_dark(plain):
@@ -106,7 +121,9 @@ def test_headline_states_the_laws_and_the_held_out_error(plain):
     assert page.text.index("How should") < page.text.index("N ∝ C")
     plain_words = page.text.index("For ten times the compute, the best network takes")
     assert plain_words < page.text.index("N ∝ C")
-    assert "Not convincing: the fit has 2 doubts (below)." in page.text
+    assert (
+        "Not convincing: the fit has 2 doubts (below); runs see their pict" in page.text
+    )
 
 
 def test_held_out_table_agrees_with_the_fit(plain):
@@ -225,7 +242,7 @@ def test_pictures_carry_the_pixels_and_captions_are_escaped(plain):
 
 
 def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp_path):
-    stored_split.write(make_workdir(tmp_path), HELD_OUT)
+    stored_split.write(make_workdir(tmp_path), HELD_OUT, TRAINING)
     index = report.write(tmp_path)
     assert index.read_bytes() == plain[1].read_bytes()
     written = list((plain[0] / "report").rglob("*.*"))

@@ -8,7 +8,7 @@ from scaling_ldm.diffusion import noise, samplers
 from scaling_ldm.training import captions, loaded_model
 
 
-def small(conditioning, reader=None, classes=0):
+def small(conditioning, reader=None, classes=0, label_names=()):
     """A model whose network is a function: x moves by the mean of what it reads."""
 
     def network(x, t, cond):
@@ -23,6 +23,7 @@ def small(conditioning, reader=None, classes=0):
         shape=(2, 2, 3),
         conditioning=conditioning,
         classes=classes,
+        label_names=label_names,
         about={},
         _captions=reader,
         _autoencoder=None,
@@ -82,3 +83,23 @@ def test_what_a_labelled_or_coarse_model_does_not_get_is_refused():
     coarse = small(("text", "mask", "image"), captions.WordReader(WORDS, 4))
     with pytest.raises(ValueError, match="give image in arrays"):
         coarse.sample("a")
+
+
+def test_labels_have_the_names_of_their_classes():
+    model = small(("label",), classes=3, label_names=("a_cat", "dog", "T-shirt"))
+
+    def drawn(labels):
+        return model.sample(labels=labels, n=2, steps=2, sampler="euler")
+
+    np.testing.assert_array_equal(drawn("a cat"), drawn(0))
+    np.testing.assert_array_equal(drawn(["t shirt", "dog"]), drawn([2, 1]))
+    assert not np.array_equal(drawn("dog"), drawn(0))
+    with pytest.raises(ValueError, match="did you mean 'dog'. known: a_cat, dog, T-sh"):
+        drawn("dogs")
+    with pytest.raises(ValueError, match="have no names; they are 0 to 2"):
+        small(("label",), classes=3).sample(labels="dog")
+
+
+def test_labels_whose_names_differ_in_case_alone_are_told_apart():
+    model = small(("label",), classes=2, label_names=("b", "B"))
+    assert [model._label_named(name) for name in ("b", "B")] == [0, 1]

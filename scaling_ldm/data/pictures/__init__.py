@@ -135,7 +135,7 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
         same = cfg.split if cfg.source == "tfds" else ""  # it has to name one
         options["split"] = cfg.validation_split or same
     if isinstance(found, ImageFolder):
-        options["classes"] = found.classes  # so that labels are the same
+        options["classes"] = found.label_names  # so that labels are the same
     path = cfg.validation_path or cfg.path
     return Joined(found, open_pictures(cfg.source, path, **options), path)
 
@@ -188,7 +188,7 @@ def examples_of(found: Pictures, count: int = 3) -> list[str]:
 
 def _labels_of(found: Pictures, shown: int = 10) -> list[str]:
     """A line that says which class each label is, where folders are classes."""
-    classes = found.classes if isinstance(found, ImageFolder) else ()
+    classes = getattr(found, "label_names", ())
     if not classes:
         return []
     named = [f"{k} {name}" for k, name in enumerate(classes[:shown])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,36 @@ def choose(
 def optional(found: Iterable[str], wanted: str, option: str, where: str) -> str:
     """The column that the user has named, or ""; ConfigError if it is not there."""
     return choose(found, wanted, (), option, where) if wanted else ""
+
+
+def json_object(data: bytes, name: str) -> dict[str, object]:
+    """The entries of a sample's .json.
+
+    Raises:
+      BadRecord: it is no JSON object.
+    """
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as e:  # no JSON, or not UTF-8
+        raise BadRecord(name, f"its .json cannot be read: {e}") from e
+    if not isinstance(entries, dict):
+        raise BadRecord(name, "its .json is no object")
+    return entries
+
+
+def caption_in(entries: dict[str, object], wanted: str, name: str) -> object:
+    """The caption among the entries of a sample's .json; of several, the first.
+
+    Args:
+      wanted: the entry; "" for one with a usual name.
+
+    Raises:
+      BadRecord: there is no such entry, or several could be meant.
+    """
+    try:
+        return first(entries[choose(entries, wanted, CAPTION, "caption", ".json")])
+    except config.ConfigError as e:
+        raise BadRecord(name, str(e)) from e
 
 
 def first(value: object) -> object:

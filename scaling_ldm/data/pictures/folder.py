@@ -6,36 +6,42 @@
       a/2.png                     dog.png                  grey_wolf/1.jpg
                                   dog.caption
 
-Left: captions.csv or metadata.csv (a header line with commas), or .jsonl (an object a
-line), with a column for the file and one for the caption. Tables may lie anywhere below
-the folder. They name files from their own folder, or from the whole one. Middle: a text
-file of the same name, .txt or .caption. Right: the caption is the name of the first
-folder, "red fox", and the label its place among the sorted names.
+Left: captions.csv or metadata.csv (a header line with commas), .jsonl (an object a
+line) or .parquet, with a column for the file and one for the caption. Tables may lie
+anywhere below the folder. They name files from their own folder, or from the whole one.
+Middle: a file of the same name, .txt or .caption, or .json with an entry "caption".
+Right: the caption is the name of the first folder, "red fox", and the label its place
+among the sorted names.
 
     photos/train/red_fox/1.jpg
     photos/val/red_fox/2.jpg
 
 Folders with the name of a split (see SPLITS) are no captions. Where there is one to
 train on and one that is not, the set has a split of its own: the others are held out.
+
+    kohya/10_sks dog/1.jpg
+
+Where all folders are called so, the number is kohya-ss/sd-scripts' count of repeats and
+no part of the class, "sks dog". A picture counts once here, whatever the number.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
-from scaling_ldm.data.pictures import columns, record, unread
+from scaling_ldm.data.pictures import caption_table, columns, record, unread
 
-TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 TEXTS = (".txt", ".caption")  # of text files beside the pictures
+_JSON = ".json"  # of files beside the pictures that say more than the caption
 _TRAINED = ("train", "training")
 SPLITS = (*_TRAINED, *"val valid validation dev eval test testing".split())
+# kohya-ss/sd-scripts, docs/train_README: "<repeats>_<instance prompt> <class prompt>".
+_REPEATS = re.compile(r"(\d+)_(.*\S.*)")
 
 
 class ImageFolder:
@@ -44,18 +50,19 @@ class ImageFolder:
     Args:
       path: folder or URL; all files under it count, but not names that begin with a
         dot.
-      captions: "auto", "folders", "txt", "caption", or the name of a table. "auto"
-        takes the files with a name of TABLES, wherever they lie; else text files beside
-        the pictures, if any picture has one; else "folders" if every picture lies in a
+      captions: "auto", "folders", "txt", "caption", "json", or the name of a table.
+        "auto" takes the files with a name of caption_table.NAMES, wherever they lie;
+        else text files beside the pictures, if any picture has one; else .json files
+        beside them that have a caption; else "folders" if every picture lies in a
         folder that is no split.
-      file, caption, label: columns of the tables; "" for the usual names, or for no
-        label.
+      file, caption, label: columns of the tables, or entries of .json files; "" for the
+        usual names, or for no label.
       classes: names of folders in the order of their labels; (): those that are there.
 
     Attributes:
       captions_from: where the captions are, in words.
-      classes: the folders that are classes, in the order of their labels; () where
-        captions are elsewhere.
+      label_names: the classes, in the order of their labels; () where captions are
+        elsewhere.
 
     A picture without a row of a table is a bad record, and so is a row without a
     picture.
@@ -87,9 +94,11 @@ class ImageFolder:
             )
         self._above = _depth_of_splits(self._names)
         self._own_split = self._has_own_split()
-        self.classes = tuple(classes)
+        self._given = tuple(classes)
+        self._repeats = self._folder_with_repeats()
+        self.label_names: tuple[str, ...] = ()
         how = self._choose(captions)
-        if not isinstance(how, list) and label:
+        if not isinstance(how, list) and how != _JSON and label:
             raise config.ConfigError(
                 f"{path}: label={label} is a column, but its captions are {how}"
             )
@@ -108,22 +117,28 @@ class ImageFolder:
             told = ("table", *each, file, caption, label)
         elif how == "folders":
             self._describe = self._by_folder
-            self.classes = self._classes_of(tuple(classes))
-            self._labels = {name: i for i, name in enumerate(self.classes)}
+            self.label_names = self._classes_of(tuple(classes))
+            self._labels = {name: i for i, name in enumerate(self.label_names)}
             self.captions_from = f"the names of {len(self._labels):,} folders"
             if any(self._within(name).count("/") > 1 for name in self._names):
                 self.captions_from += ", not of those within them"
             told = ("folders", *([self._above] if self._above else []))
-            told += (self.classes,) if classes else ()
+            told += ("repeats",) if self._repeats else ()
+            told += (self.label_names,) if classes else ()
         else:
             self._text = how
             self._describe = self._by_text_file
             beside = [self._beside(name, how) for name in self._names]
             listing += [(t, files[t].size) for t in beside if t in files]
             self.captions_from = f"text files beside the pictures, {how}"
+            self._entries = caption, label
             told = ("txt",) if how == ".txt" else (how,)
-        if how != "folders":
-            self.classes = ()
+            told += self._entries if how == _JSON else ()
+        if self._repeats:
+            self.captions_from += (
+                f"; folders such as {self._repeats!r} begin with a number, which is "
+                "no part of a caption and repeats no picture: each counts once"
+            )
         self.captions_from += unread.archives_among(self._folder)
         self.identity = record.listing_digest("image_folder", listing, *told)
 
@@ -154,7 +169,7 @@ class ImageFolder:
     def _choose(self, captions: str) -> str | list[str]:
         """The tables with the captions, the ending of text files, or "folders"."""
         files, root = self._folder.files, self._folder.root
-        if captions in ("txt", "caption"):
+        if captions in ("txt", "caption", "json"):
             return f".{captions}"
         if captions == "folders":
             outside = [n for n in self._names if "/" not in self._within(n)]
@@ -168,13 +183,14 @@ class ImageFolder:
             named = [n for n in files if n.rpartition("/")[2] == captions]
             if captions in files or named:
                 return [captions] if captions in files else named
-            there = [n for n in files if n.lower().endswith((".csv", ".jsonl"))][:10]
+            there = [n for n in files if n.lower().endswith(caption_table.ENDINGS)][:10]
             raise config.ConfigError(
                 f"{root}: captions={captions}, which is not in it; tables there: "
-                f"{', '.join(there) or 'none'}; else captions=txt, caption, folders or "
-                "auto"
+                f"{', '.join(there) or 'none'}; else captions=txt, caption, json, "
+                "folders or auto"
             )
-        tables = [n for n in files if n.rpartition("/")[2].lower() in TABLES]
+        names = caption_table.NAMES
+        tables = [n for n in files if n.rpartition("/")[2].lower() in names]
         for table in tables:
             place = posixpath.dirname(table)
             both = [t for t in tables if posixpath.dirname(t) == place]
@@ -202,16 +218,31 @@ class ImageFolder:
             )
         if texts:
             return texts[0]
-        unread.refuse_better(self._folder, self._names)
+        if self._json_has_captions():
+            return _JSON
+        unread.refuse_better(self._folder)
         if all("/" in self._within(name) for name in self._names):
             self._refuse_unclear_folders()
             return "folders"
         raise config.ConfigError(
             f"{root}: no captions for {self._names[0]} and others: neither "
-            f"{', '.join(TABLES)}, nor text files ({', '.join(TEXTS)}) beside the "
-            "pictures, nor a folder for each class "
+            f"{', '.join(caption_table.NAMES)}, nor {', '.join(TEXTS)} or .json files "
+            "beside the pictures, nor a folder for each class "
             "(train, val and test are none); name a table with captions="
         )
+
+    def _json_has_captions(self) -> bool:
+        """Whether the first .json beside a picture has a caption."""
+        beside = (self._beside(name, _JSON) for name in self._names)
+        first = next((name for name in beside if name in self._folder.files), "")
+        if not first:
+            return False
+        data = self._folder.read(first)
+        try:
+            columns.caption_in(columns.json_object(data, first), "", first)
+        except record.BadRecord:
+            return False
+        return True
 
     def _refuse_unclear_folders(self) -> None:
         """Refuses folder names as captions where something better may be there."""
@@ -224,7 +255,7 @@ class ImageFolder:
                 "(config.data.captions) if it is a class, or give data.path the folder "
                 "whose folders are the classes"
             )
-        if len(tops) == 1 and not self.classes:
+        if len(tops) == 1 and not self._given and not self._repeats:
             raise config.ConfigError(
                 f"{root}: all pictures lie in one folder, {min(tops)}, whose name "
                 "would be the caption of each; say captions=folders "
@@ -239,7 +270,7 @@ class ImageFolder:
         rows: dict[str, tuple[object, object]] = {}
         self._places: list[str] = []
         for table, content in zip(self._tables, data, strict=True):
-            found = _table(content, table, file, caption, label)
+            found = caption_table.read(content, table, file, caption, label)
             place = self._place_of(table, found)
             self._places.append(place)
             for name, row in found.items():
@@ -292,7 +323,15 @@ class ImageFolder:
         return "/".join(name.split("/")[self._above :])
 
     def _class(self, name: str) -> str:
-        return name.split("/")[self._above]
+        folder = name.split("/")[self._above]
+        return _REPEATS.sub(r"\2", folder) if self._repeats else folder
+
+    def _folder_with_repeats(self) -> str:
+        """The first of the folders if all have kohya's number of repeats, else ""."""
+        inside = [self._within(name) for name in self._names]
+        tops = sorted({name.split("/")[0] for name in inside})
+        every = all("/" in name for name in inside)
+        return tops[0] if every and all(map(_REPEATS.fullmatch, tops)) else ""
 
     def _beside(self, name: str, ending: str) -> str:
         stem, files = posixpath.splitext(name)[0], self._folder.files
@@ -303,7 +342,13 @@ class ImageFolder:
         text = self._beside(name, self._text)
         if text not in self._folder.files:
             raise record.BadRecord(name, f"it has no caption: no {text}")
-        return self._folder.read(text), None
+        data = self._folder.read(text)
+        if self._text != _JSON:
+            return data, None
+        caption, label = self._entries
+        entries = columns.json_object(data, name)
+        found = columns.caption_in(entries, caption, name)
+        return found, entries.get(label, "") if label else None
 
     def _by_folder(self, name: str) -> tuple[object, object]:
         folder = self._folders[unicodedata.normalize("NFC", self._class(name))]
@@ -335,65 +380,3 @@ def _depth_of_splits(names: Sequence[str]) -> int:
         if len(here) > 1:
             return 0
     return 0
-
-
-def _table(
-    data: bytes, where: str, file: str, caption: str, label: str
-) -> dict[str, tuple[object, object]]:
-    """{file: (caption, label or None)} of a table of captions."""
-    # Bytes that are not UTF-8 make only their own line bad: `clean_caption` refuses it.
-    text = data.decode("utf-8-sig", errors="surrogateescape")
-    read = _jsonl if where.lower().endswith(".jsonl") else _csv
-    names, numbered = read(text, where)
-    file = columns.choose(names, file, columns.FILE, "file", where)
-    names.remove(file)
-    caption = columns.choose(names, caption, columns.CAPTION, "caption", where)
-    label = columns.optional(names, label, "label", where)
-    rows: dict[str, tuple[object, object]] = {}
-    for number, row in numbered:
-        if not isinstance(row.get(file), str) or not row[file]:
-            raise config.ConfigError(f"{where}, line {number}: no {file}")
-        name = posixpath.normpath(row[file])
-        if name in rows:
-            raise config.ConfigError(
-                f"{where}, line {number}: {name} is there a second time; keep one "
-                "caption for each picture, or training and validation may share it"
-            )
-        rows[name] = row.get(caption), (row.get(label) or "") if label else None
-    return rows
-
-
-def _csv(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
-    """The names of the columns, as often as they are there, and (line, row)s."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as e:
-        raise config.ConfigError(f"{where}, line {reader.line_num}: {e}") from e
-    if not rows:
-        raise config.ConfigError(f"{where}: no rows below its header line")
-    for number, row in rows:
-        if None in row:
-            raise config.ConfigError(
-                f"{where}, line {number}: more fields than the header line; put a "
-                'caption with commas in quotes, "like, this"'
-            )
-    return list(reader.fieldnames or ()), rows
-
-
-def _jsonl(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
-    """The names of all entries, and (line, object)s."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:  # the latter where it is nested
-            raise config.ConfigError(f"{where}, line {number}: no JSON: {e}") from e
-        if not isinstance(row, dict):
-            raise config.ConfigError(f"{where}, line {number}: not an object")
-        rows.append((number, row))
-    if not rows:
-        raise config.ConfigError(f"{where}: no rows")
-    return list(dict.fromkeys(key for _, row in rows for key in row)), rows

@@ -31,6 +31,7 @@ class Joined:
         self._sets = (train, held_out)
         self.train = len(train)
         self.captions_from = getattr(train, "captions_from", "the set itself")
+        self.label_names = getattr(train, "label_names", ())
         self.identity = record.digest("joined", train.identity, held_out.identity)
 
     def __len__(self) -> int:

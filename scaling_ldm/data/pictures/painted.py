@@ -27,6 +27,8 @@ class Painted:
     The label of a picture is its foreground colour.
     """
 
+    label_names = tuple(icons.PALETTE)
+
     def __init__(
         self,
         path: str = "",

@@ -99,6 +99,8 @@ class Pictures(Protocol):
       the names of the files and the options that choose among them. Not every byte of
       a file is read for it: its size, its index of records, or its first and last bytes
       stand for its content.
+
+    A set whose labels have names says them in their order: label_names.
     """
 
     def __len__(self) -> int: ...

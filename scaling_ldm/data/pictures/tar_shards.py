@@ -17,7 +17,6 @@ import bisect
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import pathlib
 import tarfile
 import zipfile
@@ -115,7 +114,8 @@ class TarShards:
         if tar_index.TEXT in parts:
             caption = parts[tar_index.TEXT]
         else:
-            caption = self._entry(parts[tar_index.JSON], name)
+            entries = columns.json_object(parts[tar_index.JSON], name)
+            caption = columns.caption_in(entries, self._caption, name)
         label = parts.get(tar_index.LABEL)
         return record.Picture(
             image=record.decode(parts[tar_index.PICTURE], name),
@@ -138,21 +138,6 @@ class TarShards:
             else:
                 parts[part] = self._folder.read(shard, at, size)
         return parts
-
-    def _entry(self, data: bytes, name: str) -> object:
-        try:
-            entries = json.loads(data)
-        except (ValueError, RecursionError) as e:  # no JSON, or not UTF-8
-            raise record.BadRecord(name, f"its .json cannot be read: {e}") from e
-        if not isinstance(entries, dict):
-            raise record.BadRecord(name, "its .json is no object")
-        try:
-            key = columns.choose(
-                entries, self._caption, columns.CAPTION, "caption", ".json"
-            )
-        except config.ConfigError as e:
-            raise record.BadRecord(name, str(e)) from e
-        return columns.first(entries[key])
 
     def _cached(self, shard: str, folder: pathlib.Path) -> tar_index.Index | str:
         """The index of a shard, or what is wrong with it."""

@@ -69,7 +69,7 @@ class Tfds:
         chosen = (self._image, self._caption, self._label)
         feature = self._caption or f"{self._label} as words"
         self.captions_from = f"the feature {feature}"
-        self.identity = record.listing_digest("tfds", files, chosen, self._classes)
+        self.identity = record.listing_digest("tfds", files, chosen, self.label_names)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -80,9 +80,9 @@ class Tfds:
         if isinstance(label, int) and label < 0:
             label = None  # how TFDS writes "unknown", as in a test split
         caption = columns.first(features.get(self._caption)) if self._caption else None
-        known = isinstance(label, int) and label < len(self._classes)
+        known = isinstance(label, int) and label < len(self.label_names)
         if known and not self._caption:
-            caption = self._classes[label].replace("_", " ").replace("-", " ")
+            caption = self.label_names[label].replace("_", " ").replace("-", " ")
         return examples.picture(features, name, self._image, caption, label)
 
     def _version(self) -> str:
@@ -134,11 +134,11 @@ class Tfds:
             self._caption = _only(of["text"], caption, usual, "caption", where)
         else:
             self._caption = ""
-        self._classes: list[str] = []
+        self.label_names: list[str] = []
         names = posixpath.join(base, f"{self._label.replace('/', '-')}.labels.txt")
         if self._label and names in self._folder.files:
             text = self._folder.read(names).decode("utf-8")
-            self._classes = text.splitlines()
+            self.label_names = text.splitlines()
         elif not self._caption:
             raise config.ConfigError(
                 f"{where}: no Text feature, and no {names} with the classes' names"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import posixpath
-from collections.abc import Collection
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
-from scaling_ldm.data.pictures import columns, record
+from scaling_ldm.data.pictures import caption_table, record
 
 ARCHIVES = (".tar", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 PICKLES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib")
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", "-ubyte", "-ubyte.gz", ".mdb")
 _TABLES = (".csv", ".jsonl", ".tsv")
-_HEAD = 1 << 16  # bytes of a file that are looked at to tell whether it has captions
 _LOOKED_AT = 20  # files without an ending whose first bytes are looked at
 
 
@@ -57,25 +53,22 @@ def archives_among(folder: storage.Folder) -> str:
     return f" (not read: the archive {found[0]}{more})" if found else ""
 
 
-def refuse_better(folder: storage.Folder, pictures: Collection[str]) -> None:
+def refuse_better(folder: storage.Folder) -> None:
     """Refuses folder names as captions where a file seems to have better ones.
 
     Raises:
       ConfigError: it names the file, and says what to do.
     """
-    stems = {posixpath.splitext(name)[0] for name in pictures}
     for name in folder.files:
-        stem, ending = posixpath.splitext(name.lower())
-        if ending in _TABLES and _is_table(folder, name):
+        ending = posixpath.splitext(name.lower())[1]
+        if ending in _TABLES and caption_table.is_one(
+            folder.read(name, 0, caption_table.HEAD), name
+        ):
             if ending == ".tsv":
                 remedy = "it is not read: write it as metadata.csv, with commas"
             else:
                 remedy = "name it with captions="
-        elif ending == ".parquet" and posixpath.basename(stem) == "metadata":
-            remedy = "it is not read: write it as metadata.csv"
-        elif ending == ".json" and (
-            posixpath.splitext(name)[0] in stems or _says_captions(folder, name)
-        ):
+        elif ending == ".json" and _says_captions(folder, name):
             remedy = (
                 "it is not read: write its captions as metadata.csv, or as .txt files "
                 "beside the pictures"
@@ -88,23 +81,9 @@ def refuse_better(folder: storage.Folder, pictures: Collection[str]) -> None:
         )
 
 
-def _is_table(folder: storage.Folder, name: str) -> bool:
-    """Whether a file has columns for files and captions, by their usual names."""
-    head = folder.read(name, 0, _HEAD).decode("utf-8-sig", "replace")
-    first, lower = head.split("\n", 1)[0], name.lower()
-    between = "\t" if lower.endswith(".tsv") else ","
-    try:
-        found = json.loads(first) if lower.endswith(".jsonl") else None
-        found = found or next(csv.reader([first], delimiter=between), [])
-    except (ValueError, RecursionError, csv.Error):
-        return False
-    usual = {str(key).strip().lower() for key in found}
-    return bool(usual & {*columns.FILE}) and bool(usual & {*columns.CAPTION})
-
-
 def _says_captions(folder: storage.Folder, name: str) -> bool:
     """Whether a JSON file names files or captions, as COCO's and kohya's do."""
-    head = folder.read(name, 0, _HEAD)
+    head = folder.read(name, 0, caption_table.HEAD)
     return b'"file_name"' in head or b'"caption"' in head
 
 

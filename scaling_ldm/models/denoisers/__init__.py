@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -180,10 +180,15 @@ def count_params(denoiser: Any) -> tuple[int, int]:
       denoiser: anything with `init` and `embeddings`.
     """
     shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
+    return count_shapes(shapes, denoiser.embeddings)
+
+
+def count_shapes(params: Any, embeddings: Collection[str]) -> tuple[int, int]:
+    """As `count_params`, of parameters or their shapes that are there already."""
     total = lookup = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size = math.prod(leaf.shape)
         total += size
-        if "/".join(str(k.key) for k in path) in denoiser.embeddings:
+        if "/".join(str(k.key) for k in path) in embeddings:
             lookup += size
     return total, total - lookup

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -182,6 +182,61 @@ class UNetTransformer(nn.Module):
         return x_BHWC + h.reshape(B, H, W, C)
 
 
+@functools.lru_cache(maxsize=256)
+def _block(
+    kind: type[nn.Module], size: int, dtype: Any, remat: bool
+) -> Callable[..., jax.Array]:
+    """(params, *inputs) -> output of a block, whose parameters are gathered in it.
+
+    It is one function for all blocks of one kind and size. So jax traces, and
+    differentiates, one of them instead of each: a U-Net has 38 blocks, 16 of which are
+    transformers of 3 sizes.
+    """
+    module = kind(size, dtype, parent=None)
+
+    def apply(params: Params, *inputs: Any) -> jax.Array:
+        return layers.apply_module(module, layers.gather(params), *inputs)
+
+    return jax.checkpoint(apply) if remat else apply
+
+
+@functools.lru_cache(maxsize=1024)
+def _block_shapes(
+    kind: type[nn.Module], size: int, dtype: Any, tree: Any, inputs: tuple[Any, ...]
+) -> Any:
+    """Shapes of a block's output and variables; `inputs` are the leaves of `tree`."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    module = kind(size, dtype, parent=None)
+    return jax.eval_shape(module.init_with_output, key, *tree.unflatten(inputs))
+
+
+class UNetBlock(nn.Module):
+    """A `UNetResidual` or `UNetTransformer` that shares its trace with its like.
+
+    Its initial values are zeros, which stand for shapes: `init` draws the values.
+    """
+
+    kind: type[nn.Module]
+    size: int  # width or heads
+    dtype: Any
+    remat: bool
+
+    @nn.compact
+    def __call__(self, *inputs: Any) -> jax.Array:
+        if not self.is_initializing():
+            block = _block(self.kind, self.size, self.dtype, self.remat)
+            return block(self.variables["params"], *inputs)
+        leaves, tree = jax.tree.flatten(inputs)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        output, variables = jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype),
+            _block_shapes(self.kind, self.size, self.dtype, tree, shapes),
+        )
+        for name, params in variables["params"].items():
+            self.put_variable("params", name, params)
+        return output
+
+
 class UNet(nn.Module):
     """Latents, time and text features to a prediction; words are embedded outside."""
 
@@ -193,21 +248,20 @@ class UNet(nn.Module):
     ) -> Float[Array, "B H W out"]:
         cfg = self.config
         widths, heads = cfg.widths, cfg.level_heads
-        residual, transformer = (
-            layers.gathered(UNetResidual),
-            layers.gathered(UNetTransformer),
+        residual = functools.partial(
+            UNetBlock, UNetResidual, dtype=cfg.dtype, remat=cfg.remat
         )
-        if cfg.remat:
-            residual, transformer = nn.remat(residual), nn.remat(transformer)
+        transformer = functools.partial(
+            UNetBlock, UNetTransformer, dtype=cfg.dtype, remat=cfg.remat
+        )
         time = layers.TimeEmbedding(4 * cfg.base, cfg.base, cfg.dtype, name="time")(t_B)
         text = text_BSE.astype(cfg.dtype)
 
         def stage(x: jax.Array, level: int, name: str) -> jax.Array:
-            x = residual(widths[level], cfg.dtype, name=f"{name}_residual")(x, time)
+            x = residual(widths[level], name=f"{name}_residual")(x, time)
             if level < len(widths) - 1:
-                x = transformer(heads[level], cfg.dtype, name=f"{name}_transformer")(
-                    x, text, mask
-                )
+                block = transformer(heads[level], name=f"{name}_transformer")
+                x = block(x, text, mask)
             return x
 
         x = _conv(cfg.base, cfg.dtype, "enter")(x_BHWC.astype(cfg.dtype))
@@ -220,9 +274,9 @@ class UNet(nn.Module):
                 x = _conv(widths[level], cfg.dtype, f"down{level}_halve", stride=2)(x)
                 skips.append(x)
         middle = widths[-1]
-        x = residual(middle, cfg.dtype, name="middle_residual0")(x, time)
-        x = transformer(heads[-1], cfg.dtype, name="middle_transformer")(x, text, mask)
-        x = residual(middle, cfg.dtype, name="middle_residual1")(x, time)
+        x = residual(middle, name="middle_residual0")(x, time)
+        x = transformer(heads[-1], name="middle_transformer")(x, text, mask)
+        x = residual(middle, name="middle_residual1")(x, time)
         for level in reversed(range(len(widths))):
             for i in range(cfg.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)

@@ -1,0 +1,92 @@
+"""The names of labels: those of the folders that are classes, or a set's own.
+
+    labels.json   the names by label, beside weights that read labels
+
+A label means nothing without its class. So the names go with the weights, as the words
+of a vocabulary do, and are compared before labels are given to a network.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaling_ldm import config, records
+
+FILE = "labels.json"
+Names = tuple[str, ...]
+
+
+def of(source: Any) -> Names:
+    """The names of the labels of a `data.Source`, or of `Pictures`; (): unknown."""
+    return tuple(getattr(source, "label_names", ()))
+
+
+def read_by(conditioning: Sequence[str], source: Any) -> Names:
+    """The names of the labels that a network reads of a source; (): none, or unknown.
+
+    Args:
+      conditioning: of the network.
+      source: a `data.Source`.
+    """
+    return of(source) if "label" in conditioning else ()
+
+
+def refuse_others(there: Sequence[str], here: Sequence[str], what: str) -> None:
+    """Refuses labels of other classes than those that a network learnt.
+
+    Args:
+      there: the names that it learnt; (): unknown, so that nothing is compared.
+      here: those of the pictures here.
+      what: what learnt them, for the message.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    if not there or not here or tuple(there) == tuple(here):
+        return
+    first = next(
+        (
+            f"; label {i} is {a!r} there, {b!r} here"
+            for i, (a, b) in enumerate(zip(there, here, strict=False))
+            if a != b
+        ),
+        "",
+    )
+    raise config.ConfigError(
+        f"{what} learnt other classes than these pictures have: {len(there)} there, "
+        f"{len(here)} here{first}"
+    )
+
+
+def write(path: pathlib.Path, names: Sequence[str]) -> None:
+    """Writes the names for `read`."""
+    held = {"digest": records.digest(list(names)), "names": list(names)}
+    records.write_json(path, held)
+
+
+def read(path: pathlib.Path) -> Names:
+    """The names in a file that `write` wrote; () if there is none.
+
+    Raises:
+      Damaged: it is not what was written.
+      NewerVersion: a newer version of the library wrote it.
+    """
+    if not path.exists():
+        return ()
+    held = records.read_json(path)
+    names = held.get("names")
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise records.Damaged(f"{path} holds no list of names")
+    if records.digest(names) != held.get("digest"):
+        raise records.Damaged(f"{path} does not hold the names that were written")
+    return tuple(names)
+
+
+def unlabelled(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A line where labels do not count, because some pictures have none; or ""."""
+    labels, total = (sum(s[name] for s in summaries) for name in ("labels", "records"))
+    if labels in (0, total):
+        return ""
+    return f"\n  labels are left out: {labels:,} of {total:,} pictures have one"

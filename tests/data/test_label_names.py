@@ -1,0 +1,37 @@
+"""Names of labels: their file, and the comparison of two sets of them."""
+
+import pytest
+
+from scaling_ldm import config, records
+from scaling_ldm.data import label_names
+
+
+def test_names_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / label_names.FILE
+    assert label_names.read(path) == ()
+    label_names.write(path, ("cat", "red fox"))
+    assert label_names.read(path) == ("cat", "red fox")
+    path.write_text(path.read_text().replace("cat", "dog"))
+    with pytest.raises(records.Damaged, match="labels.json does not hold the names"):
+        label_names.read(path)
+
+
+def test_labels_of_other_classes_are_refused():
+    label_names.refuse_others((), ("cat",), "a run")  # of an older version
+    label_names.refuse_others(("cat",), (), "a run")
+    label_names.refuse_others(("cat", "dog"), ["cat", "dog"], "a run")
+    with pytest.raises(
+        config.ConfigError,
+        match="a run learnt other classes than these pictures have: 2 there, 2 here; "
+        "label 1 is 'dog' there, 'fox' here",
+    ):
+        label_names.refuse_others(("cat", "dog"), ("cat", "fox"), "a run")
+
+
+def test_only_what_reads_labels_has_their_names():
+    class Source:
+        label_names = ("cat",)
+
+    assert label_names.read_by(("label",), Source()) == ("cat",)
+    assert label_names.read_by(("text", "mask"), Source()) == ()
+    assert label_names.read_by(("label",), object()) == ()
