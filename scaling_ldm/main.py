@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+
+if __name__ == "__main__":  # while modules load, a stop waits for `run`
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -57,6 +61,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
 def run() -> None:
     """The console script."""
     study.listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     app.run(main, flags_parser=parse)
 
 

@@ -441,7 +441,14 @@ def test_a_damaged_batch_is_said_to_be_one(anew):
     wanted, workdir, specs, _ = anew
     evaluate.run(wanted, workdir, specs)
     (workdir / "evaluations.jsonl").unlink()
-    for path in (workdir / "evaluate" / "features").glob("*/00001.npz"):
+    second = [*(workdir / "evaluate" / "features").glob("*/00001.npz")]
+    for path in second:
+        kept = path.read_bytes()
+        shutil.copy(path.with_name("00000.npz"), path)
+        with pytest.raises(records.Damaged, match="00001.npz is that of .*/00000$"):
+            evaluate.run(wanted, workdir, specs)
+        path.write_bytes(kept)
+    for path in second:
         path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(records.Damaged, match="00001.npz holds no features"):
         evaluate.run(wanted, workdir, specs)
