@@ -20,7 +20,7 @@ def read_summary(folder: str) -> dict[str, Any]:
     Raises:
       ConfigError: there are no records.
     """
-    identity = shards.Store(folder).read_json(shards.IDENTITY)
+    identity = shards.Store(folder).read_json(shards.IDENTITY, "source", "set")
     if identity is None:
         raise config.ConfigError(f"no records in {folder}: add encode to --stages")
     return identity.get("split", {})
@@ -90,5 +90,5 @@ def write(workdir: pathlib.Path, told: Mapping[str, str]) -> None:
     """Writes FILE: what is held out of each part, in words. The same is left alone."""
     text = json.dumps(records.stamped({"held_out": dict(told)}), indent=1) + "\n"
     path = workdir / FILE
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         records.write_text(path, text)

@@ -694,6 +694,17 @@ def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch)
     ]
 
 
+def test_the_file_of_another_cell_is_refused(trained):
+    experiment, workdir, specs = trained
+    frontier.run(experiment, workdir, specs)
+    one, other, *_ = sorted((workdir / "frontier" / "cells").iterdir())
+    kept = one.read_bytes()
+    shutil.copy(other, one)
+    with pytest.raises(records.Damaged, match=f"{one.name} is the cell"):
+        frontier.run(experiment, workdir, specs)
+    one.write_bytes(kept)
+
+
 def test_a_cell_that_cannot_be_sampled_is_refused_before_anything_runs(trained):
     experiment, _, _ = trained
     frontier.check(experiment)

@@ -169,11 +169,11 @@ def test_a_thread_that_runs_no_python_hears_it_too(number):
 LOADING = """
 import builtins, os, runpy, signal
 importing = builtins.__import__
-def interrupted(name, *rest):
+def interrupted(name, *rest, **more):
     if name == "absl":  # the first module that the entry point loads
         builtins.__import__ = importing
         os.kill(os.getpid(), signal.SIGINT)
-    return importing(name, *rest)
+    return importing(name, *rest, **more)
 builtins.__import__ = interrupted
 runpy.run_module("scaling_ldm.main", run_name="__main__")
 """

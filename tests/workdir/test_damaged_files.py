@@ -147,6 +147,25 @@ def test_who_reads_a_file_that_is_no_record_names_it(small, damaged, name, damag
         assert all(said)
 
 
+@pytest.mark.parametrize("name", ["record.json", "measurements.jsonl"])
+def test_the_file_of_another_run_is_refused(small, damaged, name):
+    of_other = lambda data: data.replace(RUN.encode(), b"2.400e09-16x1")  # noqa: E731
+    path = damaged(f"runs/{RUN}/{name}", of_other)
+    for read in READERS[f"runs/{RUN}/{name}"]:
+        if read is not resumed:  # it looks at steps alone
+            assert "2.400e09-16x1" in said_about(path, lambda read=read: read(small))
+
+
+def test_a_run_whose_loss_is_lost_is_not_passed_over_as_the_best(small, damaged):
+    lost = lambda data: json.dumps(  # noqa: E731
+        json.loads(data) | {"validation_loss_ema": "nan"}
+    ).encode()
+    record = damaged(f"runs/{RUN}/record.json", lost)
+    specs = records.read_jsonl(small / "runs.jsonl")
+    said = said_about(record, lambda: runs.best(small, specs))
+    assert f"runs/{RUN}/measurements.jsonl lacks the held-out loss" in said
+
+
 @damages
 @pytest.mark.parametrize("name", sorted(REPORTED))
 def test_the_report_says_which_file_it_could_not_read(small, damaged, name, damage):
