@@ -12,23 +12,22 @@ command continues. When all records are there, run the entry point with
 """
 
 import argparse
-import json
 import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+from scaling_ldm import records, study
 from scaling_ldm.workdir.runs import read_record
 
-PREEMPTED = 75
+PREEMPTED = study.EXIT["preempted, run the same command again"]
 
 
 def missing_rows(workdir: pathlib.Path) -> list[int]:
     """Numbers of the rows of the plan that have no record yet."""
-    lines = (workdir / "runs.jsonl").read_text().splitlines()
-    ids = [json.loads(line)["run_id"] for line in lines]
-    return [k for k, run_id in enumerate(ids) if not read_record(workdir, run_id)]
+    specs = records.read_plan(workdir)
+    return [k for k, s in enumerate(specs) if not read_record(workdir, s.run_id)]
 
 
 def main() -> int:
@@ -40,7 +39,11 @@ def main() -> int:
     flags = parser.parse_args()
     if not (flags.workdir / "runs.jsonl").exists():
         parser.error(f"no plan in {flags.workdir}: run the plan stage first")
-    waiting = missing_rows(flags.workdir)
+    try:
+        waiting = missing_rows(flags.workdir)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}; remove the file or put a copy back", file=sys.stderr)
+        return study.EXIT["storage"]
     print(f"{len(waiting)} runs to do", flush=True)
     running: dict[int, subprocess.Popen] = {}
     failed = []
@@ -66,7 +69,8 @@ def main() -> int:
         for row, process in list(running.items()):
             if process.poll() is not None:
                 del running[row]
-                if process.returncode == PREEMPTED:
+                at_once = stopped and process.returncode < 0  # before it could hear
+                if process.returncode == PREEMPTED or at_once:
                     waiting.append(row)
                 elif process.returncode:
                     failed.append(row)

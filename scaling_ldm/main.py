@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+
+if __name__ == "__main__":  # while modules load, a stop waits for `run`
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -11,29 +14,27 @@ from ml_collections import config_flags
 from scaling_ldm import config, study
 from scaling_ldm.config import command_line
 
-_HELP = command_line.FLAGS
-_WORKDIR = flags.DEFINE_string("workdir", None, _HELP["workdir"])
-_STAGES = flags.DEFINE_list("stages", None, _HELP["stages"])
-_RUN = flags.DEFINE_integer("run", None, _HELP["run"])
-_COORDINATOR = flags.DEFINE_string("coordinator", None, _HELP["coordinator"])
-_PROCESSES = flags.DEFINE_integer("num_processes", None, _HELP["num_processes"])
-_PROCESS = flags.DEFINE_integer("process_id", None, _HELP["process_id"])
+flags.DEFINE_list("stages", None, command_line.FLAGS["stages"])
+for _name in ("workdir", "coordinator"):
+    flags.DEFINE_string(_name, None, command_line.FLAGS[_name])
+for _name in ("run", "num_processes", "process_id"):
+    flags.DEFINE_integer(_name, None, command_line.FLAGS[_name])
 
 
-def main(_: Sequence[str]) -> int:
+def main(_: list[str]) -> int:
     """Runs the study; returns the exit status of the process (see `study.EXIT`)."""
-    # Our lines come from progress.say; errors of libraries arrive as exceptions.
-    logging.set_verbosity(logging.FATAL)
+    logging.set_verbosity(logging.FATAL)  # our own lines come from progress.say
+    given = flags.FLAGS
     return study.run(
-        flags.FLAGS.config,
-        workdir=_WORKDIR.value,
-        stages=_STAGES.value,
-        only=_RUN.value,
-        cluster=(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value),
+        given.config,
+        workdir=given.workdir,
+        stages=given.stages,
+        only=given.run,
+        cluster=(given.coordinator, given.num_processes, given.process_id),
     )
 
 
-def parse(arguments: Sequence[str]) -> list[str]:
+def parse(arguments: list[str]) -> list[str]:
     """Parses the flags; a bad one ends with a message, not with a traceback."""
     if text := command_line.help_text(arguments, flags.FLAGS.get_help):
         print(text)

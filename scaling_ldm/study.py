@@ -99,8 +99,9 @@ def _message(error: Exception) -> str:
     """What went wrong and what to do."""
     if isinstance(error, OSError):
         return records.in_one_line(error)
-    remedy = "; remove it or put a copy back" if isinstance(error, Damaged) else ""
-    return f"{error}{remedy}"
+    if not isinstance(error, Damaged) or "put a copy back" in str(error):
+        return f"{error}"
+    return f"{error}; remove it or put a copy back"
 
 
 def _stop(error: Exception) -> int:

@@ -223,14 +223,11 @@ class Store:
         ) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             partial = pathlib.Path(file.name)
-            try:
-                with records.writing(target):
-                    yield partial
-                    os.fsync(file.fileno())
-                    partial.chmod(0o666 & ~_umask())
-                    os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with records.unfinished(partial), records.writing(target):
+                yield partial
+                os.fsync(file.fileno())
+                partial.chmod(0o666 & ~_umask())
+                os.replace(partial, target)
 
     def fetch(self, names: Sequence[str]) -> dict[str, pathlib.Path]:
         """Local paths of some files; remote ones are copied once to the user's cache.

@@ -167,12 +167,9 @@ def atomic(target: pathlib.Path) -> Iterator[pathlib.Path]:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
     os.close(handle)
     partial = pathlib.Path(name)
-    try:
-        with records.writing(target):
-            yield partial
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with records.unfinished(partial), records.writing(target):
+        yield partial
+        partial.replace(target)
 
 
 def cache_folder(cache: str = "") -> pathlib.Path:

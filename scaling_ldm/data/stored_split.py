@@ -20,7 +20,7 @@ def read_summary(folder: str) -> dict[str, Any]:
     Raises:
       ConfigError: there are no records.
     """
-    identity = shards.Store(folder).read_json(shards.IDENTITY)
+    identity = shards.Store(folder).read_json(shards.IDENTITY, "source", "set")
     if identity is None:
         raise config.ConfigError(f"no records in {folder}: add encode to --stages")
     return identity.get("split", {})
@@ -96,5 +96,5 @@ def write(
     held = {"held_out": dict(told), "training_pictures": dict(training)}
     text = json.dumps(records.stamped(held), indent=1) + "\n"
     path = workdir / FILE
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         records.write_text(path, text)

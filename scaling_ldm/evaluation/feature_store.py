@@ -1,7 +1,7 @@
 """Features of pictures, stored batch by batch, so that a stopped extraction goes on.
 
     evaluate/features/<digest>/00000.npz   a batch: features, logits if there are any,
-        the counts behind it, SHA-256 of the pictures
+        the counts behind it, SHA-256 of the pictures, and the place of this file
     evaluate/features/<digest>/about.json   what the features are of; written last
 
 The folder may be deleted at any time: its features are then extracted again.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from scaling_ldm import records
 from scaling_ldm.models.encoders.features import Features
+from scaling_ldm.records.errors import NO_ARRAYS
 from scaling_ldm.training import mesh
 from scaling_ldm.training.progress import Progress
 
@@ -114,9 +114,19 @@ class StoredFeatures:
                 open(path, "rb") as opened,
                 np.load(opened, allow_pickle=False) as file,
             ):
-                return dict(file)
-        except (ValueError, EOFError, zipfile.BadZipFile) as e:
+                found = dict(file)
+            if missing := {"features", "images", "after", "sha256"} - found.keys():
+                raise ValueError(f"no {', '.join(sorted(missing))}")
+            place = found.get("place", self._place(number)).tobytes()
+        except NO_ARRAYS as e:
             raise records.Damaged(f"{path} holds no features: {e}") from e
+        if place != self._place(number).tobytes():
+            raise records.Damaged(f"{path} is that of {place.decode(errors='replace')}")
+        return found
+
+    def _place(self, number: int) -> np.ndarray:
+        """Whose features a batch are: the folder, and the number in it."""
+        return np.frombuffer(f"{self._folder.name}/{number:05d}".encode(), np.uint8)
 
     def _add(self, pictures: np.ndarray, features: Features, after: int) -> None:
         self.images += len(features.features)
@@ -127,6 +137,7 @@ class StoredFeatures:
                 "images": np.int64(self.images),
                 "after": np.int64(after),
                 "sha256": np.frombuffer(sha, np.uint8),
+                "place": self._place(self._count),
             }
             arrays |= {k: v for k, v in features._asdict().items() if v is not None}
             records.write_file(

@@ -21,7 +21,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,10 +29,10 @@ import numpy as np
 from scaling_ldm import records
 from scaling_ldm.metrics.checks import check_finite
 from scaling_ldm.metrics.shapes import CovDD, FeaturesND, MeanD
+from scaling_ldm.records.errors import NO_ARRAYS
 
 CHUNK = 1024  # rows
 FORMAT = 2  # format of written files; format 1 holds exact integer sums
-_NO_MOMENTS = (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +118,7 @@ class Moments:
                 return read(file), json.loads(file["provenance"].tobytes())
         except FileNotFoundError:
             raise
-        except _NO_MOMENTS as e:
+        except (*NO_ARRAYS, OSError) as e:
             raise ValueError(
                 f"{path} holds no moments as `Moments.save` writes them"
             ) from e

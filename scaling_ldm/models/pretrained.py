@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from scaling_ldm import config
+from scaling_ldm import config, records
 from scaling_ldm.models import encoders
 from scaling_ldm.models.denoisers import DTYPES
 from scaling_ldm.models.encoders import tokenizers
@@ -195,7 +195,9 @@ def copy_folder(name: str, to: pathlib.Path) -> bool:
     for pattern in (*_DECIDING, "*.safetensors.index.json"):
         for file in path.glob(pattern):
             if file.is_file():
-                shutil.copyfile(file, to / file.name)
+                with open(file, "rb") as source:
+                    copy = functools.partial(shutil.copyfileobj, source)
+                    records.write_file(to / file.name, copy)
     return True
 
 

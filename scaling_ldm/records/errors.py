@@ -5,6 +5,18 @@ Each class is one thing that a caller can act on. `study` gives each its exit st
 
 from __future__ import annotations
 
+import zipfile
+
+# What numpy raises where a file is no .npz, or one that is damaged.
+NO_ARRAYS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # bits of a header that mean encryption, or another compression
+    zipfile.BadZipFile,
+)
+
 
 class ConfigError(ValueError):
     """An experiment that cannot run; the message lists every reason."""

@@ -175,9 +175,15 @@ def rows_of_run(
     Args:
       spec: of the plan; its group is that of the rows. None: the plan lacks the run.
       experiment: as `loss_protocol`.
+
+    Raises:
+      Damaged: as `read_rows`, or a row is of another run.
     """
     path = folder / FILE
     rows = read_rows(path)[0] if path.is_file() else []
+    for number, row in enumerate(rows, 1):
+        if row.run_id != folder.name:
+            raise Damaged(f"{path}:{number} is a row of {row.run_id}")
     rows += _rows_of_record(folder / "record.json", spec, experiment)
     if spec is None:
         return rows
@@ -194,6 +200,8 @@ def _rows_of_record(
     if not path.is_file():
         return []
     record = files.read(path, TrainRecord)
+    if record.run_id != path.parent.name:
+        raise Damaged(f"{path} is that of {record.run_id}")
     held = files.read_json(path)
     overrides = spec.overrides if spec else {}
     first = averages_of(experiment, overrides)[0]

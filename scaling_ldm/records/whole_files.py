@@ -81,24 +81,29 @@ def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of two machines may have one number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    _unfinished.add(temporary)
-    with writing(path):
-        try:
-            with _locked(temporary) as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            _unfinished.discard(temporary)
+    with writing(path), unfinished(temporary), _locked(temporary) as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 _unfinished: set[pathlib.Path] = set()
 
 
+@contextlib.contextmanager
+def unfinished(temporary: pathlib.Path) -> Iterator[None]:
+    """Around what fills a temporary file; in the end it is gone, if not renamed."""
+    _unfinished.add(temporary)
+    try:
+        yield
+    finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
 def remove_unfinished() -> None:
-    """Removes what `write_file` has begun, in a process that is about to end."""
+    """Removes temporary files, in a process that is about to end."""
     for path in list(_unfinished):
         path.unlink(missing_ok=True)
 

@@ -178,6 +178,10 @@ class _CellFiles:
         if not path.exists():
             return None
         cell = records.read(path, records.Cell)
+        wanted = spec.run_id, sampling.sampler, sampling.steps, sampling.guidance
+        held = cell.model, cell.sampler, cell.steps, cell.guidance
+        if held != wanted:
+            raise records.Damaged(f"{path} is the cell {held}, not {wanted}")
         if isinstance(cell, records.MeasuredCell):  # an older version's
             self.write(spec, sampling, cell)
             return cell

@@ -203,6 +203,7 @@ class Checkpoints:
             disk is full. Complete checkpoints are untouched.
         """
         meta = {
+            "step": step,
             "spec": records.to_json(self._spec),
             "progress": dataclasses.asdict(progress),
             "processes": jax.process_count(),
@@ -239,7 +240,7 @@ class Checkpoints:
         remedy = "Make room, then" if records.is_full(error) else "Mend that, then"
         return CheckpointError(
             f"could not write checkpoint {step} of {self._spec.run_id} to "
-            f"{self._directory} ({free:.0f} MiB free there): {cause}\n"
+            f"{self._directory} ({free:.0f} MiB free there): {cause}. "
             f"Complete checkpoints are untouched. {remedy} run the same command to "
             "continue from the latest of them."
         )
@@ -297,12 +298,14 @@ class Checkpoints:
             meta = self._part(step, meta=ocp.args.JsonRestore())
             if meta.pop("digest") != records.digest(meta):
                 raise ValueError("meta is not what was saved")
+            if meta.get("step", step) != step:  # 0.1.0 did not say it
+                raise ValueError(f"it is that of step {meta['step']}")
             version = records.version_of(meta, self._directory / str(step))
             saved_spec = records.from_json(meta["spec"], version)
             if _identity(saved_spec) != _identity(self._spec):
                 raise CheckpointError(
                     f"{self._directory / str(step)} belongs to another run: "
-                    f"{saved_spec}\nwanted: {self._spec}\nUse another --workdir."
+                    f"{saved_spec}; wanted: {self._spec}; use another --workdir"
                 )
             args = ocp.args.PyTreeRestore(
                 abstract_state,

@@ -310,7 +310,8 @@ class MetricLog:
     def close(self) -> None:
         """Closes the files."""
         if self._file is not None:
-            self._file.close()
+            with records.writing(self._file.name):  # what could not be written before
+                self._file.close()
         if self._events is not None:
             self._events.close()
 

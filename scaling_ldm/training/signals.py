@@ -136,6 +136,7 @@ class Listener:
             target=self._hear, args=[ear], name="signals", daemon=True
         ).start()
         self.understand(config.TrainConfig(), None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def finish(self) -> None:
         """All is done; signals have no effect any more."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from scaling_ldm import config
 from scaling_ldm.data import near_duplicates, pictures, shards, split
 from scaling_ldm.data.pictures import BadRecord, Picture, Pictures, Tally
+from scaling_ldm.records.errors import NO_ARRAYS
 from scaling_ldm.training import mesh, progress
 
 _Block = dict[str, Any]  # the arrays of a block
@@ -153,7 +153,7 @@ def _stored(store: shards.Store, number: int, told: str) -> _Block | None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             block = dict(found)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (*NO_ARRAYS, OSError):
         return None
     return block if str(block.get("told")) == told else None
 

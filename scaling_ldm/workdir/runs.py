@@ -31,9 +31,16 @@ def record_paths(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_record(workdir: pathlib.Path, run_id: str) -> records.TrainRecord | None:
-    """The record of a run that is over, or None."""
+    """The record of a run that is over, or None.
+
+    Raises:
+      Damaged: the file holds none, or that of another run.
+    """
     path = run_files(workdir, run_id).record
-    return records.read(path, records.TrainRecord) if path.exists() else None
+    record = records.read(path, records.TrainRecord) if path.exists() else None
+    if record is not None and record.run_id != run_id:
+        raise records.Damaged(f"{path} is that of {record.run_id}")
+    return record
 
 
 def read_record_of(
@@ -113,18 +120,28 @@ def best(
 ) -> records.RunSpec | None:
     """The finished run with the lowest validation loss; None when there is none.
 
-    The loss is that of the first average. A run whose loss is not known comes last.
+    The loss is that of the first average.
+
+    Raises:
+      Damaged: the loss of a finished run is not in its file, and may be the lowest.
     """
     candidates = finished(workdir, specs)
     if len(candidates) < 2:  # nothing to compare: no table is read
         return next(iter(candidates), None)
     experiment = table.experiment_of(workdir)
 
-    def order(spec: records.RunSpec) -> tuple[bool, float]:
-        loss = last_loss(workdir, spec, experiment=experiment)
-        return math.isnan(loss), loss
+    def loss(spec: records.RunSpec) -> float:
+        found = last_loss(workdir, spec, experiment=experiment)
+        if math.isnan(found):
+            files = run_files(workdir, spec.run_id)
+            raise records.Damaged(
+                f"{files.measurements} lacks the held-out loss of the last step, "
+                f"{spec.steps}: put a copy back; or remove {files.record}, and "
+                "--stages train measures it again"
+            )
+        return found
 
-    return min(candidates, key=order)
+    return min(candidates, key=loss)
 
 
 def run_to_sample(

@@ -311,8 +311,22 @@ def test_records_know_their_split(workdir):
     assert shards.SPLIT in names and not [n for n in names if n.startswith("survey")]
     line = "60 of 240 pictures are held out by picture: a share of 0.25 of each of 4"
     assert stored_split.lines(e, workdir)[0].startswith(line)
-    told = json.loads((workdir / "split.json").read_text())["held_out"]
+    path = workdir / "split.json"
+    told = json.loads(path.read_text())["held_out"]
     assert told[""].startswith(line)
+    written = path.read_bytes()
+    path.write_bytes(b"\xff" + written)
+    stored_split.write(workdir, told)
+    assert path.read_bytes() == written
+
+
+def test_an_identity_that_is_none_does_not_choose_another_split(workdir, tmp_path):
+    for name in (shards.SPLIT, shards.IDENTITY):
+        (tmp_path / name).write_bytes((workdir / "encoded" / name).read_bytes())
+    assert stored_split.read_split(str(tmp_path)) is not None
+    (tmp_path / shards.IDENTITY).write_text("{}")
+    with pytest.raises(records.Damaged, match=f"{shards.IDENTITY} does not say source"):
+        stored_split.read_split(str(tmp_path))
 
 
 def test_real_pictures_are_those_that_the_records_hold_out(workdir):

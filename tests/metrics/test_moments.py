@@ -150,9 +150,16 @@ def test_another_file_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="no moments"):
         Moments.load(path)
     Moments.of([features(0, 10, 4)]).save(path, {})
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="no moments"):
-        Moments.load(path)
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the first array, in the list of all
+    for damaged in (
+        whole[:-300],
+        whole[: entry + 8] + b"\x01" + whole[entry + 9 :],  # "it is encrypted"
+        whole[: entry + 10] + b"\x61" + whole[entry + 11 :],  # another compression
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="no moments"):
+            Moments.load(path)
     with pytest.raises(FileNotFoundError):
         Moments.load(tmp_path / "none.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from scaling_ldm import records
+from scaling_ldm.data import shards
 from scaling_ldm.records import files, upgrade, whole_files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -255,6 +256,9 @@ def test_a_process_that_ends_leaves_no_half_of_a_file(tmp_path):
 
     with pytest.raises(SystemExit):
         records.write_file(tmp_path / "a", cut_off)
+    with pytest.raises(SystemExit), shards.Store(str(tmp_path)).replace("a") as shard:
+        with shard.open("wb") as file:
+            cut_off(file)
     assert list(tmp_path.iterdir()) == []
 
 

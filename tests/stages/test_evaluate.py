@@ -441,7 +441,14 @@ def test_a_damaged_batch_is_said_to_be_one(anew):
     wanted, workdir, specs, _ = anew
     evaluate.run(wanted, workdir, specs)
     (workdir / "evaluations.jsonl").unlink()
-    for path in (workdir / "evaluate" / "features").glob("*/00001.npz"):
+    second = [*(workdir / "evaluate" / "features").glob("*/00001.npz")]
+    for path in second:
+        kept = path.read_bytes()
+        shutil.copy(path.with_name("00000.npz"), path)
+        with pytest.raises(records.Damaged, match="00001.npz is that of .*/00000$"):
+            evaluate.run(wanted, workdir, specs)
+        path.write_bytes(kept)
+    for path in second:
         path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(records.Damaged, match="00001.npz holds no features"):
         evaluate.run(wanted, workdir, specs)
@@ -687,6 +694,17 @@ def test_a_lost_cell_comes_back_the_same_and_is_drawn_once(trained, monkeypatch)
     assert [dataclasses.replace(c, seconds=0.0) for c in after] == [
         dataclasses.replace(c, seconds=0.0) for c in before
     ]
+
+
+def test_the_file_of_another_cell_is_refused(trained):
+    experiment, workdir, specs = trained
+    frontier.run(experiment, workdir, specs)
+    one, other, *_ = sorted((workdir / "frontier" / "cells").iterdir())
+    kept = one.read_bytes()
+    shutil.copy(other, one)
+    with pytest.raises(records.Damaged, match=f"{one.name} is the cell"):
+        frontier.run(experiment, workdir, specs)
+    one.write_bytes(kept)
 
 
 def test_a_cell_that_cannot_be_sampled_is_refused_before_anything_runs(trained):

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import shutil
 import signal
 import time
 import types
@@ -181,6 +182,17 @@ def test_damage_of_a_finished_run_is_told_and_changes_nothing(one, spec, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["1"] and one.set_aside() == []
     assert one.restore(ABSTRACT) is None  # to continue from, it is passed over
     assert one.set_aside() == [tmp_path / "damaged-1"]
+
+
+def test_the_folder_of_a_step_under_the_name_of_another_is_damage(one, spec, tmp_path):
+    """As somebody may put a copy back; each file in it is whole."""
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    again = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    with pytest.raises(checkpoint.CheckpointError, match=r"\(it is that of step 1\)"):
+        again.restore(ABSTRACT, only=2)
+    assert again.restore(ABSTRACT).step == 1
+    assert again.set_aside() == [tmp_path / "damaged-2"]
+    again.close()
 
 
 def test_nothing_waits_for_the_time_of_day(spec, tmp_path, monkeypatch):

@@ -166,6 +166,28 @@ def test_a_thread_that_runs_no_python_hears_it_too(number):
     assert "Traceback" not in said and len(said.splitlines()) == 1
 
 
+LOADING = """
+import builtins, os, runpy, signal
+importing = builtins.__import__
+def interrupted(name, *rest, **more):
+    if name == "absl":  # the first module that the entry point loads
+        builtins.__import__ = importing
+        os.kill(os.getpid(), signal.SIGINT)
+    return importing(name, *rest, **more)
+builtins.__import__ = interrupted
+runpy.run_module("scaling_ldm.main", run_name="__main__")
+"""
+
+
+def test_a_stop_while_modules_are_loaded_waits_for_the_listener():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 75
+    assert done.stderr.startswith("stopped: SIGINT in the start;")
+    assert len(done.stderr.splitlines()) == 1
+
+
 TOLD = """
 import time
 from scaling_ldm import config, study

@@ -1,11 +1,13 @@
 """Files of a working directory that are no records: who reads one names it."""
 
+import importlib.util
 import json
 import shutil
 
 import older_workdirs
 import pytest
 from damages import DAMAGES, damages, said_about
+from processes import ROOT
 
 from scaling_ldm import config, records, study
 from scaling_ldm.data.shards import file_digest
@@ -62,6 +64,14 @@ def resumed(workdir):
     records.table.drop_rows(files.measurements, 10**9)
 
 
+def missing_rows(workdir):
+    """As the launcher of this machine finds them."""
+    spec = importlib.util.spec_from_file_location("local", ROOT / "launch/local.py")
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    return launcher.missing_rows(workdir)
+
+
 def study_of(workdir):
     return study._Study(experiment(), workdir, ("fit",), True, None, (None,) * 3)
 
@@ -69,7 +79,11 @@ def study_of(workdir):
 # What reads a file of a directory.
 READERS = {
     "experiment.json": (ownership.unknown, records.read_table),
-    "runs.jsonl": (lambda w: study_of(w)._specs(), records.read_table),
+    "runs.jsonl": (
+        lambda w: study_of(w)._specs(),
+        records.read_table,
+        missing_rows,
+    ),
     "complete.json": (lambda w: ownership.is_complete(experiment(), w),),
     "init.json": (init_record.read,),
     "frontier.json": (lambda w: advise.run(experiment(), w),),
@@ -78,6 +92,7 @@ READERS = {
         lambda w: runs.read_record(w, RUN),
         records.read_table,
         lambda w: runs.best(w, records.read_jsonl(w / "runs.jsonl")),
+        missing_rows,
     ),
     f"runs/{RUN}/metrics.jsonl": (resumed,),
     f"runs/{RUN}/measurements.jsonl": (resumed, records.read_table),
@@ -130,6 +145,25 @@ def test_who_reads_a_file_that_is_no_record_names_it(small, damaged, name, damag
         assert not any(said)
     elif not nothing_lost:
         assert all(said)
+
+
+@pytest.mark.parametrize("name", ["record.json", "measurements.jsonl"])
+def test_the_file_of_another_run_is_refused(small, damaged, name):
+    of_other = lambda data: data.replace(RUN.encode(), b"2.400e09-16x1")  # noqa: E731
+    path = damaged(f"runs/{RUN}/{name}", of_other)
+    for read in READERS[f"runs/{RUN}/{name}"]:
+        if read is not resumed:  # it looks at steps alone
+            assert "2.400e09-16x1" in said_about(path, lambda read=read: read(small))
+
+
+def test_a_run_whose_loss_is_lost_is_not_passed_over_as_the_best(small, damaged):
+    lost = lambda data: json.dumps(  # noqa: E731
+        json.loads(data) | {"validation_loss_ema": "nan"}
+    ).encode()
+    record = damaged(f"runs/{RUN}/record.json", lost)
+    specs = records.read_jsonl(small / "runs.jsonl")
+    said = said_about(record, lambda: runs.best(small, specs))
+    assert f"runs/{RUN}/measurements.jsonl lacks the held-out loss" in said
 
 
 @damages

@@ -19,13 +19,13 @@ import hashlib
 import itertools
 import pathlib
 import tarfile
-import zipfile
 
 import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.data import storage
 from scaling_ldm.data.pictures import columns, record, tar_index
+from scaling_ldm.records.errors import NO_ARRAYS
 
 _VERSION = 3  # of the cached index; another number reads the headers again
 _GAP = 1 << 20  # unneeded bytes that are read to get a sample in one request
@@ -151,7 +151,7 @@ class TarShards:
                 np.load(opened, allow_pickle=False) as stored,
             ):
                 return tar_index.Index(**stored)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        except (*NO_ARRAYS, OSError):
             pass  # not there yet, or damaged: read the headers
         try:
             with self._folder.open(shard) as opened:
