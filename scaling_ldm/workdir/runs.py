@@ -109,16 +109,22 @@ def last_loss(
 
 
 def best(
-    workdir: pathlib.Path, specs: Sequence[records.RunSpec]
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+    experiment: Mapping[str, Any] | None = None,
 ) -> records.RunSpec | None:
     """The finished run with the lowest validation loss; None when there is none.
 
     The loss is that of the first average. A run whose loss is not known comes last.
+
+    Args:
+      experiment: `table.experiment_of(workdir)`, if it has been read.
     """
     candidates = finished(workdir, specs)
     if len(candidates) < 2:  # nothing to compare: no table is read
         return next(iter(candidates), None)
-    experiment = table.experiment_of(workdir)
+    if experiment is None:
+        experiment = table.experiment_of(workdir)
 
     def order(spec: records.RunSpec) -> tuple[bool, float]:
         loss = last_loss(workdir, spec, experiment=experiment)
