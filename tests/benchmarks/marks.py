@@ -5,14 +5,17 @@ python tests/benchmarks/marks.py [--budget 4.8e11] [--width 32] [--rounds 5]
 A run of experiments/quickstart.py, on pixels instead of latents, so that nothing is
 encoded first. Three ways take turns in one process, compiled before: measured at the
 end alone; with marks; with marks and two averages by power functions. Each is a whole
-run, with its checkpoints. Ratios are of the wall time of the training loop to that of
-the first way in the same round, and medians over the rounds. Rounds that other
-processes disturb are repeated. The share of FLOPs that the marks take is printed, too.
+run, with its checkpoints. Ratios are to the first way in the same round, and medians
+over the rounds: of the wall time of the training loop, and of the processor time of
+this process, which other processes change less. Rounds that others disturb are
+repeated. The shares of a run that are spent on measuring are of its own wall time:
+before its end, which is limited in FLOPs, and at its end, which is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,6 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
 
 import jax
 import timing
@@ -27,7 +33,7 @@ import timing
 from experiments import quickstart
 from scaling_ldm import config, records
 from scaling_ldm.stages import plan, train
-from scaling_ldm.training import marks
+from scaling_ldm.training import marks, measuring
 
 TWO = config.Experiment().optimizer.averages  # the default
 WAYS = {"end": (0, ("ema",)), "marks": (20, ("ema",)), "marks, two": (20, TWO)}
@@ -48,12 +54,59 @@ def experiment(
     return config.resolve(c)
 
 
-def seconds(e: config.Experiment, spec: records.RunSpec) -> float:
-    """Wall time inside the loop of a whole run."""
-    with tempfile.TemporaryDirectory() as name:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunTimes:
+    """Seconds of a whole run.
+
+    wall: inside its loop.
+    processor: of this process, all threads, with what comes before and after the loop.
+    marks: of `wall`, measuring before the end.
+    end: of `wall`, measuring at the end.
+    """
+
+    wall: float
+    processor: float
+    marks: float
+    end: float
+
+
+def times(e: config.Experiment, spec: records.RunSpec) -> RunTimes:
+    """Trains a whole run."""
+    measure, spent = measuring.RunTable.measure, {}
+
+    def timed(table: measuring.RunTable, step: int, state: Any) -> dict[str, float]:
+        begin = time.perf_counter()
+        found = measure(table, step, state)
+        spent[step] = time.perf_counter() - begin
+        return found
+
+    begin = time.process_time()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch.object(measuring.RunTable, "measure", timed),
+    ):
         (record,) = train.run(e, pathlib.Path(name), [(0, spec)], 1)
     assert record.status == "finished", record
-    return record.seconds
+    return RunTimes(
+        wall=record.seconds,
+        processor=time.process_time() - begin,
+        end=spent.pop(spec.steps),
+        marks=sum(spent.values()),
+    )
+
+
+def summary(
+    runs: Sequence[RunTimes], bare: Sequence[RunTimes], clock: str
+) -> dict[str, Any]:
+    """The ratio of two ways by a clock, pair by pair."""
+    ratios = [
+        getattr(one, clock) / getattr(other, clock)
+        for one, other in zip(runs, bare, strict=True)
+    ]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+    }
 
 
 def main() -> None:
@@ -71,11 +124,11 @@ def main() -> None:
         if args.budget not in specs:
             sys.exit(f"--budget must be one of {list(specs)}")
         ways[name] = e, specs[args.budget]
-        seconds(e, specs[min(specs)])  # compile
-    done: list[tuple[float, dict[str, float]]] = []
+        times(e, specs[min(specs)])  # compile
+    done: list[tuple[float, dict[str, RunTimes]]] = []
     while len(done) < 3 * args.rounds:
         others, begin = timing.used_by_others(), time.perf_counter()
-        took = {name: seconds(*way) for name, way in ways.items()}
+        took = {name: times(*way) for name, way in ways.items()}
         wall = time.perf_counter() - begin
         done.append(((timing.used_by_others() - others) / wall / cores, took))
         if sum(x <= timing.DISTURBANCE for x, _ in done) == args.rounds:
@@ -85,14 +138,17 @@ def main() -> None:
     found = {}
     for name, way in ways.items():
         got = marks.marks_of(*way)
-        ratios = [took[name] / took["end"] for _, took in kept]
+        runs = [took[name] for _, took in kept]
+        bare = [took["end"] for _, took in kept]
         found[name] = {
             "steps": way[1].steps,
             "marks": len(got.steps) - 1,
             "share_of_flops": got.share,
-            "seconds": statistics.median(took[name] for _, took in kept),
-            "ratio": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
+            "share_of_time": statistics.median(r.marks / r.wall for r in runs),
+            "end_share_of_time": statistics.median(r.end / r.wall for r in runs),
+            "seconds": statistics.median(r.wall for r in runs),
+            "wall": summary(runs, bare, "wall"),
+            "processor": summary(runs, bare, "processor"),
         }
     disturbed = sum(share > timing.DISTURBANCE for share, _ in kept)
     print(json.dumps({"disturbed_rounds": disturbed, **found}, indent=1))
