@@ -1,6 +1,7 @@
 """What validation through training takes: a run with marks against one without.
 
 python tests/benchmarks/marks.py [--budget 4.8e11] [--width 32] [--rounds 5]
+python tests/benchmarks/marks.py --counts
 
 A run of experiments/quickstart.py, on pixels instead of latents, so that nothing is
 encoded first. Three ways take turns in one process, compiled before: measured at the
@@ -10,12 +11,16 @@ over the rounds: of the wall time of the training loop, and of the processor tim
 this process, which other processes change less. Rounds that others disturb are
 repeated. The shares of a run that are spent on measuring are of its own wall time:
 before its end, which is limited in FLOPs, and at its end, which is not.
+
+--counts trains nothing. It counts the marks of every run of the quickstart, with its
+one average and with two, and their FLOPs as shares of those of training.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -109,12 +114,36 @@ def summary(
     }
 
 
+def counts() -> None:
+    """Prints, for each budget, the marks of each size and the range of FLOPs."""
+    for averages in WAYS["marks"][1], TWO:
+        c = quickstart.get_config()
+        c.optimizer.averages = averages
+        e = config.resolve(c)
+        print(f"averages {averages}")
+        for budget, specs in itertools.groupby(plan.plan(e), lambda s: s.budget_flops):
+            runs = list(specs)
+            found = [marks.marks_of(e, spec) for spec in runs]
+            ends = [
+                marks.measuring_flops(e, spec.width, spec.depth) / spec.planned_flops
+                for spec in runs
+            ]
+            print(
+                f"{budget:.1e} FLOPs: marks {[len(m.steps) - 1 for m in found]}, "
+                f"up to {max(m.share for m in found):.1%}; "
+                f"the end {min(ends):.1%} to {max(ends):.0%}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=4.8e11)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--counts", action="store_true")
     args = parser.parse_args()
+    if args.counts:
+        return counts()
     cores = len(os.sched_getaffinity(0))
     jax.config.update("jax_num_cpu_devices", cores)
     ways = {}
