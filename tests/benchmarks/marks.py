@@ -2,6 +2,7 @@
 
 python tests/benchmarks/marks.py [--budget 4.8e11] [--width 32] [--rounds 5]
 python tests/benchmarks/marks.py --counts
+python tests/benchmarks/marks.py --updates
 
 A run of experiments/quickstart.py, on pixels instead of latents, so that nothing is
 encoded first. Three ways take turns in one process, compiled before: measured at the
@@ -14,6 +15,10 @@ before its end, which is limited in FLOPs, and at its end, which is not.
 
 --counts trains nothing. It counts the marks of every run of the quickstart, with its
 one average and with two, and their FLOPs as shares of those of training.
+
+--updates times the updates of two averages alone, of one size on one device, in
+processor time: leaf by leaf as in training, as one flat array, and with all of the
+compiler's optimisations.
 """
 
 from __future__ import annotations
@@ -33,12 +38,13 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import timing
 
 from experiments import quickstart
 from scaling_ldm import config, records
 from scaling_ldm.stages import plan, train
-from scaling_ldm.training import marks, measuring
+from scaling_ldm.training import marks, measuring, optimizer, train_step
 
 TWO = config.Experiment().optimizer.averages  # the default
 WAYS = {"end": (0, ("ema",)), "marks": (20, ("ema",)), "marks, two": (20, TWO)}
@@ -135,15 +141,61 @@ def counts() -> None:
             )
 
 
+def updates(width: int) -> None:
+    """Prints what a step of two averages takes, in three forms."""
+    e = experiment(0, TWO, width, 1)
+    of = train_step.train_functions(train_step.compiled_part(e), width, 2, True)
+    shapes = train_step.abstract_state(of).params
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
+
+    def steps(given: dict[str, Any], newest: Any, count: jax.Array) -> dict[str, Any]:
+        def body(i: jax.Array, now: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: optimizer.average(e.optimizer, name, one, newest, i + 1000)
+                for name, one in now.items()
+            }
+
+        return jax.lax.fori_loop(0, count, body, given)
+
+    quick = train_step.quick_to_compile()
+    forms = {
+        "leaf by leaf": (params, quick),
+        "one flat array": (flat, quick),
+        "leaf by leaf, optimised": (params, None),
+    }
+    took: dict[str, list[float]] = {name: [] for name in forms}
+    run = {}
+    for name, (tree, options) in forms.items():
+        jitted = jax.jit(steps, donate_argnums=0, compiler_options=options)
+        state = {average: jax.tree.map(jnp.copy, tree) for average in TWO}
+        run[name] = jitted.lower(state, tree, jnp.int32(0)).compile(), [state], tree
+    for _ in range(10):
+        for name, (compiled, box, tree) in run.items():
+            begin = time.process_time()
+            box[0] = jax.block_until_ready(compiled(box[0], tree, jnp.int32(200)))
+            took[name].append((time.process_time() - begin) / 200)
+    leaves = len(jax.tree.leaves(params))
+    print(f"{flat.size} parameters in {leaves} leaves, two averages")
+    for name, seconds in took.items():
+        median, each = statistics.median(seconds), min(seconds) / 2 / flat.size
+        print(
+            f"{name}: {1e6 * median:.0f} us a step, at least {1e9 * each:.2f} ns each"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=4.8e11)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--counts", action="store_true")
+    parser.add_argument("--updates", action="store_true")
     args = parser.parse_args()
     if args.counts:
         return counts()
+    if args.updates:
+        return updates(args.width)
     cores = len(os.sched_getaffinity(0))
     jax.config.update("jax_num_cpu_devices", cores)
     ways = {}
