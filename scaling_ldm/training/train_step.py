@@ -334,9 +334,7 @@ def compile_functions(
 
     jit = functools.partial(
         jax.jit,
-        compiler_options=None
-        if experiment.train.optimize_code
-        else quick_to_compile(),
+        compiler_options=None if experiment.train.optimize_code else quick_to_compile(),
     )
     quick = functools.partial(
         jax.jit, out_shardings=placed, compiler_options=quick_to_compile()
