@@ -75,7 +75,8 @@ def budget_texts(budgets: Sequence[float]) -> dict[float, str]:
     found: dict[str, float] = {}
     for budget in sorted(set(budgets), key=lambda b: (float(f"{b:.3e}") != b, b)):
         texts = (f"{budget:.{n}e}".replace("+", "") for n in range(3, 18))
-        found[next(text for text in texts if text not in found)] = budget
+        taken = {float(text) for text in found}
+        found[next(text for text in texts if float(text) not in taken)] = budget
     return {budget: text for text, budget in found.items()}
 
 

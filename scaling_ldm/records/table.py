@@ -83,6 +83,7 @@ def united(rows: Iterable[tuple[Measurement, pathlib.Path]]) -> list[Measurement
                 f"{row.weights} (protocol {row.protocol_hash or 'unknown'}) is "
                 f"{before.value!r} in {where} and {row.value!r} in {workdir}"
                 + _difference(before, row)
+                + _remedy(before, where, workdir)
             )
     return sorted((row for row, _ in found.values()), key=_order)
 
@@ -113,6 +114,16 @@ def _difference(a: Measurement, b: Measurement) -> str:
     both = zip(files.to_json(a).items(), files.to_json(b).values(), strict=True)
     differing = [name for (name, x), y in both if x != y and name != "value"]
     return f"; {', '.join(differing)} differ" if differing else ""
+
+
+def _remedy(row: Measurement, where: pathlib.Path, workdir: pathlib.Path) -> str:
+    """What to do about two rows that differ, as text; "": they are of one folder."""
+    if where == workdir:
+        return ""
+    return (
+        f"; both say that they are of the study {row.study!r}: give one of two studies "
+        "another config.name, or read one folder of one study alone"
+    )
 
 
 def read_plan(workdir: pathlib.Path) -> list[RunSpec]:

@@ -77,7 +77,8 @@ def _best_of_sizes(
     sizes: dict[tuple[str, int, int], list[records.RunSpec]] = {}
     for spec in specs:
         sizes.setdefault((spec.group, spec.width, spec.depth), []).append(spec)
-    found = [runs.best(workdir, group) for group in sizes.values()]
+    read = table.experiment_of(workdir)  # once for all groups
+    found = [runs.best(workdir, group, read) for group in sizes.values()]
     return [spec for spec in found if spec is not None]
 
 

@@ -337,12 +337,10 @@ def compile_functions(
 
     jit = functools.partial(
         jax.jit,
-        compiler_options=None
-        if experiment.train.optimize_code
-        else _quick_to_compile(),
+        compiler_options=None if experiment.train.optimize_code else quick_to_compile(),
     )
     quick = functools.partial(
-        jax.jit, out_shardings=placed, compiler_options=_quick_to_compile()
+        jax.jit, out_shardings=placed, compiler_options=quick_to_compile()
     )
     return CompiledFunctions(
         objective=functions.objective,
@@ -362,7 +360,7 @@ def compile_functions(
     )
 
 
-def _quick_to_compile() -> dict[str, int | bool] | None:
+def quick_to_compile() -> dict[str, int | bool] | None:
     """Compiler options for what runs seldom; None for the usual ones.
 
     On a CPU, LLVM's optimisations would take longer than the run itself.

@@ -210,6 +210,11 @@ def _of_place(
             f"{where}: the working directory of a study; name a run of it, as in "
             f"{path}#RUN_ID, or give its export folder"
         )
+    study = path.parent.parent
+    if path.parent.name == "runs" and (study / "experiment.json").exists():
+        raise config.ConfigError(
+            f"{where}: the folder of a run; name the run as {study}#{path.name}"
+        )
     if not path.exists():
         raise config.ConfigError(f"{where}: there is nothing")
     card = exports.read_card(path) if path.is_dir() else None

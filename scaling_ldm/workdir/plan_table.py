@@ -16,7 +16,7 @@ LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up is worth a word
 
 _COLUMNS = (
     ("run", lambda k, r: str(k)),
-    ("budget", lambda k, r: f"{r.budget_flops:.3g}"),
+    ("budget", lambda k, r: f"{r.budget_flops:.6g}"),
     ("width x depth", lambda k, r: f"{r.width} x {r.depth}"),
     ("params", lambda k, r: si(r.params)),
     ("w/o embed.", lambda k, r: si(r.params_without_embeddings)),

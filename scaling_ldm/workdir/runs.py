@@ -116,11 +116,16 @@ def last_loss(
 
 
 def best(
-    workdir: pathlib.Path, specs: Sequence[records.RunSpec]
+    workdir: pathlib.Path,
+    specs: Sequence[records.RunSpec],
+    experiment: Mapping[str, Any] | None = None,
 ) -> records.RunSpec | None:
     """The finished run with the lowest validation loss; None when there is none.
 
     The loss is that of the first average.
+
+    Args:
+      experiment: `table.experiment_of(workdir)`, if it has been read.
 
     Raises:
       Damaged: the loss of a finished run is not in its file, and may be the lowest.
@@ -128,7 +133,8 @@ def best(
     candidates = finished(workdir, specs)
     if len(candidates) < 2:  # nothing to compare: no table is read
         return next(iter(candidates), None)
-    experiment = table.experiment_of(workdir)
+    if experiment is None:
+        experiment = table.experiment_of(workdir)
 
     def loss(spec: records.RunSpec) -> float:
         found = last_loss(workdir, spec, experiment=experiment)

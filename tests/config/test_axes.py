@@ -268,6 +268,8 @@ def test_budgets_get_more_digits_only_where_they_are_needed():
         1.00041e9: "1.00041e09",
         1.23456e17: "1.235e17",
     }
+    found = run_names.budget_texts((1.60001e9, 1.60002e9))
+    assert found == {1.60001e9: "1.600e09", 1.60002e9: "1.60002e09"}
     near = 1e9 * (1 + 2**-50)
     assert len(set(run_names.budget_texts((1e9, near)).values())) == 2
 

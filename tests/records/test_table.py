@@ -102,8 +102,10 @@ def test_rows_that_disagree_are_refused_by_name(study):
     said = rf"{SPECS[0].run_id} at step 7: loss of weights raw \(protocol p\) is nan in"
     with pytest.raises(records.MeasurementConflict, match=f"{said} .*w and 0.25 in"):
         records.read_table(one, other)
+    with pytest.raises(records.MeasurementConflict, match=r"another config\.name"):
+        records.read_table(one, other)
     both, _ = study([row(), row(high=0.6)], "both")
-    with pytest.raises(records.MeasurementConflict, match="; high differ"):
+    with pytest.raises(records.MeasurementConflict, match="; high differ$"):
         records.read_table(both)
 
 

@@ -17,7 +17,7 @@ from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models.encoders.features import Features
-from scaling_ldm.records import joined
+from scaling_ldm.records import joined, table
 from scaling_ldm.stages import evaluate, frontier, generate, plan, train
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs, samples
@@ -590,16 +590,26 @@ def test_the_fewest_pictures_are_enough(metric):
 
 
 def test_of_each_size_the_best_run_is_in_the_frontier(monkeypatch, trained):
+    """The fields of the study are read once for all sizes."""
     _, workdir, specs = trained
     again = [dataclasses.replace(spec, run_id=f"{spec.run_id}-b") for spec in specs]
     loss = {spec.run_id: i for i, spec in enumerate([specs[0], *again, specs[1]])}
-    monkeypatch.setattr(
-        runs,
-        "best",
-        lambda _, group: min(group, key=lambda s: loss[s.run_id]),
-    )
+    reads, experiment_of = [], table.experiment_of
+
+    def read(workdir):
+        reads.append(experiment_of(workdir))
+        return reads[-1]
+
+    def last_loss(_, spec, experiment):
+        assert experiment is reads[0]
+        return loss[spec.run_id]
+
+    monkeypatch.setattr(table, "experiment_of", read)
+    monkeypatch.setattr(runs, "finished", lambda _, group: group)
+    monkeypatch.setattr(runs, "last_loss", last_loss)
     found = frontier._best_of_sizes(workdir, [*specs, *again])
     assert [spec.run_id for spec in found] == [specs[0].run_id, again[1].run_id]
+    assert len(reads) == 1
 
 
 def test_every_cell_is_measured_once_and_the_best_is_resampled(trained, monkeypatch):

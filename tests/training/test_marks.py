@@ -127,3 +127,23 @@ def test_a_published_budget_has_room_for_marks_and_a_laptops_has_not():
     assert 0 < got.share <= 0.02
     budgets = [round(b / spec.flops_per_step) for b in experiment.plan.budgets_flops]
     assert got.steps == (*budgets[-1 - len(got.steps) + 1 : -1], spec.steps)
+
+
+def test_the_dearer_a_measurement_the_fewer_there_are():
+    """By FLOPs that are counted: more pictures, and more averages, take more."""
+    experiment, spec = planned(quickstart, (16, 2))
+
+    def count(section, **fields):
+        part = dataclasses.replace(getattr(experiment, section), **fields)
+        dear = dataclasses.replace(experiment, **{section: part})
+        got = marks.marks_of(dear, spec)
+        each = marks.measuring_flops(dear, spec.width, spec.depth)
+        assert got.share == (len(got.steps) - 1) * each / spec.planned_flops <= 0.02
+        assert got.share + each / spec.planned_flops > 0.02 or got.spaced == got.wanted
+        return len(got.steps) - 1
+
+    counts = [count("validation", samples=n) for n in (128, 1024, 4096, 8192)]
+    assert counts[0] > 20 and counts == sorted(set(counts), reverse=True)
+    assert counts[-1] == 0
+    two = config.Experiment().optimizer.averages
+    assert 0 < count("optimizer", averages=two) < counts[1]

@@ -250,6 +250,7 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
         ("{}#" + RUN + "@3", "has no checkpoint of step 3; it has"),
         ("{}#" + RUN + "@last", "'last' is no number of a step"),
         ("{}#" + RUN + ":best", "weights 'best'; known: raw, ema"),
+        ("{}/runs/" + RUN, f"the folder of a run; name the run as .*#{RUN}"),
         ("{}/nothing", "there is nothing"),
         ("{}/export#a", "is no working directory of a study"),
     ],
