@@ -266,7 +266,7 @@ def test_configurations_of_both_towers(config):
 def test_unknown_configurations_are_refused():
     with pytest.raises(layout.WeightsError, match="'other-gelu'"):
         t5_weights.from_config({"feed_forward_proj": "other-gelu"})
-    with pytest.raises(layout.WeightsError, match="absolute positions"):
+    with pytest.raises(layout.WeightsError, match="may be 'absolute'"):
         bert_weights.from_config({"position_embedding_type": "relative_key"})
     with pytest.raises(layout.WeightsError, match="is a decoder"):
         bert_weights.from_config({"is_decoder": True})

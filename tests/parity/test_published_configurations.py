@@ -5,6 +5,7 @@ always is. The weights are read from a folder, as a user would read them, so the
 config.json decides all that tensors do not show.
 """
 
+import inspect
 import json
 import shutil
 import types
@@ -12,6 +13,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import other_settings
 import published_configurations as configurations
 import pytest
 
@@ -357,3 +359,24 @@ def test_forward(name, tmp_path):
     for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
         assert np.abs(theirs).max() > 0.01
         assert relative(ours, theirs) <= 1e-4
+
+
+CLASSES = {
+    "t5": transformers.T5Config,
+    "bert": transformers.BertConfig,
+    "clip_text_model": transformers.CLIPTextConfig,
+    "clip_vision_model": transformers.CLIPVisionConfig,
+    "dinov2": transformers.Dinov2Config,
+}
+
+
+@pytest.mark.parametrize("kind", other_settings.OTHER)
+def test_every_setting_that_the_other_library_knows_is_tried(kind):
+    """tests/models/test_published_settings.py tries them."""
+    if kind in CLASSES:
+        names = set(CLASSES[kind].__dataclass_fields__)
+        names -= set(transformers.PreTrainedConfig.__dataclass_fields__)
+    else:
+        names = set(inspect.signature(getattr(diffusers, kind)).parameters)
+    names = {name for name in names if not name.startswith("_")}
+    assert names and names <= set(other_settings.OTHER[kind])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -218,6 +218,7 @@ def settings(
     defaults: Mapping[str, Any],
     only: Mapping[str, tuple[Any, ...]],
     what: str,
+    ignored: Container[str] = (),
 ) -> dict[str, Any]:
     """Checks a published config.json and fills in its defaults.
 
@@ -226,18 +227,21 @@ def settings(
         assumes where it is absent.
       only: key -> the values that our network can have.
       what: whose config it should be, for the message of an error.
+      ignored: keys that change nothing that is computed here.
 
     Raises:
       WeightsError: other values, or keys that are set but unknown; all are listed.
     """
-    found = {
-        **defaults,
-        **{k: v for k, v in published.items() if not k.startswith("_")},
+    said = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in published.items()
+        if not key.startswith("_") and key not in ignored
     }
+    found = {**defaults, **said}
     problems = [
         f"{key} = {value!r} is not known"
         for key, value in found.items()
-        if key not in defaults and value not in (None, False)
+        if key not in defaults and not (value is False or value in (None, [], {}))
     ]
     problems += [
         f"{key} = {found[key]!r}; may be {' or '.join(map(repr, values))}"
