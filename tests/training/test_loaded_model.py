@@ -24,6 +24,7 @@ def small(conditioning, reader=None, classes=0):
         conditioning=conditioning,
         classes=classes,
         about={},
+        drawing={"sampler": "euler", "steps": 50, "guidance": 3.0, "grid": None},
         _captions=reader,
         _autoencoder=None,
     )

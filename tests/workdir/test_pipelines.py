@@ -17,7 +17,7 @@ from scaling_ldm.models.denoisers import dit, unet
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import unet as unet_weights
-from scaling_ldm.workdir import pipelines
+from scaling_ldm.workdir import pipelines, scheduler_config
 
 SD1 = {  # as Stable Diffusion 1 has it: no prediction_type
     "_class_name": "PNDMScheduler",
@@ -53,7 +53,8 @@ def written(folder, name, value):
 )
 def test_a_schedule_is_that_of_its_scheduler(tmp_path, given, schedule, prediction):
     folder = written(tmp_path, "scheduler_config.json", given)
-    assert pipelines.schedule_of("load", folder) == (schedule, prediction)
+    found = scheduler_config.read("load", folder)
+    assert (found.schedule, found.prediction) == (schedule, prediction)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +72,15 @@ def test_a_schedule_that_is_not_known_is_refused(tmp_path, given, said):
     if given is not None:
         written(tmp_path, "scheduler_config.json", given)
     with pytest.raises(config.ConfigError, match=said):
-        pipelines.schedule_of("load", tmp_path)
+        scheduler_config.read("load", tmp_path)
 
 
 def test_a_pipeline_that_is_not_known_is_refused_by_its_name(tmp_path):
-    written(tmp_path, pipelines.INDEX, {"_class_name": "StableDiffusion3Pipeline"})
-    with pytest.raises(
-        config.ConfigError, match="a StableDiffusion3Pipeline; known: S"
-    ):
+    written(tmp_path, pipelines.INDEX, {"_class_name": "KolorsPipeline"})
+    with pytest.raises(config.ConfigError, match="a KolorsPipeline; known: Stable"):
+        scaling_ldm.load(tmp_path)
+    written(tmp_path, pipelines.INDEX, {"_class_name": "StableDiffusionXLPipeline"})
+    with pytest.raises(config.ConfigError, match="its U-Net adds .* 'text_time'"):
         scaling_ldm.load(tmp_path)
 
 
@@ -112,7 +114,7 @@ def drawn(shapes, seed):
 @pytest.mark.slow
 def test_stable_diffusion_is_its_parts_together(tmp_path, write_clip, monkeypatch):
     tokens, folder = 24, tmp_path / "sd"
-    how = pipelines._Captions(tokens, reads_padding=True)
+    how = pipelines.Pipeline(tokens, 50, 7.5, reads_padding=True)
     monkeypatch.setitem(pipelines.PIPELINES, "StableDiffusionPipeline", how)
     written(folder, pipelines.INDEX, {"_class_name": "StableDiffusionPipeline"})
     written(folder / "scheduler", "scheduler_config.json", SD1)
