@@ -255,14 +255,13 @@ def _unet(
     here = from_config.unet_config(experiment, width, depth)
     held = {} if card is None else card["reads"]
     if card is None:
-        scheduler = scheduler_config.beside(folder)
-        if scheduler is None:
+        if scheduler_config.beside(folder) is None:
             raise files.WeightsError(
                 "nothing says what its network predicts, on which schedule: put the "
                 f"{scheduler_config.FILE} of its pipeline in it, or in scheduler/ "
                 "beside it"
             )
-        if lines := scheduler_config.differences(scheduler, experiment.objective):
+        if lines := scheduler_config.differences(folder, experiment):
             listed = "".join(f"\n  {line}" for line in lines)
             raise config.ConfigError(f"{where} has learnt something else:{listed}")
     _refuse(where, held | _facts(cfg), _facts(here) | weights_identity(experiment))

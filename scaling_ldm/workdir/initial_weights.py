@@ -44,7 +44,7 @@ class InitialWeights:
     load(device_mesh) -> the parameters, sharded as in training.
     facts: what they learnt, and of which latents and captions; {}: unknown.
     unsaid: paths of settings that the weights do not say, as in `transfer.fit`.
-    scheduler: of the pipeline of published weights, if it is beside them.
+    place: of a published denoiser, beside which is what it has learnt; else None.
     part: which of several state dicts of a file they are; "": the only one.
     words: that they learnt, by id; None: none, or unknown.
     """
@@ -57,7 +57,7 @@ class InitialWeights:
     unsaid: tuple[str, ...] = ()
     part: str = ""
     words: tuple[str, ...] | None = None
-    scheduler: scheduler_config.Scheduler | None = None
+    place: pathlib.Path | None = None
 
 
 def find(experiment: config.Experiment) -> InitialWeights:
@@ -245,11 +245,11 @@ def _of_place(
         like = from_config.network_config(experiment, width, depth)
         found = published.find(path, like)
         network, load = found.network, found.load
-        scheduler, unsaid = None, found.unsaid
+        more = {"unsaid": found.unsaid, "part": found.part}
         if card is None and not isinstance(network, autoencoder_kl.AutoencoderConfig):
-            scheduler = scheduler_config.beside(path)
-            unsaid += () if scheduler else OBJECTIVE
-        more = {"unsaid": unsaid, "part": found.part, "scheduler": scheduler}
+            more["place"] = path
+            if scheduler_config.beside(path) is None:
+                more["unsaid"] += OBJECTIVE
 
     def placed(device_mesh: Any) -> Any:
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load())
@@ -361,7 +361,7 @@ def _say_what_differs(
     here = _facts(exports.weights_identity(own))
     common = {name: here[name] for name in found.facts if name in here}
     other = encoded.differences(found.facts, common)
-    if found.scheduler is not None:
-        other += scheduler_config.differences(found.scheduler, own.objective)
+    if found.place is not None:
+        other += scheduler_config.differences(found.place, own)
     if other:
         progress.say(f"{spec.run_id} starts from weights of {'; '.join(other)}")

@@ -16,7 +16,8 @@ import numpy as np
 
 from scaling_ldm import config
 from scaling_ldm.diffusion import noise, samplers
-from scaling_ldm.models.weights import files
+from scaling_ldm.models import pretrained
+from scaling_ldm.models.weights import autoencoder_kl, files
 from scaling_ldm.training.objective import diffusion_objective
 
 FILE = "scheduler_config.json"
@@ -83,10 +84,28 @@ def beside(path: pathlib.Path) -> Scheduler | None:
     return None
 
 
-def differences(there: Scheduler, objective: config.ObjectiveConfig) -> list[str]:
-    """Where a network has learnt another prediction or schedule; a line each."""
-    here = diffusion_objective(objective)
-    return [
+def differences(path: pathlib.Path, experiment: config.Experiment) -> list[str]:
+    """Where a network has learnt something else; a line each.
+
+    It is compared with what is said beside the network: prediction and schedule, and
+    scale and shift of the latents in vae/. What is not said is not compared.
+    """
+    found, there = [], beside(path)
+    here = diffusion_objective(experiment.objective)
+    vae = (path if path.is_dir() else path.parent).parent / "vae"
+    if (vae / files.CONFIG).exists():
+        latents = autoencoder_kl.from_config(files.config(vae))
+        ours = pretrained.autoencoder_identity(experiment.encode.autoencoder)
+        found += [
+            f"{name} of latents: {getattr(latents, name)} there, {ours[name]} here"
+            for name in ("scale", "shift")
+            if name in ours and ours[name] != getattr(latents, name)
+        ]
+        if ours["name"] == "none":
+            found.append("latents there, pictures here")
+    if there is None:
+        return found
+    return found + [
         f"objective.{name}: {ours[0]} there, {ours[1]} here"
         for name, ours in {
             "prediction": (repr(there.prediction), repr(here.prediction)),

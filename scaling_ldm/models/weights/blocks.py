@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.records.errors import WeightsError
@@ -289,6 +290,34 @@ def agree(
             f"{path}: its {files.CONFIG} says {'; '.join(differ)}; read the config "
             "from there"
         )
+
+
+def check_pixels(
+    directory: str | pathlib.Path, mean: np.ndarray, deviation: np.ndarray
+) -> None:
+    """Checks how a network of pictures was given its pixels, where its folder says it.
+
+    Args:
+      mean, deviation: [3], of pictures in [0, 1], that are taken here.
+
+    Raises:
+      WeightsError: its preprocessor_config.json has others, or none.
+    """
+    path = pathlib.Path(directory) / "preprocessor_config.json"
+    said = files.read_json(path) if path.is_file() else {}
+    wanted = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": mean,
+        "image_std": deviation,
+    }
+    for key, here in wanted.items():
+        there = said.get(key, here)
+        if there is None or not np.allclose(there, here, rtol=1e-5):
+            raise WeightsError(
+                f"{path}: {key} is {there}; pictures are read with {np.asarray(here)}"
+            )
 
 
 def check_model_type(published: Mapping[str, Any], *known: str) -> None:

@@ -234,6 +234,7 @@ def open_vision_directory(
 ) -> tuple[clip.ClipVisionConfig, dict[str, Any]]:
     """Reads config and parameters of the image tower, as `open_directory`."""
     config = vision_from_config(files.config(directory))
+    blocks.check_pixels(directory, clip.MEAN, clip.STD)
     if _VISION.projection not in _tensors(directory, _VISION):
         config = dataclasses.replace(config, projection=0)
     params = load(directory, config, dtype)

@@ -175,6 +175,7 @@ def open_directory(
       changes: to fields of the config, such as dtype, unroll or offset.
     """
     config = from_config(files.config(directory))
+    blocks.check_pixels(directory, dinov2.MEAN, dinov2.STD)
     params = load(directory, config, dtype)
     return dataclasses.replace(config, **changes), params
 
