@@ -365,7 +365,6 @@ def test_forward(name, tmp_path):
 # than published.
 INVISIBLE = [
     ("stable-diffusion-1", {"attention_head_dim": 4}),
-    ("stable-diffusion-1", {"num_attention_heads": 4}),
     ("DiT-XL-2-256", {"norm_eps": 0.1}),
     ("DiT-XL-2-256", {"num_attention_heads": 8, "attention_head_dim": 144}),
     ("PixArt-XL-2-512x512", {"interpolation_scale": 2}),
