@@ -26,6 +26,8 @@ TIME_SCALE = 1000  # our networks read t times this, published ones t itself
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 # What these take where a file does not say timestep_spacing; others take "linspace".
 _LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+# Of a spacing that reaches the data's end, these take one point more and leave it out.
+_ONE_MORE = ("DPMSolver", "DEIS", "UniPC")
 # Of a flow, another order of points than the ones below.
 _FLOW_ONLY = {
     "invert_sigmas": (False, None),
@@ -170,9 +172,14 @@ def _table(path: pathlib.Path, said: Mapping[str, Any]) -> Scheduler:
     if spacing == "leading":
         options["offset"] = said.get("steps_offset", 0)
 
+    multistep = str(said.get("_class_name")).startswith(_ONE_MORE)
+    one_more = multistep and spacing in ("leading", "linspace")
+
     def grid(steps: int, tokens: int) -> samplers.TimeGrid:
         del tokens
-        return samplers.grid(schedule, steps, spacing, **options)
+        found = samplers.grid(schedule, steps + one_more, spacing, **options)
+        times = [point.t for point in found.points[:steps]]
+        return samplers.from_times(schedule, times)
 
     return Scheduler(schedule=schedule, prediction=_PREDICTIONS[prediction], grid=grid)
 

@@ -292,6 +292,11 @@ SPACED = {
         ("EulerDiscreteScheduler", {}),
         ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
         ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+        ("DPMSolverMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
+        ("UniPCMultistepScheduler", {}),
+        ("DEISMultistepScheduler", {}),
+        ("LMSDiscreteScheduler", {}),
     ],
 )
 def test_a_network_is_evaluated_where_the_scheduler_does(tmp_path, kind, more):

@@ -116,6 +116,24 @@ def test_what_is_beside_a_network_is_compared(tmp_path, autoencoder, change, sai
         assert second.startswith("objective.schedule: Discrete")
 
 
+def test_a_table_is_walked_as_its_scheduler_says(tmp_path):
+    def times(**said):
+        written(tmp_path, scheduler_config.FILE, SD1 | said)
+        found = scheduler_config.read("load", tmp_path)
+        return [point.t for point in found.grid(4, 64).points[:-1]]
+
+    assert times() == [750, 500, 250, 0]  # leading, which PNDM takes
+    assert times(steps_offset=1) == [751, 501, 251, 1]
+    assert times(timestep_spacing="trailing") == [999, 749, 499, 249]
+    assert times(timestep_spacing="linspace") == [999, 666, 333, 0]
+    assert times(_class_name="EulerDiscreteScheduler") == [999, 666, 333, 0]
+    assert times(_class_name="UniPCMultistepScheduler") == [999, 749, 500, 250]
+    karras = times(use_karras_sigmas=True)
+    assert karras[0] == 999 and karras[-1] < 1
+    with pytest.raises(config.ConfigError, match="timestep_spacing 'odd'; known: lea"):
+        times(timestep_spacing="odd")
+
+
 def test_a_flow_is_walked_as_its_scheduler_says(tmp_path):
     def times(**said):
         written(tmp_path, scheduler_config.FILE, FLOW | said)
