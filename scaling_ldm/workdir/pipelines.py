@@ -150,7 +150,7 @@ def load(
             "sampler": "euler",
             "steps": how.steps,
             "guidance": guided,
-            "grid": functools.partial(scheduler.grid, tokens=network.image_tokens),
+            "grid": lambda steps: scheduler.grid(steps, network.image_tokens),
         },
         _captions=reader,
         _autoencoder=functools.partial(pretrained.autoencoder, os.fspath(autoencoder)),
