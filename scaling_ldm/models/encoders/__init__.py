@@ -105,5 +105,7 @@ def text_encoder(
         apply=functools.partial(module.apply, config),
         width=config.width,
         max_tokens=config.max_tokens,
-        vector=functools.partial(clip.embed_text, config) if module is clip else None,
+        vector=functools.partial(clip.embed_text, config)
+        if isinstance(config, clip.ClipTextConfig)
+        else None,
     )
