@@ -84,12 +84,14 @@ def text_encoder(
     name: str,
     compute_dtype: str = "float32",
     tokenizer: pathlib.Path | None = None,
+    **changes: Any,
 ) -> PretrainedTextEncoder:
     """Loads a T5, CLIP or BERT, as its config.json says, with its tokenizer.
 
     Args:
       name: config.encode.text_encoder, not "vocabulary".
       tokenizer: its folder; None: it is in that of the encoder.
+      changes: to fields of its config, such as skip.
 
     Raises:
       ConfigError: its files are missing, or belong to another network.
@@ -102,7 +104,7 @@ def text_encoder(
             raise ValueError(
                 f"its config.json has model_type {kind!r}; known: {', '.join(_TEXT)}"
             )
-        changes = {"unroll": jax.default_backend() == "cpu"}
+        changes["unroll"] = jax.default_backend() == "cpu"
         cfg, params = _TEXT[kind].open_directory(folder, **changes)
         cfg = dataclasses.replace(cfg, dtype=DTYPES[compute_dtype])
         network = encoders.text_encoder(cfg)

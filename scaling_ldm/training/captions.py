@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,12 +14,14 @@ from scaling_ldm import config
 from scaling_ldm.data.vocabulary import PADDING, Vocabulary
 from scaling_ldm.models import pretrained
 
-Text = dict[str, np.ndarray]  # "text" and "mask", [n, S, ...] or [S, ...]
+# "text" and "mask", [n, S, ...] or [S, ...]; of some networks "pooled", [n, P] or [P].
+Text = dict[str, np.ndarray]
+Loader = Callable[[], pretrained.PretrainedTextEncoder]
 
 
 @runtime_checkable
 class CaptionReader(Protocol):
-    """Captions -> "text" and "mask".
+    """Captions -> "text" and "mask", and what else a network reads of them.
 
     read(captions): "text" int32 [n, S] or float32 [n, S, E], "mask" bool [n, S].
     uncond: the same of the empty caption, without the first axis.
@@ -84,7 +86,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        load: Callable[[], pretrained.PretrainedTextEncoder],
+        load: Loader,
         length: int,
         dtype: str,
         reads_padding: bool = False,
@@ -112,10 +114,80 @@ class FeatureReader:
         return {name: value[0] for name, value in self.read([""]).items()}
 
 
+class SeveralReader:
+    """What SD3 and FLUX read: features of CLIPs and a T5, and the CLIPs' vectors.
+
+    No encoder hides padding. "pooled" are the vectors of the CLIPs, side by side.
+    "text" are the features of the T5. Where features of the CLIPs are read too, they
+    stand side by side before them, with zeros up to the width of the T5's.
+
+    Args:
+      clips: load the CLIPs.
+      t5: loads the T5; None: its features are zero.
+      lengths: tokens of a caption for the CLIPs and for the T5.
+      width: of the features that the network reads.
+      features: whether it reads those of the CLIPs.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Loader],
+        t5: Loader | None,
+        lengths: tuple[int, int],
+        width: int,
+        features: bool,
+    ) -> None:
+        self._load = [*clips, *([] if t5 is None else [t5])]
+        self._clips, self._lengths = len(clips), lengths
+        self._width, self._features = width, features
+
+    @functools.cached_property
+    def _encoders(self) -> list[tuple[pretrained.PretrainedTextEncoder, Callable]]:
+        def both(network: Any, params: Any, ids: Any) -> tuple[Any, Any]:
+            vector = network.vector
+            return (
+                network.apply(params, ids, None),
+                None if vector is None else vector(params, ids, None),
+            )
+
+        return [
+            (found, jax.jit(functools.partial(both, found.network)))
+            for found in (load() for load in self._load)
+        ]
+
+    def read(self, captions: Sequence[str]) -> Text:
+        """Raises ConfigError if an encoder cannot be loaded."""
+        short, long = self._lengths
+        read = []
+        for i, (encoder, run) in enumerate(self._encoders):
+            length = short if i < self._clips else long
+            ids, _ = encoder.tokenizer.encode(captions, length)
+            read.append(run(encoder.params, ids))
+        clips, rest = read[: self._clips], read[self._clips :]
+        rows = len(captions)
+        text = np.zeros((rows, long, self._width), "f")
+        if rest:
+            text = np.asarray(rest[0][0])
+        if self._features:
+            joined = np.concatenate([features for features, _ in clips], axis=-1)
+            more = self._width - joined.shape[-1]
+            joined = np.pad(joined, ((0, 0), (0, 0), (0, more)))
+            text = np.concatenate([joined, text], axis=1)
+        return {
+            "text": text,
+            "mask": np.ones(text.shape[:2], bool),
+            "pooled": np.concatenate([vector for _, vector in clips], axis=-1),
+        }
+
+    @functools.cached_property
+    def uncond(self) -> Text:
+        return {name: value[0] for name, value in self.read([""]).items()}
+
+
 def reader(
     experiment: config.Experiment,
     vocabulary: Vocabulary | None,
-    load: Callable[[], pretrained.PretrainedTextEncoder] | None = None,
+    load: Loader | None = None,
 ) -> CaptionReader:
     """What reads captions for the networks of an experiment, as its pictures' are.
 

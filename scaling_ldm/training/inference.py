@@ -55,7 +55,7 @@ def sampling_plan(
     Raises:
       ValueError: the sampler cannot use this grid with this schedule and prediction.
     """
-    return samplers.plan(_denoise(experiment), **_options(sampling))
+    return samplers.plan(_denoise(experiment), **options(sampling))
 
 
 def _denoise(
@@ -70,7 +70,8 @@ def _denoise(
     )
 
 
-def _options(sampling: config.GenerateConfig) -> dict[str, Any]:
+def options(sampling: config.GenerateConfig) -> dict[str, Any]:
+    """How a study draws, as `samplers.sample` takes it."""
     return {
         "sampler": sampling.sampler,
         "steps": sampling.steps,
@@ -176,7 +177,7 @@ class PictureSampler:
                 shape=samples,
                 cond=cond,
                 uncond=uncond,
-                **_options(sampling),
+                **options(sampling),
             )
             parts.append(self._decoder(np.asarray(self._whole(x)))[: len(rows)])
         return np.concatenate(parts)
@@ -219,7 +220,7 @@ class PictureSampler:
                 (self._batch, *self._experiment.data.shape),
                 cond=abstract(cond),
                 uncond=abstract(uncond),
-                **_options(sampling),
+                **options(sampling),
             )
         each = float(counted.total) / self._batch
         return SamplingCost(todo.nfe, each, self._decoder.flops)

@@ -36,6 +36,8 @@ class LoadedModel:
       classes: labels of a network that reads them, 0 to classes - 1; else 0.
       label_names: of the labels, in their order; () if they have none.
       about: what is known of the training, such as "step" and "validation_loss".
+      drawing: how its study or its pipeline draws: "sampler", "steps", "guidance" and
+        "grid", which may be a function of the steps.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LoadedModel:
     conditioning: tuple[str, ...]
     classes: int
     about: Mapping[str, Any]
+    drawing: Mapping[str, Any]
     label_names: tuple[str, ...] = ()
     # Readers of captions and of latents; None where the network has none.
     _captions: CaptionReader | None = dataclasses.field(repr=False)
@@ -66,17 +69,13 @@ class LoadedModel:
         labels: Any = None,
         arrays: Mapping[str, Any] | None = None,
         seed: int = 0,
-        sampler: str = "euler",
-        steps: int = 50,
-        guidance: samplers.Guidance | float | None = 3.0,
         batch_size: int = 16,
         **options: Any,
     ) -> np.ndarray:
         """Draws n pictures of each caption or label.
 
-        The defaults are those of `config.generate`. Picture i depends on the seed and
-        on i alone. It is the one that the stage generate draws of this caption at its
-        position i, up to rounding.
+        Picture i depends on the seed and on i alone. It is the one that the stage
+        generate draws of this caption at its position i, up to rounding.
 
         Args:
           captions: one or several. None: without a caption.
@@ -85,10 +84,11 @@ class LoadedModel:
           arrays: what else the network reads, such as "image", a row for each caption
             or label.
           seed: of the noise.
-          sampler, steps, guidance: as `samplers.sample` has them. Without captions and
-            labels there is nothing to guide.
           batch_size: pictures that are drawn at once.
-          options: others of `samplers.sample`, such as grid.
+          options: sampler, steps, guidance, grid and others of `samplers.sample`; what
+            is not given is as in `drawing`. Without captions and labels there is
+            nothing to guide. A network that reads the guidance is given it, and is not
+            guided besides.
 
         Returns:
           uint8 [captions * n, height, width, 3].
@@ -99,9 +99,13 @@ class LoadedModel:
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n = {n} and batch_size = {batch_size}: at least 1 each")
-        cond, uncond = self._conditions(captions, labels, arrays or {})
-        if captions is None and labels is None:
-            guidance = None
+        how = {**self.drawing, **options}
+        if callable(how.get("grid")):
+            how["grid"] = how["grid"](how["steps"])
+        scale = how["guidance"]
+        if "guidance" in self.conditioning or (captions is None and labels is None):
+            how["guidance"] = None
+        cond, uncond = self._conditions(captions, labels, arrays or {}, scale)
         rows = np.repeat(np.arange(len(next(iter(cond.values()), [0]))), n)
         each = min(batch_size, len(rows))
         drawn = []
@@ -114,10 +118,7 @@ class LoadedModel:
                 shape=(each, *self.shape),
                 cond={name: value[chosen] for name, value in cond.items()},
                 uncond={name: value[chosen] for name, value in uncond.items()},
-                sampler=sampler,
-                steps=steps,
-                guidance=guidance,
-                **options,
+                **how,
             )
             drawn.append(self.decode(x)[: len(rows) - start])
         return np.concatenate(drawn)
@@ -170,8 +171,12 @@ class LoadedModel:
         captions: str | Sequence[str] | None,
         labels: Any,
         arrays: Mapping[str, Any],
+        scale: Any = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(cond, uncond), [captions or labels, ...] each, of what the network reads."""
+        """(cond, uncond), [captions or labels, ...] each, of what the network reads.
+
+        scale: for a network that reads the guidance.
+        """
         if labels is not None and "label" not in self.conditioning:
             raise ValueError(f"{self.name} reads {self._said()}, no labels")
         cond: dict[str, np.ndarray] = {}
@@ -184,6 +189,8 @@ class LoadedModel:
             empty |= self._captions.uncond
         if "label" in self.conditioning:
             empty["label"] = np.array(self.classes, np.int32)
+        if "guidance" in self.conditioning and scale is not None:
+            empty["guidance"] = np.array(scale, np.float32)
         cond |= {name: np.asarray(value) for name, value in arrays.items()}
         rows = {name: len(value) for name, value in cond.items()} or {"": 1}
         count = max(rows.values())

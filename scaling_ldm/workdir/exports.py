@@ -28,6 +28,7 @@ from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import files, native, published
 from scaling_ldm.training import mesh
 from scaling_ldm.training.trained_model import TrainedModel
+from scaling_ldm.workdir import scheduler_config
 
 CARD = "training.json"
 NETWORKS = ("autoencoder", "text_encoder")  # fields of config.encode
@@ -35,6 +36,7 @@ NETWORKS = ("autoencoder", "text_encoder")  # fields of config.encode
 # Fields of config.model that change how a network runs, not what its weights mean.
 _HOW_IT_RUNS = ("compute_dtype", "remat", "unroll")
 _DATA = ("shape", "text_tokens", "vocab_size", "coarse")
+_DRAWS = ("sampler", "spacing", "steps", "guidance")  # fields of config.generate
 # Fields of config.objective that a sampler has to know.
 _LEARNT = ("schedule", "schedule_steps", "zero_terminal_snr", "prediction")
 
@@ -99,6 +101,9 @@ def write_card(
             "model.compute_dtype": experiment.model.compute_dtype,
             "encode.compute_dtype": experiment.encode.compute_dtype,
             "encode.dtype": experiment.encode.dtype,
+        },
+        "draws": {
+            f"generate.{name}": getattr(experiment.generate, name) for name in _DRAWS
         },
         "reads": weights_identity(experiment),
     }
@@ -251,6 +256,16 @@ def _unet(
     width, depth = cfg.base, len(cfg.multiples)
     here = from_config.unet_config(experiment, width, depth)
     held = {} if card is None else card["reads"]
+    if card is None:
+        if scheduler_config.beside(folder) is None:
+            raise files.WeightsError(
+                "nothing says what its network predicts, on which schedule: put the "
+                f"{scheduler_config.FILE} of its pipeline in it, or in scheduler/ "
+                "beside it"
+            )
+        if lines := scheduler_config.differences(folder, experiment):
+            listed = "".join(f"\n  {line}" for line in lines)
+            raise config.ConfigError(f"{where} has learnt something else:{listed}")
     _refuse(where, held | _facts(cfg), _facts(here) | weights_identity(experiment))
     return _model(where, folder, card, (width, depth), found.load)
 

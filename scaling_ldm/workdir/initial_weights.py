@@ -21,13 +21,16 @@ from scaling_ldm import config, records
 from scaling_ldm.config import identity, init_from
 from scaling_ldm.data import encoded, vocabulary
 from scaling_ldm.models import from_config
+from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import files, native, published, transfer
 from scaling_ldm.records.errors import CheckpointError, WeightsError
 from scaling_ldm.training import checkpoint, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
-from scaling_ldm.workdir import exports, init_record, runs
+from scaling_ldm.workdir import exports, init_record, runs, scheduler_config
 
 WORDS = "entry/word_embedding"  # the parameter that is a table of words
+# What published weights have learnt, and only the file of a scheduler says.
+OBJECTIVE = ("objective.prediction", "objective.schedule")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,8 @@ class InitialWeights:
     network: config of their network.
     load(device_mesh) -> the parameters, sharded as in training.
     facts: what they learnt, and of which latents and captions; {}: unknown.
-    unsaid: settings of the network that the weights do not say.
+    unsaid: paths of settings that the weights do not say, as in `transfer.fit`.
+    place: of a published denoiser, beside which is what it has learnt; else None.
     part: which of several state dicts of a file they are; "": the only one.
     words: that they learnt, by id; None: none, or unknown.
     """
@@ -53,6 +57,7 @@ class InitialWeights:
     unsaid: tuple[str, ...] = ()
     part: str = ""
     words: tuple[str, ...] | None = None
+    place: pathlib.Path | None = None
 
 
 def find(experiment: config.Experiment) -> InitialWeights:
@@ -246,6 +251,10 @@ def _of_place(
         found = published.find(path, like)
         network, load = found.network, found.load
         more = {"unsaid": found.unsaid, "part": found.part}
+        if card is None and not isinstance(network, autoencoder_kl.AutoencoderConfig):
+            more["place"] = path
+            if scheduler_config.beside(path) is None:
+                more["unsaid"] += OBJECTIVE
 
     def placed(device_mesh: Any) -> Any:
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load())
@@ -357,5 +366,7 @@ def _say_what_differs(
     here = _facts(exports.weights_identity(own))
     common = {name: here[name] for name in found.facts if name in here}
     other = encoded.differences(found.facts, common)
+    if found.place is not None:
+        other += scheduler_config.differences(found.place, own)
     if other:
         progress.say(f"{spec.run_id} starts from weights of {'; '.join(other)}")

@@ -23,10 +23,11 @@ from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import denoisers, from_config, pretrained
 from scaling_ldm.models.weights import files, native, published
 from scaling_ldm.records.errors import CheckpointError, WeightsError
-from scaling_ldm.training import captions, mesh
+from scaling_ldm.training import captions, inference, mesh
 from scaling_ldm.training.loaded_model import LoadedModel
 from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.workdir import exports, initial_weights, pipelines
+from scaling_ldm.workdir.pipelines import Elsewhere
 
 
 def load(
@@ -61,9 +62,6 @@ def load(
         return _opened(where, text, elsewhere)
     except (WeightsError, CheckpointError, records.Damaged) as e:
         raise config.ConfigError(f"{where}: {e}") from e
-
-
-Elsewhere = Mapping[str, str | os.PathLike | None]
 
 
 def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
@@ -133,7 +131,9 @@ def _of_export(where: str, folder: pathlib.Path, elsewhere: Elsewhere) -> Loaded
     card = exports.read_card(folder)
     assert card is not None
     reads = card["reads"]
-    experiment = _described(reads | card.get("computes_in", {}))
+    # Cards of 0.1.0 do not say how their study draws: as config.generate's defaults.
+    more = card.get("computes_in", {}), card.get("draws", {})
+    experiment = _described({**reads, **more[0], **more[1]})
     _check_kind(where, experiment)
     wanted = list(denoisers.TIME_RANGE)
     if reads.get("model.time_range", wanted) != wanted:
@@ -162,7 +162,9 @@ def _of_export(where: str, folder: pathlib.Path, elsewhere: Elsewhere) -> Loaded
     }
     held = {name: reads.get(f"encode.{name}") for name in exports.NETWORKS}
     given = {name: value for name, value in elsewhere.items() if value is not None}
-    about = {k: v for k, v in card.items() if k not in ("reads", "computes_in")}
+    about = {
+        k: v for k, v in card.items() if k not in ("reads", "computes_in", "draws")
+    }
     name = card["run_id"]
     return _model(experiment, network, params, words, name, about, held, nearby | given)
 
@@ -275,6 +277,7 @@ def _model(
         classes=experiment.model.classes,
         label_names=tuple(about.get("label_names", ())),
         about=about,
+        drawing=inference.options(experiment.generate),
         _captions=reader,
         _autoencoder=functools.partial(opened, "autoencoder", pretrained.autoencoder)
         if latents

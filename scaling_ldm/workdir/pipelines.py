@@ -3,7 +3,8 @@
 model_index.json              which pipeline it is, and its parts
 unet/ or transformer/         the network
 scheduler/                    scheduler_config.json: noise schedule and prediction
-text_encoder/, tokenizer/     what reads captions, unless the network reads labels
+text_encoder/, tokenizer/     what reads captions, unless the network reads labels;
+                              several, with _2 and _3, of SD3 and FLUX
 vae/                          the autoencoder
 """
 
@@ -26,40 +27,78 @@ from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.weights import files, published
 from scaling_ldm.training import captions
 from scaling_ldm.training.loaded_model import LoadedModel
+from scaling_ldm.workdir import scheduler_config
+
+Elsewhere = Mapping[str, str | os.PathLike | None]
 
 INDEX = "model_index.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Captions:
-    """How a pipeline reads captions.
+class Pipeline:
+    """How a pipeline of diffusers reads captions and draws.
 
+    tokens: of a caption, for its one encoder or its T5; 0: it reads labels.
+    steps, guidance: that it draws with where nothing else is said.
     reads_padding: features of padding are read like those of text.
+    encoders: folders of its CLIPs and its T5, if it has several.
+    clip_tokens: of a caption, for the CLIPs.
+    clip_features: whether features of the CLIPs are read; else their vectors alone.
+    projected: whether these vectors are projected.
+    side: of its latents, where the network does not say it.
     """
 
     tokens: int
-    reads_padding: bool
+    steps: int
+    guidance: float
+    reads_padding: bool = False
+    encoders: tuple[str, ...] = ()
+    clip_tokens: int = 0
+    clip_features: bool = False
+    projected: bool = False
+    side: int = 64
 
 
-# Name of a pipeline -> how it reads captions; None: it reads labels.
-PIPELINES: dict[str, _Captions | None] = {
-    "StableDiffusionPipeline": _Captions(77, reads_padding=True),
-    "PixArtAlphaPipeline": _Captions(120, reads_padding=False),
-    "DiTPipeline": None,
+PIPELINES: dict[str, Pipeline] = {
+    "StableDiffusionPipeline": Pipeline(77, 50, 7.5, reads_padding=True),
+    "PixArtAlphaPipeline": Pipeline(120, 20, 4.5),
+    "DiTPipeline": Pipeline(0, 50, 4.0),
+    "StableDiffusion3Pipeline": Pipeline(
+        256,
+        28,
+        7.0,
+        encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        clip_tokens=77,
+        clip_features=True,
+        projected=True,
+    ),
+    "FluxPipeline": Pipeline(
+        512,
+        28,
+        3.5,
+        encoders=("text_encoder", "text_encoder_2"),
+        clip_tokens=77,
+        side=128,
+    ),
+}
+# Pipelines of networks that are not here, and what their network has besides.
+NOT_HERE = {
+    "StableDiffusionXLPipeline": "its U-Net adds embeddings of the pooled text and of "
+    "six numbers, the sizes of the picture and its cut (addition_embed_type "
+    "'text_time', addition_time_embed_dim, projection_class_embeddings_input_dim), and "
+    "has several transformers in a block (transformer_layers_per_block 1, 2 and 10)",
 }
 _BUILDERS = {
     unet.UNetConfig: denoisers.u_net,
     dit.DiTConfig: denoisers.transformer,
     mmdit.MMDiTConfig: denoisers.mm_dit,
 }
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-_TIME_SCALE = 1000  # our networks read t times this, published ones t itself
 
 
 def load(
     where: str,
     folder: pathlib.Path,
-    elsewhere: Mapping[str, str | os.PathLike | None],
+    elsewhere: Elsewhere,
 ) -> LoadedModel:
     """Opens the folder of a pipeline.
 
@@ -72,45 +111,109 @@ def load(
       WeightsError: a network that cannot be built, or tensors that do not fit.
     """
     name = files.read_json(folder / INDEX).get("_class_name")
+    if name in NOT_HERE:
+        raise config.ConfigError(f"{where}: a {name}: {NOT_HERE[name]}")
     if name not in PIPELINES:
         raise config.ConfigError(
             f"{where}: a {name}; known: {', '.join(PIPELINES)}. The network alone can "
             "be read with scaling_ldm.weights"
         )
-    reads = PIPELINES[name]
-    schedule, prediction = schedule_of(where, folder / "scheduler")
+    how = PIPELINES[name]
+    scheduler = scheduler_config.read(where, folder / "scheduler")
     place = folder / ("unet" if (folder / "unet").is_dir() else "transformer")
-    like = types.SimpleNamespace(text_tokens=reads.tokens if reads else 0)
+    tokens = how.tokens + how.clip_tokens * how.clip_features
+    like = types.SimpleNamespace(text_tokens=tokens, image_shape=(how.side, how.side))
     found = published.find(place, like)
-    network = _network(found.network, schedule)
-    reader: captions.CaptionReader | None = None
-    if reads is not None:
-        given = elsewhere.get("text_encoder")
-        own = given is None
-        opened = functools.partial(
-            pretrained.text_encoder,
-            os.fspath(folder / "text_encoder" if own else given),
-            tokenizer=folder / "tokenizer" if own else None,
-        )
-        reader = captions.FeatureReader(
-            opened, reads.tokens, "float32", reads.reads_padding
-        )
+    network = _network(found.network, scheduler.schedule)
+    if how.encoders:
+        reader = _several(where, folder, how, found.network, elsewhere)
+    else:
+        reader = _one(folder, how, elsewhere)
     autoencoder = elsewhere.get("autoencoder") or folder / "vae"
     H, W, C = found.network.image_shape
+    guided = how.guidance
+    if name == "FluxPipeline" and not found.network.guidance:
+        guided = None  # distilled to need none
     return LoadedModel(
         name=folder.resolve().name,
         denoise=samplers.denoiser(
             network,
-            schedule,
-            prediction=prediction,
+            scheduler.schedule,
+            prediction=scheduler.prediction,
             params=jax.device_put(found.load(), jax.local_devices()[0]),
         ),
         shape=(H, W, C),
         conditioning=network.conditioning,
         classes=getattr(found.network, "classes", 0),
         about={"pipeline": name},
+        drawing={
+            "sampler": "euler",
+            "steps": how.steps,
+            "guidance": guided,
+            "grid": lambda steps: scheduler.grid(steps, network.image_tokens),
+        },
         _captions=reader,
         _autoencoder=functools.partial(pretrained.autoencoder, os.fspath(autoencoder)),
+    )
+
+
+def _one(
+    folder: pathlib.Path, how: Pipeline, elsewhere: Elsewhere
+) -> captions.CaptionReader | None:
+    """The reader of a pipeline with one text encoder, or with none."""
+    if not how.tokens:
+        return None
+    given = elsewhere.get("text_encoder")
+    own = given is None
+    opened = functools.partial(
+        pretrained.text_encoder,
+        os.fspath(folder / "text_encoder" if own else given),
+        tokenizer=folder / "tokenizer" if own else None,
+    )
+    return captions.FeatureReader(opened, how.tokens, "float32", how.reads_padding)
+
+
+def _several(
+    where: str,
+    folder: pathlib.Path,
+    how: Pipeline,
+    network: mmdit.MMDiTConfig,
+    elsewhere: Elsewhere,
+) -> captions.CaptionReader:
+    """The reader of CLIPs and a T5; a T5 that is not there is read as zeros."""
+    if elsewhere.get("text_encoder") is not None:
+        raise config.ConfigError(
+            f"{where}: text_encoder names one encoder, and this pipeline has "
+            f"{len(how.encoders)}, which are read from its folder"
+        )
+    last = {"skip": 1, "final_norm": False} if how.clip_features else {}
+    if not how.projected:
+        last["projection"] = 0  # the file of a whole CLIP may have one
+
+    *clips, t5 = how.encoders
+
+    def opened(name: str, **changes: Any) -> captions.Loader:
+        def load() -> pretrained.PretrainedTextEncoder:
+            found = pretrained.text_encoder(
+                os.fspath(folder / name),
+                tokenizer=folder / name.replace("text_encoder", "tokenizer"),
+                **changes,
+            )
+            if name != t5 and how.projected and "pooled" not in found.params:
+                raise config.ConfigError(
+                    f"{folder / name}: no text_projection.weight, and the network "
+                    "reads projected vectors"
+                )
+            return found
+
+        return load
+
+    return captions.SeveralReader(
+        [opened(name, **last) for name in clips],
+        opened(t5) if (folder / t5).is_dir() else None,
+        (how.clip_tokens, how.tokens),
+        network.text_width,
+        how.clip_features,
     )
 
 
@@ -122,7 +225,7 @@ def _network(cfg: Any, schedule: noise.Schedule) -> denoisers.Denoiser:
     network = _BUILDERS[type(cfg)](cfg)
     if isinstance(schedule, noise.Discrete):
         network = dataclasses.replace(
-            network, time_range=(0.0, schedule.steps / _TIME_SCALE)
+            network, time_range=(0.0, schedule.steps / scheduler_config.TIME_SCALE)
         )
     channels, whole = cfg.image_shape[-1], network.apply
     if getattr(cfg, "out_channels", 0) == 2 * channels:
@@ -132,44 +235,3 @@ def _network(cfg: Any, schedule: noise.Schedule) -> denoisers.Denoiser:
 
         network = dataclasses.replace(network, apply=apply)
     return network
-
-
-def schedule_of(where: str, folder: pathlib.Path) -> tuple[noise.Schedule, str]:
-    """(noise schedule, prediction) of a scheduler_config.json of diffusers.
-
-    Raises:
-      ConfigError: it says a schedule that is not known here, or says none.
-    """
-    path = folder / "scheduler_config.json"
-    if not path.exists():
-        raise config.ConfigError(f"{where}: no {path}, which says schedule and t")
-    cfg = files.read_json(path)
-    steps = cfg.get("num_train_timesteps")
-    if cfg.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
-        if steps != _TIME_SCALE:
-            raise config.ConfigError(
-                f"{path}: num_train_timesteps is {steps}, not 1000"
-            )
-        return noise.rectified_flow(), "flow"
-    # Early configurations do not say it; there was no other then.
-    said = cfg.get("prediction_type", "epsilon")
-    if said not in _PREDICTIONS:
-        raise config.ConfigError(
-            f"{path}: prediction_type {said!r}; known: {', '.join(_PREDICTIONS)}"
-        )
-    kind, ends = cfg.get("beta_schedule"), (cfg.get("beta_start"), cfg.get("beta_end"))
-    if cfg.get("trained_betas") is not None:
-        schedule = noise.from_betas(cfg["trained_betas"])
-    elif kind == "squaredcos_cap_v2" and steps:
-        schedule = noise.cosine(steps)
-    elif kind in ("linear", "scaled_linear") and steps and None not in ends:
-        schedule = noise.SCHEDULES[kind](steps, *ends)
-    else:
-        raise config.ConfigError(
-            f"{path}: beta_schedule {kind!r}, beta_start and beta_end {ends}, "
-            f"num_train_timesteps {steps}; known: linear, scaled_linear with all of "
-            "these, squaredcos_cap_v2, trained_betas, FlowMatchEulerDiscreteScheduler"
-        )
-    if cfg.get("rescale_betas_zero_snr"):
-        schedule = noise.zero_terminal_snr(schedule)
-    return schedule, _PREDICTIONS[said]

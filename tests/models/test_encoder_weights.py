@@ -19,8 +19,9 @@ from numpy.testing import assert_array_equal
 
 from scaling_ldm.models.encoders import bert, clip, t5, tokenizers
 from scaling_ldm.models.weights import bert as bert_weights
+from scaling_ldm.models.weights import blocks, files, hub, layout
 from scaling_ldm.models.weights import clip as clip_weights
-from scaling_ldm.models.weights import files, hub, layout
+from scaling_ldm.models.weights import dinov2 as dinov2_weights
 from scaling_ldm.models.weights import t5 as t5_weights
 
 SMALL_T5 = t5.T5Config(
@@ -266,7 +267,7 @@ def test_configurations_of_both_towers(config):
 def test_unknown_configurations_are_refused():
     with pytest.raises(layout.WeightsError, match="'other-gelu'"):
         t5_weights.from_config({"feed_forward_proj": "other-gelu"})
-    with pytest.raises(layout.WeightsError, match="absolute positions"):
+    with pytest.raises(layout.WeightsError, match="may be 'absolute'"):
         bert_weights.from_config({"position_embedding_type": "relative_key"})
     with pytest.raises(layout.WeightsError, match="is a decoder"):
         bert_weights.from_config({"is_decoder": True})
@@ -616,3 +617,44 @@ def test_the_packaged_minilm():
     cosine = vectors @ vectors.T
     related, unrelated = cosine[[0, 2], [1, 3]], cosine[:2, 2:]
     assert related.min() > 0.5 > 0.2 > unrelated.max()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is"),
+        ({"image_std": [0.5, 0.5, 0.5]}, "image_std is"),
+        ({"do_normalize": False}, "do_normalize is False"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+    ],
+)
+def test_pixels_are_given_as_a_network_was_given_them(tmp_path, change, said):
+    blocks.check_pixels(tmp_path, clip.MEAN, clip.STD)  # nothing says otherwise
+    published = {
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "rescale_factor": 0.00392156862745098,
+    }
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(published | change))
+    if said is None:
+        blocks.check_pixels(tmp_path, clip.MEAN, clip.STD)
+        return
+    with pytest.raises(layout.WeightsError, match=said):
+        blocks.check_pixels(tmp_path, clip.MEAN, clip.STD)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_folders_of_networks_of_pictures_are_checked(tmp_path, name):
+    tower = {
+        "clip": (clip_weights.open_vision_directory, {"model_type": "clip"}),
+        "dinov2": (dinov2_weights.open_directory, {"model_type": "dinov2"}),
+    }
+    read, said = tower[name]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    mean = json.dumps({"image_mean": [0.5, 0.5, 0.5]})
+    (tmp_path / "preprocessor_config.json").write_text(mean)
+    with pytest.raises(layout.WeightsError, match="image_mean is"):
+        read(tmp_path)

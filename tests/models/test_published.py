@@ -216,7 +216,7 @@ def test_heads_of_a_size_that_is_not_published_are_asked_for(tmp_path):
     dit_weights.save(drawn(DIT), path, DIT, "official")
     like = dataclasses.replace(DIT, heads=4)
     found = published.find(path, like)
-    assert found.network.heads == 4 and found.unsaid == ("heads",)
+    assert found.network.heads == 4 and found.unsaid == ("network.heads",)
 
 
 def test_a_published_size_is_not_read_with_other_heads(tmp_path, monkeypatch):

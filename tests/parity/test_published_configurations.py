@@ -5,6 +5,7 @@ always is. The weights are read from a folder, as a user would read them, so the
 config.json decides all that tensors do not show.
 """
 
+import inspect
 import json
 import shutil
 import types
@@ -12,6 +13,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import other_settings
 import published_configurations as configurations
 import pytest
 
@@ -357,3 +359,93 @@ def test_forward(name, tmp_path):
     for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
         assert np.abs(theirs).max() > 0.01
         assert relative(ours, theirs) <= 1e-4
+
+
+# Another value of a setting that the shapes of tensors do not show; layers are fewer
+# than published.
+INVISIBLE = [
+    ("stable-diffusion-1", {"attention_head_dim": 4}),
+    ("DiT-XL-2-256", {"norm_eps": 0.1}),
+    ("DiT-XL-2-256", {"num_attention_heads": 8, "attention_head_dim": 144}),
+    ("PixArt-XL-2-512x512", {"interpolation_scale": 2}),
+    ("PixArt-XL-2-512x512", {"num_attention_heads": 2, "attention_head_dim": 144}),
+    (
+        "stable-diffusion-3-medium",
+        {"num_attention_heads": 2, "attention_head_dim": 128},
+    ),
+    ("FLUX.1-dev", {"axes_dims_rope": [32, 48, 48]}),
+    ("FLUX.1-dev", {"num_attention_heads": 1, "attention_head_dim": 256}),
+    ("sd-vae", {"norm_num_groups": 16}),
+    ("sd-vae", {"scaling_factor": 0.5}),
+    ("sd-vae", {"shift_factor": 0.5}),
+    ("t5-v1_1-small", {"feed_forward_proj": "gated-silu"}),
+    ("t5-v1_1-small", {"layer_norm_epsilon": 0.1}),
+    ("t5-v1_1-small", {"relative_attention_max_distance": 17}),
+    ("bert-base-uncased", {"hidden_act": "relu"}),
+    ("bert-base-uncased", {"layer_norm_eps": 0.1}),
+    ("bert-base-uncased", {"num_attention_heads": 6}),
+    ("clip-vit-large-patch14, text", {"eos_token_id": 9}),
+    ("clip-vit-large-patch14, text", {"hidden_act": "gelu"}),
+    ("clip-vit-large-patch14, text", {"layer_norm_eps": 0.1}),
+    ("clip-vit-large-patch14, text", {"num_attention_heads": 6}),
+    ("clip-vit-large-patch14, vision", {"hidden_act": "gelu"}),
+    ("clip-vit-large-patch14, vision", {"layer_norm_eps": 0.1}),
+    ("clip-vit-large-patch14, vision", {"num_attention_heads": 8}),
+    ("dinov2-small", {"hidden_act": "relu"}),
+    ("dinov2-small", {"layer_norm_eps": 0.1}),
+    ("dinov2-small", {"num_attention_heads": 3}),
+]
+FEW = {"num_layers", "num_single_layers", "num_hidden_layers"}
+FEWER = {"axes_dims_rope": [16, 120, 120]}  # of a head of 256
+
+
+@pytest.mark.parametrize(("name", "change"), INVISIBLE)
+def test_a_setting_that_shapes_do_not_show_is_that_of_the_file(name, change, tmp_path):
+    before = configurations.CONFIGURATIONS[name] | configurations.NARROW.get(name, {})
+    if name == "stable-diffusion-1":
+        before |= {"block_out_channels": [32, 64, 64, 64], "layers_per_block": 1}
+    before |= {key: 2 for key in FEW & set(before)}
+    if change.get("attention_head_dim") == 256:
+        change = change | FEWER
+    one = kind(name, before | change)
+    net = drawn(one.theirs(before | change))
+    data = one.inputs(np.random.default_rng(0))
+    if "ids" in data:  # longer than the distances that have buckets of their own
+        rng = np.random.default_rng(1)
+        data["ids"] = rng.integers(10, 20000, (BATCH, 40))
+        data["mask"] = np.ones((BATCH, 40), bool)
+        data["ids"][:, [4, 8]] = 9, 49407 if "CLIP" in type(net).__name__ else 11
+    with torch.no_grad():
+        wanted = one.run(net, data)
+    net.save_pretrained(tmp_path)
+    outputs = []
+    for config in (before | change, before):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        network, params = one.read(tmp_path)
+        run = jax.jit(lambda params, data, n=network: one.apply(n, params, data))
+        outputs.append(run(params, data))
+    ours, unchanged = map(jax.tree.leaves, outputs)
+    theirs = jax.tree.leaves(wanted)
+    assert max(map(relative, ours, theirs)) <= 1e-4
+    assert max(map(relative, unchanged, theirs)) > 1e-3
+
+
+CLASSES = {
+    "t5": transformers.T5Config,
+    "bert": transformers.BertConfig,
+    "clip_text_model": transformers.CLIPTextConfig,
+    "clip_vision_model": transformers.CLIPVisionConfig,
+    "dinov2": transformers.Dinov2Config,
+}
+
+
+@pytest.mark.parametrize("kind", other_settings.OTHER)
+def test_every_setting_that_the_other_library_knows_is_tried(kind):
+    """tests/models/test_published_settings.py tries them."""
+    if kind in CLASSES:
+        names = set(CLASSES[kind].__dataclass_fields__)
+        names -= set(transformers.PreTrainedConfig.__dataclass_fields__)
+    else:
+        names = set(inspect.signature(getattr(diffusers, kind)).parameters)
+    names = {name for name in names if not name.startswith("_")}
+    assert names and names <= set(other_settings.OTHER[kind])

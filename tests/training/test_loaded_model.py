@@ -1,10 +1,14 @@
 """A model that draws for captions or labels: what it is given, and in which order."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scaling_ldm.data import vocabulary
 from scaling_ldm.diffusion import noise, samplers
+from scaling_ldm.models import encoders, pretrained
 from scaling_ldm.training import captions, loaded_model
 
 
@@ -25,6 +29,7 @@ def small(conditioning, reader=None, classes=0, label_names=()):
         classes=classes,
         label_names=label_names,
         about={},
+        drawing={"sampler": "euler", "steps": 50, "guidance": 3.0, "grid": None},
         _captions=reader,
         _autoencoder=None,
     )
@@ -103,3 +108,90 @@ def test_labels_have_the_names_of_their_classes():
 def test_labels_whose_names_differ_in_case_alone_are_told_apart():
     model = small(("label",), classes=2, label_names=("b", "B"))
     assert [model._label_named(name) for name in ("b", "B")] == [0, 1]
+
+
+class Ids:
+    """A tokenizer whose ids are the lengths of words, at most `length` of them."""
+
+    def encode(self, captions, length):
+        ids = [[len(w) for w in c.split()][:length] for c in captions]
+        rows = [row + [0] * (length - len(row)) for row in ids]
+        return np.asarray(rows, np.int32), np.asarray(rows) > 0
+
+
+def encoder(width, factor, vector):
+    """Features are ids times a factor; a vector is their sum."""
+
+    def features(params, ids, mask):
+        assert mask is None  # padding is read like text
+        return jnp.repeat(factor * ids[:, :, None].astype("float32"), width, axis=2)
+
+    def summed(params, ids, mask):
+        return jnp.sum(factor * ids, axis=1, keepdims=True).astype("float32")
+
+    network = encoders.TextEncoder(
+        init=lambda key: {},
+        apply=features,
+        width=width,
+        max_tokens=9,
+        vector=summed if vector else None,
+    )
+    return lambda: pretrained.PretrainedTextEncoder(network, {}, Ids(), {"name": "it"})
+
+
+def several(t5=True, features=True, unit=1):
+    clips = [encoder(1, unit, vector=True), encoder(2, 10 * unit, vector=True)]
+    last = encoder(4, 100 * unit, vector=False) if t5 else None
+    return captions.SeveralReader(clips, last, (2, 3), 4, features)
+
+
+def test_several_encoders_stand_side_by_side_and_one_after_the_other():
+    found = several().read(["ab c", "d"])
+    np.testing.assert_array_equal(
+        found["text"][0],
+        [
+            [2, 20, 20, 0],  # both CLIPs, and zeros up to the width
+            [1, 10, 10, 0],
+            [200, 200, 200, 200],
+            [100, 100, 100, 100],
+            [0, 0, 0, 0],
+        ],
+    )
+    assert found["mask"].shape == (2, 5) and found["mask"].all()
+    np.testing.assert_array_equal(found["pooled"], [[3, 30], [1, 10]])
+    without = several(t5=False).read(["ab c"])
+    np.testing.assert_array_equal(without["text"][0, :2], found["text"][0, :2])
+    np.testing.assert_array_equal(without["text"][0, 2:], 0)
+    alone = several(features=False)
+    np.testing.assert_array_equal(alone.read(["ab c"])["text"], found["text"][:1, 2:])
+    assert isinstance(alone, captions.CaptionReader)
+    assert {k: v.shape for k, v in alone.uncond.items()} == {
+        "text": (3, 4),
+        "mask": (3,),
+        "pooled": (2,),
+    }
+
+
+def test_a_network_that_reads_the_guidance_is_given_it_and_not_guided():
+    reader = several(features=False, unit=1e-3)
+    model = small(("text", "mask", "pooled", "guidance"), reader)
+    cond, _ = model._conditions(["ab", "c"], None, {}, 2.5)
+    assert cond["guidance"].tolist() == [2.5, 2.5]
+    drawn = model.sample("ab", steps=1)  # with the guidance of `drawing`
+    np.testing.assert_array_equal(model.sample("ab", steps=1, guidance=3.0), drawn)
+    assert (model.sample("ab", steps=1, guidance=9.0) != drawn).any()
+    with pytest.raises(ValueError, match="give guidance in arrays"):
+        model.sample("ab", steps=1, guidance=None)
+
+
+def test_what_is_not_given_is_as_in_drawing():
+    model = small(("label",), classes=3)
+    how = {"sampler": "euler", "steps": 2, "guidance": 2.0}
+    model = dataclasses.replace(
+        model, drawing=how | {"grid": lambda steps: [0.9, 0.5][:steps]}
+    )
+    given = how | {"grid": [0.9, 0.5]}
+    drawn = model.sample(labels=1)
+    np.testing.assert_array_equal(model.sample(labels=1, **given), drawn)
+    for other in ({"steps": 1}, {"guidance": 9.0}, {"grid": [1.0, 0.1]}):
+        assert (model.sample(labels=1, **other) != drawn).any(), other

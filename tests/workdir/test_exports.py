@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -59,6 +62,8 @@ def recipe(tiny):
     c.mesh.cpu_devices = 4
     c.train.optimize_code = False
     c.generate.images, c.generate.batch_size, c.generate.steps = 24, 16, 2
+    # None of which is a default: an export has to say them.
+    c.generate.sampler, c.generate.spacing, c.generate.guidance = "ddim", "logsnr", 2.0
     c.evaluate.network, c.evaluate.reference_images = "lite0", 16
     c.evaluate.metrics, c.evaluate.bootstrap = ("fd", "kid"), 4
     return c
@@ -285,6 +290,8 @@ def other(trained, folder):
     params = unet_weights.load(trained.export, cfg)
     params["exit"]["bias"] += 0.5
     unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", cfg)
+    said = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    (folder / "scheduler_config.json").write_text(json.dumps(said))
     return folder
 
 
@@ -309,6 +316,23 @@ def test_a_unet_from_elsewhere_needs_no_card(unet, tmp_path):
     page = (new / "report" / "index.html").read_text()
     text = re.sub("<[^>]+>", "", page)
     assert name in text and f"unknown weights (SHA-256 {checksum})" in text
+
+
+@pytest.mark.slow
+def test_what_a_network_from_elsewhere_has_learnt_is_compared(unet, tmp_path):
+    folder = other(unet, tmp_path / "downloaded")
+    experiment = config.resolve(unet.wanted(folder))
+    assert exports.read_model(experiment, str(folder)).checksum
+    path = folder / "scheduler_config.json"
+    table = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+    path.write_text(json.dumps(table | {"num_train_timesteps": 1000}))
+    with pytest.raises(config.ConfigError) as caught:
+        exports.read_model(experiment, str(folder))
+    assert "objective.prediction: 'epsilon' there, 'flow' here" in str(caught.value)
+    assert "objective.schedule: Discrete" in str(caught.value)
+    path.unlink()
+    with pytest.raises(config.ConfigError, match="nothing says what its network pre"):
+        exports.read_model(experiment, str(folder))
 
 
 @pytest.mark.slow
@@ -585,17 +609,38 @@ def test_a_loaded_model_is_the_one_that_generate_draws_with(every, name, tmp_pat
         assert model.denoise.time(0.25) == 0.25 and model.about["step"] == 4
         assert len(repr(model)) < 200
     shutil.copytree(trained.export, tmp_path / "moved")  # it needs nothing beside it
-    pictures = scaling_ldm.load(tmp_path / "moved").sample(
-        captions,
-        steps=cfg.steps,
-        sampler=cfg.sampler,
-        guidance=cfg.guidance,
-        batch_size=cfg.batch_size,
-    )
+    opened.append(scaling_ldm.load(tmp_path / "moved"))
+    how = {"sampler": "ddim", "steps": 2, "guidance": 2.0, "grid": "logsnr"}
+    assert [model.drawing for model in opened] == [how] * 5
+    pictures = opened[-1].sample(captions, batch_size=cfg.batch_size)
     wanted = np.concatenate(list(samples.read_images(trained.workdir)))
     assert pictures.dtype == np.uint8 and pictures.shape == wanted.shape
     apart = np.abs(pictures.astype(int) - wanted)
     assert apart.max() <= 1 and np.mean(apart > 0) < 1e-3
+
+
+@pytest.mark.slow
+def test_an_export_draws_the_same_bits_elsewhere(native, tmp_path):
+    """In another process and folder, from what the export says alone."""
+    shutil.copytree(native.export, tmp_path / "moved")
+    captions = held_out_source(native).captions(np.arange(24))
+    rows_of_a_device = config.resolve(native.given).generate.batch_size // 4
+    code = (
+        "import json, sys, numpy, scaling_ldm\n"
+        "model = scaling_ldm.load('moved')\n"
+        f"x = model.sample(json.load(sys.stdin), batch_size={rows_of_a_device})\n"
+        "numpy.save('drawn.npy', x)"
+    )
+    root = str(pathlib.Path(scaling_ldm.__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(captions).encode(),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        check=True,
+    )
+    wanted = np.concatenate(list(samples.read_images(native.workdir)))
+    np.testing.assert_array_equal(np.load(tmp_path / "drawn.npy"), wanted)
 
 
 def test_what_cannot_be_opened_says_what_to_do(native, tmp_path):

@@ -381,9 +381,11 @@ def test_a_published_dit_is_read(labelled, tmp_path, kind, monkeypatch, capsys):
         "network.grid",
         "exit/patch/kernel",
         "exit/patch/bias",
+        *initial_weights.OBJECTIVE,  # no scheduler_config.json is beside it
         *differing,
     }
-    c = later(labelled, path, "network.grid=here", "exit/patch/*=new", *ALLOWED[kind])
+    allowed = "network.grid=here", "exit/patch/*=new", "objective.*=here"
+    c = later(labelled, path, *allowed, *ALLOWED[kind])
     experiment = identified(c)
     (spec,) = plan.plan(experiment)
     assert spec.pretraining_flops is None
@@ -406,6 +408,65 @@ def test_a_published_dit_is_read(labelled, tmp_path, kind, monkeypatch, capsys):
     jax.tree.map(assert_array_equal, got["blocks"], params["blocks"])
     jax.tree.map(assert_array_equal, got["entry"], params["entry"])
     assert_array_equal(got["exit"]["patch"]["kernel"], 7)
+
+
+V = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),
+        ({"prediction_type": "epsilon"}, ["prediction: 'epsilon' there, 'v' here"]),
+        ({"beta_start": 0.001}, ["schedule: Discrete"]),
+        ({"beta_end": 0.02}, ["schedule: Discrete"]),
+        ({"beta_schedule": "linear"}, ["schedule: Discrete"]),
+        ({"num_train_timesteps": 500}, ["schedule: Discrete"]),
+        ({"rescale_betas_zero_snr": True}, ["schedule: Discrete"]),
+        ({"trained_betas": [0.1, 0.2]}, ["schedule: Discrete"]),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            ["prediction: 'flow' there, 'v' here", "schedule: RectifiedFlow"],
+        ),
+    ],
+)
+def test_what_published_weights_have_learnt_is_compared(
+    labelled, tmp_path, change, said, capsys
+):
+    """It is in the scheduler's file beside them; tensors do not show it."""
+    network, params = published(labelled, "diffusers")
+    place, scheduler = tmp_path / "transformer", tmp_path / "scheduler"
+    for folder in (place, scheduler):
+        folder.mkdir()
+    dit_weights.save(params, place / "dit.safetensors", network, "diffusers")
+    content = json.dumps(dit_weights.to_config(network))
+    (place / "config.json").write_text(content)
+    (scheduler / "scheduler_config.json").write_text(json.dumps(V | change))
+    c = later(labelled, place, "network.*=here", "exit/patch/*=new")
+    c.objective.schedule, c.objective.prediction = "scaled_linear", "v"
+    experiment = identified(c)
+    (spec,) = plan.plan(experiment)
+    initial_weights._say_what_differs(
+        spec, initial_weights.find(experiment), experiment
+    )
+    lines = [
+        line.removeprefix("objective.")
+        for line in capsys.readouterr()
+        .err.strip()
+        .partition(" weights of ")[2]
+        .split("; ")
+        if line
+    ]
+    assert len(lines) == len(said)
+    assert all(map(str.startswith, lines, said))
 
 
 @pytest.mark.slow
@@ -431,11 +492,14 @@ def test_a_published_u_net_gets_a_coarse_picture(recipe, tmp_path):
     unet_weights.save(params, path, network)
     (folder / "config.json").write_text(json.dumps(unet_weights.to_config(network)))
     c.train.init_from = str(folder)
+    with pytest.raises(config.ConfigError, match="objective.prediction: not said ther"):
+        plan.plan(identified(c))
+    c.train.init_exceptions = ("objective.*=here",)
     assert plan.plan(identified(c))[0].pretraining_flops is None
     c.data.coarse = 2
     with pytest.raises(config.ConfigError, match="enter/kernel: .3, 3, 3, 32. there"):
         plan.plan(identified(c))
-    c.train.init_exceptions = ("enter/kernel=zero",)
+    c.train.init_exceptions = "enter/kernel=zero", "objective.*=here"
     experiment = identified(c)
     (spec,) = plan.plan(experiment)
     fresh = jax.tree.map(

@@ -1,5 +1,6 @@
 """Folders of diffusers, opened as models that draw."""
 
+import dataclasses
 import json
 import shutil
 
@@ -17,7 +18,7 @@ from scaling_ldm.models.denoisers import dit, unet
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import unet as unet_weights
-from scaling_ldm.workdir import pipelines
+from scaling_ldm.workdir import pipelines, scheduler_config
 
 SD1 = {  # as Stable Diffusion 1 has it: no prediction_type
     "_class_name": "PNDMScheduler",
@@ -53,7 +54,8 @@ def written(folder, name, value):
 )
 def test_a_schedule_is_that_of_its_scheduler(tmp_path, given, schedule, prediction):
     folder = written(tmp_path, "scheduler_config.json", given)
-    assert pipelines.schedule_of("load", folder) == (schedule, prediction)
+    found = scheduler_config.read("load", folder)
+    assert (found.schedule, found.prediction) == (schedule, prediction)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +73,79 @@ def test_a_schedule_that_is_not_known_is_refused(tmp_path, given, said):
     if given is not None:
         written(tmp_path, "scheduler_config.json", given)
     with pytest.raises(config.ConfigError, match=said):
-        pipelines.schedule_of("load", tmp_path)
+        scheduler_config.read("load", tmp_path)
 
 
 def test_a_pipeline_that_is_not_known_is_refused_by_its_name(tmp_path):
-    written(tmp_path, pipelines.INDEX, {"_class_name": "StableDiffusion3Pipeline"})
-    with pytest.raises(
-        config.ConfigError, match="a StableDiffusion3Pipeline; known: S"
-    ):
+    written(tmp_path, pipelines.INDEX, {"_class_name": "KolorsPipeline"})
+    with pytest.raises(config.ConfigError, match="a KolorsPipeline; known: Stable"):
         scaling_ldm.load(tmp_path)
+    written(tmp_path, pipelines.INDEX, {"_class_name": "StableDiffusionXLPipeline"})
+    with pytest.raises(config.ConfigError, match="its U-Net adds .* 'text_time'"):
+        scaling_ldm.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "change", "said"),
+    [
+        ("icons_f4", {}, []),
+        ("icons_f4", {"scaling_factor": 0.5}, ["scale of latents: 0.5 there, "]),
+        ("icons_f4", {"shift_factor": 9.0}, ["shift of latents: 9.0 there, "]),
+        ("none", {}, ["latents there, pictures here"]),
+    ],
+)
+def test_what_is_beside_a_network_is_compared(tmp_path, autoencoder, change, said):
+    default = config.Experiment()
+    encode = dataclasses.replace(default.encode, autoencoder=autoencoder)
+    experiment = dataclasses.replace(default, encode=encode)
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    assert scheduler_config.differences(folder, experiment) == []  # nothing is said
+    flow = written(tmp_path / "scheduler", scheduler_config.FILE, FLOW)
+    place = pretrained.directory("icons_f4", "") / "config.json"
+    vae = json.loads(place.read_text()) | change
+    written(tmp_path / "vae", "config.json", vae)
+    assert default.objective.schedule == "rectified_flow"
+    found = scheduler_config.differences(folder, experiment)
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
+    shutil.rmtree(tmp_path / "vae")
+    written(flow, scheduler_config.FILE, ZERO)
+    for place in (folder, folder / "model.safetensors"):
+        first, second = scheduler_config.differences(place, experiment)
+        assert first == "objective.prediction: 'v' there, 'flow' here"
+        assert second.startswith("objective.schedule: Discrete")
+
+
+def test_a_table_is_walked_as_its_scheduler_says(tmp_path):
+    def times(**said):
+        written(tmp_path, scheduler_config.FILE, SD1 | said)
+        found = scheduler_config.read("load", tmp_path)
+        return [point.t for point in found.grid(4, 64).points[:-1]]
+
+    assert times() == [750, 500, 250, 0]  # leading, which PNDM takes
+    assert times(steps_offset=1) == [751, 501, 251, 1]
+    assert times(timestep_spacing="trailing") == [999, 749, 499, 249]
+    assert times(timestep_spacing="linspace") == [999, 666, 333, 0]
+    assert times(_class_name="EulerDiscreteScheduler") == [999, 666, 333, 0]
+    assert times(_class_name="UniPCMultistepScheduler") == [999, 749, 500, 250]
+    karras = times(use_karras_sigmas=True)
+    assert karras[0] == 999 and karras[-1] < 1
+    with pytest.raises(config.ConfigError, match="timestep_spacing 'odd'; known: lea"):
+        times(timestep_spacing="odd")
+
+
+def test_a_flow_is_walked_as_its_scheduler_says(tmp_path):
+    def times(**said):
+        written(tmp_path, scheduler_config.FILE, FLOW | said)
+        found = scheduler_config.read("load", tmp_path)
+        return [point.t for point in found.grid(2, 4096).points]
+
+    assert_allclose(times(), [1, 0.001, 0], rtol=1e-6)
+    assert_allclose(times(shift=3.0), [1, 0.0089284, 0], rtol=1e-3)
+    dynamic = times(use_dynamic_shifting=True, max_shift=1.15)
+    assert_allclose(dynamic, [1, np.exp(1.15) / (np.exp(1.15) + 1), 0], rtol=1e-6)
+    with pytest.raises(config.ConfigError, match="shift_terminal is 0.1; known: None"):
+        times(shift_terminal=0.1)
 
 
 def test_a_network_is_given_its_own_t_and_its_variance_is_left_out():
@@ -112,7 +178,7 @@ def drawn(shapes, seed):
 @pytest.mark.slow
 def test_stable_diffusion_is_its_parts_together(tmp_path, write_clip, monkeypatch):
     tokens, folder = 24, tmp_path / "sd"
-    how = pipelines._Captions(tokens, reads_padding=True)
+    how = pipelines.Pipeline(tokens, 50, 7.5, reads_padding=True)
     monkeypatch.setitem(pipelines.PIPELINES, "StableDiffusionPipeline", how)
     written(folder, pipelines.INDEX, {"_class_name": "StableDiffusionPipeline"})
     written(folder / "scheduler", "scheduler_config.json", SD1)

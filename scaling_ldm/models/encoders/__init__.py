@@ -78,12 +78,14 @@ class TextEncoder:
     apply(params, ids_BS, mask_BS) -> features [B, S, width], float32; mask_BS is true
       where there is text, or None where padding is read like text.
     max_tokens: S is at most this.
+    vector(params, ids_BS, mask_BS) -> a CLIP's vector of a text [B, P]; else None.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Array]
     width: int
     max_tokens: int
+    vector: Callable[..., jax.Array] | None = None
 
 
 def text_encoder(
@@ -103,4 +105,7 @@ def text_encoder(
         apply=functools.partial(module.apply, config),
         width=config.width,
         max_tokens=config.max_tokens,
+        vector=functools.partial(clip.embed_text, config)
+        if isinstance(config, clip.ClipTextConfig)
+        else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from scaling_ldm.models.encoders import bert
 from scaling_ldm.models.weights import blocks, files, layout
-from scaling_ldm.records.errors import WeightsError
+from scaling_ldm.models.weights.transformers_keys import IGNORED
 
 _TYPES = ("bert",)  # as config.json calls it
 _BLOCK = {
@@ -31,6 +31,27 @@ _ENTRY = {
 _POOLER = "pooler.dense"
 
 
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+_ONLY = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+
 def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig:
     """The config of a config.json of a BERT, with the defaults of transformers.
 
@@ -38,23 +59,21 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> bert.BertConfig
       changes: to fields of the config.
 
     Raises:
-      WeightsError: another network, relative positions, or a decoder.
+      WeightsError: another network, relative positions, a decoder, or settings that
+        are not known.
     """
     blocks.check_model_type(published, *_TYPES)
-    if published.get("position_embedding_type", "absolute") != "absolute":
-        raise WeightsError("only BERTs with absolute positions are known")
-    if published.get("is_decoder", False):
-        raise WeightsError("this BERT is a decoder; only encoders are known")
+    c = blocks.settings(published, _DEFAULTS, _ONLY, "a BERT encoder's", IGNORED)
     found = bert.BertConfig(
-        width=published.get("hidden_size", 768),
-        depth=published.get("num_hidden_layers", 12),
-        heads=published.get("num_attention_heads", 12),
-        hidden=published.get("intermediate_size", 3072),
-        vocab_size=published.get("vocab_size", 30522),
-        max_tokens=published.get("max_position_embeddings", 512),
-        types=published.get("type_vocab_size", 2),
-        activation=published.get("hidden_act", "gelu"),
-        epsilon=published.get("layer_norm_eps", 1e-12),
+        width=c["hidden_size"],
+        depth=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        hidden=c["intermediate_size"],
+        vocab_size=c["vocab_size"],
+        max_tokens=c["max_position_embeddings"],
+        types=c["type_vocab_size"],
+        activation=c["hidden_act"],
+        epsilon=c["layer_norm_eps"],
     )
     return dataclasses.replace(found, **changes)
 

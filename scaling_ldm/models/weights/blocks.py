@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.records.errors import WeightsError
@@ -218,6 +219,7 @@ def settings(
     defaults: Mapping[str, Any],
     only: Mapping[str, tuple[Any, ...]],
     what: str,
+    ignored: Container[str] = (),
 ) -> dict[str, Any]:
     """Checks a published config.json and fills in its defaults.
 
@@ -226,18 +228,21 @@ def settings(
         assumes where it is absent.
       only: key -> the values that our network can have.
       what: whose config it should be, for the message of an error.
+      ignored: keys that change nothing that is computed here.
 
     Raises:
       WeightsError: other values, or keys that are set but unknown; all are listed.
     """
-    found = {
-        **defaults,
-        **{k: v for k, v in published.items() if not k.startswith("_")},
+    said = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in published.items()
+        if not key.startswith("_") and key not in ignored
     }
+    found = {**defaults, **said}
     problems = [
         f"{key} = {value!r} is not known"
         for key, value in found.items()
-        if key not in defaults and value not in (None, False)
+        if key not in defaults and not (value is False or value in (None, [], {}))
     ]
     problems += [
         f"{key} = {found[key]!r}; may be {' or '.join(map(repr, values))}"
@@ -285,6 +290,34 @@ def agree(
             f"{path}: its {files.CONFIG} says {'; '.join(differ)}; read the config "
             "from there"
         )
+
+
+def check_pixels(
+    directory: str | pathlib.Path, mean: np.ndarray, deviation: np.ndarray
+) -> None:
+    """Checks how a network of pictures was given its pixels, where its folder says it.
+
+    Args:
+      mean, deviation: [3], of pictures in [0, 1], that are taken here.
+
+    Raises:
+      WeightsError: its preprocessor_config.json has others, or none.
+    """
+    path = pathlib.Path(directory) / "preprocessor_config.json"
+    said = files.read_json(path) if path.is_file() else {}
+    wanted = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": mean,
+        "image_std": deviation,
+    }
+    for key, here in wanted.items():
+        there = said.get(key, here)
+        if there is None or not np.allclose(there, here, rtol=1e-5):
+            raise WeightsError(
+                f"{path}: {key} is {there}; pictures are read with {np.asarray(here)}"
+            )
 
 
 def check_model_type(published: Mapping[str, Any], *known: str) -> None:

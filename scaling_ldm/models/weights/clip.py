@@ -17,6 +17,7 @@ import numpy as np
 
 from scaling_ldm.models.encoders import clip, clip_score, tokenizers
 from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.models.weights.transformers_keys import IGNORED
 from scaling_ldm.records.errors import WeightsError
 
 _TYPES = ("clip", "clip_text_model", "clip_vision_model")  # in config.json
@@ -76,6 +77,32 @@ def _own(published: Mapping[str, Any], tower: _Tower) -> dict[str, Any]:
     return {**own, "projection_dim": published.get("projection_dim", 512)}
 
 
+_TOWER_DEFAULTS = {
+    "num_hidden_layers": 12,
+    "projection_dim": 512,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_TEXT_DEFAULTS = _TOWER_DEFAULTS | {
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+_VISION_DEFAULTS = _TOWER_DEFAULTS | {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 32,
+    "num_channels": 3,
+}
+# The mask of a tower is its own.
+_IGNORED = IGNORED | {"is_decoder"}
+
+
 def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextConfig:
     """The config of the text tower, from a config.json of one tower or of both.
 
@@ -85,23 +112,26 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> clip.ClipTextCo
       changes: to fields of the config.
 
     Raises:
-      WeightsError: another network, or several ids for the end of text.
+      WeightsError: another network, several ids for the end of text, or settings that
+        are not known.
     """
     own = _own(published, _TEXT)
-    end = own.get("eos_token_id", 49407)
+    ignored = _IGNORED - {"eos_token_id"}
+    c = blocks.settings(own, _TEXT_DEFAULTS, {}, "a CLIP text tower's", ignored)
+    end = c["eos_token_id"]
     if not isinstance(end, int):
         raise WeightsError(f"eos_token_id is {end!r}; wanted one id")
     found = clip.ClipTextConfig(
-        width=own.get("hidden_size", 512),
-        depth=own.get("num_hidden_layers", 12),
-        heads=own.get("num_attention_heads", 8),
-        hidden=own.get("intermediate_size", 2048),
-        vocab_size=own.get("vocab_size", 49408),
-        max_tokens=own.get("max_position_embeddings", 77),
-        projection=own.get("projection_dim", 512),
+        width=c["hidden_size"],
+        depth=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        hidden=c["intermediate_size"],
+        vocab_size=c["vocab_size"],
+        max_tokens=c["max_position_embeddings"],
+        projection=c["projection_dim"],
         end_token=end,
-        activation=own.get("hidden_act", "quick_gelu"),
-        epsilon=own.get("layer_norm_eps", 1e-5),
+        activation=c["hidden_act"],
+        epsilon=c["layer_norm_eps"],
     )
     return dataclasses.replace(found, **changes)
 
@@ -111,17 +141,18 @@ def vision_from_config(
 ) -> clip.ClipVisionConfig:
     """The config of the image tower, as `from_config`."""
     own = _own(published, _VISION)
+    c = blocks.settings(own, _VISION_DEFAULTS, {}, "a CLIP image tower's", _IGNORED)
     found = clip.ClipVisionConfig(
-        width=own.get("hidden_size", 768),
-        depth=own.get("num_hidden_layers", 12),
-        heads=own.get("num_attention_heads", 12),
-        hidden=own.get("intermediate_size", 3072),
-        image_size=own.get("image_size", 224),
-        patch_size=own.get("patch_size", 32),
-        projection=own.get("projection_dim", 512),
-        channels=own.get("num_channels", 3),
-        activation=own.get("hidden_act", "quick_gelu"),
-        epsilon=own.get("layer_norm_eps", 1e-5),
+        width=c["hidden_size"],
+        depth=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        hidden=c["intermediate_size"],
+        image_size=c["image_size"],
+        patch_size=c["patch_size"],
+        projection=c["projection_dim"],
+        channels=c["num_channels"],
+        activation=c["hidden_act"],
+        epsilon=c["layer_norm_eps"],
     )
     return dataclasses.replace(found, **changes)
 
@@ -203,6 +234,7 @@ def open_vision_directory(
 ) -> tuple[clip.ClipVisionConfig, dict[str, Any]]:
     """Reads config and parameters of the image tower, as `open_directory`."""
     config = vision_from_config(files.config(directory))
+    blocks.check_pixels(directory, clip.MEAN, clip.STD)
     if _VISION.projection not in _tensors(directory, _VISION):
         config = dataclasses.replace(config, projection=0)
     params = load(directory, config, dtype)

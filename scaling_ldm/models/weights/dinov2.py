@@ -16,6 +16,7 @@ import numpy as np
 
 from scaling_ldm.models.encoders import dinov2
 from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.models.weights.transformers_keys import IGNORED
 from scaling_ldm.records.errors import WeightsError
 
 
@@ -57,8 +58,9 @@ _DEFAULTS: dict[str, Any] = {
     "qkv_bias": True,
     "use_swiglu_ffn": False,
     "use_mask_token": True,
-    "model_type": "dinov2",
 }
+_TYPES = ("dinov2",)  # as config.json calls it
+_IGNORED = IGNORED | {"is_decoder"}  # which it is not
 
 
 def hidden_width(width: int, ratio: float, gated: bool) -> int:
@@ -76,19 +78,12 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> dinov2.DinoConf
     Raises:
       WeightsError: another network, or one whose queries have no bias.
     """
-    c = {**_DEFAULTS, **published}
-    problems = [
-        f"{key} = {c[key]!r}, wanted {wanted}"
-        for key, wanted in (("model_type", "dinov2"), ("qkv_bias", True))
-        if c[key] != wanted
-    ]
-    problems += [
-        f"{key} = {c[key]!r}, wanted one number"
-        for key in ("image_size", "patch_size")
-        if not isinstance(c[key], int)
-    ]
-    if problems:
-        raise WeightsError(f"not a known DINOv2: {'; '.join(problems)}")
+    blocks.check_model_type(published, *_TYPES)
+    only = {"qkv_bias": (True,)}
+    c = blocks.settings(published, _DEFAULTS, only, "a DINOv2's", _IGNORED)
+    for key in ("image_size", "patch_size"):
+        if not isinstance(c[key], int):
+            raise WeightsError(f"{key} is {c[key]!r}; wanted one number")
     gated = c["use_swiglu_ffn"]
     found = dinov2.DinoConfig(
         width=c["hidden_size"],
@@ -167,7 +162,7 @@ def load(
     new = any(f".{_MODULES.out}." in name for name in tensors)
     found = pairs(config, _MODULES if new else _PUBLISHED)
     params = layout.read(found, tensors, "this DINOv2's", dtype)
-    blocks.agree(path, config, ("dinov2",), from_config)
+    blocks.agree(path, config, _TYPES, from_config)
     return params
 
 
@@ -180,6 +175,7 @@ def open_directory(
       changes: to fields of the config, such as dtype, unroll or offset.
     """
     config = from_config(files.config(directory))
+    blocks.check_pixels(directory, dinov2.MEAN, dinov2.STD)
     params = load(directory, config, dtype)
     return dataclasses.replace(config, **changes), params
 

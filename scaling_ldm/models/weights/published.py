@@ -36,7 +36,8 @@ class Published:
 
     network: config of their network, in float32.
     load() -> its parameters, float32 arrays on the host.
-    unsaid: fields of the config that the file does not say; they are those of `like`.
+    unsaid: paths "network.NAME" of fields of the config that the file does not say;
+      they are those of `like`.
     part: which of several state dicts of a file they are, in words; "": the only one.
     """
 
@@ -163,7 +164,7 @@ def _official_dit(path: pathlib.Path, like: Any) -> Published:
     return Published(
         network=network,
         load=lambda: dit.load(path, network, "official"),
-        unsaid=() if heads else ("heads",),
+        unsaid=() if heads else ("network.heads",),
         part=part,
     )
 

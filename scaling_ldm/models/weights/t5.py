@@ -15,6 +15,7 @@ import numpy as np
 
 from scaling_ldm.models.encoders import t5
 from scaling_ldm.models.weights import blocks, files, layout
+from scaling_ldm.models.weights.transformers_keys import IGNORED
 from scaling_ldm.records.errors import WeightsError
 
 _TYPES = ("t5", "mt5")  # as config.json calls it
@@ -35,6 +36,24 @@ _BIAS = f"block.0.{_ATTENTION}.SelfAttention.relative_attention_bias.weight"
 _OUT = "final_layer_norm.weight"
 
 
+_DEFAULTS = {
+    "d_model": 512,
+    "num_layers": 6,
+    "num_heads": 8,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "vocab_size": 32128,
+    "feed_forward_proj": "relu",
+    "dense_act_fn": None,  # these two repeat feed_forward_proj
+    "is_gated_act": None,
+    "n_positions": 512,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+_IGNORED = IGNORED | {"is_decoder"}  # which an encoder is not, whatever it says
+
+
 def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
     """The config of a config.json of a T5, with the defaults of transformers.
 
@@ -42,7 +61,7 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
       changes: to fields of the config.
 
     Raises:
-      WeightsError: another network, or perceptrons that this one does not have.
+      WeightsError: another network, or settings that this one does not have.
     """
     blocks.check_model_type(published, *_TYPES)
     *gated, activation = published.get("feed_forward_proj", "relu").split("-")
@@ -53,19 +72,22 @@ def from_config(published: Mapping[str, Any], **changes: Any) -> t5.T5Config:
         )
     # Version 1.1 writes gelu where it means the tanh form.
     known = {"gelu": "gelu_new"} if gated else {}
+    activation = known.get(activation, activation)
+    only = {"dense_act_fn": (activation, None), "is_gated_act": (bool(gated), None)}
+    c = blocks.settings(published, _DEFAULTS, only, "a T5's", _IGNORED)
     found = t5.T5Config(
-        width=published.get("d_model", 512),
-        depth=published.get("num_layers", 6),
-        heads=published.get("num_heads", 8),
-        head_width=published.get("d_kv", 64),
-        hidden=published.get("d_ff", 2048),
-        vocab_size=published.get("vocab_size", 32128),
+        width=c["d_model"],
+        depth=c["num_layers"],
+        heads=c["num_heads"],
+        head_width=c["d_kv"],
+        hidden=c["d_ff"],
+        vocab_size=c["vocab_size"],
         gated=bool(gated),
-        activation=known.get(activation, activation),
-        max_tokens=published.get("n_positions", 512),
-        buckets=published.get("relative_attention_num_buckets", 32),
-        max_distance=published.get("relative_attention_max_distance", 128),
-        epsilon=published.get("layer_norm_epsilon", 1e-6),
+        activation=activation,
+        max_tokens=c["n_positions"],
+        buckets=c["relative_attention_num_buckets"],
+        max_distance=c["relative_attention_max_distance"],
+        epsilon=c["layer_norm_epsilon"],
     )
     return dataclasses.replace(found, **changes)
 

@@ -77,8 +77,8 @@ def fit(
       their_shapes, our_shapes: their parameters, as trees of shapes.
       exceptions: (pattern of paths, one of config.names.INIT_TREATMENTS). A setting of
         the network has the path "network.NAME".
-      unsaid: settings that the weights do not say, so that only an exception gives
-        them.
+      unsaid: paths of settings that the weights do not say, so that only an exception
+        gives them: of the network, or of the objective.
     """
     used: set[str] = set()
 
@@ -97,13 +97,19 @@ def fit(
     for field in dataclasses.fields(ours):
         there, here = (getattr(n, field.name) for n in (theirs, ours))
         name = f"network.{field.name}"
-        if field.name in unsaid and not treatment(name, "here"):
+        if name in unsaid and not treatment(name, "here"):
             problems.append(
                 f"{name}: not said there, {here!r} here; {name}=here takes this one"
             )
             continue
         if field.name not in _SHOWN and there != here and not treatment(name, "here"):
             problems.append(f"{name}: {there!r} there, {here!r} here")
+    settings = {f"network.{field.name}" for field in dataclasses.fields(ours)}
+    problems += [
+        f"{name}: not said there; {name}=here takes that of the experiment"
+        for name in unsaid
+        if name not in settings and not treatment(name, "here")
+    ]
     before, after = _paths(their_shapes), _paths(our_shapes)
     for path, shape in after.items():
         there = before.get(path)

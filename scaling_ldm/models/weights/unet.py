@@ -105,8 +105,8 @@ _DEFAULTS: dict[str, Any] = {
     "block_out_channels": [320, 640, 1280, 1280],
     "layers_per_block": 2,
     "cross_attention_dim": 1280,
-    "attention_head_dim": 8,
-    "num_attention_heads": None,
+    "attention_head_dim": 8,  # diffusers calls the number of heads so
+    "num_attention_heads": None,  # and refuses this one
     "use_linear_projection": False,
     "down_block_types": None,
     "up_block_types": None,
@@ -151,6 +151,7 @@ _AS_THERE = (  # our network has no other value
     "conv_in_kernel",
     "conv_out_kernel",
     "attention_type",
+    "num_attention_heads",
     "transformer_layers_per_block",
     "dual_cross_attention",
     "only_cross_attention",
@@ -178,7 +179,6 @@ def to_config(
         "block_out_channels": list(config.widths),
         "layers_per_block": config.blocks,
         "cross_attention_dim": config.text_width,
-        # diffusers calls the number of heads so.
         "attention_head_dim": config.heads
         if isinstance(config.heads, int)
         else list(config.heads),
@@ -209,7 +209,7 @@ def from_config(
     only = {key: (_DEFAULTS[key],) for key in _AS_THERE}
     only |= {key: (value, None) for key, value in types.items()}
     c = blocks.settings(published, _DEFAULTS, only, "a U-Net's that can be built here")
-    heads = c["num_attention_heads"] or c["attention_head_dim"]
+    heads = c["attention_head_dim"]
     each = [heads] * len(given) if isinstance(heads, int) else heads
     base, rest = given[0], [width % given[0] for width in given]
     if len(each) != len(given) or any(rest):
