@@ -19,8 +19,9 @@ class ExperimentDict(ml_collections.ConfigDict):
     """A ConfigDict that explains an unknown field and accepts a renamed one.
 
     An experiment file is stopped at the line that sets or reads a field that does not
-    exist, with the nearest one. A field under its first name is the field of today. A
-    mapping for a field that holds a tuple becomes pairs: keys may then have dots.
+    exist, with the nearest one. The first name of a renamed field stands for its
+    current name. A mapping for a field that holds a tuple becomes pairs, so that its
+    keys may have dots.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -43,7 +44,7 @@ class ExperimentDict(ml_collections.ConfigDict):
         return super().__getitem__(key)
 
     def _renamed(self, key: str) -> tuple[str, str] | None:
-        """Section and today's name of a field under its first name."""
+        """Section and current name of a field under its first name."""
         for (section, field), first in FIRST_NAMES.items():
             if key == first and key not in self and field in self:
                 return section, field

@@ -52,8 +52,8 @@ def _check_schedule(cfg: fields.OptimizerConfig) -> list[str]:
     if cfg.schedule == "wsd" and cfg.warmup_fraction + cfg.decay_fraction > 1:
         problems.append(
             f"config.optimizer.warmup_fraction = {cfg.warmup_fraction} and "
-            f"config.optimizer.decay_fraction = {cfg.decay_fraction}: together more "
-            "than the run"
+            f"config.optimizer.decay_fraction = {cfg.decay_fraction}: their sum "
+            "must not exceed 1"
         )
     return problems
 

@@ -45,7 +45,7 @@ def _several(plan: PlanConfig) -> set[str]:
 
 
 def called(path: str) -> str:
-    """The last part of a field's path; all of it where fields share that part."""
+    """The last part of a field's path; the whole path if two fields share that part."""
     last = path.rpartition(".")[2]
     known = vars(Experiment())
     alike = [s for s in (*axes.SECTIONS, "train") if last in vars(known[s])]
@@ -53,7 +53,7 @@ def called(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as short as it can be read back: 2e-3, 0.15, True, cross_attention."""
+    """The shortest text that reads back as the value: 2e-3, 0.15, cross_attention."""
     if isinstance(value, (tuple, list)):
         return "+".join(map(value_text, value))
     if not isinstance(value, float):
@@ -68,9 +68,9 @@ def value_text(value: Any) -> str:
 
 
 def budget_texts(budgets: Sequence[float]) -> dict[float, str]:
-    """Each budget as it stands in ids, with more than 4 digits only where needed.
+    """Each budget as it is written in ids, with more than 4 digits only where needed.
 
-    A budget that 4 digits give exactly has the first claim on them.
+    If two budgets have the same 4 digits, the one that they give exactly keeps them.
     """
     found: dict[str, float] = {}
     for budget in sorted(set(budgets), key=lambda b: (float(f"{b:.3e}") != b, b)):

@@ -93,7 +93,10 @@ def test_a_field_that_cannot_vary_is_refused_by_name(tiny, path, why):
         ({RATES: (float("nan"),)}, "must be finite"),
         ({"train.seed,train.batch_size": (1, 2)}, "is not one value for each of"),
         ({"train.seed,train.batch_size": ((1, 2, 3),)}, "is not one value for each of"),
-        ({"train.seed": (0,), "train.seed,train.batch_size": ((1, 8),)}, "in it twice"),
+        (
+            {"train.seed": (0,), "train.seed,train.batch_size": ((1, 8),)},
+            "is given twice",
+        ),
         ({"model.architecture": ("autoencoder_kl",)}, "a study of its own"),
     ],
 )

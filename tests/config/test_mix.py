@@ -110,7 +110,7 @@ def part(name, **own):
         (({"own": 1.0, "prior": 0.0},), "shares must be positive"),
         (({"own": 1.0, "prior": float("inf")},), "inf: must be finite"),
         (({"own": 1.0, "prior": 1e-9},), "no share may be below 1e-06"),
-        (({"own": 1.0}, {"own": PARTS["own"]}), "two parts or more"),
+        (({"own": 1.0}, {"own": PARTS["own"]}), "at least two parts"),
         (((("own", 1.0), ("own", 2.0), ("prior", 1.0)),), "each once"),
         (({"own": 1.0, "prior": 1, "a/b": 1}, PARTS), "be called 'a/b'"),
         (({"own": 1.0, "prior": 1, "mix": 1}, PARTS), "be called 'mix'"),
