@@ -8,15 +8,15 @@
 
 Left: captions.csv or metadata.csv (a header line with commas), or .jsonl (an object a
 line), with a column for the file and one for the caption. Tables may lie anywhere below
-the folder. They name files from their own folder, or from the whole one. Middle: a text
-file of the same name, .txt or .caption. Right: the caption is the name of the first
-folder, "red fox", and the label its place among the sorted names.
+the folder. The names in them are relative to the table's folder or to the whole one.
+Middle: a text file of the same name, .txt or .caption. Right: the caption is the name
+of the first folder, "red fox", and the label its place among the sorted names.
 
     photos/train/red_fox/1.jpg
     photos/val/red_fox/2.jpg
 
-Folders with the name of a split (see SPLITS) are no captions. Where there is one to
-train on and one that is not, the set has a split of its own: the others are held out.
+The name of a split (see SPLITS) is not a caption. A set with a training folder and
+another folder of SPLITS has its own split: the pictures outside training are held out.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class ImageFolder:
     """A folder of pictures; records are sorted by file name.
 
     Args:
-      path: folder or URL; all files under it count, but not names that begin with a
+      path: folder or URL; all files under it are used, except names that begin with a
         dot.
       captions: "auto", "folders", "txt", "caption", or the name of a table. "auto"
         takes the files with a name of TABLES, wherever they lie; else text files beside
         the pictures, if any picture has one; else "folders" if every picture lies in a
-        folder that is no split.
+        folder that is not a split.
       file, caption, label: columns of the tables; "" for the usual names, or for no
         label.
-      classes: names of folders in the order of their labels; (): those that are there.
+      classes: names of folders in the order of their labels; (): all folders, sorted.
 
     Attributes:
-      captions_from: where the captions are, in words.
+      captions_from: a text that says where the captions are.
       classes: the folders that are classes, in the order of their labels; () where
         captions are elsewhere.
 
@@ -101,7 +101,8 @@ class ImageFolder:
             self._names = sorted({*self._names, *self._rows})
             self._describe: Callable = self._by_table
             self.captions_from = f"the table {', '.join(how)}"
-            # With one table that names files from the root, it is what it always was.
+            # With one table whose names are relative to the root, the identity is that
+            # of older versions.
             placed = [place for place in self._places if place]
             each = [*zip(how, data, strict=True)] if placed or len(how) > 1 else data
             told = ("table", *each, file, caption, label)
@@ -250,7 +251,7 @@ class ImageFolder:
         return rows
 
     def _place_of(self, table: str, names: Collection[str]) -> str:
-        """The folder that a table names files from: its own, or else the root, ""."""
+        """The folder that a table's names are relative to: its own, or the root, ""."""
         place, files = posixpath.dirname(table), self._folder.files
 
         def there(name: str) -> bool:
@@ -261,14 +262,14 @@ class ImageFolder:
 
     def _classes_of(self, given: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that are classes; ConfigError for one that is not `given`."""
-        # One name may be written in two ways, as é or e + accent: it is one class.
+        # é may be one character or e + accent. Both spellings are one class.
         self._folders = {unicodedata.normalize("NFC", name): name for name in given}
         for name in sorted({self._class(name) for name in self._names}):
             self._folders.setdefault(unicodedata.normalize("NFC", name), name)
         found = list(self._folders.values())
         if given and (unknown := sorted({*found} - {*given})):
             raise config.ConfigError(
-                f"{self._folder.root}: its folder {unknown[0]} is no class of the "
+                f"{self._folder.root}: its folder {unknown[0]} is not a class of the "
                 f"training pictures, which are {', '.join(given[:10])}"
                 + (", ..." if len(given) > 10 else "")
             )
@@ -284,7 +285,7 @@ class ImageFolder:
         return name.split("/")[self._above - 1].lower() if self._above else ""
 
     def _start(self, name: str) -> int:
-        """Where a name goes on behind the folder of its split."""
+        """The position in a name after the folder of its split."""
         return (
             len("/".join([*name.split("/")[: self._above], ""])) if self._above else 0
         )
@@ -313,9 +314,9 @@ class ImageFolder:
 
 
 def _depth_of_splits(names: Sequence[str]) -> int:
-    """How many folders at the beginning of all names end with that of a split; or 0.
+    """The depth of the folders of SPLITS, counted from 1; 0 if there are none.
 
-    They are what all names begin with, and then a folder of SPLITS in each.
+    Above that depth all names share their folders.
     """
     parts = [name.split("/")[:-1] for name in names]
     for depth in range(min(map(len, parts))):
@@ -346,15 +347,15 @@ def _table(
         name = posixpath.normpath(row[file])
         if name in rows:
             raise config.ConfigError(
-                f"{where}, line {number}: {name} is there a second time; keep one "
-                "caption for each picture, or training and validation may share it"
+                f"{where}, line {number}: {name} occurs twice; keep one caption "
+                "for each picture, or training and validation may share it"
             )
         rows[name] = row.get(caption), (row.get(label) or "") if label else None
     return rows
 
 
 def _csv(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
-    """The names of the columns, as often as they are there, and (line, row)s."""
+    """(names of the columns, repeated ones included; (line number, row) pairs)."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
@@ -372,7 +373,7 @@ def _csv(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
 
 
 def _jsonl(text: str, where: str) -> tuple[list[str], list[tuple[int, dict]]]:
-    """The names of all entries, and (line, object)s."""
+    """(names of all entries; (line number, object) pairs)."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
