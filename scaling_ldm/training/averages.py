@@ -132,10 +132,10 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> Combination:
     """The sum of stored profiles that is nearest to the wanted one (algorithm 3).
 
     Raises:
-      AverageError: there are none, or one is there twice.
+      AverageError: there are none, or one is given twice.
     """
     if not stored or len(set(stored)) < len(stored):
-        raise AverageError(f"one or more profiles, each once, are needed: {stored}")
+        raise AverageError(f"give one or more profiles, each once; got {stored}")
     square = inner_product(wanted, wanted)
     a = np.array([[inner_product(p, q) for q in stored] for p in stored]) / square
     b = np.array([inner_product(p, wanted) for p in stored]) / square

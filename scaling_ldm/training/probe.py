@@ -1,7 +1,7 @@
-"""Measures how long a training step takes here: the speed that a plan can be read by.
+"""Measures how long a training step of a plan takes on this machine.
 
-Two sizes of the plan take a few steps on noise: the cheapest and the dearest. The time
-of a step of the others is on the line through these two, in FLOPs. Nothing is written.
+The cheapest and the most expensive size of the plan take a few steps on noise. The step
+times of the other sizes are interpolated linearly in FLOPs. Nothing is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scaling_ldm.training import (
     train_step,
 )
 
-SECONDS = 2.0  # of steps that are timed, at least
+SECONDS = 2.0  # least total time of the timed steps
 MOST_DISPATCHES = 200
 
 
@@ -127,7 +127,7 @@ def said(
     """What was measured, and what the plan would take at that speed, in lines.
 
     Args:
-      found: of the cheapest and of the dearest step; one, if all cost the same.
+      found: of the cheapest and of the most expensive step; one if all cost the same.
       kind: of the devices, as jax calls it.
     """
     lines = [

@@ -497,7 +497,7 @@ def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(
 
 
 def test_a_part_that_is_none_or_missing_is_an_error(record):
-    with pytest.raises(ValueError, match="no parts of a protocol: guidence"):
+    with pytest.raises(ValueError, match="not parts of a protocol: guidence"):
         evaluation.difference(record(), record(), differing=["guidence"])
     parts = dict.fromkeys(protocol.PARTS, 1)
     for wrong in (parts | {"mood": 1}, {k: 1 for k in protocol.PARTS[1:]}):

@@ -104,7 +104,7 @@ def test_a_save_that_orbax_skips_is_an_error(spec, tmp_path):
     saved.wait()
     with pytest.raises(checkpoint.CheckpointError, match="could not write") as e:
         saved.save(5, STATE, progress(5))
-    assert "Mend that, then run" in str(e.value)  # the disk is not full
+    assert "Repair that, then run" in str(e.value)  # the disk is not full
     full = OSError(errno.ENOSPC, "No space left on device")
     assert "Make room, then run" in str(saved._failed(5, full))
     saved.close()
