@@ -64,7 +64,7 @@ def load(
     """Opens the folder of a pipeline.
 
     Args:
-      where: begins messages.
+      where: the beginning of messages.
       elsewhere: folders of "autoencoder" and "text_encoder" in place of its own.
 
     Raises:
@@ -115,9 +115,9 @@ def load(
 
 
 def _network(cfg: Any, schedule: noise.Schedule) -> denoisers.Denoiser:
-    """The network; t is that of the table divided by 1000, however long the table is.
+    """The network; its t is that of the table / 1000, at any length of the table.
 
-    The second half of the channels, a variance, is left out where there is one.
+    A second half of the channels, a learned variance, is left out.
     """
     network = _BUILDERS[type(cfg)](cfg)
     if isinstance(schedule, noise.Discrete):
@@ -138,7 +138,7 @@ def schedule_of(where: str, folder: pathlib.Path) -> tuple[noise.Schedule, str]:
     """(noise schedule, prediction) of a scheduler_config.json of diffusers.
 
     Raises:
-      ConfigError: it says a schedule that is not known here, or says none.
+      ConfigError: its schedule is unknown here, or missing.
     """
     path = folder / "scheduler_config.json"
     if not path.exists():
@@ -151,7 +151,7 @@ def schedule_of(where: str, folder: pathlib.Path) -> tuple[noise.Schedule, str]:
                 f"{path}: num_train_timesteps is {steps}, not 1000"
             )
         return noise.rectified_flow(), "flow"
-    # Early configurations do not say it; there was no other then.
+    # Early configurations lack it; epsilon was the only type then.
     said = cfg.get("prediction_type", "epsilon")
     if said not in _PREDICTIONS:
         raise config.ConfigError(

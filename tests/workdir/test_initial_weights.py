@@ -196,9 +196,9 @@ def test_a_run_continues_when_its_source_is_gone(
     shutil.rmtree(tmp_path / "w" / "runs")
     capsys.readouterr()
     assert ran(c, tmp_path / "w", "train") == BAD
-    assert "there is nothing, and" in capsys.readouterr().err
+    assert "no such folder or file, and" in capsys.readouterr().err
     assert ran(c, tmp_path / "new", "plan") == BAD
-    assert f"{RUN}': there is nothing" in capsys.readouterr().err
+    assert f"{RUN}': no such folder or file" in capsys.readouterr().err
 
 
 def test_other_weights_under_the_same_name_are_refused(
@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
     c.data.vocab_size = 128
     assert ran(c, tmp_path / "w", "plan") == BAD
     said = capsys.readouterr().err
-    assert "is not of the network that is trained" in said
+    assert "does not fit the network that is trained" in said
     assert "16 x 2: blocks/mlp_up/kernel: (1, 16, 64) there, (2, 16, 64) here" in said
     assert "24 x 1: entry/time/up/kernel: (8, 16) there, (8, 24) here" in said
     assert "16 x 2: network.activation: 'gelu' there, 'relu' here" in said
@@ -248,10 +248,10 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
         ("{}", "name a run of it, as in"),
         ("{}#none", "no run 'none' in"),
         ("{}#" + RUN + "@3", "has no checkpoint of step 3; it has"),
-        ("{}#" + RUN + "@last", "'last' is no number of a step"),
+        ("{}#" + RUN + "@last", "the step 'last' is not a number"),
         ("{}#" + RUN + ":best", "weights 'best'; known: raw, ema"),
-        ("{}/nothing", "there is nothing"),
-        ("{}/export#a", "is no working directory of a study"),
+        ("{}/nothing", "no such folder or file"),
+        ("{}/export#a", "is not the working directory of a study"),
     ],
 )
 def test_a_name_of_nothing_is_refused(recipe, source, name, why):
