@@ -1,4 +1,4 @@
-"""Experiment -> the runs of its study and what they will cost; uses no device."""
+"""The plan stage: an experiment -> its runs and their cost; uses no device."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def plan(
     that many steps, and its budget is what they cost.
 
     Args:
-      workdir: of the study. It knows what was spent on the weights that runs start
-        from, even where these are gone.
+      workdir: of the study. It records the FLOPs spent on the weights that runs start
+        from, so these may be gone.
 
     Raises:
       ConfigError: a run has fewer than `plan.minimum_steps` steps, its whole number of
@@ -42,7 +42,7 @@ def plan(
     possible, problems = _possible(experiment)
     problems = [*_known_beforehand(experiment), *problems]
     problems += _metrics_of_no_run(experiment, workdir)
-    if problems:  # counting takes longer: what is known without it is said first
+    if problems:  # reported before FLOPs are counted, which takes longer
         raise _refusal(problems)
     variants = _variants(experiment, possible)
     if cfg.steps:
@@ -72,7 +72,7 @@ def _started(
     rows: list[records.RunSpec],
     workdir: pathlib.Path | None,
 ) -> list[records.RunSpec]:
-    """The rows with what was spent on the weights that they start from.
+    """The rows with the FLOPs spent on the weights that they start from.
 
     Raises:
       ConfigError: these weights do not fit the network of a row, or are not there.
@@ -112,7 +112,7 @@ def _values_of_no_run(
     """A line for each value of an axis that no run has."""
     return [
         f"no run has {name} {run_names.value_text(value)}: config.plan.axes_only "
-        "leaves it no size that its budgets take; see config.plan.sizes_per_budget"
+        "leaves it no size of its budgets; see config.plan.sizes_per_budget"
         for name, values in cfg.axes
         for value in values
         if not any(axes.chosen(row.overrides, name) == value for row in rows)
@@ -134,7 +134,7 @@ def _values(overrides: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """A value of each axis, the experiment with them, and its sizes by parameters."""
+    """One value of each axis, the experiment with them, and its sizes by parameters."""
 
     study: config.Experiment
     overrides: Mapping[str, Any]
@@ -148,7 +148,7 @@ class _Variant:
 
 
 def _known_beforehand(experiment: config.Experiment) -> list[str]:
-    """What is wrong with a plan whatever its networks cost to train."""
+    """What is wrong with a plan before the cost of its networks is counted."""
     cfg, found = experiment.plan, []
     if cfg.steps and cfg.steps < cfg.minimum_steps:
         found.append(
@@ -179,7 +179,7 @@ def _metrics_of_no_run(
 ) -> list[str]:
     """A line for each metric of config.fit.metrics that no run can have.
 
-    An objective of one's own may have any; and so may what was measured before.
+    A user's own objective may have any metric, and so may rows measured earlier.
     """
     known = {LOSS, TRAIN_LOSS, *map(stratum, range(STRATA))}
     strange = [metric for metric in experiment.fit.metrics if metric not in known]
@@ -216,8 +216,8 @@ def _possible(
     """Every combination of values of the axes with the sizes that it can have.
 
     Returns:
-      These (one, if there are no axes), and a line for each reason why a run that is
-      asked for cannot be.
+      The combinations (one, if there are no axes), and a line for each reason why a
+      requested run is impossible.
     """
     cfg, found = study.plan, []
     bad: dict[str, list[str]] = {}
@@ -371,7 +371,7 @@ def _hours(experiment: config.Experiment, total_flops: float) -> float:
 def write(rows: Sequence[records.RunSpec], workdir: pathlib.Path) -> None:
     """Writes `runs.jsonl`, the one list of runs that the other stages read.
 
-    A file that is this already is left alone: other processes may be reading it.
+    A file with the same content is left alone: other processes may be reading it.
     """
     path = workdir / "runs.jsonl"
     text = "".join(records.dumps(row) + "\n" for row in rows)
