@@ -2,10 +2,10 @@
 
 A size's curve g(c) is the lowest value that it reaches at cost c. It is the lowest over
 the guidance at each sampler and step count, then the lowest so far along the cost. It
-is linear in ln c between the measured step counts. Beyond the last it is constant: it
-is assumed that more steps would not improve it. The larger wins from the cost after
-which its curve stays below the smaller's. Each bootstrap draw has its own curves, and
-so its own crossing, or none.
+is linear in ln c between the measured step counts. Beyond the last it is constant, on
+the assumption that more steps would not improve it. The crossing is the cost after
+which the larger size's curve stays below that of the smaller. Each bootstrap draw has
+its own curves, and so its own crossing, or none.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def isoflop(
     window: float | None = None,
     extend: float = 4.0,
 ) -> FitResult:
-    """Fits everything an isoFLOP study can say, or says why it cannot.
+    """Fits the minima, laws and surface of an isoFLOP study, or says why it cannot.
 
     Args:
       points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
@@ -226,11 +226,11 @@ def fit_records(
     protocols: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> FitResult:
-    """`isoflop` of what runs measured at their ends, as `records.read_table` has it.
+    """`isoflop` of the rows that runs have at their last step (`records.read_table`).
 
-    Rows of several protocols are not mixed: if there are some, the one that is asked
-    for is fitted, or the one that all finished runs have. If no single one is either,
-    nothing is, and the result says in what they differ.
+    Rows of several protocols are never mixed. Of several, the asked one is fitted, or
+    the only one that all finished runs have. If there is no such protocol, nothing is
+    fitted, and the result says how the protocols differ.
 
     Args:
       records: of the runs; those that are not finished are excluded by name.
@@ -238,8 +238,8 @@ def fit_records(
       metric: of the table, e.g. "loss" or "fd_clip".
       weights: "raw" or the name of an average.
       size: "params" or "params_without_embeddings".
-      asked: beginnings of the hashes of protocols, as config.fit.protocols.
-      protocols: hash -> parts, of those that are known: to say in what they differ.
+      asked: the first characters of the hashes of protocols, as config.fit.protocols.
+      protocols: hash -> parts of the known protocols, to say how they differ.
       options: of `isoflop`.
     """
     finished, excluded = {}, []
@@ -289,7 +289,7 @@ def _nothing(
     seed: int = 0,
     **_: Any,
 ) -> FitResult:
-    """The result where no question about these rows can be answered."""
+    """The result when nothing can be fitted to these rows: a refusal of every law."""
     why = {"reason": reason, "detail": detail}
     minima = [
         Refusal(quantity="isoFLOP minimum", budget_flops=budget, **why)

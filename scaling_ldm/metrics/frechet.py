@@ -208,8 +208,8 @@ def infinity(
     doubt = (
         f"extrapolated from subsets of {first} rows and more, the smallest below twice "
         f"the {dimensions} dimensions that hold 99% of the reference's variance: the "
-        "bias is no line in 1/n there, and a tenth or more of it may be left or taken "
-        "away too much"
+        "bias is not linear in 1/n there, and the estimate may be off by a tenth of it "
+        "or more"
     )
     return dataclasses.replace(found, doubt=doubt)
 
@@ -298,11 +298,11 @@ def _factor(cov: np.ndarray) -> np.ndarray:
     They count as zero; larger negative ones are refused.
     """
     if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-6 * abs(np.trace(cov))):
-        raise ValueError("a covariance that is not symmetric")
+        raise ValueError("the covariance is not symmetric")
     values, vectors = map(np.asarray, scipy.linalg.eigh((cov + cov.T) / 2))
     if values[0] < -1e-5 * max(values[-1], 0.0):
         raise ValueError(
-            f"no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
+            f"not a covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
         )
     kept = values > len(cov) * _EPS * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])

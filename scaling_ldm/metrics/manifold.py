@@ -169,7 +169,7 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
     out = np.empty(len(x))
     for rows, squares in _distances(x, x):
         at = np.arange(rows.start, rows.stop)
-        squares[at - rows.start, at] = np.inf  # itself is no neighbour
+        squares[at - rows.start, at] = np.inf  # a row is not its own neighbour
         out[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return out
 

