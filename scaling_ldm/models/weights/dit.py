@@ -95,7 +95,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
 
 
 def to_config(config: dit.DiTConfig) -> dict[str, Any]:
-    """What diffusers' config.json says of a network.
+    """The content of diffusers' config.json for a network.
 
     Raises:
       ValueError: a network that diffusers' DiT cannot be.

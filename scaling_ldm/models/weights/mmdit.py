@@ -154,7 +154,7 @@ def flux_from_config(
 
 
 def to_config(config: mmdit.MMDiTConfig) -> dict[str, Any]:
-    """What diffusers' config.json says of a FLUX or, without single blocks, an SD3.
+    """The content of diffusers' config.json for a FLUX; without single blocks, an SD3.
 
     Raises:
       ValueError: a network that neither can be.

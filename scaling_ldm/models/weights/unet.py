@@ -97,7 +97,7 @@ def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layou
     )
 
 
-# What diffusers assumes where a configuration says nothing.
+# The defaults of diffusers for keys that a configuration lacks.
 _DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 4,
@@ -168,7 +168,7 @@ def _blocks(levels: int) -> dict[str, list[str]]:
 def to_config(
     config: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
-    """What diffusers' config.json says of a network."""
+    """The content of diffusers' config.json for a network."""
     H, W, C = config.image_shape
     return {
         "_class_name": "UNet2DConditionModel",
@@ -190,7 +190,7 @@ def to_config(
 def from_config(
     published: Mapping[str, Any], text_tokens: int = 77
 ) -> tuple[unet.UNetConfig, bool]:
-    """The config, in float32, of diffusers' config.json; are projections matrices?
+    """The config, in float32, of diffusers' config.json, and `linear_projection`.
 
     Args:
       text_tokens: of a caption, which config.json does not say.
