@@ -259,7 +259,7 @@ def objectives(experiment: Experiment) -> list[Experiment]:
     return list({one.objective: one for one in variants(experiment)}.values())
 
 
-def takes(
+def allows(
     plan: PlanConfig, overrides: Overrides, budget: float | None, size: tuple[int, int]
 ) -> bool:
     """Whether `axes_only` allows a combination of values at this budget and size.

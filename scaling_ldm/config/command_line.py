@@ -72,8 +72,8 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
         elif match := re.match(r"(--?(?:no)?config\.)(.*)", flag):
             if where := _first_values(match[2]):
                 value = value if equals else (arguments or [""]).pop(0)
-                for name, of_today in given_as(*where, value.strip("'\"")).items():
-                    fields[f"{where[0]}.{name}"] = str(of_today)
+                for name, current in given_as(*where, value.strip("'\"")).items():
+                    fields[f"{where[0]}.{name}"] = str(current)
                 continue
             name = _field(match[2])
             if "no" in match[1][:4] or isinstance(_default(name), bool):

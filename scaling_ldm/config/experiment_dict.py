@@ -11,7 +11,7 @@ import ml_collections
 
 from scaling_ldm.config import axes, names
 from scaling_ldm.config.fields import Experiment
-from scaling_ldm.config.identity import FIRST_NAMES, today
+from scaling_ldm.config.identity import FIRST_NAMES, current
 from scaling_ldm.records.errors import UnknownKey
 
 
@@ -26,8 +26,8 @@ class ExperimentDict(ml_collections.ConfigDict):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and (renamed := self._renamed(key)):
-            for name, of_today in given_as(*renamed, value).items():
-                super().__setitem__(name, of_today)
+            for name, current_value in given_as(*renamed, value).items():
+                super().__setitem__(name, current_value)
             return
         if self.is_locked and key not in self:
             raise UnknownKey(unknown(key, self.keys()))
@@ -69,8 +69,8 @@ def say_renamed(section: str, field: str) -> None:
 
 
 def given_as(section: str, field: str, value: Any) -> dict[str, Any]:
-    """As `identity.today`; tells the user what the value under the old name is now."""
-    found = today(section, field, value)
+    """As `identity.current`; tells the user the current fields and values."""
+    found = current(section, field, value)
     if found == {field: value}:
         say_renamed(section, field)
         return found

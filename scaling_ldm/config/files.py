@@ -165,7 +165,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     defaults = cls()
     known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(cls)}
     values = {}
-    for key, value in _today(given, where).items():
+    for key, value in _current(given, where).items():
         if key not in known:
             problems.append(unknown(key, list(known), f"{where}."))
         elif dataclasses.is_dataclass(known[key]):
@@ -183,7 +183,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     return cls(**values)
 
 
-def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _current(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The given fields and values under their current names; says which are old."""
     found = dict(given)
     for (section, field), first in identity.FIRST_NAMES.items():

@@ -113,7 +113,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
 )
 
 
-def today(section: str, field: str, value: Any) -> dict[str, Any]:
+def current(section: str, field: str, value: Any) -> dict[str, Any]:
     """{current name: value} for a value that is given under a field's first name."""
     known = FIRST_VALUES.get((section, field), {})
     if known and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What the runs of a study and their groups are called; see `axes`."""
+"""The names of the runs of a study and of their groups; see `axes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling_ldm.config import axes
 from scaling_ldm.config.axes import Overrides
 from scaling_ldm.config.fields import Experiment, PlanConfig
 
-# What a field is called in the id of a run, if not by its own name.
+# The short names of fields in the id of a run; other fields have their own name.
 _SHORT = {
     "optimizer.learning_rate": "lr",
     "train.batch_size": "batch",
@@ -30,7 +30,7 @@ def group_of(plan: PlanConfig, overrides: Overrides) -> str:
     said = []
     for path, value in overrides.items():
         if path != axes.SEED and path in several:
-            name = f"{called(path)} " if _SHORT.get(path) != "" else ""
+            name = f"{short_name(path)} " if _SHORT.get(path) != "" else ""
             said.append(f"{name}{value_text(value)}")
     return ", ".join(said)
 
@@ -44,7 +44,7 @@ def _several(plan: PlanConfig) -> set[str]:
     return {path for path, values in seen.items() if len(values) > 1}
 
 
-def called(path: str) -> str:
+def short_name(path: str) -> str:
     """The last part of a field's path; the whole path if two fields share that part."""
     last = path.rpartition(".")[2]
     known = vars(Experiment())
@@ -93,7 +93,7 @@ def run_id(experiment: Experiment, budget: str, size: str, overrides: Overrides)
     for path, value in sorted(overrides.items()):
         if value == axes.value_of(experiment, path):
             continue
-        name = _SHORT.get(path, called(path))
+        name = _SHORT.get(path, short_name(path))
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         joint = "" if number or not name else "_"
         parts.append(f"{name}{joint}{value_text(value)}")

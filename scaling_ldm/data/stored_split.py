@@ -44,7 +44,7 @@ def read_split(folder: str) -> split.Split | None:
     return split.from_json(found, summary, where)
 
 
-def told(experiment: config.Experiment, folder: str) -> str:
+def line(experiment: config.Experiment, folder: str) -> str:
     """Which pictures of finished records are held out, in words.
 
     Raises:

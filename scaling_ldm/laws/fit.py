@@ -62,7 +62,7 @@ def _held_out(
     smaller = find_minima(rest, draws, level, [seed, 3])
     out: list[HeldOut | Refusal] = []
     for index, name in enumerate(law_of_minima.QUANTITIES):
-        law, predict, _ = law_of_minima.through(
+        law, predict, _ = law_of_minima.fit_law(
             smaller, index, level, extend, [seed, 4, index]
         )
         value, noise = float(minima.centre[-1, index]), minima.draws[:, -1, index]
@@ -157,7 +157,7 @@ def isoflop(
     notes = list(minima.notes)
     by_quantity: dict[str, PowerLaw | Refusal] = {}
     for index, name in enumerate(law_of_minima.QUANTITIES):
-        by_quantity[name], _, more = law_of_minima.through(
+        by_quantity[name], _, more = law_of_minima.fit_law(
             minima, index, confidence, extend, [seed, 2, index]
         )
         notes += more
@@ -256,7 +256,7 @@ def fit_records(
     if metric.startswith(HIGHER_IS_BETTER):
         result = _nothing("larger is better", "laws are of minima", found, **options)
     elif protocol is None and measured:
-        detail = ends.several(measured, len(finished), protocols or {})
+        detail = ends.why_none_is_shared(measured, len(finished), protocols or {})
         result = _nothing("measured by several protocols", detail, found, **options)
     else:
         what = in_words(metric, weights)

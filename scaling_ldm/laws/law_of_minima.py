@@ -26,7 +26,7 @@ def _exp_interval(middle: float, i: Interval) -> Interval:
     return Interval(low=float(low), high=float(high), level=i.level)
 
 
-def through(
+def fit_law(
     minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
 ) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
     """One law with bootstrap intervals, its prediction of a new minimum, and notes.

@@ -59,7 +59,7 @@ def shared_protocol(
     return candidates[0] if len(candidates) == 1 else None, counts
 
 
-def several(
+def why_none_is_shared(
     measured: Mapping[str, int], runs: int, protocols: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """A message: why no protocol can be chosen, how they differ, and what to set.

@@ -53,7 +53,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             ),
         ):
             _run(part, folder)
-            say = functools.partial(stored_split.told, part, folder)
+            say = functools.partial(stored_split.line, part, folder)
             primary = mesh.is_primary()
             told[name] = mesh.failing_together(say if primary else lambda: "")
     if mesh.is_primary():

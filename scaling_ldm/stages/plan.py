@@ -50,7 +50,7 @@ def plan(
             _row(variant, float(cfg.steps * size.cost.flops.model), size)
             for variant in variants
             for size in variant.ladder
-            if variant.takes(None, size)
+            if variant.allows(None, size)
         ]
         return _started(experiment, rows, workdir)
     rows = []
@@ -58,7 +58,7 @@ def plan(
     for budget in cfg.budgets_flops:
         for variant in variants:
             for size in _around(variant.ladder, budget, cfg):
-                if variant.takes(budget, size):
+                if variant.allows(budget, size):
                     rows.append(_row(variant, budget, size, texts[budget]))
     problems = [line for row in rows for line in _problems(row, cfg)]
     problems += _values_of_no_run(cfg, rows)
@@ -141,10 +141,10 @@ class _Variant:
     experiment: config.Experiment
     ladder: list[_Size]
 
-    def takes(self, budget: float | None, size: _Size) -> bool:
+    def allows(self, budget: float | None, size: _Size) -> bool:
         """Whether these values are for this budget (None: there are none) and size."""
         at = (size.width, size.depth)
-        return axes.takes(self.study.plan, self.overrides, budget, at)
+        return axes.allows(self.study.plan, self.overrides, budget, at)
 
 
 def _known_beforehand(experiment: config.Experiment) -> list[str]:
@@ -228,7 +228,7 @@ def _possible(
             if not problems:
                 sizes.append(size)
             elif any(
-                axes.takes(cfg, overrides, budget, size)
+                axes.allows(cfg, overrides, budget, size)
                 for budget in cfg.budgets_flops or (None,)
             ):
                 name = f"{size[0]} x {size[1]}, {_values(overrides)}"

@@ -81,7 +81,7 @@ def _run(
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in missing:  # refuse what does not fit before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
-    if line := marks.said(
+    if line := marks.line(
         [
             marks.marks_of(config.with_overrides(experiment, spec.overrides), spec)
             for _, spec in missing

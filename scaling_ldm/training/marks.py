@@ -112,7 +112,7 @@ def _held_out_flops(experiment: config.Experiment, width: int, depth: int) -> in
     return math.ceil(cfg.samples / cfg.batch_size) * one.hardware
 
 
-def said(marks: Collection[Marks]) -> str:
+def line(marks: Collection[Marks]) -> str:
     """A line about runs with fewer marks than wanted; "" if there are none."""
     fewer = [m.spaced for m in marks if m.spaced < m.wanted]
     if not fewer:

@@ -57,7 +57,7 @@ def run(experiment: config.Experiment, specs: Sequence[records.RunSpec]) -> None
             found.append(
                 StepTime(spec=spec, seconds=step_seconds(own, spec, device_mesh))
             )
-    for line in said(found, specs, jax.device_count(), jax.devices()[0].device_kind):
+    for line in lines(found, specs, jax.device_count(), jax.devices()[0].device_kind):
         progress.say(line)
 
 
@@ -118,19 +118,19 @@ def step_seconds(
     return (time.perf_counter() - begin) / steps
 
 
-def said(
+def lines(
     found: Sequence[StepTime],
     specs: Sequence[records.RunSpec],
     devices: int,
     kind: str,
 ) -> list[str]:
-    """What was measured, and what the plan would take at that speed, in lines.
+    """Lines with what was measured, and with the time of the plan at that speed.
 
     Args:
       found: of the cheapest and of the most expensive step; one if all cost the same.
       kind: of the devices, as jax calls it.
     """
-    lines = [
+    sizes = [
         f"probe  {one.spec.width} x {one.spec.depth}  {1000 * one.seconds:.3g} ms a "
         f"step  {progress.format_rate(one.flops_per_second / devices)} a device"
         for one in found
@@ -143,7 +143,7 @@ def said(
     )
     speed = sum(spec.planned_flops for spec in specs) / total / devices
     return [
-        *lines,
+        *sizes,
         f"probe  {len(specs)} runs take {progress.format_duration(total)} on {devices} "
         f"x {kind}, without compilation, encoding, measuring and checkpoints; for "
         f"times of a plan, set config.plan.flops_per_second_per_device = {speed:.3g}",

@@ -126,18 +126,18 @@ class Listener:
         self._over = False
         self._stops: set[str] = set()
         self._saves: set[str] = set()
-        self._mouth: socket.socket | None = None
+        self._sender: socket.socket | None = None
 
     def start(self) -> None:
         """Hears from now on; to be called by the main thread."""
-        ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._deaf)
+        receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._reset_in_child)
         threading.Thread(
-            target=self._hear, args=[ear], name="signals", daemon=True
+            target=self._receive, args=[receiver], name="signals", daemon=True
         ).start()
-        self.understand(config.TrainConfig(), None)
+        self.configure(config.TrainConfig(), None)
 
     def finish(self) -> None:
         """Everything is done; from now on signals have no effect."""
@@ -150,8 +150,8 @@ class Listener:
         if self._job:
             self._job.leave(name)
 
-    def understand(self, cfg: config.TrainConfig, job: Job | None) -> None:
-        """Says what signals mean, and the job that this process has joined, if any."""
+    def configure(self, cfg: config.TrainConfig, job: Job | None) -> None:
+        """Sets the meaning of the signals, and the job of this process, if any."""
         self._stops = {"SIGTERM", "SIGINT", *cfg.stop_signals}
         self._saves = set(cfg.save_signals)
         # Set again each time: joining a job, jax installs its own handler of SIGTERM.
@@ -159,21 +159,21 @@ class Listener:
             known = name in self._stops | self._saves
             signal.signal(getattr(signal, name), _noted if known else signal.SIG_DFL)
         self._job = job
-        if self._mouth:
-            self._mouth.send(_AWAKE)  # wakes the thread, which now also asks the job
+        if self._sender:
+            self._sender.send(_AWAKE)  # wakes the thread, which now also asks the job
 
-    def _deaf(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: restores the usual effect of signals."""
         with contextlib.suppress(ValueError):  # forked by another thread
             signal.set_wakeup_fd(-1)
             for name in self._stops | self._saves:
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
 
-    def _hear(self, ear: socket.socket) -> None:
+    def _receive(self, receiver: socket.socket) -> None:
         while True:
             wait = LISTEN if self._job and not self.stop.heard else None
-            ready, _, _ = select.select([ear], [], [], wait)
-            self.take(ear.recv(64) if ready else b"")
+            ready, _, _ = select.select([receiver], [], [], wait)
+            self.take(receiver.recv(64) if ready else b"")
 
     def take(self, numbers: Iterable[int]) -> None:
         """Obeys the signals that arrived here, and those that the job passes on."""
@@ -215,10 +215,10 @@ def listen(end: Callable[[str], None]) -> None:
     _listener.start()
 
 
-def understand(cfg: config.TrainConfig, job: Job | None = None) -> None:
-    """Says what signals mean to the listener, if there is one."""
+def configure(cfg: config.TrainConfig, job: Job | None = None) -> None:
+    """Sets the meaning of the signals for the listener, if there is one."""
     if _listener:
-        _listener.understand(cfg, job)
+        _listener.configure(cfg, job)
 
 
 def finish() -> None:

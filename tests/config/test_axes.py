@@ -157,7 +157,7 @@ def test_a_restricted_axis_has_its_first_value_elsewhere(tiny):
         (budget, size): [
             seed
             for seed in (3, 4)
-            if axes.takes(plan, {"train.seed": seed}, budget, size)
+            if axes.allows(plan, {"train.seed": seed}, budget, size)
         ]
         for budget in budgets
         for size in sizes

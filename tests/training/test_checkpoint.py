@@ -159,7 +159,7 @@ def test_a_stop_while_a_checkpoint_is_read_is_no_damage(one, tmp_path, monkeypat
     ends, part = [], one._part
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     listener = signals.Listener(ends.append)
-    listener.understand(config.TrainConfig(), None)
+    listener.configure(config.TrainConfig(), None)
 
     def stopped(*args, **more):
         listener.take([signal.SIGTERM])
