@@ -141,7 +141,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
         ),
         (
             ["--config.model.architecture=adaln_zero", "--config.model.classes=16"],
-            "config.model.text_width = 32 means nothing to config.model.architecture",
+            "config.model.text_width = 32 is not read by config.model.architecture",
         ),
         (["--config.train.batch_size=many"], "many"),
         (["--stages=plan,trian"], "trian unknown; did you mean train? known: plan"),

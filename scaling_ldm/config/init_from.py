@@ -54,7 +54,7 @@ def problems_of(e: Experiment) -> list[str]:
     cfg, found = e.train, []
     if not cfg.init_from:
         found += [
-            f"config.train.{name} = {getattr(cfg, name)!r} means nothing without "
+            f"config.train.{name} = {getattr(cfg, name)!r} is not read without "
             "config.train.init_from"
             for name in ("init_exceptions", "init_checksum")
             if getattr(cfg, name)

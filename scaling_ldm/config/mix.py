@@ -241,7 +241,7 @@ def _problems_of_records(e: fields.Experiment) -> list[str]:
         for field in PICTURES:
             if getattr(e.data, field) != getattr(default, field):
                 found.append(
-                    f"config.data.{field} = {getattr(e.data, field)!r} means nothing: "
+                    f"config.data.{field} = {getattr(e.data, field)!r} is not read: "
                     "every part of config.data.mix has a source of its own"
                 )
     return found

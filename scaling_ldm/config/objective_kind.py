@@ -67,7 +67,7 @@ def resolved(e: Experiment, problems: list[str]) -> Experiment:
     if not is_own(cfg.kind):
         if cfg.digest:
             problems.append(
-                f"config.objective.digest = {cfg.digest!r} means nothing to "
+                f"config.objective.digest = {cfg.digest!r} is not read by "
                 f"config.objective.kind = {cfg.kind!r}; its default is ''"
             )
         cfg = dataclasses.replace(cfg, folder="")

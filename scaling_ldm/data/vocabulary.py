@@ -2,8 +2,8 @@
 
     vocabulary.json   the words by id, beside weights that read them
 
-Ids mean nothing without their words. So the words go with the weights, and are compared
-before ids are given to a network.
+Ids have no meaning without their words. So the words are stored with the weights, and
+are compared before ids are given to a network.
 """
 
 from __future__ import annotations

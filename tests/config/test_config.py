@@ -51,7 +51,7 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["model"].update(patch_size=3), "does not divide the 32x32"),
         (
             lambda c: c["model"].update(classes=3),
-            "classes = 3 means nothing to config.model.architecture = 'in_context'; "
+            "classes = 3 is not read by config.model.architecture = 'in_context'; "
             "it is for: adaln_zero; its default is 0",
         ),
         (
@@ -125,12 +125,12 @@ def test_default_resolves_and_round_trips():
             lambda c: c["objective"].update(
                 schedule="vp_cosine", zero_terminal_snr=True
             ),
-            "zero_terminal_snr = True means nothing to config.objective.schedule = "
+            "zero_terminal_snr = True is not read by config.objective.schedule = "
             "'vp_cosine'; it is for: linear, scaled_linear, cosine",
         ),
         (
             lambda c: c["objective"].update(schedule="cosine", time_shift=3.0),
-            "time_shift = 3.0 means nothing to config.objective.schedule = 'cosine'",
+            "time_shift = 3.0 is not read by config.objective.schedule = 'cosine'",
         ),
         (lambda c: c["objective"].update(schedule_steps=50), "'rectified_flow'; it is"),
         (lambda c: c["objective"].update(min_snr_gamma=1.0), "it is for: min_snr"),

@@ -135,7 +135,7 @@ def part(name, **own):
         (part("prior", source="icons"), r"\['prior'\]: config.encode.pictures = 0"),
         (
             part("prior", source="icons", path="x"),
-            r"parts\['prior'\]: config.data.path = 'x' means nothing",
+            r"parts\['prior'\]: config.data.path = 'x' is not read",
         ),
         (
             (MIX, {n: own | {"encode.path": "r/"} for n, own in PARTS.items()}),
@@ -154,7 +154,7 @@ def test_a_mix_that_cannot_be_is_refused_by_name(tiny, given, said):
 
 def test_fields_beside_the_mix_are_refused_by_name(tiny):
     said = refusal(tiny, data__path="photos")
-    assert "config.data.path = 'photos' means nothing: every part" in said
+    assert "config.data.path = 'photos' is not read: every part" in said
     said = refusal(tiny, validation__part="pior")
     assert "validation.part = 'pior': config.data.mix has own, prior, mix" in said
     said = refusal(tiny, {}, {}, validation__part="own")

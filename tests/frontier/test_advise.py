@@ -154,7 +154,7 @@ def test_planned_memory_is_not_of_a_device_that_was_not_measured(found):
         ({"budget": 1.0, "device": "abacus"}, "unknown device 'abacus'; known: "),
         (
             {"budget": 1.0, "unit": "flops", "utilisation": 0.5},
-            "utilisation = 0.5 means nothing to config.advise.unit = 'flops'",
+            "utilisation = 0.5 is not read by config.advise.unit = 'flops'",
         ),
     ],
 )

@@ -723,7 +723,7 @@ def test_side_is_that_of_the_pictures(trained):
         ({"frontier.steps": (8, 4)}, "must be positive and increase"),
         ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),
         ({"evaluate.metrics": ("inception_score",)}, "inception_score, which needs"),
-        ({"evaluate.network": "none", "evaluate.seed": 3}, "means nothing"),
+        ({"evaluate.network": "none", "evaluate.seed": 3}, "is not read"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tiny, fields, said):

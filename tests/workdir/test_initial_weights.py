@@ -264,8 +264,8 @@ def test_a_name_of_nothing_is_refused(recipe, source, name, why):
     [
         ({"init_exceptions": ("exit/*",)}, "is not PATTERN=TREATMENT; treatments: "),
         ({"init_exceptions": ("exit/*=old",)}, "is not PATTERN=TREATMENT"),
-        ({"init_from": "", "init_exceptions": ("a=new",)}, "means nothing without"),
-        ({"init_from": "", "init_checksum": "ab"}, "means nothing without"),
+        ({"init_from": "", "init_exceptions": ("a=new",)}, "is not read without"),
+        ({"init_from": "", "init_checksum": "ab"}, "is not read without"),
     ],
 )
 def test_exceptions_are_checked(recipe, fields, why):
