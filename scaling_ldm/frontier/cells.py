@@ -86,7 +86,14 @@ class CellTable:
 
 
 def cost_of(cell: Cell, name: str) -> float:
-    """What one image costs, by a name of `COSTS`; equal costs are equal numbers."""
+    """The cost of one image with a cell's settings; equal costs are equal numbers.
+
+    Args:
+      name: a name of COSTS, which gives the unit.
+
+    Raises:
+      ValueError: an unknown name.
+    """
     if name not in COSTS:
         raise ValueError(f"unknown cost {name!r}; known: {', '.join(COSTS)}")
     return float(f"{COSTS[name](cell):.12g}")

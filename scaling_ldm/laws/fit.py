@@ -205,7 +205,17 @@ def parametric(
 
     Points that `isoflop` would exclude are refused here: this result has no place to
     name them. With `huber`, a run that diverged may stay. See `surface.surface` for the
-    method, the options and the refusals.
+    method.
+
+    Args:
+      points, metric, size: as for `isoflop`.
+      huber, confidence, bootstrap, seed: as for `surface.surface`.
+
+    Returns:
+      The surface; or a refusal, as `surface.surface`, or of unusable points.
+
+    Raises:
+      ValueError: options out of range, or points of another form.
     """
     kept, excluded = read(points, metric, size)
     if huber is None:

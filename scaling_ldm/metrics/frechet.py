@@ -114,11 +114,20 @@ def distance_from_features(features_ND: np.ndarray, reference: Reference) -> flo
 def bootstrap(
     features_ND: np.ndarray, reference: Reference, *, replicates: int, seed: int
 ) -> ValuesS:
-    """Distances of N rows drawn with replacement.
+    """Distances of N rows drawn with replacement, float64 [replicates].
 
     A replicate has about 0.63 N distinct rows, so it has the bias of fewer images:
     replicates lie above the distance of the features. Their spread is that of the
     distance. For an interval around the distance use `interval`.
+
+    Args:
+      features_ND: N rows of D features.
+      reference: the prepared Gaussian that they are compared with.
+      replicates: number of draws.
+      seed: of the draws.
+
+    Raises:
+      ValueError: as `distance_from_features`.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     n = sample.count

@@ -98,6 +98,12 @@ def precision_recall(
     Both intervals stay in [0, 1], and those around 0 and 1 have a width. The bias of
     finite N and M is in the values, not in the intervals.
 
+    Args:
+      real_ND, generated_MD, k: as for `compare`.
+      seed: of the random subsets.
+      replicates: number of subsets.
+      level: of both intervals.
+
     Returns:
       (precision, recall).
 

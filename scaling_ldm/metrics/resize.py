@@ -112,6 +112,11 @@ def resize(
 def weights(length: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]:
     """The first input and the weights of each output along one axis.
 
+    Args:
+      length: inputs along the axis, in pixels.
+      new: outputs along the axis.
+      method: a name of FILTERS.
+
     Returns:
       int [new] and float64 [new, K]. K is the largest number of inputs of an output;
       shorter rows are padded with zeros.

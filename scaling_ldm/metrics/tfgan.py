@@ -31,6 +31,10 @@ def distance(
 ) -> float:
     """The squared Frechet distance as TensorFlow-GAN computes it, in float64.
 
+    Args:
+      mean_a, mean_b: [D].
+      cov_a, cov_b: [D, D].
+
     Raises:
       ImportError: its packages are not installed.
     """

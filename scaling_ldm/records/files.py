@@ -232,7 +232,15 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike, kind: Any = object) -> Any:
-    """The record of a file that holds one; raises as `loads`."""
+    """The record of a file that holds one.
+
+    Args:
+      kind: the class of record that it must be.
+
+    Raises:
+      Damaged: the file does not hold such a record.
+      NewerVersion: a newer version of the library wrote it.
+    """
     try:
         return loads(pathlib.Path(path).read_bytes(), path, kind)
     except Damaged as e:

@@ -25,7 +25,11 @@ Fields = dict[str, Any]
 
 
 def stamped(value: Mapping[str, Any]) -> Fields:
-    """A JSON object of a file, with the version of its schema."""
+    """A JSON object of a file, with the version of its schema.
+
+    Raises:
+      ValueError: the object has a key "version" already.
+    """
     if _KEY in value:
         raise ValueError(f"{_KEY!r} is the version of a file's schema")
     return {_KEY: SCHEMA, **value}

@@ -66,7 +66,14 @@ def per_example_loss(
     *,
     objective: denoise.DiffusionObjective,
 ) -> ValueB:
-    """Unweighted squared error of each sample, [B]; its index gives its noise."""
+    """Unweighted mean squared error of each sample, float32 [B].
+
+    Args:
+      apply, params, x0_BHWC, cond, objective: as for `denoise.per_example_loss`.
+      t_B: the samples' times, from `stratified_times`.
+      index_B: the number of each sample in the validation set.
+      key: the noise of a sample is drawn from this key and its number alone.
+    """
 
     def noise(index: Any) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, index), x0_BHWC.shape[1:])

@@ -300,5 +300,9 @@ def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: mmdit.MMDiTConfig
 ) -> None:
-    """Writes parameters so that diffusers reads them."""
+    """Writes parameters so that diffusers reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     layout.save(layout.write(pairs(config), params, fixed(config)), path)

@@ -85,6 +85,9 @@ def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layou
 
     Args:
       linear_projection: true for Stable Diffusion 2, false for 1.
+
+    Raises:
+      ValueError: a U-Net with a vocabulary of its own, which no published one has.
     """
     if config.vocab_size:
         raise ValueError("published U-Nets read text features: vocab_size must be 0")
@@ -237,6 +240,10 @@ def load(
 ) -> dict[str, Any]:
     """Reads parameters from safetensors that diffusers wrote.
 
+    Args:
+      path: a file, or a directory as `files.stored` takes it.
+      linear_projection: as for `pairs`.
+
     Raises:
       WeightsError: the file belongs to another network, all of whose differences are
         listed, or the config.json beside it has other settings, such as heads.
@@ -255,5 +262,10 @@ def save(
     config: unet.UNetConfig,
     linear_projection: bool = True,
 ) -> None:
-    """Writes parameters so that diffusers reads them."""
+    """Writes parameters so that diffusers reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+      linear_projection: as for `pairs`.
+    """
     layout.save(layout.write(pairs(config, linear_projection), params), path)
