@@ -215,7 +215,7 @@ def parametric(
       The surface; or a refusal, as `surface.surface`, or of unusable points.
 
     Raises:
-      ValueError: options out of range, or points of another form.
+      ValueError: points of another form.
     """
     kept, excluded = read(points, metric, size)
     if huber is None:

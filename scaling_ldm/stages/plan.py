@@ -112,7 +112,7 @@ def _values_of_no_run(
     """A line for each value of an axis that no run has."""
     return [
         f"no run has {name} {run_names.value_text(value)}: config.plan.axes_only "
-        "leaves it no size of its budgets; see config.plan.sizes_per_budget"
+        "excludes every size that its budgets use; see config.plan.sizes_per_budget"
         for name, values in cfg.axes
         for value in values
         if not any(axes.chosen(row.overrides, name) == value for row in rows)
