@@ -155,8 +155,8 @@ def training_pictures(
 ) -> dict[str, int]:
     """Pictures in the training split of each part whose records are finished.
 
-    Left out are a part that is painted while it is read, because its number of pictures
-    is unlimited, and one whose records are missing or belong to another experiment.
+    A part that is painted while it is read is left out, because its number of pictures
+    is unlimited. So is a part whose records are missing or are another experiment's.
     """
     found = {}
     for name, (part, folder) in parts(experiment, workdir).items():

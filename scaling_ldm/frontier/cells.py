@@ -125,9 +125,9 @@ def compare(
       allow_protocols: hashes of protocols that may be compared although they differ.
 
     Raises:
-      ValueError: no usable cell, a cell twice, several metrics, several protocols not
-        allowed by name, a cost that is not positive, a model with two sizes or costs,
-        a metric that is better if it is higher.
+      ValueError: no usable cell; a cell given twice; several metrics, or one that is
+        better if it is higher; several protocols that are not allowed by name; a cost
+        that is not positive; a model with two sizes or costs.
     """
     if not 0 < level < 1 or bootstrap < 1:
         raise ValueError(

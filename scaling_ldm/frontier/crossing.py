@@ -32,9 +32,10 @@ def crossings(
 ) -> tuple[Crossing | Refusal, ...]:
     """For each pair of neighbouring sizes, the cost from which the larger wins.
 
-    A refusal's reason is "never" (at the largest cost measured, the smaller is still
-    the better one), "always" (the larger wins at every cost at which both can run),
-    "uncertain" (more draws than the level allows say otherwise) or "the same size".
+    A refusal has one of four reasons. "never": at the largest cost measured, the
+    smaller is still the better one. "always": the larger wins at every cost at which
+    both can run. "uncertain": more draws than the level allows say otherwise. "the same
+    size": there is no larger one.
 
     Args:
       cells: of one metric and protocol.

@@ -188,11 +188,11 @@ def infinity(
     reference's own finite size stays in the value.
 
     The bias is a series in dimensions / n; the line is its beginning. Let d be the
-    number of principal directions that hold 99% of the variance. For Gaussians whose
-    variances are equal, or fall by a power or exponentially, the value is off by less
-    than about a tenth of the removed bias if the smallest subset has at least 2 d rows.
-    With fewer rows it is off by up to half of it, below the truth; with far fewer rows
-    it is above the truth. The estimate then says so in `doubt`.
+    number of principal directions that hold 99% of the variance. Tried were Gaussians
+    whose variances are equal, or fall by a power or exponentially. If the smallest
+    subset has at least 2 d rows, the value is off by less than about a tenth of the
+    removed bias. With fewer rows it is too low by up to half of it; with far fewer rows
+    it is too high. The estimate then says so in `doubt`.
 
     Args:
       points: number of sizes.

@@ -92,8 +92,8 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       ConfigError: the network's weights, the reference or the backend's packages are
-        missing or wrong, there are too few pictures for a metric, or a metric needs
-        features of real pictures where the reference holds only statistics.
+        missing or wrong; there are too few pictures for a metric; or a metric needs
+        features of real pictures, and the reference holds only statistics.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":

@@ -93,8 +93,8 @@ def check(experiment: config.Experiment, trains: bool = False) -> None:
 
     Raises:
       config.ConfigError: the sampler cannot use this spacing with this schedule and
-        prediction, config.generate.weights are of another network or given where
-        the study trains, or no run will be the best one (see `runs.no_best_run`).
+        prediction; config.generate.weights are of another network, or are given in a
+        study that trains; or no run will be the best one (see `runs.no_best_run`).
     """
     cfg, objectives = experiment.generate, axes.objectives(experiment)
     if cfg.weights and trains:

@@ -1,9 +1,10 @@
 """State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
 
-A checkpoint is an orbax composite of the sharded train state and a small JSON document
-(data iterator state, RunSpec, clock, checksum of the state, digest of the rest). It is
-used only if orbax has committed it, and if the checksum and the digest of what is read
-equal the saved ones. Otherwise the one before it is used, and a line says so.
+A checkpoint is an orbax composite of the sharded train state and a small JSON document.
+The document holds the state of the data iterator, the RunSpec, the clock, the checksum
+of the train state and a digest of the rest. A checkpoint is used only if orbax has
+committed it, and if the checksum and the digest of what is read equal the saved ones.
+Otherwise the one before it is used, and a line says so.
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ def join(
       processes: how many there are in the job.
       process_id: which of them this one is.
       lost: called when another process does not join within WAIT seconds, and when jax
-        aborts this process, which jax does after SILENCE seconds without a sign of
-        another one. Its argument says what happened, or is "". It must end the process.
+        aborts this process. jax does so after SILENCE seconds without a sign of another
+        one. The argument says what happened, or is "". The function must end the
+        process.
 
     Raises:
       ConfigError: some but not all of the three flags, or of the variables that

@@ -4,8 +4,8 @@ Sample i always has the same picture, the same noise (from its own key) and the 
 time. Its time is the i-th of a fixed permutation of the midpoints of n equal strata of
 the distribution of t. So n times cover the distribution evenly (on a table of steps,
 the whole steps that they fall in). Two batch sizes, device counts or restarts then
-differ by rounding alone, and two sizes of network are compared without the variance
-over t, which is the largest part of the variance of a diffusion loss.
+differ by rounding alone. Two sizes of network are compared without the variance over t,
+which is the largest part of the variance of a diffusion loss.
 
 The error is that of the network's own prediction, unweighted. If the weighting were a
 part of the measure, two weightings could not be compared. Losses of different kinds of
