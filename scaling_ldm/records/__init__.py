@@ -4,8 +4,9 @@
 exception of the library. `files` writes and reads records, `whole_files` writes files
 whole or not at all, `upgrade` reads the files of older versions. `table` reads the
 measurements of studies as one table, `rows_of` makes its rows, `joined` adds them to
-evaluations and the frontier, and `results` finds those of the last steps of runs. May
-import: the standard library alone; `write_parquet` imports pyarrow.
+evaluations and the frontier, and `results` finds those of the last steps of runs.
+
+May import: the standard library alone; `write_parquet` imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
