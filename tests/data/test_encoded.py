@@ -394,7 +394,7 @@ def test_unfinished_and_empty_folders_say_what_to_do(tmp_path):
 
 def test_a_split_without_pictures_is_refused(folder, monkeypatch):
     monkeypatch.setattr(shards, "held_out_bits", lambda s: np.zeros(s["records"], bool))
-    with pytest.raises(config.ConfigError, match="none is in the validation split"):
+    with pytest.raises(config.ConfigError, match="pictures is in the validation split"):
         encoded.Encoded(folder, experiment(), "validation")
 
 

@@ -268,7 +268,7 @@ def test_weights_that_are_not_the_cards_are_refused(every, name, tmp_path):
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(config.ConfigError, match=f"not those that {exports.CARD}"):
+    with pytest.raises(config.ConfigError, match=f"not those of {exports.CARD}"):
         exports.read_model(experiment, str(folder))
     # Before anything runs, and before the working directory is taken.
     assert ran(trained.wanted(folder), tmp_path / "new", "generate") == 2
@@ -474,7 +474,7 @@ def test_an_export_of_a_newer_version_is_refused(native, tmp_path, name):
     ("held", "said"),
     [
         (None, "no such folder"),
-        ({}, "no folder with a config.json beside its weights"),
+        ({}, "not a folder with a config.json beside its weights"),
         ({"config.json": "{}"}, "no known layout; pictures can be drawn with"),
         ({"config.json": '{"_class_name": "AutoencoderKL"}'}, "is of AutoencoderKL"),
         ({"config.json": '{"experiment": {}}'}, "no training.json in it: export again"),

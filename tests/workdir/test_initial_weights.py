@@ -152,7 +152,7 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(config.ConfigError, match="the weights are not those that"):
+    with pytest.raises(config.ConfigError, match="the weights are not those of"):
         identified(later(recipe, moved))
     (moved / "training.json").unlink()
     changed = identified(later(recipe, moved))
@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("{}", "name a run of it, as in"),
+        ("{}", "name one of its runs, as in"),
         ("{}#none", "no run 'none' in"),
         ("{}#" + RUN + "@3", "has no checkpoint of step 3; it has"),
         ("{}#" + RUN + "@last", "the step 'last' is not a number"),
