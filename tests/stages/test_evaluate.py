@@ -717,8 +717,8 @@ def test_side_is_that_of_the_pictures(trained):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"evaluate.metrics": ("fid",)}, "each of fd, fd_infinity"),
-        ({"frontier.samplers": ("ddim", "ddim")}, "each of ddim"),
+        ({"evaluate.metrics": ("fid",)}, "may hold fd, fd_infinity"),
+        ({"frontier.samplers": ("ddim", "ddim")}, "may hold ddim"),
         ({"evaluate.bootstrap": 1}, "one resample shows no spread"),
         ({"frontier.steps": (8, 4)}, "must be positive and increase"),
         ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),

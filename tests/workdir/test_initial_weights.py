@@ -165,7 +165,9 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
     there = identified(later(recipe, f"{tmp_path / 'study'}#{RUN}"))
     assert there.recipe_hash == ema.recipe_hash
     given = later(recipe, workdir / "export", train__init_checksum="ab")
-    with pytest.raises(config.ConfigError, match="init_checksum = 'ab': the weights"):
+    with pytest.raises(
+        config.ConfigError, match="'ab', but the checksum of the weights"
+    ):
         identified(given)
 
 
