@@ -182,7 +182,7 @@ REFUSED = {
     "end": (lambda: samplers.grid(TABLE, 5, end="zero"), "'zero' is none of data, sch"),
     "end twice": (
         lambda: samplers.sample(FLOWING, KEY, shape=SHAPE, grid="leading"),
-        "t = 0, is where the grid ends: .* leave it out of the times",
+        "t = 0, is where the grid ends. .* leave it out of the times",
     ),
     "grid of another": (
         lambda: sample(shape=SHAPE, grid=samplers.grid(FLOW, 5)),
