@@ -50,8 +50,8 @@ def find(path: str | pathlib.Path, like: Any) -> Published:
     """The weights in a folder or file; their tensors are not read yet.
 
     Args:
-      like: config of a network of that architecture. It gives the settings that the
-        layout lacks: tokens of a caption, sides of a latent, heads.
+      like: config of a network of that architecture. It gives tokens of a caption,
+        sides of a latent and heads, if the layout lacks them.
 
     Raises:
       WeightsError: another layout, or a network that cannot be built here.
