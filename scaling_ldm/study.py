@@ -26,7 +26,7 @@ from scaling_ldm.workdir import ending, lock, ownership
 
 EXIT = {
     "done": 0,
-    "defect": 1,  # as of every Python program
+    "defect": 1,  # as in every Python program
     "bad configuration": 2,
     "storage": 3,
     "lost a process": 4,
@@ -45,8 +45,8 @@ LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
 )
-# Stages that one command at a time runs in a workdir. Beside it, others may read it;
-# and with --run, commands share the stages of ROW, each with its own row to train.
+# Stages that only one command at a time may run in a workdir; others may read it
+# meanwhile. With --run, commands share the stages of ROW: each trains its own row.
 WRITING = ("plan", "encode", "train", "generate", "evaluate", "frontier", "export")
 ROW = ("plan", "encode", "train")
 
@@ -78,7 +78,7 @@ def run(
         command_line.check_job(*cluster)
         names = _stages(stages, only)
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
-        signals.understand(experiment.train)
+        signals.configure(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
     except Exception as e:
         if exit_status(e) == EXIT["defect"] and not ending.in_a_job():
@@ -125,7 +125,7 @@ def _stop(error: Exception) -> int:
 
 def _lost(why: str = LOST) -> None:
     """Ends this process of a job that cannot go on."""
-    if heard := signals.current().heard:  # another process was faster
+    if heard := signals.current().heard:  # the job was stopped, no process was lost
         _stopped(heard)
     ending.now(why or LOST, EXIT["lost a process"])
 
@@ -151,7 +151,7 @@ def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
     """The stages to run, in order."""
     if stages is not None:
         return command_line.check_stages(stages)
-    # With one run of a sweep the study cannot be read yet.
+    # One run of a sweep does not complete the study, so nothing is fitted yet.
     return config.STAGES if only is None else ("plan", "encode", "train")
 
 
@@ -168,7 +168,7 @@ class _Study:
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
     status: int = EXIT["done"]
-    job: signals.Job | None = None  # that this process has joined
+    job: signals.Job | None = None  # the job that this process has joined
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
@@ -176,7 +176,7 @@ class _Study:
             self._start_devices()
         self.experiment = ownership.as_made(self.experiment, self.workdir, self.stages)
         self._check_stages()
-        signals.understand(self.experiment.train, self.job)
+        signals.configure(self.experiment.train, self.job)
         with contextlib.ExitStack() as held:
             self._own_workdir(held)
             self._run_stages()

@@ -161,7 +161,7 @@ def problems_of(e: Experiment) -> list[str]:
     found, plan = [], e.plan
     paths = [path for name, _ in plan.axes for path in name.split(",")]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
-        found.append(f"config.plan.axes: {path} is in it twice")
+        found.append(f"config.plan.axes: {path} is given twice")
     if "model.text_width" in paths and not e.reads_words:
         found.append(
             "config.plan.axes: model.text_width cannot be an axis: the records of the "
@@ -249,7 +249,7 @@ def combinations(plan: PlanConfig) -> list[dict[str, Any]]:
 
 
 def variants(experiment: Experiment) -> Iterator[Experiment]:
-    """The experiments of the runs, whatever their size and budget."""
+    """The experiment of each combination of values, without size and budget."""
     for overrides in combinations(experiment.plan):
         yield with_overrides(experiment, overrides)
 
@@ -259,10 +259,10 @@ def objectives(experiment: Experiment) -> list[Experiment]:
     return list({one.objective: one for one in variants(experiment)}.values())
 
 
-def takes(
+def allows(
     plan: PlanConfig, overrides: Overrides, budget: float | None, size: tuple[int, int]
 ) -> bool:
-    """Whether `axes_only` leaves a combination of values at this budget and size.
+    """Whether `axes_only` allows a combination of values at this budget and size.
 
     Args:
       budget: None where a study has no budgets.

@@ -55,7 +55,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
 
 
 def _check_names(e: fields.Experiment) -> list[str]:
-    """Values that are not in the table of their field, and a name of no folder."""
+    """Values that are not in the table of their field, and a bad name of the study."""
     problems = name_problems(e.name)
     for where, known in names.CHOICES.items():
         value = reads.value(e, where)
@@ -89,7 +89,7 @@ def _check_plan(e: fields.Experiment) -> list[str]:
     require(
         (e.plan.steps > 0) != (len(e.plan.budgets_flops) > 0),
         f"config.plan.steps = {e.plan.steps} and config.plan.budgets_flops = "
-        f"{e.plan.budgets_flops}: exactly one of them is given, the other is 0 or ()",
+        f"{e.plan.budgets_flops}: set exactly one, and leave the other at 0 or ()",
     )
     require(
         all(b > 0 for b in e.plan.budgets_flops),
@@ -101,7 +101,7 @@ def _check_plan(e: fields.Experiment) -> list[str]:
     )
     require(
         not (e.generate.run and e.generate.weights),
-        "config.generate.run and config.generate.weights: one of them, not both",
+        "config.generate.run and config.generate.weights: set one, not both",
     )
     own = e.generate.captions
     require(
@@ -110,9 +110,9 @@ def _check_plan(e: fields.Experiment) -> list[str]:
     )
     require(
         not own or e.evaluate.network == "none",
-        "config.generate.captions and config.evaluate.network: pictures of captions of "
-        "your own cannot be compared with held-out pictures, which have others; set "
-        "one of them",
+        "config.generate.captions and config.evaluate.network: set one, not both; "
+        "held-out pictures have other captions than your own, so the two sets cannot "
+        "be compared",
     )
     require(
         not own or not e.data.coarse,
@@ -126,7 +126,8 @@ def _check_plan(e: fields.Experiment) -> list[str]:
     )
     require(
         e.mesh.replica == -1 or e.mesh.replica > 0,
-        f"config.mesh.replica = {e.mesh.replica}: -1 (what is left) or positive",
+        f"config.mesh.replica = {e.mesh.replica}: must be positive, or -1 for all "
+        "devices that are left",
     )
     return problems
 
@@ -139,8 +140,8 @@ def _check_signals(cfg: fields.TrainConfig) -> list[str]:
         unknown = [value for value in values if value not in names.SIGNALS]
         if unknown or len(set(values)) < len(values):
             problems.append(
-                f"config.train.{field} = {values}: each of {', '.join(names.SIGNALS)}, "
-                "once"
+                f"config.train.{field} = {values}: may hold "
+                f"{', '.join(names.SIGNALS)}, each at most once"
             )
     if both := sorted(set(cfg.save_signals) & set(cfg.stop_signals)):
         problems.append(
@@ -158,8 +159,8 @@ def _check_fit(e: fields.Experiment) -> list[str]:
     problems = []
     if "" in e.fit.metrics or len(set(e.fit.metrics)) < len(e.fit.metrics):
         problems.append(
-            f"config.fit.metrics = {e.fit.metrics}: each a metric of the table of "
-            "measurements, once"
+            f"config.fit.metrics = {e.fit.metrics}: may hold metrics of the table of "
+            "measurements, each at most once"
         )
     known = (names.RAW, *e.optimizer.averages)
     varied = any("optimizer.averages" in name for name, _ in e.plan.axes)
@@ -183,7 +184,8 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         unknown = [value for value in values if value not in known]
         if unknown or len(set(values)) < len(values):
             problems.append(
-                f"config.{where} = {values}: each of {', '.join(known)}, once"
+                f"config.{where} = {values}: may hold {', '.join(known)}, each at most "
+                "once"
             )
     for where in ("frontier.steps", "frontier.guidances"):
         values = reads.value(e, where)
@@ -196,7 +198,8 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         )
     if e.evaluate.bootstrap == 1:
         problems.append(
-            "config.evaluate.bootstrap = 1: one resample shows no spread; 0 or >= 2"
+            "config.evaluate.bootstrap = 1: one resample shows no spread; set 0, "
+            "or at least 2"
         )
     if e.frontier.images and e.evaluate.network == "none":
         problems.append(
@@ -372,15 +375,15 @@ def _check_objective(o: fields.ObjectiveConfig) -> list[str]:
             else "config.objective.schedule = 'rectified_flow'"
         )
         problems.append(
-            f"config.objective.prediction = {o.prediction!r} with {cause}: where all "
-            "is noise it says nothing of the picture; use v, x0 or flow"
+            f"config.objective.prediction = {o.prediction!r} with {cause}: at pure "
+            "noise this prediction does not determine the picture; use v, x0 or flow"
         )
     short = o.schedule_steps < 1000 and not o.zero_terminal_snr
     if o.schedule in ("linear", "scaled_linear") and short:
         problems.append(
             f"config.objective.schedule_steps = {o.schedule_steps} with schedule "
-            f"{o.schedule!r}: its betas are those of 1000 steps, fewer leave the "
-            "picture visible at the end; use cosine, or zero_terminal_snr"
+            f"{o.schedule!r}: its betas are made for 1000 steps. With fewer steps "
+            "the picture is still visible at the end; use cosine, or zero_terminal_snr"
         )
     if o.schedule == "edm":
         problems.append(

@@ -56,8 +56,8 @@ def help_text(arguments: Sequence[str], of_libraries: Callable[[], str]) -> str:
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Splits arguments into the experiment file ("": none is given) and the rest.
 
-    In the rest, every `--config.SECTION.FIELD` has today's name of the field. Of a
-    field that is given twice, the last value is left.
+    In the rest, every `--config.SECTION.FIELD` has the current name of the field. Of a
+    field that is given twice, only the last value is kept.
 
     Raises:
       ConfigError: a field does not exist, or is given without a value.
@@ -72,8 +72,8 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
         elif match := re.match(r"(--?(?:no)?config\.)(.*)", flag):
             if where := _first_values(match[2]):
                 value = value if equals else (arguments or [""]).pop(0)
-                for name, of_today in given_as(*where, value.strip("'\"")).items():
-                    fields[f"{where[0]}.{name}"] = str(of_today)
+                for name, current in given_as(*where, value.strip("'\"")).items():
+                    fields[f"{where[0]}.{name}"] = str(current)
                 continue
             name = _field(match[2])
             if "no" in match[1][:4] or isinstance(_default(name), bool):
@@ -95,7 +95,7 @@ def _default(where: str) -> Any:
 
 
 def _first_values(where: str) -> identity.Field | None:
-    """The field of today, if "section.name" is an old one with other values."""
+    """The current field, if "section.name" is an old one that had other values."""
     return next(
         (
             (section, field)
@@ -107,7 +107,7 @@ def _first_values(where: str) -> identity.Field | None:
 
 
 def _field(where: str) -> str:
-    """Today's name of the field "section.name".
+    """The current name of the field "section.name".
 
     Raises:
       ConfigError: there is no such field.
@@ -187,12 +187,15 @@ def unknown_flag(name: str) -> str:
 
 
 def check_left(path: str, words: Sequence[str]) -> None:
-    """Checks what is left when all flags are parsed.
+    """Checks the words that are left when all flags are parsed.
 
     Raises:
       ConfigError: no experiment file is given, or words that belong to no flag.
     """
     if words:
-        raise ConfigError(f"what is {' '.join(words)!r}? --help shows the flags")
+        raise ConfigError(f"{' '.join(words)!r} is no flag; --help shows the flags")
     if not path:
-        raise ConfigError("which experiment? give --config=experiments/tiny.py")
+        raise ConfigError(
+            "no experiment is given: add --config=FILE, as in "
+            "--config=experiments/tiny.py"
+        )

@@ -11,7 +11,7 @@ import ml_collections
 
 from scaling_ldm.config import axes, names
 from scaling_ldm.config.fields import Experiment
-from scaling_ldm.config.identity import FIRST_NAMES, today
+from scaling_ldm.config.identity import FIRST_NAMES, current
 from scaling_ldm.records.errors import UnknownKey
 
 
@@ -19,14 +19,15 @@ class ExperimentDict(ml_collections.ConfigDict):
     """A ConfigDict that explains an unknown field and accepts a renamed one.
 
     An experiment file is stopped at the line that sets or reads a field that does not
-    exist, with the nearest one. A field under its first name is the field of today. A
-    mapping for a field that holds a tuple becomes pairs: keys may then have dots.
+    exist, with the nearest one. The first name of a renamed field stands for its
+    current name. A mapping for a field that holds a tuple becomes pairs, so that its
+    keys may have dots.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and (renamed := self._renamed(key)):
-            for name, of_today in given_as(*renamed, value).items():
-                super().__setitem__(name, of_today)
+            for name, current_value in given_as(*renamed, value).items():
+                super().__setitem__(name, current_value)
             return
         if self.is_locked and key not in self:
             raise UnknownKey(unknown(key, self.keys()))
@@ -43,7 +44,7 @@ class ExperimentDict(ml_collections.ConfigDict):
         return super().__getitem__(key)
 
     def _renamed(self, key: str) -> tuple[str, str] | None:
-        """Section and today's name of a field under its first name."""
+        """Section and current name of a field under its first name."""
         for (section, field), first in FIRST_NAMES.items():
             if key == first and key not in self and field in self:
                 return section, field
@@ -68,8 +69,8 @@ def say_renamed(section: str, field: str) -> None:
 
 
 def given_as(section: str, field: str, value: Any) -> dict[str, Any]:
-    """As `identity.today`; tells the user what the value under the old name is now."""
-    found = today(section, field, value)
+    """As `identity.current`; tells the user the current fields and values."""
+    found = current(section, field, value)
     if found == {field: value}:
         say_renamed(section, field)
         return found

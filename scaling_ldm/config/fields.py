@@ -24,7 +24,7 @@ class DataConfig:
     captions: str = ""
     label: str = ""  # column or feature with the number of the class; "": none
     # Parts of the training stream, {name: share of the pictures}, or (name, share)
-    # pairs. (): one part, which the fields above say.
+    # pairs. (): one source, given by the fields above.
     mix: tuple[tuple[str, float], ...] = ()
     # What a part has of its own, {name of the part: {field: value}}: source, path,
     # split, captions, label, split_by, validation_path, validation_split,
@@ -36,15 +36,15 @@ class DataConfig:
     text_tokens: int = 16  # positions of a caption; shorter captions are padded
     vocab_size: int = 2048  # caption words with an embedding of their own
     validation_fraction: float = 0.05  # share that is kept out of training
-    # What it is a share of, one of SPLIT_BY. "auto": of the captions where these are
-    # many, else of the pictures of each label or caption.
+    # What validation_fraction is a share of; one of SPLIT_BY. "auto": of the captions
+    # if there are many, else of the pictures of each label or caption.
     split_by: str = "auto"
-    # Pictures that are held out instead, of the same source; "": a share of the others.
+    # A set of the same source that is held out instead; "": a share is.
     validation_path: str = ""
-    # Their split, for the tfds and huggingface sources; "" for that of the files.
+    # Split that is held out, for the tfds and huggingface sources; "": the only one.
     validation_split: str = ""
-    # Fewer held-out pictures are an error, and so is a label on one side alone. 0: they
-    # are not.
+    # Fewer held-out pictures are an error, and so is a label that only one side has.
+    # 0: both are accepted.
     validation_minimum: int = 50
     prefetch_batches: int = 2  # batches prepared ahead of the training step
     seed: int = 0  # seed of the stream: order, colours, captions
@@ -195,14 +195,14 @@ class TrainConfig:
     # Weights to start from: WORKDIR#RUN_ID[@STEP][:raw], or a folder or file of
     # weights; "": random ones.
     init_from: str = ""
-    # What may differ from these weights: PATTERN=TREATMENT with a pattern of paths of
-    # parameters; one of INIT_TREATMENTS each.
+    # What may differ from these weights, as PATTERN=TREATMENT: a pattern of parameter
+    # paths, and one of INIT_TREATMENTS.
     init_exceptions: tuple[str, ...] = ()
     init_checksum: str = ""  # identity of these weights; filled in when they are read
     steps_per_dispatch: int = 1  # optimizer steps in one compiled call
     optimize_code: bool = True  # False: on a CPU, compile faster and run slower
     checkpoints_per_run: int = 10  # evenly spaced; the last one is at the end
-    keep_checkpoints: int = 2  # newest checkpoints that are kept; older ones go
+    keep_checkpoints: int = 2  # newest checkpoints to keep; older ones are removed
     # Training FLOPs at which a run's checkpoint is never removed, like its last one.
     checkpoint_flops: tuple[float, ...] = ()
     # Minutes after a checkpoint at which another one is written; 0: only those above.
@@ -227,9 +227,9 @@ class ValidationConfig:
     # Part of data.mix whose held-out pictures are measured, drawn and compared with;
     # "": the first one; "mix": all of them, in their shares.
     part: str = ""
-    # Times during a run at which the loss is measured, evenly spaced in log FLOPs over
-    # its last two decades, beside the smaller budgets of the plan; fewer where they
-    # would take over 2% of its FLOPs. It is always measured at the end. 0: there alone.
+    # How often the loss is measured during a run, evenly spaced in log FLOPs over its
+    # last two decades, and also at the smaller budgets of the plan. There are fewer if
+    # they would take over 2% of its FLOPs. The end is always measured; 0: only the end.
     marks: int = 20
 
 
@@ -278,7 +278,7 @@ class EvaluateConfig:
     confidence: float = 0.9  # level of the interval
     seed: int = 0  # seed of the resamples
     # What is measured of every finished run on the held-out pictures of
-    # config.validation, without drawing any: some of HELD_OUT_METRICS.
+    # config.validation, without sampling: some of HELD_OUT_METRICS.
     held_out: tuple[str, ...] = ()
     held_out_draws: int = 16  # times t at which each held-out picture is measured
 
@@ -314,8 +314,8 @@ class FitConfig:
     # What counts as the loss: metrics of the table of measurements, e.g. "fd_clip".
     metrics: tuple[str, ...] = ("loss",)
     weights: str = ""  # "raw", an average's name, or "": the run's first average
-    # Where a metric was measured by several protocols, the one to fit: beginnings of
-    # their hashes, at most one of each metric. Of the others, the one of all runs.
+    # Which protocol to fit if a metric was measured by several: the first characters of
+    # its hash, at most one for each metric. Otherwise the one that all runs have.
     protocols: tuple[str, ...] = ()
     size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
     confidence: float = 0.9  # level of the intervals

@@ -92,7 +92,8 @@ def resolve(
     """Checks an experiment, as a ConfigDict or nested dicts, and freezes it.
 
     Args:
-      unknown: as `continued`; of the working directory that it continues.
+      unknown: fields that the continued working directory was made without; see
+        `continued`.
 
     Raises:
       ConfigError: unknown keys (with the nearest known one), wrong types, values out
@@ -106,7 +107,7 @@ def resolve(
     if not problems:
         given = _choose_text_encoder(experiment)
         experiment = identity.continued(given, unknown)
-        # Values of before may be read by nothing.
+        # A value that `continued` has set may be unread; that is no error.
         of_before = {*reads.unread(experiment)} - {*reads.unread(given)}
         problems = [p for p in checks.problems_of(experiment) if p not in of_before]
         problems += axes.problems_of(experiment)
@@ -123,14 +124,14 @@ def _refuse(problems: list[str]) -> None:
 
 
 def continued(experiment: Experiment, unknown: Iterable[identity.Field]) -> Experiment:
-    """The experiment as it continues a working directory that was made before fields.
+    """The experiment with the values that an older working directory was made with.
 
     Args:
-      unknown: the fields that its version did not know. Those that are at their
-        defaults take the values of before, whether they are read or not.
+      unknown: the fields that the directory's version did not know. Each of them that
+        is at its default takes its value in `identity.SINCE`, even if nothing reads it.
 
     Raises:
-      ConfigError: other fields do not fit the values of before.
+      ConfigError: other fields do not fit these values.
     """
     found = identity.continued(experiment, unknown)
     unread = reads.unread(found)
@@ -164,7 +165,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     defaults = cls()
     known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(cls)}
     values = {}
-    for key, value in _today(given, where).items():
+    for key, value in _current(given, where).items():
         if key not in known:
             problems.append(unknown(key, list(known), f"{where}."))
         elif dataclasses.is_dataclass(known[key]):
@@ -182,8 +183,8 @@ def _build(cls: type, given: Mapping[str, Any], where: str, problems: list[str])
     return cls(**values)
 
 
-def _today(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given fields and values as today's; says which names are old."""
+def _current(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given fields and values under their current names; says which are old."""
     found = dict(given)
     for (section, field), first in identity.FIRST_NAMES.items():
         if where == f"config.{section}" and first in found:

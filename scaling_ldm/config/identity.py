@@ -16,10 +16,10 @@ from scaling_ldm.config import names
 
 Field = tuple[str, str]  # section, name
 
-# Fields that came after 0.1.0 -> the value with which a study runs as before they came.
+# Fields that came after 0.1.0 -> the value at which a study runs as without the field.
 # Every new field has a line here. Its default may be another value: a directory that
-# was made without the field goes on with the value here, and a new one starts with the
-# default.
+# was made without the field continues with the value here, and a new directory starts
+# with the default.
 SINCE: dict[Field, Any] = {
     ("plan", "axes"): (),
     ("plan", "axes_only"): (),
@@ -57,14 +57,14 @@ SINCE: dict[Field, Any] = {
     ("evaluate", "held_out"): (),
     ("evaluate", "held_out_draws"): 16,
 }
-# Renamed fields: today's name -> the first one. The recipe hash is of the first
-# names, so that working directories made before the renaming continue.
+# Renamed fields: current name -> first name. The recipe hash uses the first names, so
+# that working directories made before the renaming continue.
 FIRST_NAMES: dict[Field, str] = {
     ("objective", "timestep_sampling"): "time_law",
     ("train", "checkpoint_flops"): "keep_flops",
     ("fit", "metrics"): "metric",
 }
-# Of a renamed field whose values changed, too: first value -> fields of its section.
+# Renamed fields whose values changed too: first value -> fields of the same section.
 FIRST_VALUES: dict[Field, dict[str, dict[str, Any]]] = {
     ("fit", "metrics"): {
         "validation_loss": {"metrics": ("loss",), "weights": "raw"},
@@ -72,7 +72,7 @@ FIRST_VALUES: dict[Field, dict[str, dict[str, Any]]] = {
         "train_loss_smoothed": {"metrics": ("train_loss_smoothed",), "weights": ""},
     }
 }
-_GIVEN = "given"  # of a path that is there, wherever it is
+_GIVEN = "given"  # stands for a path in the digest: its place decides nothing
 _NO_RECIPE = (
     "plan",
     "mesh",
@@ -113,8 +113,8 @@ _NOT_IDENTITY: tuple[Field, ...] = (
 )
 
 
-def today(section: str, field: str, value: Any) -> dict[str, Any]:
-    """Fields of a section, with values, for a value under a field's first name."""
+def current(section: str, field: str, value: Any) -> dict[str, Any]:
+    """{current name: value} for a value that is given under a field's first name."""
     known = FIRST_VALUES.get((section, field), {})
     if known and isinstance(value, str):
         return dict(known.get(value, {field: (value,)}))
@@ -124,7 +124,7 @@ def today(section: str, field: str, value: Any) -> dict[str, Any]:
 def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an experiment, as nested dicts, that decides its runs' numbers.
 
-    A field under its first name is returned under today's name.
+    A field under its first name is returned under its current name.
     """
     kept = {
         section: dict(value) if isinstance(value, Mapping) else value
@@ -145,7 +145,7 @@ def deciding(experiment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop_unread(kept: dict[str, Any]) -> None:
-    """Removes later fields that decide nothing here, whatever their default is."""
+    """Removes fields of SINCE that decide nothing in this experiment."""
     data, encode = kept.get("data", {}), kept.get("encode", {})
     if data.get("source") in names.ENDLESS and not data.get("mix"):
         data.pop("split_by", None)
@@ -157,7 +157,7 @@ def _drop_unread(kept: dict[str, Any]) -> None:
 
 
 def _deciding_parts(parts: Iterable[Any]) -> list[Any]:
-    """The fields of `data.parts` that decide numbers, whatever their order."""
+    """The fields of `data.parts` that decide numbers, in one fixed order."""
     places = {f if s == "data" else f"{s}.{f}" for s, f in _NOT_IDENTITY}
     found = []
     for name, fields in sorted(parts):
@@ -184,7 +184,7 @@ def recipe_hash(experiment: Mapping[str, Any]) -> str:
 
 
 def as_before(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment, as nested dicts, without later fields that behave as before."""
+    """An experiment, as nested dicts, without fields at their values in SINCE."""
     found = {
         section: dict(value) if isinstance(value, Mapping) else value
         for section, value in experiment.items()
@@ -217,7 +217,7 @@ def unknown_to(experiment: Mapping[str, Any]) -> list[Field]:
 
 
 def continued(experiment: Any, unknown: Iterable[Field]) -> Any:
-    """An Experiment with the values of before for fields that are at their defaults.
+    """An Experiment with the values of SINCE for unknown fields at their defaults.
 
     Args:
       experiment: a `fields.Experiment`.

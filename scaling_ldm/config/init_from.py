@@ -1,4 +1,4 @@
-"""Weights that training starts from: how they and the exceptions are written."""
+"""How config.train.init_from and init_exceptions are written; parses both."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class RunWeights:
 
 
 def parsed(given: str) -> RunWeights | None:
-    """What config.train.init_from names, if it is a run; else it is a folder or file.
+    """The run that config.train.init_from names; None if it is a folder or file.
 
     Raises:
-      ValueError: a step that is no number.
+      ValueError: the step is not a number.
     """
     workdir, mark, run = given.rpartition("#")
     if not mark:
@@ -34,7 +34,7 @@ def parsed(given: str) -> RunWeights | None:
     run, _, weights = run.partition(":")
     run_id, at, step = run.partition("@")
     if at and not step.isdigit():
-        raise ValueError(f"{step!r} is no number of a step")
+        raise ValueError(f"the step {step!r} is not a number")
     return RunWeights(
         workdir=workdir,
         run_id=run_id,
@@ -50,11 +50,11 @@ def exception(given: str) -> tuple[str, str]:
 
 
 def problems_of(e: Experiment) -> list[str]:
-    """What is wrong with the weights to start from, as they are written."""
+    """What is wrong with the two fields, before any file is read."""
     cfg, found = e.train, []
     if not cfg.init_from:
         found += [
-            f"config.train.{name} = {getattr(cfg, name)!r} means nothing without "
+            f"config.train.{name} = {getattr(cfg, name)!r} is not read without "
             "config.train.init_from"
             for name in ("init_exceptions", "init_checksum")
             if getattr(cfg, name)

@@ -6,8 +6,9 @@
         "prior": {"source": "icons", "encode.pictures": 2000},
     }
 
-A part is the experiment with other fields: those that `data.parts` gives it. A part
-that names its source takes none from config.data that say which pictures there are.
+A part is the experiment with some fields changed: those that `data.parts` gives it. A
+part that names its own source ignores the fields of config.data that say which pictures
+there are.
 
 An experiment keeps both as tuples of (name, value) pairs, which is also how they are
 given on the command line. Everything here is a pure function of an experiment.
@@ -182,7 +183,7 @@ def _problems_of_mix(e: fields.Experiment) -> list[str]:
             found.append(f"{where}: config.data.mix has {listed}")
         fields_of_part = [field for field, _ in own]
         if given.count(name) > 1 or len(set(fields_of_part)) < len(own):
-            found.append(f"{where}: something is given twice")
+            found.append(f"{where}: the part or one of its fields is given twice")
     part = e.validation.part
     if part and part not in (*names_of_mix, *([EVERY] if names_of_mix else [])):
         known = ", ".join((*names_of_mix, EVERY)) if names_of_mix else "no parts"
@@ -210,8 +211,8 @@ def _problems_of_shares(e: fields.Experiment) -> list[str]:
         found.append(f"config.data.mix = {mix}: no share may be below {SMALLEST:g}")
     if len({name for name, _ in mix}) < len(mix) or len(mix) < 2:
         found.append(
-            f"config.data.mix = {mix}: two parts or more, each once; one part is what "
-            "config.data.source and the fields beside it say"
+            f"config.data.mix = {mix}: must have at least two parts, each once; for a "
+            "single source, set config.data.source and the fields beside it"
         )
     for name, _ in mix:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name == EVERY:
@@ -240,7 +241,7 @@ def _problems_of_records(e: fields.Experiment) -> list[str]:
         for field in PICTURES:
             if getattr(e.data, field) != getattr(default, field):
                 found.append(
-                    f"config.data.{field} = {getattr(e.data, field)!r} means nothing: "
+                    f"config.data.{field} = {getattr(e.data, field)!r} is not read: "
                     "every part of config.data.mix has a source of its own"
                 )
     return found

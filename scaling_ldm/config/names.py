@@ -100,9 +100,9 @@ LEARNING_RATE_SCHEDULES = {
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
-# What becomes of a parameter that may differ from the weights that training starts
-# from: zero: new inputs start at zero; new: it is newly initialised; drop: it is not
-# read; here: a setting of the network is as here.
+# How a parameter may differ from the weights that training starts from. zero: new
+# inputs start at zero. new: it is initialised anew. drop: it is not read. here: the
+# setting of this experiment's network is used.
 INIT_TREATMENTS = ("zero", "new", "drop", "here")
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop

@@ -27,7 +27,7 @@ def is_own(kind: str) -> bool:
 
 
 def source(cfg: ObjectiveConfig) -> pathlib.Path:
-    """The file that an objective of your own is in.
+    """The file that holds an objective of your own.
 
     Raises:
       ConfigError: there is no such file or module.
@@ -53,7 +53,7 @@ def source(cfg: ObjectiveConfig) -> pathlib.Path:
 
 
 def digest(path: pathlib.Path) -> str:
-    """What the recipe holds of a file of your own: a digest of its text."""
+    """The digest of a file's text, which the recipe holds."""
     return records.digest(path.read_text(encoding="utf-8"))
 
 
@@ -67,7 +67,7 @@ def resolved(e: Experiment, problems: list[str]) -> Experiment:
     if not is_own(cfg.kind):
         if cfg.digest:
             problems.append(
-                f"config.objective.digest = {cfg.digest!r} means nothing to "
+                f"config.objective.digest = {cfg.digest!r} is not read by "
                 f"config.objective.kind = {cfg.kind!r}; its default is ''"
             )
         cfg = dataclasses.replace(cfg, folder="")
@@ -80,8 +80,8 @@ def resolved(e: Experiment, problems: list[str]) -> Experiment:
         return e
     if cfg.digest not in ("", text):
         problems.append(
-            f"config.objective.digest = {cfg.digest!r}: the text of {path} is another "
-            f"one, {text}"
+            f"config.objective.digest = {cfg.digest!r}, but the digest of {path} is "
+            f"{text}: the file has changed. Put the old one back, or remove the field"
         )
     kind, folder = cfg.kind, ""
     if kind.rpartition(":")[0].endswith(".py"):

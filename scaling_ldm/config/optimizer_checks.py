@@ -29,7 +29,7 @@ def _check_averages(cfg: fields.OptimizerConfig) -> list[str]:
         problems.append(f"{where}: has duplicates")
     if names.EMA not in cfg.averages and cfg.ema_decay != _DEFAULTS.ema_decay:
         problems.append(
-            f"config.optimizer.ema_decay = {cfg.ema_decay} means nothing where "
+            f"config.optimizer.ema_decay = {cfg.ema_decay} is not read where "
             f"config.optimizer.averages does not name {names.EMA!r}; its default is "
             f"{_DEFAULTS.ema_decay}. To keep that average, set "
             f"config.optimizer.averages = ({names.EMA!r},)"
@@ -52,8 +52,8 @@ def _check_schedule(cfg: fields.OptimizerConfig) -> list[str]:
     if cfg.schedule == "wsd" and cfg.warmup_fraction + cfg.decay_fraction > 1:
         problems.append(
             f"config.optimizer.warmup_fraction = {cfg.warmup_fraction} and "
-            f"config.optimizer.decay_fraction = {cfg.decay_fraction}: together more "
-            "than the run"
+            f"config.optimizer.decay_fraction = {cfg.decay_fraction}: their sum "
+            "must not exceed 1"
         )
     return problems
 

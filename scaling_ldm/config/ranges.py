@@ -1,7 +1,7 @@
 """The range of each number of an experiment.
 
 A number that is not finite never gets here: `files.resolve` refuses it as it reads it.
-Every whole number has an upper end, because what counts with it holds 32 bits.
+Every whole number has an upper limit, because devices count in 32 bits.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _NOT_NEGATIVE = {
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
-    # A word beside the three reserved tokens of data.vocabulary.
+    # At least one word beside the three reserved tokens of data.vocabulary.
     ("data", "vocab_size", 4, names.LARGEST_VOCABULARY),
     ("data", "seed", 0, LARGEST_SEED),
     ("encode", "workers", 1, 1024),
@@ -117,7 +117,7 @@ def problems_of(e: fields.Experiment) -> list[str]:
     for where, value in _fields(e):
         most = _LARGEST.get(where, LARGEST_COUNT)
         if where not in known and any(n > most for n in _whole_numbers(value)):
-            problems.append(f"config.{where} = {value}: at most {most}")
+            problems.append(f"config.{where} = {value}: must be at most {most}")
         if where.split(".")[0] in _ON_DEVICE and not all(map(_float32, _floats(value))):
             problems.append(
                 f"config.{where} = {value}: a float32 is 0, or between "

@@ -111,7 +111,7 @@ def unread(e: fields.Experiment) -> list[str]:
         if given != default:
             found.setdefault(
                 field,
-                f"config.{field} = {given!r} means nothing {why}; its default is "
+                f"config.{field} = {given!r} is not read {why}; its default is "
                 f"{default!r}",
             )
 
@@ -123,7 +123,7 @@ def unread(e: fields.Experiment) -> list[str]:
             if chosen not in readers and not _records_read(e, field):
                 check(
                     field,
-                    f"to config.{choice} = {chosen!r}; it is for: {', '.join(readers)}",
+                    f"by config.{choice} = {chosen!r}; it is for: {', '.join(readers)}",
                 )
     networks = "config.encode.autoencoder or config.encode.text_encoder"
     if not e.encoded:

@@ -1,4 +1,4 @@
-"""What the runs of a study and their groups are called; see `axes`."""
+"""The names of the runs of a study and of their groups; see `axes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling_ldm.config import axes
 from scaling_ldm.config.axes import Overrides
 from scaling_ldm.config.fields import Experiment, PlanConfig
 
-# What a field is called in the id of a run, if not by its own name.
+# The short names of fields in the id of a run; other fields have their own name.
 _SHORT = {
     "optimizer.learning_rate": "lr",
     "train.batch_size": "batch",
@@ -30,7 +30,7 @@ def group_of(plan: PlanConfig, overrides: Overrides) -> str:
     said = []
     for path, value in overrides.items():
         if path != axes.SEED and path in several:
-            name = f"{called(path)} " if _SHORT.get(path) != "" else ""
+            name = f"{short_name(path)} " if _SHORT.get(path) != "" else ""
             said.append(f"{name}{value_text(value)}")
     return ", ".join(said)
 
@@ -44,8 +44,8 @@ def _several(plan: PlanConfig) -> set[str]:
     return {path for path, values in seen.items() if len(values) > 1}
 
 
-def called(path: str) -> str:
-    """The last part of a field's path; all of it where fields share that part."""
+def short_name(path: str) -> str:
+    """The last part of a field's path; the whole path if two fields share that part."""
     last = path.rpartition(".")[2]
     known = vars(Experiment())
     alike = [s for s in (*axes.SECTIONS, "train") if last in vars(known[s])]
@@ -53,7 +53,7 @@ def called(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as short as it can be read back: 2e-3, 0.15, True, cross_attention."""
+    """The shortest text that reads back as the value: 2e-3, 0.15, cross_attention."""
     if isinstance(value, (tuple, list)):
         return "+".join(map(value_text, value))
     if not isinstance(value, float):
@@ -68,9 +68,9 @@ def value_text(value: Any) -> str:
 
 
 def budget_texts(budgets: Sequence[float]) -> dict[float, str]:
-    """Each budget as it stands in ids, with more than 4 digits only where needed.
+    """Each budget as it is written in ids, with more than 4 digits only where needed.
 
-    A budget that 4 digits give exactly has the first claim on them.
+    If two budgets have the same 4 digits, the one that they give exactly keeps them.
     """
     found: dict[str, float] = {}
     for budget in sorted(set(budgets), key=lambda b: (float(f"{b:.3e}") != b, b)):
@@ -94,7 +94,7 @@ def run_id(experiment: Experiment, budget: str, size: str, overrides: Overrides)
     for path, value in sorted(overrides.items()):
         if value == axes.value_of(experiment, path):
             continue
-        name = _SHORT.get(path, called(path))
+        name = _SHORT.get(path, short_name(path))
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         joint = "" if number or not name else "_"
         parts.append(f"{name}{joint}{value_text(value)}")

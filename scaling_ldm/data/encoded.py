@@ -32,9 +32,9 @@ KEPT_BYTES = 1 << 29  # a split of at most this size stays in memory once it is 
 
 
 def identity(experiment: config.Experiment) -> dict[str, Any]:
-    """What the records of an experiment are made of, as far as its config says it.
+    """What the records of an experiment are made of, as far as its config tells.
 
-    A network whose files are not found on this machine is known by its name alone.
+    A network whose files are not found on this machine is identified by its name alone.
     """
     cfg, source = experiment.encode, experiment.data.source
     found: dict[str, Any] = {
@@ -66,9 +66,9 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     """The entries of `wanted` that differ in `held`, a line for each.
 
     Two networks are the same if their files are the same. If the files of one are not
-    known, they are the same if they have the same name. What older records do not say
-    was not given. They keep how their pictures were chosen and held out, unless another
-    way is asked for by name.
+    known, they are the same if they have the same name. An entry that older records
+    lack counts as not given. Older records keep the way in which their pictures were
+    chosen and held out, unless the experiment names another way.
     """
     lines = []
     older = "split_by" not in held
@@ -95,7 +95,7 @@ def refuse(folder: str, found: list[str]) -> None:
     if found:
         listed = "".join(f"\n  {line}" for line in found)
         raise config.ConfigError(
-            f"{folder} holds records of something else:{listed}\n"
+            f"{folder} holds records of another experiment:{listed}\n"
             "Use another --config.encode.path or --workdir, or remove that folder"
         )
 
@@ -104,8 +104,8 @@ def read_manifest(folder: str, experiment: config.Experiment) -> Manifest:
     """The manifest of a folder of finished records of an experiment.
 
     Raises:
-      ConfigError: there are no finished records, or they are of something else.
-      Damaged: it is not what was written.
+      ConfigError: there are no finished records, or they differ from the experiment's.
+      Damaged: the manifest was changed after it was written.
     """
     store = shards.Store(folder)
     manifest = seals.stored_manifest(store)
@@ -131,8 +131,8 @@ class Encoded:
     """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
 
     Args:
-      words: the vocabulary, by rank; None for that of these records alone.
-      seed: of the order and the noise; None for config.data.seed.
+      words: the vocabulary, by rank; None: that of these records.
+      seed: of the order and the noise; None: config.data.seed.
 
     Attributes:
       layout: of the records.
@@ -141,7 +141,7 @@ class Encoded:
     Raises:
       ConfigError: as `read_manifest`; no record is in this split, or text features have
         another width than config.model.text_width.
-      Damaged: files are not what was written; reading rows may raise it too.
+      Damaged: files have changed since they were written. Reading rows raises it too.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ class Encoded:
         self._index = self._split(split == "validation")
         if not len(self._index):
             raise config.ConfigError(
-                f"{folder}: of its {manifest['records']:,} pictures none is in the "
-                f"{split} split; more pictures or another "
-                "config.data.validation_fraction are needed"
+                f"{folder}: none of its {manifest['records']:,} pictures is in the "
+                f"{split} split; give more pictures, or another "
+                "config.data.validation_fraction"
             )
         known = manifest["vocabulary"] if words is None else words
         vocabulary = (*RESERVED, *known)

@@ -1,6 +1,6 @@
 """Random numbers by position: hashes and permutations, the same on every machine.
 
-All of it is uint64 arithmetic modulo 2**64, vectorised over positions; numpy only.
+It is uint64 arithmetic modulo 2**64, vectorised over positions; numpy only.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class IconSet:
       packed: uint8 [masks, 16, 32]; a byte holds row 2r (high bits) and row 2r + 1.
       offsets: int64 [names + 1]; masks offsets[k] to offsets[k + 1] have name k.
       names: base names, [a-z0-9 ], sorted and distinct.
-      keys: a split key for each name; names with one key differ in form alone.
+      keys: a split key for each name; names with the same key differ in form alone.
       styles: style words, for example "thin outline" or "".
       sets: the icon sets that the masks come from.
       mask_style: uint8 [masks], an index into styles.

@@ -1,14 +1,15 @@
 """A stream whose rows are of several parts, in given shares; numpy only.
 
 Which part position i is of, and which row of that part, is a pure function of
-(data.seed, i). Part 0 has the first share s0 of the positions, spread evenly: position
-i is of it where floor(i s0 + u0) increases, and that floor is its row. So every row of
-a part is taken once, in order. What is left goes through the same for part 1 with its
-share of the rest, and so on. The offsets u depend on the seed.
+(data.seed, i). Part 0 has the share s0 of the positions, spread evenly: position i
+belongs to it where floor(i s0 + u0) increases, and that floor is its row. So every row
+of a part is taken once, in order. The positions that are left are divided in the same
+way between part 1, with its share of the rest, and the later parts. The offsets u
+depend on the seed.
 
-In any window of n positions a part has n times its share, up to less than the number of
-parts - 1: with two parts, up to less than one row. Shares are multiples of 1 / WHOLE,
-and all of it is integers, so it is exact at every position.
+In any window of n positions, the rows of a part differ from n times its share by less
+than the number of parts - 1: with two parts, by less than one row. Shares are multiples
+of 1 / WHOLE and all arithmetic is in integers, so it is exact at every position.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scaling_ldm.data import hashing, label_names, vocabulary
 from scaling_ldm.data.pipeline import Rows, Source
 
 WHOLE = 10**9
-# Streams of the hash; other uses of data.seed have none of them.
+# Streams of the hash. No other use of data.seed has these numbers.
 _OFFSET, _PART = 201, 202
 
 
@@ -97,8 +98,8 @@ class Mixture:
       sources: of equal shape and text.
       weights: share of each, in any unit.
       seed: decides where the parts begin.
-      numbers: what "part" is for each.
-      identity: what all of them are made of.
+      numbers: the value of "part" for the rows of each source.
+      identity: what the records of all sources are made of.
     """
 
     def __init__(

@@ -29,16 +29,16 @@ def near_duplicates(thumbnails: Pixels) -> Ids:
 
     Two pictures are near-duplicates if the values of their thumbnails differ by at
     most MEAN on average, and none by more than MOST. So copies of other sizes, formats
-    and qualities are, mirrored and cropped ones are not. What is a near-duplicate of
-    the same picture is in one group.
+    and qualities are near-duplicates; mirrored and cropped copies are not. Two
+    near-duplicates of the same picture are in one group.
     """
-    # Equal ones, and almost equal ones, first: sets with many of them stay cheap.
+    # Equal and almost equal thumbnails first: sets with many of them stay cheap.
     _, first, cell = np.unique(
         thumbnails // MEAN, axis=0, return_index=True, return_inverse=True
     )
     pixels = thumbnails[first].astype(np.int16)
     half = SIDE // 2
-    # Means over areas differ no more, on average, than the values do.
+    # Averaged over all areas, their means differ by no more than the values do.
     means = pixels.reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 12)
     tree = scipy.spatial.KDTree(means)
     group, edges = np.arange(len(means)), [np.zeros((0, 2), np.int64)]

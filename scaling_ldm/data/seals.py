@@ -1,10 +1,9 @@
-"""Whether the files of a folder of records are those that were written, and its own.
+"""Checks that the files of a folder of records are unchanged and belong to it.
 
-The manifest and every summary of a shard have a digest of all that is in them. So no
-count, word of the vocabulary or checksum in them can change unnoticed. A summary also
-says the number of its shard, and the digest of the identity of its records. The bytes
-of a shard are compared with the checksum of its summary. Folders of 0.1.0 have the
-checksums alone.
+The manifest and every summary of a shard have a digest of their content. So no count,
+word or checksum in them changes unnoticed. A summary also holds the number of its shard
+and the digest of its records' identity. The bytes of a shard are compared with the
+checksum in its summary. Folders of 0.1.0 have only the checksums.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unsealed(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """What was given to `sealed`; Damaged if it is not that."""
+    """The inverse of `sealed`; Damaged if the digest does not fit."""
     held = {key: value for key, value in content.items() if key != "digest"}
     if content.get("digest") not in (None, records.digest(held)):
-        raise records.Damaged(f"{where} is not what was written (digest)")
+        raise records.Damaged(f"{where} has changed: its digest differs")
     return held
 
 
@@ -41,7 +40,7 @@ def stored_manifest(store: shards.Store) -> dict[str, Any] | None:
     """The manifest of a folder; None if there is none.
 
     Raises:
-      Damaged: it is not what was written.
+      Damaged: it was changed after it was written.
     """
     found = store.read_json(shards.MANIFEST, *_MANIFEST)
     where = f"{store.folder}/{shards.MANIFEST}"
@@ -61,7 +60,7 @@ def stored_summary(store: shards.Store, number: int, of: str) -> dict[str, Any] 
     """The summary of a shard; None if there is none. See `summary_of`.
 
     Raises:
-      Damaged: it is not what was written, or that of another shard or other records.
+      Damaged: it was changed, or belongs to another shard or to other records.
     """
     name = shards.summary_name(number)
     if (found := store.read_json(name, *_SUMMARY)) is None:
@@ -69,9 +68,9 @@ def stored_summary(store: shards.Store, number: int, of: str) -> dict[str, Any] 
     where = f"{store.folder}/{name}"
     found = _unsealed(found, where)
     if found.get("number", number) != number:
-        raise records.Damaged(f"{where} is that of shard {found['number']}")
+        raise records.Damaged(f"{where} belongs to shard {found['number']}")
     if found.get("of", of) != of:
-        raise records.Damaged(f"{where} is of other records than identity.json")
+        raise records.Damaged(f"{where} belongs to other records than identity.json")
     return found
 
 
@@ -108,16 +107,16 @@ def stored_shard(store: shards.Store, number: int, of: str) -> dict[str, Any]:
 
 
 def check_shard(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
-    """Checks that a file is the shard of a summary, all of its bytes.
+    """Checks all bytes of a file against the summary of its shard.
 
     Raises:
-      Damaged: it is another one, or damaged.
+      Damaged: its size or its checksum differs.
     """
     size = path.stat().st_size
     if size != summary["bytes"]:
         raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
     if shards.file_digest(path) != summary["checksum"]:
         raise records.Damaged(
-            f"{path} is another shard, or damaged: its checksum is not the one that "
-            "was written down"
+            f"{path} is another shard, or damaged: its checksum is not that of its "
+            "summary"
         )

@@ -103,13 +103,13 @@ def unpack(data: bytes, layout: Layout, where: str) -> Record:
         raise records.Damaged(f"{where} is cut short: {len(data)} bytes")
     checksum, *sizes, tokens, held_out, label = _HEADER.unpack_from(data)
     if zlib.crc32(memoryview(data)[_CHECKED:]) != checksum:
-        raise records.Damaged(f"{where} is not what was written (checksum)")
+        raise records.Damaged(f"{where} has changed: its checksum differs")
     dtype, text_dtype = np.dtype(layout.dtype), np.dtype(layout.text_dtype)
     values = layout.shape[0] * layout.shape[1] * layout.shape[2]
     ends = np.cumsum([_HEADER.size, values * dtype.itemsize, *sizes]).tolist()
     wanted = tokens * layout.text_width * text_dtype.itemsize
     if ends[-1] != len(data) or sizes[0] != wanted:
-        raise records.Damaged(f"{where} is not laid out as the manifest says")
+        raise records.Damaged(f"{where} does not have the layout of the manifest")
     features = None
     if layout.text_width:
         flat = np.frombuffer(data, text_dtype, tokens * layout.text_width, ends[1])
@@ -174,7 +174,7 @@ class Store:
           keys: that it must have.
 
         Raises:
-          Damaged: it is no JSON object, or lacks one of the keys.
+          Damaged: it is not a JSON object, or lacks one of the keys.
         """
         if (data := self.read(name)) is None:
             return None
@@ -245,7 +245,7 @@ class Store:
 
 
 def _sweep(target: pathlib.Path) -> None:
-    """Removes partial files of killed processes: they are no longer locked."""
+    """Removes partial files of killed processes, which are the unlocked ones."""
     for left in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
         with contextlib.suppress(OSError), open(left, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -253,7 +253,7 @@ def _sweep(target: pathlib.Path) -> None:
 
 
 def _umask() -> int:
-    """The permissions that new files do not get. It can be read only by setting it."""
+    """The permissions that new files do not get. Reading them needs setting them."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

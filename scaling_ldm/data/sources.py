@@ -107,7 +107,7 @@ def records_folder(
 def parts(
     experiment: config.Experiment, workdir: pathlib.Path
 ) -> dict[str, tuple[config.Experiment, str]]:
-    """The experiment of each part and the folder of its records; one, "", if no mix."""
+    """{name of a part: (experiment, folder of records)}; {"": ...} without a mix."""
     return {
         name: (part, records_folder(part, workdir, name))
         for name, part in mix.parts(experiment).items()
@@ -116,7 +116,7 @@ def parts(
 
 @contextlib.contextmanager
 def naming(part: str) -> Iterator[None]:
-    """Says in a ConfigError which part of the mix it is about; "" if there is none."""
+    """A context that adds the part of the mix to a ConfigError; "": there is no mix."""
     try:
         yield
     except config.ConfigError as e:
@@ -153,7 +153,7 @@ def sources(
             which = "config.data.mix, whose parts have to have the same labels,"
         raise config.ConfigError(
             f"config.model.classes = {classes}, but {which} {have}; set model.classes "
-            f"= {train.classes}, or take another one"
+            f"= {train.classes}, or use another source"
         )
     k = experiment.data.coarse
     return (Coarse(train, k), Coarse(validation, k)) if k else (train, validation)
@@ -164,8 +164,8 @@ def training_pictures(
 ) -> dict[str, int]:
     """Pictures in the training split of each part whose records are finished.
 
-    A part that is painted as it is read has no number of pictures and is left out; so
-    is one that is not encoded yet, or whose records are of something else.
+    A part that is painted while it is read is left out, because its number of pictures
+    is unlimited. So is a part whose records are missing or are another experiment's.
     """
     found = {}
     for name, (part, folder) in parts(experiment, workdir).items():

@@ -1,15 +1,15 @@
-"""Which pictures are held out of training, decided for a whole set; the rules.
+"""Decides which pictures of a set are held out of training.
 
-A picture's hash decides, so every host comes to the same split. The rules (`by`):
+A picture's hash decides, so every host finds the same split. The rules (`by`):
 
 caption        captions are held out, with all their pictures
 picture        pictures are held out, the same share of every label (else caption)
-set            the set says which, in folders or a set of its own
-caption_alone  the hash of each caption, and nothing else, as before 0.2
+set            the set has its own split: folders, or a separate set
+caption_alone  the hash of each caption alone, as before 0.2
 
-The first two keep near-duplicates (see near_duplicates.py) on one side, and every label
-in training and in validation where it has pictures enough. "auto" is `set` where the
-set says it, else `caption` where captions are many (see `_are_many`), else `picture`.
+The first two keep near-duplicates (see near_duplicates.py) on one side, and keep every
+label on both sides if it has enough pictures. "auto" is `set` if the set has its own
+split, else `caption` if there are many captions (see `_are_many`), else `picture`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from scaling_ldm import config, records
 from scaling_ldm.data import hashing
 from scaling_ldm.data.near_duplicates import components, near_duplicates
 
-VERSION = 1  # of the rules; a change of them is another number
+VERSION = 1  # of the rules; it increases when they change
 NO_LABEL, NOT_SAID = -1, -1
-# Captions are many if so many of them would be held out, and so many pictures at most
-# share one, on average.
+# There are many captions if at least this many would be held out, and if at most this
+# many pictures share one on average.
 LEAST_CAPTIONS, MOST_SHARED = 10, 20
 _ARRAYS = ("positions", "held_out")  # of a Split
 
@@ -52,8 +52,8 @@ def caption_key(caption: str) -> int:
 def held_out(caption: str, fraction: float) -> bool:
     """Whether a caption is held out by the rule "caption_alone".
 
-    Equal captions are always on one side. A larger fraction keeps what a smaller one
-    held out.
+    Equal captions are always on one side. What a fraction holds out, a larger fraction
+    holds out too.
 
     Args:
       fraction: about this share of all captions is held out.
@@ -67,7 +67,7 @@ class Survey:
 
     Attributes:
       size: how many pictures the set has.
-      positions: of these pictures in it, ascending.
+      positions: where these pictures are in the set, ascending.
       captions: `caption_key` of each.
       labels: NO_LABEL for none.
       thumbnails: see `near_duplicates`.
@@ -91,13 +91,13 @@ class Split:
       asked: config.data.split_by.
       fraction: config.data.validation_fraction.
       size: how many pictures the set has.
-      positions: of the n pictures in it, ascending.
-      held_out: of each picture.
-      captions: how many distinct ones there are.
-      labels: how many distinct ones there are.
+      positions: where the n pictures are in the set, ascending.
+      held_out: whether each picture is held out.
+      captions: number of distinct captions.
+      labels: number of distinct labels.
       near: how many pictures are a near-duplicate of another one.
-      straddling: how many held-out pictures have a near-duplicate in training; only
-        with the rule "set" it can be more than 0.
+      straddling: how many held-out pictures have a near-duplicate in training; always 0
+        except with the rule "set".
     """
 
     by: str
@@ -124,14 +124,14 @@ class Split:
         return {"rules": VERSION} | found | counts | {"digest": digest.hexdigest()}
 
     def side(self, position: int) -> bool | None:
-        """Whether the picture there is held out; None if it is none of these."""
+        """Whether the picture at a position is held out; None if it is not listed."""
         place = int(np.searchsorted(self.positions, position))
         there = place < len(self.positions) and self.positions[place] == position
         return bool(self.held_out[place]) if there else None
 
 
 def to_json(split: Split) -> dict[str, Any]:
-    """A split as it stands in a file."""
+    """A split as a file holds it."""
     taken = np.zeros(split.size, bool)
     taken[split.positions] = True
     flags = {"positions": taken, "held_out": split.held_out}
@@ -169,7 +169,7 @@ def from_json(
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
-    """What was split by what, from `Split.summary`; {} is that of older records."""
+    """A sentence about a split, from `Split.summary`; {}: records before 0.2."""
     if not summary:
         return "held out by the hash of each caption alone, as before version 0.2"
     share = f"a share of {summary['fraction']:.3g}"
@@ -181,30 +181,30 @@ def in_words(summary: Mapping[str, Any]) -> str:
             if summary["labels"]
             else f"{summary['captions']:,} captions"
         ),
-        "set": "as the pictures themselves say it",
+        "set": "by the split that the set itself has",
     }[summary["by"]]
     line = (
         f"{summary['validation']:,} of {summary['train'] + summary['validation']:,} "
         f"pictures are held out {how}"
     )
     if summary["near"] and summary["by"] != "set":
-        line += f"; {summary['near']:,} near-duplicates are on the side of their like"
+        line += f"; {summary['near']:,} pictures are beside their near-duplicates"
     if summary["straddling"]:
         line += (
             f"; {summary['straddling']:,} of them have a near-duplicate in training, "
-            "so measurements on them flatter"
+            "so measurements on them are too good"
         )
     return line
 
 
 def rule_in_words(cfg: config.DataConfig) -> str:
-    """How pictures are going to be held out, before they have been looked at."""
+    """A sentence about how pictures will be held out, before they are read."""
     share = f"a share of {cfg.validation_fraction:.3g}"
     if cfg.validation_path or cfg.validation_split:
         return "held out are the pictures of config.data.validation_path or _split"
     return {
-        "auto": f"held out is {share}: as the set says it, else by caption where "
-        "captions are many, else by picture; the stage encode decides",
+        "auto": f"held out is {share}: by the set's own split if it has one, else by "
+        "caption if there are many captions, else by picture; the stage encode decides",
         "caption": f"held out is {share} of the captions",
         "picture": f"held out is {share} of the pictures of each label",
         "caption_alone": f"held out is {share} of the captions, by their hash alone",
@@ -250,7 +250,7 @@ def decide(survey: Survey, cfg: config.DataConfig) -> Split:
 
 
 def _are_many(survey: Survey, fraction: float) -> bool:
-    """Whether captions are so many that holding some of them out is a fair sample."""
+    """Whether there are enough captions to hold out a fair sample of them."""
     count = len(np.unique(survey.captions))
     few = count * fraction < LEAST_CAPTIONS
     shared = len(survey.captions) > MOST_SHARED * count
@@ -258,7 +258,7 @@ def _are_many(survey: Survey, fraction: float) -> bool:
 
 
 def _name_labels(survey: Survey) -> bool:
-    """Whether a caption is but the name of its label."""
+    """Whether captions are only the names of the labels."""
     if (survey.labels == NO_LABEL).any():
         return False
     pairs = np.stack([survey.captions, survey.labels.astype(np.uint64)])
@@ -266,13 +266,13 @@ def _name_labels(survey: Survey) -> bool:
 
 
 def _by_caption(survey: Survey, near: Ids, fraction: float) -> Flags:
-    """Captions are held out by their hash, with all that shares near-duplicates."""
+    """Holds out captions by their hash, with all pictures that near-duplicates link."""
     keys, caption = np.unique(survey.captions, return_inverse=True)
     count = len(keys)
     edges = np.stack([caption.reshape(-1), near + count], 1)
     group = components(edges, count + int(near.max(initial=0)) + 1)
-    # The caption that stands for a group is chosen by another hash than the one that
-    # holds it out: large groups are then no likelier to be held out.
+    # Two hashes: one chooses the caption that represents a group, the other decides
+    # whether it is held out. So large groups are not held out more often.
     order = np.lexsort((hashing.mix(keys), group[:count]))
     _, first = np.unique(group[:count][order], return_index=True)
     groups = int(group.max(initial=-1)) + 1
@@ -311,7 +311,7 @@ def _by_picture(survey: Survey, near: Ids, fraction: float) -> Flags:
 
 
 def _keys(thumbnails: Pixels, group: Ids) -> GroupKeys:
-    """A hash of each group, of its smallest thumbnail; names and order are no part."""
+    """A hash of each group: that of its smallest thumbnail, not of names or order."""
     order = np.lexsort((*thumbnails.T[::-1], group))
     _, first = np.unique(group[order], return_index=True)
     digests = [
@@ -327,13 +327,13 @@ def _with_every_label(
     value: GroupKeys,
     labels: Ids,
 ) -> GroupFlags:
-    """The groups to hold out, so changed that labels are on both sides if they can be.
+    """The groups to hold out, changed so that every label is on both sides if possible.
 
     Args:
-      out: of each group.
-      group: of each picture.
-      value: of each group; the smallest are held out first.
-      labels: of each picture.
+      out: whether each group is held out.
+      group: the group of each picture.
+      value: the hash of each group; the smallest are held out first.
+      labels: the label of each picture.
     """
     out = out.copy()
     known = [int(label) for label in np.unique(labels) if label != NO_LABEL]
@@ -355,12 +355,12 @@ def _with_every_label(
 
 
 def _all_of(group: Ids, flags: Flags) -> Flags:
-    """For each picture, whether all of its group are flagged."""
+    """For each picture, whether all pictures of its group are flagged."""
     return (np.bincount(group, ~flags) == 0)[group]
 
 
 def _check(split: Split, survey: Survey, near: Ids, cfg: config.DataConfig) -> None:
-    """Refuses a validation set that says little, or that training does not cover."""
+    """Refuses a validation set that is too small, or a label on one side alone."""
     least = cfg.validation_minimum
     if not least:
         return
@@ -379,7 +379,10 @@ def _check(split: Split, survey: Survey, near: Ids, cfg: config.DataConfig) -> N
             f"{count}"
         )
     if count == len(split.held_out):
-        raise config.ConfigError("every picture is held out, none is to train on")
+        raise config.ConfigError(
+            "every picture is held out, so none is left to train on: lower "
+            "config.data.validation_fraction"
+        )
     known = np.unique(survey.labels[survey.labels != NO_LABEL]).tolist()
     for where, flags in (("held-out", split.held_out), ("training", ~split.held_out)):
         there = set(survey.labels[flags].tolist())

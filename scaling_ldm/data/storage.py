@@ -90,7 +90,7 @@ class Folder:
         return posixpath.join(self._base, name) if self._base else name
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """`size` bytes of a file from `start`, or all that follow; fewer at its end.
+        """`size` bytes of a file from `start`, fewer at its end; None: up to the end.
 
         Raises:
           OSError, or an exception of the store's backend.
@@ -114,8 +114,8 @@ class Folder:
     def sketches(self, names: Sequence[str]) -> list[tuple[str, int, str]]:
         """(name, bytes, digest of its first and last EDGE bytes) of each file.
 
-        Sizes alone are not enough: container formats round them up, so files of equal
-        size may differ. The index of the records is at the end of a file.
+        Sizes alone are not enough: container formats round them up, so different files
+        may have the same size. The index of the records is at the end of a file.
         """
 
         def one(name: str) -> tuple[str, int, str]:
@@ -142,7 +142,7 @@ class Folder:
         if not cache:
             total = sum(self.files[name].size for name in names)
             raise config.ConfigError(
-                f"{self.root}: {why} on this machine alone; give the option "
+                f"{self.root}: {why} from local disks only; give the option "
                 f"cache=FOLDER, where its {len(names)} files are copied "
                 f"({total / 1e9:.1f} GB), or copy them and give their path"
             )

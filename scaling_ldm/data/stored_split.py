@@ -1,4 +1,4 @@
-"""The split of records that are stored: read, checked, and said in words."""
+"""Reads, checks and describes the split of stored records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_split(folder: str) -> split.Split | None:
 
     Raises:
       ConfigError: there are no records.
-      Damaged: a file is not what was written.
+      Damaged: a file has changed since it was written.
     """
     if not (summary := read_summary(folder)):
         return None
@@ -44,7 +44,7 @@ def read_split(folder: str) -> split.Split | None:
     return split.from_json(found, summary, where)
 
 
-def told(experiment: config.Experiment, folder: str) -> str:
+def line(experiment: config.Experiment, folder: str) -> str:
     """Which pictures of finished records are held out, in words.
 
     Raises:
@@ -66,9 +66,9 @@ def told(experiment: config.Experiment, folder: str) -> str:
 
 
 def lines(experiment: config.Experiment, workdir: pathlib.Path) -> list[str]:
-    """What is held out of training, of each part: as it was decided, or by which rule.
+    """What is held out of training, a line for each part: the split, or its rule.
 
-    Icons that are painted while training say nothing; their split is fixed.
+    There is no line for icons that are painted while training: their split is fixed.
     """
     found = []
     if not experiment.encoded:

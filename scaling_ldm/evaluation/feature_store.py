@@ -1,4 +1,4 @@
-"""Features of pictures, stored batch by batch, so that a stopped extraction goes on.
+"""Stores features of pictures batch by batch, so that a stopped extraction continues.
 
     evaluate/features/<digest>/00000.npz   a batch: features, logits if there are any,
         the counts behind it, SHA-256 of the pictures, and the place of this file
@@ -32,7 +32,7 @@ class StoredFeatures:
 
     Attributes:
       images: number of pictures whose features are stored.
-      after: the position in the sequence behind the last of them. It is larger than
+      after: the position in the sequence after the last of them. It is larger than
         `images` if pictures were left out.
       complete: no more pictures will come.
     """
@@ -63,7 +63,7 @@ class StoredFeatures:
         Args:
           extract: pictures of a batch -> their features.
           pictures: position -> batches of the pictures from there on, each with the
-            position behind it.
+            position after it.
           progress: shows how many pictures are done.
         """
         if self.complete:

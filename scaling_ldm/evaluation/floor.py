@@ -1,8 +1,9 @@
-"""Between what a Frechet distance lies: real pictures below it, noise above it.
+"""Two reference values of a Frechet distance: that of real pictures, and of noise.
 
-A distance of n pictures is not zero even if they are real ones: it has a floor, which
-falls with n and depends on the network. And a network may see little in pictures that
-are unlike those it was made for. So beside a distance stand, measured the same way,
+The distance of n real pictures is not zero. This floor falls with n and depends on the
+network. The distance of noise shows how much the network can tell apart at all in
+pictures unlike those it was trained on. Both are measured in the same way as the
+distance itself:
 
     fd_..._real    n held-out pictures against the other held-out ones
     fd_..._noise   n pictures of uniform noise against all held-out ones
@@ -25,7 +26,7 @@ from scaling_ldm.training.progress import Progress
 
 
 def names(cfg: config.EvaluateConfig, real: RealStatistics) -> tuple[str, ...]:
-    """The floors that can be measured; a file of statistics has no real pictures."""
+    """The names of those that can be measured; from a file of statistics only noise."""
     if "fd" not in cfg.metrics:
         return ()
     (distance,) = measures.names("fd", cfg.network)
@@ -40,7 +41,7 @@ def measure(
     extract: Extract,
     real: RealStatistics,
 ) -> dict[str, tuple[Estimate, int]]:
-    """By the names of `names`: the distance, and of how many pictures it is.
+    """{name of `names`: (distance, number of pictures)}.
 
     Args:
       folder: where features are stored.
@@ -64,7 +65,7 @@ def _least() -> int:
 
 
 def _drawn(real: RealStatistics, images: int) -> int:
-    """How many real pictures are compared with the others: half of them at most."""
+    """How many real pictures are compared with the others: at most half of them."""
     return min(images, real.images // 2)
 
 

@@ -1,4 +1,4 @@
-"""What held-out data says of finished runs, as rows of the table; nothing is drawn."""
+"""Measures finished runs on held-out data, as rows of the table; samples nothing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def measure(
     workdir: pathlib.Path,
     models: Sequence[tuple[records.RunSpec, pathlib.Path, TrainedModel]],
 ) -> list[records.Measurement]:
-    """The rows of config.evaluate.held_out; what is in the table is kept.
+    """The rows of config.evaluate.held_out; rows that are in the table are kept.
 
-    The interval is that of other held-out pictures and other noise, of this model.
+    The interval covers other held-out pictures and other noise, for the same model.
 
     Args:
       experiment: of the study.

@@ -24,7 +24,7 @@ from scaling_ldm.models.encoders import clip_score
 # Papers call a Frechet distance FID only if its network is Inception of 2015.
 FID = {"inception_pytorch_fid": "fid", "inception_torch_fidelity": "fid"}
 
-Show = Callable[[int], Any]  # called with how many resamples are done
+Show = Callable[[int], Any]  # called with the number of resamples done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Metric:
 
 
 def names(metric: str, network: str) -> tuple[str, ...]:
-    """What the numbers of a metric are called when measured with a network."""
+    """The names of a metric's numbers when they are measured with a network."""
     fd = FID.get(network, f"fd_{network}")
     return tuple(n.format(fd=fd, network=network) for n in METRICS[metric].numbers)
 
@@ -92,10 +92,10 @@ def measure(
 
 
 def _given(array: np.ndarray | None, what: str) -> np.ndarray:
-    """What a metric reads.
+    """An array that a metric reads.
 
     Raises:
-      ValueError: it is not there.
+      ValueError: it is None.
     """
     if array is None:
         raise ValueError(f"this metric reads {what}, and there are none")
@@ -154,7 +154,7 @@ def _kid(
 def _precision_recall(
     cfg: config.EvaluateConfig, generated: Generated, real: RealStatistics, show: Show
 ) -> list[Estimate]:
-    """The interval is that of other generated pictures; the real ones are fixed."""
+    """Precision and recall; the interval covers other generated pictures only."""
     del show
     theirs = _given(real.features, "features of real ones")
     if not cfg.bootstrap:

@@ -1,4 +1,4 @@
-"""What a measured number depends on; numbers that differ in it are not compared."""
+"""The protocol of a number; numbers of different protocols are not compared."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def same_protocol(
 
     Raises:
       ProtocolError: another part differs; it says which and how.
-      ValueError: `differing` has a name that is no part.
+      ValueError: a name in `differing` is not a part.
     """
     differing = {differing} if isinstance(differing, str) else set(differing)
     if unknown := sorted(differing - set(PARTS)):
-        raise ValueError(f"no parts of a protocol: {', '.join(unknown)}; {PARTS}")
+        raise ValueError(f"not parts of a protocol: {', '.join(unknown)}; {PARTS}")
     lines = [
         f"\n  {part}: {a.protocol.get(part)!r} and {b.protocol.get(part)!r}"
         for part in PARTS
@@ -67,8 +67,8 @@ def same_protocol(
     if lines:
         raise ProtocolError(
             f"{a.metric} of {a.run_id} and {b.metric} of {b.run_id} were not measured "
-            f"the same way ({a.protocol_hash}, {b.protocol_hash}); to compare them all "
-            f"the same, name what may differ:{''.join(lines)}"
+            f"the same way ({a.protocol_hash}, {b.protocol_hash}); to compare them "
+            f"anyway, name the parts that may differ:{''.join(lines)}"
         )
 
 
@@ -107,10 +107,10 @@ def measurement_parts(
 
 
 def weights_part(weights: str | None) -> bool | str | None:
-    """What a protocol says of weights.
+    """The part of a protocol that names the weights.
 
-    True for the average "ema", whose numbers remain comparable with those of 0.1.0;
-    None if it is not known which they are; else their name.
+    True for the average "ema", as in 0.1.0, so that numbers stay comparable; None if
+    the weights are unknown; else their name.
     """
     return True if weights == config.EMA else weights
 

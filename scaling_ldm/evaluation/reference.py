@@ -1,6 +1,6 @@
 """Features and statistics of real pictures, computed once and stored with their origin.
 
-evaluate/reference-<digest>.npz   Moments, and what they are of
+evaluate/reference-<digest>.npz   Moments, with the network and pictures they are of
 evaluate/features/   float32 features, for KID and precision: see `feature_store`
 """
 
@@ -43,8 +43,8 @@ class RealStatistics:
     Attributes:
       moments: mean and covariance of their features.
       load: reads their features [images, D]; None if a file gave only the moments.
-      digest: of the pictures and of how the network sees them, so that rounding does
-        not change it. If a file does not say it, the digest of the moments.
+      digest: of the pictures and of the network's settings, so that rounding does not
+        change it. If a file lacks it, the digest of the moments.
       images: number of pictures.
     """
 
@@ -79,7 +79,7 @@ def held_out(
         the source itself.
 
     Yields:
-      uint8 [n, height, width, 3], and the position in the source behind them.
+      uint8 [n, height, width, 3], and the position in the source after them.
 
     Raises:
       ConfigError: the pictures are not those of the split.
@@ -134,8 +134,8 @@ def statistics(
       side: (height, width) of the pictures.
 
     Raises:
-      ConfigError: as `from_file`, no picture is held out, or the records of the
-        pictures, which say which are, are not there.
+      ConfigError: as `from_file`; no picture is held out; or the records, which say
+        which pictures are, are missing.
     """
     cfg = experiment.evaluate
     if cfg.reference:
@@ -225,7 +225,7 @@ def from_file(name: str, identity: Mapping[str, str]) -> RealStatistics:
         total, provenance = Moments.load(path.expanduser())
     except (OSError, ValueError) as e:
         raise config.ConfigError(
-            f"{where} is no evaluate/reference-*.npz as an evaluation leaves it: {e}"
+            f"{where} is not an evaluate/reference-*.npz of an evaluation: {e}"
         ) from e
     network = provenance.get("network", identity)
     differing = [
@@ -235,7 +235,7 @@ def from_file(name: str, identity: Mapping[str, str]) -> RealStatistics:
     ]
     if differing:
         raise config.ConfigError(
-            f"{where} was measured another way: {'; '.join(differing)}"
+            f"{where} was measured in another way: {'; '.join(differing)}"
         )
     return RealStatistics(
         moments=total,

@@ -67,7 +67,7 @@ class FlopRow:
       scope: module path, outermost first; transformations (jvp, vmap, remat, ...) are
         left out, so forward and backward of a module share its scope.
       primitive: name of the JAX primitive.
-      recomputed: True for what remat computes a second time.
+      recomputed: whether remat computes it a second time.
       flops: FLOPs (2 x MAC).
     """
 

@@ -23,7 +23,7 @@ from scaling_ldm.frontier.fronts import (
     front_of,
     guidance_of,
     pareto,
-    undercut_by_none,
+    pareto_optimal,
 )
 from scaling_ldm.frontier.narrate import sentences
 from scaling_ldm.frontier.published import (
@@ -51,7 +51,7 @@ __all__ = [
     "pareto",
     "relative_cost",
     "sentences",
-    "undercut_by_none",
+    "pareto_optimal",
 ]
 
 
@@ -67,18 +67,19 @@ def build(
     seed: int = 0,
     allow_protocols: Collection[str] = (),
 ) -> Frontier:
-    """Everything that a table of cells says, as one record.
+    """Fronts, crossings, best guidances and sentences of a table of cells.
 
     Args:
       cells: of one metric and protocol, in any order.
       reference: the model whose evaluation has the relative cost 1.
       device: where the seconds were measured.
-      costs: which fronts and crossings to find; the sentences are about the first.
-      budgets: how many, on the logarithmic grid of each front.
-      bootstrap: draws of the values.
+      costs: names of COSTS; fronts and crossings are found in each, and the sentences
+        are about the first.
+      budgets: number of budgets on the logarithmic grid of each front.
+      bootstrap: number of draws of the values.
       level: of every interval.
       seed: of the draws.
-      allow_protocols: hashes that may be compared with one another nevertheless.
+      allow_protocols: hashes of protocols that may be compared although they differ.
 
     Raises:
       ValueError: cells that must not be compared: see `cells.compare`.

@@ -13,7 +13,7 @@ from scaling_ldm.frontier.narrate import EDGES
 from scaling_ldm.records import Advice, Choice, Frontier, Refusal
 
 UNITS = ("seconds", "flops", "relative_cost", "memory_bytes")
-UTILISATION = 0.3  # of the peak, where no measurement says better
+UTILISATION = 0.3  # share of the peak that is assumed without a measurement
 BYTES_PER_PARAMETER = 4  # float32
 _WORDS = {
     "seconds": "{:.4g} s",
@@ -48,9 +48,10 @@ def advice(
       utilisation: assumed share of that peak.
 
     Returns:
-      The advice, or a refusal where nothing fits. Where settings are alike the advice
-      is still the one measured lowest, and its `choice.probability` is low. That is the
-      probability of one exact setting, with its guidance and steps, not of its size.
+      The advice, or a refusal if nothing fits. If several settings are nearly equal,
+      the advice is still the lowest measured one, and its `choice.probability` is low.
+      That is the probability of one exact setting, with its guidance and steps, not of
+      its model size.
 
     Raises:
       ValueError: an unknown unit or device, or a budget or share out of range.
@@ -60,7 +61,7 @@ def advice(
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be positive and finite, got {budget}")
     if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation in (0, 1], got {utilisation}")
+        raise ValueError(f"utilisation must lie in (0, 1], got {utilisation}")
     table = compare(
         frontier.cells,
         bootstrap=frontier.bootstrap,
@@ -121,7 +122,7 @@ def _costs(
     dtype: str,
     utilisation: float,
 ) -> tuple[np.ndarray, bool, str]:
-    """The cost of each cell, whether it is an estimate, and how it is known."""
+    """(cost of each cell, whether it is an estimate, how it was found)."""
     if device is not None and unit != "seconds" and device != frontier.device:
         _row(device)  # an unknown name is an error in every unit
     if unit == "relative_cost":
@@ -161,7 +162,7 @@ def _memory(
             f"on {frontier.device}"
         )
         if elsewhere:
-            basis += f"; that plan is not of {device}, where it may differ"
+            basis += f"; on {device} that plan may differ"
         return memory, elsewhere, basis
     memory = np.array([float(BYTES_PER_PARAMETER * c.params) for c in table.cells])
     basis = (

@@ -1,13 +1,15 @@
 """Cells that may be compared, what they cost, and the choice of the best; numpy only.
 
 Noise. `deviations` are those of the metric over resampled images. Their mean need not
-be zero: a Frechet distance grows when images repeat. So they are shifted until their
-mean is, and added to the measured value. A draw takes one of them for each cell,
-independently of the other cells and of their order. (Cells sampled from the same noise
-err together. So their differences are surer than the draws say.)
+be zero, because a Frechet distance grows when images repeat. So their mean is
+subtracted, and they are added to the measured value. A draw takes one deviation for
+each cell, independently of the other cells and of their order. (The errors of cells
+that are sampled from the same noise are correlated. So their differences are more
+certain than the draws show.)
 
-Choice. The lowest of many noisy values is low by luck too. The draws show by how much,
-because a draw lies around the measured values as these lie around the truth. Let v_i be
+Choice. The lowest of many noisy values is partly low by chance. The draws show by how
+much, because draws scatter around the measured values as these scatter around the true
+values. Let v_i be
 the measured values, d_i those of a draw, and s the cell that the draw chooses. Then
 e = d_s - v_s is the error of the chosen value in this draw. On average it is below 0.
 Let v* be the measured value of the cell chosen from all measured values. The truth of
@@ -16,13 +18,13 @@ this cell is expected at
     E = v* - mean(e).
 
 The noise of this cell alone is n = d* - v*, with d* its value in a draw. Let q(p) be
-the p-quantile of n over all draws. The truth is the measured value minus its noise, so
-the largest noise gives the low end. The interval of level 1 - a is
+p-quantile of n over all draws. The true value is the measured one minus its noise,
+so the largest noise gives the low end. The interval of level 1 - a is
 
     [E - q(1 - a/2), E - q(a/2)].
 
-Without mean(e), a nominal 90% interval of the best of eight equal cells holds the truth
-in only 67% of the cases.
+Without mean(e), a nominal 90% interval of the best of eight equal cells contains the
+true value in only 67% of the cases.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ COSTS: dict[str, Callable[[Cell], float]] = {
 Values = Float[np.ndarray, "cells"]
 Draws = Float[np.ndarray, "bootstrap cells"]
 Indices = Int[np.ndarray, "chosen"]
-MIN_REPLICATES = 20  # fewer say too little about the ends of an interval
+MIN_REPLICATES = 20  # fewer do not determine the ends of an interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,14 @@ class CellTable:
 
 
 def cost_of(cell: Cell, name: str) -> float:
-    """What one image costs, by a name of `COSTS`; equal costs are equal numbers."""
+    """The cost of one image with a cell's settings; equal costs are equal numbers.
+
+    Args:
+      name: a name of COSTS, which gives the unit.
+
+    Raises:
+      ValueError: an unknown name.
+    """
     if name not in COSTS:
         raise ValueError(f"unknown cost {name!r}; known: {', '.join(COSTS)}")
     return float(f"{COSTS[name](cell):.12g}")
@@ -105,23 +114,25 @@ def compare(
     seed: int = 0,
     allow_protocols: Collection[str] = (),
 ) -> CellTable:
-    """The cells as a table, or an error where they must not be compared.
+    """The cells as a table; an error if they must not be compared.
 
     Args:
       cells: in any order.
-      bootstrap: draws of the values; intervals and probabilities are shares of them.
+      bootstrap: number of draws of the values; intervals and probabilities are shares
+        of them.
       level: of every interval.
       seed: of the draws.
-      allow_protocols: hashes that may be compared with one another nevertheless.
+      allow_protocols: hashes of protocols that may be compared although they differ.
 
     Raises:
-      ValueError: no usable cell, a cell twice, several metrics, several protocols not
-        allowed by name, a cost that is not positive, a model with two sizes or costs,
-        a metric that is better if it is higher.
+      ValueError: no usable cell; a cell given twice; several metrics, or one that is
+        better if it is higher; several protocols that are not allowed by name; a cost
+        that is not positive; a model with two sizes or costs.
     """
     if not 0 < level < 1 or bootstrap < 1:
         raise ValueError(
-            f"level in (0, 1) and bootstrap >= 1, got {level}, {bootstrap}"
+            f"level must lie in (0, 1) and bootstrap be at least 1, got {level} and "
+            f"{bootstrap}"
         )
     cells = measured(cells)
     _check_protocols(cells, allow_protocols)
@@ -189,13 +200,15 @@ def _check_identity(cells: Sequence[Cell]) -> None:
     if len(metrics) > 1:
         raise ValueError(f"one metric at a time, got {', '.join(metrics)}")
     if metrics and metrics[0].startswith(HIGHER_IS_BETTER):
-        raise ValueError(f"lower must be better, which it is not for {metrics[0]!r}")
+        raise ValueError(
+            f"{metrics[0]!r} is better if it is higher; lower must be better"
+        )
     seen: set[tuple] = set()
     fixed: dict[str, tuple] = {}
     for cell in cells:
         key = (cell.model, cell.sampler, cell.steps, cell.guidance)
         if key in seen:
-            raise ValueError(f"twice in the table: {name_of(cell)}")
+            raise ValueError(f"given twice: {name_of(cell)}")
         seen.add(key)
         size = (cell.label, cell.params, cell.relative_cost)
         if fixed.setdefault(cell.model, size) != size:
@@ -214,7 +227,7 @@ def _check_identity(cells: Sequence[Cell]) -> None:
 
 
 def _draw(cells: Sequence[MeasuredCell], draws: int, seed: int) -> Draws:
-    """For each cell its value and one of its deviations from their mean."""
+    """Draws [draws, cells]: the value of a cell plus one of its centred deviations."""
     out = np.empty((draws, len(cells)))
     for i, cell in enumerate(cells):
         key = f"{cell.model}\0{cell.sampler}\0{cell.steps}\0{cell.guidance!r}"
@@ -226,12 +239,12 @@ def _draw(cells: Sequence[MeasuredCell], draws: int, seed: int) -> Draws:
 
 
 def choose(table: CellTable, among: Indices, cost: Values) -> tuple[int, Choice]:
-    """The lowest value among some cells; of equals the cheapest.
+    """The lowest value among some cells; of equal values the cheapest.
 
     Args:
       table: the cells.
       among: indices of the candidates, at least one.
-      cost: of every cell of the table, in the unit the choice shall state.
+      cost: of every cell of the table, in the unit of `Choice.cost`.
 
     Returns:
       The chosen cell's index, and the choice: see the module's head.

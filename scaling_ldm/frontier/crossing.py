@@ -2,10 +2,10 @@
 
 A size's curve g(c) is the lowest value that it reaches at cost c. It is the lowest over
 the guidance at each sampler and step count, then the lowest so far along the cost. It
-is linear in ln c between the measured step counts. Beyond the last it is constant: it
-is assumed that more steps would not improve it. The larger wins from the cost after
-which its curve stays below the smaller's. Each bootstrap draw has its own curves, and
-so its own crossing, or none.
+is linear in ln c between the measured step counts. Beyond the last it is constant, on
+the assumption that more steps would not improve it. The crossing is the cost after
+which the larger size's curve stays below that of the smaller. Each bootstrap draw has
+its own curves, and so its own crossing, or none.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def crossings(
 ) -> tuple[Crossing | Refusal, ...]:
     """For each pair of neighbouring sizes, the cost from which the larger wins.
 
-    A refusal's reason is "never" (at the largest cost measured, the smaller is still
-    the better one), "always" (the larger wins at every cost at which both can run),
-    "uncertain" (more draws than the level allows say otherwise) or "the same size".
+    A refusal has one of four reasons. "never": at the largest cost measured, the
+    smaller is still the better one. "always": the larger wins at every cost at which
+    both can run. "uncertain": more draws than the level allows say otherwise. "the same
+    size": there is no larger one.
 
     Args:
       cells: of one metric and protocol.

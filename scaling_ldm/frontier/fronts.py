@@ -16,10 +16,10 @@ BUDGETS = 25  # of the logarithmic grid of budgets
 def best_guidance(cells: Iterable[Cell], **options) -> tuple[BestGuidance, ...]:
     """For each model, sampler and step count the guidance of the lowest value.
 
-    A best guidance at an end of what was tried is a doubt, not a result: `edge` says
-    which end. `ties` are the guidances whose draws are as low as those of the best in
-    more than (1 - level) / 2 of the cases. Without replicates they are those of equal
-    value.
+    If the best guidance is the lowest or highest that was tried, a better one may lie
+    outside: `edge` says so. `ties` are the guidances whose draws are as low as those of
+    the best in more than (1 - level) / 2 of the cases. Without replicates they are
+    those of equal value.
 
     Args:
       cells: of one metric and protocol.
@@ -68,17 +68,17 @@ def pareto(
     budgets: int | Sequence[float] = BUDGETS,
     **options,
 ) -> Front:
-    """The settings that nothing cheaper reaches, and the best of each budget.
+    """The Pareto-optimal settings, and the best choice at each budget.
 
-    The Pareto set is of settings (model, sampler, steps, FLOPs), each at its best
-    guidance. They are compared by `Choice.expected`, what they would measure again. The
-    best of a budget is the cell measured lowest.
+    A setting is a model, sampler, number of steps and FLOPs, at its best guidance.
+    Settings are compared by `Choice.expected`, the expectation of a new measurement.
+    The best of a budget is the cell with the lowest measured value.
 
     Args:
       cells: of one metric and protocol.
       cost: "relative_cost_steps", "flops" or "seconds", of an image.
       sampler: one of them, or "" for all together.
-      budgets: how many, from the cheapest cell to the dearest, or which.
+      budgets: how many, from the cheapest cell to the most expensive; or their values.
       **options: `bootstrap`, `level`, `seed`, `allow_protocols` of `cells.compare`.
 
     Raises:
@@ -149,12 +149,12 @@ def front_of(
             at_that_cost = float(np.mean(order[chosen] == index))
             found = dataclasses.replace(found, probability=at_that_cost)
         settings.append(found)
-    pareto_set = undercut_by_none(settings)
+    pareto_set = pareto_optimal(settings)
     return Front(cost=cost, sampler=sampler, pareto=pareto_set, points=tuple(points))
 
 
 def _settings(table: CellTable, members: np.ndarray, cost: str) -> list[np.ndarray]:
-    """Cells that differ in guidance alone, and not in cost but for measured seconds."""
+    """Groups of cells that differ only in guidance, or also in measured seconds."""
     key = table.cost("flops" if cost == "seconds" else cost)
     groups: dict[tuple, list[int]] = {}
     for i in members:
@@ -164,8 +164,8 @@ def _settings(table: CellTable, members: np.ndarray, cost: str) -> list[np.ndarr
     return [np.array(group) for group in groups.values()]
 
 
-def undercut_by_none(choices: Iterable[Choice]) -> tuple[Choice, ...]:
-    """Those expected below all that cost as much or less, by cost."""
+def pareto_optimal(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The choices whose expected value no other of equal or lower cost reaches."""
     kept: list[Choice] = []
     for choice in sorted(choices, key=lambda c: (c.cost, c.expected)):
         if not kept or choice.expected < kept[-1].expected:
@@ -174,7 +174,7 @@ def undercut_by_none(choices: Iterable[Choice]) -> tuple[Choice, ...]:
 
 
 def _running_best(values: np.ndarray) -> np.ndarray:
-    """The place of the lowest value so far along the last axis; the first of equals."""
+    """The index of the lowest value so far along the last axis; of equals the first."""
     lowest = np.minimum.accumulate(values, axis=-1)
     new = np.ones_like(values, dtype=bool)
     new[..., 1:] = values[..., 1:] < lowest[..., :-1]

@@ -62,7 +62,7 @@ def _held_out(
     smaller = find_minima(rest, draws, level, [seed, 3])
     out: list[HeldOut | Refusal] = []
     for index, name in enumerate(law_of_minima.QUANTITIES):
-        law, predict, _ = law_of_minima.through(
+        law, predict, _ = law_of_minima.fit_law(
             smaller, index, level, extend, [seed, 4, index]
         )
         value, noise = float(minima.centre[-1, index]), minima.draws[:, -1, index]
@@ -110,7 +110,7 @@ def isoflop(
     window: float | None = None,
     extend: float = 4.0,
 ) -> FitResult:
-    """Fits everything an isoFLOP study can say, or says why it cannot.
+    """Fits the minima, laws and surface of an isoFLOP study, or says why it cannot.
 
     Args:
       points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
@@ -157,7 +157,7 @@ def isoflop(
     notes = list(minima.notes)
     by_quantity: dict[str, PowerLaw | Refusal] = {}
     for index, name in enumerate(law_of_minima.QUANTITIES):
-        by_quantity[name], _, more = law_of_minima.through(
+        by_quantity[name], _, more = law_of_minima.fit_law(
             minima, index, confidence, extend, [seed, 2, index]
         )
         notes += more
@@ -205,7 +205,17 @@ def parametric(
 
     Points that `isoflop` would exclude are refused here: this result has no place to
     name them. With `huber`, a run that diverged may stay. See `surface.surface` for the
-    method, the options and the refusals.
+    method.
+
+    Args:
+      points, metric, size: as for `isoflop`.
+      huber, confidence, bootstrap, seed: as for `surface.surface`.
+
+    Returns:
+      The surface; or a refusal, as `surface.surface`, or of unusable points.
+
+    Raises:
+      ValueError: points of another form.
     """
     kept, excluded = read(points, metric, size)
     if huber is None:
@@ -226,11 +236,11 @@ def fit_records(
     protocols: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> FitResult:
-    """`isoflop` of what runs measured at their ends, as `records.read_table` has it.
+    """`isoflop` of the rows that runs have at their last step (`records.read_table`).
 
-    Rows of several protocols are not mixed: if there are some, the one that is asked
-    for is fitted, or the one that all finished runs have. If no single one is either,
-    nothing is, and the result says in what they differ.
+    Rows of several protocols are never mixed. Of several, the asked one is fitted, or
+    the only one that all finished runs have. If there is no such protocol, nothing is
+    fitted, and the result says how the protocols differ.
 
     Args:
       records: of the runs; those that are not finished are excluded by name.
@@ -238,8 +248,8 @@ def fit_records(
       metric: of the table, e.g. "loss" or "fd_clip".
       weights: "raw" or the name of an average.
       size: "params" or "params_without_embeddings".
-      asked: beginnings of the hashes of protocols, as config.fit.protocols.
-      protocols: hash -> parts, of those that are known: to say in what they differ.
+      asked: the first characters of the hashes of protocols, as config.fit.protocols.
+      protocols: hash -> parts of the known protocols, to say how they differ.
       options: of `isoflop`.
     """
     finished, excluded = {}, []
@@ -256,7 +266,7 @@ def fit_records(
     if metric.startswith(HIGHER_IS_BETTER):
         result = _nothing("larger is better", "laws are of minima", found, **options)
     elif protocol is None and measured:
-        detail = ends.several(measured, len(finished), protocols or {})
+        detail = ends.why_none_is_shared(measured, len(finished), protocols or {})
         result = _nothing("measured by several protocols", detail, found, **options)
     else:
         what = in_words(metric, weights)
@@ -289,7 +299,7 @@ def _nothing(
     seed: int = 0,
     **_: Any,
 ) -> FitResult:
-    """The result where no question about these rows can be answered."""
+    """The result when nothing can be fitted to these rows: a refusal of every law."""
     why = {"reason": reason, "detail": detail}
     minima = [
         Refusal(quantity="isoFLOP minimum", budget_flops=budget, **why)

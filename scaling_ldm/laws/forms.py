@@ -19,17 +19,17 @@ from jaxtyping import Float
 
 from scaling_ldm.records import Interval, PowerLaw, Refusal
 
-MAX_FAILED_DRAWS = 0.1  # share of the draws; above it, not identified
+MAX_FAILED_DRAWS = 0.1  # share of failed draws above which a fit is not identified
 
 Points = Float[np.ndarray, "points"]
 Draws = Float[np.ndarray, "draws"]
 
 
 def exchangeable(residuals: Points, leverage: Points, dof: int) -> np.ndarray:
-    """Residuals made alike in variance and rescaled to the variance RSS / dof.
+    """Residuals scaled to equal variance, RSS / dof.
 
-    Points of leverage one are fitted exactly whatever their value. They say nothing
-    about the noise and are left out.
+    Points of leverage one are fitted exactly, whatever their value. They hold no
+    information about the noise and are left out.
     """
     free = 1 - leverage > 1e-6
     pool = residuals[free] / np.sqrt(1 - leverage[free])

@@ -26,13 +26,13 @@ def _exp_interval(middle: float, i: Interval) -> Interval:
     return Interval(low=float(low), high=float(high), level=i.level)
 
 
-def through(
+def fit_law(
     minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
 ) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
     """One law with bootstrap intervals, its prediction of a new minimum, and notes.
 
-    The prediction takes the noise of the new minimum's logarithm where it is known.
-    Where it is not, the noise is drawn from the errors of the fitted minima.
+    The prediction uses the noise of the new minimum's logarithm if it is given.
+    Otherwise the noise is drawn from the errors of the fitted minima.
     """
     name = QUANTITIES[index]
     budgets, value = minima.budgets, minima.centre[:, index]

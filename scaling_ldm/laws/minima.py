@@ -25,7 +25,9 @@ from scaling_ldm.laws.points import IsoflopPoint, run_name
 from scaling_ldm.records import Interval, Parabola, Refusal
 
 MIN_SIZES = 4  # a parabola has three coefficients
-NEAR_BUDGET = 0.1  # relative difference below which two budgets may be meant as one
+NEAR_BUDGET = (
+    0.1  # relative difference below which two budgets may be meant to be equal
+)
 MINIMUM = "isoFLOP minimum"  # what a refusal is about
 
 Points = Float[np.ndarray, "points"]

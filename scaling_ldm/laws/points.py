@@ -24,12 +24,13 @@ class IsoflopPoint:
     loss: float
 
 
-SAME_BUDGET = 1e-6  # relative difference up to which two budgets are one
-# A loss is far above a parabola through the others if it is so by more than the range
-# of the others, and by this many times the largest deviation of a usual budget.
+SAME_BUDGET = 1e-6  # relative difference up to which two budgets are equal
+# A loss counts as far above the parabola through the others if its distance is larger
+# than the range of the others, and than this many times the largest deviation of a
+# usual budget.
 _DEVIATIONS = 8
-_RANGES_ALONE = 3  # where there is no other budget to compare with: ranges
-_LEAST_OTHERS = 4  # sizes that a run is compared with
+_RANGES_ALONE = 3  # without another budget: its distance in ranges of the others
+_LEAST_OTHERS = 4  # fewest other sizes that a run is compared with
 
 
 def run_name(budget: float, n: float) -> str:
@@ -42,7 +43,7 @@ def read(
     """Usable points in a fixed order, and a line for each that is not usable.
 
     Raises:
-      ValueError: a point that is no four numbers and lacks one of the fields.
+      ValueError: a point is not four numbers and lacks one of the fields.
     """
     kept, excluded = [], []
     names = ("budget_flops", size, "tokens", metric)
@@ -82,8 +83,8 @@ def without_diverged(
 ) -> tuple[list[IsoflopPoint], list[str]]:
     """The points without runs that diverged to a finite loss, and a line for each.
 
-    The largest such deviation is found first. Then the rest is looked at again, because
-    a run that diverged spoils the parabolas through the others.
+    The run with the largest such deviation is removed first. Then the rest is tested
+    again, because a diverged run also spoils the parabolas of the others.
     """
     lines = []
     while True:

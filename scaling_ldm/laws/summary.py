@@ -9,9 +9,9 @@ from scaling_ldm.records.measurements import in_words
 
 
 def summary(result: FitResult) -> list[str]:
-    """The laws, the held-out check and every refusal, a line each.
+    """The laws, the held-out check and every refusal, one line each.
 
-    What was fitted has a line, too, if it is a metric of the table.
+    The first line names the fitted metric, if it is one of the table.
     """
 
     def line(found: Any) -> str | None:

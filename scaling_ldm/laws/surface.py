@@ -187,7 +187,7 @@ def _refine(
 
 
 def _unsound(p: Constants) -> str:
-    """Why these constants are no surface of the wanted form; empty where they are."""
+    """Why these constants are not a surface of this form; "" if they are."""
     low, high = EXPONENT_BOUNDS
     for name, value in (("alpha", p[3]), ("beta", p[4])):
         if not low < value < high:

@@ -19,7 +19,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
 def check_level(level: float) -> None:
     """Raises ValueError if the level of an interval is not between 0 and 1."""
     if not 0 < level < 1:
-        raise ValueError(f"level {level}; it lies between 0 and 1")
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def check_replicates(count: int, what: str = "replicates") -> None:

@@ -1,4 +1,4 @@
-"""Inception Score: how sure and how varied the answers of a classifier are.
+"""Inception Score: how certain and how varied the answers of a classifier are.
 
 Salimans et al. 2016 (arXiv 1606.03498): exp of the mean of KL(p(y|x) || p(y)), where
 p(y) is the mean of p(y|x) over the images of one split. It lies between 1 and the

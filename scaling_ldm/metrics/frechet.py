@@ -114,11 +114,20 @@ def distance_from_features(features_ND: np.ndarray, reference: Reference) -> flo
 def bootstrap(
     features_ND: np.ndarray, reference: Reference, *, replicates: int, seed: int
 ) -> ValuesS:
-    """Distances of N rows drawn with replacement.
+    """Distances of N rows drawn with replacement, float64 [replicates].
 
     A replicate has about 0.63 N distinct rows, so it has the bias of fewer images:
     replicates lie above the distance of the features. Their spread is that of the
     distance. For an interval around the distance use `interval`.
+
+    Args:
+      features_ND: N rows of D features.
+      reference: the prepared Gaussian that they are compared with.
+      replicates: number of draws.
+      seed: of the draws.
+
+    Raises:
+      ValueError: as `distance_from_features`.
     """
     sample, rng = _Sample(features_ND, reference), np.random.default_rng(seed)
     n = sample.count
@@ -179,11 +188,11 @@ def infinity(
     reference's own finite size stays in the value.
 
     The bias is a series in dimensions / n; the line is its beginning. Let d be the
-    number of principal directions that hold 99% of the variance. For Gaussians whose
-    variances are equal, or fall by a power or exponentially, the value is off by less
-    than about a tenth of the removed bias if the smallest subset has at least 2 d rows.
-    With fewer rows it is off by up to half of it, below the truth; with far fewer rows
-    it is above the truth. The estimate then says so in `doubt`.
+    number of principal directions that hold 99% of the variance. Tried were Gaussians
+    whose variances are equal, or fall by a power or exponentially. If the smallest
+    subset has at least 2 d rows, the value is off by less than about a tenth of the
+    removed bias. With fewer rows it is too low by up to half of it; with far fewer rows
+    it is too high. The estimate then says so in `doubt`.
 
     Args:
       points: number of sizes.
@@ -208,8 +217,8 @@ def infinity(
     doubt = (
         f"extrapolated from subsets of {first} rows and more, the smallest below twice "
         f"the {dimensions} dimensions that hold 99% of the reference's variance: the "
-        "bias is no line in 1/n there, and a tenth or more of it may be left or taken "
-        "away too much"
+        "bias is not linear in 1/n there, and the estimate may be off by a tenth of it "
+        "or more"
     )
     return dataclasses.replace(found, doubt=doubt)
 
@@ -298,11 +307,11 @@ def _factor(cov: np.ndarray) -> np.ndarray:
     They count as zero; larger negative ones are refused.
     """
     if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-6 * abs(np.trace(cov))):
-        raise ValueError("a covariance that is not symmetric")
+        raise ValueError("the covariance is not symmetric")
     values, vectors = map(np.asarray, scipy.linalg.eigh((cov + cov.T) / 2))
     if values[0] < -1e-5 * max(values[-1], 0.0):
         raise ValueError(
-            f"no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
+            f"not a covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
         )
     kept = values > len(cov) * _EPS * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])

@@ -44,6 +44,13 @@ def kid(
     subsets adds v / subsets. If the distributions are almost equal, the variance falls
     faster than 1 / n, so the interval is too wide.
 
+    Args:
+      a_ND, b_MD: features of the two sets, such as generated and real images.
+      seed: of the random subsets.
+      subsets: number of subsets.
+      subset_size: m, rows of a subset.
+      level: of the interval.
+
     Raises:
       ValueError: as `distance`, or subsets of more than half of the smaller set: they
         overlap too much to show a spread.

@@ -98,6 +98,12 @@ def precision_recall(
     Both intervals stay in [0, 1], and those around 0 and 1 have a width. The bias of
     finite N and M is in the values, not in the intervals.
 
+    Args:
+      real_ND, generated_MD, k: as for `compare`.
+      seed: of the random subsets.
+      replicates: number of subsets.
+      level: of both intervals.
+
     Returns:
       (precision, recall).
 
@@ -169,7 +175,7 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
     out = np.empty(len(x))
     for rows, squares in _distances(x, x):
         at = np.arange(rows.start, rows.stop)
-        squares[at - rows.start, at] = np.inf  # itself is no neighbour
+        squares[at - rows.start, at] = np.inf  # a row is not its own neighbour
         out[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return out
 

@@ -43,7 +43,7 @@ class Moments:
       count: N.
       mean: [D].
       cov: [D, D], unbiased (divided by N - 1), as FID is defined; exactly symmetric.
-      stored_digest: the digest of a file of format 1, which stays what it was.
+      stored_digest: the digest by format 1, for moments read from such a file; else "".
     """
 
     count: int

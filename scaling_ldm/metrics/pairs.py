@@ -70,7 +70,7 @@ def _pictures(
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"pictures of {a.shape} and {b.shape}, wanted [B, H, W, C]")
     if not span > 0:
-        raise ValueError(f"a span of {span}; it is positive")
+        raise ValueError(f"span must be positive, got {span}")
     for x in (a, b):
         if x.dtype.kind == "f":
             check_finite(x, "pixel values")

@@ -95,7 +95,7 @@ def resize(
     if x.ndim != 4 or x.shape[3] not in (1, 3) or not all(x.shape[1:]):
         raise ValueError(f"pictures of {x.shape}, wanted [B, H, W, 1 or 3]")
     if min(size) < 1:
-        raise ValueError(f"a size of {size}; sides are at least 1")
+        raise ValueError(f"the sides of size must be at least 1, got {size}")
     if x.dtype == np.float32:
         check_finite(x, "pixel values")
     less_h, less_w = x.shape[1] - size[0], x.shape[2] - size[1]
@@ -111,6 +111,11 @@ def resize(
 @functools.lru_cache(maxsize=64)
 def weights(length: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]:
     """The first input and the weights of each output along one axis.
+
+    Args:
+      length: inputs along the axis, in pixels.
+      new: outputs along the axis.
+      method: a name of FILTERS.
 
     Returns:
       int [new] and float64 [new, K]. K is the largest number of inputs of an output;

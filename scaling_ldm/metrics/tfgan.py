@@ -1,12 +1,12 @@
 """The Frechet distance by TensorFlow-GAN's functions; needs the extra "tfgan".
 
-tensorflow_gan 2.1.0, its last release, cannot be imported as a whole beside TensorFlow
-from 2.16 on, which has no tf.estimator any more. Its metrics need no estimator, so they
-are imported alone: empty packages stand for the packages above them meanwhile.
+tensorflow_gan 2.1.0, its last release, cannot be imported as a whole with TensorFlow
+2.16 or later, which has no tf.estimator. Its metrics need no estimator. So they are
+imported alone, while empty packages replace the packages above them.
 
-Its square root of a matrix takes no root of singular values below 1e-10. Products of
-variances lie there if features scatter little; the distances are then too large: by
-3e-4 for 16 rows with 64 features of deviation 0.01. From a deviation of 0.03 on they
+Its square root of a matrix leaves singular values below 1e-10 as they are. Products of
+small variances are that small, and the distances are then too large: by 3e-4 for 16
+rows with 64 features of standard deviation 0.01. From a deviation of 0.03 on they
 agree.
 """
 
@@ -30,6 +30,10 @@ def distance(
     mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray
 ) -> float:
     """The squared Frechet distance as TensorFlow-GAN computes it, in float64.
+
+    Args:
+      mean_a, mean_b: [D].
+      cov_a, cov_b: [D, D].
 
     Raises:
       ImportError: its packages are not installed.

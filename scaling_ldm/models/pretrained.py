@@ -153,7 +153,7 @@ def _text_identity(name: str, folder: pathlib.Path) -> Identity:
 
 
 def _label(name: str) -> str:
-    """A name that means the same on every machine; for a folder, its last part."""
+    """A name that is the same on every machine; for a folder, its last part."""
     path = pathlib.Path(name).expanduser()
     folder = path.is_dir() or path.is_absolute()  # it may be on another machine
     return path.resolve().name if name not in _SHIPPED and folder else name
@@ -186,9 +186,9 @@ def directory(name: str, where: str) -> pathlib.Path:
 
 
 def copy_folder(name: str, to: pathlib.Path) -> bool:
-    """Copies the files of a network that a folder was given for; False: it has a name.
+    """Copies the files of a network that was given as a folder; False if it has a name.
 
-    A network with a name (one that the library knows, a hub id) is found again by it.
+    A network with a name (one that the library knows, or a hub id) is found by it.
     """
     path = pathlib.Path(name).expanduser()
     if name in _SHIPPED or name == "minilm" or not path.is_dir():

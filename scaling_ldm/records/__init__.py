@@ -1,11 +1,12 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `measurements`, `laws` and `frontier` hold the records, `files` writes and reads
-them, `whole_files` writes files whole or not at all, `table` puts the measurements of
-studies together, `joined` adds them to what was evaluated, `results` finds those of the
-ends of runs, `upgrade` knows the files of older versions, `errors` holds every
-exception of the library. May import: the standard library alone; `write_parquet`
-imports pyarrow.
+`runs`, `measurements`, `laws` and `frontier` hold the records, and `errors` holds every
+exception of the library. `files` writes and reads records, `whole_files` writes files
+whole or not at all, `upgrade` reads the files of older versions. `table` reads the
+measurements of studies as one table, `rows_of` makes its rows, `joined` adds them to
+evaluations and the frontier, and `results` finds those of the last steps of runs.
+
+May import: the standard library alone; `write_parquet` imports pyarrow.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion

@@ -34,14 +34,14 @@ class UnknownKey(KeyError):
 
 
 class Damaged(ValueError):
-    """A file of records that is cut off or foreign."""
+    """A file is cut off, changed, or does not hold what belongs there."""
 
 
 class NewerVersion(ConfigError):
     """A file that a newer version of the library wrote; `needed` is the oldest one.
 
-    Neither another host nor a copy of the file helps, but another installation. So it
-    ends a study as a bad configuration does, not as damaged storage.
+    Only a newer installation helps, not another host or a copy of the file. So the exit
+    status is that of a bad configuration, not that of damaged storage.
     """
 
     def __init__(self, where: object, needed: str, here: str) -> None:
@@ -64,7 +64,7 @@ class BadRecord(ValueError):
 
 
 class AverageError(ValueError):
-    """An average of weights that there cannot be, or that stored ones do not give."""
+    """An average of weights that does not exist, or that stored ones cannot give."""
 
 
 class CheckpointError(RuntimeError):
@@ -72,7 +72,7 @@ class CheckpointError(RuntimeError):
 
 
 class MeasurementConflict(ValueError):
-    """Two rows of the table that should be one have different values."""
+    """Two rows of the table have the same key and different values."""
 
 
 class NonFiniteLoss(Exception):

@@ -109,8 +109,8 @@ def from_json(value: Any, version: str = upgrade.SCHEMA) -> Any:
     """The inverse of `to_json`.
 
     Args:
-      version: of the file that the value is from. A field that has a default may be
-        missing in a file of an older version: it came later.
+      version: schema of the file that holds the value. In a file of an older schema,
+        fields that have a default may be missing.
 
     Raises:
       ValueError: an unknown record name, fields that are missing or unknown, or a field
@@ -120,7 +120,7 @@ def from_json(value: Any, version: str = upgrade.SCHEMA) -> Any:
 
 
 def _built(value: Any, complete: bool) -> Any:
-    """Records from JSON values of today; `complete`: every field must be there."""
+    """Records from JSON values of the current schema; `complete`: with every field."""
     if isinstance(value, list):
         return tuple(_built(v, complete) for v in value)
     if not isinstance(value, dict):
@@ -153,7 +153,7 @@ def _built(value: Any, complete: bool) -> Any:
             given[k] = _NON_FINITE[v]
         if not _is_of(given[k], hints[k]):
             wanted = getattr(hints[k], "__name__", hints[k])
-            raise ValueError(f"{name}: {k} is {str(v)[:80]!r}, which is no {wanted}")
+            raise ValueError(f"{name}: {k} is {str(v)[:80]!r}, which is not {wanted}")
     return cls(**given)
 
 
@@ -202,7 +202,7 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
       kind: the class of record that it must be.
 
     Raises:
-      Damaged: it is none.
+      Damaged: the line is not a record of this class.
       NewerVersion: a newer version of the library wrote it.
     """
     try:
@@ -219,7 +219,7 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
 
 
 def parse_object(data: str | bytes) -> dict[str, Any]:
-    """The JSON object in a text of anyone; ValueError says what is there instead."""
+    """Parses a JSON object in text of any origin; ValueError says why it is none."""
     try:
         value = json.loads(data.decode() if isinstance(data, bytes) else data)
     except UnicodeDecodeError as e:
@@ -232,7 +232,15 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike, kind: Any = object) -> Any:
-    """The record of a file that holds one; raises as `loads`."""
+    """The record of a file that holds one.
+
+    Args:
+      kind: the class of record that it must be.
+
+    Raises:
+      Damaged: the file does not hold such a record.
+      NewerVersion: a newer version of the library wrote it.
+    """
     try:
         return loads(pathlib.Path(path).read_bytes(), path, kind)
     except Damaged as e:
@@ -248,15 +256,15 @@ def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
 def json_object(
     data: bytes, where: object, *keys: str, stamped: bool = True
 ) -> dict[str, Any]:
-    """The JSON object in the bytes of a file, as it is there.
+    """The JSON object in the bytes of a file; nothing in it is upgraded.
 
     Args:
       where: the file, for a message.
-      keys: that it must have.
-      stamped: whether it may say the version of a schema.
+      keys: the keys that it must have.
+      stamped: whether the version of its schema is checked.
 
     Raises:
-      Damaged: the bytes hold none, or it lacks one of the keys.
+      Damaged: the bytes are not a JSON object, or it lacks one of the keys.
       NewerVersion: a newer version of the library wrote it.
     """
     try:
@@ -266,7 +274,7 @@ def json_object(
     if stamped:
         upgrade.version_of(value, where)
     if missing := [key for key in keys if key not in value]:
-        raise Damaged(f"{where} does not say {', '.join(missing)}")
+        raise Damaged(f"{where} lacks {', '.join(missing)}")
     return value
 
 
@@ -279,7 +287,7 @@ def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
     """What an experiment.json holds: name, recipe, and config with its sections.
 
     Raises:
-      Damaged: it is no such file.
+      Damaged: the file is not an experiment.json.
       NewerVersion: a newer version of the library wrote it.
     """
     found = read_json(path, "name", "config")
@@ -287,12 +295,12 @@ def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(
         isinstance(value, str if key in text else dict) for key, value in config.items()
     ):
-        raise Damaged(f"{path}: what it calls config is no experiment")
+        raise Damaged(f"{path}: its entry config is not an experiment")
     return found
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
-    """Writes records a line each, atomically: a reader sees the old file or the new."""
+    """Writes one record a line, atomically: a reader sees the old file or the new."""
     write_text(path, "".join(dumps(r) + "\n" for r in records))
 
 
@@ -303,7 +311,7 @@ def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
       kind: the class of record that every line must be.
 
     Raises:
-      Damaged: a line that is no record, with file and line number.
+      Damaged: a line is not a record; the message has the file and the line number.
       NewerVersion: a newer version of the library wrote the file.
     """
     lines, rest = complete_lines(path)
@@ -314,13 +322,13 @@ def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
 
 
 def complete_lines(path: str | os.PathLike) -> tuple[list[bytes], bytes]:
-    """The lines of a file, and the beginning of a last one without its end.
+    """The complete lines of a file, and the start of an unfinished last line.
 
     Raises:
-      Damaged: what stands after the last line is no beginning of one.
+      Damaged: the bytes after the last complete line are not the start of a record.
     """
     *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
-    # Where the machine lost its power, a file may end in zeros.
+    # After a power failure, a file may end in zero bytes.
     if not rest.startswith(b"{") and (rest.strip(b"\0") or (rest and not lines)):
         raise Damaged(f"{path}:{len(lines) + 1}: not a record: not JSON")
     return lines, rest

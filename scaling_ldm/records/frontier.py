@@ -41,7 +41,7 @@ class Cell:
 class MeasuredCell(Cell):
     """A cell with its value, as `read_frontier` puts them together.
 
-    Files of before 0.2.0 hold them together.
+    Files written before 0.2.0 hold both in one record.
     """
 
     value: float
@@ -52,9 +52,9 @@ class Choice:
     """The cell of the lowest value among several.
 
     The lowest of several noisy values is too low on average. `expected` and `interval`
-    are for what the chosen cell would measure again (see `frontier.cells`). So `value`
-    may lie outside `interval`. `probability` is that of this exact cell, with its steps
-    and guidance, not that of its size.
+    predict a new measurement of the chosen cell (see `frontier.cells`). So `value` may
+    lie outside `interval`. `probability` is that of this exact cell, with its steps and
+    guidance, not that of its model size.
     """
 
     model: str
@@ -76,15 +76,15 @@ class BestGuidance:
 
     choice: Choice  # its cost is relative cost x steps
     tried: tuple[float, ...]  # ascending
-    ties: tuple[float, ...]  # others that cannot be told from the best at the level
-    # Which end of what was tried the best is: "low", "high", or "only" one was tried.
-    # Then a better one may lie beyond. "": the best is at no end.
+    ties: tuple[float, ...]  # others that do not differ from it at the level
+    # Whether the best is the lowest ("low"), the highest ("high") or the only ("only")
+    # guidance that was tried. A better one may then lie outside. "": it lies between.
     edge: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontPoint:
-    """The best that one budget buys."""
+    """The best choice within one budget."""
 
     budget: float
     choice: Choice
@@ -93,7 +93,7 @@ class FrontPoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Front:
-    """The settings that nothing cheaper reaches, and the best of each budget."""
+    """The Pareto-optimal settings, and the best choice at each budget."""
 
     cost: str  # "relative_cost_steps" | "flops" | "seconds"
     sampler: str  # "": all of them together
@@ -122,8 +122,8 @@ class Advice:
     metric: str
     unit: str
     budget: float
-    estimated: bool  # the cost was not measured where it will be spent
-    basis: str  # how the cost is known
+    estimated: bool  # whether the cost was computed for a device, not measured on it
+    basis: str  # how the cost was measured or computed
     doubts: tuple[str, ...] = ()  # what speaks against the choice
 
 

@@ -1,10 +1,10 @@
-"""Evaluations and the frontier with their numbers, which are rows of the table.
+"""Reads and writes evaluations and the frontier together with their rows of the table.
 
     evaluations.jsonl     how numbers about models were measured; the numbers are rows
     frontier.json         a records.Frontier; the values of its cells are rows
 
-A record whose row is not there counts as not measured: training a run again removes the
-rows of its end. May import: the standard library.
+A record without its row counts as not measured. Training a run again removes the rows
+of its last step. May import: the standard library.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def write_evaluations(
 
     Args:
       found: all of them; those that an older version wrote become rows, too.
-      specs: the plan. What it lacks has its rows in evaluate/measurements.jsonl.
+      specs: the plan. Rows of weights that it lacks go to evaluate/measurements.jsonl.
     """
     path, by_id = workdir / EVALUATIONS, {spec.run_id: spec for spec in specs}
     held = files.read_jsonl(path, EvalRecord) if path.is_file() else []
@@ -128,7 +128,7 @@ def cell_values(
 ) -> dict[tuple[str, str, str], Measurement]:
     """Rows of cells (and others of their runs) by `place_of_cell`.
 
-    A cell is of the end of its run. A row of an earlier step does not count.
+    Cells are measured at the end of a run. Rows of earlier steps are left out.
     """
     found: dict[tuple[str, str, str], Measurement] = {}
     for row in sorted(rows, key=lambda row: row.step):
@@ -137,12 +137,12 @@ def cell_values(
 
 
 def with_value(cell: Cell, value: float) -> MeasuredCell:
-    """A cell as the frontier reads it."""
+    """The cell with its value from the table."""
     return MeasuredCell(**_fields(cell), value=value)
 
 
 def without_value(cell: Cell) -> Cell:
-    """A cell as a file has it."""
+    """The cell as frontier.json holds it."""
     held = _fields(cell)
     held.pop("value", None)
     return Cell(**held)
@@ -168,7 +168,7 @@ def _without_number(record: Evaluation) -> EvalRecord:
 
 
 def _of_no_run(study: str, record: Evaluation) -> Measurement:
-    """The row of weights that the plan lacks; what is not known of them is 0."""
+    """The row of weights that are no run of the plan; unknown fields are 0."""
     return Measurement(
         study=study,
         run_id=record.run_id,

@@ -19,9 +19,10 @@ class Interval:
 class Refusal:
     """A question that the data cannot answer, and why.
 
-    The first three fields say what was asked. `quantity` is "isoFLOP minimum", the y of
-    a power law such as "N_opt", the same "held out" ("N_opt held out"), "parametric
-    surface", "crossing", or the advice with its budget ("advice within 0.001 s").
+    The first three fields say what was asked. `quantity` is one of these: "isoFLOP
+    minimum"; the y of a power law, such as "N_opt"; the prediction of that y, "N_opt
+    held out"; "parametric surface"; "crossing"; or the advice with its budget, such as
+    "advice within 0.001 s".
     """
 
     quantity: str

@@ -11,7 +11,8 @@ from scaling_ldm.records.runs import RunSpec
 # Metrics of training. A stratum of t adds its number: see `stratum`.
 LOSS, TRAIN_LOSS = "loss", "train_loss_smoothed"
 VLB = "vlb"  # the bound on -log2 p of held-out data, in bits per dim
-RAW, EMA = "raw", "ema"  # weights: those of the last step, the average of 0.1.0
+# Names of weights: those of the last step, and the only average that 0.1.0 kept.
+RAW, EMA = "raw", "ema"
 NO_INTERVAL = 1.0  # level of a row whose low and high are its value
 # A metric whose name begins with one of these is better if it is higher.
 HIGHER_IS_BETTER = (
@@ -97,30 +98,30 @@ def stratum(number: int) -> str:
 
 
 def of_cell(metric: str) -> str:
-    """The metric of a cell of the frontier, whose sampling is its own.
+    """The name of a metric where it is measured at a cell of the frontier.
 
-    It has a name of its own, so that what is fitted and shown of the study's own
-    sampling is not mixed with the many settings of the frontier.
+    It differs from the name that the study's own sampling settings have. So the cells
+    of the frontier never enter the fits and figures of that metric.
     """
     return f"{metric}_cell"
 
 
 def floors(metric: str) -> tuple[str, str]:
-    """The metrics of real pictures and of noise that stand beside a distance."""
+    """The names of a distance's two references: real pictures and noise."""
     return f"{metric}_real", f"{metric}_noise"
 
 
 def is_floor(metric: str) -> bool:
-    """Whether a metric is one of `floors`, which say nothing about a model."""
+    """Whether a metric is one of `floors`; these do not depend on the model."""
     return metric.endswith(("_real", "_noise"))
 
 
 def in_words(metric: str, weights: str = "", known: str = "") -> str:
-    """What was measured, for a reader: "validation loss, average ema".
+    """What was measured, as text: "validation loss, average ema".
 
     Args:
-      weights: "raw", an average's name, or "": they are not said.
-      known: the metric as words, where the caller has some.
+      weights: "raw", or an average's name; "": they are not named.
+      known: the caller's words for the metric; "": those of this function.
     """
     words = {
         LOSS: "validation loss",
@@ -181,7 +182,8 @@ _BOUND = (
     "evaluate.held_out_draws",
 )
 
-# Later fields that decide it too; a value that behaves as before is no part of it.
+# Fields of later versions that decide it too -> the value that behaves as before. A
+# field at that value is left out, so the protocol of older studies does not change.
 _LATER = {
     "data.mix": [],
     "data.parts": [],
@@ -198,7 +200,7 @@ _LATER = {
 
 
 def _unread(value: Callable[[str], Any]) -> tuple[str, ...]:
-    """Later fields that an experiment does not read, whatever their values are."""
+    """Fields of `_LATER` that an experiment does not read, at any value."""
     if value("data.source") == "icons" and not value("data.mix"):
         return "data.split_by", "encode.choose"
     return () if value("encode.pictures") else ("encode.choose",)
@@ -228,8 +230,8 @@ def loss_protocol(
     quantity = "reconstruction" if reconstructs else "prediction"
     later = {path: value(path) for path in _LATER if path not in _unread(value)}
     if later.get("data.validation_path"):
-        later["data.validation_path"] = "given"  # wherever it is
-    if metric == VLB:  # it bounds the density of data, whatever was trained on
+        later["data.validation_path"] = "given"  # its place decides nothing
+    if metric == VLB:  # it does not depend on the objective of training
         quantity = "bits per dim"
         later = {p: v for p, v in later.items() if not p.startswith("objective.")}
     return (

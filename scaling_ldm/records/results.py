@@ -10,7 +10,7 @@ from scaling_ldm.records.runs import RunSpec
 
 
 def weights_meant(metric: str, weights: str, averages: Sequence[str]) -> str:
-    """The name of the weights whose rows are meant.
+    """The name of the weights whose rows are used.
 
     Args:
       weights: a name, or "": the first average. The training loss is of the raw
@@ -59,10 +59,10 @@ def shared_protocol(
     return candidates[0] if len(candidates) == 1 else None, counts
 
 
-def several(
+def why_none_is_shared(
     measured: Mapping[str, int], runs: int, protocols: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Why none of several protocols is the one, in what they differ, what to do.
+    """A message: why no protocol can be chosen, how they differ, and what to set.
 
     Args:
       measured: hash -> how many of the runs have it.

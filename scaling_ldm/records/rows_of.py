@@ -1,4 +1,4 @@
-"""The rows of the table that evaluations and cells of the frontier are."""
+"""Makes the rows of the table from evaluations and from cells of the frontier."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def cell(
     weights: str,
     level: float,
 ) -> Measurement:
-    """The row of a cell, which is of the end of its run.
+    """The row of a cell; its step is the last one of the run.
 
     Args:
-      level: of its interval, if it was resampled. Noise that is high was taken for a
-        high value, so the largest deviation gives the low end.
+      level: of the basic bootstrap interval, [value - upper quantile of the deviations,
+        value - lower quantile]; without deviations there is no interval.
     """
     low = high = None
     if found.deviations:
@@ -76,7 +76,7 @@ def cell(
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """Between the two nearest of the sorted values, linearly."""
+    """A quantile, interpolated linearly between the two nearest values."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     first = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0

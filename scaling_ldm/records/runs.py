@@ -145,7 +145,7 @@ class EvalRecord:
 class Evaluation(EvalRecord):
     """An EvalRecord with its number, as `read_evaluations` puts them together.
 
-    Files of before 0.2.0 hold them together.
+    Files written before 0.2.0 hold both in one record.
     """
 
     value: float

@@ -1,9 +1,9 @@
 """The table of measurements: rows of runs, read from working directories and written.
 
-    runs/<run_id>/measurements.jsonl    rows of the run, a line each
-    evaluate/measurements.jsonl         those of weights that are no run of the plan
-    runs/<run_id>/record.json           of 0.1.0: losses at the end of the run
-    evaluations.jsonl, frontier/cells/  of 0.1.0: numbers about pictures
+    runs/<run_id>/measurements.jsonl    rows of the run, one a line
+    evaluate/measurements.jsonl         rows of weights that are no run of the plan
+    runs/<run_id>/record.json           in 0.1.0: losses at the end of the run
+    evaluations.jsonl, frontier/cells/  in 0.1.0: numbers about pictures
 
 Rows are appended whole. A process that is killed in the middle of a write leaves a last
 line without its end: no reader sees it. May import: the standard library alone, until
@@ -89,7 +89,7 @@ def united(rows: Iterable[tuple[Measurement, pathlib.Path]]) -> list[Measurement
 
 
 def key(row: Measurement) -> Key:
-    """What there is one row of."""
+    """What identifies a row: the table has one row for each key."""
     return (
         row.study,
         row.run_id,
@@ -130,8 +130,7 @@ def read_plan(workdir: pathlib.Path) -> list[RunSpec]:
     """The rows of a study's plan, `runs.jsonl`.
 
     Raises:
-      Damaged: it holds no run, or two rows have one run_id, so that one folder would
-        be of two runs.
+      Damaged: it holds no run, or two rows have the same run_id and so the same folder.
     """
     path = workdir / "runs.jsonl"
     specs = files.read_jsonl(path, RunSpec)
@@ -141,8 +140,8 @@ def read_plan(workdir: pathlib.Path) -> list[RunSpec]:
     twice = [run_id for run_id, rows in ids.items() if rows > 1]
     if twice:
         raise Damaged(
-            f"{path}: {len(twice)} runs have two rows, the first is {twice[0]}; the "
-            "plan stage writes the file again"
+            f"{path}: {len(twice)} runs have two rows, the first is {twice[0]}; "
+            "run the stage plan, which writes the file again"
         )
     return specs
 
@@ -171,7 +170,7 @@ def _rows_of_study(workdir: pathlib.Path) -> Iterator[Measurement]:
 
 
 def experiment_of(workdir: pathlib.Path) -> Mapping[str, Any]:
-    """The fields of the study, as nested dicts; empty if nothing says them."""
+    """The fields of the study, as nested dicts; empty without an experiment.json."""
     path = workdir / "experiment.json"
     if not path.is_file():
         return {}
@@ -207,7 +206,7 @@ def rows_of_run(
 def _rows_of_record(
     path: pathlib.Path, spec: RunSpec | None, experiment: Mapping[str, Any]
 ) -> list[Measurement]:
-    """The losses that a record of 0.1.0 holds; a lost one was not measured."""
+    """The losses in a record of 0.1.0, as rows; a missing loss gives none."""
     if not path.is_file():
         return []
     record = files.read(path, TrainRecord)
@@ -283,7 +282,7 @@ def read_rows(path: pathlib.Path) -> tuple[list[Measurement], str]:
 
 
 def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
-    """Writes rows behind those of a file: complete lines at once, and to the disk.
+    """Appends rows to a file in one write of whole lines, and syncs it to the disk.
 
     The file must not end in a line that was cut off: see `read_rows`.
     """
@@ -296,7 +295,7 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
 
 
 def put_rows(path: pathlib.Path, rows: Sequence[Measurement]) -> None:
-    """Writes rows into a file; a row there that has the `key` of one is replaced.
+    """Writes rows into a file; a row there with the same `key` is replaced.
 
     A last line that was cut off is removed. A reader sees the old file or whole rows.
     """
@@ -314,7 +313,7 @@ def put_rows(path: pathlib.Path, rows: Sequence[Measurement]) -> None:
 def drop_rows(path: pathlib.Path, after: int) -> str:
     """Removes the rows of steps beyond `after`, and a last line that was cut off.
 
-    The other lines stay as they are. A file that is not there is left so.
+    The other lines stay as they are. A missing file stays missing.
 
     Returns:
       The beginning of the line that was cut off; "" if none was.
@@ -349,7 +348,7 @@ def write_parquet(rows: Iterable[Measurement], path: str | os.PathLike[str]) -> 
     """Writes rows as Parquet, a column for each field of `Measurement`.
 
     Raises:
-      ImportError: pyarrow is not installed; says how it is.
+      ImportError: pyarrow is not installed; the message says how to install it.
     """
     try:
         import pyarrow

@@ -1,10 +1,10 @@
-"""Which schema a file has, and what older files become under today's names.
+"""Which schema a file has, and how records of older schemas become current ones.
 
 Every JSON object that the library writes for itself says which schema it has: the
 release that introduced it, as text, under "version". A file without one is of FIRST.
-In one object only the outermost one says it. A function of UPGRADES turns the fields of
-one record from its version into the next one's, so an old file goes through all later
-versions in turn. May import: the standard library and the errors.
+Nested objects have the version of the outermost one. A function of UPGRADES turns the
+fields of one record from its version into the next one's, so an old file goes through
+all later versions in turn. May import: the standard library and the errors.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from scaling_ldm.records.errors import Damaged, NewerVersion
 
 FIRST = "0.1.0"  # its files do not say their version
 VERSIONS = (FIRST, "0.2.0")  # every schema that this library reads, oldest first
-SCHEMA = VERSIONS[-1]  # the one that it writes
+SCHEMA = VERSIONS[-1]  # the schema that it writes
 _KEY = "version"
 
 Fields = dict[str, Any]
 
 
 def stamped(value: Mapping[str, Any]) -> Fields:
-    """A JSON object of a file, with the version of its schema."""
+    """A JSON object of a file, with the version of its schema.
+
+    Raises:
+      ValueError: the object has a key "version" already.
+    """
     if _KEY in value:
         raise ValueError(f"{_KEY!r} is the version of a file's schema")
     return {_KEY: SCHEMA, **value}
@@ -39,7 +43,7 @@ def version_of(value: Mapping[str, Any], where: object) -> str:
 
     Raises:
       NewerVersion: this library is too old for it.
-      Damaged: it says no version that there is.
+      Damaged: its version is not one of VERSIONS.
     """
     version = value.get(_KEY, FIRST)
     if version in VERSIONS:
@@ -61,7 +65,7 @@ def unstamped(value: Mapping[str, Any], where: object) -> Fields:
 
 
 def upgraded(value: Any, version: str) -> Any:
-    """A JSON value of any nesting: its records under today's names.
+    """A JSON value of any nesting, with its records in the current schema.
 
     Args:
       version: of the file that the value is from.
@@ -73,14 +77,14 @@ def upgraded(value: Any, version: str) -> Any:
     for step in VERSIONS[VERSIONS.index(version) : -1]:
         if upgrade := UPGRADES.get(step, {}).get(value.get("record", "")):
             value = upgrade(value)
-    # Files of 0.2.0 from before its release hold them, too.
+    # Files that 0.2.0 wrote before its release hold values, too.
     if "value" in value and (upgrade := _WITH_VALUES.get(value.get("record", ""))):
         value = upgrade(value)
     return {k: upgraded(v, version) for k, v in value.items()}
 
 
 def _refusal(fields: Fields) -> Fields:
-    """Files of 0.1.0's first days had one text, `what`, in place of three fields."""
+    """The first files of 0.1.0 had one text, `what`, in place of three fields."""
     if "what" not in fields:
         return fields
     fields = dict(fields)
@@ -108,23 +112,23 @@ _FITTED = {
 
 
 def _fit_result(fields: Fields) -> Fields:
-    """0.1.0 fitted a field of the run's record; today a metric has its weights."""
+    """0.1.0 named a field of the run's record; now metric and weights are fields."""
     metric, weights = _FITTED.get(fields["metric"], (fields["metric"], ""))
     return fields | {"metric": metric, "weights": weights}
 
 
 def _train_record(fields: Fields) -> Fields:
-    """The losses of a record are rows of the table of measurements; see `table`."""
+    """Drops the losses, which are rows of the table of measurements; see `table`."""
     return {name: value for name, value in fields.items() if name not in _FITTED}
 
 
 def _evaluation(fields: Fields) -> Fields:
-    """Evaluations had their numbers in their own file."""
+    """The record held its number; an `Evaluation` still does."""
     return fields | {"record": "Evaluation"}
 
 
 def _measured_cell(fields: Fields) -> Fields:
-    """Cells had their values, and the bootstrap's values in place of deviations."""
+    """Cells held their value, and bootstrap values in place of deviations."""
     fields = fields | {"record": "MeasuredCell"}
     draws = [float(x) for x in fields.pop("replicates", ())]
     mean = math.fsum(draws) / max(len(draws), 1)
@@ -134,9 +138,9 @@ def _measured_cell(fields: Fields) -> Fields:
 # Records whose numbers became rows of the table; see `table`.
 _WITH_VALUES = {"EvalRecord": _evaluation, "Cell": _measured_cell}
 
-# By version: by name of a record, what turns its JSON fields into those of the next
-# version. A pure function; it gets the fields without those of records inside it done.
-# A field that only came to a record needs none: it has a default (see `from_json`).
+# Version -> name of a record -> a pure function from the JSON fields of that version to
+# those of the next one. Records inside the record are upgraded after it. A new field
+# needs no function: it has a default (see `from_json`).
 UPGRADES: dict[str, dict[str, Callable[[Fields], Fields]]] = {
     FIRST: {
         "Refusal": _refusal,

@@ -1,7 +1,8 @@
 """Files that are written whole or not at all, and what a full disk or a kill leaves.
 
-A file is filled under a temporary name beside it, which holds a lock as long as its
-process lives. So what a killed process left can be told from what is being written.
+A file is first written under a temporary name in the same folder, and then renamed. The
+temporary file is locked while its process lives. So the files that a killed process
+left can be told from those that are being written.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def in_one_line(error: OSError) -> str:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Around what writes a file: an error of the system names it.
+    """A context for writing a file: an OSError inside it names the file.
 
     Raises:
       OSError: with the path, where writing raised one without, or an error of a library
@@ -79,7 +80,7 @@ def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two machines may have one number.
+    # Processes on two machines may have the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     with writing(path), unfinished(temporary), _locked(temporary) as file:
         fill(file)
@@ -109,20 +110,20 @@ def remove_unfinished() -> None:
 
 
 def _locked(path: pathlib.Path) -> BinaryIO:
-    """A new file, locked until it is closed; file systems without locks do without."""
+    """A new file, locked until it is closed if the file system has locks."""
     while True:
         file = open(path, "wb")
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # `remove_leftovers` was faster than the lock
+        file.close()  # `remove_leftovers` removed it before it was locked
 
 
 def remove_leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Removes what processes that were killed left under a folder; returns its paths.
+    """Removes temporary files of killed processes under a folder; returns their paths.
 
-    What a process is writing now stays.
+    Files that a process is writing now stay.
     """
     removed = []
     for place, folders, names in os.walk(folder):

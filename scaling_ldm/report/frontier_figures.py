@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from scaling_ldm.frontier import undercut_by_none
+from scaling_ldm.frontier import pareto_optimal
 from scaling_ldm.records import BestGuidance, Choice, Front, Frontier
 from scaling_ldm.report.format import spoken, tick
 from scaling_ldm.report.plotting import (
@@ -116,7 +116,7 @@ def _choices(frontier: Frontier, sampler: str) -> list[Choice]:
 
 def _front(axes: Axes, drawn: Sequence[Choice]) -> None:
     """Rings around the points of the lines that are in the Pareto set."""
-    found = undercut_by_none(drawn)
+    found = pareto_optimal(drawn)
     x, y = np.array([(c.cost, c.expected) for c in found]).T
     axes.plot(x, y, linewidth=0.9, markeredgewidth=1.0, zorder=4, **_RING)
 

@@ -1,4 +1,4 @@
-"""A working directory's frontier and a budget -> the model and sampler to use."""
+"""The advise stage: the best model and sampler within a budget of sampling cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check(experiment: config.Experiment, workdir: pathlib.Path, made: bool) -> N
     """
     if not 0 < experiment.advise.budget < math.inf:
         raise config.ConfigError(
-            "--stages advise needs a finite budget of one image: "
+            "--stages advise needs a finite budget for one image: "
             "--config.advise.budget=0.5 "
             f"in --config.advise.unit, one of {', '.join(config.ADVICE_UNITS)}"
         )

@@ -1,4 +1,4 @@
-"""Pictures and captions -> records of latents and text features, once per data set.
+"""The encode stage: pictures and captions -> records of latents and text features.
 
 Shard s is encoded by process s modulo the number of processes, on the devices of that
 process's host. Processes exchange only whether one of them fails. A shard is
@@ -61,7 +61,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             ),
         ):
             _run(part, folder)
-            say = functools.partial(stored_split.told, part, folder)
+            say = functools.partial(stored_split.line, part, folder)
             primary = mesh.is_primary()
             told[name] = mesh.failing_together(say if primary else lambda: "")
     if mesh.is_primary():
@@ -70,9 +70,9 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 
 
 def _locks(folder: str, workdir: pathlib.Path) -> list[pathlib.Path]:
-    """What is held while records are written; nothing if they are complete.
+    """The locks that are held while records are written; none if they are complete.
 
-    It is in the folder of the records, or in the workdir if that folder is a URL.
+    They are in the folder of the records, or in the workdir if that folder is a URL.
     """
     store = shards.Store(folder)
     if seals.stored_manifest(store) is not None:
@@ -98,7 +98,7 @@ def _run(experiment: config.Experiment, folder: str) -> None:
 
 @contextlib.contextmanager
 def _accepting() -> Generator[None, None, None]:
-    """Says in a ConfigError about bad records which field accepts them."""
+    """A context that adds the field that accepts bad records to a ConfigError."""
     try:
         yield
     except config.ConfigError as e:
@@ -126,14 +126,14 @@ class _Encoder:
                 found = pictures.of_experiment(experiment)
             except config.ConfigError as e:
                 reason = str(e).splitlines()[0]
-                progress.say(f"the pictures themselves are not looked at: {reason}")
+                progress.say(f"the pictures themselves are not read: {reason}")
             else:
                 wanted = {"set": found.identity}
                 encoded.refuse(folder, encoded.differences(held, wanted))
             return
         held = self._store.read_json(shards.IDENTITY, "source", "set")
         self._older = held is not None and "split_by" not in held
-        if self._older:  # it goes on as it began
+        if self._older:  # an older folder continues by its own rules
             first = dataclasses.replace(experiment.encode, choose="first")
             experiment = dataclasses.replace(experiment, encode=first)
         cfg = experiment.encode
@@ -189,7 +189,7 @@ class _Encoder:
         self._of = records.digest(held or self._identity)
 
     def _begin(self) -> None:
-        """Writes what the records are going to be made of."""
+        """Writes the identity of the records that follow."""
         if self._split is not None:
             self._store.write_json(shards.SPLIT, split.to_json(self._split))
         self._store.write_json(shards.IDENTITY, self._identity)

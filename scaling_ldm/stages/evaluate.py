@@ -1,6 +1,6 @@
-"""Trained models -> EvalRecords in evaluations.jsonl, and their numbers in the table.
+"""The evaluate stage: trained models -> evaluations.jsonl, and rows of the table.
 
-What is there is kept.
+Numbers that are there already are kept.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def check(experiment: config.Experiment) -> None:
 
     Raises:
       ConfigError: the network's weights, the reference or the backend's packages are
-        missing or wrong, there are too few pictures for a metric, or a metric needs
-        features of real pictures where the reference holds only statistics.
+        missing or wrong; there are too few pictures for a metric; or a metric needs
+        features of real pictures, and the reference holds only statistics.
     """
     cfg = experiment.evaluate
     if cfg.network == "none":
@@ -112,7 +112,7 @@ def check_checkpoints(
     """Refuses to measure checkpoints of given weights, which have none.
 
     Raises:
-      ConfigError: and no run is finished, whose checkpoints could be meant.
+      ConfigError: no run is finished either, so there are no checkpoints to measure.
     """
     cfg, weights = experiment.evaluate, experiment.generate.weights
     if cfg.through_training and weights and runs.best(workdir, specs) is None:
@@ -228,7 +228,7 @@ class _Evaluator:
         return found
 
     def _measure_floors(self, model: TrainedModel) -> None:
-        """What stands beside the Frechet distance of a model: see `floor`."""
+        """Measures the reference values of a model's Frechet distance: see `floor`."""
         cfg, new = self._experiment.evaluate, []
         for name in floor.names(cfg, self._real):
             parts = self._protocol_of(model, name, "numpy")

@@ -1,4 +1,4 @@
-"""A finished run -> its weights in the folder export/, for other programs to read.
+"""The export stage: the weights of a finished run in a folder, for other programs.
 
 Their card (exports.CARD) is written last, whatever the layout of the weights.
 """
@@ -28,7 +28,7 @@ from scaling_ldm.training import mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
-PICTURES = 2048  # how many are encoded to find the scale of the latents
+PICTURES = 2048  # pictures that are encoded to find the scale of the latents
 BATCH = 64
 
 Params = dict[str, Any]
@@ -64,7 +64,7 @@ def run(
     written = write(experiment, workdir, model, params)
     record = runs.read_record(workdir, spec.run_id)
     if record is None:
-        raise config.ConfigError(f"{spec.run_id} has no record any more")
+        raise config.ConfigError(f"the record of {spec.run_id} was removed meanwhile")
     loss, more = runs.last_loss(workdir, spec, model.weights or ""), {}
     if experiment.model.architecture == "autoencoder_kl":
         more = _held_out(experiment, loss)
@@ -81,7 +81,7 @@ def _words(
     spec: records.RunSpec,
     model: TrainedModel,
 ) -> vocabulary.Vocabulary | None:
-    """The words of the run, or of its pictures where an older version kept none."""
+    """The words of the run; those of its pictures if an older version kept none."""
     if model.words is not None:
         return vocabulary.Vocabulary(model.words)
     if experiment.model.architecture == "autoencoder_kl" or not experiment.reads_words:
@@ -168,7 +168,7 @@ def _native(
     model: TrainedModel,
     params: Params,
 ) -> str:
-    """This library's own layout: there is no published one for this network."""
+    """This library's own layout, for a network that has no published one."""
     native.save(
         params,
         workdir / "export",

@@ -1,7 +1,7 @@
-"""The table of measurements -> laws.json: the laws, or the reasons why there are none.
+"""The fit stage: the table of measurements -> laws.json, with laws or refusals.
 
-What is fitted is the number of each run at its last planned step. An evaluation of the
-run's last checkpoint is of this step.
+The number of each run at its last planned step is fitted. An evaluation of the run's
+last checkpoint belongs to this step.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def run(
     """Fits each metric in each group of runs; runs without a number are named.
 
     Returns:
-      A result for each group and metric, as they are in laws.json, the metrics of a
-      group one after another; none if the plan has no budgets.
+      A result for each group and metric, as in laws.json, ordered by group; none if the
+      plan has no budgets.
 
     Raises:
-      ConfigError: no run has a metric that is asked for, or two rows that should be one
+      ConfigError: no run has a metric that is asked for, or two rows with the same key
         have different values.
     """
     if not experiment.plan.budgets_flops:
@@ -76,7 +76,7 @@ def _check_metrics(
     """Refuses a metric, or weights of it, that no run has (ConfigError).
 
     Args:
-      rows: of the ends of runs; nothing is refused before there is one.
+      rows: of the last steps of runs; without any, nothing is refused.
     """
     problems, cfg = [], experiment.fit
     for beginning in cfg.protocols if rows else ():

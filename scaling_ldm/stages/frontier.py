@@ -1,8 +1,8 @@
-"""The best run of each size x sampler x steps x guidance -> cells, their frontier.
+"""The frontier stage: quality against sampling cost of the best run of each size.
 
-    frontier/cells/<id>.json   one records.Cell each; it is not measured again
+    frontier/cells/<id>.json   a records.Cell each: one sampler, steps and guidance
     runs/<run_id>/measurements.jsonl   the values of the cells
-    frontier.json   a records.Frontier: all cells and what follows from them
+    frontier.json   a records.Frontier: all cells, fronts, crossings
 
 For each run, sampler and number of steps, the guidance with the lowest distance is
 found first (paper A, section 3.3.1). Only the features of its pictures are resampled.
@@ -153,7 +153,7 @@ class _CellFiles:
 
     Args:
       parts: of the protocol, without those of the sampler.
-      weights: of a run -> the name of those that are sampled.
+      weights: run -> the name of its weights that are sampled.
       level: of the intervals in the table.
     """
 
@@ -174,7 +174,7 @@ class _CellFiles:
     def read(
         self, spec: records.RunSpec, sampling: config.GenerateConfig
     ) -> records.MeasuredCell | None:
-        """The cell with its value; None if it is to be measured."""
+        """The cell with its value; None if it must be measured."""
         path = self._path(spec, sampling)
         if not path.exists():
             return None
@@ -312,7 +312,7 @@ class _CellMeasurer:
         return [_spread(each, cell) for each in cells], fresh
 
     def _sampler(self, spec: records.RunSpec) -> inference.PictureSampler:
-        """What draws with a run. It reads a checkpoint, so it is made where needed."""
+        """The sampler of a run; made only when needed: it reads a checkpoint."""
         if self._drawing is not None and self._drawing[0] == spec.run_id:
             return self._drawing[1]
         generate = self._experiment.generate

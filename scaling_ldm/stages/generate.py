@@ -1,4 +1,4 @@
-"""A trained model -> pictures of captions, held-out or given, and what they cost.
+"""The generate stage: draws pictures with a trained model and records their cost.
 
     samples/shards/00000.npy   uint8 [generate.batch_size, height, width, 3], in order
     samples/images.npy   the first SHOWN of them
@@ -44,8 +44,8 @@ def run(
 ) -> records.SampleRecord | None:
     """Draws with config.generate.weights, config.generate.run or the best run.
 
-    For a run, these are the first of its averages. Captions are those of the held-out
-    split, or config.generate.captions in turn. Nothing is drawn if all pictures are
+    Of a run, the first average is used. Captions are those of the held-out split, or
+    config.generate.captions, repeated in order. Nothing is drawn if all pictures are
     there already.
 
     Returns:
@@ -96,8 +96,8 @@ def check(experiment: config.Experiment, trains: bool = False) -> None:
 
     Raises:
       config.ConfigError: the sampler cannot use this spacing with this schedule and
-        prediction, config.generate.weights are of another network or given where
-        the study trains, or no run will be the best one (see `runs.no_best_run`).
+        prediction; config.generate.weights are of another network, or are given in a
+        study that trains; or no run will be the best one (see `runs.no_best_run`).
     """
     cfg, objectives = experiment.generate, axes.objectives(experiment)
     if cfg.weights and trains:
@@ -139,7 +139,7 @@ def _sample(
     )
     if mesh.is_primary():
         settings = samples.record_fields(experiment, model) | {"each": each}
-        if not cfg.captions:  # as before there were any
+        if not cfg.captions:  # so that the settings of older versions stay equal
             del settings["own_captions"]
         _remove_other_pictures(folder, settings, of)
     mesh.barrier("samples")
@@ -147,7 +147,7 @@ def _sample(
     paths = [shards / f"{n:05d}.npy" for n in range(-(-cfg.images // each))]
     rows = [np.arange(cfg.images)[n * each :][:each] for n in range(len(paths))]
     for _ in samples.read_images(workdir):
-        pass  # those that are there are what was written
+        pass  # reading them has compared their checksums
     missing = [n for n, path in enumerate(paths) if not path.exists()]
     mesh.barrier("samples-missing")  # no process writes before all have looked
     begin = time.perf_counter()
@@ -270,7 +270,7 @@ def _finish(
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     index += 1
-                # Otherwise it keeps a header of every picture.
+                # Otherwise tarfile keeps the header of every picture in memory.
                 tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
 
     records.write_file(folder / "images.tar", archive)

@@ -1,4 +1,4 @@
-"""Experiment -> the runs of its study and what they will cost; uses no device."""
+"""The plan stage: an experiment -> its runs and their cost; uses no device."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def plan(
     that many steps, and its budget is what they cost.
 
     Args:
-      workdir: of the study. It knows what was spent on the weights that runs start
-        from, even where these are gone.
+      workdir: of the study. It records the FLOPs spent on the weights that runs start
+        from, so these may be gone.
 
     Raises:
       ConfigError: a run has fewer than `plan.minimum_steps` steps, its whole number of
@@ -42,7 +42,7 @@ def plan(
     possible, problems = _possible(experiment)
     problems = [*_known_beforehand(experiment), *problems]
     problems += _metrics_of_no_run(experiment, workdir)
-    if problems:  # counting takes longer: what is known without it is said first
+    if problems:  # reported before FLOPs are counted, which takes longer
         raise _refusal(problems)
     variants = _variants(experiment, possible)
     if cfg.steps:
@@ -50,7 +50,7 @@ def plan(
             _row(variant, float(cfg.steps * size.cost.flops.model), size)
             for variant in variants
             for size in variant.ladder
-            if variant.takes(None, size)
+            if variant.allows(None, size)
         ]
         return _started(experiment, rows, workdir)
     rows = []
@@ -58,7 +58,7 @@ def plan(
     for budget in cfg.budgets_flops:
         for variant in variants:
             for size in _around(variant.ladder, budget, cfg):
-                if variant.takes(budget, size):
+                if variant.allows(budget, size):
                     rows.append(_row(variant, budget, size, texts[budget]))
     problems = [line for row in rows for line in _problems(row, cfg)]
     problems += _values_of_no_run(cfg, rows)
@@ -72,7 +72,7 @@ def _started(
     rows: list[records.RunSpec],
     workdir: pathlib.Path | None,
 ) -> list[records.RunSpec]:
-    """The rows with what was spent on the weights that they start from.
+    """The rows with the FLOPs spent on the weights that they start from.
 
     Raises:
       ConfigError: these weights do not fit the network of a row, or are not there.
@@ -112,7 +112,7 @@ def _values_of_no_run(
     """A line for each value of an axis that no run has."""
     return [
         f"no run has {name} {run_names.value_text(value)}: config.plan.axes_only "
-        "leaves it no size that its budgets take; see config.plan.sizes_per_budget"
+        "excludes every size that its budgets use; see config.plan.sizes_per_budget"
         for name, values in cfg.axes
         for value in values
         if not any(axes.chosen(row.overrides, name) == value for row in rows)
@@ -134,21 +134,21 @@ def _values(overrides: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """A value of each axis, the experiment with them, and its sizes by parameters."""
+    """One value of each axis, the experiment with them, and its sizes by parameters."""
 
     study: config.Experiment
     overrides: Mapping[str, Any]
     experiment: config.Experiment
     ladder: list[_Size]
 
-    def takes(self, budget: float | None, size: _Size) -> bool:
+    def allows(self, budget: float | None, size: _Size) -> bool:
         """Whether these values are for this budget (None: there are none) and size."""
         at = (size.width, size.depth)
-        return axes.takes(self.study.plan, self.overrides, budget, at)
+        return axes.allows(self.study.plan, self.overrides, budget, at)
 
 
 def _known_beforehand(experiment: config.Experiment) -> list[str]:
-    """What is wrong with a plan whatever its networks cost to train."""
+    """What is wrong with a plan before the cost of its networks is counted."""
     cfg, found = experiment.plan, []
     if cfg.steps and cfg.steps < cfg.minimum_steps:
         found.append(
@@ -179,7 +179,7 @@ def _metrics_of_no_run(
 ) -> list[str]:
     """A line for each metric of config.fit.metrics that no run can have.
 
-    An objective of one's own may have any; and so may what was measured before.
+    A user's own objective may have any metric, and so may rows measured earlier.
     """
     known = {LOSS, TRAIN_LOSS, *map(stratum, range(STRATA))}
     strange = [metric for metric in experiment.fit.metrics if metric not in known]
@@ -216,8 +216,8 @@ def _possible(
     """Every combination of values of the axes with the sizes that it can have.
 
     Returns:
-      These (one, if there are no axes), and a line for each reason why a run that is
-      asked for cannot be.
+      The combinations (one, if there are no axes), and a line for each reason why a
+      requested run is impossible.
     """
     cfg, found = study.plan, []
     bad: dict[str, list[str]] = {}
@@ -228,7 +228,7 @@ def _possible(
             if not problems:
                 sizes.append(size)
             elif any(
-                axes.takes(cfg, overrides, budget, size)
+                axes.allows(cfg, overrides, budget, size)
                 for budget in cfg.budgets_flops or (None,)
             ):
                 name = f"{size[0]} x {size[1]}, {_values(overrides)}"
@@ -374,7 +374,7 @@ def _hours(experiment: config.Experiment, total_flops: float) -> float:
 def write(rows: Sequence[records.RunSpec], workdir: pathlib.Path) -> None:
     """Writes `runs.jsonl`, the one list of runs that the other stages read.
 
-    A file that is this already is left alone: other processes may be reading it.
+    A file with the same content is left alone: other processes may be reading it.
     """
     path = workdir / "runs.jsonl"
     text = "".join(records.dumps(row) + "\n" for row in rows)

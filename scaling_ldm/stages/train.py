@@ -1,4 +1,4 @@
-"""RunSpec -> TrainRecord for every run that has none yet."""
+"""The train stage: trains every run of the plan that has no record yet."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def _run(
         return [done[spec.run_id] for _, spec in numbered]
     device_mesh = _mesh(experiment, [spec for _, spec in missing])
     inputs = _Inputs(workdir, device_mesh)
-    for _, spec in missing:  # what does not fit is refused before anything is trained
+    for _, spec in missing:  # refuse what does not fit before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
-    if line := marks.said(
+    if line := marks.line(
         [
             marks.marks_of(config.with_overrides(experiment, spec.overrides), spec)
             for _, spec in missing
@@ -180,7 +180,7 @@ def check_rows(
 
 
 class _Inputs:
-    """What runs train on and are validated on; runs that read the same share it."""
+    """The sources and validation sets of runs; runs that read the same share them."""
 
     def __init__(self, workdir: pathlib.Path, device_mesh: jax.sharding.Mesh) -> None:
         self._workdir, self._mesh = workdir, device_mesh
@@ -200,7 +200,7 @@ class _Inputs:
     def initial(
         self, own: config.Experiment, spec: records.RunSpec
     ) -> Callable[[Any], Any] | None:
-        """What makes the parameters that a run starts from of random ones, if any."""
+        """Random parameters -> those that a run starts from; None: the random ones."""
         if not own.train.init_from:
             return None
         known = vocabulary.of(self.sources(own)[0])
@@ -261,7 +261,7 @@ def _records(
 
 
 def check(experiment: config.Experiment) -> None:
-    """Refuses, before anything is planned, what these devices cannot train well.
+    """Refuses, before anything is planned, settings that are very slow on this device.
 
     On a CPU, a convolution's gradient in a loop would be some thirty times slower than
     outside of it: XLA's CPU compiler keeps layouts there for which it has no fast
@@ -288,7 +288,7 @@ def _check_data_identity(workdir: pathlib.Path, source: object) -> None:
       source: a `data.Source`. One without `identity` is described by the recipe.
 
     Raises:
-      ConfigError: the first run read other records; one study has one set of them.
+      ConfigError: the first run read other records; a study has one set of records.
     """
     identity = getattr(source, "identity", None)
     if identity is None:

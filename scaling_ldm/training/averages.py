@@ -102,7 +102,14 @@ def new_share(step: Count, sigma_rel: float) -> Float[jax.Array, ""]:
 
 
 def update(average: Any, params: Any, step: Count, sigma_rel: float) -> Any:
-    """The average after `step` updates (from 1), of the one before and new weights."""
+    """The average after one more update.
+
+    Args:
+      average: the average after `step` - 1 updates, a tree of arrays.
+      params: the newest weights, a tree of the same shapes.
+      step: updates done, from 1, the newest one counted.
+      sigma_rel: width of the profile as a share of the training so far; see the module.
+    """
     share = new_share(step, sigma_rel)
     return jax.tree.map(lambda a, p: a + share * (p - a), average, params)
 
@@ -132,10 +139,10 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> Combination:
     """The sum of stored profiles that is nearest to the wanted one (algorithm 3).
 
     Raises:
-      AverageError: there are none, or one is there twice.
+      AverageError: there are none, or one is given twice.
     """
     if not stored or len(set(stored)) < len(stored):
-        raise AverageError(f"one or more profiles, each once, are needed: {stored}")
+        raise AverageError(f"give one or more profiles, each once; got {stored}")
     square = inner_product(wanted, wanted)
     a = np.array([[inner_product(p, q) for q in stored] for p in stored]) / square
     b = np.array([inner_product(p, wanted) for p in stored]) / square

@@ -1,8 +1,9 @@
 """Whether this host and its devices can hold what an experiment allocates.
 
-Only what is certainly held at once is counted, so a refusal is never a guess: the
-parameters, the optimizer's state and the averages; the batches that are prepared; the
-validation set. Activations, gradients and the compiler's temporaries come on top.
+Only what is certainly held at the same time is counted, so a refusal is never a guess.
+It is the parameters, the optimizer's state and the averages; the batches that are
+prepared; and the validation set. Activations, gradients and the compiler's temporaries
+are not counted.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def check(
       fsdp: devices that share one copy of the state.
 
     Raises:
-      ConfigError: the memory that is there, and each part that is held.
+      ConfigError: it does not fit; the message has the memory and each part's size.
     """
     held = of_pictures(experiment, stages, jax.process_count())
     largest = max(specs, key=lambda spec: spec.state_bytes, default=None)

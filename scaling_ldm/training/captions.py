@@ -1,4 +1,4 @@
-"""Captions as the arrays that a denoiser reads, whichever way it reads them."""
+"""Turns captions into the arrays that a denoiser reads: word ids or features."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ class WordReader:
         self.uncond: Text = {"text": null, "mask": null != PADDING}
 
     def read(self, captions: Sequence[str]) -> Text:
-        """A caption without a word is the empty one.
+        """Captions to ids; a caption without a word is the empty one.
 
         Raises:
-          ValueError: no word of a caption is known. A single unknown word is a warning.
+          ValueError: no word of a caption is known. One known word is enough; then the
+            unknown ones give a warning.
         """
         rows = []
         for caption in captions:
@@ -189,7 +190,7 @@ def reader(
     vocabulary: Vocabulary | None,
     load: Loader | None = None,
 ) -> CaptionReader:
-    """What reads captions for the networks of an experiment, as its pictures' are.
+    """The reader of captions for the networks of an experiment.
 
     Args:
       vocabulary: of words; None if captions are features.

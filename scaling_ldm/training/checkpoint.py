@@ -1,9 +1,10 @@
 """State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
 
-A checkpoint is an orbax composite of the sharded train state and a small JSON document
-(data iterator state, RunSpec, clock, checksum of the state, digest of the rest). It is
-used only if orbax has committed it, and if the checksum and the digest of what is read
-are those that were saved. Otherwise the one before it is used, and a line says so.
+A checkpoint is an orbax composite of the sharded train state and a small JSON document.
+The document holds the state of the data iterator, the RunSpec, the clock, the checksum
+of the train state and a digest of the rest. A checkpoint is used only if orbax has
+committed it, and if the checksum and the digest of what is read equal the saved ones.
+Otherwise the one before it is used, and a line says so.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Restored:
 def checksum(tree: Any) -> int:
     """A 32-bit hash of all bits and their places; the same on every mesh.
 
-    Every word is mixed with the number of its leaf and its place there (by murmur3's
-    finaliser). The results are added modulo 2^32, so their order has no effect.
+    Each 32-bit word is mixed with the number of its leaf and its place there (by
+    murmur3's finaliser). The results are added modulo 2^32, so their order has no
+    effect.
     """
     sums = [
         _leaf_sum(leaf, np.uint32(i * 0x9E3779B1 % 2**32))
@@ -111,10 +113,10 @@ def _silence_abandoned_writes() -> None:
 class Kept(policies.PreservationPolicy):
     """Which checkpoints stay when another one is complete.
 
-    The steps of `always` stay, and the latest `keep` of `marks`. A step between marks
-    stays if it is among the latest `keep` of all. But once `keep` of the marks are
-    there, or all, only steps after the last mark do. So a step between marks pushes out
-    no mark, and a finished run has the checkpoints of its marks.
+    The steps of `always` stay, and so do the latest `keep` of `marks`. A step between
+    marks stays if it is among the latest `keep` of all. Once `keep` marks or all marks
+    have checkpoints, it stays only if it comes after the last mark. So a step between
+    marks never removes a mark, and a finished run has the checkpoints of its marks.
     """
 
     keep: int
@@ -124,7 +126,7 @@ class Kept(policies.PreservationPolicy):
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: Any
     ) -> list[bool]:
-        """Whether each stays; orbax gives them with ascending `step`."""
+        """Whether each checkpoint stays; orbax lists them with ascending `step`."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         marked = [step for step in steps if step in self.marks][-self.keep :]
         between = [step for step in steps[-self.keep :] if step not in self.marks]
@@ -192,7 +194,7 @@ class Checkpoints:
         for path in sorted(self._directory.glob(f"*{TMP_DIR_SUFFIX}*")):
             self._say(
                 f"checkpoint {path.name.split('.')[0]} of {self._spec.run_id} is "
-                "unfinished: passed over for the one before"
+                "unfinished: the one before is used"
             )
 
     def save(self, step: int, state: Any, progress: ResumeState) -> None:
@@ -237,12 +239,12 @@ class Checkpoints:
     def _failed(self, step: Any, error: Exception) -> CheckpointError:
         free = shutil.disk_usage(self._directory).free / 2**20
         cause = str(error).strip().splitlines()[0][:300]
-        remedy = "Make room, then" if records.is_full(error) else "Mend that, then"
+        remedy = "Make room" if records.is_full(error) else "Repair that"
         return CheckpointError(
             f"could not write checkpoint {step} of {self._spec.run_id} to "
             f"{self._directory} ({free:.0f} MiB free there): {cause}. "
-            f"Complete checkpoints are untouched. {remedy} run the same command to "
-            "continue from the latest of them."
+            f"Complete checkpoints are untouched. {remedy}, then run the same command "
+            "to continue from the latest of them."
         )
 
     def restore(self, abstract_state: Any, only: int | None = None) -> Restored | None:
@@ -254,8 +256,8 @@ class Checkpoints:
           only: read the checkpoint of this step or none, and change no file.
 
         Raises:
-          CheckpointError: a checkpoint belongs to another run, or cannot be read for a
-            reason that does not lie in it; or that of `only` is damaged.
+          CheckpointError: a checkpoint belongs to another run; or the system cannot
+            read it; or the checkpoint of `only` is damaged.
           NewerVersion: a newer version of the library wrote a checkpoint.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -297,7 +299,7 @@ class Checkpoints:
         try:
             meta = self._part(step, meta=ocp.args.JsonRestore())
             if meta.pop("digest") != records.digest(meta):
-                raise ValueError("meta is not what was saved")
+                raise ValueError("meta has changed since it was saved")
             if meta.get("step", step) != step:  # 0.1.0 did not say it
                 raise ValueError(f"it is that of step {meta['step']}")
             version = records.version_of(meta, self._directory / str(step))
@@ -326,8 +328,8 @@ class Checkpoints:
         """Renames a damaged checkpoint and says so."""
         self._say(
             f"checkpoint {step} of {self._spec.run_id} is damaged "
-            f"({storage_faults.cause(error)}); set aside as damaged-{step}, trying the "
-            "one before"
+            f"({storage_faults.cause(error)}); it is renamed to damaged-{step}, and "
+            "the one before is used"
         )
         self._manager.close()
         if mesh.is_primary():
@@ -364,7 +366,7 @@ def saved_identity(folder: pathlib.Path, step: int) -> str:
     except (FileNotFoundError, records.Damaged) as e:
         raise CheckpointError(f"{folder} has no readable checkpoint {step}") from e
     if meta.pop("digest", None) != records.digest(meta):
-        raise CheckpointError(f"{path} is not what was saved")
+        raise CheckpointError(f"{path} has changed since it was saved")
     spec = records.from_json(meta["spec"], records.version_of(meta, path))
     return records.digest([step, meta["checksum"], spec.recipe_hash, spec.seed])
 

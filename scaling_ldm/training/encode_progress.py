@@ -19,7 +19,7 @@ def size(count: float) -> str:
 
 
 def by_channel(manifest: encoded.Manifest) -> str:
-    """The mean and the standard deviation of what a network sees, in words."""
+    """A text with the mean and the standard deviation of the network's input."""
     means, stds = (
         " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")
     )
@@ -76,5 +76,5 @@ class EncodeProgress:
         self._bytes += count
 
     def level(self, count: int) -> None:
-        """Every process has finished its shard; they hold `count` pictures together."""
+        """Every process has finished its shard; the shards hold `count` pictures."""
         self._done, self._mine = self._done + count, 0

@@ -1,9 +1,10 @@
 """Bits per dim of held-out data under a trained model: the bound of `losses.vlb`.
 
-It is the bound of infinitely many steps (`vlb.continuous`) for every schedule. That of
-a table's own steps has one with most of the variance, which few draws meet. Pixels of
-256 levels have a probability, and the number is a code length. Latents, and pictures
-that are made as they are read, have a density: see `losses.likelihood`.
+It is the bound of infinitely many steps (`vlb.continuous`) for every schedule. In the
+bound of a table's own steps, one step has most of the variance, and a few random draws
+rarely hit it. Pixels of 256 levels have a probability, and the number is a code length.
+Latents, and pictures that are painted while they are read, have a density: see
+`losses.likelihood`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def bits_per_dim(
 
 
 def _deciding(experiment: config.Experiment) -> config.Experiment:
-    """The experiment without what the compiled function does not depend on."""
+    """The experiment with only the fields that the compiled function depends on."""
     kept = ("data", "encode", "model", "objective", "evaluate")
     return dataclasses.replace(
         config.Experiment(), **{name: getattr(experiment, name) for name in kept}

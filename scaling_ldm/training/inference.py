@@ -1,9 +1,9 @@
 """Draws pictures with a trained model, by their positions.
 
-Picture i has the i-th held-out caption, or the i-th of those that are given in turn,
-and its own random key. It is the same on any
-number of devices and after any interruption. In a batch of another size it is the same
-up to rounding: another program may round a few of the 256 values the other way.
+Picture i has the i-th held-out caption, or the i-th of the given captions, which are
+repeated in order, and its own random key. It is the same on any number of devices and
+after any interruption. In a batch of another size it is the same up to rounding:
+another program may round a few of the 256 levels the other way.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class PictureSampler:
       model: the weights.
       batch_size: pictures in one call on all devices together; rounded up to a multiple
         of the devices.
-      captions: of one's own, for the pictures in turn; (): those of the held-out split.
+      captions: your own, repeated in order; (): those of the held-out split.
 
     Raises:
-      ConfigError: the model learnt other words than the pictures have, or none of those
+      ConfigError: the model learnt other words than the pictures have, or knows no word
         of a caption.
     """
 
@@ -199,7 +199,7 @@ class PictureSampler:
 
     def cost(self, sampling: config.GenerateConfig) -> SamplingCost:
         """The cost of one picture, counted without drawing it."""
-        # The guidance is not part of it: another one costs the same.
+        # The guidance scale is no part of the key: every scale costs the same.
         build = sampling.sampler, sampling.spacing, sampling.steps
         if build not in self._costs:
             self._costs[build] = self._counted(sampling)
@@ -228,8 +228,8 @@ class PictureSampler:
     def memory(self, sampling: config.GenerateConfig) -> int:
         """Bytes on one device that drawing a single picture takes.
 
-        All parameters, and what the compiler plans besides for an evaluation (both
-        sides of guidance at once) or for the decoder, whichever is more.
+        It is the size of all parameters, and the larger of the compiler's memory plans
+        for an evaluation (with both sides of guidance at once) and for the decoder.
         """
         rows = 2 if sampling.guidance else 1
         if rows not in self._memory:
@@ -337,7 +337,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
-    """Bytes that a function holds at once on one device, as the compiler plans it."""
+    """The compiler's plan of the most bytes that a function holds on one device."""
     with jax.set_mesh(None):
         planned = jax.jit(function).lower(*abstract).compile().memory_analysis()
     if planned is None:

@@ -1,7 +1,7 @@
-"""Jobs of several processes: joining one, and stopping together.
+"""Joins a job of several processes, and stops all of them together.
 
-The processes of a job tell one another that they stop by the key-value store that
-process 0 holds. So a stop reaches those that compile or wait for a collective, too.
+A process tells the others that it stops through the key-value store of process 0. So a
+stop also reaches processes that compile or wait for a collective.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from scaling_ldm.config import command_line
 from scaling_ldm.training import progress
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
-SILENCE = 20  # seconds after which a process that says nothing counts as lost
-LEAVE = 2.5  # seconds for which a process waits for the others at a stop, twice
+SILENCE = 20  # seconds after which a process that sends nothing counts as lost
+LEAVE = 2.5  # seconds for each of the two waits for the others at a stop
 # What jax needs to know of a job that Slurm or an MPI-like launcher has started.
 _SLURM = (
     "SLURM_JOB_ID",
@@ -53,9 +53,10 @@ def join(
       coordinator: host:port of process 0.
       processes: how many there are in the job.
       process_id: which of them this one is.
-      lost: called when another process does not come within WAIT seconds, and when jax
-        aborts this process. jax does so when it has not heard of another process for
-        SILENCE seconds. It gets what happened, or "". It should end the process.
+      lost: called when another process does not join within WAIT seconds, and when jax
+        aborts this process. jax does so after SILENCE seconds without a sign of another
+        one. The argument says what happened, or is "". The function must end the
+        process.
 
     Raises:
       ConfigError: some but not all of the three flags, or of the variables that
@@ -119,8 +120,8 @@ def _slurm_tasks() -> bool:
     text = os.environ.get(_TASKS, "").strip()
     if text and not text.isdigit():
         raise config.ConfigError(
-            f"{_TASKS}={text!r} is no number of tasks: start them with srun, or unset "
-            "it if this is one process alone"
+            f"{_TASKS}={text!r} is not a number of tasks: start them with srun, or "
+            "unset it if this is one process alone"
         )
     if int(text or 1) <= 1:
         return False
@@ -143,7 +144,7 @@ def _on_a_tpu_pod() -> bool:
 def _patience(
     seconds: float, where: str, lost: Callable[[str], None]
 ) -> Generator[None, None, None]:
-    """Calls `lost` if the block takes longer; jax itself would abort, with a stack."""
+    """Calls `lost` if the block takes longer, before jax aborts with a traceback."""
     told = f"waiting for the processes of this job at {where}, at most {seconds:.0f} s"
     why = (
         f"the processes of this job at {where} were not all there after {seconds:.0f} "
@@ -203,22 +204,22 @@ class JaxJob:
     def told(self) -> str:
         try:
             return self._client.key_value_try_get("scaling_ldm/stop")
-        except RuntimeError:  # nobody has told it
+        except RuntimeError:  # no process has set the key
             return ""
 
     def leave(self, signal_name: str) -> None:
         if signal_name:
             self.tell(signal_name)
         with contextlib.suppress(RuntimeError):
-            self._meet("left", LEAVE)  # nobody is missed in a collective before
+            self._meet("left", LEAVE)  # so none waits in a collective for one that left
             self._meet("gone", LEAVE if jax.process_index() == 0 else 0.0)
 
     def finish(self) -> None:
-        """Waits until every process has done all; they still hear stops."""
+        """Waits until every process has finished; they still hear stops."""
         self._meet("done", math.inf)
 
     def _meet(self, name: str, seconds: float) -> None:
-        """Waits until every process has come here, or for so long."""
+        """Waits until every process has called this, but at most `seconds`."""
         folder, end = f"scaling_ldm/{name}/", time.monotonic() + seconds
         self._client.key_value_set(f"{folder}{jax.process_index()}", "")
         while time.monotonic() < end:

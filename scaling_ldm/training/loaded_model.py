@@ -23,14 +23,14 @@ from scaling_ldm.training.inference import keys_of, pixels
 class LoadedModel:
     """A network with its weights, schedule, captions and autoencoder, on one device.
 
-    model.sample("a red coat", n=4) draws pictures. The rest is for one's own loops:
-    samplers.sample(model.denoise, key, shape=(4, *model.shape), cond=...,
-    uncond=...) gives what `decode` makes pictures of.
+    model.sample("a red coat", n=4) draws pictures. The other methods are for your own
+    loops: samplers.sample(model.denoise, key, shape=(4, *model.shape), cond=...,
+    uncond=...) gives samples, and `decode` turns them into pictures.
 
     Attributes:
       name: of the run, or of the folder.
       denoise: (x [B, H, W, C], t scalar or [B], cond) -> the estimate of x0. Its t is
-        that of `denoise.schedule`; the network's own range is taken care of.
+        that of `denoise.schedule`; it is mapped to the network's own t.
       shape: (H, W, C) of a sample: a latent, or a picture in [-1, 1].
       conditioning: names of the arrays in `cond`.
       classes: labels of a network that reads them, 0 to classes - 1; else 0.
@@ -94,8 +94,9 @@ class LoadedModel:
           uint8 [captions * n, height, width, 3].
 
         Raises:
-          ValueError: what the network does not read, or does not get.
-          ConfigError: the text encoder or the autoencoder is not found, or is another.
+          ValueError: an input that the network does not read, or one that is missing.
+          ConfigError: the text encoder or the autoencoder is not found, or is not the
+            one of training.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n = {n} and batch_size = {batch_size}: at least 1 each")
@@ -132,7 +133,7 @@ class LoadedModel:
 
         Raises:
           ValueError: the network reads no captions, or knows no word of one.
-          ConfigError: the text encoder is not found, or is another.
+          ConfigError: the text encoder is not found, or is not the one of training.
         """
         if self._captions is None:
             raise ValueError(f"{self.name} reads {self._said()}, no captions")
@@ -144,7 +145,7 @@ class LoadedModel:
         """Samples [n, H, W, C] -> pictures, uint8 [n, height, width, 3].
 
         Raises:
-          ConfigError: the autoencoder is not found, or is another.
+          ConfigError: the autoencoder is not found, or is not the one of training.
         """
         if self._autoencoder is None:
             return pixels(np.asarray(x))

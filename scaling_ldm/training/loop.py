@@ -1,6 +1,7 @@
-"""The training loop of one run; a process that trains may be killed at any moment.
+"""The training loop of one run.
 
-The next call continues from the last complete checkpoint and comes to the same bits.
+The process may be killed at any moment. The next call continues from the last complete
+checkpoint and reaches the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> se
 
 
 def _check_start(saved: checkpoint.Checkpoints, files: RunFiles) -> None:
-    """Refuses to start from step 0 where there are checkpoints, all of them damaged."""
+    """Refuses to start from step 0 if there are checkpoints and all are damaged."""
     if mesh.any_process(bool(found := saved.set_aside())):
         names = ", ".join(path.name for path in found)
         raise CheckpointError(
@@ -56,10 +57,10 @@ class TrainingRun:
     Args:
       experiment: with the run's overrides.
       files: where the run's checkpoints and metrics are.
-      sweep: is told how far the run is.
-      stop: is asked before every dispatch.
+      sweep: shows the progress of the run.
+      stop: is asked before every dispatch whether to stop.
       initial: random parameters -> those that training starts from; None: the random
-        ones. It is called where no checkpoint can be continued from.
+        ones. It is called if there is no checkpoint to continue from.
 
     Attributes:
       compiled: the functions of the run's size.
@@ -101,8 +102,8 @@ class TrainingRun:
 
         Raises:
           Preempted: a stop was asked for; the state is saved.
-          CheckpointError: a checkpoint cannot be written, or none of those that are
-            there can be read.
+          CheckpointError: a checkpoint cannot be written, or there are some and none
+            can be read.
         """
         spec, cfg = self.spec, self._experiment.train
         saved = checkpoint.Checkpoints(
@@ -166,7 +167,7 @@ class TrainingRun:
         key = self._key("init")
         if self._initial is None:
             return self.compiled.init(key)
-        # The rest of that state is not kept while weights are read.
+        # Only the parameters are kept in memory while weights are read.
         params = self._initial(self.compiled.init(key).params)
         return self.compiled.start(key, params)
 
@@ -207,7 +208,7 @@ class TrainingRun:
         profile = progress.StepTrace(self._files.profile, cfg.profile_steps, step)
         unread: tuple[int, int, Any] | None = None
         pauses = sorted({*self._save_steps, *self._marks})
-        self._stop.save_asked = False  # before there was nothing to save
+        self._stop.save_asked = False  # earlier there was nothing to save
         while step < spec.steps:
             pause = next(s for s in pauses if s > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
@@ -252,7 +253,7 @@ class TrainingRun:
     def _request(self, save_clock: progress.SaveClock) -> int:
         """What this process asks of the next dispatch; the clock is process 0's."""
         if mesh.is_primary() and save_clock.due():
-            save_clock.restart()  # it is asked for once
+            save_clock.restart()  # so it asks only once
             return max(signals.SAVE, self._stop.request())
         return self._stop.request()
 

@@ -1,15 +1,15 @@
-"""At which steps of a run its held-out loss is measured; a function of the plan alone.
+"""Chooses the steps of a run at which its held-out loss is measured.
 
-It is measured at the end of the run. Before that, measurements take at most SHARE of
-the run's FLOPs:
+The steps depend on the plan alone. The loss is always measured at the end of the run.
+Before that, measurements take at most SHARE of the run's FLOPs:
 
 - at the smaller budgets of the plan, the largest first, as many as fit;
 - at n marks, evenly spaced in log FLOPs over the last two decades of the run: they and
   the end divide the way from 1/SPAN of its FLOPs to all of them into n + 1 equal
   ratios. n is `validation.marks`, or the largest smaller number that fits.
 
-What a mark takes is counted, not timed. So a run has the same marks on every process
-and after every restart.
+The cost of a mark is counted in FLOPs, not timed. So a run has the same marks on every
+process and after every restart.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def _held_out_flops(experiment: config.Experiment, width: int, depth: int) -> in
     return math.ceil(cfg.samples / cfg.batch_size) * one.hardware
 
 
-def said(marks: Collection[Marks]) -> str:
-    """A line about the runs of a study that have fewer marks than wanted; "": none."""
+def line(marks: Collection[Marks]) -> str:
+    """A line about runs with fewer marks than wanted; "" if there are none."""
     fewer = [m.spaced for m in marks if m.spaced < m.wanted]
     if not fewer:
         return ""
@@ -121,7 +121,7 @@ def said(marks: Collection[Marks]) -> str:
         f"{min(fewer)}" if min(fewer) == max(fewer) else f"{min(fewer)}-{max(fewer)}"
     )
     return (
-        f"{len(fewer)} of {len(marks)} runs are measured {found} times on their way, "
-        f"not {max(m.wanted for m in marks)} (config.validation.marks): more would "
-        f"take over {SHARE:.0%} of their FLOPs; all are measured at their end"
+        f"{len(fewer)} of {len(marks)} runs are measured {found} times before their "
+        f"end, not {max(m.wanted for m in marks)} (config.validation.marks): more "
+        f"would take over {SHARE:.0%} of their FLOPs; all are measured at their end"
     )

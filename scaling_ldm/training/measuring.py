@@ -1,10 +1,9 @@
-"""The losses of a run through its training: measured, and written to its table.
+"""Measures the losses of a run during its training and writes them to its table.
 
-The rows of a step are written, and on the disk, before a checkpoint of this step or of
-a later one is begun. So whatever step a run continues from, the rows up to it are
-there. Those of later steps are removed and written again by the same computation, as
-are those of the end: a run that was killed at any moment has the file of one that was
-not.
+The rows of a step are on the disk before a checkpoint of that step or of a later one is
+begun. So a run that continues from a step has all rows up to it. Rows of later steps,
+and those of the end, are removed and written again by the same computation. So a run
+that was killed and continued ends with the same file as one that was not.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class RunTable:
             metric: table.loss_protocol_hash(metric, shown, {})
             for metric in (measurements.LOSS, measurements.TRAIN_LOSS)
         }
-        # What reconstructs reads no time.
+        # An autoencoder reads no time, so it has no strata.
         self._bins: np.ndarray | None = None
         if experiment.objective_kind != "reconstruction":
             self._bins = validation.bins_of_times(
@@ -59,7 +58,7 @@ class RunTable:
             if table.drop_rows(self._path, kept):
                 progress.say(
                     f"the last line of {spec.run_id}'s {table.FILE} was cut off and is "
-                    f"dropped; all after step {kept} is measured again"
+                    f"dropped; everything after step {kept} is measured again"
                 )
 
     def measure(self, step: int, state: train_step.TrainState) -> dict[str, float]:

@@ -37,9 +37,10 @@ MIN_SHARDED_SIZE = 2**12  # values in a leaf
 def start_devices(cfg: config.MeshConfig) -> None:
     """Sets up this process's devices; call it before anything uses a device.
 
-    On a CPU host each simulated device has its own thread. So elementwise operations
-    run on every core. With more devices than cores XLA gets more threads: a device that
-    waits for others holds one, and if all of them wait, XLA ends the process.
+    On a CPU host each simulated device has its own thread, so that elementwise
+    operations run on every core. With more devices than cores, XLA gets more threads: a
+    device that waits for others occupies one, and if all threads wait, XLA ends the
+    process.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         count = cfg.cpu_devices or len(os.sched_getaffinity(0))
@@ -72,7 +73,7 @@ def build(
     if replica * cfg.fsdp != devices:
         raise config.ConfigError(
             f"config.mesh asks for {replica} x {cfg.fsdp} devices, this job has "
-            f"{devices}; set mesh.replica = -1 to use what is left"
+            f"{devices}; set mesh.replica = -1 to use all that are left"
         )
     for key, size in batch_sizes.items():
         if size % devices:
@@ -182,7 +183,7 @@ def failing_together(action: Callable[[], Any]) -> Any:
     except (config.ConfigError, records.Damaged, OSError) as e:
         refusal = e
     if any_process(refusal is not None) and refusal is None:
-        refusal = config.ConfigError("another process refused and says why")
+        refusal = config.ConfigError("another process refused; its message says why")
     if refusal is not None:
         raise refusal
     return result

@@ -41,18 +41,19 @@ class Objective:
     init_aux(key, params) -> aux: a tree of arrays that belongs to the objective, such
       as a teacher. It is sharded, saved and counted like the parameters.
     loss(params, averages, aux, batch, uncond, step, key) -> (loss, aux, metrics): a
-      float32 scalar, whose gradient by `params` is taken; aux after this step, a tree
-      like the one before; and a float32 scalar for each name in `metrics`. `averages`
-      has the tracked averages of the parameters by name, `batch` the arrays of
-      this step, `uncond` those of the empty condition without a batch axis. `step`
-      counts updates from 0. All randomness is from `key`, which is another one at each
-      step.
+      float32 scalar, whose gradient with respect to `params` is taken; aux after this
+      step, a tree of the same structure; and a float32 scalar for each name in
+      `metrics`. `averages` holds the tracked averages of the parameters by name,
+      `batch` the arrays of this step, and `uncond` those of the empty condition without
+      a batch axis. `step` counts updates from 0. All randomness comes from `key`, which
+      differs at each step.
     per_example_loss(params, batch, t_B, index_B, key) -> [B] held-out losses.
     conditioning: the names that a batch holds beside "x".
     image_tokens, other_tokens: how many the network processes for each picture.
-    embeddings: paths of parameters that only look words or labels up.
-    metrics: names of what the loss measures beside itself; they are logged.
-    arrays: the arrays of one picture under names that sources here do not have.
+    embeddings: paths of the parameters that are tables of words or labels.
+    metrics: names of the further numbers that the loss returns; they are logged.
+    arrays: shapes and types, for one picture, of arrays that no source of this library
+      has.
     """
 
     init: Callable[[jax.Array], Any]
@@ -80,7 +81,7 @@ def build(
       unroll: whether the blocks are compiled one by one instead of in a loop.
 
     Raises:
-      ConfigError: a user's own file is not what was planned, or gives no Objective.
+      ConfigError: a user's own file has changed since the plan, or gives no Objective.
     """
     kind = experiment.objective_kind
     if not objective_kind.is_own(kind):
@@ -97,7 +98,7 @@ def build(
 
 @functools.lru_cache(maxsize=64)
 def _own(cfg: config.ObjectiveConfig) -> Build:
-    """The function of a user's own file, after its text was compared with the recipe.
+    """The function of a user's own file, after a check of its text against the recipe.
 
     Raises:
       ConfigError: the file is not there, has another text, or has no such function.
@@ -119,7 +120,7 @@ def _own(cfg: config.ObjectiveConfig) -> Build:
 
 
 def _run(path: pathlib.Path, name: str) -> types.ModuleType:
-    """The module of a file; dataclasses in it look their module up by its name."""
+    """Runs a file as a module. It gets a name, because dataclasses look modules up."""
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))

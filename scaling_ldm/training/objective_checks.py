@@ -1,6 +1,6 @@
-"""What an objective is held to: the arrays that it reads, and what its loss returns.
+"""Checks which arrays an objective reads, and what its loss returns.
 
-What does not fit is refused by name before anything is compiled.
+Whatever does not fit is refused by its name before anything is compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scaling_ldm import config
 from scaling_ldm.training.objective import Objective
 
-# What the log holds beside metrics, and what comes with them from a dispatch.
+# Names in the log beside those of metrics, and what a dispatch returns with them.
 LOGGED = (
     "version",
     "step",
@@ -53,10 +53,10 @@ def abstract_batch(
 def abstract_inputs(
     experiment: config.Experiment, learnt: Objective, rows: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and types of a batch as an objective reads it, and of no condition.
+    """Shapes and types of a batch as an objective reads it, and of its null condition.
 
     Raises:
-      ConfigError: it reads arrays that no source has and that it does not describe.
+      ConfigError: it reads arrays that neither a source nor its field `arrays` has.
     """
     every = abstract_batch(experiment, rows) | {
         name: jax.ShapeDtypeStruct((rows, *one.shape), one.dtype)
@@ -82,7 +82,7 @@ def check_source(
       source: a `data.Source`, the library's or a user's own.
 
     Raises:
-      ConfigError: arrays that the source lacks, and those that it has.
+      ConfigError: the source lacks arrays; the message has these and those it has.
     """
     _check_names(
         experiment, objective.conditioning, source.rows(_FIRST).keys(), "the source"
@@ -98,7 +98,7 @@ def _check_names(
     there: Collection[str],
     what: str,
 ) -> None:
-    """Refuses what does not have all arrays that an objective wants of a batch."""
+    """Refuses a batch that lacks arrays which the objective reads."""
     lacks = [name for name in ("x", *wanted) if name not in there]
     if lacks:
         raise config.ConfigError(
@@ -124,7 +124,7 @@ def check_loss(
       others: names of metrics that every objective has.
 
     Raises:
-      ConfigError: another state than before, or other metrics.
+      ConfigError: the state has another structure than before, or metrics differ.
     """
     where = f"the objective {experiment.objective_kind}"
     one, two = (

@@ -81,7 +81,7 @@ def scheduled_rate(
 def schedule_numbers(
     cfg: config.OptimizerConfig, peak: float, warmup: int, steps: int
 ) -> dict[str, np.float32]:
-    """What `scheduled_rate` reads of a run.
+    """The numbers of a run that `scheduled_rate` reads.
 
     Args:
       warmup: its steps of warm-up.

@@ -1,7 +1,7 @@
-"""Measures how long a training step takes here: the speed that a plan can be read by.
+"""Measures how long a training step of a plan takes on this machine.
 
-Two sizes of the plan take a few steps on noise: the cheapest and the dearest. The time
-of a step of the others is on the line through these two, in FLOPs. Nothing is written.
+The cheapest and the most expensive size of the plan take a few steps on noise. The step
+times of the other sizes are interpolated linearly in FLOPs. Nothing is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scaling_ldm.training import (
     train_step,
 )
 
-SECONDS = 2.0  # of steps that are timed, at least
+SECONDS = 2.0  # least total time of the timed steps
 MOST_DISPATCHES = 200
 
 
@@ -58,7 +58,7 @@ def run(experiment: config.Experiment, specs: Sequence[records.RunSpec]) -> None
             found.append(
                 StepTime(spec=spec, seconds=step_seconds(own, spec, device_mesh))
             )
-    for line in said(found, specs, jax.device_count(), jax.devices()[0].device_kind):
+    for line in lines(found, specs, jax.device_count(), jax.devices()[0].device_kind):
         progress.say(line)
 
 
@@ -119,19 +119,19 @@ def step_seconds(
     return (time.perf_counter() - begin) / steps
 
 
-def said(
+def lines(
     found: Sequence[StepTime],
     specs: Sequence[records.RunSpec],
     devices: int,
     kind: str,
 ) -> list[str]:
-    """What was measured, and what the plan would take at that speed, in lines.
+    """Lines with what was measured, and with the time of the plan at that speed.
 
     Args:
-      found: of the cheapest and of the dearest step; one, if all cost the same.
+      found: of the cheapest and of the most expensive step; one if all cost the same.
       kind: of the devices, as jax calls it.
     """
-    lines = [
+    sizes = [
         f"probe  {one.spec.width} x {one.spec.depth}  {1000 * one.seconds:.3g} ms a "
         f"step  {progress.format_rate(one.flops_per_second / devices)} a device"
         for one in found
@@ -144,7 +144,7 @@ def said(
     )
     speed = sum(spec.planned_flops for spec in specs) / total / devices
     return [
-        *lines,
+        *sizes,
         f"probe  {len(specs)} runs take {time_left.format_duration(total)} on "
         f"{devices} x {kind}, without compilation, encoding, measuring and "
         "checkpoints; for times of a plan, set "

@@ -125,7 +125,7 @@ class StepTrace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemainingRun:
-    """A run that is not trained yet, and what it will take.
+    """A run that is not trained yet, and its cost.
 
     size: width and depth; runs of one size share a compiled step.
     steps: how many it has.
@@ -140,11 +140,11 @@ class RemainingRun:
 class SweepProgress:
     """Progress over all runs: which run, at which speed, and the time left.
 
-    The time left is the sum over all remaining steps, and over what each run takes
-    beyond its steps: compilation for the first run of a size, validation and saving for
-    all. A step whose FLOPs were measured before takes the mean time measured. Any other
-    step takes a + b x (its FLOPs) seconds, with a and b fitted to the measured ones: a
-    matters most in small networks, b in large ones.
+    The time left is that of all remaining steps, and of what each run does beyond its
+    steps: compilation for the first run of a size, validation and saving for all. A
+    step whose FLOPs were measured before takes the mean measured time. Any other step
+    takes a + b x (its FLOPs) seconds, with a and b fitted to the measured steps: a
+    dominates in small networks, b in large ones.
 
     Args:
       runs: in the whole plan.
@@ -239,10 +239,10 @@ class SweepProgress:
 def metric_rows(
     path: pathlib.Path,
 ) -> tuple[list[tuple[dict[str, Any], bytes]], bytes]:
-    """The lines of a metrics.jsonl, each with its values, and what was cut off.
+    """((values, line) of each line of a metrics.jsonl, the bytes that were cut off).
 
     Raises:
-      Damaged: a line that ends is not what was written, with file and line number.
+      Damaged: a complete line is not a row; the message has file and line number.
       NewerVersion: a newer version of the library wrote it.
     """
     lines, rest = records.complete_lines(path)
@@ -250,7 +250,7 @@ def metric_rows(
     for number, line in enumerate(lines, 1):
         row = records.json_object(line, f"{path}:{number}", "step")
         if not isinstance(row["step"], int):
-            raise records.Damaged(f"{path}:{number}: its step is no number")
+            raise records.Damaged(f"{path}:{number}: its step is not a number")
         rows.append((row, line))
     return rows, rest
 
@@ -370,5 +370,5 @@ class SaveClock:
         self._since = time.perf_counter()
 
     def due(self) -> bool:
-        """Whether the time is over since the last `restart`."""
+        """Whether `minutes` have passed since the last `restart`."""
         return 0 < self._seconds <= time.perf_counter() - self._since

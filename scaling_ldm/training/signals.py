@@ -1,10 +1,10 @@
 """Signals of the operating system: stop, or save and go on; needs no jax.
 
-A thread hears them, also while the main thread compiles or waits; nothing is raised
-from a handler. A stop ends the process at once: its files are whole at any moment. Only
-within `StopSignal.polled` it does not: there is something to save, and the code asks
-`StopSignal.request` between two of its steps. In a job of several processes a stop of
-one is a stop of all: each asks the `Job` once in a second.
+A thread receives them, even while the main thread compiles or waits; no handler raises
+an exception. A stop ends the process at once, because its files are whole at any
+moment. Within `StopSignal.polled` it does not: there is something to save, and the code
+asks `StopSignal.request` between two of its steps. In a job of several processes, a
+stop of one stops all: each process asks the `Job` once a second.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from scaling_ldm import config
 from scaling_ldm.records.errors import Preempted
 from scaling_ldm.training import progress
 
-# What a process asks of the training loop, by urgency. A job does what is most urgent
-# among the requests of its processes.
+# What a process asks of the training loop, in order of urgency. A job follows the most
+# urgent request of its processes.
 GO_ON, SAVE, SAVE_AND_SAY, STOP = range(4)
-LISTEN = 1.0  # seconds between two questions whether another process was stopped
+LISTEN = 1.0  # seconds between two checks whether another process was stopped
 
 
 @runtime_checkable
 class Job(Protocol):
-    """How the processes of a job tell one another that they stop; any thread may."""
+    """How the processes of a job tell one another that they stop; thread-safe."""
 
     def tell(self, signal_name: str) -> None:
         """Tells the other processes which signal this one got."""
@@ -39,10 +39,10 @@ class Job(Protocol):
         """The signal that some process got; "": none."""
 
     def leave(self, signal_name: str) -> None:
-        """Tells it, if it is one; waits a little until the others are ready to end."""
+        """Tells the others the signal, if there is one; waits until they are ready."""
 
     def finish(self) -> None:
-        """Waits until every process has done all."""
+        """Waits until every process has finished."""
 
 
 class StopSignal:
@@ -75,13 +75,15 @@ class StopSignal:
 
     @contextlib.contextmanager
     def polled(self, after: str) -> Generator[None, None, None]:
-        """Within the block the code asks whether to stop; outside a stop ends it.
+        """A context in which the code itself asks whether to stop.
+
+        Outside of it, a stop ends the process at once.
 
         Args:
           after: what is finished first, for the message.
 
         Raises:
-          Preempted: at the end of the block, if a stop was heard and not yet obeyed.
+          Preempted: at the end of the block, if a stop came in it that was not obeyed.
         """
         with self._deciding:
             self._after = after
@@ -124,22 +126,22 @@ class Listener:
         self._over = False
         self._stops: set[str] = set()
         self._saves: set[str] = set()
-        self._mouth: socket.socket | None = None
+        self._sender: socket.socket | None = None
 
     def start(self) -> None:
         """Hears from now on; to be called by the main thread."""
-        ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._deaf)
+        receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._reset_in_child)
         threading.Thread(
-            target=self._hear, args=[ear], name="signals", daemon=True
+            target=self._receive, args=[receiver], name="signals", daemon=True
         ).start()
-        self.understand(config.TrainConfig(), None)
+        self.configure(config.TrainConfig(), None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def finish(self) -> None:
-        """All is done; signals have no effect any more."""
+        """Everything is done; from now on signals have no effect."""
         if self._job:
             self._job.finish()
         self._over = True
@@ -149,33 +151,33 @@ class Listener:
         if self._job:
             self._job.leave(name)
 
-    def understand(self, cfg: config.TrainConfig, job: Job | None) -> None:
-        """Says what signals mean, and the job that this process has joined, if any."""
+    def configure(self, cfg: config.TrainConfig, job: Job | None) -> None:
+        """Sets the meaning of the signals, and the job of this process, if any."""
         self._stops = {"SIGTERM", "SIGINT", *cfg.stop_signals}
         self._saves = set(cfg.save_signals)
-        # Also again: jax takes SIGTERM for itself where a job is joined.
+        # Set again each time: joining a job, jax installs its own handler of SIGTERM.
         for name in {*config.SIGNALS, *self._stops, *self._saves}:
             known = name in self._stops | self._saves
             signal.signal(getattr(signal, name), _noted if known else signal.SIG_DFL)
         self._job = job
-        if self._mouth:
-            self._mouth.send(_AWAKE)  # the thread shall ask the job from now on
+        if self._sender:
+            self._sender.send(_AWAKE)  # wakes the thread, which now also asks the job
 
-    def _deaf(self) -> None:
-        """A child of this process takes signals as any program does."""
+    def _reset_in_child(self) -> None:
+        """In a forked child: restores the usual effect of signals."""
         with contextlib.suppress(ValueError):  # forked by another thread
             signal.set_wakeup_fd(-1)
             for name in self._stops | self._saves:
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
 
-    def _hear(self, ear: socket.socket) -> None:
+    def _receive(self, receiver: socket.socket) -> None:
         while True:
             wait = LISTEN if self._job and not self.stop.heard else None
-            ready, _, _ = select.select([ear], [], [], wait)
-            self.take(ear.recv(64) if ready else b"")
+            ready, _, _ = select.select([receiver], [], [], wait)
+            self.take(receiver.recv(64) if ready else b"")
 
     def take(self, numbers: Iterable[int]) -> None:
-        """Obeys signals that arrived, and what the job tells."""
+        """Obeys the signals that arrived here, and those that the job passes on."""
         if self._over:
             return
         job = self._job
@@ -202,9 +204,9 @@ _listener: Listener | None = None
 
 
 def listen(end: Callable[[str], None]) -> None:
-    """Hears signals from now on; only a program that is its process calls this.
+    """Hears signals from now on; for a program that owns its process, not a library.
 
-    Without it signals do what they do to any Python program.
+    Without this call, signals have their usual effect on a Python program.
 
     Args:
       end: as of `Listener`.
@@ -214,14 +216,14 @@ def listen(end: Callable[[str], None]) -> None:
     _listener.start()
 
 
-def understand(cfg: config.TrainConfig, job: Job | None = None) -> None:
-    """Says what signals mean to the listener, if there is one."""
+def configure(cfg: config.TrainConfig, job: Job | None = None) -> None:
+    """Sets the meaning of the signals for the listener, if there is one."""
     if _listener:
-        _listener.understand(cfg, job)
+        _listener.configure(cfg, job)
 
 
 def finish() -> None:
-    """All is done, here and in the job; see `Listener.finish`."""
+    """Everything is done, here and in the job; see `Listener.finish`."""
     if _listener:
         _listener.finish()
 

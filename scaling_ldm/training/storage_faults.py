@@ -1,4 +1,4 @@
-"""What goes wrong around files and is no damage of them; mends of orbax for it."""
+"""Tells faults of storage from damaged files, and repairs two weaknesses of orbax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXTS = re.compile(
 
 
 def of_environment(error: BaseException | None) -> bool:
-    """Whether a file could not be read for a reason that does not lie in it.
+    """Whether a file could not be read for a reason outside of it.
 
     Permission denied, an error of the device, too many open files, no memory, a network
     file system that is gone: another call may read the same file.
@@ -45,7 +45,7 @@ def of_environment(error: BaseException | None) -> bool:
 
 
 def cause(error: Exception | None) -> str:
-    """An error in one line; None: another process has it."""
+    """An error in one line; None: another process has the error."""
     if error is None:
         return "seen by another process"
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -54,7 +54,7 @@ def cause(error: Exception | None) -> str:
 def damaged_end(
     folder: pathlib.Path, step: int, before: int, error: Exception | None
 ) -> CheckpointError:
-    """That a checkpoint which a finished run should have is damaged.
+    """The error that a finished run's last checkpoint is damaged.
 
     Args:
       folder: of the run's checkpoints.
@@ -69,7 +69,7 @@ def damaged_end(
 
 
 def steady_clock() -> None:
-    """Makes orbax's waits count by a clock that nobody sets.
+    """Makes orbax measure its waits by the monotonic clock.
 
     orbax ends a wait by the time of day. If that is set back by an hour during a save,
     the save may wait an hour longer; if it is set forward, the save fails.

@@ -1,8 +1,8 @@
-"""Looks at every picture before any is encoded, to decide which are held out.
+"""Reads every picture before any is encoded, to decide which are held out.
 
-Pictures are looked at in blocks of `encode.records_per_shard`. Block b is read by
-process b modulo the number of processes, and its findings are a file of the folder of
-records, so a survey that was stopped continues. Then every process decides by itself.
+Pictures are read in blocks of `encode.records_per_shard`. Block b is read by process b
+modulo the number of processes, and its findings are written to a file in the folder of
+records. So a survey that was stopped continues. Then every process decides by itself.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(
                 look(number)
 
     turns = [[n + jax.process_index()] for n in range(0, len(blocks), processes)]
-    # At last those of other processes; what cannot be seen from here is read again.
+    # Last, the blocks of other processes. What this host cannot see is read again.
     turns.append(list(range(len(blocks))))
     for numbers in turns:
         missing = [number for number in numbers if number not in known]
@@ -117,7 +117,7 @@ def _count(block: _Block, tally: Tally) -> None:
 
 
 def _look(found: Pictures, positions: np.ndarray, workers: int) -> _Block:
-    """What is to be known of some pictures."""
+    """The findings of some pictures."""
     rows: list[tuple[int, int, int, np.ndarray, int]] = []
     bad: list[tuple[str, str]] = []
     for position, one in pictures.read_ahead(found, positions, workers, _seen):
@@ -138,7 +138,7 @@ def _look(found: Pictures, positions: np.ndarray, workers: int) -> _Block:
 
 
 def _seen(picture: Picture) -> tuple[int, int, np.ndarray, int]:
-    """What of a picture decides the split."""
+    """(hash of the caption, label, thumbnail, side in the set's own split)."""
     label = split.NO_LABEL if picture.label is None else picture.label
     said = split.NOT_SAID if picture.held_out is None else int(picture.held_out)
     key = split.caption_key(picture.caption)

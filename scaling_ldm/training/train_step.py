@@ -97,9 +97,9 @@ class TrainFunctions:
 def compiled_part(experiment: config.Experiment) -> config.Experiment:
     """The experiment without its plan, and without what the functions take as data.
 
-    That is the seed, the learning rate, and the weights to start from. So runs that
-    differ in them alone share compiled functions. The rate is infinite, so that a
-    function which read it would not pass unnoticed.
+    Data are the seed, the learning rate, and the weights to start from. So runs that
+    differ only in these share compiled functions. The rate is set to infinity, so that
+    a function that reads it by mistake gives infinite numbers.
     """
     return dataclasses.replace(
         experiment,
@@ -136,7 +136,7 @@ def train_functions(
             opt=adamw.init(params),
             step=jnp.int32(0),
             smoothed_loss=jnp.float32(0),
-            # A step may not be given one buffer twice.
+            # A copy, because a step may not get the same buffer in two arguments.
             aux=jax.tree.map(jnp.copy, aux) if jax.tree.leaves(aux) else {},
         )
 
@@ -213,7 +213,7 @@ def abstract_state(functions: TrainFunctions) -> TrainState:
 class StepCost:
     """What one optimizer step takes, counted on abstract values.
 
-    flops: of the loss, its gradient and its own state; 2 for a multiply-add.
+    flops: of the loss, its gradient and the objective's state; 2 per multiply-add.
     params: the shapes of the parameters.
     state_bytes: of parameters, averages, optimizer, objective's state and gradients.
     activation_bytes: kept from forward to backward, for the whole batch.
@@ -361,9 +361,9 @@ def compile_functions(
 
 
 def quick_to_compile() -> dict[str, int | bool] | None:
-    """Compiler options for what runs seldom; None for the usual ones.
+    """Compiler options for functions that run seldom; None for the usual ones.
 
-    On a CPU, LLVM's optimisations would take longer than the run itself.
+    On a CPU, LLVM's optimisations would take longer than the function itself runs.
     """
     if jax.default_backend() != "cpu":
         return None

@@ -1,4 +1,4 @@
-"""A working directory: its owner, the files of its runs, its samples and exports.
+"""A working directory: its experiment, the files of its runs, its samples and exports.
 
 `ownership` ties it to one experiment, and `lock` to one process at a time. `runs` is
 the only module that knows where the files of a run are, `samples` holds generated

@@ -1,4 +1,4 @@
-"""How a process ends at once, and whether others of its job are gone; needs no jax."""
+"""Ends a process at once, and detects that another one of its job is gone; no jax."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import NoReturn
 from scaling_ldm.records import whole_files
 from scaling_ldm.workdir import lock
 
-TIDY = 6.0  # seconds for what is done before the end; a file system may hang
+TIDY = 6.0  # longest seconds for cleaning up; a file system may hang
 
 
 def now(why: str, status: int, before: Callable[[], None] = lambda: None) -> NoReturn:
     """Ends the process; its locks and half-written files are removed first.
 
     Args:
-      why: for the user; "" if that is said.
+      why: the message for the user; "" if it is already printed.
       status: of the process.
-      before: what else is done first. All of it has TIDY seconds.
+      before: further cleaning up. All of it together has TIDY seconds.
     """
     tidying = threading.Thread(target=_tidy, args=(why, before), daemon=True)
     tidying.start()

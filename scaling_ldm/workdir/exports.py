@@ -8,7 +8,8 @@
     autoencoder/, text_encoder/   copies of these networks, if they came from a folder
 
 A U-Net in diffusers' layout may come from elsewhere, without a card. Its identity is
-then its folder's name and its weights' SHA-256, and how far it was trained is unknown.
+then the name of its folder and the SHA-256 of its weights. How far it was trained is
+unknown.
 """
 
 from __future__ import annotations
@@ -114,20 +115,20 @@ def write_card(
 
 
 def words_of(folder: pathlib.Path, card: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The words that an export learnt, by id; None: none, or an older export.
+    """The words that an export learnt, by id; None: it reads none, or is an older one.
 
     Raises:
-      WeightsError: they are not those of its card.
+      WeightsError: the words are missing, or differ from those of its card.
     """
     digest = card.get("vocabulary")
     if digest is None:
         return None
     found = vocabulary.read(folder / vocabulary.FILE)
     if found is None or found.digest != digest:
-        said = "is missing" if found is None else "is of other words"
+        said = "is missing" if found is None else "holds other words"
         raise files.WeightsError(
-            f"{folder / vocabulary.FILE} {said}: the ids that the network learnt mean "
-            "nothing without it; export once more"
+            f"{folder / vocabulary.FILE} {said}: without it, the ids that the network "
+            "learnt have no meaning; export again"
         )
     return found.words
 
@@ -164,7 +165,7 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
             records.version_of(layout, folder / files.CONFIG)
             return _native(experiment, where, folder, card)
     except (files.WeightsError, KeyError) as e:
-        said = f"{CARD} does not say {e}" if isinstance(e, KeyError) else e
+        said = f"{CARD} lacks {e}" if isinstance(e, KeyError) else e
         raise config.ConfigError(f"{where}: {said}") from e
     raise config.ConfigError(
         f"{where}: its config.json is of {layout.get('_class_name', 'no known layout')}"
@@ -184,13 +185,15 @@ def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
     card, checksum = files.read_json(folder / CARD), files.checksum(folder)
     records.version_of(card, folder / CARD)
     if not isinstance(card.get("reads"), dict):
-        raise files.WeightsError(f"{folder / CARD} does not say what the weights read")
+        raise files.WeightsError(
+            f"{folder / CARD} lacks the fields that the weights need"
+        )
     if card["weights_sha256"] != checksum:
         raise files.WeightsError(
-            f"the weights are not those that {CARD} is of: SHA-256 "
-            f"{card['weights_sha256']} there, {checksum} of the file; export once more"
+            f"the weights are not those of {CARD}: SHA-256 "
+            f"{card['weights_sha256']} there, {checksum} of the file; export again"
         )
-    # What the weights were trained with whose card does not know a field of today.
+    # The values that weights were trained with if their card lacks newer fields.
     before = {".".join(field): records.to_json(value) for field, value in SINCE.items()}
     return card | {"reads": before | card["reads"]}
 
@@ -214,7 +217,7 @@ def _model(
             "run_id": card["run_id"],
             "step": card["step"],
             "train_flops": card["training_flops"],
-            # Cards of 0.1.0 do not say it.
+            # Cards of 0.1.0 lack it.
             "weights": card.get("average", config.EMA),
         }
 
@@ -292,7 +295,7 @@ def _native(
 ) -> TrainedModel:
     """A network in this library's own layout, which only its export stage writes."""
     if card is None:
-        raise files.WeightsError(f"there is no {CARD} in it: export once more")
+        raise files.WeightsError(f"there is no {CARD} in it: export again")
     _refuse(where, card["reads"], weights_identity(experiment))
     size = card["width"], card["depth"]
     denoiser = from_config.denoiser(experiment, *size, unroll=False)

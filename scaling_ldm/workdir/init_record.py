@@ -1,9 +1,9 @@
-"""What a study starts from, as its directory keeps it; needs no jax.
+"""The weights that a study starts from, as its directory records them; needs no jax.
 
     init.json   the identity of the weights that training starts from, where they were,
                 and the FLOPs that had been spent on them
 
-The weights themselves are in the checkpoints. So a study goes on without its source.
+The weights themselves are in the checkpoints. So a study continues without the source.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def with_checksum(
     """The experiment with the identity of the weights that it starts from.
 
     Args:
-      where: the weights are, for a message.
+      where: the place of the weights, for a message.
 
     Raises:
       ConfigError: it asks for other weights.
@@ -53,8 +53,8 @@ def with_checksum(
     wanted = experiment.train.init_checksum
     if wanted not in ("", checksum):
         raise config.ConfigError(
-            f"config.train.init_checksum = {wanted!r}: the weights of {where} are "
-            f"{checksum}"
+            f"config.train.init_checksum = {wanted!r}, but the checksum of the weights "
+            f"in {where} is {checksum}"
         )
     changed = dataclasses.replace(experiment.train, init_checksum=checksum)
     return dataclasses.replace(experiment, train=changed)
@@ -63,12 +63,12 @@ def with_checksum(
 def recorded(
     experiment: config.Experiment, workdir: pathlib.Path
 ) -> config.Experiment | None:
-    """The experiment with the identity of its weights, as its directory keeps it.
+    """The experiment with the identity of its weights, as its directory records it.
 
-    They are told by their name or, if it is given, by train.init_checksum.
+    Weights are identified by their name or, if it is given, by train.init_checksum.
 
     Returns:
-      None if the directory keeps none, or that of other weights.
+      None if the directory records none, or other weights.
 
     Raises:
       ConfigError: the same name, but another train.init_checksum.

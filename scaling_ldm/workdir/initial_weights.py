@@ -1,9 +1,9 @@
-"""The weights that training starts from: where they are, and whether they fit.
+"""Finds the weights that training starts from, and checks whether they fit.
 
 They are those of a run, of an export, or published ones. Their parameters must have the
-names and shapes of the network that is trained, and their network its settings, apart
-from what config.train.init_exceptions names. Anything else is refused, with everything
-that differs.
+names and shapes of the network that is trained, and their network must have its
+settings. config.train.init_exceptions names what may differ. Any other difference is
+refused, and the message lists all of them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class InitialWeights:
 
     checksum: their identity: the SHA-256 of a file or, for a run, a digest of the
       checkpoint's checksum.
-    flops: spent on them, with what they started from themselves; None: unknown.
+    flops: training FLOPs spent on them, including those of the weights that they
+      started from; None: unknown.
     network: config of their network.
     load(device_mesh) -> the parameters, sharded as in training.
     facts: what they learnt, and of which latents and captions; {}: unknown.
     unsaid: paths of settings that the weights do not say, as in `transfer.fit`.
     place: of a published denoiser, beside which is what it has learnt; else None.
     part: which of several state dicts of a file they are; "": the only one.
-    words: that they learnt, by id; None: none, or unknown.
+    words: the words that they learnt, by id; None: none, or unknown.
     """
 
     checksum: str
@@ -89,24 +90,25 @@ def identified(
 ) -> config.Experiment:
     """The experiment with the identity of its weights in train.init_checksum.
 
-    Where they are gone, it is the one that the directory keeps.
+    If the weights are gone, it is the identity that the directory records.
 
     Raises:
-      ConfigError: they are neither there nor known, or others than the experiment asks.
+      ConfigError: they are neither there nor recorded, or differ from
+        train.init_checksum.
     """
     given = experiment.train.init_from
     if not is_there(experiment):
         known = init_record.recorded(experiment, workdir)
         if known is None:
             raise config.ConfigError(
-                f"config.train.init_from = {given!r}: there is nothing"
+                f"config.train.init_from = {given!r}: no such folder or file"
             )
         return known
     return init_record.with_checksum(experiment, find(experiment).checksum, given)
 
 
 def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Writes what the directory keeps of its weights, once they are identified."""
+    """Records the identity of the weights in the directory."""
     if init_record.read(workdir) is None and is_there(experiment):
         found = find(experiment)
         cfg = experiment.train
@@ -146,11 +148,12 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
     """The weights of a run that is over; their values are not read yet.
 
     Args:
-      where: begins messages.
-      run: with a run_id "", config.generate.run or the best finished run.
+      where: the beginning of messages.
+      run: if its run_id is "", config.generate.run or the best finished run.
 
     Raises:
-      ConfigError: there is no such run, or no such checkpoint of it, or none is best.
+      ConfigError: there is no such run, it has no such checkpoint, or no run is the
+        best one.
     """
     folder = pathlib.Path(run.workdir).expanduser()
     source = _experiment_of(where, folder)
@@ -167,7 +170,7 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
         )
     else:
         spec = by_name[run.run_id]
-    # To open a folder of checkpoints removes what is being written to it.
+    # Opening a folder of checkpoints would remove a checkpoint that is being written.
     if runs.read_record(folder, spec.run_id) is None:
         raise config.ConfigError(f"{where}: {spec.run_id} is not over yet")
     step = spec.steps if run.step is None else run.step
@@ -187,7 +190,7 @@ def _experiment_of(where: str, folder: pathlib.Path) -> config.Experiment:
     path = folder / "experiment.json"
     if not path.exists():
         raise config.ConfigError(
-            f"{where}: {folder} is no working directory of a study"
+            f"{where}: {folder} is not the working directory of a study"
         )
     held = records.read_experiment(path)
     return _resolved_again(held["config"] | {"name": held["name"]})
@@ -212,7 +215,7 @@ def _of_place(
     """Weights in a folder or a file."""
     if (path / "experiment.json").exists():
         raise config.ConfigError(
-            f"{where}: the working directory of a study; name a run of it, as in "
+            f"{where} is the working directory of a study; name one of its runs, as in "
             f"{path}#RUN_ID, or give its export folder"
         )
     study = path.parent.parent
@@ -221,7 +224,7 @@ def _of_place(
             f"{where}: the folder of a run; name the run as {study}#{path.name}"
         )
     if not path.exists():
-        raise config.ConfigError(f"{where}: there is nothing")
+        raise config.ConfigError(f"{where}: no such folder or file")
     card = exports.read_card(path) if path.is_dir() else None
     flops, facts, words = None, {}, None
     more: dict[str, Any] = {}
@@ -234,7 +237,7 @@ def _of_place(
     if "experiment" in layout:
         records.version_of(layout, path / files.CONFIG)
         held = dict(layout["experiment"])
-        # The network does not need the file of an objective of one's own.
+        # The network does not need the file of the user's own objective.
         held["objective"] = {
             k: v
             for k, v in held["objective"].items()
@@ -274,7 +277,7 @@ def _of_place(
 
 
 def _facts(reads: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what weights depend on, what their parameters and their network do not show.
+    """The facts that neither the parameters nor the network's settings show.
 
     Args:
       reads: as `exports.weights_identity` gives it.
@@ -299,8 +302,8 @@ def check(experiment: config.Experiment, specs: Iterable[records.RunSpec]) -> No
     ]
     if lines:
         raise config.ConfigError(
-            f"config.train.init_from = {experiment.train.init_from!r} is not of the "
-            "network that is trained; what may differ is named in "
+            f"config.train.init_from = {experiment.train.init_from!r} does not fit the "
+            "network that is trained; name what may differ in "
             f"config.train.init_exceptions:{''.join(lines)}"
         )
 
@@ -325,7 +328,7 @@ def load(
     cfg = own.train
     if not is_there(own):
         raise config.ConfigError(
-            f"config.train.init_from = {cfg.init_from!r}: there is nothing, and "
+            f"config.train.init_from = {cfg.init_from!r}: no such folder or file, and "
             f"{spec.run_id} has no checkpoint to continue from"
         )
     check(own, [dataclasses.replace(spec, overrides={})])
@@ -357,9 +360,9 @@ def _fit(
 def _say_what_differs(
     spec: records.RunSpec, found: InitialWeights, own: config.Experiment
 ) -> None:
-    """Says which weights they are, and where they learnt something else.
+    """Says which weights they are, and how their training differs.
 
-    Both may be what is wanted.
+    Such a difference may be intended, so it is no error.
     """
     if found.part:
         progress.say(f"{spec.run_id} starts from {found.part}")

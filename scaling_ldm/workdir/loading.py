@@ -48,8 +48,8 @@ def load(
         WORKDIR#RUN_ID[@STEP][:WEIGHTS] as in `config.train.init_from`, for a run of
         it; or a folder of diffusers with a model_index.json.
       autoencoder, text_encoder: where they are now, as a folder, a hub id or a name, if
-        they are no longer where they were. Others than those of the training are
-        refused; a folder of diffusers does not say which these are.
+        they have moved since training. They must be the networks of training; for a
+        folder of diffusers this is not checked, because it does not name them.
 
     Raises:
       ConfigError: there is nothing that can be opened, or files do not belong together.
@@ -75,7 +75,7 @@ def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
         try:
             return _of_export(where, folder, elsewhere)
         except KeyError as e:
-            raise config.ConfigError(f"{where}: {exports.CARD} does not say {e}") from e
+            raise config.ConfigError(f"{where}: {exports.CARD} lacks {e}") from e
     # A working directory comes first: it, too, may be in a folder called runs.
     places = [(folder, "")]
     if folder.parent.name == "runs":
@@ -184,7 +184,7 @@ def _words_of_export(
         return icons.build_vocabulary(old["vocab_size"], old["validation_fraction"])
     raise config.ConfigError(
         f"{where}: an older version wrote it without the words that its network has "
-        "learnt: export once more from the working directory"
+        "learnt: export again from the working directory"
     )
 
 
@@ -212,7 +212,7 @@ def _described(fields: Mapping[str, Any]) -> config.Experiment:
 def _check_kind(where: str, experiment: config.Experiment) -> None:
     if experiment.model.architecture == "autoencoder_kl":
         raise config.ConfigError(
-            f"{where}: an autoencoder, which draws nothing by itself; "
+            f"{where} is an autoencoder, which draws nothing by itself; "
             "pretrained.autoencoder(FOLDER) opens its export"
         )
 

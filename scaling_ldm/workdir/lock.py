@@ -1,13 +1,13 @@
 """Locks: files that say which process works on a study, a run or encoded records.
 
 A lock is a JSON file that its holder creates exclusively and removes at its end. A
-network file system may have no flock. So the holder shows that it lives: it renews the
-file's modification time every BEAT seconds. A lock is taken over from a holder that
+network file system may have no flock. So the holder renews the file's modification time
+every BEAT seconds, as a heartbeat. A lock is taken over from a holder that
 
-- ran on this machine and is gone: no process has its number, or one that started at
-  another time has it;
-- ran elsewhere and has shown no sign of life for STALE seconds, by the clock of the
-  file system or by that of the process which waits.
+- ran on this machine and is gone: no process has its number, or only one that started
+  at another time;
+- ran elsewhere and has had no heartbeat for STALE seconds, by the clock of the file
+  system or by that of the waiting process.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from scaling_ldm.records.errors import ConfigError, Held
 from scaling_ldm.training import progress
 
 NAME = "lock.json"  # of the file; it is in the folder that it locks
-BEAT = 20.0  # seconds between two signs of life
-STALE = 180.0  # seconds without one after which a holder elsewhere counts as gone
+BEAT = 20.0  # seconds between two heartbeats
+STALE = 180.0  # seconds without a heartbeat after which a holder elsewhere is gone
 POLL = 1.0  # seconds between two looks at a lock that another process holds
 
 
@@ -40,9 +40,8 @@ class Holder:
     """A process, as it describes itself in its locks.
 
     host: name of its machine, for people.
-    place: what numbers its processes; the same only on one machine, and in one
-      container of it.
-    pid: its number.
+    place: identifies the machine, or the container, whose process numbers count.
+    pid: its process number there.
     start: when it started, in a unit of its machine; "": not known.
     since: when it took the lock, for people.
     command: its command line.
@@ -85,7 +84,7 @@ def _start(pid: int) -> str:
     # The second field is the program's name in brackets; it may hold any character.
     state, *fields = line[line.rindex(")") + 1 :].split()
     if state in ("Z", "X"):
-        return "ended"  # its parent has not noticed yet
+        return "ended"  # a zombie process
     return fields[18]  # field 22 of proc(5): in clock ticks since the machine started
 
 
@@ -104,7 +103,7 @@ class _Held:
 
 
 def _holder(text: str) -> Holder | None:
-    """The holder; None if the file is being written, or its writer died at that."""
+    """The holder; None if the file is incomplete: its writer is at work or has died."""
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):
@@ -123,15 +122,15 @@ class Lock:
         self._me = _this_process()
         self._text = json.dumps(dataclasses.asdict(self._me), indent=1) + "\n"
         self._first_beat: float | None = None  # of a holder elsewhere, as first seen
-        self._seen = 0.0  # when that was, by a clock that nobody sets
+        self._seen = 0.0  # when that was, by the monotonic clock
         self._made: list[pathlib.Path] = []  # folders, innermost first
 
     def take(self) -> str:
-        """Takes the lock unless another process that lives has it.
+        """Takes the lock unless another living process has it.
 
         Returns:
-          "" if it is taken. Otherwise a line that says why it is not known yet whether
-          the holder lives; call this again after a while.
+          "" if it is taken. Otherwise it is not known yet whether the holder lives, and
+          a line says why; call this again later.
 
         Raises:
           Held: the holder lives.
@@ -208,14 +207,14 @@ class Lock:
         if found.age > STALE:
             return ""
         way_out = (
-            f"its last sign of life is {max(found.age, 0):.0f} s old, and after "
+            f"its last heartbeat is {max(found.age, 0):.0f} s old, and after "
             f"{STALE / 60:.0f} minutes without one this command takes over. If you "
             f"know that it is gone, remove {self.path}"
         )
         if self._first_beat is None:
             self._first_beat, self._seen = found.beat, time.monotonic()
         if self._first_beat == found.beat and time.monotonic() - self._seen > STALE:
-            return ""  # whatever the time of day is said to be
+            return ""  # even if the clock of the file system is wrong
         if self._first_beat != found.beat:
             raise Held(f"{in_use} It is on another machine: {way_out}.")
         who = _name(holder)
@@ -226,7 +225,7 @@ class Lock:
         guard = self.path.with_name(f".{NAME}.taken-over")
         try:
             os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:  # of a process that takes over now, or died at that
+        except FileExistsError:  # another process takes over now, or died doing so
             with contextlib.suppress(FileNotFoundError):
                 if self._now() - guard.stat().st_mtime > STALE:
                     guard.unlink()
@@ -247,7 +246,7 @@ class Lock:
                 return
             try:
                 text = self.path.read_text(encoding="utf-8", errors="replace")
-            except FileNotFoundError:  # removed by hand: who creates it first has it
+            except FileNotFoundError:  # removed by hand: the first to create it has it
                 if self.path.parent.exists():
                     self._create()
                 return
@@ -312,10 +311,10 @@ _when_lost: Callable[[str], None] = _end
 
 
 def when_lost(action: Callable[[str], None]) -> None:
-    """What happens when another process has taken over a lock of this one.
+    """Sets what happens when another process has taken over a lock of this one.
 
-    That is so after this process stood still for STALE seconds, or if somebody removed
-    the file. Until it is set, the process ends at once.
+    It can happen after this process was suspended for STALE seconds, or if somebody
+    removed the file. Without this call, the process ends at once.
 
     Args:
       action: gets a message; it must end the process, which may write nothing more.
@@ -338,7 +337,7 @@ def holding(
     any_process: Callable[[bool], bool] = bool,
     wait: bool = False,
 ) -> Generator[None, None, None]:
-    """Holds all these locks within the block, or none; process 0 does so for a job.
+    """Holds all these locks within the block, or none; process 0 holds a job's locks.
 
     Args:
       primary: whether this is process 0.
@@ -356,7 +355,7 @@ def holding(
         while True:
             said, refusal = _try(locks, wait, said)
             if any_process(refusal is not None):
-                raise refusal or ConfigError("process 0 refused and says why")
+                raise refusal or ConfigError("process 0 refused; its message says why")
             if not any_process(bool(said)):
                 break
             _pause(POLL)
@@ -369,10 +368,10 @@ def holding(
 def _try(
     locks: Sequence[Lock], wait: bool, before: str
 ) -> tuple[str, Exception | None]:
-    """Tries to take all: ("", None) if they are taken, else what is said, or refused.
+    """Tries to take all: ("", None) if they are taken, else (a line, the refusal).
 
     Args:
-      before: what was said the last time; it is said once.
+      before: the line of the last call; the same line is printed only once.
     """
     for lock in locks:
         try:

@@ -4,10 +4,10 @@ experiment.json    name, question, recipe, resolved config, and which version ma
 environment.json   versions and facts of the host that wrote last
 complete.json      a digest of all that the finished report shows
 
-A directory that an older version made is continued under the same experiment file. The
-fields that came since then take the values of before where they are at their defaults
-(config/identity.py). experiment.json keeps their names, so that this does not change
-when it is written again.
+A directory that an older version made is continued under the same experiment file.
+Fields that the older version did not have, and that are at their defaults, take the
+values at which the study runs as before (config/identity.py). experiment.json keeps the
+names of these fields, so that they are still known after it is written again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """
     path = workdir / "experiment.json"
     found = [p.name for p in workdir.iterdir()] if workdir.exists() else []
-    # Locks, and a first write that was cut off, are those of a command that starts.
+    # A command that starts leaves its lock, and perhaps an incomplete first file.
     start = (lock.NAME, f".{lock.NAME}.", path.name, f".{path.name}.")
-    held = _held(workdir)  # looked for last: another process may be writing it
+    held = _held(workdir)  # read last: another process may be writing it
     if held is not None:
         _compare(continued(experiment, _unknown(held)), held, path)
     elif not all(name.startswith(start) for name in found):
@@ -64,18 +64,18 @@ def as_made(
     workdir: pathlib.Path,
     stages: Collection[str] = config.STAGES,
 ) -> config.Experiment:
-    """The experiment as it continues this directory; itself if there is none yet.
+    """The experiment with which this directory is continued; itself if it is new.
 
-    The weights that it starts from are identified. Every process of a job comes to the
-    same; nothing is written.
+    The weights that it starts from are identified. Every process of a job gets the same
+    result; nothing is written.
 
     Args:
-      stages: that will run. If nothing is planned or trained, the weights that runs
-        started from are not looked at where the directory knows them.
+      stages: the stages that will run. If nothing is planned or trained, weights whose
+        identity the directory records are not read again.
 
     Raises:
-      ConfigError: experiment.json is damaged, the values of before do not fit, or there
-        are no weights to start from.
+      ConfigError: experiment.json is damaged, the older values do not fit the others,
+        or there are no weights to start from.
       NewerVersion: a newer version of the library wrote it.
     """
     if experiment.train.init_from:
@@ -137,7 +137,7 @@ def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
         held = records.read_experiment(path)
         if "recipe_hash" in held:
             return held
-        raise records.Damaged("it does not say recipe_hash")
+        raise records.Damaged("it lacks recipe_hash")
     except records.Damaged as e:
         raise config.ConfigError(
             f"{path} is damaged ({e}): put a copy back, or use another --workdir"
@@ -231,7 +231,7 @@ def _inputs(experiment: config.Experiment, workdir: pathlib.Path) -> str:
 
 
 def _text(path: pathlib.Path) -> str:
-    """A file's text; bytes that are no text are kept apart, not refused."""
+    """A file's text; bytes that are not UTF-8 become escapes, so nothing is refused."""
     return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 

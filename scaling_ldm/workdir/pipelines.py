@@ -103,7 +103,7 @@ def load(
     """Opens the folder of a pipeline.
 
     Args:
-      where: begins messages.
+      where: the beginning of messages.
       elsewhere: folders of "autoencoder" and "text_encoder" in place of its own.
 
     Raises:
@@ -218,9 +218,9 @@ def _several(
 
 
 def _network(cfg: Any, schedule: noise.Schedule) -> denoisers.Denoiser:
-    """The network; t is that of the table divided by 1000, however long the table is.
+    """The network; its t is that of the table / 1000, at any length of the table.
 
-    The second half of the channels, a variance, is left out where there is one.
+    A second half of the channels, a learned variance, is left out.
     """
     network = _BUILDERS[type(cfg)](cfg)
     if isinstance(schedule, noise.Discrete):

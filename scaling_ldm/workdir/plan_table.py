@@ -1,6 +1,6 @@
-"""The plan as text for people: its rows, what they add up to, and what to look at.
+"""The plan as text for people: its rows, their totals, and cautions.
 
-A caution is no refusal: the plan runs. It names what makes losses hard to read.
+A caution names something that makes losses hard to interpret. The plan still runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
 
-LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up is worth a word
+LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
 _COLUMNS = (
     ("run", lambda k, r: str(k)),
@@ -104,7 +104,7 @@ def cautions(
     rows: Sequence[records.RunSpec],
     pictures: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """A line for each thing that makes the losses of these runs hard to read."""
+    """A line for each thing that makes the losses of these runs hard to interpret."""
     found = [*_narrow(experiment, rows), *_short(rows)]
     found += repeated(experiment, rows, pictures or {})
     return [f"caution: {line}" for line in found]
@@ -167,7 +167,7 @@ def repeated(
 def epochs(
     experiment: config.Experiment, row: records.RunSpec, pictures: Mapping[str, int]
 ) -> float:
-    """How often a run sees each picture; of a mix, each of the part seen most often.
+    """How often a run sees each picture; of a mix, those of the part seen most often.
 
     Args:
       pictures: of `data.training_pictures`.

@@ -1,7 +1,7 @@
 """The runs of a working directory: their files, records and weights.
 
-Everything that reads or names the files of a run does it through this module. What is
-there can be found without loading an accelerator stack.
+Everything that reads or names the files of a run does so through this module. Finding
+them loads no accelerator stack.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_record_of(
 
 
 def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:
-    """Writes the record of a run; after this the run is over."""
+    """Writes the record of a run, which marks the run as over."""
     path = run_files(workdir, record.run_id).record
     records.write_text(path, records.dumps(record))
 
@@ -96,7 +96,7 @@ def last_loss(
       experiment: `table.experiment_of(workdir)`, if it has been read.
 
     Raises:
-      ConfigError: it was measured by several protocols, so that there is not one loss.
+      ConfigError: it was measured by several protocols, so the loss is not unique.
     """
     if experiment is None:
         experiment = table.experiment_of(workdir)
@@ -292,7 +292,7 @@ def reconstructed(
 
 
 def words_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...] | None:
-    """The words that a run learnt, by id; None: none, or an older version's run."""
+    """The words that a run learnt, by id; None: it reads none, or is an older run."""
     from scaling_ldm.data import vocabulary
 
     found = vocabulary.read(run_files(workdir, run_id).vocabulary)

@@ -1,7 +1,7 @@
-"""The pictures of the generate stage: whose weights they are of, and their files.
+"""The pictures of the generate stage: their files, and the weights that drew them.
 
-checksums.json says which study and weights the pictures are of, and the checksum of
-every file of pictures; version 0.1.0 wrote none. It is written before each file.
+checksums.json holds the identity of the study and the weights, and the checksum of
+every file of pictures. It is written before each file. Version 0.1.0 wrote none.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def write_images(path: pathlib.Path, images: np.ndarray, of: str) -> None:
 
 
 def origin(experiment: config.Experiment, model: TrainedModel) -> str:
-    """A digest of the study and the weights that pictures are of."""
+    """A digest of the study and the weights that draw its pictures."""
     own = config.with_overrides(experiment, model.overrides)
     of = [own.recipe_hash, model.run_id, model.checksum, model.step, model.weights]
     return records.digest(of)
 
 
 def are_of(workdir: pathlib.Path, of: str) -> bool:
-    """Whether the pictures are of this `origin`, or do not say what they are of."""
+    """Whether the pictures have this `origin`; true if their origin is unknown."""
     held = _held(workdir)
     return held is None or held["of"] == of
 
@@ -101,7 +101,7 @@ def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = _checksums(workdir)
     held = records.read_json(path, "of", "shards") if path.exists() else None
     if held is not None and not isinstance(held["shards"], dict):
-        raise records.Damaged(f"{path}: its shards are no list of checksums")
+        raise records.Damaged(f"{path}: its entry shards is not a list of checksums")
     return held
 
 

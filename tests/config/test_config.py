@@ -51,15 +51,15 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["model"].update(patch_size=3), "does not divide the 32x32"),
         (
             lambda c: c["model"].update(classes=3),
-            "classes = 3 means nothing to config.model.architecture = 'in_context'; "
+            "classes = 3 is not read by config.model.architecture = 'in_context'; "
             "it is for: adaln_zero; its default is 0",
         ),
         (
             lambda c: c["model"].update(architecture="adaln_zero"),
             "config.model.classes = 0: adaln_zero needs labels",
         ),
-        (lambda c: c["plan"].update(budgets_flops=()), "exactly one of them is given"),
-        (lambda c: c["plan"].update(steps=9), "exactly one of them is given"),
+        (lambda c: c["plan"].update(budgets_flops=()), "set exactly one, and leave"),
+        (lambda c: c["plan"].update(steps=9), "set exactly one, and leave"),
         (lambda c: c["plan"].update(sizes=()), "must be a non-empty tuple"),
         (lambda c: c["plan"].update(budgets_flops=(2.0, 1.0)), "must increase"),
         (
@@ -68,7 +68,7 @@ def test_default_resolves_and_round_trips():
         ),
         (
             lambda c: c["generate"].update(run="a", weights="b"),
-            "one of them, not both",
+            "set one, not both",
         ),
         (
             lambda c: c["train"].update(checkpoint_minutes=-1.0),
@@ -76,7 +76,7 @@ def test_default_resolves_and_round_trips():
         ),
         (
             lambda c: c["train"].update(save_signals=("SIGKILL",)),
-            "config.train.save_signals = ('SIGKILL',): each of SIGUSR1, SIGUSR2, once",
+            "save_signals = ('SIGKILL',): may hold SIGUSR1, SIGUSR2, each at most once",
         ),
         (
             lambda c: c["train"].update(save_signals=("SIGUSR2",)),
@@ -93,7 +93,7 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["plan"].update(sizes=((64,),)), "is not (width, depth)"),
         (lambda c: c["optimizer"].update(b1=1.5), "must lie in [0.0, 0.99999]"),
         (lambda c: c["train"].update(batch_size=0), "must be positive"),
-        (lambda c: c["mesh"].update(replica=0), "-1 (what is left) or positive"),
+        (lambda c: c["mesh"].update(replica=0), "must be positive, or -1 for"),
         (lambda c: c["fit"].update(metrics=("fd", "fd")), "of the table of"),
         (lambda c: c["fit"].update(metrics=()), "must be a non-empty tuple"),
         (
@@ -114,8 +114,8 @@ def test_default_resolves_and_round_trips():
             lambda c: c["objective"].update(
                 schedule="linear", zero_terminal_snr=True, prediction="epsilon"
             ),
-            "prediction = 'epsilon' with config.objective.zero_terminal_snr: where "
-            "all is noise it says nothing of the picture; use v, x0 or flow",
+            "prediction = 'epsilon' with config.objective.zero_terminal_snr: at pure "
+            "noise this prediction does not determine the picture; use v, x0 or flow",
         ),
         (
             lambda c: c["objective"].update(prediction="score"),
@@ -125,12 +125,12 @@ def test_default_resolves_and_round_trips():
             lambda c: c["objective"].update(
                 schedule="vp_cosine", zero_terminal_snr=True
             ),
-            "zero_terminal_snr = True means nothing to config.objective.schedule = "
+            "zero_terminal_snr = True is not read by config.objective.schedule = "
             "'vp_cosine'; it is for: linear, scaled_linear, cosine",
         ),
         (
             lambda c: c["objective"].update(schedule="cosine", time_shift=3.0),
-            "time_shift = 3.0 means nothing to config.objective.schedule = 'cosine'",
+            "time_shift = 3.0 is not read by config.objective.schedule = 'cosine'",
         ),
         (lambda c: c["objective"].update(schedule_steps=50), "'rectified_flow'; it is"),
         (lambda c: c["objective"].update(min_snr_gamma=1.0), "it is for: min_snr"),
@@ -294,7 +294,7 @@ def test_every_numeric_field_has_a_check_of_its_range():
 def test_measures_of_held_out_data_are_known_ones():
     for given in (("vlb", "vlb"), ("nll",)):
         said = refused(lambda c, given=given: c["evaluate"].update(held_out=given))
-        assert f"config.evaluate.held_out = {given}: each of vlb, once" in said
+        assert f"held_out = {given}: may hold vlb, each at most once" in said
 
 
 def test_recipe_hash_ignores_where_and_how_long_but_not_what():

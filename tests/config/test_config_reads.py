@@ -190,7 +190,7 @@ def check(experiment, field, changes, architecture, same):
     assert same(experiment, alone), f"{field} does something; the table errs"
     said, default = refusals(alone)[f"config.{field}"], reads.value(DEFAULT, field)
     assert said.endswith(
-        f"means nothing to config.model.architecture = {architecture!r}; it is for: "
+        f"is not read by config.model.architecture = {architecture!r}; it is for: "
         f"{', '.join(readers)}; its default is {default!r}"
     )
 
@@ -347,7 +347,7 @@ def test_with_nothing_to_encode_the_other_fields_are_refused(tmp_path):
     assert train.rows(np.arange(2))["x"].shape == (2, 8, 8, 3)
     for name, value in ENCODE.items():
         said = refusals(changed(experiment, {f"encode.{name}": value}))
-        assert "means nothing with nothing to encode" in said[f"config.encode.{name}"]
+        assert "is not read with nothing to encode" in said[f"config.encode.{name}"]
 
 
 def test_without_a_frozen_network_its_arithmetic_is_refused():
@@ -359,7 +359,7 @@ def test_without_a_frozen_network_its_arithmetic_is_refused():
             continue
         assert encoded.identity(other) == encoded.identity(plain)
         said = refusals(other)[f"config.encode.{name}"]
-        assert "means nothing without a frozen network" in said
+        assert "is not read without a frozen network" in said
         resolved(changed(other, {"encode.autoencoder": "owner/autoencoder"}))
 
 

@@ -206,7 +206,7 @@ def test_an_older_directory_goes_on_with_its_ema_and_its_decay(tiny, tmp_path, c
     status = study.run(given, workdir=str(tmp_path / "new"), **asked)
     assert status == study.EXIT["bad configuration"]
     said = capsys.readouterr().err
-    assert "ema_decay = 0.5 means nothing" in said
+    assert "ema_decay = 0.5 is not read" in said
     assert "To keep that average, set config.optimizer.averages = ('ema',)" in said
 
 

@@ -110,7 +110,7 @@ def part(name, **own):
         (({"own": 1.0, "prior": 0.0},), "shares must be positive"),
         (({"own": 1.0, "prior": float("inf")},), "inf: must be finite"),
         (({"own": 1.0, "prior": 1e-9},), "no share may be below 1e-06"),
-        (({"own": 1.0}, {"own": PARTS["own"]}), "two parts or more"),
+        (({"own": 1.0}, {"own": PARTS["own"]}), "at least two parts"),
         (((("own", 1.0), ("own", 2.0), ("prior", 1.0)),), "each once"),
         (({"own": 1.0, "prior": 1, "a/b": 1}, PARTS), "be called 'a/b'"),
         (({"own": 1.0, "prior": 1, "mix": 1}, PARTS), "be called 'mix'"),
@@ -135,7 +135,7 @@ def part(name, **own):
         (part("prior", source="icons"), r"\['prior'\]: config.encode.pictures = 0"),
         (
             part("prior", source="icons", path="x"),
-            r"parts\['prior'\]: config.data.path = 'x' means nothing",
+            r"parts\['prior'\]: config.data.path = 'x' is not read",
         ),
         (
             (MIX, {n: own | {"encode.path": "r/"} for n, own in PARTS.items()}),
@@ -154,7 +154,7 @@ def test_a_mix_that_cannot_be_is_refused_by_name(tiny, given, said):
 
 def test_fields_beside_the_mix_are_refused_by_name(tiny):
     said = refusal(tiny, data__path="photos")
-    assert "config.data.path = 'photos' means nothing: every part" in said
+    assert "config.data.path = 'photos' is not read: every part" in said
     said = refusal(tiny, validation__part="pior")
     assert "validation.part = 'pior': config.data.mix has own, prior, mix" in said
     said = refusal(tiny, {}, {}, validation__part="own")

@@ -34,7 +34,7 @@ def resolve(**changes):
         ({"schedule": "wsd", "decay_fraction": 0.0}, "must lie in [0.001, 1.0]"),
         (
             {"schedule": "wsd", "decay_fraction": 0.99},
-            "warmup_fraction = 0.02 and config.optimizer.decay_fraction = 0.99: toge",
+            "warmup_fraction = 0.02 and config.optimizer.decay_fraction = 0.99: their",
         ),
         ({"warmup_steps": 10}, "has warmup_fraction = 0.02 and warmup_steps = 10: one"),
         (

@@ -81,7 +81,7 @@ NOTHING = {
     "image_folder": "none of its 1 files is a picture; known endings: .jpg",
     "webdataset": "no files that end in .tar",
     "array_record": "none of its 1 files has .array_record",
-    "tfds": "no features.json in it",
+    "tfds": "it has no features.json",
     "huggingface": "none of its 1 files is .parquet or .arrow",
     "memory": "no pictures in memory under the name",
 }

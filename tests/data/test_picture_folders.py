@@ -319,12 +319,12 @@ def test_folder_labels_of_a_table(tmp_path, originals):
         (
             {"captions.csv": "file,text,text\na.png,x,y\n"},
             {},
-            "there are 2 columns 'text', which one is the caption is not clear",
+            "2 columns are called 'text', and only one can be the caption",
         ),
         (
             {"captions.csv": "file,text,n,n\na.png,x,1,2\n"},
             {"label": "n"},
-            "there are 2 columns 'n', which one is the label",
+            "2 columns are called 'n', and only one can be the label",
         ),
         ({"captions.jsonl": "[" * 100_000}, {}, "line 1: no JSON: maximum recursion"),
         ({"captions.jsonl": "9" * 5000}, {}, "line 1: no JSON: "),
@@ -333,7 +333,7 @@ def test_folder_labels_of_a_table(tmp_path, originals):
         (
             {"captions.csv": "file,text\na.png,x\na.png,y\n"},
             {},
-            "line 3: a.png is there a",
+            "line 3: a.png occurs twice",
         ),
         ({"captions.jsonl": '{"file": "a.png"\n'}, {}, "line 1: no JSON"),
         ({"captions.jsonl": "[1]\n"}, {}, "line 1: not an object"),

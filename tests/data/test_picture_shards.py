@@ -202,7 +202,7 @@ def test_archives_one_after_another(tmp_path):
     ]
     for junk in (b"<html>" * 99, second[:512] + second[1024:]):
         (tmp_path / "s.tar").write_bytes(first + junk)
-        with pytest.raises(config.ConfigError, match="follows the end mark|no header"):
+        with pytest.raises(config.ConfigError, match="after the end mark|no header"):
             pictures.open_pictures("webdataset", str(tmp_path / "s.tar"))
 
 

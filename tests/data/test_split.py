@@ -275,7 +275,7 @@ def test_ones_own_split_is_held_out():
     assert found.identity != pictures.open_pictures("memory", "test_split").identity
     with pytest.raises(config.ConfigError, match="'picture' with .*validation_path: "):
         experiment(data={"validation_path": "other", "split_by": "picture"})
-    with pytest.raises(config.ConfigError, match="are those to train on"):
+    with pytest.raises(config.ConfigError, match="are also those to train on"):
         pictures.of_experiment(experiment(data={"validation_path": "test_split"}))
 
 
@@ -289,7 +289,7 @@ def test_labels_of_folders_are_those_of_training(tmp_path):
     last = pictures.of_experiment(e).read(3)
     assert (last.caption, last.label, last.held_out) == ("cat", 2, True)
     (tmp_path / "val/cat").rename(tmp_path / "val/dog")
-    with pytest.raises(config.ConfigError, match="its folder dog is no class of the"):
+    with pytest.raises(config.ConfigError, match="its folder dog is not a class of"):
         pictures.of_experiment(e)
 
 
@@ -346,7 +346,7 @@ def test_real_pictures_are_those_that_the_records_hold_out(workdir):
 def test_before_encoding_the_rule_is_said_and_a_refusal_comes_first(tmp_path):
     e = experiment()
     (line,) = stored_split.lines(e, tmp_path)
-    assert line.startswith("held out is a share of 0.05: as the set says it, else by c")
+    assert line.startswith("held out is a share of 0.05: by the set's own split if")
     with pytest.raises(config.ConfigError, match="12 of 240 .*validation_minimum = 50"):
         encode.run(e, tmp_path)
     assert not list((tmp_path / "encoded").glob("shard*"))

@@ -419,7 +419,7 @@ def test_what_cannot_be_is_refused(options, says):
 
 
 def test_a_network_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"given \(1, 2\) and said \(1,\)"):
+    with pytest.raises(ValueError, match=r"given \(1, 2\) and returned \(1,\)"):
         ode_likelihood.bits_per_dim(
             lambda x, t, c: x[:, 0],
             noise.vp_cosine(),

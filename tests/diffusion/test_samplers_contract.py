@@ -235,7 +235,7 @@ def test_pure_noise_needs_a_prediction_that_can_be_read(sampler, schedule):
     for kind in ("v", "flow"):
         assert_allclose(run(kind), run("x0"), atol=1e-5)
     for kind in ("epsilon", "score"):
-        with pytest.raises(ValueError, match=f"{kind!r} says nothing of x0 at t = "):
+        with pytest.raises(ValueError, match=f"{kind!r} does not determine x0 at t = "):
             run(kind)
         with pytest.raises(
             ValueError, match="alpha = 0 .* predict x0, v or flow, or cho"

@@ -60,13 +60,13 @@ REFUSED = {
     ),
     "masked inversion": (
         lambda: samplers.SourceImage(IMAGE, mask=IMAGE, invert=True),
-        "begins at its image: no mask, no initial",
+        "begins at its image: leave out mask",
     ),
     "inversion of noise": (
         lambda: sample(
             image=samplers.SourceImage(IMAGE, invert=True), noise=IMAGE, sampler="ddim"
         ),
-        "begins at its image: no mask, no initial",
+        "begins at its image: leave out mask",
     ),
     "no uncond": (lambda: sample(shape=SHAPE, guidance=2.0), "guidance needs uncond"),
     "callback": (
@@ -132,7 +132,7 @@ REFUSED = {
         lambda: samplers.plan(
             samplers.denoiser(network, ZERO, prediction="epsilon", time="schedule")
         ),
-        "'epsilon' says nothing of x0 at t = 999, where alpha = 0 and sigma = 1; pred",
+        "'epsilon' does not determine x0 at t = 999, where alpha = 0 and sigma = 1;",
     ),
     "unreadable there": (
         lambda: samplers.plan(
@@ -140,7 +140,7 @@ REFUSED = {
             sampler="ddim",
             image=INVERTED,
         ),
-        "'x0' says nothing of epsilon at t = 0",
+        "'x0' does not determine epsilon at t = 0",
     ),
     "sampler": (
         lambda: samplers.plan(DENOISE, sampler="plms"),
@@ -182,7 +182,7 @@ REFUSED = {
     "end": (lambda: samplers.grid(TABLE, 5, end="zero"), "'zero' is none of data, sch"),
     "end twice": (
         lambda: samplers.sample(FLOWING, KEY, shape=SHAPE, grid="leading"),
-        "t = 0, is where the grid ends: .* leave it out of the times",
+        "t = 0, is where the grid ends. .* leave it out of the times",
     ),
     "grid of another": (
         lambda: sample(shape=SHAPE, grid=samplers.grid(FLOW, 5)),
@@ -194,15 +194,15 @@ REFUSED = {
     ),
     "no time": (
         lambda: samplers.denoiser(network, TABLE, prediction="v"),
-        "time = None: say what the network takes as t. 'schedule': .*0 to 999. 'unit'",
+        "time = None: state what the network takes as t. 'schedule': .*0 to 999. 'un",
     ),
     "another time": (
         lambda: samplers.denoiser(network, TABLE, prediction="v", time="steps"),
-        "time = 'steps': say what",
+        "time = 'steps': state what",
     ),
     "a time twice": (
         lambda: samplers.denoiser(OWN, TABLE, prediction="v", params=1, time="unit"),
-        "time = 'unit': a denoiser says its own time",
+        "time = 'unit': a denoiser states its own range",
     ),
     "no params": (
         lambda: samplers.denoiser(OWN, TABLE, prediction="v"),

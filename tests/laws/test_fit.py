@@ -179,7 +179,7 @@ def test_nominal_90_percent_intervals_cover():
             for p in found.parabolas
         ]
         for index, truth in enumerate((0.5, 0.5, -0.04)):
-            law, _, _ = law_of_minima.through(found, index, 0.9, 4.0, [k])
+            law, _, _ = law_of_minima.fit_law(found, index, 0.9, 4.0, [k])
             checks.append((law.y_name, law.exponent_interval, truth))
         for h in fit._held_out(curves, found, 200, 0.9, 4.0, k):
             checks.append(("held out", h.predicted_interval, h.measured))

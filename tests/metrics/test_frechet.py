@@ -244,7 +244,7 @@ def test_what_has_no_distance_is_refused():
         frechet.distance(good, (good[0], good[1] * np.nan))
     with pytest.raises(ValueError, match="means are not finite"):
         frechet.distance(good, (good[0] + np.inf, good[1]))
-    with pytest.raises(ValueError, match="no covariance"):
+    with pytest.raises(ValueError, match="not a covariance"):
         frechet.distance(good, (good[0], np.diag([1.0, -0.1, 1])))
     with pytest.raises(ValueError, match="not symmetric"):
         frechet.distance(good, (good[0], np.triu(np.ones((3, 3)))))

@@ -299,6 +299,6 @@ def test_manifolds_refuse():
         manifold.precision_recall(a, a, seed=0, k=6)
     with pytest.raises(ValueError, match="1 replicates; at least 2"):
         manifold.precision_recall(a, a, seed=0, replicates=1)
-    with pytest.raises(ValueError, match="level 90"):
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 90"):
         manifold.precision_recall(a, a, seed=0, level=90.0)
     assert_array_equal(a, normal(0, 10, 3))

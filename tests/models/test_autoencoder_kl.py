@@ -240,7 +240,7 @@ def test_another_network_is_refused(tmp_path):
         "spare: not known",
     ):
         assert reason in str(caught.value)
-    with pytest.raises(layout.WeightsError, match="no folder with a config.json"):
+    with pytest.raises(layout.WeightsError, match="not a folder with a config.json"):
         weights.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(weights.to_config(SMALL)))
     with pytest.raises(layout.WeightsError, match="holds no weights to read"):

@@ -390,7 +390,7 @@ def test_without_a_network_a_hub_id_fails_clearly(empty_cache, monkeypatch):
     with pytest.raises(layout.WeightsError) as caught:
         hub.find("google/t5-v1_1-xxl", seconds=5)
     text = str(caught.value)
-    assert "google/t5-v1_1-xxl is no path" in text and "network is off" in text
+    assert "google/t5-v1_1-xxl is not a path" in text and "network is off" in text
     assert "5 s are allowed" in text and "pass the path of a directory" in text
     assert not list(empty_cache.iterdir())
 

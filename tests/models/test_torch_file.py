@@ -293,7 +293,7 @@ def test_which_state_dict(tmp_path):
         torch_file.load(path)
     with pytest.raises(layout.WeightsError, match="no state dict 'ema'"):
         torch_file.load(path, "ema")
-    with pytest.raises(layout.WeightsError, match="'step'. are no tensors"):
+    with pytest.raises(layout.WeightsError, match="'step'. are not tensors"):
         torch_file.load(path, "model")
-    with pytest.raises(layout.WeightsError, match="no file there"):
+    with pytest.raises(layout.WeightsError, match="no such file"):
         torch_file.load(tmp_path / "none.pt")

@@ -143,7 +143,7 @@ def test_patches_of_another_size_do_not_grow():
 def test_an_exception_of_nothing_is_refused():
     (said,) = fit(DIT, DIT, ("exit/pach/*", "new")).problems
     assert said == (
-        "config.train.init_exceptions: exit/pach/*=new is an exception of nothing"
+        "config.train.init_exceptions: exit/pach/*=new matches no difference"
     )
 
 

@@ -293,7 +293,7 @@ def test_encoding_again_changes_nothing_and_needs_no_pictures(
     encode.run(wanted(data={"path": "not in memory"}), whole)
     said = capsys.readouterr().err
     assert said.count(f"encoded already: {COUNT} pictures") == 2
-    assert "the pictures themselves are not looked at" in said
+    assert "the pictures themselves are not read" in said
     after = {p: p.stat().st_mtime_ns for p in (whole / "encoded").iterdir()}
     assert after == before
 

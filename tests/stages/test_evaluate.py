@@ -506,7 +506,7 @@ def test_numbers_that_differ_in_any_part_are_not_compared_unless_it_is_named(
 
 
 def test_a_part_that_is_none_or_missing_is_an_error(record):
-    with pytest.raises(ValueError, match="no parts of a protocol: guidence"):
+    with pytest.raises(ValueError, match="not parts of a protocol: guidence"):
         evaluation.difference(record(), record(), differing=["guidence"])
     parts = dict.fromkeys(protocol.PARTS, 1)
     for wrong in (parts | {"mood": 1}, {k: 1 for k in protocol.PARTS[1:]}):
@@ -747,13 +747,13 @@ def test_side_is_that_of_the_pictures(trained):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"evaluate.metrics": ("fid",)}, "each of fd, fd_infinity"),
-        ({"frontier.samplers": ("ddim", "ddim")}, "each of ddim"),
+        ({"evaluate.metrics": ("fid",)}, "may hold fd, fd_infinity"),
+        ({"frontier.samplers": ("ddim", "ddim")}, "may hold ddim"),
         ({"evaluate.bootstrap": 1}, "one resample shows no spread"),
         ({"frontier.steps": (8, 4)}, "must be positive and increase"),
         ({"evaluate.network": "none", "frontier.images": 8}, "a frontier needs"),
         ({"evaluate.metrics": ("inception_score",)}, "inception_score, which needs"),
-        ({"evaluate.network": "none", "evaluate.seed": 3}, "means nothing"),
+        ({"evaluate.network": "none", "evaluate.seed": 3}, "is not read"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tiny, fields, said):

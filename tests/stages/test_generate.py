@@ -399,7 +399,7 @@ def test_what_cannot_be_drawn_for_captions_of_ones_own_is_refused(finished):
     given.generate.captions = ("a red star",)
     given.evaluate.network = "lite0"
     with pytest.raises(
-        config.ConfigError, match="own cannot be compared with held-out"
+        config.ConfigError, match="held-out pictures have other captions"
     ):
         config.resolve(given)
     given.evaluate.network, given.generate.captions = "none", ("a", " ")

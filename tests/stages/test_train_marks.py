@@ -240,7 +240,7 @@ def test_a_run_killed_at_any_moment_has_the_same_rows(undisturbed, tmp_path, lin
     )
     assert one == two
     cut = [line for line in lines if "was cut off and is dropped" in line]
-    assert len(cut) == 4 and "all after step 6 is measured again" in cut[1]
+    assert len(cut) == 4 and "everything after step 6 is measured again" in cut[1]
 
 
 def test_a_loss_that_is_not_finite_is_a_row_and_ends_no_run(

@@ -105,7 +105,7 @@ def test_a_save_that_orbax_skips_is_an_error(spec, tmp_path):
     saved.wait()
     with pytest.raises(checkpoint.CheckpointError, match="could not write") as e:
         saved.save(5, STATE, progress(5))
-    assert "Mend that, then run" in str(e.value)  # the disk is not full
+    assert "Repair that, then run" in str(e.value)  # the disk is not full
     full = OSError(errno.ENOSPC, "No space left on device")
     assert "Make room, then run" in str(saved._failed(5, full))
     saved.close()
@@ -160,7 +160,7 @@ def test_a_stop_while_a_checkpoint_is_read_is_no_damage(one, tmp_path, monkeypat
     ends, part = [], one._part
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     listener = signals.Listener(ends.append)
-    listener.understand(config.TrainConfig(), None)
+    listener.configure(config.TrainConfig(), None)
 
     def stopped(*args, **more):
         listener.take([signal.SIGTERM])

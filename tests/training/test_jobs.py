@@ -64,7 +64,7 @@ def test_a_process_alone_joins_nothing(monkeypatch, tasks):
 @pytest.mark.parametrize(
     ("environment", "texts"),
     [
-        ({"SLURM_STEP_NUM_TASKS": "x"}, ["'x' is no number", "srun"]),
+        ({"SLURM_STEP_NUM_TASKS": "x"}, ["'x' is not a number", "srun"]),
         (
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"},
             ["SLURM_STEP_NODELIST, SLURM_NTASKS, SLURM_LOCALID are not set", "unset"],

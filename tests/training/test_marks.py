@@ -93,10 +93,10 @@ def test_no_marks_leave_the_end_alone(found):
 
 
 def test_too_few_are_said(found):
-    assert marks.said([found(1000, each=0), found(10, each=0)]) == ""
-    line = marks.said([found(1000, each=0), found(1000, each=10), found(9, each=1)])
+    assert marks.line([found(1000, each=0), found(10, each=0)]) == ""
+    line = marks.line([found(1000, each=0), found(1000, each=10), found(9, each=1)])
     assert line == (
-        "2 of 3 runs are measured 0-2 times on their way, not 20 "
+        "2 of 3 runs are measured 0-2 times before their end, not 20 "
         "(config.validation.marks): more would take over 2% of their FLOPs; all are "
         "measured at their end"
     )

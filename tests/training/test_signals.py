@@ -43,7 +43,7 @@ def listener(ends, monkeypatch):
     """A listener that is told numbers by the test and takes nothing of the system."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     found = signals.Listener(ends.append)
-    found.understand(config.TrainConfig(), None)
+    found.configure(config.TrainConfig(), None)
     return found
 
 
@@ -98,7 +98,7 @@ def test_a_stop_of_one_process_is_a_stop_of_all(ends, monkeypatch):
     job = Store()
     one, other = (signals.Listener(ends.append) for _ in range(2))
     for each in (one, other):
-        each.understand(config.TrainConfig(), job)
+        each.configure(config.TrainConfig(), job)
     other.take([])
     assert ends == []
     one.take([signal.SIGTERM])
@@ -109,7 +109,7 @@ def test_a_stop_of_one_process_is_a_stop_of_all(ends, monkeypatch):
 
 def test_signals_may_have_other_meanings(listener, ends):
     cfg = config.TrainConfig(save_signals=(), stop_signals=("SIGUSR1",))
-    listener.understand(cfg, None)
+    listener.configure(cfg, None)
     listener.take([signal.SIGUSR2])
     assert ends == []
     listener.take([signal.SIGUSR1])
@@ -197,7 +197,7 @@ class Job:
     told = lambda _: "SIGTERM to process 1"
 study.listen()
 time.sleep(0.1)  # the thread waits by now
-signals.understand(config.TrainConfig(), Job())
+signals.configure(config.TrainConfig(), Job())
 time.sleep(30)
 """
 

@@ -152,7 +152,7 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(config.ConfigError, match="the weights are not those that"):
+    with pytest.raises(config.ConfigError, match="the weights are not those of"):
         identified(later(recipe, moved))
     (moved / "training.json").unlink()
     changed = identified(later(recipe, moved))
@@ -165,7 +165,9 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
     there = identified(later(recipe, f"{tmp_path / 'study'}#{RUN}"))
     assert there.recipe_hash == ema.recipe_hash
     given = later(recipe, workdir / "export", train__init_checksum="ab")
-    with pytest.raises(config.ConfigError, match="init_checksum = 'ab': the weights"):
+    with pytest.raises(
+        config.ConfigError, match="'ab', but the checksum of the weights"
+    ):
         identified(given)
 
 
@@ -196,9 +198,9 @@ def test_a_run_continues_when_its_source_is_gone(
     shutil.rmtree(tmp_path / "w" / "runs")
     capsys.readouterr()
     assert ran(c, tmp_path / "w", "train") == BAD
-    assert "there is nothing, and" in capsys.readouterr().err
+    assert "no such folder or file, and" in capsys.readouterr().err
     assert ran(c, tmp_path / "new", "plan") == BAD
-    assert f"{RUN}': there is nothing" in capsys.readouterr().err
+    assert f"{RUN}': no such folder or file" in capsys.readouterr().err
 
 
 def test_other_weights_under_the_same_name_are_refused(
@@ -234,7 +236,7 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
     c.data.vocab_size = 128
     assert ran(c, tmp_path / "w", "plan") == BAD
     said = capsys.readouterr().err
-    assert "is not of the network that is trained" in said
+    assert "does not fit the network that is trained" in said
     assert "16 x 2: blocks/mlp_up/kernel: (1, 16, 64) there, (2, 16, 64) here" in said
     assert "24 x 1: entry/time/up/kernel: (8, 16) there, (8, 24) here" in said
     assert "16 x 2: network.activation: 'gelu' there, 'relu' here" in said
@@ -245,14 +247,14 @@ def test_what_does_not_fit_is_refused_with_everything_that_differs(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("{}", "name a run of it, as in"),
+        ("{}", "name one of its runs, as in"),
         ("{}#none", "no run 'none' in"),
         ("{}#" + RUN + "@3", "has no checkpoint of step 3; it has"),
-        ("{}#" + RUN + "@last", "'last' is no number of a step"),
+        ("{}#" + RUN + "@last", "the step 'last' is not a number"),
         ("{}#" + RUN + ":best", "weights 'best'; known: raw, ema"),
         ("{}/runs/" + RUN, f"the folder of a run; name the run as .*#{RUN}"),
-        ("{}/nothing", "there is nothing"),
-        ("{}/export#a", "is no working directory of a study"),
+        ("{}/nothing", "no such folder or file"),
+        ("{}/export#a", "is not the working directory of a study"),
     ],
 )
 def test_a_name_of_nothing_is_refused(recipe, source, name, why):
@@ -265,8 +267,8 @@ def test_a_name_of_nothing_is_refused(recipe, source, name, why):
     [
         ({"init_exceptions": ("exit/*",)}, "is not PATTERN=TREATMENT; treatments: "),
         ({"init_exceptions": ("exit/*=old",)}, "is not PATTERN=TREATMENT"),
-        ({"init_from": "", "init_exceptions": ("a=new",)}, "means nothing without"),
-        ({"init_from": "", "init_checksum": "ab"}, "means nothing without"),
+        ({"init_from": "", "init_exceptions": ("a=new",)}, "is not read without"),
+        ({"init_from": "", "init_checksum": "ab"}, "is not read without"),
     ],
 )
 def test_exceptions_are_checked(recipe, fields, why):

@@ -185,7 +185,7 @@ def test_a_holder_elsewhere_is_watched_until_it_is_known(
             assert json.loads(path.read_text())["pid"] == os.getpid()
     assert pauses == [lock.POLL] * 3
     assert lines[0].startswith("waiting to see whether process 4711 on node7 since")
-    assert "sign of life is 150 s old" in lines[0]
+    assert "heartbeat is 150 s old" in lines[0]
     assert len(lines) == (2 if ends == "dies" else 1)  # it takes over
 
 

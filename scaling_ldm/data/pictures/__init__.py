@@ -90,7 +90,7 @@ def _columns(experiment: config.Experiment) -> dict[str, object]:
 
 
 def open_pictures(source: str, path: str = "", **options: object) -> Pictures:
-    """The set of pictures of this kind at this path.
+    """Opens the set of pictures of a source at a path.
 
     Args:
       source: a name in PICTURES.
@@ -119,7 +119,8 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
     With config.data.validation_path or validation_split, they are a `Joined`.
 
     Args:
-      held_out: of an endless source, so many pictures of its validation split instead.
+      held_out: for an endless source, the number of pictures of its validation split
+        to give instead; 0: those of training.
 
     Raises:
       ConfigError: there is no such set.
@@ -143,8 +144,8 @@ def of_experiment(experiment: config.Experiment, held_out: int = 0) -> Pictures:
 def chosen(experiment: config.Experiment, found: Pictures) -> np.ndarray:
     """The positions that are encoded: int64 [n], ascending.
 
-    All, or `encode.pictures` of those to train on: the first ones, or random ones by
-    `data.seed`. Held-out pictures of a set of their own are all among them.
+    All pictures, or `encode.pictures` of those to train on: the first ones, or random
+    ones by `data.seed`. A separate held-out set is always encoded as a whole.
     """
     cfg = experiment.encode
     count = found.train if isinstance(found, Joined) else len(found)
@@ -173,7 +174,7 @@ def examples_of(found: Pictures, count: int = 3) -> list[str]:
     where = getattr(found, "captions_from", "the set itself")
     lines, tried = [], len(found)
     places = [tried * i // (10 * count) for i in range(10 * count)]
-    # The readable ones; where one is bad, the next one is looked at.
+    # Only readable pictures; after a bad one, the next one is tried.
     for first in range(0, len(places), 10):
         for place in dict.fromkeys(places[first : first + 10]):
             try:

@@ -24,13 +24,14 @@ def choose(
     """The column for a purpose.
 
     Args:
-      found: the columns there are; one that is there twice cannot be chosen.
-      wanted: the user's choice; "" for the column with a usual name, in any case.
-      option: how the user names it.
+      found: the names of all columns; a name that occurs twice cannot be chosen.
+      wanted: the user's choice; "" for the column with a usual name, in upper or lower
+        case.
+      option: the name of the option that holds the user's choice.
       where: the file, for messages.
 
     Raises:
-      ConfigError: no such column, or several that could be meant, of one name too.
+      ConfigError: no column fits, or several do.
     """
     found = list(found)
     hits = [name for name in found if name.lower() in usual]
@@ -41,8 +42,8 @@ def choose(
             hits = [n for n in found if unicodedata.normalize("NFC", n) == form]
     if len(hits) > 1 and len(set(hits)) == 1:
         raise config.ConfigError(
-            f"{where}: there are {len(hits)} columns {hits[0]!r}, which one is the "
-            f"{option} is not clear; rename all but one"
+            f"{where}: {len(hits)} columns are called {hits[0]!r}, and only one can be "
+            f"the {option}; rename the others"
         )
     if len(hits) == 1:
         return hits[0]
@@ -98,7 +99,7 @@ def caption_in(entries: dict[str, object], wanted: str, name: str) -> object:
 
 
 def first(value: object) -> object:
-    """The first of several captions; None if there is none."""
+    """The first element of a list, None if it is empty; other values as they are."""
     if isinstance(value, list | tuple):
         return value[0] if value else None
     return value

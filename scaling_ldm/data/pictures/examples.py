@@ -39,7 +39,7 @@ class Records:
                     options="readahead_buffer_size:0,max_parallelism:0",
                     file_reader_buffer_size=1 << 15,
                 )
-                if not reader.ok():  # it has 0 records then, and says why when read
+                if not reader.ok():  # it has 0 records; reading one gives the reason
                     reader.read()
                 self._readers.append(reader)
             except (OSError, RuntimeError, ValueError, IndexError) as e:
@@ -47,8 +47,8 @@ class Records:
         if broken:
             lines = "\n  ".join(broken[:20])
             raise config.ConfigError(
-                f"{len(broken)} of {len(paths)} files are no whole ArrayRecord files; "
-                f"copy them again or leave them out:\n  {lines}"
+                f"{len(broken)} of {len(paths)} files are not complete ArrayRecord "
+                f"files; copy them again or leave them out:\n  {lines}"
             )
         counts = [reader.num_records() for reader in self._readers]
         self._starts = [0, *itertools.accumulate(counts)]
@@ -164,7 +164,7 @@ class ArrayRecords:
             except record.BadRecord as e:
                 problem = str(e)
         raise config.ConfigError(
-            f"{path}: its records are no tf.train.Example messages ({problem}); write "
+            f"{path}: its records are not tf.train.Example messages ({problem}); write "
             "them with scaling_ldm.data.pictures.examples.write_array_record"
         )
 

@@ -48,7 +48,7 @@ class ImageFolder:
     """A folder of pictures; records are sorted by file name.
 
     Args:
-      path: folder or URL; all files under it count, but not names that begin with a
+      path: folder or URL; all files under it are used, except names that begin with a
         dot.
       captions: "auto", "folders", "txt", "caption", "json", or the name of a table.
         "auto" takes the files with a name of caption_table.NAMES, wherever they lie;
@@ -111,7 +111,8 @@ class ImageFolder:
             self._names = sorted({*self._names, *self._rows})
             self._describe: Callable = self._by_table
             self.captions_from = f"the table {', '.join(how)}"
-            # With one table that names files from the root, it is what it always was.
+            # With one table whose names are relative to the root, the identity is that
+            # of older versions.
             placed = [place for place in self._places if place]
             each = [*zip(how, data, strict=True)] if placed or len(how) > 1 else data
             told = ("table", *each, file, caption, label)
@@ -285,7 +286,7 @@ class ImageFolder:
         return rows
 
     def _place_of(self, table: str, names: Collection[str]) -> str:
-        """The folder that a table names files from: its own, or else the root, ""."""
+        """The folder that a table's names are relative to: its own, or the root, ""."""
         place, files = posixpath.dirname(table), self._folder.files
 
         def there(name: str) -> bool:
@@ -296,14 +297,14 @@ class ImageFolder:
 
     def _classes_of(self, given: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that are classes; ConfigError for one that is not `given`."""
-        # One name may be written in two ways, as é or e + accent: it is one class.
+        # é may be one character or e + accent. Both spellings are one class.
         self._folders = {unicodedata.normalize("NFC", name): name for name in given}
         for name in sorted({self._class(name) for name in self._names}):
             self._folders.setdefault(unicodedata.normalize("NFC", name), name)
         found = list(self._folders.values())
         if given and (unknown := sorted({*found} - {*given})):
             raise config.ConfigError(
-                f"{self._folder.root}: its folder {unknown[0]} is no class of the "
+                f"{self._folder.root}: its folder {unknown[0]} is not a class of the "
                 f"training pictures, which are {', '.join(given[:10])}"
                 + (", ..." if len(given) > 10 else "")
             )
@@ -368,9 +369,9 @@ def _split_named(folder: str) -> str:
 
 
 def _depth_of_splits(names: Sequence[str]) -> int:
-    """How many folders at the beginning of all names end with that of a split; or 0.
+    """The depth of the folders of SPLITS, counted from 1; 0 if there are none.
 
-    They are what all names begin with, and then a folder of SPLITS in each.
+    Above that depth all names share their folders.
     """
     parts = [name.split("/")[:-1] for name in names]
     for depth in range(min(map(len, parts))):

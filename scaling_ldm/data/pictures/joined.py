@@ -1,4 +1,4 @@
-"""A set to train on and a set that is held out, as one."""
+"""Joins a set to train on and a set that is held out into one set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Joined:
     ) -> None:
         if train.identity == held_out.identity:
             raise config.ConfigError(
-                f"{path}: its pictures are those to train on; hold out others"
+                f"{path}: its pictures are also those to train on; hold out other ones"
             )
         self._sets = (train, held_out)
         self.train = len(train)

@@ -82,7 +82,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _plain(label: object) -> object:
-    """A label as Python has it: an int, or what is no whole number."""
+    """A label as a Python int; a value that is not a whole number as it is."""
     value = label.item() if isinstance(label, np.ndarray | np.generic) else label
     whole = isinstance(value, float) and value.is_integer()
     return int(value) if whole or isinstance(value, bool) else value
@@ -94,7 +94,13 @@ def memory(
     labels: Sequence[Any] | np.ndarray | None = None,
     name: str = "memory",
 ) -> Memory:
-    """A set of arrays; open_pictures("memory", name) finds it from now on."""
+    """Makes a set of arrays; open_pictures("memory", name) then finds it by its name.
+
+    The arguments are those of `Memory`.
+
+    Raises:
+      ConfigError: as `Memory`.
+    """
     _REGISTERED[name] = Memory(images, captions, labels, name)
     return _REGISTERED[name]
 

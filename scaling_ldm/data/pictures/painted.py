@@ -51,8 +51,8 @@ class Painted:
                 f"{validation_fraction} between 0 and 1"
             )
         self._count = count
-        # Positions below this one are those of train. The others are those of
-        # validation, counted from 0 again.
+        # Positions below this number are in train. Those from it on are in validation,
+        # where they count from 0 again.
         self._train = {
             "train": count,
             "validation": 0,

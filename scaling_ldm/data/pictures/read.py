@@ -1,4 +1,4 @@
-"""Reads many records at once by threads and gives them in order, through grain."""
+"""Reads records in several threads and gives them in order; uses grain."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_ahead(
       prepare: applied to each picture in the threads, for example to `fit` it.
 
     Raises:
-      An error of the store (see `Pictures.read`), at the place of its record.
+      The error of the store (see `Pictures.read`), when the turn of its record comes.
     """
     if not len(indices):
         return

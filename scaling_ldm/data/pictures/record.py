@@ -18,11 +18,11 @@ from PIL import Image, ImageOps, features
 
 from scaling_ldm.records.errors import BadRecord
 
-# The formats that are decoded, by pillow's names. EPS and the like run programs.
+# The formats that are decoded, by pillow's names. EPS is left out: it runs programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-# Of two pictures of one sample, one with an ending of COMMON is taken.
+# If a sample has two pictures, the one with an ending of COMMON is taken.
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# What has one of these endings is a picture. The bytes alone say whether it is decoded.
+# A file with one of these endings is a picture. Its bytes decide how it is decoded.
 SUFFIXES = (
     *COMMON,
     *(".jpe", ".jfif", ".jif", ".pjpeg", ".apng", ".dib", ".avif"),
@@ -158,8 +158,8 @@ def decode(data: bytes, name: str) -> ImageHWC:
     frame. Colour profiles are not applied.
 
     Raises:
-      BadRecord: no bytes, no picture, a truncated one, one whose values are not clear,
-        or more than MAX_PIXELS pixels. These are counted before they are decoded.
+      BadRecord: no bytes, not a picture, a truncated one, one whose range of values is
+        unknown, or more than MAX_PIXELS pixels, which are counted before decoding.
     """
     if not data:
         raise BadRecord(name, "it is empty (0 bytes)")
@@ -240,8 +240,8 @@ def _transparent_grey(image: Image.Image, data: bytes, name: str) -> int | None:
     if bits == 16 and colours == 2:
         raise BadRecord(
             name,
-            "one colour of 16 bits is transparent, which 8 bits cannot tell from its "
-            "neighbours; store it with an alpha channel",
+            "one of its 16-bit colours is transparent, and 8 bits cannot tell that "
+            "colour from its neighbours; store it with an alpha channel",
         )
     if colours == 0 and bits in (2, 4):
         image.info["transparency"] = key * (255 // (2**bits - 1))

@@ -45,8 +45,8 @@ class Tables:
         where they are.
 
     Raises:
-      ConfigError: pyarrow is missing; no files, broken files, or no files of this
-        split; no such columns.
+      ConfigError: pyarrow is missing; there are no files, broken files, or no files of
+        this split; a column is missing.
     """
 
     def __init__(
@@ -282,7 +282,9 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
     if not states:
         names += [n for n in folder.files if n.endswith(".arrow")]
     if lost := [name for name in names if name not in folder.files]:
-        raise config.ConfigError(f"{root}: its state.json names {lost}, not there")
+        raise config.ConfigError(
+            f"{root}: its state.json names {lost}, which is missing"
+        )
     if not names:
         raise config.ConfigError(
             f"{root}: none of its {len(folder.files)} files is .parquet or .arrow; "
@@ -294,7 +296,7 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
         splits.setdefault(_split_of(name), []).append(name)
     if split:
         if split not in splits and split == _TRAIN and not any(splits):
-            return names  # as on the Hub: without names of splits, all is to train on
+            return names  # as on the Hub: files without a split's name are for training
         if split not in splits:
             known = ", ".join(filter(None, splits))
             found = f"it has: {known}" if known else "its files name none"
@@ -314,7 +316,7 @@ def _data_files(folder: storage.Folder, split: str) -> list[str]:
 
 def _split_of(name: str) -> str:
     """ "train" of data/train-00000-of-00002.parquet, train/data-00000.arrow or
-    pets_train_1.parquet; the file says it before its folders do."""
+    pets_train_1.parquet; the file's own name comes before those of its folders."""
     for part in reversed(name.lower().split("/")):
         for word in re.split(r"[^a-z]+", part):
             if word in _SPLITS:

@@ -17,8 +17,8 @@ class Tally:
 
     Attributes:
       allowed: the largest accepted fraction of bad records.
-      minimum: the fraction is judged after this many records. `finish` judges at any
-        count, and allowed = 0 refuses the first bad record.
+      minimum: the fraction is checked after this many records. `finish` checks it at
+        any count, and allowed = 0 refuses the first bad record.
       good: number of good records.
       bad: number of bad records.
       first: (name, reason) of the first bad records.
@@ -68,7 +68,7 @@ class Tally:
         return False
 
     def finish(self) -> None:
-        """Judges all records.
+        """Checks the fraction over all records.
 
         Raises:
           ConfigError: too many are bad, or none is good.
@@ -90,6 +90,6 @@ class Tally:
         if self.bad > self.allowed * self.seen:
             raise config.ConfigError(
                 f"{self.bad:,} of {self.seen:,} records are bad, more than the "
-                f"accepted fraction of {self.allowed:g}. Mend or remove them, or "
+                f"accepted fraction of {self.allowed:g}. Repair or remove them, or "
                 f"accept a larger fraction.\n{self.summary()}"
             )

@@ -1,13 +1,14 @@
-"""Where the samples of a tar file are: one pass over its headers.
+"""Finds the samples of a tar file in one pass over its headers.
 
 A member belongs to the sample of its name without the last ending: `a/img_v1.0001.png`
 and `a/img_v1.0001.txt` are the sample `a/img_v1.0001`. The parts of a sample need not
-be neighbours. What follows the end mark of an archive is read too, as the archive that
-it is (`cat a.tar b.tar`).
+be neighbours. After the end mark of an archive, a further archive may follow, as
+`cat a.tar b.tar` makes it. It is read too.
 
-WebDataset takes the name up to the first dot. So a sample with dots in its name may
-instead be a further part of another one: `17.mask.png` beside `17.jpg` and `17.txt`. It
-is that if it lacks a picture or a caption and the other one does not; see `_further`.
+WebDataset takes the name up to the first dot. So a member with two dots may be a
+further part of a sample instead: `17.mask.png` beside `17.jpg` and `17.txt`. It is, if
+a sample of its own would lack a picture or a caption and the other does not; see
+`_further`.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def read_headers(file: Any) -> Index:
       file: opened for reading bytes, seekable.
 
     Raises:
-      TarError: it is broken, or bytes that are no archive follow its end.
+      TarError: it is broken, or bytes that are not an archive follow its end.
     """
     samples = _TarSamples()
     end = _read_archive(file, samples)
@@ -202,17 +203,18 @@ def read_headers(file: Any) -> Index:
             end = _read_archive(file, samples)
         except tarfile.ReadError as e:
             raise tarfile.ReadError(
-                f"what follows the end mark of an archive is none, byte {start}: {e}"
+                f"the bytes after the end mark of an archive, from byte {start}, are "
+                f"not an archive: {e}"
             ) from e
     return samples.index()
 
 
 def _read_archive(file: Any, samples: _TarSamples) -> int:
-    """Adds the members of the archive that begins here; the place of its end mark."""
+    """Adds the members of the archive that begins here; the offset of its end mark."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         at = -1
         while member := tar.next():
-            # It would keep them all.
+            # tarfile would keep all members in memory.
             tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
             if tar.offset <= at:
                 raise tarfile.ReadError(f"a member of negative size, byte {tar.offset}")
@@ -226,7 +228,7 @@ def _read_archive(file: Any, samples: _TarSamples) -> int:
 
 
 def _behind_zeros(file: Any, at: int) -> int | None:
-    """Where the first block begins that is not zero; None if there is none."""
+    """The offset of the first block that is not zero; None if there is none."""
     file.seek(at)
     zeros = 0
     while piece := file.read(_PIECE):

@@ -55,8 +55,8 @@ class TarShards:
         packed = [n for n in self._shards if n.lower().endswith((".gz", ".tgz"))]
         if packed:
             raise config.ConfigError(
-                f"{path}: {len(packed)} compressed shards ({packed[0]}, ...) cannot be "
-                "read at random; unpack them with gunzip (pictures hardly shrink)"
+                f"{path}: {len(packed)} compressed shards ({packed[0]}, ...) do not "
+                "allow random access; unpack them with gunzip"
             )
         self._caption = caption
         folder = storage.cache_folder(cache) / "tar"
@@ -159,7 +159,7 @@ class TarShards:
         except tarfile.TarError as e:
             return f"{shard}: {e}"
         except (ValueError, OverflowError, RecursionError) as e:  # impossible headers
-            return f"{shard}: its headers make no sense ({type(e).__name__}: {e})"
+            return f"{shard}: its headers are invalid ({type(e).__name__}: {e})"
         with storage.atomic(target) as partial, partial.open("wb") as out:
             np.savez(out, **vars(index))
         return index

@@ -48,7 +48,7 @@ class Tfds:
         if info.get("fileFormat") != "array_record":
             raise config.ConfigError(
                 f"{path}: it is prepared as {info.get('fileFormat', 'tfrecord')}, "
-                "which cannot be read at random; prepare it with file_format="
+                "which has no random access; prepare it with file_format="
                 "'array_record', or use `tfds convert_format` with --out_file_format="
                 "array_record"
             )
@@ -56,8 +56,8 @@ class Tfds:
         names = [posixpath.join(base, n) for n in _shards(path, info, split)]
         if lost := [name for name in names if name not in self._folder.files]:
             raise config.ConfigError(
-                f"{path}: {len(lost)} of {len(names)} files of split {split} are not "
-                f"there: {', '.join(lost[:5])}"
+                f"{path}: {len(lost)} of {len(names)} files of split {split} are "
+                f"missing: {', '.join(lost[:5])}"
             )
         self._records = examples.Records(
             self._folder.fetch(names, cache, examples.WHY), names
@@ -102,8 +102,8 @@ class Tfds:
                 f"give the path of one: {', '.join(found[:10])}"
             )
         raise config.ConfigError(
-            f"{self._folder.root}: no features.json in it, so no data set that TFDS "
-            "has prepared; give the folder of its version, as "
+            f"{self._folder.root}: it has no features.json, so TFDS has not "
+            "prepared it; give the folder of its version, as "
             "~/tensorflow_datasets/coco_captions/2014/1.1.0"
         )
 

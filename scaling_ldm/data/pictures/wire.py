@@ -1,4 +1,4 @@
-"""tf.train.Example without TensorFlow: the part of protocol buffers that it needs.
+"""Reads and writes tf.train.Example without TensorFlow, with a part of protobuf.
 
     Example  { features: 1 }
     Features { map: 1 { key: 1, value: 2 } }

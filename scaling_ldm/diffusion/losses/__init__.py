@@ -2,8 +2,8 @@
 
 `denoise` and `reconstruct` are training losses, of a diffusion model and of an
 autoencoder. `validation` is the held-out loss of a run. `vlb` and `ode_likelihood` give
-bits per dim; `likelihood` and `ode_solvers` are what they share. Every function takes
+bits per dim; `likelihood` and `ode_solvers` hold what they share. Every function takes
 any network as a callable. The modules are the public names.
 
-May import: config, models, and the rest of diffusion but samplers.
+May import: config, models, and the rest of diffusion.
 """

@@ -210,7 +210,16 @@ def per_example_loss(
     cond: Batch,
     objective: DiffusionObjective,
 ) -> ValueB:
-    """Mean squared error of each sample's prediction, unweighted, [B], float32."""
+    """Mean squared error of each sample's prediction, unweighted, float32 [B].
+
+    Args:
+      apply: a denoiser's apply; its time is `schedule.unit_time(t)`.
+      x0_BHWC: the data.
+      eps_BHWC: standard normal noise of the same shape.
+      t_B: times of the objective's schedule.
+      cond: the arrays of the denoiser's conditioning.
+      objective: gives the schedule and the kind of prediction.
+    """
     schedule, kind = objective.schedule, objective.prediction
     alpha, sigma = schedule.alpha(t_B), schedule.sigma(t_B)
     x_t = predictions.corrupt(x0_BHWC, eps_BHWC, alpha, sigma)

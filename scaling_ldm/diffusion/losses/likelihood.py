@@ -1,4 +1,4 @@
-"""What the bounds and the exact likelihood share: units, keys, ends; jax only.
+"""Units, random keys and ends of a schedule for the bounds and likelihoods; jax only.
 
 "Bits per dim" is -log2 p divided by the number of values of one sample. For pictures of
 L levels, p is a probability and the number is a code length, between 0 and about
@@ -29,18 +29,18 @@ LOGSNR_LIMIT = 20.0  # replaces an infinite logsnr at an end of a schedule
 
 
 def check_network(network: Network, schedule: noise.Schedule, prediction: str) -> None:
-    """Refuses what `samplers.denoiser` made under another prediction or schedule.
+    """Refuses the result of `samplers.denoiser` under another prediction or schedule.
 
-    It takes the schedule's t and gives x0, whatever its network takes and predicts.
+    Such a result takes the schedule's t and gives x0, whatever its network predicts.
 
     Raises:
-      ValueError: it is read as something else.
+      ValueError: another prediction or schedule is stated.
     """
     if not isinstance(network, DiffusionModel):
         return
     if prediction != "x0":
         raise ValueError(
-            "what samplers.denoiser made estimates x0: give prediction='x0', not "
+            "the result of samplers.denoiser estimates x0: give prediction='x0', not "
             f"{prediction!r}"
         )
     if network.schedule != schedule:
@@ -99,7 +99,9 @@ def sample_keys(key: jax.Array, x: jax.Array) -> jax.Array:
         )
         return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     if key.shape != x.shape[:1]:
-        raise ValueError(f"{key.shape} keys for {x.shape[0]} samples: give 1 or all")
+        raise ValueError(
+            f"{key.shape} keys for {x.shape[0]} samples: give one key, or one for each"
+        )
     return key
 
 
@@ -119,13 +121,8 @@ def without_variance(said: jax.Array, x: jax.Array) -> jax.Array:
         channels,
         2 * channels,
     ):
-        raise ValueError(f"the network was given {x.shape} and said {said.shape}")
+        raise ValueError(f"the network was given {x.shape} and returned {said.shape}")
     return said[..., :channels]
-
-
-def normal(key_B: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of x, each sample's from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(key_B)
 
 
 def spacing(levels: int) -> float:

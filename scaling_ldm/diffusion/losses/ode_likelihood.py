@@ -93,9 +93,9 @@ DERIVATIVES = {"jvp": _forward, "vjp": _backward}
 class ExactTrace:
     """The whole trace: D directions at once, so for small D.
 
-    derivative: "vjp", or "jvp" for networks that have a forward derivative, which
-      attention of `attention.attend` has not. The numbers are the same; jvp needs less
-      memory.
+    derivative: "vjp", or "jvp" for networks that have a forward derivative; those with
+      the attention of `attention.attend` have none. The numbers are the same; jvp needs
+      less memory.
     """
 
     derivative: str = "vjp"
@@ -108,8 +108,8 @@ class ExactTrace:
 class HutchinsonTrace:
     """The mean over probes e of e . J e (Hutchinson 1990; Grathwohl et al. 2019).
 
-    probes: at least 1. They go through the network together, as a batch so many times
-      larger.
+    probes: at least 1. All go through the network together, in a batch that is larger
+      by this factor.
     distribution: "rademacher" (signs; the least variance, and none if J is diagonal) or
       "gaussian".
     derivative: as for ExactTrace.
@@ -183,8 +183,8 @@ def bits_per_dim(
       t_max: by default `t_noise`.
 
     Raises:
-      ValueError: an unknown prediction; one that says nothing of x0 at t_max; a t_min
-        without noise.
+      ValueError: an unknown prediction; one that does not determine x0 at t_max; a
+        t_min without noise.
     """
     t_min = likelihood.least_noise(schedule, t_min)
     t_max = schedule.t_noise if t_max is None else t_max
@@ -192,7 +192,7 @@ def bits_per_dim(
     likelihood.check_network(network, schedule, prediction)
     if not predictions.is_defined(prediction, "x0", float(schedule.alpha(t_max)), 1.0):
         raise ValueError(
-            f"{prediction} says nothing of x0 at t_max = {t_max:g}, which has no "
+            f"{prediction} does not determine x0 at t_max = {t_max:g}, which has no "
             "signal: give a smaller t_max"
         )
     x0 = likelihood.floating(x0)

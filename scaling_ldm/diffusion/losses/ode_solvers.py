@@ -98,9 +98,10 @@ class AdaptiveSolver:
     """Dormand & Prince 1980, order 5(4), six evaluations per step.
 
     The error of a step is at most atol + rtol |z|, as a root mean square over each
-    sample. The scalar of each sample has the same limit per dim. If max_steps are not
-    enough, or if no step is small enough (a network that gives NaN, a tolerance below
-    the rounding error), the result is NaN, and never that of a shorter path.
+    sample. The scalar of each sample has the same limit per dim. The result is NaN, and
+    never that of a shorter path, if max_steps are not enough or if no step is small
+    enough. The latter happens if the network gives NaN, or if the tolerance is below
+    the rounding error.
     """
 
     rtol: ArrayLike = 1e-5

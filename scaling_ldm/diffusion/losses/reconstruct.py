@@ -67,9 +67,12 @@ def loss(
 def per_example_loss(
     network: encoders.Autoencoder, params: Any, x_BHWC: LatentBHWC
 ) -> ValueB:
-    """Mean squared error of each picture decoded from its mean latents, [B].
+    """Mean squared error of each picture decoded from its mean latents, float32 [B].
 
     The peak signal-to-noise ratio of pictures in [-1, 1] is 10 log10(4 / error) dB.
+
+    Args:
+      x_BHWC: pictures in [-1, 1].
     """
     x = jnp.asarray(x_BHWC, jnp.float32)
     mean, _ = jnp.split(network.encode(params, x), 2, axis=-1)

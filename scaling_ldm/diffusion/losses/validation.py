@@ -4,8 +4,8 @@ Sample i always has the same picture, the same noise (from its own key) and the 
 time. Its time is the i-th of a fixed permutation of the midpoints of n equal strata of
 the distribution of t. So n times cover the distribution evenly (on a table of steps,
 the whole steps that they fall in). Two batch sizes, device counts or restarts then
-differ by rounding alone, and two sizes of network are compared without the variance
-over t, which is the largest part of the variance of a diffusion loss.
+differ by rounding alone. Two sizes of network are compared without the variance over t,
+which is the largest part of the variance of a diffusion loss.
 
 The error is that of the network's own prediction, unweighted. If the weighting were a
 part of the measure, two weightings could not be compared. Losses of different kinds of
@@ -66,7 +66,14 @@ def per_example_loss(
     *,
     objective: denoise.DiffusionObjective,
 ) -> ValueB:
-    """Unweighted squared error of each sample, [B]; its index gives its noise."""
+    """Unweighted mean squared error of each sample, float32 [B].
+
+    Args:
+      apply, params, x0_BHWC, cond, objective: as for `denoise.per_example_loss`.
+      t_B: the samples' times, from `stratified_times`.
+      index_B: the number of each sample in the validation set.
+      key: the noise of a sample is drawn from this key and its number alone.
+    """
 
     def noise(index: Any) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, index), x0_BHWC.shape[1:])

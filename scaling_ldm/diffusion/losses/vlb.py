@@ -57,6 +57,7 @@ from scaling_ldm.diffusion import prediction as predictions
 from scaling_ldm.diffusion.losses import likelihood
 from scaling_ldm.diffusion.losses.likelihood import Network
 from scaling_ldm.diffusion.prediction import VARIANCES
+from scaling_ldm.diffusion.samplers.compiled_loop import normal
 
 
 class Bound(NamedTuple):
@@ -92,8 +93,8 @@ def bits_per_dim(
 ) -> Bound:
     """The bound of every step, with one draw of noise for each.
 
-    It costs T = schedule.steps evaluations, one after another, in the memory of one
-    (`estimate` costs a single one). Call it under jax.jit, where it compiles once.
+    It costs T = schedule.steps evaluations, one after another, in the memory of one.
+    (`estimate` costs a single evaluation.) Call it under jax.jit: compiled once.
 
     Args:
       network: (x [B, ...], t [B], cond) -> prediction, t in the schedule's own unit.
@@ -109,7 +110,7 @@ def bits_per_dim(
 
     Raises:
       ValueError: an unknown variance or prediction, a schedule without a table, or a
-        prediction that says nothing of x0 where the schedule has no signal.
+        prediction that does not determine x0 where the schedule has no signal.
     """
     likelihood.check_network(network, schedule, prediction)
     chain = _chain(schedule, prediction, variance, levels, clip)
@@ -119,7 +120,7 @@ def bits_per_dim(
     def row(_: None, inputs: Any) -> tuple[None, tuple[jax.Array, ...]]:
         step, table = inputs
         t = likelihood.time_of_all(step, x0)
-        eps = likelihood.normal(likelihood.fold_in(keys, step), x0)
+        eps = normal(likelihood.fold_in(keys, step), x0)
         return None, _term(chain, table, network, x0, eps, t, cond)
 
     steps = jnp.arange(schedule.steps)
@@ -227,7 +228,7 @@ def continuous(
     diffusion = 0.5 * (high - low) * jnp.mean(squares, axis=0)
     diffusion = likelihood.bits_per_dim(diffusion, x0)
     prior = likelihood.prior_bits(float(np.exp(-np.logaddexp(-low, 0))), x0)
-    eps = likelihood.normal(likelihood.fold_in(keys, draws), x0)
+    eps = normal(likelihood.fold_in(keys, draws), x0)
     decoder = likelihood.decoder_nats(x0, eps, np.exp(-high / 2), levels)
     decoder = likelihood.bits_per_dim(decoder, x0)
     return ContinuousBound(prior + decoder + diffusion, prior, decoder, diffusion)
@@ -290,8 +291,8 @@ def _chain(
     alpha = schedule.alphas_bar[-1] ** 0.5
     if not predictions.is_defined(prediction, "x0", alpha, 1.0):
         raise ValueError(
-            f"{prediction} says nothing of x0 at the schedule's last step, which has "
-            "no signal: use x0, v or flow"
+            f"{prediction} does not determine x0 at the schedule's last step, which "
+            "has no signal: use x0, v or flow"
         )
     return _Chain(schedule, prediction, variance, levels, clip)
 
@@ -345,7 +346,7 @@ def _stratified(
     """(u [B] uniform in the stratum `draw` of [0, 1), eps [B, ...])."""
     own = jax.vmap(jax.random.split)(likelihood.fold_in(keys, draw))
     u = jax.vmap(lambda key: jax.random.uniform(key, (), x0.dtype))(own[:, 0])
-    return (draw.astype(x0.dtype) + u) / draws, likelihood.normal(own[:, 1], x0)
+    return (draw.astype(x0.dtype) + u) / draws, normal(own[:, 1], x0)
 
 
 def _rows(column: jax.Array, t: jax.Array) -> jax.Array:

@@ -158,7 +158,9 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
       ValueError: not 0 < beta_min < beta_max.
     """
     if not 0 < beta_min < beta_max:
-        raise ValueError(f"0 < beta_min < beta_max, got {beta_min} and {beta_max}")
+        raise ValueError(
+            f"0 < beta_min < beta_max must hold, got {beta_min} and {beta_max}"
+        )
     return _VpSde(beta_min, beta_max)
 
 
@@ -188,5 +190,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
       ValueError: not 0 < sigma_min < sigma_max.
     """
     if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        raise ValueError(
+            f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}"
+        )
     return Edm(sigma_min, sigma_max)

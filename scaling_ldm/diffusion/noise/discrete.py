@@ -134,8 +134,11 @@ class Discrete(VariancePreserving):
 def from_betas(betas: Sequence[float] | np.ndarray) -> Discrete:
     """The schedule of a given table of step variances (Ho et al. 2020, eq. 2, 4).
 
+    Args:
+      betas: [steps], from the data to the noise.
+
     Raises:
-      ValueError: a beta outside (0, 1].
+      ValueError: fewer than 2 steps, or a beta outside (0, 1].
     """
     betas = np.asarray(betas, np.float64)
     if not np.all((betas > 0) & (betas <= 1)):
@@ -148,7 +151,15 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> Discrete:
 def linear(
     steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Discrete:
-    """Betas evenly spaced (Ho et al. 2020, section 4)."""
+    """Betas evenly spaced (Ho et al. 2020, section 4).
+
+    Args:
+      steps: of the table, at least 2.
+      beta_start, beta_end: the first and the last beta.
+
+    Raises:
+      ValueError: fewer than 2 steps, or a beta outside (0, 1].
+    """
     return from_betas(np.linspace(beta_start, beta_end, steps))
 
 
@@ -158,6 +169,12 @@ def scaled_linear(
     """Square roots of the betas evenly spaced: Stable Diffusion (Rombach et al. 2022).
 
     The default ends are those of Stable Diffusion 1 and 2.
+
+    Args:
+      steps, beta_start, beta_end: as for `linear`.
+
+    Raises:
+      ValueError: as `linear`.
     """
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2)
 
@@ -165,7 +182,16 @@ def scaled_linear(
 def cosine(
     steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999
 ) -> Discrete:
-    """alphas_bar follow a squared cosine (Nichol & Dhariwal 2021, eq. 17)."""
+    """alphas_bar follow a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+
+    Args:
+      steps: of the table, at least 2.
+      offset: s of the equation; it keeps the first betas from being tiny.
+      beta_max: largest beta.
+
+    Raises:
+      ValueError: fewer than 2 steps.
+    """
     u = np.arange(steps + 1) / steps
     bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - bar[1:] / bar[:-1], beta_max))

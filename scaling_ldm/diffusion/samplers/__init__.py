@@ -1,7 +1,7 @@
 """Samplers: from noise to samples with any network; see `sample`.
 
-Any function is a network; nothing of this library has to train it. What it takes as t
-has to be said. A denoiser of this library says it itself.
+Any function can be the network; this library need not have trained it. You must say
+which time it takes as t. A denoiser of this library says so itself.
 
     import jax, jax.numpy as jnp
     from scaling_ldm import noise, samplers

@@ -1,9 +1,9 @@
 """The compiled loop: evaluate the network, combine, repeat; jax only.
 
-There is one program per network, batch shape and kind of guidance. What a sampler does
-stands in the rows of a packed table (solver_table.py), which is an argument of that
-program. So another number of steps, grid, schedule, prediction or guidance scale
-compiles nothing.
+There is one program per network, batch shape and kind of guidance. The coefficients of
+a sampler are the rows of a packed table (solver_table.py), which is an argument of that
+program. So another number of steps, grid, schedule, prediction or guidance scale needs
+no new compilation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from scaling_ldm.diffusion import prediction
 from scaling_ldm.diffusion.samplers.guidance import combine
 from scaling_ldm.diffusion.samplers.solver_table import HISTORY, SolverTable
 
-# Rows of a packed table. One program serves every sampler of up to so many evaluations;
-# a longer one doubles the number and compiles once more.
+# Rows of a packed table. One program serves every sampler of up to this many
+# evaluations. A longer one doubles the number and compiles once more.
 MAX_EVALUATIONS = 1024
 
 COLUMNS = (
@@ -47,7 +47,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class LoopBuild:
-    """All that is compiled into the loop because it changes the program."""
+    """The settings that are compiled into the loop because they change the program."""
 
     history: int  # how many m_k the loop keeps
     saves: bool
@@ -106,7 +106,7 @@ def pack(
         at = row.at
         if not prediction.is_defined(kind, table.form, at.alpha, at.sigma):
             raise ValueError(
-                f"a prediction of {kind!r} says nothing of {table.form} at "
+                f"a prediction of {kind!r} does not determine {table.form} at "
                 f"t = {at.t:g}, where alpha = {at.alpha:g} and sigma = {at.sigma:g}; "
                 f"{_REMEDY[table.form]}, or choose a grid that does not evaluate there"
             )
@@ -162,8 +162,7 @@ def _unpack(row: jax.Array) -> dict[str, jax.Array]:
 def begin(x: jax.Array, build: LoopBuild) -> LoopState:
     """The state before the first evaluation.
 
-    Before the first evaluation there are no m_k. Their places hold x, and no row gives
-    them a weight.
+    There are no m_k yet. Their places hold x, and every row has weight 0 for them.
     """
     return LoopState(
         x=x,

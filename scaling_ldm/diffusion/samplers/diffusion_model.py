@@ -18,7 +18,7 @@ from scaling_ldm.diffusion.shapes import SamplesB
 
 @runtime_checkable
 class TimedNetwork(Protocol):
-    """A network that says its time, such as a `denoisers.Denoiser`.
+    """A network that states its range of t, such as a `denoisers.Denoiser`.
 
     apply(params, x, t, cond) -> prediction.
     time_range: the network's t at the data and at the noise, between which it grows as
@@ -78,18 +78,18 @@ def denoiser(
     """States what a network predicts, on which schedule, and which time it takes.
 
     Args:
-      network: a denoiser of this library, which says its own time; or a function
-        (x [B, ...] float32, t [B] float32, cond) -> prediction, the shape of x. With
-        params it is (params, x, t, cond). Samplers compile once per network object:
-        define it once, and pass weights as params, not in a closure. None is enough
-        for `plan`, which evaluates nothing.
+      network: a denoiser of this library, which states its own range of t; or a
+        function (x [B, ...] float32, t [B] float32, cond) -> prediction, the shape of
+        x. With params it is (params, x, t, cond). Samplers compile once per network
+        object: define it once, and pass weights as params, not in a closure. None is
+        enough for `plan`, which evaluates nothing.
       schedule: of scaling_ldm.noise.
       prediction: "epsilon", "x0", "v", "flow" or "score".
       params: any tree of arrays, sharded or not. A denoiser needs them.
-      time: what a function is given as t. It must be said, because nothing shows it:
-        "schedule", the schedule's own t (0 to 999 on Stable Diffusion's table);
-        "unit", `schedule.unit_time(t)`, which this library's networks take (0 to 1 on
-        a table); or a function from the schedule's t, of numbers and of arrays.
+      time: the t that a function is given. It must be stated, because it cannot be
+        inferred: "schedule", the schedule's own t (0 to 999 on Stable Diffusion's
+        table); "unit", `schedule.unit_time(t)`, which this library's networks take (0
+        to 1 on a table); or a function from the schedule's t, of numbers and arrays.
       x0_transform: applied to every estimate of x0: `clip`, `dynamic_threshold` or
         another function of an array. It is compiled into the sampler.
 
@@ -106,10 +106,10 @@ def denoiser(
     if isinstance(network, TimedNetwork):
         if time is not None:
             raise ValueError(
-                f"time = {time!r}: a denoiser says its own time; leave time out"
+                f"time = {time!r}: a denoiser states its own range of t; leave time out"
             )
         if params is None:
-            raise ValueError("a denoiser needs params, as its init(key) gives them")
+            raise ValueError("a denoiser needs params, such as those of its init(key)")
         own = _ranged(schedule, *network.time_range)
         return DiffusionModel(
             network.apply, schedule, prediction, params, own, x0_transform
@@ -127,7 +127,7 @@ def _stated(schedule: noise.Schedule, time: Any) -> Callable[[Any], Any] | None:
     if time == "unit":
         return schedule.unit_time
     raise ValueError(
-        f"time = {time!r}: say what the network takes as t. 'schedule': the "
+        f"time = {time!r}: state what the network takes as t. 'schedule': the "
         f"schedule's, here {schedule.t_data:g} to {schedule.t_noise:g}. 'unit': "
         "schedule.unit_time(t), as this library's networks. Or give a function of t"
     )
@@ -135,7 +135,7 @@ def _stated(schedule: noise.Schedule, time: Any) -> Callable[[Any], Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Stretched:
-    """The schedule's time on low ... high; equal ones share a plan."""
+    """Maps the schedule's time to low ... high; equal maps share a plan."""
 
     schedule: noise.Schedule
     low: float

@@ -13,9 +13,9 @@ is fitted to the latest evaluations and gives the weights
 
 and order 1, 2 or 3. The "midpoint" form has w0 / 2 in place of w1 at order 2, and no
 curvature at order 3 of singlestep solvers. Singlestep solvers reach order 3 with stages
-at 1/3 and 2/3 of the step (points even in lambda), and order 2 with other stages,
-because the first stage is an estimate of first order. At the last step sigma' = 0 and h
-is infinite. Only D0 has a meaning there, so its order is 1.
+at 1/3 and 2/3 of the step (points even in lambda). With other stages they reach only
+order 2, because the first stage is an estimate of first order. At the last step
+sigma' = 0 and h is infinite. Only D0 has a meaning there, so its order is 1.
 
 The authors' code, and code derived from it, halves the curvature D2 of the third-order
 multistep solver, which reduces its order to 2. `curvature=0.5` does the same.

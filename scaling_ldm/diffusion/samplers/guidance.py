@@ -25,7 +25,7 @@ class Guidance:
     """How conditional and unconditional predictions are combined.
 
     Attributes:
-      scale: g, a number or one per sample [B]. A change of it compiles nothing.
+      scale: g, a number or one per sample [B]. Another scale needs no compilation.
       interval: (low, high) times of the schedule. Guidance acts where low < t <= high;
         elsewhere only the condition is evaluated (Kynkaanniemi et al. 2024). None: it
         acts always.
@@ -35,9 +35,9 @@ class Guidance:
       evaluation: "batched", both in one call on 2B samples; "sequential", one after the
         other, in half the memory; "auto", batched if every array of the condition has a
         batch axis.
-      channels: guidance acts on so many channels, the first ones, and the others keep
-        the conditional prediction. 3 gives what the published DiT code does with its
-        four channels (facebookresearch/DiT#12). None: it acts on all.
+      channels: guidance acts on this many channels, the first ones; the others keep the
+        conditional prediction. The published DiT code uses 3 of its four channels
+        (facebookresearch/DiT#12). None: it acts on all.
 
     Raises:
       ValueError: an unknown evaluation; a value outside its range.

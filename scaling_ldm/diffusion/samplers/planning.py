@@ -1,7 +1,7 @@
-"""What a run of a sampler will do, and its cost, decided before it runs.
+"""Plans every evaluation of a sampler, and counts its cost, before it runs.
 
-A plan names every evaluation and coefficient. It is made on the host, kept for the next
-call with the same settings, and handed to the compiled loop as data.
+A plan holds every evaluation and coefficient. It is made on the host, kept for the next
+call with the same settings, and passed to the compiled loop as data.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class SourceImage:
     """An image that sampling starts from, keeps in part, or takes back to noise.
 
     Attributes:
-      image: [B, ...], in the space of x0. `plan` and `cost` do not read it: None will
-        do there.
+      image: [B, ...], in the space of x0. `plan` and `cost` do not read it, so it may
+        be None there.
       strength: 0 ... 1, the share of the steps that is run. The image is noised to the
-        level where these steps begin. At 1 hardly anything of it is left.
+        level where these steps begin. At 1 almost nothing of the image is left.
       mask: [B, ...], or an array that can be broadcast to it. The image is kept where
         mask is 0; samples are drawn where it is 1.
       invert: follow the deterministic ODE from the image to its noise (ddim, euler).
@@ -53,7 +53,7 @@ class SourceImage:
             raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
         if self.invert and self.mask is not None:
             raise ValueError(
-                "an inversion begins at its image: no mask, no initial noise"
+                "an inversion begins at its image: leave out mask and initial noise"
             )
 
 

@@ -91,8 +91,8 @@ def sample(
     One program is compiled per network, batch shape, kind of guidance and build of the
     sampler (how many evaluations it combines, whether it draws noise). A change of
     steps (up to 1024 evaluations), grid, schedule, prediction, guidance scale or of a
-    sampler's numbers compiles nothing. Arithmetic is float32, or float64 if noise,
-    image or shape is float64. A network may compute in less.
+    sampler's numbers needs no new compilation. Arithmetic is float32, or float64 if
+    noise, image or shape is float64. A network may compute in a lower precision.
 
     Args:
       denoise: what `denoiser` made.
@@ -124,7 +124,7 @@ def sample(
     settings = dict(sampler=sampler, steps=steps, grid=grid, guidance=guidance)
     todo = plan(denoise, **settings, image=image, **options)
     if guidance is not None and uncond is None:
-        raise ValueError("guidance needs uncond, the condition of the other half")
+        raise ValueError("guidance needs uncond, the unconditional input")
     if denoise.x0_transform is not None and todo.table.form != "x0":
         raise ValueError("x0_transform does not apply to an inversion")
     start = begin(todo, key, shape, noise, image)
@@ -230,7 +230,7 @@ def _counted(state: compiled_loop.LoopState, todo: SamplingPlan, rows: int) -> i
     if isinstance(state.nfe, jax.core.Tracer):
         return planned
     if int(state.nfe) != planned:
-        raise RuntimeError(f"{int(state.nfe)} evaluations, planned were {planned}")
+        raise RuntimeError(f"{int(state.nfe)} evaluations were run, {planned} planned")
     return planned
 
 

@@ -73,7 +73,7 @@ def find(sampler: str | Solver, options: tuple[str, ...]) -> Solver:
     return solver
 
 
-# Fields of other values, which one may pass to `sample` by mistake.
+# Fields of other arguments, which a user may pass to `sample` by mistake.
 _FIELD_OF = {
     "strength": "SourceImage",
     "mask": "SourceImage",

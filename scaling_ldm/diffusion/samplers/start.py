@@ -56,11 +56,11 @@ def begin(
     noise = noise if isinstance(noise, GivenNoise) else GivenNoise(initial=noise)
     source = SourceImage(None) if image is None else image
     if image is not None and image.image is None:
-        raise ValueError(
-            "the image is None; only plan and cost can do without its array"
-        )
+        raise ValueError("the image is None; only plan and cost accept that")
     if source.invert and noise.initial is not None:
-        raise ValueError("an inversion begins at its image: no mask, no initial noise")
+        raise ValueError(
+            "an inversion begins at its image: leave out mask and initial noise"
+        )
     drawn = shape if isinstance(shape, jax.ShapeDtypeStruct) else None
     initial, pixels = _floats(noise.initial, source.image)
     batch = _batch_shape(shape if drawn is None else drawn.shape, initial, pixels)
@@ -141,7 +141,9 @@ def _batch_shape(shape: Any, initial: Any, image: Any) -> tuple[int, ...]:
         if value is not None
     }
     if not shapes:
-        raise ValueError("give shape, noise or image: how many samples, how large?")
+        raise ValueError(
+            "give shape, noise or image: they state how many samples and their size"
+        )
     if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes differ: {shapes}")
     return next(iter(shapes.values()))

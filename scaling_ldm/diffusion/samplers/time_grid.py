@@ -16,8 +16,8 @@ f is the fraction of the schedule, 1 at the noise and 0 at the data; i = 0 ... n
 | karras | (sigma / alpha)^(1/rho) evenly spaced | Karras et al. 2022, eq. 5 |
 | flow_shifted | f = 1 - i / n, moved towards noise | Esser et al. 2024, eq. 23 |
 
-linspace and leading evaluate at the schedule's end, where the data are, after one long
-step in logsnr. On a rectified flow they are refused, because no noise is left there.
+linspace and leading evaluate at the data's end of the schedule, after one long step in
+logsnr. On a rectified flow they are refused, because no noise is left there.
 First-order solvers are accurate on them. Solvers that extrapolate from earlier
 evaluations are not: use trailing, logsnr or karras with these. flow_shifted is for
 rectified flows only.
@@ -281,9 +281,9 @@ def from_times(
         raise ValueError(f"end {end!r} is none of data, schedule, or a time")
     if sigmas[-1] == 0 or times[-1] == (schedule.t_data if end == "schedule" else end):
         raise ValueError(
-            f"the last evaluation, t = {times[-1]:g}, is where the grid ends: the end "
-            "is added by itself, so leave it out of the times; on a rectified flow use "
-            "uniform or trailing rather than linspace or leading"
+            f"the last evaluation, t = {times[-1]:g}, is where the grid ends. The end "
+            "is added automatically, so leave it out of the times; on a rectified flow "
+            "use uniform or trailing, not linspace or leading"
         )
     if end == "data":
         last = GridPoint(schedule.t_data, 1.0, 0.0)

@@ -19,7 +19,7 @@ from scaling_ldm.models import layers, positions
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.shapes import Params
 
-TIME_RANGE = (0.0, 1.0)  # of every network of this library
+TIME_RANGE = (0.0, 1.0)  # t at the data and at the noise, for every network here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Denoiser:
     image_tokens, other_tokens: positions that the trunk processes; the others are those
       of text and time.
     embeddings: paths of the parameters that are tables of words or labels.
-    time_range: t of apply at the data and at the noise. A schedule's own t, such as
-      0 to 999, is another number: `schedule.unit_time` gives this one, and samplers
-      ask for it.
+    time_range: t of apply at the data and at the noise. It is not the schedule's own
+      t, such as 0 to 999: `schedule.unit_time` converts that, and samplers use this
+      field.
     """
 
     init: Callable[[jax.Array], Params]
@@ -115,7 +115,7 @@ def mm_dit(config: mmdit.MMDiTConfig) -> Denoiser:
                 f"rope_axes {axes} must be 3 even sizes that sum to a head's {head}"
             )
     if not config.single_depth and config.depth < 2:
-        raise ValueError(f"an MMDiT has 2 blocks or more, not {config.depth}")
+        raise ValueError(f"an MMDiT needs at least 2 blocks, got {config.depth}")
     pooled = ("pooled",) if config.pooled_width else ()
     guidance = ("guidance",) if config.guidance else ()
     return Denoiser(
@@ -139,8 +139,8 @@ def _check_heads(config: dit.DiTConfig | mmdit.MMDiTConfig) -> None:
 def u_net(config: unet.UNetConfig) -> Denoiser:
     """Paper A's U-Net of a config.
 
-    A U-Net has no tokens. So that data is counted alike for every network, its image
-    tokens are those that a transformer with patches of 2 would have.
+    A U-Net has no tokens. To count data in the same way for every network, its image
+    tokens are those of a transformer with patches of 2.
 
     Raises:
       ValueError: a width that 32 groups or its heads do not divide, other numbers of

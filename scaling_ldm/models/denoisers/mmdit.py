@@ -9,8 +9,8 @@ FLUX      (Black Forest Labs 2024, as in its published code): such double-stream
           (index, row, column), queries and keys have an RMSNorm, and the guidance
           scale is a third condition.
 
-The published networks know no padding. Where every word of a caption is real, these
-compute the same. Assumptions of this library:
+The published networks have no mask for padding. For captions without padding, these
+networks compute the same. Assumptions of this library:
 - Padding is hidden from all attention.
 - Without pooled features (`pooled_width` 0), the mean of the caption's features
   replaces them.
@@ -79,7 +79,7 @@ def split(depth: int) -> tuple[int, int]:
       ValueError: a depth below 2, too few for one of each.
     """
     if depth < 2:
-        raise ValueError(f"a FLUX has 2 blocks or more, not {depth}")
+        raise ValueError(f"a FLUX needs at least 2 blocks, got {depth}")
     double = round(depth / 3)
     return double, depth - double
 

@@ -289,7 +289,7 @@ class UNet(nn.Module):
 
 
 def _by_itself(name: str) -> bool:
-    """Whether a module gathers its own parameters, which remat then does again."""
+    """Whether a module gathers its own parameters; remat then repeats the gathering."""
     return "_residual" in name or "_transformer" in name
 
 

@@ -19,7 +19,7 @@ from scaling_ldm.models.shapes import Array, LatentBHWC, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoder:
-    """Pictures in [-1, 1] to latents and back, as pure functions.
+    """An autoencoder as pure functions: pictures in [-1, 1] to latents and back.
 
     init(key) -> params: float32, nested dicts of arrays.
     encode(params, x_BHWC) -> moments, float32: means and log-variances along channels,

@@ -193,7 +193,13 @@ def init(config: AutoencoderConfig, key: jax.Array) -> Params:
 def encode(
     config: AutoencoderConfig, params: Params, x_BHWC: LatentBHWC
 ) -> Float[jax.Array, "B h w moments"]:
-    """Moments [B, H / factor, W / factor, 2 Z] in float32: means, then log-variances.
+    """The moments of pictures, float32: means, then log-variances.
+
+    Args:
+      x_BHWC: pictures in [-1, 1].
+
+    Returns:
+      [B, H / factor, W / factor, 2 Z], the log-variances clipped to LOG_VARIANCES.
 
     Raises:
       ValueError: a height or width that the factor does not divide.
@@ -213,7 +219,14 @@ def encode(
 def decode(
     config: AutoencoderConfig, params: Params, z_BHWC: LatentBHWC
 ) -> Float[jax.Array, "B rows columns out"]:
-    """Pictures [B, factor H, factor W, C] in float32, about [-1, 1] and not clipped."""
+    """Pictures of latents, float32, in about [-1, 1] and not clipped.
+
+    Args:
+      z_BHWC: latents as `sample` draws them, [B, H, W, Z].
+
+    Returns:
+      [B, factor H, factor W, C].
+    """
     params = _gather(params["decoder"])
     return layers.apply_module(Decoder(config), params, z_BHWC)
 

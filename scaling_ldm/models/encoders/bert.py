@@ -102,7 +102,11 @@ def init(config: BertConfig, key: jax.Array) -> Params:
 def apply(
     config: BertConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Float32 features of every token; no token attends to padding.
+    """Float32 features of every token, [B, S, width]; no token attends to padding.
+
+    Args:
+      ids_BS: ids of words, [B, S].
+      mask_BS: [B, S], true where there is text; None: every token is text.
 
     Raises:
       ValueError: more tokens than positions.
@@ -124,14 +128,30 @@ def apply(
 def first_token(
     config: BertConfig, params: Params, features_BSE: TextBSE
 ) -> Float[Array, "B E"]:
-    """BERT's own vector of a text: a dense layer and tanh on the first token."""
+    """BERT's own vector of a text: a dense layer and tanh on the first token.
+
+    Args:
+      params: with "pooler", which a config with `pooler` has.
+      features_BSE: what `apply` returns.
+
+    Returns:
+      [B, width].
+    """
     dense = nn.Dense(config.width, dtype=config.dtype)
     pooler = layers.gather(params["pooler"])
     return jnp.tanh(layers.apply_module(dense, pooler, features_BSE[:, 0]))
 
 
 def sentence(features_BSE: TextBSE, mask_BS: MaskBS) -> Float[Array, "B E"]:
-    """A unit vector for a text: the mean over its tokens, without padding."""
+    """A unit vector for a text: the mean over its tokens, without padding.
+
+    Args:
+      features_BSE: what `apply` returns.
+      mask_BS: [B, S], true where there is text.
+
+    Returns:
+      [B, width].
+    """
     weight_BS1 = mask_BS.astype(features_BSE.dtype)[:, :, None]
     total = jnp.sum(features_BSE * weight_BS1, axis=1)
     mean = total / jnp.maximum(jnp.sum(weight_BS1, axis=1), 1e-9)

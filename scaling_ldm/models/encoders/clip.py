@@ -196,10 +196,14 @@ def init(config: ClipTextConfig, key: jax.Array) -> Params:
 def apply(
     config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Float32 features of every token, which attends to those before it.
+    """Float32 features of every token, [B, S, width]; each attends to those before it.
 
     With a mask, no token attends to padding. Where padding comes last, the mask changes
     only the features of padding.
+
+    Args:
+      ids_BS: ids of words, [B, S].
+      mask_BS: [B, S], true where there is text; None: every token is text.
 
     Raises:
       ValueError: more tokens than positions.
@@ -231,9 +235,18 @@ def _text(
 def embed_text(
     config: ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> jax.Array:
-    """The vector of a text: that of its end-of-text token, [B, projection or width].
+    """The vector of a text: that of its end-of-text token.
 
     It is taken after all blocks and the final norm, whatever `apply` leaves out.
+
+    Args:
+      ids_BS, mask_BS: as for `apply`.
+
+    Returns:
+      [B, projection], or [B, width] without a projection.
+
+    Raises:
+      ValueError: more tokens than positions.
     """
     x = _normed(config, params, _text(config, params, ids_BS, mask_BS))
     if config.end_token == LEGACY_END:
@@ -277,6 +290,16 @@ def apply_vision(
 def embed_image(
     config: ClipVisionConfig, params: Params, x_BHWC: LatentBHWC
 ) -> jax.Array:
-    """The vector of a picture: its class token's, [B, projection or width]."""
+    """The vector of a picture: that of its class token.
+
+    Args:
+      x_BHWC: as for `apply_vision`.
+
+    Returns:
+      [B, projection], or [B, width] without a projection.
+
+    Raises:
+      ValueError: pictures of another size.
+    """
     x = apply_vision(config, params, x_BHWC)[:, 0].astype(config.dtype)
     return _projected(config, params, _normed(config, params, x))

@@ -2,8 +2,8 @@
 
 The features are the projected vector of a picture before it is scaled to length 1, as
 CLIP's `encode_image` gives it: 768 numbers of ViT-L/14. A Frechet distance between them
-is no FID. `weights.clip.open_vision_directory` reads the config and the parameters from
-a checkpoint's folder. For scores of pictures and captions see clip_score.
+is not an FID. `weights.clip.open_vision_directory` reads the config and the parameters
+from a checkpoint's folder. For scores of pictures and captions see clip_score.
 """
 
 from __future__ import annotations

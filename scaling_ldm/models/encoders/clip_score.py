@@ -128,6 +128,10 @@ def _pictures(
 def embed_captions(
     config: clip.ClipTextConfig, params: Params, ids_BS: TextBS, mask_BS: MaskBS
 ) -> jax.Array:
-    """Float32 vectors [B, projection] of what `Clip.encode` gives."""
+    """Vectors of captions, float32 [B, projection].
+
+    Args:
+      ids_BS, mask_BS: what `Clip.encode` gives.
+    """
     with jax.default_matmul_precision("highest"):
         return clip.embed_text(config, params, ids_BS, mask_BS)

@@ -142,6 +142,10 @@ def positions(
 
     The interpolation is torch's bicubic one: it always reads four rows and columns
     (Keys 1981 with a = -0.75) and repeats the edge of the table.
+
+    Args:
+      table_ND: the learned table, [1 + grid * grid, D], the class token first.
+      height, width: patches of the picture.
     """
     if (height, width) == (config.grid, config.grid):
         return table_ND
@@ -231,5 +235,12 @@ def _tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBT
 
 
 def apply(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> Features:
-    """The features [B, width] of the class token after the last norm; see `tokens`."""
+    """The features [B, width] of the class token after the last norm.
+
+    Args:
+      x_BHWC: as for `tokens`.
+
+    Raises:
+      ValueError: as `tokens`.
+    """
     return Features(tokens(config, params, x_BHWC)[:, 0], None)

@@ -3,7 +3,7 @@
 Tan and Le 2019 (arXiv 1905.11946), without squeeze-and-excitation and with ReLU6, as in
 TensorFlow's EfficientNet-Lite. An inverted residual is a 1 x 1 convolution that widens,
 a depthwise one, and a 1 x 1 one that narrows. Its batch norms are fixed, so they are
-part of the convolutions here. A distance between its features is no FID.
+part of the convolutions here. A distance between its features is not an FID.
 """
 
 from __future__ import annotations

@@ -156,7 +156,12 @@ def init(config: T5Config, key: jax.Array) -> Params:
 def apply(
     config: T5Config, params: Params, ids_BS: TextBS, mask_BS: MaskBS | None
 ) -> TextBSE:
-    """Float32 features of every token; no token attends to padding."""
+    """Float32 features of every token, [B, S, width]; no token attends to padding.
+
+    Args:
+      ids_BS: ids of words, [B, S].
+      mask_BS: [B, S], true where there is text; None: every token is text.
+    """
     with jax.named_scope("entry"):
         entry = layers.gather(params["entry"])
         x = layers.embed(entry["word_embedding"], ids_BS).astype(config.dtype)

@@ -2,7 +2,7 @@
 
 A directory holds config.json and diffusion_pytorch_model.safetensors. Stable Diffusion
 1 and 2 were first stored with other names in the attention, and with its matrices as
-1 x 1 convolutions. Both forms are read, and today's is written.
+1 x 1 convolutions. Both forms are read, and the current one is written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDS = {"enter": "conv_in", "exit_norm": "conv_norm_out", "exit": "conv_out"}
 _QUANT = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# What diffusers assumes where a configuration says nothing.
+# The defaults of diffusers for keys that a configuration lacks.
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -49,7 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-# They say how a pipeline runs the network.
+# Keys that only say how a pipeline runs the network.
 _NOT_READ = {"sample_size", "force_upcast"}
 
 
@@ -104,11 +104,11 @@ def _plain(value: Any) -> Any:
 def to_config(
     config: autoencoder_kl.AutoencoderConfig, sample_size: int = 512
 ) -> dict[str, Any]:
-    """What diffusers' config.json says of a network.
+    """The content of diffusers' config.json for a network.
 
     Args:
-      sample_size: where diffusers is asked to cut pictures into tiles, it does so from
-        this side in pixels on.
+      sample_size: diffusers, if asked to cut pictures into tiles, does so for sides of
+        this many pixels and more.
     """
     levels = len(config.channels)
     return {
@@ -167,7 +167,7 @@ def pairs(config: autoencoder_kl.AutoencoderConfig) -> list[layout.Pair]:
 
 
 def modern(tensors: layout.Tensors) -> dict[str, np.ndarray]:
-    """The tensors with today's names, and with matrices in the attention.
+    """The tensors with the current names, and with matrices in the attention.
 
     A tensor whose new name is taken keeps its old one, so that `read` lists it.
     """

@@ -138,5 +138,9 @@ def open_directory(
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: bert.BertConfig
 ) -> None:
-    """Writes parameters so that transformers' `BertModel` reads them."""
+    """Writes parameters so that transformers' `BertModel` reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     layout.save(layout.write(pairs(config), params), path)

@@ -211,7 +211,7 @@ def require(config: Any, wanted: Mapping[str, Any], what: str, *more: str) -> No
     have = {name: getattr(config, name) for name in wanted}
     wrong = [f"{k} = {have[k]!r}, not {v!r}" for k, v in wanted.items() if have[k] != v]
     if wrong := [*wrong, *more]:
-        raise ValueError(f"{what} computes otherwise: {'; '.join(wrong)}")
+        raise ValueError(f"{what} computes something else: {'; '.join(wrong)}")
 
 
 def settings(
@@ -321,10 +321,10 @@ def check_pixels(
 
 
 def check_model_type(published: Mapping[str, Any], *known: str) -> None:
-    """Checks whose config.json of transformers it is, where it says so.
+    """Checks the model_type of a config.json of transformers, if it has one.
 
     Raises:
-      WeightsError: that of another network, which may have tensors of the same shapes.
+      WeightsError: it is another network, which may have tensors of the same shapes.
     """
     kind = published.get("model_type") or known[0]
     if kind not in known:

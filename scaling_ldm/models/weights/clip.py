@@ -278,5 +278,8 @@ def save(
     """Writes a tower so that transformers reads it.
 
     Its classes are `CLIPTextModel`, `CLIPVisionModel`, and both "WithProjection".
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
     """
     layout.save(tensors(params, config), path)

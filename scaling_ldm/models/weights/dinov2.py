@@ -183,5 +183,9 @@ def open_directory(
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dinov2.DinoConfig
 ) -> None:
-    """Writes parameters so that transformers' `Dinov2Model` reads them."""
+    """Writes parameters so that transformers' `Dinov2Model` reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     layout.save(layout.write(pairs(config), params), path)

@@ -95,7 +95,7 @@ def from_config(published: Mapping[str, Any]) -> dit.DiTConfig:
 
 
 def to_config(config: dit.DiTConfig) -> dict[str, Any]:
-    """What diffusers' config.json says of a network.
+    """The content of diffusers' config.json for a network.
 
     Raises:
       ValueError: a network that diffusers' DiT cannot be.
@@ -191,6 +191,10 @@ def fixed(config: dit.DiTConfig, kind: str) -> list[layout.FixedTensor]:
 def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str, Any]:
     """Reads parameters from safetensors or from an official .pt file.
 
+    Args:
+      path: a file, or a directory as `files.stored` takes it.
+      kind: one of LAYOUTS.
+
     Raises:
       WeightsError: the file belongs to another network, holds more than weights, or
         the config.json of diffusers beside it has other settings.
@@ -207,5 +211,13 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig, kind: str) -> dict[str
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig, kind: str
 ) -> None:
-    """Writes parameters as safetensors, with the names of a layout."""
+    """Writes parameters as safetensors, with the names of a layout.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+      kind: one of LAYOUTS.
+
+    Raises:
+      ValueError: as `pairs`.
+    """
     layout.save(layout.write(pairs(config, kind), params, fixed(config, kind)), path)

@@ -148,7 +148,7 @@ def _checkpoints(path: pathlib.Path, names: list[str]) -> dict[str, list[pathlib
     """The checkpoints of a directory by the name that each would have as one file.
 
     Args:
-      names: of its files, in order.
+      names: the names of its files, in order.
 
     Returns:
       For each its file, its index or, without an index, its parts.
@@ -202,7 +202,7 @@ def _sharded(index: pathlib.Path) -> dict[str, Stored]:
         if pathlib.Path(name).name != name or not (index.parent / name).is_file()
     ]
     if missing:
-        raise WeightsError(f"{index} lists files that are not there: {missing}")
+        raise WeightsError(f"{index} lists files that are missing: {missing}")
     tensors: dict[str, Stored] = {}
     for name in files:
         tensors |= stored(index.parent / name)
@@ -222,7 +222,7 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
         return records.parse_object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsError(
-            f"{path.parent} is no folder with a {path.name} beside its weights"
+            f"{path.parent} is not a folder with a {path.name} beside its weights"
         ) from e
     except (OSError, ValueError) as e:
         raise WeightsError(f"{path} cannot be read as JSON: it is {e}") from e
@@ -249,7 +249,7 @@ def sha256(path: str | pathlib.Path) -> str:
 def checksum(path: str | pathlib.Path) -> str:
     """The SHA-256 of a checkpoint's weights, in hexadecimal.
 
-    With several files it is that of a text with their names and sums.
+    For several files it is that of a text with their names and checksums.
 
     Raises:
       WeightsError: there is nothing to read, or it is not safetensors.

@@ -1,6 +1,6 @@
-"""Where checkpoints are: a path, the Hugging Face hub, or an installed package.
+"""Finds checkpoints: at a path, on the Hugging Face hub, or in an installed package.
 
-The network is used only for a name that is no path, and its answer has a time limit.
+The network is used only for a name that is not a path, with a time limit for an answer.
 Pickled files are never fetched.
 """
 
@@ -36,14 +36,14 @@ def find(
     revision: str | None = None,
     seconds: float = SECONDS,
 ) -> pathlib.Path:
-    """The place of a checkpoint on this machine.
+    """The path of a checkpoint on this machine.
 
     Args:
       path_or_hub_id: a directory or a file is used as it is. Anything else is a
         repository of the Hugging Face hub, whose configuration, tokenizer and
         .safetensors files are downloaded once, to the hub's cache.
-      subfolder: within the directory or repository.
-      revision: of the repository; by default its main branch.
+      subfolder: a folder in the directory or repository.
+      revision: that of the repository; None: its main branch.
       seconds: how long to wait for the hub to answer.
 
     Raises:
@@ -66,7 +66,7 @@ def find(
     }
     found = pathlib.Path(_download(wanted, seconds)) / subfolder
     if not found.is_dir():
-        raise WeightsError(f"{name} has no {subfolder} with files of ours")
+        raise WeightsError(f"{name} has no {subfolder} with files that are read here")
     return found
 
 
@@ -102,8 +102,8 @@ def _download(wanted: dict[str, Any], seconds: float) -> str:
             return huggingface_hub.snapshot_download(**wanted, local_files_only=True)
         except Exception:
             raise WeightsError(
-                f"{name} is no path on this machine, and the Hugging Face hub did not "
-                f"give it (after {waited:.1f} s; {seconds:g} s are allowed for its "
+                f"{name} is not a path on this machine, and the Hugging Face hub did "
+                f"not give it (after {waited:.1f} s; {seconds:g} s are allowed for its "
                 f"answer): {type(e).__name__}: {_first_line(e)}. Without a network, "
                 "or if there is no such repository, pass the path of a directory with "
                 "config.json and .safetensors files."
@@ -111,7 +111,7 @@ def _download(wanted: dict[str, Any], seconds: float) -> str:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> None:
-    """Makes a call, and gives up on it after some seconds.
+    """Makes a call, and stops waiting for it after some seconds.
 
     The call runs in a thread, because looking up a host has no time limit of its own.
     The thread does not keep the interpreter from ending.
@@ -195,7 +195,7 @@ def _unpacked(archive: pathlib.Path) -> pathlib.Path:
             )
         try:
             inside.rename(place)
-        except OSError:  # another process was faster
+        except OSError:  # another process has unpacked it meanwhile
             if not place.is_dir():
                 raise
     return place

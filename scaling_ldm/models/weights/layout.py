@@ -1,9 +1,8 @@
-"""One table of names and shapes, read in both directions.
+"""Pairs the leaves of our parameter trees with the tensors of published checkpoints.
 
-A layout pairs each leaf of one of our parameter trees, or a part of it, with a tensor
-of a published checkpoint: its name there, its shape there, and how axes move. Reading
-and writing are the two directions of the same pairs. What is read and written again is
-therefore bit for bit what it was. Nothing is ever unpickled.
+A pair holds a leaf, or a part of it, and the name and shape of its tensor, and how axes
+move. Reading and writing use the same pairs in opposite directions. So a checkpoint
+that is read and written again is the same, bit for bit. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -245,7 +244,7 @@ def _differences(constant: FixedTensor, tensor: Any) -> list[str]:
         return [f"shape of {constant.name}: {tensor.shape}, wanted {wanted}"]
     error = np.abs(tensor - constant.value).max()
     if not error <= constant.tolerance:
-        return [f"{constant.name} is another constant: off by {error:.3g}"]
+        return [f"{constant.name} differs from the expected constant by {error:.3g}"]
     return []
 
 

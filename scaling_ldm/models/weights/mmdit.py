@@ -154,7 +154,7 @@ def flux_from_config(
 
 
 def to_config(config: mmdit.MMDiTConfig) -> dict[str, Any]:
-    """What diffusers' config.json says of a FLUX or, without single blocks, an SD3.
+    """The content of diffusers' config.json for a FLUX; without single blocks, an SD3.
 
     Raises:
       ValueError: a network that neither can be.
@@ -300,5 +300,9 @@ def load(path: str | pathlib.Path, config: mmdit.MMDiTConfig) -> dict[str, Any]:
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: mmdit.MMDiTConfig
 ) -> None:
-    """Writes parameters so that diffusers reads them."""
+    """Writes parameters so that diffusers reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     layout.save(layout.write(pairs(config), params, fixed(config)), path)

@@ -103,7 +103,7 @@ def from_config(published: Mapping[str, Any], text_tokens: int) -> dit.DiTConfig
 
 
 def to_config(config: dit.DiTConfig) -> dict[str, Any]:
-    """What diffusers' config.json says of a network.
+    """The content of diffusers' config.json for a network.
 
     Raises:
       ValueError: a network that diffusers' PixArt cannot be.
@@ -192,5 +192,9 @@ def load(path: str | pathlib.Path, config: dit.DiTConfig) -> dict[str, Any]:
 def save(
     params: dict[str, Any], path: str | pathlib.Path, config: dit.DiTConfig
 ) -> None:
-    """Writes parameters so that diffusers reads them."""
+    """Writes parameters so that diffusers reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     layout.save(layout.write(pairs(config), params), path)

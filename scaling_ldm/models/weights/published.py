@@ -1,9 +1,9 @@
-"""Which network a place holds the weights of, in any layout that this folder reads.
+"""Finds which network the weights in a folder or file belong to, in any known layout.
 
-A folder in a layout of diffusers says it in its config.json, under `_class_name`. The
-files of DiT's authors (.pt, or the same names in safetensors) say it in the shapes of
-their tensors. Heads are not in the shapes: those of the published sizes are known, and
-those of others are asked for.
+A folder in a layout of diffusers states it in its config.json, under `_class_name`. In
+the files of DiT's authors (.pt, or the same names in safetensors), the shapes of the
+tensors show it. They do not show the heads: those of the published sizes are known, and
+for other sizes the caller gives them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def find(path: str | pathlib.Path, like: Any) -> Published:
     """The weights in a folder or file; their tensors are not read yet.
 
     Args:
-      like: config of a network of that architecture, for what the layout does not say:
-        tokens of a caption, sides of a latent, heads.
+      like: config of a network of that architecture. It gives tokens of a caption,
+        sides of a latent and heads, if the layout lacks them.
 
     Raises:
       WeightsError: another layout, or a network that cannot be built here.

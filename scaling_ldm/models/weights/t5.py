@@ -144,7 +144,11 @@ def open_directory(
 
 
 def save(params: dict[str, Any], path: str | pathlib.Path, config: t5.T5Config) -> None:
-    """Writes parameters so that transformers' `T5EncoderModel` reads them."""
+    """Writes parameters so that transformers' `T5EncoderModel` reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+    """
     tensors = layout.write(pairs(config), params)
     layout.save(
         {

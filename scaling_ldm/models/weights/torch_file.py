@@ -67,7 +67,7 @@ class _Tensor:
 
 
 class _Unalterable(type):
-    """Of classes that a pickle may name: it cannot set anything of them."""
+    """The metaclass of classes that a pickle may name: they cannot be changed."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
         raise WeightsError(f"it sets {name} of a class")
@@ -283,7 +283,7 @@ def read(path: str | pathlib.Path) -> Any:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no file there")
+        raise WeightsError(f"{path}: no such file")
     size = path.stat().st_size
     try:
         if zipfile.is_zipfile(path):
@@ -327,7 +327,7 @@ def state_dict(path: str | pathlib.Path, key: str = "") -> StateDict:
     Args:
       key: of the state dict, in a checkpoint that holds several. "" means "ema", the
         averaged weights, as DiT's own loader has it or, without one, the only one.
-        Arguments of a program and the state of an optimizer are none.
+        Arguments of a program and the state of an optimizer are not state dicts.
 
     Raises:
       WeightsError: as `read`, or there is no such state dict.
@@ -345,7 +345,7 @@ def state_dict(path: str | pathlib.Path, key: str = "") -> StateDict:
     tree = nested[key] if key else tree
     other = [name for name, value in tree.items() if not isinstance(value, np.ndarray)]
     if other:
-        raise WeightsError(f"{path}: {other} are no tensors")
+        raise WeightsError(f"{path}: {other} are not tensors")
     return StateDict(tree, key, tuple(name for name in named if name != key))
 
 

@@ -1,9 +1,10 @@
-"""Parameters of one network as the first parameters of another.
+"""Starts the parameters of one network from those of another.
 
-Names and shapes are the same, and so are the settings of the networks that shapes do
-not show. What may differ is named by a pattern of paths with a treatment: "zero": a
-kernel has further inputs, whose weights start at zero, and keeps the first ones; "new":
-it is newly initialised; "drop": it is not read; "here": a setting is as here.
+Names and shapes must be the same, and so must the settings that shapes do not show.
+Exceptions are patterns of paths with a treatment. "zero": a kernel keeps its first
+inputs, and the weights of further inputs start at zero. "new": the parameter is
+initialised anew. "drop": it is not read. "here": the setting of the trained network is
+used.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ _SHOWN = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What becomes of each parameter of the network that is trained.
+    """How each parameter of the network that is trained gets its first value.
 
-    problems: what differs and is no exception, a line each.
-    treated: path -> "zero" or "new", of those that are not read as they are.
+    problems: the differences that no exception covers, a line each.
+    treated: path -> "zero" or "new", of the parameters that are not read as they are.
     pixels: of a patch, if the network is a transformer.
     """
 
@@ -70,7 +71,7 @@ def fit(
     exceptions: Sequence[tuple[str, str]],
     unsaid: Sequence[str] = (),
 ) -> Fit:
-    """Compares the network that parameters are of with the one that is to have them.
+    """Compares the network of some parameters with the one that starts from them.
 
     Args:
       theirs, ours: configs of the networks.
@@ -83,7 +84,7 @@ def fit(
     used: set[str] = set()
 
     def treatment(path: str, *allowed: str) -> str:
-        """The first one that is given for a path and may be there, or ""."""
+        """The first allowed treatment that is given for a path; "" if there is none."""
         for pattern, name in exceptions:
             if name in allowed and fnmatch.fnmatchcase(path, pattern):
                 used.add(f"{pattern}={name}")
@@ -130,7 +131,7 @@ def fit(
         if path not in after and not treatment(path, "drop"):
             problems.append(f"{path}: {shape} there, none here")
     problems += [
-        f"config.train.init_exceptions: {pattern}={name} is an exception of nothing"
+        f"config.train.init_exceptions: {pattern}={name} matches no difference"
         for pattern, name in exceptions
         if f"{pattern}={name}" not in used
         and not (name == "zero" and fnmatch.filter(after, pattern))

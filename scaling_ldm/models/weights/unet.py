@@ -85,6 +85,9 @@ def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layou
 
     Args:
       linear_projection: true for Stable Diffusion 2, false for 1.
+
+    Raises:
+      ValueError: a U-Net with a vocabulary of its own, which no published one has.
     """
     if config.vocab_size:
         raise ValueError("published U-Nets read text features: vocab_size must be 0")
@@ -97,7 +100,7 @@ def pairs(config: unet.UNetConfig, linear_projection: bool = True) -> list[layou
     )
 
 
-# What diffusers assumes where a configuration says nothing.
+# The defaults of diffusers for keys that a configuration lacks.
 _DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 4,
@@ -169,7 +172,7 @@ def _blocks(levels: int) -> dict[str, list[str]]:
 def to_config(
     config: unet.UNetConfig, linear_projection: bool = True
 ) -> dict[str, Any]:
-    """What diffusers' config.json says of a network."""
+    """The content of diffusers' config.json for a network."""
     H, W, C = config.image_shape
     return {
         "_class_name": "UNet2DConditionModel",
@@ -190,7 +193,7 @@ def to_config(
 def from_config(
     published: Mapping[str, Any], text_tokens: int = 77
 ) -> tuple[unet.UNetConfig, bool]:
-    """The config, in float32, of diffusers' config.json; are projections matrices?
+    """The config, in float32, of diffusers' config.json, and `linear_projection`.
 
     Args:
       text_tokens: of a caption, which config.json does not say.
@@ -237,6 +240,10 @@ def load(
 ) -> dict[str, Any]:
     """Reads parameters from safetensors that diffusers wrote.
 
+    Args:
+      path: a file, or a directory as `files.stored` takes it.
+      linear_projection: as for `pairs`.
+
     Raises:
       WeightsError: the file belongs to another network, all of whose differences are
         listed, or the config.json beside it has other settings, such as heads.
@@ -255,5 +262,10 @@ def save(
     config: unet.UNetConfig,
     linear_projection: bool = True,
 ) -> None:
-    """Writes parameters so that diffusers reads them."""
+    """Writes parameters so that diffusers reads them.
+
+    Args:
+      path: a .safetensors file, which is replaced if it exists.
+      linear_projection: as for `pairs`.
+    """
     layout.save(layout.write(pairs(config, linear_projection), params), path)
