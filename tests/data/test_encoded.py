@@ -71,6 +71,7 @@ def write(folder, wanted, features=None, identity_digest="ours", **layout):
             summaries,
             None if features is None else features[COUNT],
             [],
+            (),
         ),
     )
     return str(folder)

@@ -212,7 +212,9 @@ def test_tfds_splits_and_what_it_refuses(tmp_path, originals):
     with pytest.raises(config.ConfigError, match="several prepared data sets.*: a, b"):
         pictures.open_pictures("tfds", str(tmp_path))
     (tmp_path / "a/toy-train.array_record-00001-of-00002").unlink()
-    with pytest.raises(config.ConfigError, match="1 of 2 files of split train are not"):
+    with pytest.raises(
+        config.ConfigError, match="1 of 2 files of split train are miss"
+    ):
         pictures.open_pictures("tfds", str(tmp_path / "a"))
     info = json.loads((tmp_path / "b/dataset_info.json").read_text())
     info["fileFormat"] = "tfrecord"

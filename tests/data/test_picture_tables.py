@@ -106,7 +106,9 @@ def test_tables_with_a_column_twice(tmp_path, originals):
         rows = pa.Table.from_arrays([columns[name] for name in names], names=names)
         with pa.ipc.new_stream(str(tmp_path / "x.arrow"), rows.schema) as out:
             out.write_table(rows)
-        with pytest.raises(config.ConfigError, match=f"are 2 columns '{twice}', which"):
+        with pytest.raises(
+            config.ConfigError, match=f"2 columns are called '{twice}', and"
+        ):
             pictures.open_pictures("huggingface", str(tmp_path), label="n")
 
 

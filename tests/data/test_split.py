@@ -316,7 +316,7 @@ def test_records_know_their_split(workdir):
     assert told[""].startswith(line)
     written = path.read_bytes()
     path.write_bytes(b"\xff" + written)
-    stored_split.write(workdir, told)
+    stored_split.write(workdir, told, {"": 180})
     assert path.read_bytes() == written
 
 
@@ -325,7 +325,7 @@ def test_an_identity_that_is_none_does_not_choose_another_split(workdir, tmp_pat
         (tmp_path / name).write_bytes((workdir / "encoded" / name).read_bytes())
     assert stored_split.read_split(str(tmp_path)) is not None
     (tmp_path / shards.IDENTITY).write_text("{}")
-    with pytest.raises(records.Damaged, match=f"{shards.IDENTITY} does not say source"):
+    with pytest.raises(records.Damaged, match=f"{shards.IDENTITY} lacks source"):
         stored_split.read_split(str(tmp_path))
 
 

@@ -440,16 +440,17 @@ def test_rounding_makes_no_other_reference(anew, monkeypatch):
 def test_a_damaged_batch_is_said_to_be_one(anew):
     wanted, workdir, specs, _ = anew
     evaluate.run(wanted, workdir, specs)
-    (workdir / "evaluations.jsonl").unlink()
     second = [*(workdir / "evaluate" / "features").glob("*/00001.npz")]
     for path in second:
         kept = path.read_bytes()
         shutil.copy(path.with_name("00000.npz"), path)
+        (workdir / "evaluations.jsonl").unlink(missing_ok=True)
         with pytest.raises(records.Damaged, match="00001.npz is that of .*/00000$"):
             evaluate.run(wanted, workdir, specs)
         path.write_bytes(kept)
     for path in second:
         path.write_bytes(path.read_bytes()[:-300])
+    (workdir / "evaluations.jsonl").unlink(missing_ok=True)
     with pytest.raises(records.Damaged, match="00001.npz holds no features"):
         evaluate.run(wanted, workdir, specs)
 
@@ -460,7 +461,7 @@ def test_progress_is_said_of_real_pictures_and_of_every_checkpoint(anew, monkeyp
     monkeypatch.setattr(progress, "say", said.append)
     evaluate.run(changed(wanted, train={"show_every_seconds": 0}), workdir, specs)
     text = "\n".join(said)
-    assert "evaluate  16 of 40 real pictures at most  left 0:" in text
+    assert "evaluate  32 of 40 real pictures at most  left 0:" in text
     assert text.count("evaluate  8 of 24 pictures\n") == 3  # no basis yet
     assert text.count("evaluate  16 of 24 pictures  left ") == 3
     assert text.count("evaluate  fd  8 of 8 resamples  left 0:00") == 4

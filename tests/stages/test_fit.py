@@ -60,7 +60,7 @@ def test_the_report_shows_the_laws_of_each_metric(study):
     assert page.wrong == [] and page.open == []
     for words in ("validation loss, average ema", "FD-Lite0, average ema"):
         assert f"Laws: {words}" in page.text
-        assert f"{words}: At the best size for each budget" in page.text
+        assert f"{words}For ten times the compute" in page.text.replace("; ", "")
     names = {path.stem for path in (workdir / "report" / "figures").glob("*.png")}
     kinds = ("isoflop", "law_N", "law_D", "law_L")
     assert {f"{kind}{end}" for kind in kinds for end in ("", "_fd_lite0")} <= names

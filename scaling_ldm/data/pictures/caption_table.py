@@ -55,8 +55,8 @@ def read(
         name = posixpath.normpath(row[file])
         if name in rows:
             raise config.ConfigError(
-                f"{where}, line {number}: {name} is there a second time; keep one "
-                "caption for each picture, or training and validation may share it"
+                f"{where}, line {number}: {name} occurs twice; keep one caption "
+                "for each picture, or training and validation may share it"
             )
         rows[name] = row.get(caption), _label(row.get(label)) if label else None
     return rows

@@ -78,8 +78,8 @@ def fit(
       their_shapes, our_shapes: their parameters, as trees of shapes.
       exceptions: (pattern of paths, one of config.names.INIT_TREATMENTS). A setting of
         the network has the path "network.NAME".
-      unsaid: paths of settings that the weights do not say, so that only an exception
-        gives them: of the network, or of the objective.
+      unsaid: paths of settings that the weights do not say, of the network or of the
+        objective. Only an exception gives them.
     """
     used: set[str] = set()
 
