@@ -9,8 +9,10 @@ all later versions in turn. May import: the standard library and the errors.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +69,8 @@ def unstamped(value: Mapping[str, Any], where: object) -> Fields:
 def upgraded(value: Any, version: str) -> Any:
     """A JSON value of any nesting, with its records in the current schema.
 
+    A line on standard error says the new names of fields, once for each kind of record.
+
     Args:
       version: of the file that the value is from.
     """
@@ -75,12 +79,20 @@ def upgraded(value: Any, version: str) -> Any:
     if not isinstance(value, dict):
         return value
     for step in VERSIONS[VERSIONS.index(version) : -1]:
-        if upgrade := UPGRADES.get(step, {}).get(value.get("record", "")):
-            value = upgrade(value)
+        name = value.get("record", "")
+        if upgrade := UPGRADES.get(step, {}).get(name):
+            before, value = value, upgrade(value)
+            if value != before and (names := RENAMED.get(step, {}).get(name)):
+                _say_once(f"a {name} of {step}: {names}")
     # Files that 0.2.0 wrote before its release hold values, too.
     if "value" in value and (upgrade := _WITH_VALUES.get(value.get("record", ""))):
         value = upgrade(value)
     return {k: upgraded(v, version) for k, v in value.items()}
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _refusal(fields: Fields) -> Fields:
@@ -146,5 +158,16 @@ UPGRADES: dict[str, dict[str, Callable[[Fields], Fields]]] = {
         "Refusal": _refusal,
         "FitResult": _fit_result,
         "TrainRecord": _train_record,
+    }
+}
+
+# Of the same keys: what the user is told of the fields' names.
+RENAMED: dict[str, dict[str, str]] = {
+    FIRST: {
+        "Refusal": "what is now quantity, budget_flops and group",
+        "FitResult": "metric is now metric and weights",
+        "TrainRecord": (
+            f"{', '.join(_FITTED)} are now rows of the table of measurements"
+        ),
     }
 }

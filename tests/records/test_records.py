@@ -114,6 +114,19 @@ def test_laws_of_the_first_version_are_read(then, metric, weights):
     assert found.parametric.quantity == "parametric surface"
 
 
+def test_the_new_names_of_fields_are_said_once(capfd):
+    upgrade._say_once.cache_clear()
+    path = pathlib.Path(__file__).parent / "first_version_laws.json"
+    for _ in range(2):
+        records.loads(path.read_text())
+    assert sorted(capfd.readouterr().err.splitlines()) == [
+        "a FitResult of 0.1.0: metric is now metric and weights",
+        "a Refusal of 0.1.0: what is now quantity, budget_flops and group",
+    ]
+    records.loads(records.dumps(records.loads(path.read_text())))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -244,6 +257,8 @@ def test_the_package_is_not_older_than_its_schema():
     assert tuple(map(int, found.groups())) >= upgrade._order(records.SCHEMA)
     assert sorted(upgrade.VERSIONS, key=upgrade._order) == list(upgrade.VERSIONS)
     assert set(upgrade.UPGRADES) <= set(upgrade.VERSIONS[:-1])
+    said = {step: set(names) for step, names in upgrade.RENAMED.items()}
+    assert said == {step: set(names) for step, names in upgrade.UPGRADES.items()}
 
 
 def test_a_process_that_ends_leaves_no_half_of_a_file(tmp_path):
