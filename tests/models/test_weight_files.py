@@ -138,3 +138,19 @@ def test_floats_become_float32(dtype, tmp_path):
     for name, value in TENSORS.items():
         assert found[name].dtype == np.float32
         assert_array_equal(found[name], value)
+
+
+def test_views_are_saved_in_the_order_in_which_they_are_read(tmp_path):
+    x = np.arange(12, dtype="f").reshape(3, 4)
+    views = {
+        "reversed": x[:, ::-1],
+        "transposed": x.T,
+        "every second": x[::2],
+        "repeated": np.broadcast_to(x[0], (5, 4)),
+        "number": x[1, 1],
+    }
+    layout.save(views, tmp_path / "x.safetensors")
+    read = layout.load(tmp_path / "x.safetensors")
+    assert read.keys() == views.keys()
+    for name, view in views.items():
+        assert_array_equal(read[name], view, err_msg=name)

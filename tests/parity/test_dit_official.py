@@ -179,7 +179,6 @@ def test_files_hold_what_torch_reads(tmp_path, legacy):
             shared=base,
             scalar=torch.tensor(3.5),
             empty=torch.zeros(0, 3),
-            expanded=torch.randn(1, 3).expand(4, 3),
             parameter=nn.Parameter(torch.randn(2, 2)),
             half=torch.randn(5).half(),
             brain=torch.randn(5).bfloat16(),
@@ -205,6 +204,14 @@ def test_files_hold_what_torch_reads(tmp_path, legacy):
             array.astype("f8"), tensor.detach().double().numpy(), err_msg=name
         )
     assert torch_file.load(path).keys() == wanted["model"].keys()
+    # Such a tensor could be of any size in a small file.
+    torch.save(
+        {"expanded": torch.randn(1, 3).expand(4, 3)},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(layout.WeightsError, match="save it with .contiguous"):
+        torch_file.read(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
