@@ -192,7 +192,7 @@ def test_folders_of_classes_train_a_network_that_is_asked_for_a_label(size, tmp_
     other = model.sample(labels=[3], n=2, steps=4)
     assert (model.sample(labels=[2], n=2, steps=4) == drawn[:2]).mean() > 0.99
     assert (other != drawn[:2]).any()
-    with pytest.raises(ValueError, match="did you mean 'cat'. known: apple, boat, cat"):
+    with pytest.raises(ValueError, match="did you mean 'cat'. known: apple, bell, cat"):
         model.sample(labels="catt")
 
 

@@ -212,7 +212,7 @@ class LoadedModel:
     def _labels(self, labels: Any) -> np.ndarray:
         given = np.atleast_1d(np.asarray(labels))
         if given.ndim == 1 and given.dtype.kind == "U":
-            return np.array([self._label_named(name) for name in given], np.int32)
+            return np.array([self._label_named(str(name)) for name in given], np.int32)
         whole = np.issubdtype(given.dtype, np.integer)
         if (
             given.ndim != 1

@@ -281,6 +281,7 @@ SPACED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # theirs
 @pytest.mark.parametrize(
     ("kind", "more"),
     [

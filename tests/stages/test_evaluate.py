@@ -236,14 +236,15 @@ def test_a_given_reference_is_used_and_another_networks_refused(
 def test_twenty_thousand_pictures_are_not_held_in_memory():
     """Beyond their features, which are few here: see the benchmark.
 
-    As a user has it: the threads that the tests give XLA hold memory of their own.
+    As a user has it: the threads that the tests give XLA hold memory of their own. From
+    few batches to some, buffers grow by half of the pictures; after that, by little.
     """
     here = pathlib.Path(__file__).parents[1]
     ours = {"XLA_FLAGS", "PJRT_NPROC"}
     env = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
         [sys.executable, here / "benchmarks" / "memory.py"]
-        + ["--pictures", "1000", "20000"],
+        + ["--pictures", "4000", "20000"],
         env=env | {"PYTHONPATH": str(here.parent)},
         capture_output=True,
         text=True,
@@ -253,7 +254,7 @@ def test_twenty_thousand_pictures_are_not_held_in_memory():
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["features_bytes"] < 0.05 * found["pictures_bytes"]
-    assert found["growth_bytes"] < 0.5 * found["pictures_bytes"]
+    assert found["growth_bytes"] < 0.4 * found["pictures_bytes"]
 
 
 # --- Stopped, and gone on with.
