@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import hashing
+from scaling_ldm.data import hashing, label_names
 from scaling_ldm.data.pictures.examples import ArrayRecords
 from scaling_ldm.data.pictures.folder import ImageFolder
 from scaling_ldm.data.pictures.joined import Joined
@@ -189,7 +189,7 @@ def examples_of(found: Pictures, count: int = 3) -> list[str]:
 
 def _labels_of(found: Pictures, shown: int = 10) -> list[str]:
     """A line that says which class each label is, where folders are classes."""
-    classes = getattr(found, "label_names", ())
+    classes = label_names.of(found)
     if not classes:
         return []
     named = [f"{k} {name}" for k, name in enumerate(classes[:shown])]

@@ -40,7 +40,7 @@ TEXTS = (".txt", ".caption")  # of text files beside the pictures
 _JSON = ".json"  # of files beside the pictures that say more than the caption
 _TRAINED = ("train", "training")
 SPLITS = (*_TRAINED, *"val valid validation dev eval test testing".split())
-# kohya-ss/sd-scripts, docs/train_README: "<repeats>_<instance prompt> <class prompt>".
+# kohya-ss/sd-scripts, docs/train_README-en.md: repetitions_identifier class.
 _REPEATS = re.compile(r"(\d+)_(.*\S.*)")
 
 
