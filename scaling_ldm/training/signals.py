@@ -127,9 +127,14 @@ class Listener:
         self._stops: set[str] = set()
         self._saves: set[str] = set()
         self._sender: socket.socket | None = None
+        self._obeyed = threading.Event()  # some signal was, by the thread
 
     def start(self) -> None:
-        """Hears from now on; to be called by the main thread."""
+        """Hears from now on; to be called by the main thread.
+
+        A stop that was blocked until now is obeyed before this returns, so that the
+        main thread does not end first, with another status.
+        """
         receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
@@ -138,7 +143,11 @@ class Listener:
             target=self._receive, args=[receiver], name="signals", daemon=True
         ).start()
         self.configure(config.TrainConfig(), None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        blocked = {signal.SIGINT, signal.SIGTERM}
+        waiting = signal.sigpending() & blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        if waiting:
+            self._obeyed.wait()
 
     def finish(self) -> None:
         """Everything is done; from now on signals have no effect."""
@@ -174,7 +183,10 @@ class Listener:
         while True:
             wait = LISTEN if self._job and not self.stop.heard else None
             ready, _, _ = select.select([receiver], [], [], wait)
-            self.take(receiver.recv(64) if ready else b"")
+            numbers = receiver.recv(64) if ready else b""
+            self.take(numbers)
+            if any(numbers):
+                self._obeyed.set()
 
     def take(self, numbers: Iterable[int]) -> None:
         """Obeys the signals that arrived here, and those that the job passes on."""

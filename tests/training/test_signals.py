@@ -167,7 +167,8 @@ def test_a_thread_that_runs_no_python_hears_it_too(number):
 
 
 LOADING = """
-import builtins, os, runpy, signal
+import builtins, os, runpy, signal, sys
+sys.setswitchinterval(5)  # the listener gets its turn late
 importing = builtins.__import__
 def interrupted(name, *rest, **more):
     if name == "absl":  # the first module that the entry point loads
