@@ -1,10 +1,11 @@
 """State, data position and RunSpec on disk as one checkpoint; the only user of orbax.
 
 A checkpoint is an orbax composite of the sharded train state and a small JSON document.
-The document holds the state of the data iterator, the RunSpec, the clock, the checksum
-of the train state and a digest of the rest. A checkpoint is used only if orbax has
-committed it, and if the checksum and the digest of what is read equal the saved ones.
-Otherwise the one before it is used, and a line says so.
+The document holds the state of the data iterator, the RunSpec, the clock, a digest of
+the document, and the checksums of the train state and of each of its parts. A
+checkpoint is used only if orbax has committed it, and if the checksum and the digest of
+what is read equal the saved ones. Otherwise the one before it is used, and a line says
+so. Who needs one part, such as an average, reads that part alone.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from scaling_ldm import records
 from scaling_ldm.records.errors import CheckpointError
-from scaling_ldm.training import mesh, storage_faults
+from scaling_ldm.training import checksum, mesh, storage_faults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,37 +53,6 @@ class Restored:
     step: int
     state: Any
     progress: ResumeState
-
-
-def checksum(tree: Any) -> int:
-    """A 32-bit hash of all bits and their places; the same on every mesh.
-
-    Each 32-bit word is mixed with the number of its leaf and its place there (by
-    murmur3's finaliser). The results are added modulo 2^32, so their order has no
-    effect.
-    """
-    sums = [
-        _leaf_sum(leaf, np.uint32(i * 0x9E3779B1 % 2**32))
-        for i, leaf in enumerate(jax.tree.leaves(tree))
-    ]
-    return sum(int(s) for s in jax.device_get(sums)) % 2**32
-
-
-@jax.jit
-def _leaf_sum(leaf: jax.Array, salt: jax.Array) -> jax.Array:
-    """The sum of one array; arrays of one shape share the compiled code."""
-    width = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-    sharding = jax.typeof(words).sharding
-    sharding = None if sharding.mesh.empty else sharding
-    words ^= salt
-    for axis in range(words.ndim):
-        words = words * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(
-            jnp.uint32, words.shape, axis, out_sharding=sharding
-        )
-    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
-    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
 
 
 def _silence_abandoned_writes() -> None:
@@ -209,8 +177,10 @@ class Checkpoints:
             "spec": records.to_json(self._spec),
             "progress": dataclasses.asdict(progress),
             "processes": jax.process_count(),
-            "checksum": checksum(state),
+            "checksum": 0,
+            "parts": checksum.of_parts(state),
         }
+        meta["checksum"] = sum(meta["parts"].values()) % 2**32
         meta = records.stamped(meta)
         meta["digest"] = records.digest(meta)
         try:
@@ -247,13 +217,17 @@ class Checkpoints:
             "to continue from the latest of them."
         )
 
-    def restore(self, abstract_state: Any, only: int | None = None) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, only: int | None = None, part: str | None = None
+    ) -> Restored | None:
         """The newest checkpoint that can be read in full; None if there is none.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings to read into. The number
             of devices and of processes may differ from that at the save.
           only: read the checkpoint of this step or none, and change no file.
+          part: a child of the state, such as "params". The others are not read, unless
+            version 0.1.0 wrote the checkpoint; `Restored.state` is that part.
 
         Raises:
           CheckpointError: a checkpoint belongs to another run; or the system cannot
@@ -263,7 +237,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             if only is not None and step != only:
                 continue
-            state, meta, error = self._read(step, abstract_state)
+            state, meta, error = self._read(step, abstract_state, part)
             if mesh.any_process(storage_faults.of_environment(error)):
                 raise CheckpointError(
                     f"cannot read checkpoint {step} of {self._spec.run_id} in "
@@ -271,9 +245,7 @@ class Checkpoints:
                     "changed there: make it readable, then run the same command"
                 ) from error
             if not mesh.any_process(error is not None):
-                saved, read = meta["checksum"], checksum(state)
-                if saved != read:
-                    error = ValueError(f"checksum {read}, saved as {saved}")
+                error = _difference(state, meta, abstract_state)
             if mesh.any_process(error is not None):
                 if only is not None:
                     before = [s for s in self._manager.all_steps() if s < step]
@@ -282,15 +254,19 @@ class Checkpoints:
                     )
                 self._pass_over(step, error)
                 continue
+            if part is not None:
+                state = checksum.parts(state)[part].tree
             return Restored(
                 step=step, state=state, progress=ResumeState(**meta["progress"])
             )
         return None
 
     def _read(
-        self, step: int, abstract_state: Any
+        self, step: int, abstract_state: Any, part: str | None
     ) -> tuple[Any, Any, Exception | None]:
         """(state, meta, None) as they are on disk, or (None, None, the error).
+
+        The state is {part: its tree} if a part is asked for and has its own checksum.
 
         Raises:
           NewerVersion: a newer version of the library wrote them.
@@ -309,9 +285,13 @@ class Checkpoints:
                     f"{self._directory / str(step)} belongs to another run: "
                     f"{saved_spec}; wanted: {self._spec}; use another --workdir"
                 )
+            wanted = abstract_state
+            if part is not None and "parts" in meta:
+                wanted = {part: checksum.parts(abstract_state)[part].tree}
             args = ocp.args.PyTreeRestore(
-                abstract_state,
-                ocp.checkpoint_utils.construct_restore_args(abstract_state),
+                wanted,
+                ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=wanted is not abstract_state,
             )
             return self._part(step, state=args), meta, None
         except (records.NewerVersion, CheckpointError):
@@ -369,6 +349,24 @@ def saved_identity(folder: pathlib.Path, step: int) -> str:
         raise CheckpointError(f"{path} has changed since it was saved")
     spec = records.from_json(meta["spec"], records.version_of(meta, path))
     return records.digest([step, meta["checksum"], spec.recipe_hash, spec.seed])
+
+
+def _difference(state: Any, meta: dict[str, Any], whole: Any) -> ValueError | None:
+    """The error that what was read is not what was saved; None: it is.
+
+    Args:
+      state: the state, or {part: its tree}.
+      whole: the abstract state.
+    """
+    if jax.tree.structure(state) == jax.tree.structure(whole):
+        saved, read = meta["checksum"], checksum.of(state)
+    else:
+        ((name, tree),) = state.items()
+        first = checksum.parts(whole)[name].first
+        saved, read = meta["parts"][name], checksum.of(tree, first)
+    if saved == read:
+        return None
+    return ValueError(f"checksum {read}, saved as {saved}")
 
 
 def _identity(spec: records.RunSpec) -> tuple[Any, ...]:

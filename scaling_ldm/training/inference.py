@@ -25,7 +25,7 @@ from scaling_ldm.data import label_names, vocabulary
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.training import captions as caption_readers
-from scaling_ldm.training import mesh
+from scaling_ldm.training import mesh, train_step
 from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.trained_model import TrainedModel
 
@@ -107,9 +107,8 @@ class PictureSampler:
         experiment = config.with_overrides(experiment, model.overrides)
         self._experiment, self._mesh = experiment, device_mesh
         self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
-        self._denoiser = from_config.denoiser(
-            experiment, model.width, model.depth, unroll=False
-        )
+        self._size = model.width, model.depth
+        self._denoiser = from_config.denoiser(experiment, *self._size, unroll=False)
         self._denoise = _denoise(experiment, self._denoiser, model.load(device_mesh))
         _, self._source = data.sources(experiment, workdir)
         vocabulary.refuse_others(
@@ -208,21 +207,17 @@ class PictureSampler:
     def _counted(self, sampling: config.GenerateConfig) -> SamplingCost:
         todo = sampling_plan(self._experiment, sampling)
         cond, uncond, _ = self._given(tuple(range(self._batch)), sampling.seed)
-        with jax.set_mesh(None):
-            abstract = functools.partial(
-                jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-            )
-            denoise = _denoise(
-                self._experiment, self._denoiser, abstract(self._denoise.params)
-            )
-            counted = samplers.cost(
-                denoise,
-                (self._batch, *self._experiment.data.shape),
-                cond=abstract(cond),
-                uncond=abstract(uncond),
-                **options(sampling),
-            )
-        each = float(counted.total) / self._batch
+        given = self._denoise.params, cond, uncond
+        leaves, structure = jax.tree.flatten(given)
+        total = _flops_of_sampling(
+            train_step.compiled_part(self._experiment),
+            self._size,
+            tuple(options(sampling).items()),
+            (self._batch, *self._experiment.data.shape),
+            structure,
+            tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+        )
+        each = total / self._batch
         return SamplingCost(todo.nfe, each, self._decoder.flops)
 
     def memory(self, sampling: config.GenerateConfig) -> int:
@@ -270,6 +265,39 @@ class PictureSampler:
         index = mesh.put(self._mesh, mine.astype(np.int32))
         keys = keys_of(jax.random.key(seed), index)
         return cond, mesh.put(self._mesh, empty), keys
+
+
+@functools.lru_cache(maxsize=256)
+def _flops_of_sampling(
+    experiment: config.Experiment,
+    size: tuple[int, int],
+    settings: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    structure: Any,
+    leaves: tuple[tuple[tuple[int, ...], np.dtype], ...],
+) -> float:
+    """FLOPs of drawing one batch; counted once for all runs of a size.
+
+    Args:
+      experiment: as `train_step.compiled_part` gives it.
+      size: width and depth of the network.
+      settings: arguments of `samplers.plan`.
+      shape: of the batch.
+      structure: of (parameters, conditions, conditions without guidance).
+      leaves: shape and type of each array in it.
+    """
+    abstract = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+    params, cond, uncond = jax.tree.unflatten(structure, abstract)
+    network = from_config.denoiser(experiment, *size, unroll=False)
+    with jax.set_mesh(None):
+        counted = samplers.cost(
+            _denoise(experiment, network, params),
+            shape,
+            cond=cond,
+            uncond=uncond,
+            **dict(settings),
+        )
+    return float(counted.total)
 
 
 @jax.jit

@@ -73,7 +73,7 @@ def _tree_order(averages: tuple[str, ...], has_aux: bool) -> tuple[str, ...]:
     return ("params", *first, "opt", "step", "smoothed_loss", *others, *aux)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrainFunctions:
     """The pure functions of one size.
 
@@ -206,6 +206,12 @@ def _gradient(learnt: objective.Objective, state: TrainState) -> Callable[..., A
 
 def abstract_state(functions: TrainFunctions) -> TrainState:
     """The state's shapes and types; allocates nothing."""
+    return _abstract_state(functions, jax.sharding.get_abstract_mesh())
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_state(functions: TrainFunctions, _: Any) -> TrainState:
+    """`abstract_state` under a mesh, which the shapes' own shardings name."""
     return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
 
 

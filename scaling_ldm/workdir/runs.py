@@ -228,8 +228,7 @@ def trained_model(
     at = spec.steps if step is None else step
 
     def load(device_mesh: Any) -> Any:
-        state = _restored(experiment, workdir, spec, device_mesh, at)
-        return {config.RAW: state.params, **state.averages}[weights]
+        return _restored(experiment, workdir, spec, device_mesh, at, weights)
 
     return _model(workdir, spec, at, weights, load)
 
@@ -279,11 +278,12 @@ def reconstructed(
 
     def load(device_mesh: Any) -> Any:
         def parts() -> Iterator[tuple[float, Any]]:
-            for s in sorted({profile.step for profile in terms}):
-                state = _restored(experiment, workdir, spec, device_mesh, s)
-                for profile, coefficient in terms.items():
-                    if profile.step == s:
-                        yield coefficient, state.averages[stored[profile]]
+            for profile, coefficient in terms.items():
+                at, name = profile.step, stored[profile]
+                yield (
+                    coefficient,
+                    _restored(experiment, workdir, spec, device_mesh, at, name),
+                )
 
         return averages.weighted_sum(parts())
 
@@ -333,8 +333,9 @@ def _restored(
     spec: records.RunSpec,
     device_mesh: Any,
     step: int,
+    weights: str,
 ) -> Any:
-    """The `TrainState` of a run at a step, sharded as in training.
+    """Weights of a run at a step, sharded as in training; nothing else is read.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
@@ -343,9 +344,8 @@ def _restored(
 
     from scaling_ldm.training import checkpoint, mesh, progress, train_step
 
-    functions = train_step.train_functions(
-        experiment, spec.width, spec.depth, unroll=False
-    )
+    recipe = train_step.compiled_part(experiment)  # runs of a size share its functions
+    functions = train_step.train_functions(recipe, spec.width, spec.depth, unroll=False)
     abstract = train_step.abstract_state(functions)
     saved = checkpoint.Checkpoints(
         run_files(workdir, spec.run_id).checkpoints,
@@ -360,6 +360,7 @@ def _restored(
             mesh.shardings(device_mesh, abstract),
         ),
         step,
+        "params" if weights == config.RAW else weights,
     )
     saved.close()
     if restored is None:

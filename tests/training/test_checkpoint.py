@@ -16,7 +16,7 @@ import pytest
 from scaling_ldm import config, records
 from scaling_ldm.records import upgrade
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint, signals, storage_faults
+from scaling_ldm.training import checkpoint, checksum, signals, storage_faults
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,48 @@ def test_what_is_saved_is_restored_with_its_position(spec, tmp_path):
     assert (restored.step, restored.progress) == (3, progress(3))
     np.testing.assert_array_equal(restored.state["w"], STATE["w"] + 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_a_part_is_read_alone_and_checked(spec, tmp_path, monkeypatch):
+    """Also where its leaves are not the first ones; the others are not looked at."""
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, STATE, progress(1))
+    saved.wait()
+    read = []
+    part = checkpoint.Checkpoints._part
+    monkeypatch.setattr(
+        checkpoint.Checkpoints,
+        "_part",
+        lambda self, step, **args: read.append(args) or part(self, step, **args),
+    )
+    for name in STATE:
+        restored = saved.restore(ABSTRACT, 1, name)
+        np.testing.assert_array_equal(restored.state, STATE[name])
+        assert list(read[-1]["state"].item) == [name]
+        assert restored.progress == progress(1)
+    monkeypatch.setattr(checksum, "of", lambda *_: 0)
+    with pytest.raises(checkpoint.CheckpointError, match="checksum 0, saved as"):
+        saved.restore(ABSTRACT, 1, "w")
+    saved.close()
+
+
+def test_a_part_of_an_older_checkpoint_is_checked_with_the_whole(
+    spec, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as older:
+        older.setattr(
+            records, "stamped", lambda meta: {k: meta[k] for k in meta if k != "parts"}
+        )
+        saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+        saved.save(1, STATE, progress(1))
+        saved.wait()
+    np.testing.assert_array_equal(saved.restore(ABSTRACT, 1, "w").state, STATE["w"])
+    sums = []
+    monkeypatch.setattr(checksum, "of", lambda tree, *_: sums.append(tree) or 0)
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        saved.restore(ABSTRACT, 1, "w")
+    assert set(sums[0]) == set(STATE)
+    saved.close()
 
 
 @pytest.mark.parametrize(
@@ -207,13 +249,14 @@ def test_nothing_waits_for_the_time_of_day(spec, tmp_path, monkeypatch):
 
 def test_checksum_sees_any_bit_and_any_swap():
     a, b = jnp.arange(4.0), jnp.arange(4.0) + 1
-    same = checkpoint.checksum({"a": a, "b": b})
-    assert same == checkpoint.checksum({"a": a + 0, "b": b + 0})
-    assert same != checkpoint.checksum({"a": b, "b": a})
-    assert same != checkpoint.checksum({"a": -a, "b": b})
-    assert same != checkpoint.checksum({"a": a.at[2].add(2e-7), "b": b})
-    assert same != checkpoint.checksum({"a": a[::-1], "b": b})
+    same = checksum.of({"a": a, "b": b})
+    assert same == sum(checksum.of_parts({"a": a, "b": b}).values()) % 2**32
+    assert same == checksum.of({"a": a + 0, "b": b + 0})
+    assert same != checksum.of({"a": b, "b": a})
+    assert same != checksum.of({"a": -a, "b": b})
+    assert same != checksum.of({"a": a.at[2].add(2e-7), "b": b})
+    assert same != checksum.of({"a": a[::-1], "b": b})
     mesh = jax.make_mesh((2, 2), ("replica", "fsdp"))
     with jax.set_mesh(mesh):
         split = jax.device_put(a, jax.P("fsdp")), jax.device_put(b, jax.P())
-        assert same == checkpoint.checksum(dict(zip("ab", split, strict=True)))
+        assert same == checksum.of(dict(zip("ab", split, strict=True)))

@@ -10,7 +10,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint, train_step
+from scaling_ldm.training import checkpoint, checksum, train_step
 
 
 @functools.partial(
@@ -56,7 +56,7 @@ def test_the_default_state_is_the_tree_of_0_1_0(tiny):
     assert fields.pop("aux") == {}
     first = FirstState(ema=fields.pop("averages")["ema"], **fields)
     assert paths(state) == paths(first)
-    assert checkpoint.checksum(state) == checkpoint.checksum(first)
+    assert checksum.of(state) == checksum.of(first)
 
 
 def test_other_averages_stand_beside_it(tiny):
