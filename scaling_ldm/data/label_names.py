@@ -60,6 +60,29 @@ def refuse_others(there: Sequence[str], here: Sequence[str], what: str) -> None:
     )
 
 
+def refuse_number(classes: int, names: Sequence[str], distinct: int) -> None:
+    """Refuses pictures whose labels are not as many as the network has, if it is known.
+
+    Args:
+      classes: config.model.classes; 0: the network reads no labels.
+      names: of the labels of the pictures; (): unknown.
+      distinct: the number of different labels. Without names, there may be labels that
+        no picture has, so only a larger number than `classes`, and 0, are refused.
+
+    Raises:
+      ConfigError: it is another number.
+    """
+    if not classes or classes == len(names):
+        return
+    if not names and 0 < distinct <= classes:
+        return
+    found = len(names) or distinct
+    raise config.ConfigError(
+        f"config.model.classes = {classes}, but the pictures have "
+        f"{f'{found:,} labels' if found else 'no labels'}; set model.classes = {found}"
+    )
+
+
 def write(path: pathlib.Path, names: Sequence[str]) -> None:
     """Writes the names for `read`."""
     held = {"digest": records.digest(list(names)), "names": list(names)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -24,12 +25,31 @@ from scaling_ldm.report.plotting import (
 from scaling_ldm.report.study import Study
 
 _MARKER = 2.6
+# A marker per seed; those of more seeds begin anew.
+_MARKERS = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
 _LOG_FROM = 2.0  # times the lowest loss; below it the axis is linear
 
 
 def runs_with_curves(study: Study) -> list[RunSpec]:
     """The runs whose held-out loss was measured at more than one step."""
     return [run for run in study.runs if len(_points(study, run)) > 1]
+
+
+def missing(study: Study) -> str:
+    """A sentence where finished runs have no learning curve; "": some run has one."""
+    if runs_with_curves(study) or not study.finished():
+        return ""
+    return ". ".join(
+        filter(
+            None,
+            (
+                study.title,
+                "There are no learning curves: no run was measured before its end. "
+                "Measurements before the end may take 2% of the FLOPs of a run, and a "
+                "short run has none that is as cheap (config.validation.marks).",
+            ),
+        )
+    )
 
 
 def _points(study: Study, run: RunSpec) -> list[Measurement]:
@@ -121,12 +141,19 @@ def _curve(axes: Axes, study: Study, run: RunSpec, colour: str) -> np.ndarray:
     axes.plot(
         x,
         y,
-        "o:" if failed else "o-",
+        ":" if failed else "-",
+        marker=_markers(study)[run.seed],
         color=MUTED if failed else colour,
         markersize=_MARKER,
         linewidth=1.1,
     )
     return y
+
+
+def _markers(study: Study) -> dict[int, str]:
+    """Seed -> its marker."""
+    seeds = sorted({run.seed for run in study.runs})
+    return dict(zip(seeds, itertools.cycle(_MARKERS), strict=False))
 
 
 def _caption(study: Study, runs: list[RunSpec]) -> str:
@@ -137,6 +164,10 @@ def _caption(study: Study, runs: list[RunSpec]) -> str:
         "per size, a point per measurement. Runs that were measured only at their end "
         "are not shown."
     )
+    markers = _markers(study)
+    if len(markers) > 1:
+        named = ", ".join(f"{_MARKERS[m]} {seed}" for seed, m in markers.items())
+        caption += f" Seeds: {named}."
     failed = [study.records.get(run.run_id) for run in runs]
     if any(record and record.status != "finished" for record in failed):
         caption += " Grey and dotted: runs that failed."

@@ -13,6 +13,7 @@ from scaling_ldm.report import (
     frontier_tables,
     html,
     law_tables,
+    learning_figures,
     pictures,
     run_tables,
     style,
@@ -78,6 +79,7 @@ def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
             for part in parts
             for name in ("training", "learning")
         ),
+        html.paragraphs(filter(None, map(learning_figures.missing, parts))),
         html.folded("Loss by stratum of t", html.table(tables.get("strata"))),
         html.folded(f"Every run ({len(study.runs)})", html.table(tables["runs"])),
     ]

@@ -184,6 +184,11 @@ class _Encoder:
         if self._split is not None:
             self._identity["split"] = self._split.summary
             progress.say(split.in_words(self._split.summary))
+            label_names.refuse_number(
+                self._experiment.model.classes,
+                label_names.of(self._pictures),
+                self._split.summary.get("labels", 0),
+            )
         if held is None:
             mesh.failing_together(self._begin if mesh.is_primary() else lambda: None)
         self._of = records.digest(held or self._identity)

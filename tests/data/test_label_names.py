@@ -35,3 +35,23 @@ def test_only_what_reads_labels_has_their_names():
     assert label_names.read_by(("label",), Source()) == ("cat",)
     assert label_names.read_by(("text", "mask"), Source()) == ()
     assert label_names.read_by(("label",), object()) == ()
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "distinct", "said"),
+    [
+        (0, ("cat", "dog"), 2, None),
+        (2, ("cat", "dog"), 2, None),
+        (3, (), 2, None),  # no picture has label 1 or 2
+        (3, ("cat", "dog"), 2, "the pictures have 2 labels; set model.classes = 2"),
+        (1, (), 2, "the pictures have 2 labels; set model.classes = 2"),
+        (3, (), 0, "the pictures have no labels; set model.classes = 0"),
+    ],
+)
+def test_another_number_of_labels_than_the_network_has_is_refused(
+    classes, names, distinct, said
+):
+    if said is None:
+        return label_names.refuse_number(classes, names, distinct)
+    with pytest.raises(config.ConfigError, match=said):
+        label_names.refuse_number(classes, names, distinct)

@@ -9,7 +9,7 @@ from finished_study import BUDGETS, Page, make_workdir, table_rows
 
 from scaling_ldm import config, records, report
 from scaling_ldm.records import table
-from scaling_ldm.report import reading
+from scaling_ldm.report import learning_figures, reading
 from scaling_ldm.stages import fit
 
 GROUPS = ("learning_rate 2e-3", "learning_rate 4e-3")
@@ -77,6 +77,18 @@ def test_each_group_has_its_laws(grouped):
     np.testing.assert_allclose(
         [p.l_opt + WORSE for p in a.parabolas], [p.l_opt for p in b.parabolas]
     )
+
+
+def test_seeds_of_a_learning_curve_are_told_apart(grouped):
+    study = reading.read(grouped[0])
+    (part, _) = study.parts()
+    run = part.runs[0]
+    earlier = finished_study.row(run, 1, "loss", "ema", 1.0)
+    rows = {**part.rows, run.run_id: (earlier, *part.rows[run.run_id])}
+    found = learning_figures.learning(dataclasses.replace(part, rows=rows))
+    assert "Seeds: circles 0, squares 1." in found.caption
+    for group in GROUPS:
+        assert f"{group}. There are no learning curves" in grouped[1].text
 
 
 def test_each_group_has_a_section_with_its_name(grouped):

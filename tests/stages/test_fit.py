@@ -204,12 +204,14 @@ def test_rows_that_contradict_one_another_are_a_refusal(study):
 
 def test_learning_curves_are_drawn_of_rows_before_the_end(study):
     workdir = study("few")
-    report.write(workdir)
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
     figure = workdir / "report" / "figures" / "learning.png"
     assert not figure.exists()
+    assert "There are no learning curves: no run was measured before" in page.text
     finished_study.add_curves(workdir)
     page = Page(report.write(workdir).read_text(encoding="utf-8"))
     assert figure.exists() and page.wrong == []
+    assert "no learning curves" not in page.text and "Seeds: " not in page.text
     assert "Learning curves: validation loss, average ema, against" in page.text
     rows = table_rows(workdir, "strata")
     assert len(rows) == 13 and {"t0", "t9"} <= rows[0].keys()
