@@ -140,6 +140,7 @@ def load(
             network,
             scheduler.schedule,
             prediction=scheduler.prediction,
+            x0_transform=scheduler.x0_transform,
             params=jax.device_put(found.load(), jax.local_devices()[0]),
         ),
         shape=(H, W, C),

@@ -26,6 +26,8 @@ TIME_SCALE = 1000  # our networks read t times this, published ones t itself
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 # What these take where a file does not say timestep_spacing; others take "linspace".
 _LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+# What clips estimates of x0 to [-1, 1] unless a file says otherwise.
+_CLIPPING = ("DDIMScheduler", "DDPMScheduler")
 # Of a spacing that reaches the data's end, these take one point more and leave it out.
 _ONE_MORE = ("DPMSolver", "DEIS", "UniPC")
 # Of a flow, another order of points than the ones below.
@@ -46,11 +48,13 @@ class Scheduler:
 
     grid(steps, tokens) -> the points of a sampler of so many steps, for a picture of so
       many tokens.
+    x0_transform: of estimates of x0, as `samplers.denoiser` takes it.
     """
 
     schedule: noise.Schedule
     prediction: str
     grid: Callable[[int, int], samplers.TimeGrid]
+    x0_transform: Callable[[Any], Any] | None = None
 
 
 def read(where: str, folder: pathlib.Path) -> Scheduler:
@@ -172,8 +176,7 @@ def _table(path: pathlib.Path, said: Mapping[str, Any]) -> Scheduler:
     if spacing == "leading":
         options["offset"] = said.get("steps_offset", 0)
 
-    multistep = str(said.get("_class_name")).startswith(_ONE_MORE)
-    one_more = multistep and spacing in ("leading", "linspace")
+    one_more = _multistep(said) and spacing in ("leading", "linspace")
 
     def grid(steps: int, tokens: int) -> samplers.TimeGrid:
         del tokens
@@ -181,7 +184,29 @@ def _table(path: pathlib.Path, said: Mapping[str, Any]) -> Scheduler:
         times = [point.t for point in found.points[:steps]]
         return samplers.from_times(schedule, times)
 
-    return Scheduler(schedule=schedule, prediction=_PREDICTIONS[prediction], grid=grid)
+    return Scheduler(
+        schedule=schedule,
+        prediction=_PREDICTIONS[prediction],
+        grid=grid,
+        x0_transform=_x0_transform(said),
+    )
+
+
+def _x0_transform(said: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    """The limit on estimates of x0, which samplers of diffusers apply at every step."""
+    clips = str(said.get("_class_name")) in _CLIPPING
+    if said.get("thresholding") and (clips or _multistep(said)):
+        ratio = said.get("dynamic_thresholding_ratio", 0.995)
+        return samplers.dynamic_threshold(
+            ratio, 1.0, largest=said.get("sample_max_value", 1.0)
+        )
+    if clips and said.get("clip_sample", True):
+        return samplers.clip(said.get("clip_sample_range", 1.0))
+    return None
+
+
+def _multistep(said: Mapping[str, Any]) -> bool:
+    return str(said.get("_class_name")).startswith(_ONE_MORE)
 
 
 def _schedule(path: pathlib.Path, said: Mapping[str, Any]) -> noise.Schedule:

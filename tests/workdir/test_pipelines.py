@@ -134,6 +134,31 @@ def test_a_table_is_walked_as_its_scheduler_says(tmp_path):
         times(timestep_spacing="odd")
 
 
+def test_estimates_are_limited_as_the_scheduler_says(tmp_path):
+    x0 = np.linspace(-4, 4, 21, dtype=np.float32).reshape(1, -1)
+
+    def limited(name, **said):
+        given = SD1 | {"_class_name": name} | said
+        written(tmp_path, scheduler_config.FILE, given)
+        limit = scheduler_config.read("load", tmp_path).x0_transform
+        return None if limit is None else np.asarray(limit(x0))
+
+    # As in diffusers: these two clip unless told not to, PNDM never does.
+    assert limited("PNDMScheduler", clip_sample=True) is None
+    assert limited("DDIMScheduler", clip_sample=False) is None
+    assert_allclose(limited("DDPMScheduler"), np.clip(x0, -1, 1))
+    clipped = limited("DDIMScheduler", clip_sample=True, clip_sample_range=2.0)
+    assert_allclose(clipped, np.clip(x0, -2, 2))
+    given = {"thresholding": True, "dynamic_thresholding_ratio": 0.5}
+    assert_allclose(limited("DDIMScheduler", **given), np.clip(x0, -1, 1))
+    median = np.median(np.abs(x0))
+    for name in ("DDPMScheduler", "DPMSolverMultistepScheduler"):
+        found = limited(name, sample_max_value=9.0, **given)
+        assert_allclose(found, np.clip(x0 / median, -1, 1), rtol=1e-6)
+    found = limited("DDPMScheduler", sample_max_value=1.5, **given)
+    assert_allclose(found, np.clip(x0 / 1.5, -1, 1), rtol=1e-6)
+
+
 def test_a_flow_is_walked_as_its_scheduler_says(tmp_path):
     def times(**said):
         written(tmp_path, scheduler_config.FILE, FLOW | said)
