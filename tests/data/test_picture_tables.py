@@ -1,5 +1,6 @@
 """Hugging Face data sets: Parquet and Arrow files."""
 
+import json
 import sys
 
 import numpy as np
@@ -145,6 +146,30 @@ def test_tables_bad_rows_and_plain_bytes(tmp_path, originals):
     ):
         with pytest.raises(config.ConfigError, match=words):
             pictures.open_pictures("huggingface", str(tmp_path), **options)
+
+
+def test_tables_names_of_classes(tmp_path, originals):
+    """As `datasets` writes a ClassLabel; other metadata is no error."""
+    known = {"_type": "ClassLabel", "names": ["cat", "red fox"]}
+    features = {"features": {"n": known, "text": {"_type": "Value"}}}
+    rows = {"image": [png(originals[0].image)], "text": ["x"], "n": [1]}
+    path = tmp_path / "x.parquet"
+
+    def names_of(about, label):
+        plain = pa.table(rows)
+        plain = plain.replace_schema_metadata({"huggingface": about})
+        pq.write_table(plain, path)
+        found = pictures.open_pictures("huggingface", str(tmp_path), label=label)
+        return found.label_names
+
+    about = json.dumps({"info": features})
+    assert names_of(about, "n") == ("cat", "red fox")
+    assert names_of(about, "") == ()
+    for odd in ("{", "[]", "{}", about.replace('"cat"', "1")):
+        assert names_of(odd, "n") == ()
+    pq.write_table(pa.table(rows), path)
+    found = pictures.open_pictures("huggingface", str(tmp_path), label="n")
+    assert (found.label_names, found.read(0).label) == ((), 1)
 
 
 def test_tables_pictures_that_are_paths(tmp_path):

@@ -4,8 +4,9 @@
     pets/train/state.json, data-00000....arrow  as `DatasetDict.save_to_disk` writes
 
 The picture is a column of struct<bytes, path> (the Image feature) or of bytes. The
-caption is a column of text; of several captions the first is taken. The extra
-`huggingface` (pyarrow) is needed; nothing is downloaded.
+caption is a column of text; of several captions the first is taken. Labels of a
+ClassLabel column have its names. The extra `huggingface` (pyarrow) is needed; nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Tables:
         if not len(self):
             raise config.ConfigError(f"{path}: there are no rows in its files")
         self.captions_from = f"column {self._columns[1]!r}"
+        self.label_names = _class_names(self._tables[0].schema, self._columns[2])
         self.identity = record.listing_digest(
             "huggingface", folder.sketches(names), self._columns
         )
@@ -251,6 +253,17 @@ def _kind(kind: Any) -> str:
         return "text" if _kind(kind.value_type) == "text" else "other"
     texts = (types.is_string, types.is_large_string, types.is_string_view)
     return "text" if any(is_text(kind) for is_text in texts) else "other"
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of a ClassLabel column, which its file keeps beside the types."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        names = about["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()  # no label, or written by another program
+    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if whole else ()
 
 
 def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
