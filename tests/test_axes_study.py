@@ -23,7 +23,7 @@ OTHER = "3.000e08-16x2-cross_attention-lr2e-3-seed1"
 
 
 @pytest.fixture(scope="module")
-def given(tiny):
+def given(tiny, one_device):
     c = tiny.copy_and_resolve_references()
     c.plan.sizes = ((16, 1), (16, 2))
     c.plan.sizes_per_budget = 1

@@ -384,6 +384,7 @@ def test_the_clock_saves_between_marks_and_changes_nothing(
     assert_identical(experiment, tmp_path, reference[0])
 
 
+@pytest.mark.slow  # by day, test_train_marks kills runs of several steps in a dispatch
 def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
     experiment, tmp_path, monkeypatch
 ):
@@ -416,7 +417,8 @@ def dies_at(look, at):
 @pytest.mark.parametrize(
     "path",
     [
-        ((4, 1), (2, 1), (2, 2)),  # fewer devices, then other shardings
+        ((4, 1), (2, 2)),  # fewer devices and other shardings
+        pytest.param(((4, 1), (2, 1), (2, 2)), marks=pytest.mark.slow),
         pytest.param(((4, 1), (2, 1), (1, 1)), marks=pytest.mark.slow),
         pytest.param(((2, 1), (2, 2)), marks=pytest.mark.slow),
     ],
@@ -547,7 +549,14 @@ def unfinish(folder):
     folder.rename(folder.with_name(f"{folder.name}.orbax-checkpoint-tmp"))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, forge, unfinish])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        unfinish,
+        *(pytest.param(damage, marks=pytest.mark.slow) for damage in (truncate, forge)),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):

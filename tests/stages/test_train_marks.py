@@ -36,11 +36,9 @@ EACH = len(WEIGHTS) * (1 + len(TENTHS)) + 1  # rows of a mark
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_device_and_room():
+def _room(one_device):
     """The marks of these runs may take more than two percent of them."""
-    build = functools.partial(mesh.build, use=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh, "build", build)
         patch.setattr(marks, "SHARE", 100.0)
         yield
 
@@ -105,7 +103,7 @@ def final_state(experiment, workdir):
     return functions, restored.state
 
 
-@pytest.fixture(scope="module", params=[1, 4])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 4])
 def undisturbed(request, experiment, tmp_path_factory):
     """(experiment with 1 or 4 steps in a dispatch, workdir, record)."""
     several = with_fields(experiment, "train", steps_per_dispatch=request.param)

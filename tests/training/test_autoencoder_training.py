@@ -35,7 +35,7 @@ def recipe(tiny):
 
 
 @pytest.fixture(scope="module")
-def trained(recipe, tmp_path_factory):
+def trained(recipe, one_device, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("autoencoder")
     stages = ("plan", "train", "generate", "export")
     with pytest.MonkeyPatch.context() as patch:
