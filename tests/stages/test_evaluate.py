@@ -347,10 +347,11 @@ def test_another_metric_takes_the_features_that_are_there(anew, monkeypatch):
     """Real pictures are in batches of another size; the numbers are the same."""
     wanted, workdir, specs, found = anew
     monkeypatch.setattr(reference, "BATCH", 256)
+    wanted = changed(wanted, evaluate={"through_training": False})
     fd = changed(wanted, evaluate={"metrics": ("fd",)})
     evaluate.run(fd, workdir, specs)
     calls = counting(monkeypatch)
-    assert numbers(evaluate.run(wanted, workdir, specs)) == found
+    assert numbers(evaluate.run(wanted, workdir, specs)) == found[:2]
     assert not calls
 
 

@@ -37,6 +37,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 def experiment(tiny):
     """Two runs of one size, at 24 and 36 steps, saved every 6 or 9."""
     c = tiny.copy_and_resolve_references()
+    c.plan.sizes = ((16, 1),)
     (row,) = plan.plan(config.resolve(c))
     c.plan.budgets_flops = tuple(float(n * row.flops_per_step) for n in STEPS)
     c.train.checkpoints_per_run = 4
