@@ -267,22 +267,26 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
     assert not files.metrics.exists()
 
 
+@pytest.fixture(scope="module")
+def marked(experiment):
+    """The experiment with checkpoints at chosen FLOPs; it begins at 1, ends at 24."""
+    each = row_of(experiment).flops_per_step
+    flops = tuple(each * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
+    cfg = dataclasses.replace(
+        experiment.train, keep_checkpoints=1, checkpoint_flops=flops
+    )
+    return dataclasses.replace(experiment, train=cfg)
+
+
+def test_chosen_flops_are_the_nearest_steps_of_a_run(experiment, marked):
+    assert loop.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
+
+
+@pytest.mark.slow  # by day, one at chosen FLOPs stays among those of the clock
 def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
-    experiment, reference, tmp_path, monkeypatch, lines
+    experiment, marked, reference, tmp_path, monkeypatch, lines
 ):
     row = row_of(experiment)
-    flops = tuple(row.flops_per_step * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
-    marked = dataclasses.replace(
-        experiment,
-        train=dataclasses.replace(
-            experiment.train, keep_checkpoints=1, checkpoint_flops=flops
-        ),
-    )
-    assert loop.checkpoint_steps(marked, row) == {
-        2,
-        9,
-        16,
-    }  # it begins at 1, ends at 24
     stop_at(monkeypatch, 11)
     with pytest.raises(Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])

@@ -437,12 +437,17 @@ V = {
     [
         ({}, []),
         ({"prediction_type": "epsilon"}, ["prediction: 'epsilon' there, 'v' here"]),
-        ({"beta_start": 0.001}, ["schedule: Discrete"]),
-        ({"beta_end": 0.02}, ["schedule: Discrete"]),
         ({"beta_schedule": "linear"}, ["schedule: Discrete"]),
-        ({"num_train_timesteps": 500}, ["schedule: Discrete"]),
-        ({"rescale_betas_zero_snr": True}, ["schedule: Discrete"]),
-        ({"trained_betas": [0.1, 0.2]}, ["schedule: Discrete"]),
+        *(
+            pytest.param(change, ["schedule: Discrete"], marks=pytest.mark.slow)
+            for change in (
+                {"beta_start": 0.001},
+                {"beta_end": 0.02},
+                {"num_train_timesteps": 500},
+                {"rescale_betas_zero_snr": True},
+                {"trained_betas": [0.1, 0.2]},
+            )
+        ),
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
             ["prediction: 'flow' there, 'v' here", "schedule: RectifiedFlow"],

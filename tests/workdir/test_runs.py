@@ -160,6 +160,7 @@ def test_averages_lie_as_their_parameters_do(experiment):
     assert sharded >= 3 * 4
 
 
+@pytest.mark.slow  # by day, test_train_marks kills runs with several averages
 def test_a_stopped_run_comes_to_the_same_bits(
     experiment, trained, load, tmp_path, monkeypatch
 ):
