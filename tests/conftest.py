@@ -10,6 +10,7 @@ cores, or all of its threads wait: PJRT_NPROC.
 """
 
 import atexit
+import functools
 import gc
 import os
 import shutil
@@ -79,6 +80,17 @@ def pytest_collection_modifyitems(config, items):
 def unchecked():
     """Annotations are not checked; for tests that give what these would refuse."""
     with annotations.unchecked():
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Programs of the file are for one of the four devices: they compile faster."""
+    from scaling_ldm.training import mesh
+
+    build = functools.partial(mesh.build, use=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "build", build)
         yield
 
 

@@ -19,13 +19,14 @@ from scaling_ldm.workdir import runs
 
 PREEMPTED = "preempted, run the same command again"
 RATE, ARCHITECTURE = "optimizer.learning_rate", "model.architecture"
-OTHER = "3.000e08-16x2-cross_attention-lr2e-3-seed1"
+ONE = "1.000e08-16x1"
+OTHER = f"{ONE}-cross_attention-lr2e-3-seed1"
 
 
 @pytest.fixture(scope="module")
-def given(tiny):
+def given(tiny, one_device):
     c = tiny.copy_and_resolve_references()
-    c.plan.sizes = ((16, 1), (16, 2))
+    c.plan.sizes, c.plan.budgets_flops = ((8, 1), (16, 1)), (1e8,)
     c.plan.sizes_per_budget = 1
     c.plan.expected_coef, c.plan.expected_exponent = 1e9, 0.01  # the larger size
     c.generate.images = c.generate.batch_size = 8
@@ -80,7 +81,7 @@ def test_a_run_is_that_of_an_experiment_with_its_values(given, study, tmp_path):
     _, (alone,) = trained(c, tmp_path)
     (spec,) = [s for s in specs if s.run_id == OTHER]
     ours = runs.read_record(workdir, OTHER)
-    theirs = runs.read_record(tmp_path, "3.000e08-16x2")
+    theirs = runs.read_record(tmp_path, ONE)
     for name in ("recipe_hash", "flops"):
         assert getattr(ours, name) == getattr(theirs, name)
     for weights in ("raw", "ema"):
@@ -91,7 +92,7 @@ def test_a_run_is_that_of_an_experiment_with_its_values(given, study, tmp_path):
             json.loads(line)
             for line in runs.run_files(*of).metrics.read_text().split("\n")[:-1]
         ]
-        for of in ((workdir, OTHER), (tmp_path, "3.000e08-16x2"))
+        for of in ((workdir, OTHER), (tmp_path, ONE))
     ]
     for name in ("loss", "learning_rate"):
         assert [row[name] for row in logs[0]] == [row[name] for row in logs[1]]
@@ -157,7 +158,7 @@ def test_an_objective_as_an_axis_has_no_best_run(given, tmp_path):
         generate.check(e)
     with pytest.raises(config.ConfigError, match="no run is the best one"):
         runs.run_to_sample(e, tmp_path, plan.plan(e))
-    c.generate.run = "3.000e08-16x2"
+    c.generate.run = ONE
     generate.check(config.resolve(c))
     c.generate.run, c.plan.axes = "", {"objective.weighting": ("uniform", "min_snr")}
     generate.check(config.resolve(c))
@@ -165,7 +166,7 @@ def test_an_objective_as_an_axis_has_no_best_run(given, tmp_path):
 
 def test_every_objective_of_an_axis_must_be_sampled(given):
     c = given.copy_and_resolve_references()
-    c.generate.spacing, c.generate.run = "flow_shifted", "3.000e08-16x2"
+    c.generate.spacing, c.generate.run = "flow_shifted", ONE
     generate.check(config.resolve(c))
     c.plan.axes = {
         "objective.schedule,objective.prediction": (

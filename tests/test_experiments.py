@@ -35,8 +35,11 @@ def test_it_resolves_and_says_question_cost_and_command(path):
     assert f"--config experiments/{path.name}" in doc
 
 
-# Tracing the largest U-Nets takes long; the fast run plans unet_39m.
-SLOW = {"unet_family", "unet_866m", "sampling_frontier"}
+# Tracing the largest U-Nets takes long; the fast run plans unet_39m. Of the budgets of
+# the grid, which differ in a number, it plans the smallest and the largest; that of
+# quickstart, test_docs makes.
+SLOW = {"unet_family", "unet_866m", "sampling_frontier", "quickstart"}
+SLOW |= {f"dit_{budget}" for budget in ("3e17", "6e17", "1e18", "3e18")}
 
 
 @pytest.mark.parametrize(

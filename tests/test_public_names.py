@@ -47,11 +47,14 @@ def test_importing_the_package_imports_none_of_its_folders():
 @pytest.mark.parametrize(
     "names",
     [
-        ("noise", "samplers"),
-        ("flops", "fit", "frontier", "denoisers", "encoders", "weights", "metrics"),
-        tuple(scaling_ldm.PUBLIC),
+        pytest.param(("noise", "samplers"), id="two", marks=pytest.mark.slow),
+        pytest.param(
+            ("flops", "fit", "frontier", "denoisers", "encoders", "weights", "metrics"),
+            id="more",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(tuple(scaling_ldm.PUBLIC), id="all"),
     ],
-    ids=["two", "more", "all"],
 )
 def test_public_names_load_no_heavy_package_and_touch_no_device(names):
     loaded = imported_by(f"from scaling_ldm import {', '.join(names)}")

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 from scipy import linalg
+from untrained import finish
 
 from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, measures, protocol, reference
 from scaling_ldm.metrics import Moments
 from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.records import joined, table
-from scaling_ldm.stages import evaluate, frontier, generate, plan, train
+from scaling_ldm.stages import evaluate, frontier, generate, plan
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.workdir import runs, samples
 
@@ -46,8 +47,11 @@ def stand_in(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    """(experiment, workdir, specs) of two trained sizes and a small grid of cells."""
+def trained(tiny, one_device, tmp_path_factory):
+    """(experiment, workdir, specs) of two sizes and a small grid of cells.
+
+    What is drawn and measured is what matters here, so the weights are random.
+    """
     workdir = tmp_path_factory.mktemp("evaluate")
     c = tiny.copy_and_resolve_references()
     c.generate.images, c.generate.batch_size, c.generate.steps = 24, 16, 2
@@ -61,7 +65,8 @@ def trained(tiny, tmp_path_factory):
     experiment = config.resolve(c)
     specs = plan.plan(experiment)
     plan.write(specs, workdir)
-    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    for number, spec in enumerate(specs):
+        finish(experiment, workdir, spec, at=(6,), loss=0.5 - number / 10, seed=number)
     generate.run(experiment, workdir, specs)
     return experiment, workdir, specs
 
@@ -140,9 +145,10 @@ def test_a_number_in_doubt_says_so_in_its_record_and_its_line(trained, monkeypat
 
 
 def test_features_are_in_the_order_of_their_pictures(trained):
-    """In whole batches and in a last batch that is filled up."""
+    """In whole batches and in a last batch that is filled up; on four devices."""
     experiment, _, _ = trained
-    device_mesh = mesh.build(experiment.mesh, {})
+    device_mesh = mesh.build(experiment.mesh, {}, use=jax.devices())
+    assert device_mesh.size == 4
     images = np.random.default_rng(0).integers(256, size=(21, 8, 8, 3), dtype=np.uint8)
     wanted = np.tanh(images.reshape(21, -1).astype("f") @ judge(None).params)
     with jax.set_mesh(device_mesh):
@@ -282,9 +288,15 @@ def numbers(found):
     return [(r.run_id, r.step, r.metric, r.value, r.low, r.high) for r in found]
 
 
+UNMEASURED = shutil.ignore_patterns("evaluate", "evaluations.jsonl", "frontier")
+
+
 @pytest.fixture(scope="module")
-def measured(trained):
-    """The numbers of every checkpoint's pictures, measured without interruption."""
+def measured(trained, tmp_path_factory):
+    """(what is measured, workdir, numbers): every checkpoint's, without interruption.
+
+    Batches of real pictures are of 16.
+    """
     experiment, workdir, specs = trained
     wanted = changed(
         experiment,
@@ -292,27 +304,36 @@ def measured(trained):
         generate={"batch_size": 8},
     )
     generate.run(wanted, workdir, specs)
+    folder = tmp_path_factory.mktemp("measured") / "w"
+    shutil.copytree(workdir, folder, ignore=UNMEASURED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(extractors._LOADERS, "lite0", judge)
-        return wanted, numbers(evaluate.run(wanted, workdir, specs))
+        patch.setattr(reference, "BATCH", 16)
+        return wanted, folder, numbers(evaluate.run(wanted, folder, specs))
 
 
 @pytest.fixture
 def anew(trained, measured, tmp_path, monkeypatch):
     """(what is measured, workdir, specs, its numbers): nothing of them is kept."""
-    _, workdir, specs = trained
-    wanted, found = measured
-    folder = tmp_path / "anew"
-    shutil.copytree(
-        workdir,
-        folder,
-        ignore=shutil.ignore_patterns("evaluate", "evaluations.jsonl", "frontier"),
-    )
+    wanted, workdir, found = measured
+    shutil.copytree(workdir, tmp_path / "anew", ignore=UNMEASURED)
     monkeypatch.setattr(reference, "BATCH", 16)
-    return wanted, folder, specs, found
+    return wanted, tmp_path / "anew", trained[2], found
 
 
-@pytest.mark.parametrize("stop_after", (1, 4, 9))
+@pytest.fixture
+def done(trained, measured, tmp_path, monkeypatch):
+    """As `anew`, with everything that was measured."""
+    wanted, workdir, found = measured
+    shutil.copytree(workdir, tmp_path / "done")
+    monkeypatch.setattr(reference, "BATCH", 16)
+    return wanted, tmp_path / "done", trained[2], found
+
+
+@pytest.mark.parametrize(
+    "stop_after",
+    (4, *(pytest.param(calls, marks=pytest.mark.slow) for calls in (1, 9))),
+)
 def test_stopped_anywhere_it_goes_on_with_the_next_batch(anew, monkeypatch, stop_after):
     wanted, workdir, specs, found = anew
     extract = extractors.Extractor.__call__
@@ -328,17 +349,19 @@ def test_stopped_anywhere_it_goes_on_with_the_next_batch(anew, monkeypatch, stop
 
 
 def test_another_metric_takes_the_features_that_are_there(anew, monkeypatch):
+    """Real pictures are in batches of another size; the numbers are the same."""
     wanted, workdir, specs, found = anew
+    monkeypatch.setattr(reference, "BATCH", 256)
+    wanted = changed(wanted, evaluate={"through_training": False})
     fd = changed(wanted, evaluate={"metrics": ("fd",)})
     evaluate.run(fd, workdir, specs)
     calls = counting(monkeypatch)
-    assert numbers(evaluate.run(wanted, workdir, specs)) == found
+    assert numbers(evaluate.run(wanted, workdir, specs)) == found[:2]
     assert not calls
 
 
-def test_a_lost_batch_is_extracted_again(anew, monkeypatch):
-    wanted, workdir, specs, found = anew
-    evaluate.run(wanted, workdir, specs)
+def test_a_lost_batch_is_extracted_again(done, monkeypatch):
+    wanted, workdir, specs, found = done
     (workdir / "evaluations.jsonl").unlink()
     batches = sorted((workdir / "evaluate" / "features").glob("*/00001.npz"))
     assert len(batches) == 6
@@ -400,11 +423,10 @@ def test_a_cut_off_file_of_pictures_is_said_to_be_one(anew):
         evaluate.run(wanted, workdir, specs)
 
 
-def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(anew):
-    wanted, workdir, specs, found = anew
+def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(done):
+    wanted, workdir, specs, found = done
     wanted = changed(wanted, evaluate={"through_training": False})
     found = found[:2]  # of the first model, whose pictures are drawn
-    evaluate.run(wanted, workdir, specs)
     (path,) = (workdir / "evaluate").glob("reference-*.npz")
     whole = path.read_bytes()
     other = Moments.of([np.zeros((3, WIDTH), np.float32)])
@@ -418,9 +440,9 @@ def test_statistics_that_are_damaged_or_of_other_pictures_are_made_again(anew):
         assert path.read_bytes() == whole
 
 
-def test_rounding_makes_no_other_reference(anew, monkeypatch):
+def test_rounding_makes_no_other_reference(done, monkeypatch):
     """Batches of another size, or another device, round features differently."""
-    wanted, workdir, specs, _ = anew
+    wanted, workdir, specs, _ = done
     once = changed(wanted, evaluate={"through_training": False, "metrics": ("fd",)})
     (before,) = evaluate.run(once, workdir, specs)
     shutil.rmtree(workdir / "evaluate")
@@ -438,9 +460,8 @@ def test_rounding_makes_no_other_reference(anew, monkeypatch):
     assert len(before.protocol["reference"]) == 16
 
 
-def test_a_damaged_batch_is_said_to_be_one(anew):
-    wanted, workdir, specs, _ = anew
-    evaluate.run(wanted, workdir, specs)
+def test_a_damaged_batch_is_said_to_be_one(done):
+    wanted, workdir, specs, _ = done
     second = [*(workdir / "evaluate" / "features").glob("*/00001.npz")]
     for path in second:
         kept = path.read_bytes()

@@ -31,6 +31,22 @@ def study(tmp_path):
     return lambda kind="plain": make_workdir(tmp_path / "w", kind, lean=True)
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """(workdir, results by metric, page): losses, bounds and numbers of pictures."""
+    workdir = make_workdir(tmp_path_factory.mktemp("reported") / "w", lean=True)
+    rows = [r for r in records.read_table(workdir) if r.metric == "loss"]
+    for row in rows:
+        path = workdir / "runs" / row.run_id / table.FILE
+        bound = {"metric": "vlb", "value": 10 * row.value, "protocol_hash": "v"}
+        table.put_rows(path, [dataclasses.replace(row, **bound)])
+    for metric in ("fd_lite0", "recall_lite0"):
+        finished_study.evaluate(workdir, metric, "ema")
+    found = fitted(workdir, ("loss", "fd_lite0", "vlb", "recall_lite0"))
+    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+    return workdir, {result.metric: result for result in found}, page
+
+
 def test_each_metric_has_its_laws_from_the_ends_of_runs(study):
     workdir = study()
     finished_study.add_curves(workdir)  # losses before the end are not fitted
@@ -52,11 +68,8 @@ def test_each_metric_has_its_laws_from_the_ends_of_runs(study):
     assert "c1.6e+12-w160-d4: non_finite_loss" in left_out
 
 
-def test_the_report_shows_the_laws_of_each_metric(study):
-    workdir = study()
-    finished_study.evaluate(workdir, "fd_lite0", "ema")
-    fitted(workdir, ("loss", "fd_lite0"))
-    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+def test_the_report_shows_the_laws_of_each_metric(reported):
+    workdir, _, page = reported
     assert page.wrong == [] and page.open == []
     for words in ("validation loss, average ema", "FD-Lite0, average ema"):
         assert f"Laws: {words}" in page.text
@@ -163,30 +176,25 @@ def test_of_two_protocols_that_every_run_has_one_is_chosen(study):
         fitted(workdir, ("fd_lite0",), protocols=("cc",))
 
 
-def test_bounds_of_held_out_data_are_fitted_like_losses(study):
-    workdir = study()
-    rows = [r for r in records.read_table(workdir) if r.metric == "loss"]
-    for row in rows:
-        path = workdir / "runs" / row.run_id / table.FILE
-        bound = {"metric": "vlb", "value": 10 * row.value, "protocol_hash": "v"}
-        table.put_rows(path, [dataclasses.replace(row, **bound)])
-    loss, vlb = fitted(workdir, ("loss", "vlb"))
-    law, same = vlb.laws["L_opt"], loss.laws["L_opt"]
+def test_bounds_of_held_out_data_are_fitted_like_losses(reported):
+    _, found, page = reported
+    law, same = (found[metric].laws["L_opt"] for metric in ("vlb", "loss"))
     assert law.coef == pytest.approx(10 * same.coef)
     assert law.exponent == pytest.approx(same.exponent)
-    page = Page(report.write(workdir).read_text(encoding="utf-8"))
     assert "Laws: variational bound in bits per dim, average ema" in page.text
 
 
-def test_more_is_better_has_no_laws(study, capsys):
-    workdir = study()
-    finished_study.evaluate(workdir, "recall_lite0", "ema")
-    loss, recall = fitted(workdir, ("loss", "recall_lite0"))
-    assert isinstance(loss.laws["N_opt"], records.PowerLaw)
-    assert {law.reason for law in recall.laws.values()} == {"larger is better"}
-    assert "refused: N_opt: larger is better" in capsys.readouterr().err
-    page = Page(report.write(workdir).read_text(encoding="utf-8"))
+def test_more_is_better_has_no_laws(reported, study, capsys):
+    _, found, page = reported
+    assert isinstance(found["loss"].laws["N_opt"], records.PowerLaw)
+    reasons = {law.reason for law in found["recall_lite0"].laws.values()}
+    assert reasons == {"larger is better"}
     assert page.wrong == [] and "larger is better" in page.text
+    workdir = study("few")
+    finished_study.evaluate(workdir, "recall_lite0", "ema")
+    capsys.readouterr()
+    fitted(workdir, ("recall_lite0",))
+    assert "refused: N_opt: larger is better" in capsys.readouterr().err
 
 
 def test_rows_that_contradict_one_another_are_a_refusal(study):
@@ -202,12 +210,12 @@ def test_rows_that_contradict_one_another_are_a_refusal(study):
     assert spec.run_id in note and str(workdir) not in note
 
 
-def test_learning_curves_are_drawn_of_rows_before_the_end(study):
+def test_learning_curves_are_drawn_of_rows_before_the_end(reported, study):
+    without = reported[0] / "report" / "figures"
+    assert "There are no learning curves: no run was measured" in reported[1].text
+    assert without.exists() and not (without / "learning.png").exists()
     workdir = study("few")
-    page = Page(report.write(workdir).read_text(encoding="utf-8"))
     figure = workdir / "report" / "figures" / "learning.png"
-    assert not figure.exists()
-    assert "There are no learning curves: no run was measured before" in page.text
     finished_study.add_curves(workdir)
     page = Page(report.write(workdir).read_text(encoding="utf-8"))
     assert figure.exists() and page.wrong == []

@@ -22,6 +22,7 @@ def finished(tiny, tmp_path_factory):
     given = tiny.copy_and_resolve_references()
     given.generate.images, given.generate.batch_size = 20, 8
     given.generate.steps = 2
+    given.plan.steps, given.plan.budgets_flops, given.plan.minimum_steps = 4, (), 2
     experiment = config.resolve(given)
     specs = plan.plan(experiment)
     plan.write(specs, workdir)

@@ -37,6 +37,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 def experiment(tiny):
     """Two runs of one size, at 24 and 36 steps, saved every 6 or 9."""
     c = tiny.copy_and_resolve_references()
+    c.plan.sizes = ((16, 1),)
     (row,) = plan.plan(config.resolve(c))
     c.plan.budgets_flops = tuple(float(n * row.flops_per_step) for n in STEPS)
     c.train.checkpoints_per_run = 4
@@ -266,22 +267,26 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
     assert not files.metrics.exists()
 
 
+@pytest.fixture(scope="module")
+def marked(experiment):
+    """The experiment with checkpoints at chosen FLOPs; it begins at 1, ends at 24."""
+    each = row_of(experiment).flops_per_step
+    flops = tuple(each * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
+    cfg = dataclasses.replace(
+        experiment.train, keep_checkpoints=1, checkpoint_flops=flops
+    )
+    return dataclasses.replace(experiment, train=cfg)
+
+
+def test_chosen_flops_are_the_nearest_steps_of_a_run(experiment, marked):
+    assert loop.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
+
+
+@pytest.mark.slow  # by day, one at chosen FLOPs stays among those of the clock
 def test_checkpoints_at_chosen_flops_stay_and_change_nothing(
-    experiment, reference, tmp_path, monkeypatch, lines
+    experiment, marked, reference, tmp_path, monkeypatch, lines
 ):
     row = row_of(experiment)
-    flops = tuple(row.flops_per_step * step for step in (0.4, 2.2, 9.0, 15.6, 25.0))
-    marked = dataclasses.replace(
-        experiment,
-        train=dataclasses.replace(
-            experiment.train, keep_checkpoints=1, checkpoint_flops=flops
-        ),
-    )
-    assert loop.checkpoint_steps(marked, row) == {
-        2,
-        9,
-        16,
-    }  # it begins at 1, ends at 24
     stop_at(monkeypatch, 11)
     with pytest.raises(Preempted, match="is saved at step 12"):
         run(marked, tmp_path, STEPS[:1])
@@ -379,11 +384,13 @@ def test_the_clock_saves_between_marks_and_changes_nothing(
     assert saves == [2, 4, 6, 8, 9, 11, 12, 14, 16]
     assert not [line for line in lines if line.endswith("goes on")]
     assert runs.checkpoint_steps(tmp_path, row) == [9, 12, 14, 16]
-    run(hasty, tmp_path, STEPS[:1])
+    calm = dataclasses.replace(hasty.train, checkpoint_minutes=0.0)
+    run(dataclasses.replace(hasty, train=calm), tmp_path, STEPS[:1])
     assert runs.checkpoint_steps(tmp_path, row) == [9, 18, 24]
     assert_identical(experiment, tmp_path, reference[0])
 
 
+@pytest.mark.slow  # by day, test_train_marks kills runs of several steps in a dispatch
 def test_several_steps_in_a_dispatch_resume_to_the_same_bits(
     experiment, tmp_path, monkeypatch
 ):
@@ -416,7 +423,8 @@ def dies_at(look, at):
 @pytest.mark.parametrize(
     "path",
     [
-        ((4, 1), (2, 1), (2, 2)),  # fewer devices, then other shardings
+        ((4, 1), (2, 2)),  # fewer devices and other shardings
+        pytest.param(((4, 1), (2, 1), (2, 2)), marks=pytest.mark.slow),
         pytest.param(((4, 1), (2, 1), (1, 1)), marks=pytest.mark.slow),
         pytest.param(((2, 1), (2, 2)), marks=pytest.mark.slow),
     ],
@@ -547,7 +555,14 @@ def unfinish(folder):
     folder.rename(folder.with_name(f"{folder.name}.orbax-checkpoint-tmp"))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, forge, unfinish])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        unfinish,
+        *(pytest.param(damage, marks=pytest.mark.slow) for damage in (truncate, forge)),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(
     experiment, reference, tmp_path, monkeypatch, lines, damage
 ):

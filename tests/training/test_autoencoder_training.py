@@ -1,5 +1,6 @@
 """An autoencoder: planned, trained and saved like a denoiser; its exported weights."""
 
+import functools
 import json
 
 import jax
@@ -35,7 +36,7 @@ def recipe(tiny):
 
 
 @pytest.fixture(scope="module")
-def trained(recipe, tmp_path_factory):
+def trained(recipe, one_device, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("autoencoder")
     stages = ("plan", "train", "generate", "export")
     with pytest.MonkeyPatch.context() as patch:
@@ -101,9 +102,10 @@ def test_training_lowers_the_held_out_error(trained):
     network = from_config.autoencoder(experiment, spec.width, spec.depth)
     _, held_out = sources(experiment, workdir)
     x = held_out.rows(np.arange(experiment.validation.samples))["x"]
-    after = float(np.mean(reconstruct.per_example_loss(network, params, x)))
-    first = network.init(jax.random.key(0))
-    before = float(np.mean(reconstruct.per_example_loss(network, first, x)))
+    losses = jax.jit(functools.partial(reconstruct.per_example_loss, network))
+    after = float(np.mean(losses(params, x)))
+    first = jax.jit(network.init)(jax.random.key(0))
+    before = float(np.mean(losses(first, x)))
     assert after < 0.8 * before
     record = runs.read_record_of(workdir, spec)
     assert_allclose(runs.last_loss(workdir, spec), after, rtol=1e-4)
@@ -120,7 +122,7 @@ def test_the_export_is_the_network_with_latents_of_unit_variance(trained):
     network = encoders.autoencoder(cfg)
     train, _ = sources(experiment, workdir)
     x = train.rows(np.arange(256))["x"]
-    moments = network.encode(read, x)
+    moments = jax.jit(network.encode)(read, x)
     noise = jax.random.normal(jax.random.key(0), (256, 4, 4, 2))
     latents = network.to_latent(autoencoder_kl.sample(moments, noise))
     assert_allclose(np.mean(latents), 0, atol=0.1)

@@ -142,7 +142,15 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("count", "sigma_rel", "error"), ERRORS)
+@pytest.mark.parametrize(
+    ("count", "sigma_rel", "error"),
+    [  # of the many stored ones, which take a second each, one width by day
+        pytest.param(
+            *case, marks=pytest.mark.slow if case[0] == 32 and case[1] != 0.07 else ()
+        )
+        for case in ERRORS
+    ],
+)
 def test_another_width_is_made_from_two(path, tracked, count, sigma_rel, error):
     stored, wanted = snapshots(tracked, count), profile(sigma_rel)
     found = averages.combination(list(stored), wanted)

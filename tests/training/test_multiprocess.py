@@ -1,5 +1,6 @@
-"""Jobs of two processes with four simulated devices each, against one with eight."""
+"""Jobs of two processes with two simulated devices each, against one with four."""
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -8,13 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from processes import MainProcess, start_job
+from processes import ROOT, MainProcess, start_job
 
-from scaling_ldm import records, study
+from scaling_ldm import config, records, study
 from scaling_ldm.records import table
 from scaling_ldm.workdir import lock
 
-STEPS = 24
+STEPS, DEVICES = 24, 4
 SMALL = (
     "--config=experiments/tiny.py",
     "--config.data.shape=(8, 8, 3)",
@@ -40,7 +41,7 @@ def start():
 
     def go(workdir, processes, *more):
         flags = [*SMALL, *more, f"--workdir={workdir}"]
-        flags.append(f"--config.mesh.cpu_devices={8 // processes}")
+        flags.append(f"--config.mesh.cpu_devices={DEVICES // processes}")
         job = [MainProcess(*flags)] if processes == 1 else start_job(processes, *flags)
         started.extend(job)
         return job
@@ -51,10 +52,18 @@ def start():
 
 
 @pytest.fixture(scope="module")
-def one(start, tmp_path_factory):
-    """The workdir of one process with eight devices."""
+def one(tmp_path_factory):
+    """The workdir of one process with all devices, which is this process."""
     workdir = tmp_path_factory.mktemp("one") / "w"
-    start(workdir, 1)[0].end()
+    c = config.load(ROOT / "experiments" / "tiny.py")
+    c.mesh.cpu_devices = DEVICES
+    for flag in SMALL:
+        if flag.startswith("--config."):
+            name, value = flag.removeprefix("--config.").split("=")
+            c.update_from_flattened_dict({name: ast.literal_eval(value)})
+    stages, cluster = ("plan", "train"), (None, None, None)
+    code = study.run(c, workdir=str(workdir), stages=stages, only=None, cluster=cluster)
+    assert code == study.EXIT["done"]
     return workdir
 
 
@@ -93,7 +102,7 @@ def assert_same(workdir, one, restarts):
         assert a["loss"] == pytest.approx(
             b["loss"], rel=1e-6 if a["step"] < 9 else 1e-5
         )
-    assert (record["devices"], record["restarts"]) == (8, restarts)
+    assert (record["devices"], record["restarts"]) == (DEVICES, restarts)
     assert len(list(workdir.glob("*.jsonl"))) == 1
     ours, theirs = (records.read_table(w) for w in (workdir, one))
     assert [table.key(r) for r in ours] == [table.key(r) for r in theirs]
@@ -214,7 +223,7 @@ def test_a_stop_of_one_ends_both_while_they_draw(start, one, tmp_path, number):
 def test_two_processes_draw_and_measure_what_one_does(start, one, write_clip, tmp_path):
     """Pictures, CLIP's numbers and a frontier are equal to the last bit.
 
-    Each of the eight devices has the same rows, whichever process it belongs to.
+    Each of the four devices has the same rows, whichever process it belongs to.
     """
     weights = write_clip(tmp_path / "clip", 0)
     flags = (

@@ -170,6 +170,7 @@ def test_a_run_with_a_teacher_logs_its_metrics_and_continues_to_the_same_bits(
     assert names == {"params", "ema", "opt", "step", "smoothed_loss", "aux"}
 
 
+@pytest.mark.slow  # its plan is made by day, and a teacher of these tests trains
 def test_the_example_trains(tmp_path):
     """experiments/tiny_teacher.py, as docs/own_objectives.md has it, to its end."""
     c = config.load(ROOT / "experiments" / "tiny_teacher.py")

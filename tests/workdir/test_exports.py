@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from untrained import finish
 
 import scaling_ldm
 from scaling_ldm import config, data, records, study
@@ -24,9 +25,9 @@ from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.models.weights import files, layout
 from scaling_ldm.models.weights import unet as unet_weights
-from scaling_ldm.records import measurements, table
+from scaling_ldm.records import measurements
 from scaling_ldm.stages import evaluate, generate, train
-from scaling_ldm.training import checkpoint, mesh, progress, train_step
+from scaling_ldm.training import mesh, progress
 from scaling_ldm.workdir import exports, runs, samples
 
 WORDS = vocabulary.Vocabulary((*vocabulary.RESERVED, "a", "red", "t", "shirt"))
@@ -106,44 +107,6 @@ def with_a_unet(c, folder):
     return c
 
 
-def finish(given, workdir):
-    """Leaves what training a plan's one run would: compiling a U-Net's takes longer."""
-    experiment = config.resolve(given)
-    (spec,) = records.read_jsonl(workdir / "runs.jsonl")
-    functions = train_step.train_functions(
-        experiment, spec.width, spec.depth, unroll=False
-    )
-    abstract = train_step.abstract_state(functions)
-    device_mesh, rng = mesh.build(experiment.mesh, {}), np.random.default_rng(1)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.device_put(
-            rng.normal(scale=0.1, size=leaf.shape).astype(leaf.dtype), sharding
-        ),
-        abstract,
-        mesh.shardings(device_mesh, abstract),
-    )
-    folder = workdir / "runs" / spec.run_id
-    saved = checkpoint.Checkpoints(folder / "checkpoints", spec, keep=1)
-    position = checkpoint.ResumeState(data={}, seconds=0.0, restarts=0)
-    saved.save(spec.steps, state, position)
-    saved.wait()
-    saved.close()
-    planned = dataclasses.asdict(spec) | {
-        "status": "finished",
-        "flops": spec.planned_flops,
-    }
-    record = records.TrainRecord(
-        **{
-            field.name: planned.get(field.name, "" if field.type == "str" else 0)
-            for field in dataclasses.fields(records.TrainRecord)
-        }
-    )
-    records.write_text(folder / "record.json", records.dumps(record))
-    loss = {"metric": "loss", "weights": "ema", "protocol_hash": ""}
-    row = measurements.measurement(spec, step=spec.steps, value=0.5, **loss)
-    table.append_rows(folder / table.FILE, [row])
-
-
 def ran(given, workdir, *stages):
     cluster = (None, None, None)
     return study.run(
@@ -189,7 +152,8 @@ def every(tiny, tmp_path_factory):
         else:
             c = with_a_unet(c, folder / "bert")
             assert ran(c, workdir, "plan", "encode") == 0
-            finish(c, workdir)
+            (spec,) = records.read_jsonl(workdir / "runs.jsonl")
+            finish(config.resolve(c), workdir, spec)  # compiling it takes longer
         assert ran(c, workdir, "generate", "evaluate", "export") == 0
         return Trained(c, workdir)
 

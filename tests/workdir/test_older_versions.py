@@ -149,6 +149,7 @@ def test_the_laws_are_the_same(example, unpacked, run_here):
         assert found["laws"][name]["record"] == law["record"]
 
 
+@pytest.mark.slow  # by day, test_train_step reads such a checkpoint
 def test_the_unfinished_run_comes_to_the_numbers_of_then(example, continued, tmp_path):
     workdir, lines = continued
     made, same = as_made(example)
@@ -173,6 +174,7 @@ def test_the_unfinished_run_comes_to_the_numbers_of_then(example, continued, tmp
     assert {row.weights for row in rows if row.metric == "loss"} == {"raw", "ema"}
 
 
+@pytest.mark.slow
 def test_the_pictures_are_the_same(example, continued):
     workdir, lines = continued
     assert "removes" not in lines
