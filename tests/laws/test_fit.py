@@ -120,7 +120,9 @@ def test_exact_data_give_the_exact_laws(exponent, coef, loss_exponent, curvature
 def test_noisy_data_hold_the_truth_and_the_intervals_shrink_with_the_noise():
     widths = []
     for noise in (0.02, 0.002):
-        result = fit.isoflop(study(np.random.default_rng(3), noise), confidence=0.99)
+        result = fit.isoflop(
+            study(np.random.default_rng(3), noise), confidence=0.99, bootstrap=300
+        )
         law = result.laws["N_opt"]
         assert inside(law.exponent_interval, 0.5) and inside(law.coef_interval, 0.4)
         assert law.exponent_interval.level == 0.99
@@ -136,7 +138,7 @@ def test_noisy_data_hold_the_truth_and_the_intervals_shrink_with_the_noise():
 
 def test_bands_and_predictions_hold_the_noise_of_a_new_minimum():
     """A new minimum is no better known than its parabola; the law alone would be."""
-    result = fit.isoflop(study(np.random.default_rng(0), 0.01))
+    result = fit.isoflop(study(np.random.default_rng(0), 0.01), bootstrap=300)
 
     def width(interval):
         return math.log(interval.high / interval.low)
@@ -148,7 +150,7 @@ def test_bands_and_predictions_hold_the_noise_of_a_new_minimum():
 
     rng = np.random.default_rng(1)  # precise laws, a noisy measurement held out
     points = study(rng, 1e-4, budgets=BUDGETS[:4]) + study(rng, 0.03, BUDGETS[4:])
-    result = fit.isoflop(points)
+    result = fit.isoflop(points, bootstrap=300)
     own = width(result.parabolas[-1].n_opt_interval)
     assert_allclose(width(result.held_out[0].predicted_interval), own, rtol=0.2)
 
@@ -196,7 +198,7 @@ def test_seeds_of_one_size_are_points_and_narrow_the_interval():
     rng = np.random.default_rng(0)
     once = study(rng, 0.01)
     four = once + [p for _ in range(3) for p in study(rng, 0.01)]
-    a, b = fit.isoflop(once), fit.isoflop(four)
+    a, b = (fit.isoflop(p, bootstrap=300) for p in (once, four))
     assert {p.points for p in b.parabolas} == {24}
     width = [
         np.mean(
@@ -283,7 +285,7 @@ def test_known_surfaces_are_recovered_both_ways(constants):
 def test_noisy_surface_holds_the_truth_with_and_without_huber():
     points = surface_study(CHINCHILLA, noise=2e-3, rng=np.random.default_rng(5))
     for huber in (None, 1e-3):
-        got = fit.parametric(points, huber=huber, confidence=0.99)
+        got = fit.parametric(points, huber=huber, confidence=0.99, bootstrap=300)
         assert isinstance(got, Parametric), got
         assert got.huber_delta == huber
         for name, value in CHINCHILLA.items():

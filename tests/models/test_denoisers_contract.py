@@ -251,7 +251,7 @@ def test_in_context_without_text_is_a_plain_transformer():
 
 
 @pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
-@compiles_again
+@pytest.mark.parametrize("case", names(by_day=["flux"]), indirect=True)
 def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     _, net, params, *arguments = case

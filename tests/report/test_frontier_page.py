@@ -64,7 +64,8 @@ def sampled(tmp_path_factory):
         budgets=9,
     )
     records.write_text(workdir / "frontier.json", records.dumps(found))
-    index = report.write(workdir)
+    with figures_as("svg", "png"):
+        index = report.write(workdir)
     return workdir, found, Page(index.read_text(encoding="utf-8"))
 
 
