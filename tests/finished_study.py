@@ -1,5 +1,6 @@
 """A working directory with a finished study whose laws are known, and its page."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -8,7 +9,9 @@ import pathlib
 import re
 from html import parser
 
+import matplotlib.figure
 import numpy as np
+import pytest
 
 from scaling_ldm import records
 from scaling_ldm.laws import fit
@@ -127,6 +130,23 @@ def row(spec: RunSpec, step: int, metric: str, weights: str, value: float):
         weights=weights,
         protocol_hash=protocol,
     )
+
+
+@contextlib.contextmanager
+def figures_as(*kinds: str):
+    """Figures are saved in these forms only; PNG and PDF files of others are empty.
+
+    Three quarters of the time of a report are the three forms of its figures.
+    """
+    save = matplotlib.figure.Figure.savefig
+
+    def savefig(figure, out, *, format, **options):
+        if format in kinds:
+            save(figure, out, format=format, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+        yield
 
 
 def add_curves(workdir: pathlib.Path, marks: int = 6) -> None:

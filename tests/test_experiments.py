@@ -20,7 +20,7 @@ def test_the_documented_experiments_are_there():
     grid = {f"dit_{b}" for b in ("1e17", "3e17", "6e17", "1e18", "3e18", "6e18")}
     assert grid | {"dit_isoflop", "dit_1e21", "dit_cross_attention"} <= names
     assert {"unet_family", "unet_866m"} <= names
-    assert SMALL <= names
+    assert SMALL | BY_DAY <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -35,17 +35,15 @@ def test_it_resolves_and_says_question_cost_and_command(path):
     assert f"--config experiments/{path.name}" in doc
 
 
-# Tracing the largest U-Nets takes long; the fast run plans unet_39m. Of the budgets of
-# the grid, which differ in a number, it plans the smallest and the largest; that of
-# quickstart, test_docs makes.
-SLOW = {"unet_family", "unet_866m", "sampling_frontier", "quickstart"}
-SLOW |= {f"dit_{budget}" for budget in ("3e17", "6e17", "1e18", "3e18")}
+# By day, one of each kind; those at night differ from them in their numbers.
+BY_DAY = {"autoencoder_f4", "dit_1e21", "dit_class_conditional", "dit_cross_attention"}
+BY_DAY |= {"dit_1e18", "quick_frontier", "tiny_axes"}  # test_docs plans quickstart
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        pytest.param(path, marks=[] if path.stem in BY_DAY else [pytest.mark.slow])
         for path in FILES
     ],
     ids=lambda p: p.stem,

@@ -5,6 +5,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -214,14 +215,15 @@ def test_every_field_has_another_value_here():
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections
 
 
-# Flux has the blocks of mmdit and others; a U-Net's fields take long to trace.
-AT_NIGHT = ("flux", "mmdit", "unet")
+# By day, one that denoises and the one that does not; others trace the same fields.
+BY_DAY = ("cross_attention", "autoencoder_kl")
+OBJECTIVES_BY_DAY = ("in_context", "adaln_zero", "autoencoder_kl")
 
 
 @pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in AT_NIGHT else ())
+        pytest.param(name, marks=() if name in BY_DAY else pytest.mark.slow)
         for name in config.ARCHITECTURES
     ],
 )
@@ -232,17 +234,32 @@ def test_a_networks_fields_do_what_the_table_says(architecture):
         check(base(architecture), field, changes, architecture, same_network)
 
 
-@pytest.mark.parametrize("architecture", config.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=() if name in OBJECTIVES_BY_DAY else pytest.mark.slow)
+        for name in config.ARCHITECTURES
+    ],
+)
 def test_an_objectives_fields_do_what_the_table_says(architecture, monkeypatch):
-    """With a network that is quick to trace in the place of a denoiser's."""
-    build = from_config.denoiser
+    """With a network that is quick to trace in the place of the experiment's."""
+    for name, changes in (
+        ("denoiser", {"apply": lambda params, x, t, cond: 0.1 * x}),
+        (
+            "autoencoder",
+            {
+                "encode": lambda params, x: 0.1 * jnp.concatenate([x, x], axis=-1),
+                "decode": lambda params, z: 0.1 * z,
+            },
+        ),
+    ):
+        build = getattr(from_config, name)
 
-    def quick(experiment, *size):
-        blind = dataclasses.replace(experiment, objective=None)  # reads none of it
-        network = build(blind, *size)
-        return dataclasses.replace(network, apply=lambda params, x, t, cond: 0.1 * x)
+        def quick(experiment, *size, build=build, changes=changes):
+            blind = dataclasses.replace(experiment, objective=None)  # reads none of it
+            return dataclasses.replace(build(blind, *size), **changes)
 
-    monkeypatch.setattr(from_config, "denoiser", quick)
+        monkeypatch.setattr(from_config, name, quick)
 
     def task(experiment):
         size = experiment.plan.sizes[0]

@@ -169,6 +169,7 @@ def test_what_is_wrong_with_every_part_is_said_once(tiny):
     assert said.count("text_width") == 1 and "config.data.parts" not in said
 
 
+@pytest.mark.slow  # test_axes.py gives pairs on the command line by day
 def test_a_mix_from_the_command_line(tmp_path):
     flags = (
         "--config=experiments/tiny.py",

@@ -125,8 +125,15 @@ def test_the_default_is_rectified_flow_as_paper_b_trains_it():
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), got, want)
 
 
-@pytest.mark.parametrize("kind", list(prediction.PREDICTIONS))
-@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def spaces():
+    """Schedules x predictions; by day each schedule with one or two of them."""
+    for i, schedule in enumerate(SCHEDULES):
+        for j, kind in enumerate(prediction.PREDICTIONS):
+            marks = () if (i - j) % 4 == 0 else pytest.mark.slow
+            yield pytest.param(schedule, kind, marks=marks)
+
+
+@pytest.mark.parametrize(("schedule", "kind"), list(spaces()))
 def test_no_error_is_below_the_conditional_variance(schedule, kind):
     """The optimal denoiser's error at each time, over its closed form."""
     n = 256
@@ -232,7 +239,15 @@ def test_weights_follow_their_parameters():
     )
 
 
-@pytest.mark.parametrize("weighting", list(denoise.WEIGHTINGS))
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        pytest.param(
+            name, marks=() if name in ("uniform", "min_snr") else pytest.mark.slow
+        )
+        for name in denoise.WEIGHTINGS
+    ],
+)
 def test_one_estimate_has_one_loss_and_gradient_in_every_space(weighting):
     """A network of x0, read as a prediction of each kind: only `uniform` cares."""
     schedule = noise.vp_cosine(logsnr_limit=5.0)
@@ -263,7 +278,16 @@ def test_one_estimate_has_one_loss_and_gradient_in_every_space(weighting):
         assert same == (weighting != "uniform"), kind
 
 
-@pytest.mark.parametrize("schedule", list(SCHEDULES))
+ENDS_BY_DAY = ("zero_terminal", "vp_sde", "rectified_flow", "edm")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(name, marks=() if name in ENDS_BY_DAY else pytest.mark.slow)
+        for name in SCHEDULES
+    ],
+)
 def test_all_is_finite_at_both_ends(schedule):
     """Weights, losses and gradients, with no noise, no picture, and no luck."""
     schedule = SCHEDULES[schedule]

@@ -15,7 +15,15 @@ ALL = {name: make() for name, make in noise.SCHEDULES.items()} | {"zero_snr": ZE
 TABLES = [name for name in ALL if isinstance(ALL[name], noise.Discrete)]
 CONTINUOUS = [name for name in ALL if name not in TABLES]
 PRESERVING = [name for name in ALL if name not in ("rectified_flow", "edm")]
-every = pytest.mark.parametrize("name", ALL)
+every = pytest.mark.parametrize(  # tables of betas by night, but one
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.slow if name in ("scaled_linear", "cosine") else ()
+        )
+        for name in ALL
+    ],
+)
 
 
 def inside(schedule, n=201):

@@ -29,8 +29,19 @@ STOCHASTIC = ["ddpm", *(name for name in samplers.SAMPLERS if name.startswith("s
 DETERMINISTIC = [name for name in samplers.SAMPLERS if name not in STOCHASTIC]
 FIRST_ORDER = ["ddim", "euler", "dpm++1"]
 
-every_sampler = pytest.mark.parametrize("sampler", samplers.SAMPLERS)
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+def on_every_schedule(names):
+    """Each sampler with each schedule; by day each of them with two of the five."""
+    return pytest.mark.parametrize(
+        ("sampler", "schedule"),
+        [
+            pytest.param(
+                sampler, schedule, marks=() if (i - j) % 5 < 2 else pytest.mark.slow
+            )
+            for i, sampler in enumerate(names)
+            for j, schedule in enumerate(SCHEDULES)
+        ],
+    )
 
 
 def level(params, logsnr):
@@ -83,8 +94,7 @@ def spacings(schedule):
     return [name for name in samplers.SPACINGS if name not in without]
 
 
-@every_schedule
-@every_sampler
+@on_every_schedule(samplers.SAMPLERS)
 def test_every_grid_gives_finite_float32_pictures(sampler, schedule):
     denoise = denoiser(schedule)
     for spacing in spacings(schedule):
@@ -100,8 +110,7 @@ def test_every_grid_gives_finite_float32_pictures(sampler, schedule):
         assert np.all(np.isfinite(x)), spacing
 
 
-@every_schedule
-@pytest.mark.parametrize("sampler", DETERMINISTIC)
+@on_every_schedule(DETERMINISTIC)
 def test_a_point_is_reached_on_its_exact_path(sampler, schedule, x64):
     """Where x0 is the same everywhere, x = alpha x0 + sigma eps with the first eps."""
     denoise = denoiser(schedule, mean=0.7, std=0.0)
@@ -121,8 +130,7 @@ def test_a_point_is_reached_on_its_exact_path(sampler, schedule, x64):
             assert_allclose(x, alpha * 0.7 + sigma * eps, rtol=1e-8, atol=1e-10)
 
 
-@every_schedule
-@pytest.mark.parametrize("sampler", STOCHASTIC)
+@on_every_schedule(STOCHASTIC)
 def test_a_point_is_reached_through_noise(sampler, schedule):
     """Every state is Gaussian around alpha x0, with the schedule's sigma."""
     denoise = denoiser(schedule, mean=0.7, std=0.0)
@@ -149,8 +157,7 @@ def exact(schedule, start, mean=0.7, std=0.5):
     return mean + std * (start - a * mean) / np.sqrt((a * std) ** 2 + sigma**2)
 
 
-@every_schedule
-@pytest.mark.parametrize("sampler", DETERMINISTIC)
+@on_every_schedule(DETERMINISTIC)
 def test_gaussian_data_are_mapped_as_by_the_ode(sampler, schedule, x64):
     def error(sampler, steps):
         x = samplers.sample(
@@ -171,8 +178,7 @@ def test_gaussian_data_are_mapped_as_by_the_ode(sampler, schedule, x64):
         assert many < 0.7 * first_order
 
 
-@every_schedule
-@pytest.mark.parametrize("sampler", STOCHASTIC)
+@on_every_schedule(STOCHASTIC)
 def test_noise_along_the_way_keeps_mean_and_deviation(sampler, schedule):
     few, many = (
         samplers.sample(
@@ -191,8 +197,18 @@ def test_noise_along_the_way_keeps_mean_and_deviation(sampler, schedule):
     assert errors[1] < 0.05
 
 
-def test_every_kind_of_prediction_gives_the_same_pictures():
-    inner = {
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "table",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vp_cosine", "rectified_flow", "edm")
+        ),
+    ],
+)
+def test_every_kind_of_prediction_gives_the_same_pictures(schedule):
+    grid = {
         "table": samplers.grid(SCHEDULES["table"], 10),
         "vp_cosine": samplers.from_times(
             SCHEDULES["vp_cosine"], np.linspace(0.95, 0.05, 10)
@@ -201,27 +217,26 @@ def test_every_kind_of_prediction_gives_the_same_pictures():
             SCHEDULES["rectified_flow"], np.linspace(0.95, 0.05, 10)
         ),
         "edm": samplers.grid(SCHEDULES["edm"], 10),
-    }
+    }[schedule]
     for sampler in samplers.SAMPLERS:
-        for schedule, grid in inner.items():
-            pictures = [
-                samplers.sample(
-                    denoiser(schedule, kind=kind),
-                    jax.random.key(3),
-                    noise=initial(),
-                    sampler=sampler,
-                    grid=grid,
-                )
-                for kind in KINDS
-            ]
-            for kind, x in zip(KINDS, pictures, strict=True):
-                error = np.abs(x - pictures[1])
-                where = f"{sampler} {schedule} {kind}"
-                assert np.mean(error) < 1e-5 and np.max(error) < 5e-5, where
+        pictures = [
+            samplers.sample(
+                denoiser(schedule, kind=kind),
+                jax.random.key(3),
+                noise=initial(),
+                sampler=sampler,
+                grid=grid,
+            )
+            for kind in KINDS
+        ]
+        for kind, x in zip(KINDS, pictures, strict=True):
+            error = np.abs(x - pictures[1])
+            where = f"{sampler} {kind}"
+            assert np.mean(error) < 1e-5 and np.max(error) < 5e-5, where
 
 
 @pytest.mark.parametrize("schedule", ["zero_snr", "rectified_flow"])
-@every_sampler
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_pure_noise_needs_a_prediction_that_can_be_read(sampler, schedule):
     def run(kind):
         return samplers.sample(
@@ -259,9 +274,18 @@ GUIDANCE = {
 }
 COUNTED = [(name, "none") for name in samplers.SAMPLERS]
 COUNTED += [(name, how) for name in ("heun", "dpm++2s") for how in list(GUIDANCE)[1:]]
+# By day: of one and several stages, with and without noise, and every guidance.
+COUNTED_BY_DAY = [(name, "none") for name in ("ddim", "dpm++3s", "sde-dpm++2s")]
+COUNTED_BY_DAY += [("unipc3", "none"), *(("heun", how) for how in GUIDANCE)]
 
 
-@pytest.mark.parametrize(("sampler", "guidance"), COUNTED)
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    [
+        pytest.param(*each, marks=() if each in COUNTED_BY_DAY else pytest.mark.slow)
+        for each in COUNTED
+    ],
+)
 def test_evaluations_are_what_was_planned(sampler, guidance):
     denoise = denoiser("rectified_flow", network=counting)
     how = GUIDANCE[guidance]
@@ -289,8 +313,7 @@ def test_evaluations_are_what_was_planned(sampler, guidance):
     assert path.nfe[0] == 0 and np.all(np.diff(path.nfe) > 0)
 
 
-@every_schedule
-@every_sampler
+@on_every_schedule(samplers.SAMPLERS)
 def test_a_trajectory_has_every_step_and_ends_in_the_sample(sampler, schedule):
     denoise = denoiser(schedule)
     settings = dict(shape=SHAPE, sampler=sampler, steps=5)

@@ -120,7 +120,9 @@ def settings_of(name):
     return dict(sampler=name)
 
 
-@pytest.mark.parametrize("name", ["guided", "ddpm", "sde-dpm++2s"])
+@pytest.mark.parametrize(
+    "name", ["guided", pytest.param("ddpm", marks=pytest.mark.slow), "sde-dpm++2s"]
+)
 def test_a_sample_depends_on_its_own_key_alone(name):
     whole = np.asarray(sample(shape=SHAPE, **settings_of(name)))
     assert len(np.unique(whole[:, 0, 0, 0])) == 8
@@ -150,8 +152,17 @@ def meshes():
     }
 
 
-@pytest.mark.parametrize("which", meshes())
-@pytest.mark.parametrize("name", ["guided", "sde-dpm++2s"])
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        pytest.param(name, which, marks=() if by_day else pytest.mark.slow)
+        for name in ("guided", "sde-dpm++2s")
+        for which in meshes()
+        for by_day in [
+            (name, which) in (("guided", "build"), ("sde-dpm++2s", "explicit"))
+        ]
+    ],
+)
 def test_devices_do_not_change_samples(name, which):
     devices, spec = meshes()[which]
     rows, whole = NamedSharding(devices, spec), NamedSharding(devices, PartitionSpec())
@@ -290,7 +301,14 @@ def test_sampling_inside_jit_is_the_same():
     same(inside(KEY, W, 3.0), guided(guidance=3.0))
 
 
-@pytest.mark.parametrize("sampler", ["dpm++2m", "heun", "sde-dpm++2s"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param("dpm++2m", marks=pytest.mark.slow),
+        pytest.param("heun", marks=pytest.mark.slow),
+        "sde-dpm++2s",
+    ],
+)
 def test_gradients_through_sampling(sampler):
     with jax.enable_x64(True):
         start = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE))
@@ -527,12 +545,20 @@ def test_image_to_image_begins_part_of_the_way():
     assert near < 0.3 * far
 
 
+# By day: of one and several stages, of one and several steps, with and without noise.
+INPAINTED = ("ddim", "ddpm", "heun", "dpm++3m", "sde-dpm++2s", "unipc2")
 POINT = samplers.denoiser(
     lambda x, t, cond: jnp.full_like(x, 0.25), TABLE, prediction="x0", time="schedule"
 )
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(name, marks=() if name in INPAINTED else pytest.mark.slow)
+        for name in samplers.SAMPLERS
+    ],
+)
 def test_inpainting_keeps_what_is_known(sampler):
     image = jnp.sin(jnp.arange(128.0)).reshape(SHAPE)
     mask = np.zeros((1, 2, 2, 1), bool)

@@ -201,7 +201,14 @@ def test_random_rows_estimate_the_whole():
     assert spread[0] > 3 * spread[1]
 
 
-@pytest.mark.parametrize("name", ["vp_cosine", "rectified_flow", "scaled_linear"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vp_cosine", marks=pytest.mark.slow),
+        "rectified_flow",
+        "scaled_linear",
+    ],
+)
 def test_the_continuous_bound_is_its_closed_form(name):
     schedule = noise.SCHEDULES[name]()
     kind = "flow"

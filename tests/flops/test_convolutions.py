@@ -29,11 +29,16 @@ def test_conv_counts_taps_on_padding_even_where_the_kernel_is_larger():
 SIZES = (4, 7, 8)
 KERNELS = (1, 2, 3, 5)
 PADDINGS = ("SAME", "VALID", [(1, 0), (2, 1)])
+BY_DAY = ((1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 2, 2))  # of groups, dilation, stride
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "dilation", "stride"),
+    [
+        pytest.param(*each, marks=() if each in BY_DAY else pytest.mark.slow)
+        for each in itertools.product((1, 2), (1, 2), (1, 2, 3))
+    ],
+)
 def test_conv_forward_and_backward_is_three_times_forward(stride, dilation, groups):
     for size, k, pad in itertools.product(SIZES, KERNELS, PADDINGS):
         if pad == "VALID" and size < (k - 1) * dilation + 1:

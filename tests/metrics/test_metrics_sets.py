@@ -269,7 +269,13 @@ def test_shares_of_none_and_of_all_have_an_interval():
     assert 0.5 < recall.low < precision.low < recall.high == 1
 
 
-@pytest.mark.parametrize("call", ["compare(x, x)", "precision_recall(x, x, seed=0)"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "compare(x, x)",
+        pytest.param("precision_recall(x, x, seed=0)", marks=pytest.mark.slow),
+    ],
+)
 def test_manifolds_need_bounded_memory(call):
     code = f"""
 import tracemalloc

@@ -42,7 +42,7 @@ def loss(attend, mask, weights):
 def test_value_and_gradients_are_those_of_the_definition(masked):
     args, mask, weights = inputs(masked=masked)
     ours, theirs = (
-        jax.value_and_grad(loss(attend, mask, weights), (0, 1, 2))(*args)
+        jax.jit(jax.value_and_grad(loss(attend, mask, weights), (0, 1, 2)))(*args)
         for attend in (attention.attend, plainly)
     )
     jax.tree.map(
@@ -58,8 +58,8 @@ def test_value_and_gradients_are_those_of_the_definition(masked):
 def test_in_bfloat16_the_gradients_have_its_type_and_its_precision():
     args, mask, weights = inputs(jnp.bfloat16)
     wide = [a.astype(jnp.float32) for a in args]
-    ours = jax.grad(loss(attention.attend, mask, weights), (0, 1, 2))(*args)
-    theirs = jax.grad(loss(plainly, mask, weights), (0, 1, 2))(*wide)
+    ours = jax.jit(jax.grad(loss(attention.attend, mask, weights), (0, 1, 2)))(*args)
+    theirs = jax.jit(jax.grad(loss(plainly, mask, weights), (0, 1, 2)))(*wide)
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == jnp.bfloat16
         assert np.abs(a.astype(np.float32) - b).max() < 0.02 * np.abs(b).max()
@@ -74,7 +74,7 @@ def test_the_gradient_has_a_gradient():
             inner = jax.grad(loss(attend, mask, weights), (0, 1, 2))(*args)
             return sum(jnp.sum(leaf**2) for leaf in inner)
 
-        return jax.grad(norm, (0, 1, 2))(*args)
+        return jax.jit(jax.grad(norm, (0, 1, 2)))(*args)
 
     for a, b in zip(squared(attention.attend), squared(plainly), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -87,7 +87,7 @@ def test_each_query_may_have_a_mask_of_its_own():
         jax.random.bernoulli(jax.random.key(9), 0.5, (3, 1, 5, 7)).at[..., 0].set(True)
     )
     ours, theirs = (
-        jax.grad(loss(attend, mask, weights), (0, 1, 2))(*args)
+        jax.jit(jax.grad(loss(attend, mask, weights), (0, 1, 2)))(*args)
         for attend in (attention.attend, plainly)
     )
     for a, b in zip(ours, theirs, strict=True):
@@ -122,7 +122,13 @@ def test_long_sequences_keep_no_scores_and_recompute_is_not_the_models_flops(
     assert again.recomputed == product
 
 
-@pytest.mark.parametrize("parts", [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ((1, 1), (2, 1), (1, 2))),
+        (2, 2),
+    ],
+)
 def test_sharded_pictures_and_heads_stay_where_they_are(parts):
     args = large((2, 512, 2, 4))
     alone = derivative(*args)

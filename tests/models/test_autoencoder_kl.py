@@ -62,7 +62,13 @@ def reference():
     return params, loss(SMALL)(params, pictures())
 
 
-@pytest.mark.parametrize("name", presets.AUTOENCODERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "sd" else pytest.mark.slow)
+        for name in presets.AUTOENCODERS
+    ],
+)
 def test_counts_of_the_family(name):
     preset = presets.AUTOENCODERS[name]
     net = encoders.autoencoder(preset.config)

@@ -66,24 +66,35 @@ def two_streams(architecture, **changes):
 
 FLUX = {"qk_norm": "rms", "positions": "rope"}
 CASES = {
-    **{
-        name: one_stream(name)
-        for name in ("in_context", "cross_attention", "adaln_zero")
-    },
+    **{name: one_stream(name) for name in ("cross_attention", "adaln_zero")},
     "in_context_rope": one_stream("in_context", norm="rms", **FLUX),
-    "mmdit_learned": two_streams(
-        "mmdit", qk_norm="layer", positions="learned", pooled_width=4
-    ),
     "flux": two_streams("flux", pooled_width=4, guidance=True, **FLUX),
 }
 AT_NIGHT = {
+    "in_context": one_stream("in_context"),
     "cross_attention_learned": one_stream(
         "cross_attention", qk_norm="layer", positions="learned"
     ),
     "adaln_zero_rope": one_stream("adaln_zero", qk_norm="layer", positions="rope"),
+    "mmdit_learned": two_streams(
+        "mmdit", qk_norm="layer", positions="learned", pooled_width=4
+    ),
     "mmdit": two_streams("mmdit", norm="rms"),
     "flux_rms": two_streams("flux", norm="rms", **FLUX),
 }
+# Of tests that compile a network once more: one of one stream and one of two by day.
+COMPILED_BY_DAY = ("cross_attention", "flux")
+
+
+def names(by_day):
+    """All cases; those that are not in by_day only at night."""
+    return [
+        pytest.param(name, marks=() if name in by_day else pytest.mark.slow)
+        for name in CASES | AT_NIGHT
+    ]
+
+
+compiles_again = pytest.mark.parametrize("case", names(COMPILED_BY_DAY), indirect=True)
 
 
 def build(spec):
@@ -115,10 +126,7 @@ def noisy(params, seed=1):
     )
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in AT_NIGHT)],
-)
+@pytest.fixture(scope="module", params=names(CASES))
 def case(request):
     spec = (CASES | AT_NIGHT)[request.param]
     net = build(spec)
@@ -164,6 +172,7 @@ def test_every_parameter_gets_a_gradient(reference):
 
 
 @pytest.mark.parametrize("change", [{"unroll": True}, {"remat": True}])
+@compiles_again
 def test_scan_unroll_and_remat_agree(case, reference, change):
     spec, _, *arguments = case
     other = build(dataclasses.replace(spec, **change))
@@ -176,6 +185,7 @@ def test_scan_unroll_and_remat_agree(case, reference, change):
     )
 
 
+@compiles_again
 def test_remat_recomputes(case):
     """remat has an effect: more hardware FLOPs, the same model FLOPs."""
     spec, net, params, x, t, cond = case
@@ -222,21 +232,26 @@ def test_in_context_without_text_is_a_plain_transformer():
     """With every text token masked, attention reads only time and image tokens."""
     spec = one_stream("in_context", depth=1)
     net = denoisers.transformer(spec)
-    params = noisy(net.init(jax.random.key(0)))
+    params = noisy(jax.jit(net.init)(jax.random.key(0)))
     x, t, cond = inputs()
     hidden = cond | {"mask": jnp.zeros_like(cond["mask"])}
-    got = net.apply(params, x, t, hidden)
+    got = jax.jit(net.apply)(params, x, t, hidden)
 
-    entry = dit.DiTEmbed(spec)
-    tokens, _ = entry.apply({"params": params["entry"]}, x, t, hidden)
-    tokens = jnp.concatenate([tokens[:, :1], tokens[:, 6:]], axis=1)
-    block = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
-    tokens = dit.DiTBlock(spec).apply({"params": block}, tokens, {})
-    want = dit.DiTHead(spec).apply({"params": params["exit"]}, tokens, {})
+    @jax.jit
+    def plain(params):
+        entry = dit.DiTEmbed(spec)
+        tokens, _ = entry.apply({"params": params["entry"]}, x, t, hidden)
+        tokens = jnp.concatenate([tokens[:, :1], tokens[:, 6:]], axis=1)
+        block = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
+        tokens = dit.DiTBlock(spec).apply({"params": block}, tokens, {})
+        return dit.DiTHead(spec).apply({"params": params["exit"]}, tokens, {})
+
+    want = plain(params)
     assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("case", names(by_day=["flux"]), indirect=True)
 def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     _, net, params, *arguments = case
@@ -259,6 +274,7 @@ def test_sharded_equals_unsharded(case, reference, fsdp, monkeypatch):
     assert (split > 5) == (fsdp > 1)
 
 
+@compiles_again
 def test_bfloat16_computes_close_to_float32(case):
     spec, net, params, x, t, cond = case
     half = build(dataclasses.replace(spec, dtype=jnp.bfloat16))

@@ -125,6 +125,7 @@ def test_any_size_and_rows_do_not_mix(params):
     assert APPLY(params, pictures(33, 1)).features.shape == (1, 1280)
 
 
+@pytest.mark.slow  # Inception, of the same convolutions, is on one by day
 def test_a_mesh_changes_nothing(params):
     x = pictures()
     want = APPLY(params, x)

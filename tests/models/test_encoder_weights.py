@@ -511,6 +511,7 @@ def test_a_directory_without_a_tokenizer(tmp_path):
         tokenizers.Tokenizer.load(tmp_path / "none")
 
 
+@pytest.mark.slow  # test_architecture.py imports the same
 def test_importing_stays_light():
     code = (
         "import sys\n"

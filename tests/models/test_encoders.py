@@ -81,7 +81,10 @@ def pictures():
     return np.random.default_rng(2).normal(size=(BATCH, 8, 8, 3)).astype("f")
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(
+    scope="module",
+    params=["t5", "clip", pytest.param("bert", marks=pytest.mark.slow)],
+)
 def case(request):
     config = CONFIGS[request.param]
     net = encoders.text_encoder(config)
@@ -184,7 +187,9 @@ def sentence_vector(params, ids, mask):
 @pytest.mark.parametrize(
     ("init", "config", "embed", "inputs"),
     [
-        (clip.init, CONFIGS["clip"], text_vector, captions()),
+        pytest.param(
+            clip.init, CONFIGS["clip"], text_vector, captions(), marks=pytest.mark.slow
+        ),
         (bert.init, CONFIGS["bert"], sentence_vector, captions()),
         (
             clip.init_vision,

@@ -221,6 +221,7 @@ def write_torch(path, tensors):
         file.writestr("archive/data.pkl", b"".join(pickled) + b"u.")
 
 
+@pytest.mark.slow  # its steps are tested above
 def test_the_modules_example_runs(tmp_path, monkeypatch):
     """The example of the module, with random weights in files as published."""
     params = drawn(lpips.ALEXNET)

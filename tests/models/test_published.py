@@ -1,6 +1,7 @@
 """Which network a folder holds, in every layout, and its parameters bit for bit."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -98,6 +99,7 @@ FOLDERS = {
 }
 
 
+@functools.cache
 def drawn(network):
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -128,7 +130,18 @@ def test_what_diffusers_called_both_transformers(name, tmp_path):
         published.find(tmp_path, network)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+# At night: of PixArt's blocks and of SD3's there is a larger kind by day.
+AT_NIGHT = ("PixArtTransformer2DModel", "SD3Transformer2DModel")
+
+
+def some_by_day(names):
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in AT_NIGHT else ())
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", some_by_day(FOLDERS))
 def test_a_folder_says_what_it_holds(name, tmp_path):
     network, save, to_config = FOLDERS[name]
     params = drawn(network)
@@ -167,7 +180,7 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize("name", some_by_day(OTHERWISE))
 def test_weights_are_not_read_into_other_settings_than_those_beside_them(
     name, tmp_path
 ):

@@ -101,8 +101,8 @@ def test_new_channels_of_a_transformer_start_at_zero():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(2, 4, 4, 5)).astype("f")
     t, cond = np.array([0.2, 0.7], "f"), {"label": np.array([0, 2])}
-    new = denoisers.transformer(ours).apply(got, x, t, cond)
-    old = denoisers.transformer(DIT).apply(theirs, x[..., :3], t, cond)
+    new = jax.jit(denoisers.transformer(ours).apply)(got, x, t, cond)
+    old = jax.jit(denoisers.transformer(DIT).apply)(theirs, x[..., :3], t, cond)
     assert np.abs(old).max() > 0.1
     assert_allclose(new, old, rtol=1e-5, atol=1e-5)
 
@@ -120,9 +120,9 @@ def test_a_coarse_picture_beside_that_of_a_u_net_starts_at_zero():
         "mask": np.ones((2, 2), bool),
     }
     t = np.array([0.2, 0.7], "f")
-    old = denoisers.u_net(UNET).apply(theirs, x, t, cond)
+    old = jax.jit(denoisers.u_net(UNET).apply)(theirs, x, t, cond)
     image = {"image": rng.normal(size=x.shape).astype("f")}
-    new = denoisers.u_net(ours).apply(got, x, t, cond | image)
+    new = jax.jit(denoisers.u_net(ours).apply)(got, x, t, cond | image)
     assert_allclose(new, old, rtol=1e-4, atol=1e-4)
 
 

@@ -153,7 +153,10 @@ def test_orders_of_the_fixed_table_are_the_same_features():
         positions.grid_positions(positions.PositionGrid(table=8), 9, 2, 16)
 
 
-@pytest.mark.parametrize("spec", [DIT, SD3], ids=["dit", "sd3"])
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(DIT, id="dit"), pytest.param(SD3, id="sd3", marks=pytest.mark.slow)],
+)
 def test_positions_matter_as_chosen(spec):
     """Without positions, a permutation of the patches would permute the output."""
     x, t, cond = inputs(spec)
@@ -188,10 +191,10 @@ def test_positions_matter_as_chosen(spec):
     ("spec", "calls", "qk_norm"),
     [
         pytest.param(DIT, 2, "none", id="dit_none"),
-        pytest.param(DIT, 2, "layer", id="dit_layer"),
+        pytest.param(DIT, 2, "layer", id="dit_layer", marks=pytest.mark.slow),
         pytest.param(PIXART, 4, "rms", id="pixart_rms"),
-        pytest.param(SD3, 2, "none", id="sd3_none"),
-        pytest.param(SD3, 2, "layer", id="sd3_layer"),
+        pytest.param(SD3, 2, "none", id="sd3_none", marks=pytest.mark.slow),
+        pytest.param(SD3, 2, "layer", id="sd3_layer", marks=pytest.mark.slow),
         pytest.param(FLUX, 3, "rms", id="flux_rms"),
     ],
 )

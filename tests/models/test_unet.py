@@ -35,9 +35,8 @@ SMALL = unet.UNetConfig(
 BATCH = 8
 
 
-QUICK = ("unet_39m", "unet_866m", "unet_5b")
 NAMES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "unet_866m" else pytest.mark.slow)
     for name in presets.UNETS
 ]
 
@@ -113,6 +112,7 @@ def test_every_parameter_gets_a_gradient(reference):
         assert np.abs(leaf).max() > 0, name  # a leaf that is not used has exactly 0
 
 
+@pytest.mark.slow  # that it is traced is tested below
 def test_remat_changes_nothing(reference):
     params, (value, gradient) = reference
     again = sines(dataclasses.replace(SMALL, remat=True))(params, *inputs())
@@ -138,6 +138,7 @@ def test_blocks_of_one_shape_are_traced_once():
     assert len(blocks) == 24 and len(set(blocks)) == 6
 
 
+@pytest.mark.slow  # those of its parts: transformers and the autoencoder by day
 def test_a_mesh_changes_nothing(reference):
     params, (value, gradient) = reference
     axes = (jax.sharding.AxisType.Explicit,) * 2
@@ -154,23 +155,29 @@ def test_a_mesh_changes_nothing(reference):
     )
 
 
-def test_padding_of_captions_is_not_read(reference):
-    params, _ = reference
+@pytest.fixture(scope="module")
+def beside():
+    """The network that reads a picture of two channels, compiled; its parameters."""
+    spec = dataclasses.replace(SMALL, extra_channels=2)
+    net = denoisers.u_net(spec)
+    assert net.conditioning == ("text", "mask", "image")
+    return jax.jit(net.apply), drawn(spec)
+
+
+def test_padding_of_captions_is_not_read(beside):
+    apply, params = beside
     x, t, cond = inputs()
+    cond["image"] = np.ones((BATCH, 8, 8, 2), "f")
     other = {**cond, "text": np.where(cond["mask"], cond["text"], 19)}
-    apply = jax.jit(denoisers.u_net(SMALL).apply)
     assert_allclose(apply(params, x, t, other), apply(params, x, t, cond), atol=1e-6)
     words = {**cond, "text": cond["text"] + 0 * x[:, 0, 0, :1].astype(int)}
     words["text"] = np.where(cond["text"] == cond["text"][0, 0], 4, cond["text"])
     assert not np.allclose(apply(params, x, t, words), apply(params, x, t, cond))
 
 
-def test_a_picture_beside_x_is_read():
-    spec = dataclasses.replace(SMALL, extra_channels=2)
-    net = denoisers.u_net(spec)
-    assert net.conditioning == ("text", "mask", "image")
-    params, (x, t, cond) = drawn(spec), inputs()
-    apply = jax.jit(net.apply)
+def test_a_picture_beside_x_is_read(beside):
+    apply, params = beside
+    x, t, cond = inputs()
     image = np.ones((BATCH, 8, 8, 2), "f")
     out = apply(params, x, t, {**cond, "image": image})
     assert out.shape == x.shape and out.dtype == jnp.float32

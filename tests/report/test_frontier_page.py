@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from finished_study import Page, make_workdir, table_rows
+from finished_study import Page, figures_as, make_workdir, table_rows
 from matplotlib.figure import Figure
 
 from scaling_ldm import frontier, records, report
@@ -64,7 +64,8 @@ def sampled(tmp_path_factory):
         budgets=9,
     )
     records.write_text(workdir / "frontier.json", records.dumps(found))
-    index = report.write(workdir)
+    with figures_as("svg", "png"):
+        index = report.write(workdir)
     return workdir, found, Page(index.read_text(encoding="utf-8"))
 
 
@@ -113,7 +114,8 @@ def test_sizes_of_the_same_steps_are_reported_by_their_frontier_first(
         records.write_text(
             tmp_path / "copy" / "runs" / spec.run_id / "metrics.jsonl", text
         )
-    page = Page(report.write(tmp_path / "copy").read_text(encoding="utf-8"))
+    with figures_as("svg", "png"):
+        page = Page(report.write(tmp_path / "copy").read_text(encoding="utf-8"))
     first = page.text.index(found.sentences[0])
     assert first < page.text.index("there are no laws to fit")
     where = page.text.index("Quality against the cost of sampling")
@@ -198,7 +200,8 @@ def test_without_replicates_nothing_is_claimed_of_probability(sampled, tmp_path)
         tmp_path / "runs.jsonl", records.read_jsonl(workdir / "runs.jsonl")
     )
     records.write_text(tmp_path / "frontier.json", records.dumps(bare))
-    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    with figures_as("svg"):
+        page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert page.wrong == []
     assert "without replicates no probability is known" in page.text
     assert "bootstrap" not in page.text.split("Quality against")[1].split("Samples")[0]

@@ -5,7 +5,7 @@ import dataclasses
 import finished_study
 import numpy as np
 import pytest
-from finished_study import BUDGETS, Page, make_workdir, table_rows
+from finished_study import BUDGETS, Page, figures_as, make_workdir, table_rows
 
 from scaling_ldm import config, records, report
 from scaling_ldm.records import table
@@ -21,7 +21,7 @@ SEED = 0.004  # the second seed's losses, above the first one's
 def grouped(tmp_path_factory):
     """A workdir: each run of the plain study for two rates and two seeds."""
     workdir = tmp_path_factory.mktemp("grouped")
-    make_workdir(workdir, lean=True)
+    make_workdir(workdir, "unfitted", lean=True)
     specs, written = [], 0
     for spec in records.read_jsonl(workdir / "runs.jsonl"):
         (record,) = records.read_jsonl(workdir / "runs" / spec.run_id / "record.json")
@@ -60,7 +60,8 @@ def grouped(tmp_path_factory):
     cfg = config.FitConfig(bootstrap=100)
     e = dataclasses.replace(config.Experiment(), fit=cfg, optimizer=kept)
     fit.run(e, workdir, specs)
-    return workdir, Page(report.write(workdir).read_text(encoding="utf-8"))
+    with figures_as("svg"):
+        return workdir, Page(report.write(workdir).read_text(encoding="utf-8"))
 
 
 def test_each_group_has_its_laws(grouped):
@@ -184,7 +185,8 @@ def test_what_was_spent_on_pretraining_has_a_column_where_there_is_some(tmp_path
         specs = records.read_jsonl(workdir / "runs.jsonl")
         specs = [dataclasses.replace(s, pretraining_flops=before) for s in specs]
         records.write_jsonl(workdir / "runs.jsonl", specs)
-        page = report.write(workdir).read_text(encoding="utf-8")
+        with figures_as("svg"):
+            page = report.write(workdir).read_text(encoding="utf-8")
         found = {row.get("pretraining_flops") for row in table_rows(workdir, "runs")}
         assert found == {{0.0: None, 2.5e9: "2500000000.0", None: ""}[before]}
         # A column that is empty is not shown.

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from finished_study import Page, make_workdir, sample, table_rows
+from finished_study import Page, figures_as, make_workdir, sample, table_rows
 
 from scaling_ldm import records, report
 from scaling_ldm.report import evaluation_tables, pictures, reading
@@ -85,7 +85,8 @@ def test_a_distance_is_placed_between_real_pictures_and_noise(tmp_path, evaluate
     assert line.startswith(f"The lowest FD-Lite0 is 70.0, of run {run_id}.")
     assert "60 real pictures have 12.5" in line
     assert line.endswith("120 pictures of noise have 300.")
-    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    with figures_as("svg"):
+        page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert line in page.text
     rows = {(r["metric"], r["step"]): r for r in table_rows(tmp_path, "evaluations")}
     assert len(rows) == 3  # floors are beside the numbers, not among them

@@ -18,6 +18,7 @@ from finished_study import (
     EXPONENT,
     TROUBLE,
     Page,
+    figures_as,
     make_workdir,
     sample,
     table_rows,
@@ -30,6 +31,13 @@ from scaling_ldm.report import format, html, reading, study, style, table
 
 HELD_OUT = {"own": "50 of 1,000 pictures are held out by <b>"}
 TRAINING = {"": 950}
+
+
+@pytest.fixture
+def only_svg():
+    """Reports whose figures are on the page and have no files."""
+    with figures_as("svg"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +261,8 @@ def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp
 
     (tmp_path / "laws.json").unlink()
     (tmp_path / "samples" / "record.json").unlink()
-    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    with figures_as("svg"):
+        page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert page.wrong == []
     assert "--stages fit" in page.text
     for empty in ("Samples", "Held-out budget", "Points left out", "Parametric"):
@@ -263,7 +272,7 @@ def test_same_inputs_same_bytes_and_later_reports_leave_nothing_stale(plain, tmp
     assert not (tmp_path / "report" / "tables" / "held_out.csv").exists()
 
 
-def test_refused_budget_is_grey_and_explained(tmp_path):
+def test_refused_budget_is_grey_and_explained(tmp_path, only_svg):
     index = report.write(make_workdir(tmp_path, "refused", lean=True))
     page = Page(index.read_text(encoding="utf-8"))
     result = records.loads((tmp_path / "laws.json").read_text())
@@ -276,7 +285,7 @@ def test_refused_budget_is_grey_and_explained(tmp_path):
     assert found.minima()[BUDGETS[0]] == refusal
 
 
-def test_refused_laws_are_the_headline(tmp_path):
+def test_refused_laws_are_the_headline(tmp_path, only_svg):
     index = report.write(make_workdir(tmp_path, "few", lean=True))
     page = Page(index.read_text(encoding="utf-8"))
     assert page.wrong == []
@@ -295,7 +304,7 @@ def test_refused_laws_are_the_headline(tmp_path):
     ]
 
 
-def test_plan_only_and_damaged_files_are_notes_not_crashes(tmp_path):
+def test_plan_only_and_damaged_files_are_notes_not_crashes(tmp_path, only_svg):
     make_workdir(tmp_path)
     first = sorted((tmp_path / "runs").iterdir())[0]
     (first / "record.json").write_text("{")
@@ -408,6 +417,7 @@ def test_a_long_time_is_shown_in_its_units(seconds, text):
     assert format.duration(seconds) == text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
+@pytest.mark.slow  # test_architecture.py imports it beside other light modules
 def test_reading_a_study_needs_no_accelerator_stack():
     code = (
         "import sys, scaling_ldm.report; "
@@ -480,7 +490,7 @@ def test_every_number_says_how_its_pictures_were_sampled(tmp_path, evaluated):
 
 
 def test_measured_numbers_are_shown_with_their_interval_and_protocol(
-    tmp_path, evaluated
+    tmp_path, evaluated, only_svg
 ):
     make_workdir(tmp_path, "unfitted", lean=True)
     run_id = records.read_jsonl(tmp_path / "runs.jsonl")[0].run_id
