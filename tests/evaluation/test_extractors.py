@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from untrained import finish
 
 from scaling_ldm import config, evaluation, records
 from scaling_ldm.evaluation import extractors, protocol
@@ -17,7 +18,7 @@ from scaling_ldm.models.encoders import dinov2
 from scaling_ldm.models.weights import clip as clip_weights
 from scaling_ldm.models.weights import dinov2 as dinov2_weights
 from scaling_ldm.models.weights import efficientnet_lite, files, hub, inception, layout
-from scaling_ldm.stages import evaluate, generate, plan, train
+from scaling_ldm.stages import evaluate, generate, plan
 from scaling_ldm.stages import frontier as frontier_lib
 from scaling_ldm.training import mesh
 from scaling_ldm.workdir import samples
@@ -172,7 +173,7 @@ def dinov2_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generated(tiny, tmp_path_factory):
-    """(config, workdir, specs) of a trained size and its pictures."""
+    """(config, workdir, specs) of a size with random weights and its pictures."""
     workdir = tmp_path_factory.mktemp("generated")
     c = tiny.copy_and_resolve_references()
     c.generate.images, c.generate.batch_size, c.generate.steps = IMAGES, IMAGES, 2
@@ -181,7 +182,7 @@ def generated(tiny, tmp_path_factory):
     experiment = config.resolve(c)
     specs = plan.plan(experiment)
     plan.write(specs, workdir)
-    train.run(experiment, workdir, list(enumerate(specs)), len(specs))
+    finish(experiment, workdir, *specs)
     generate.run(experiment, workdir, specs)
     return c, workdir, specs
 
