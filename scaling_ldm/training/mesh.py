@@ -14,10 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 
 from scaling_ldm import config, records
+
+RowNumbers = Int64[np.ndarray, "n"]
 
 AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)  # rows over all devices
@@ -82,7 +85,39 @@ def build(
                 f"{key} = {size} is not divisible by the {devices} devices; nearest: "
                 f"{' or '.join(str(n) for n in (below, above) if n)}"
             )
-    return jax.make_mesh((replica, cfg.fsdp), AXES, devices=use)
+    used = jax.devices() if use is None else list(use)
+    return Mesh(
+        device_grid((replica, cfg.fsdp), used),
+        AXES,
+        axis_types=(AxisType.Explicit,) * 2,
+    )
+
+
+def device_grid(shape: tuple[int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices by their coordinates on AXES, neighbours near one another.
+
+    Within a slice, every pair is joined by fast links, and the topology decides. Slices
+    are joined by a slower network: those of TPUs of several slices, and every host of
+    GPUs. So "replica", which only adds up gradients, goes over slices first, and "fsdp"
+    only if there are more slices than replicas.
+
+    Args:
+      shape: replica x fsdp, as many as there are devices.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    replica, fsdp = shape
+    over = math.gcd(replica, slices)
+    between = over, slices // over  # the second number divides fsdp
+    return mesh_utils.create_hybrid_device_mesh(
+        (replica // between[0], fsdp // between[1]),
+        between,
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def _divisors(n: int) -> list[int]:
@@ -126,26 +161,54 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     )
 
 
-def rows_of_process(mesh: Mesh, rows: int) -> slice:
-    """The rows of a global batch that this process feeds to its devices."""
-    sharding = NamedSharding(mesh, BATCH)
-    indices = sharding.addressable_devices_indices_map((rows,)).values()
-    mine = [index[0] for index in indices if index is not None]
-    return slice(
-        min(part.start or 0 for part in mine),
-        max(rows if part.stop is None else part.stop for part in mine),
-    )
+def rows_of_process(mesh: Mesh, rows: int, process: int | None = None) -> RowNumbers:
+    """The rows of a global batch that a process feeds to its devices, ascending.
+
+    They need not be neighbours: the places of a host's devices in the mesh follow the
+    links between devices, not the hosts.
+
+    Args:
+      rows: of the global batch, a multiple of the devices.
+      process: None for this one.
+    """
+    process = jax.process_index() if process is None else process
+    each = rows // mesh.size
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    (places,) = np.nonzero(owners == process)
+    return (places[:, None] * each + np.arange(each)).reshape(-1)
 
 
 def put(mesh: Mesh, tree: Any, spec: PartitionSpec = BATCH) -> Any:
-    """Global arrays from this process's rows (numpy arrays), sharded by `spec`."""
+    """Global arrays from this process's rows (numpy arrays), sharded by `spec`.
+
+    Args:
+      tree: the rows of `rows_of_process`, in that order, along the axis that `spec`
+        splits; whole arrays if it splits none.
+    """
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:  # it has all rows: one call for the whole tree
         return jax.device_put(tree, sharding)
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
-        tree,
+        lambda rows: _from_rows_of_process(mesh, np.asarray(rows), sharding), tree
     )
+
+
+def _from_rows_of_process(
+    mesh: Mesh, own: np.ndarray, sharding: NamedSharding
+) -> jax.Array:
+    if AXES not in sharding.spec:
+        return jax.make_array_from_process_local_data(sharding, own)
+    axis = sharding.spec.index(AXES)
+    each = own.shape[axis] // len(mesh.local_devices)
+    shape = (*own.shape[:axis], each * mesh.size, *own.shape[axis + 1 :])
+    held = rows_of_process(mesh, shape[axis])
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        start = (index[axis].start if index else None) or 0
+        first = int(np.searchsorted(held, start))
+        return own[(slice(None),) * axis + (slice(first, first + each),)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def named_sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:

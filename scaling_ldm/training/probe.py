@@ -76,7 +76,7 @@ def step_seconds(
     rng, many = np.random.default_rng(0), experiment.train.steps_per_dispatch
     local = mesh.rows_of_process(device_mesh, spec.batch_size)
     abstract, none = objective_checks.abstract_inputs(
-        experiment, compiled.objective, local.stop - local.start
+        experiment, compiled.objective, len(local)
     )
 
     def filled(shape: jax.ShapeDtypeStruct, *stacked: int) -> np.ndarray:

@@ -216,7 +216,7 @@ def pipeline_rate(recipe: config.Experiment, seconds: float) -> float:
     batches = data.batches(
         source,
         batch_size=rows,
-        rows=slice(0, rows),
+        rows=np.arange(rows),
         prefetch=recipe.data.prefetch_batches,
     )
     for _ in range(5):

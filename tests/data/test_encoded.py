@@ -379,7 +379,7 @@ def test_damage_reaches_the_reader_of_batches(folder, tmp_path):
     damaged = tmp_path / shards.shard_name(0)
     damaged.write_bytes(damaged.read_bytes()[:-70_000])
     source = encoded.Encoded(str(tmp_path), experiment(), "train")
-    stream = data.batches(source, batch_size=4, rows=slice(0, 4), prefetch=2)
+    stream = data.batches(source, batch_size=4, rows=np.arange(4), prefetch=2)
     with pytest.raises(records.Damaged, match="shard-00000"):
         for _ in range(20):
             next(stream)

@@ -175,7 +175,10 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
         )
         source, _ = data_lib.sources(experiment, pathlib.Path())
         data = data_lib.batches(
-            source, batch_size=row.batch_size, rows=slice(0, row.batch_size), prefetch=0
+            source,
+            batch_size=row.batch_size,
+            rows=np.arange(row.batch_size),
+            prefetch=0,
         )
         hyper = mesh.put(
             device_mesh,
