@@ -114,16 +114,18 @@ def test_batches_processes_and_restarts_do_not_change_the_stream():
     whole = counted().rows(np.arange(48))
     for size, processes in ((8, 1), (24, 1), (24, 4), (48, 3)):
         mine = size // processes
-        its = [stream(size, slice(p * mine, (p + 1) * mine)) for p in range(processes)]
+        its = [
+            stream(size, np.arange(p * mine, (p + 1) * mine)) for p in range(processes)
+        ]
         got = [next(it) for _ in range(48 // size) for it in its]
         for name, value in whole.items():
             assert_array_equal(np.concatenate([g[name] for g in got]), value)
-    it = stream(8, slice(0, 8))
+    it = stream(8, np.arange(0, 8))
     for _ in range(4):
         next(it)
     state = json.loads(json.dumps(it.get_state()))
     for p in range(2):  # continued on twice as many processes
-        again = stream(8, slice(4 * p, 4 * p + 4))
+        again = stream(8, np.arange(4 * p, 4 * p + 4))
         again.set_state(state)
         batch = next(again)
         for name, value in whole.items():
