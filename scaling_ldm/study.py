@@ -20,6 +20,7 @@ import ml_collections
 
 from scaling_ldm import config, records
 from scaling_ldm.config import command_line
+from scaling_ldm.records import places
 from scaling_ldm.records.errors import CheckpointError, ConfigError, Damaged, Preempted
 from scaling_ldm.training import progress, signals
 from scaling_ldm.workdir import ending, lock, ownership
@@ -73,7 +74,7 @@ def run(
     """
     try:
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
-        at = pathlib.Path(name)
+        at = places.local(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
         command_line.check_job(*cluster)
         names = _stages(stages, only)

@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import files, rows_of, whole_files
+from scaling_ldm.records import files, places, rows_of, whole_files
 from scaling_ldm.records.errors import Damaged, MeasurementConflict
 from scaling_ldm.records.frontier import MeasuredCell
 from scaling_ldm.records.measurements import (
@@ -63,7 +63,7 @@ def read_table(*workdirs: str | os.PathLike[str]) -> list[Measurement]:
     """
     return united(
         (row, workdir)
-        for workdir in map(pathlib.Path, workdirs)
+        for workdir in [places.local(w, "a working directory") for w in workdirs]
         for row in _rows_of_study(workdir)
     )
 

@@ -21,6 +21,7 @@ import pathlib
 from scaling_ldm import records
 from scaling_ldm.laws import fit
 from scaling_ldm.laws.published import PublishedLaw
+from scaling_ldm.records import places
 from scaling_ldm.report import (
     evaluation_tables,
     figures,
@@ -50,7 +51,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises:
       FileNotFoundError: `workdir` holds no plan.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = places.local(workdir, "a working directory")
     found = reading.read(workdir)
     beside = {q: fit.published()[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)

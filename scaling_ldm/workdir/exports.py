@@ -27,6 +27,7 @@ from scaling_ldm.data import encoded, vocabulary
 from scaling_ldm.models import denoisers, from_config, pretrained
 from scaling_ldm.models.denoisers import unet
 from scaling_ldm.models.weights import files, native, published
+from scaling_ldm.records import places
 from scaling_ldm.training import mesh
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import scheduler_config
@@ -146,7 +147,7 @@ def read_model(experiment: config.Experiment, name: str) -> TrainedModel:
       NewerVersion: a newer version of the library wrote the folder.
     """
     where = f"config.generate.weights = {name!r}"
-    folder = pathlib.Path(name).expanduser()
+    folder = places.local(name, "config.generate.weights")
     if not folder.is_dir():
         raise config.ConfigError(f"{where}: no such folder")
     if (folder / "experiment.json").exists():

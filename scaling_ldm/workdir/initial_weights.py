@@ -23,10 +23,13 @@ from scaling_ldm.data import encoded, vocabulary
 from scaling_ldm.models import from_config
 from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import files, native, published, transfer
+from scaling_ldm.records import places
 from scaling_ldm.records.errors import CheckpointError, WeightsError
 from scaling_ldm.training import checkpoint, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, init_record, runs, scheduler_config
+
+_FIELD = "config.train.init_from"
 
 WORDS = "entry/word_embedding"  # the parameter that is a table of words
 # What published weights have learnt, and only the file of a scheduler says.
@@ -73,7 +76,7 @@ def find(experiment: config.Experiment) -> InitialWeights:
     try:
         if (run := init_from.parsed(given)) is not None:
             return _of_run(where, run)
-        return _of_place(experiment, where, pathlib.Path(given).expanduser())
+        return _of_place(experiment, where, places.local(given, _FIELD))
     except (WeightsError, CheckpointError) as e:
         raise config.ConfigError(f"{where}: {e}") from e
 
@@ -82,7 +85,7 @@ def is_there(experiment: config.Experiment) -> bool:
     """Whether there is still a directory or file that config.train.init_from names."""
     run = init_from.parsed(experiment.train.init_from)
     place = experiment.train.init_from if run is None else run.workdir
-    return pathlib.Path(place).expanduser().exists()
+    return places.local(place, _FIELD).exists()
 
 
 def identified(
@@ -155,7 +158,7 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
       ConfigError: there is no such run, it has no such checkpoint, or no run is the
         best one.
     """
-    folder = pathlib.Path(run.workdir).expanduser()
+    folder = places.local(run.workdir, "a working directory")
     source = _experiment_of(where, folder)
     planned = (folder / "runs.jsonl").exists()
     specs = records.read_plan(folder) if planned else []

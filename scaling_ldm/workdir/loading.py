@@ -22,6 +22,7 @@ from scaling_ldm.data import encoded, icons, vocabulary
 from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import denoisers, from_config, pretrained
 from scaling_ldm.models.weights import files, native, published
+from scaling_ldm.records import places
 from scaling_ldm.records.errors import CheckpointError, WeightsError
 from scaling_ldm.training import captions, inference, mesh
 from scaling_ldm.training.loaded_model import LoadedModel
@@ -65,7 +66,7 @@ def load(
 
 
 def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
-    folder = pathlib.Path(text).expanduser()
+    folder = places.local(text, "what load opens")
     if not folder.is_dir():
         run = init_from.parsed(text)
         if run is None:
@@ -77,10 +78,10 @@ def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
         except KeyError as e:
             raise config.ConfigError(f"{where}: {exports.CARD} lacks {e}") from e
     # A working directory comes first: it, too, may be in a folder called runs.
-    places = [(folder, "")]
+    candidates = [(folder, "")]
     if folder.parent.name == "runs":
-        places.append((folder.parent.parent, folder.name))
-    for workdir, run_id in places:
+        candidates.append((folder.parent.parent, folder.name))
+    for workdir, run_id in candidates:
         if (workdir / "experiment.json").exists():
             run = init_from.RunWeights(
                 workdir=str(workdir), run_id=run_id, step=None, weights=""
