@@ -74,7 +74,7 @@ def run(
     """
     try:
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
-        at = places.local(name, "--workdir")
+        at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
         command_line.check_job(*cluster)
         names = _stages(stages, only)

@@ -111,7 +111,7 @@ class StoredFeatures:
         try:
             # numpy leaves a damaged file open that it has opened itself.
             with (
-                open(path, "rb") as opened,
+                path.open("rb") as opened,
                 np.load(opened, allow_pickle=False) as file,
             ):
                 found = dict(file)

@@ -14,13 +14,12 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scaling_ldm.records import upgrade
+from scaling_ldm.records import places, upgrade
 from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.frontier import (
     Advice,
@@ -242,7 +241,7 @@ def read(path: str | os.PathLike, kind: Any = object) -> Any:
       NewerVersion: a newer version of the library wrote it.
     """
     try:
-        return loads(pathlib.Path(path).read_bytes(), path, kind)
+        return loads(places.place(path).read_bytes(), path, kind)
     except Damaged as e:
         raise Damaged(f"{path}: {e}") from e
 
@@ -280,7 +279,7 @@ def json_object(
 
 def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     """The JSON object of a file; raises as `json_object`."""
-    return json_object(pathlib.Path(path).read_bytes(), path, *keys)
+    return json_object(places.place(path).read_bytes(), path, *keys)
 
 
 def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
@@ -327,7 +326,7 @@ def complete_lines(path: str | os.PathLike) -> tuple[list[bytes], bytes]:
     Raises:
       Damaged: the bytes after the last complete line are not the start of a record.
     """
-    *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
+    *lines, rest = places.place(path).read_bytes().split(b"\n")
     # After a power failure, a file may end in zero bytes.
     if not rest.startswith(b"{") and (rest.strip(b"\0") or (rest and not lines)):
         raise Damaged(f"{path}:{len(lines) + 1}: not a record: not JSON")

@@ -32,7 +32,7 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[Evaluation]:
       Damaged: a file holds something else.
       NewerVersion: a newer version of the library wrote it.
     """
-    workdir = places.local(workdir, "a working directory")
+    workdir = places.place(workdir)
     path = workdir / EVALUATIONS
     held = files.read_jsonl(path, EvalRecord) if path.is_file() else []
     bare = {r.run_id for r in held if type(r) is EvalRecord}
@@ -89,7 +89,7 @@ def read_frontier(workdir: str | os.PathLike[str]) -> Frontier:
         table.
       NewerVersion: a newer version of the library wrote it.
     """
-    workdir = places.local(workdir, "a working directory")
+    workdir = places.place(workdir)
     path = workdir / FRONTIER
     found = files.read(path, Frontier)
     bare = {cell.model for cell in found.cells if not isinstance(cell, MeasuredCell)}

@@ -10,19 +10,21 @@ import pathlib
 import re
 
 from scaling_ldm.records.errors import ConfigError
+from scaling_ldm.records.objects import ObjectPath
+
+STORES = ("gs",)  # where a working directory may be, besides local folders
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 # What pathlib makes of a URL: "gs:/bucket". No folder is called so by intent.
 _CUT = re.compile(r"(gs|gcs|s3|s3a|az|abfs|hf|http|https|memory):/(?!/)")
 
 
-def scheme(name: str | os.PathLike[str]) -> str:
+def scheme(text: str) -> str:
     """The scheme of a URL in lower case ("gs"); "" for a local path.
 
     Raises:
       ConfigError: a URL that has lost a slash, as `pathlib.Path` makes of one.
     """
-    text = os.fspath(name)
     if cut := _CUT.match(text):
         raise ConfigError(
             f"{text}: a URL has two slashes, as in {cut[1]}://{text[cut.end() :]}; "
@@ -30,6 +32,38 @@ def scheme(name: str | os.PathLike[str]) -> str:
         )
     found = _URL.match(text)
     return found[1].lower() if found else ""
+
+
+def place(
+    name: str | os.PathLike[str], what: str = "a working directory"
+) -> pathlib.Path:
+    """A local path, or an `ObjectPath` of a URL in a supported store.
+
+    Args:
+      what: what it is the place of, for a message.
+
+    Raises:
+      ConfigError: a URL of a store that is not supported, or that needs a package which
+        is not installed.
+    """
+    if isinstance(name, pathlib.Path):
+        scheme(str(name))
+        return name
+    text = os.fspath(name)
+    kind = scheme(text)
+    if kind in STORES:
+        return ObjectPath.of(text)
+    if kind in ("s3", "s3a"):
+        raise ConfigError(
+            f"{text}: {what} may be local or on gs://; on s3:// it is not supported, "
+            "because orbax writes no checkpoints there. Give a folder where the bucket "
+            "is mounted"
+        )
+    if kind not in ("", "file"):
+        raise ConfigError(
+            f"{text}: {what} may be local or on gs://; {kind}:// is not supported"
+        )
+    return _of_file_url(text) if kind else pathlib.Path(text)
 
 
 def local(name: str | os.PathLike[str], what: str) -> pathlib.Path:
@@ -41,15 +75,20 @@ def local(name: str | os.PathLike[str], what: str) -> pathlib.Path:
     Raises:
       ConfigError: another URL.
     """
-    text = os.fspath(name)
+    text = str(name)
     kind = scheme(text)
     if kind == "file":
-        text = text[len("file://") :]
-        if not text.startswith("/"):
-            raise ConfigError(f"{name}: a local URL has three slashes, as in file:///x")
-    elif kind:
+        return _of_file_url(text)
+    if kind:
         raise ConfigError(
             f"{text}: {what} is a local folder, and {kind}:// is not supported; give "
             "a folder, such as one where a bucket is mounted"
         )
     return pathlib.Path(text).expanduser()
+
+
+def _of_file_url(text: str) -> pathlib.Path:
+    path = text[len("file://") :]
+    if not path.startswith("/"):
+        raise ConfigError(f"{text}: a local URL has three slashes, as in file:///x")
+    return pathlib.Path(path)

@@ -33,6 +33,7 @@ from scaling_ldm.records.measurements import (
     Measurement,
     loss_protocol,
 )
+from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.records.runs import EvalRecord, Evaluation, RunSpec, TrainRecord
 
 FILE = "measurements.jsonl"
@@ -63,7 +64,7 @@ def read_table(*workdirs: str | os.PathLike[str]) -> list[Measurement]:
     """
     return united(
         (row, workdir)
-        for workdir in [places.local(w, "a working directory") for w in workdirs]
+        for workdir in [places.place(w) for w in workdirs]
         for row in _rows_of_study(workdir)
     )
 
@@ -287,6 +288,10 @@ def append_rows(path: pathlib.Path, rows: Iterable[Measurement]) -> None:
     The file must not end in a line that was cut off: see `read_rows`.
     """
     text = "".join(files.dumps(row) + "\n" for row in rows)
+    if isinstance(path, ObjectPath):  # the store writes whole objects alone
+        held = path.read_bytes() if path.is_file() else b""
+        path.write_bytes(held + text.encode())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_files.writing(path), open(path, "ab") as file:
         file.write(text.encode())

@@ -13,8 +13,12 @@ import fcntl
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
+
+from scaling_ldm.records import places
+from scaling_ldm.records.objects import ObjectPath
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # Libraries raise errors of their own, with the system's text in them.
@@ -60,11 +64,11 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         if e.filename is not None or e.errno is None:
             raise
-        raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+        raise OSError(e.errno, e.strerror, str(path)) from e
     except Exception as e:
         if not is_full(e):
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from e
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from e
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -75,10 +79,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_file(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> None:
     """Writes a whole file or none: a temporary one is filled, fsynced, renamed.
 
+    An object of a store is filled in a local temporary file, and then written whole.
+
     Raises:
       OSError: it cannot be written; it names the path.
     """
-    path = pathlib.Path(path)
+    path = places.place(path)
+    if isinstance(path, ObjectPath):
+        with tempfile.NamedTemporaryFile() as file:
+            fill(file)  # pyrefly: ignore[bad-argument-type]
+            file.flush()
+            path.upload(pathlib.Path(file.name))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes on two machines may have the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
@@ -126,6 +138,8 @@ def remove_leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
     Files that a process is writing now stay.
     """
     removed = []
+    if isinstance(folder, ObjectPath):  # an object that is not whole is not there
+        return removed
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _OF_OTHERS]
         for name in filter(_LEFT.fullmatch, names):

@@ -51,7 +51,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises:
       FileNotFoundError: `workdir` holds no plan.
     """
-    workdir = places.local(workdir, "a working directory")
+    workdir = places.place(workdir)
     found = reading.read(workdir)
     beside = {q: fit.published()[key] for q, key in BESIDE.items()}
     pictures = figures.draw(found, beside)

@@ -192,7 +192,8 @@ def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
 
 
 def _images(path: pathlib.Path) -> Images:
-    images = np.load(path, allow_pickle=False)
+    with path.open("rb") as file:
+        images = np.load(file, allow_pickle=False)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"{images.dtype} {list(images.shape)}; expected uint8 [n, height, width, 3]"

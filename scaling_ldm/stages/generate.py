@@ -258,7 +258,8 @@ def _finish(
         index = 0
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path in paths:
-                images = np.load(path, allow_pickle=False)
+                with path.open("rb") as held:
+                    images = np.load(held, allow_pickle=False)
                 if index < SHOWN:
                     first.append(images[: SHOWN - index])
                 for image in images:

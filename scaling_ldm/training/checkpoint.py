@@ -24,7 +24,8 @@ from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from scaling_ldm import records
 from scaling_ldm.records.errors import CheckpointError
-from scaling_ldm.training import checksum, mesh, storage_faults
+from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.training import checksum, mesh, run_files, storage_faults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class Checkpoints:
             )
         )
         return ocp.CheckpointManager(
-            self._directory,
+            str(self._directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
                 save_decision_policy=policies.FixedIntervalPolicy(1),
@@ -159,7 +160,7 @@ class Checkpoints:
 
     def _report_unfinished(self) -> None:
         """Says which writes were cut off; orbax removes them."""
-        for path in sorted(self._directory.glob(f"*{TMP_DIR_SUFFIX}*")):
+        for path in run_files.unfinished(self._directory, TMP_DIR_SUFFIX):
             self._say(
                 f"checkpoint {path.name.split('.')[0]} of {self._spec.run_id} is "
                 "unfinished: the one before is used"
@@ -207,12 +208,15 @@ class Checkpoints:
             raise self._failed("the last", e) from e
 
     def _failed(self, step: Any, error: Exception) -> CheckpointError:
-        free = shutil.disk_usage(self._directory).free / 2**20
+        room = ""
+        if not isinstance(self._directory, ObjectPath):
+            free = shutil.disk_usage(self._directory).free / 2**20
+            room = f" ({free:.0f} MiB free there)"
         cause = str(error).strip().splitlines()[0][:300]
         remedy = "Make room" if records.is_full(error) else "Repair that"
         return CheckpointError(
             f"could not write checkpoint {step} of {self._spec.run_id} to "
-            f"{self._directory} ({free:.0f} MiB free there): {cause}. "
+            f"{self._directory}{room}: {cause}. "
             f"Complete checkpoints are untouched. {remedy}, then run the same command "
             "to continue from the latest of them."
         )
@@ -314,7 +318,10 @@ class Checkpoints:
         self._manager.close()
         if mesh.is_primary():
             damaged = self._directory / f"damaged-{step}"
-            shutil.rmtree(damaged, ignore_errors=True)
+            if isinstance(damaged, ObjectPath):
+                damaged.rmtree()
+            else:
+                shutil.rmtree(damaged, ignore_errors=True)
             (self._directory / str(step)).rename(damaged)
         mesh.barrier(f"damaged-{step}")
         self._manager = self._open()

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm import records
+from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.training.growing import GrowingObject
 from scaling_ldm.training.run_files import RunFiles
 from scaling_ldm.training.time_left import Pace, left
 
@@ -270,6 +272,7 @@ class MetricLog:
 
     def __init__(self, files: RunFiles | None, step: int, tensorboard: bool) -> None:
         self._file = self._events = None
+        self._far = files is not None and isinstance(files.metrics, ObjectPath)
         if files is None:
             return
         path = files.metrics
@@ -280,7 +283,7 @@ class MetricLog:
         kept = b"".join(line + b"\n" for row, line in found if row["step"] <= step)
         path.with_suffix(".tmp").unlink(missing_ok=True)  # of an older version
         records.write_file(path, lambda file: file.write(kept))
-        self._file = open(path, "a")
+        self._file = GrowingObject(path, kept) if self._far else open(path, "a")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -303,7 +306,7 @@ class MetricLog:
         """Hands everything written to the operating system."""
         if self._file is not None:
             with records.writing(self._file.name):
-                self._file.flush()
+                self._file.write_now() if self._far else self._file.flush()
         if self._events is not None:
             self._events.flush()
 

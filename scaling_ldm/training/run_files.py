@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 from scaling_ldm.records import table
+from scaling_ldm.records.objects import COMMITTED, ObjectPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +59,28 @@ class RunFiles:
     def tensorboard(self) -> pathlib.Path:
         """The folder of TensorBoard events."""
         return self.folder / "tensorboard"
+
+
+def steps(checkpoints: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a folder that are complete, ascending.
+
+    On a disk, a complete one is renamed to its step. In a store, orbax writes an object
+    into it that says so.
+    """
+    mark = f"/{COMMITTED}" if isinstance(checkpoints, ObjectPath) else ""
+    found = checkpoints.glob(f"*{mark}")
+    names = [path.parent.name if mark else path.name for path in found]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def unfinished(checkpoints: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+    """The checkpoints in a folder whose write was cut off.
+
+    Args:
+      suffix: that orbax gives to their names on a disk.
+    """
+    if not isinstance(checkpoints, ObjectPath):
+        return sorted(checkpoints.glob(f"*{suffix}*"))
+    complete = steps(checkpoints)
+    names = [name for name in checkpoints.iterdir() if name.name.isdigit()]
+    return [path for path in names if int(path.name) not in complete]

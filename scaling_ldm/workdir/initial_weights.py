@@ -158,7 +158,7 @@ def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
       ConfigError: there is no such run, it has no such checkpoint, or no run is the
         best one.
     """
-    folder = places.local(run.workdir, "a working directory")
+    folder = places.place(run.workdir).expanduser()
     source = _experiment_of(where, folder)
     planned = (folder / "runs.jsonl").exists()
     specs = records.read_plan(folder) if planned else []

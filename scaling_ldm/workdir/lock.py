@@ -20,14 +20,15 @@ import pathlib
 import shlex
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 from scaling_ldm import records
 from scaling_ldm.records.errors import ConfigError, Held
+from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training import progress
+from scaling_ldm.workdir import lock_file
 
 NAME = "lock.json"  # of the file; it is in the folder that it locks
 BEAT = 20.0  # seconds between two heartbeats
@@ -158,36 +159,30 @@ class Lock:
 
     def _create(self) -> bool:
         """Creates the file; False if there is one."""
-        self._made += [p for p in self.path.parents if not p.exists()]
+        far = isinstance(self.path, ObjectPath)  # there are no folders
+        self._made += [p for p in self.path.parents if not far and not p.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with (
-                records.writing(self.path),
-                open(self.path, "x", encoding="utf-8") as file,
-            ):
-                file.write(self._text)
-        except (FileExistsError, FileNotFoundError):  # its folder was removed just now
+            lock_file.create(self.path, self._text)
+        except FileExistsError:
             return False
-        except OSError:  # the disk is full
-            self.path.unlink(missing_ok=True)
-            raise
+        except FileNotFoundError:
+            if far:  # there is no such bucket
+                raise
+            return False  # its folder was removed just now
         return True
 
     def _read(self) -> _Held | None:
         """The file as it is now, whoever wrote it; None if there is none."""
         try:
-            # Opening it makes a network file system ask the server.
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                text, beat = file.read(), os.fstat(file.fileno()).st_mtime
+            text, beat = lock_file.read(self.path)
             return _Held(text=text, beat=beat, age=self._now() - beat)
         except FileNotFoundError:
             return None
 
     def _now(self) -> float:
         """The time by the clock of the file system."""
-        prefix = f".{NAME}."
-        with tempfile.TemporaryFile(dir=self.path.parent, prefix=prefix) as file:
-            return os.fstat(file.fileno()).st_mtime
+        return lock_file.now(self.path)
 
     def _doubt(self, found: _Held) -> str:
         """Why it is not known yet whether the holder lives; "" if it is gone.
@@ -224,10 +219,10 @@ class Lock:
         """Takes over what was found; False if another process was faster."""
         guard = self.path.with_name(f".{NAME}.taken-over")
         try:
-            os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            lock_file.create(guard, "")
         except FileExistsError:  # another process takes over now, or died doing so
             with contextlib.suppress(FileNotFoundError):
-                if self._now() - guard.stat().st_mtime > STALE:
+                if self._now() - lock_file.written_at(guard) > STALE:
                     guard.unlink()
             return False
         try:
@@ -251,7 +246,7 @@ class Lock:
                     self._create()
                 return
             if text == self._text:
-                os.utime(self.path)
+                lock_file.renew(self.path, self._text)
             else:
                 del _held[self.path]
                 _when_lost(f"{self._folder} was taken over by {_name(_holder(text))}")

@@ -16,7 +16,7 @@ from scaling_ldm.config import axes
 from scaling_ldm.config.names import nearest
 from scaling_ldm.records import results, table
 from scaling_ldm.records.measurements import LOSS
-from scaling_ldm.training.run_files import RunFiles
+from scaling_ldm.training.run_files import RunFiles, steps
 from scaling_ldm.training.trained_model import TrainedModel
 
 
@@ -372,5 +372,4 @@ def _restored(
 
 def checkpoint_steps(workdir: pathlib.Path, spec: records.RunSpec) -> list[int]:
     """The steps of a run whose checkpoints are on disk, ascending."""
-    folder = run_files(workdir, spec.run_id).checkpoints
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    return steps(run_files(workdir, spec.run_id).checkpoints)

@@ -15,6 +15,7 @@ import numpy as np
 
 from scaling_ldm import config, records
 from scaling_ldm.data import shards
+from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
 
@@ -46,14 +47,21 @@ def read_images(workdir: pathlib.Path, check: bool = True) -> Iterator[np.ndarra
     """
     checksums = (_held(workdir) or {}).get("shards", {}) if check else {}
     for path in sorted(shard_folder(workdir).glob("*.npy")):
+        data = path.read_bytes() if isinstance(path, ObjectPath) else None
         try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
+            images = np.load(
+                path if data is None else io.BytesIO(data),
+                mmap_mode="r" if data is None else None,
+                allow_pickle=False,
+            )
             if images.dtype != np.uint8 or images.ndim != 4:
                 raise ValueError(f"{images.dtype} of shape {list(images.shape)}")
         except (ValueError, EOFError) as e:
             raise records.Damaged(f"{path} holds no pictures: {e}") from e
         wanted = checksums.get(path.name)
-        if wanted is not None and shards.file_digest(path) != wanted:
+        if wanted is not None and wanted != (
+            shards.file_digest(path) if data is None else shards.digest_of(data)
+        ):
             raise records.Damaged(
                 f"{path} holds other pictures, or is damaged: its checksum is not that "
                 f"of {_CHECKSUMS}"

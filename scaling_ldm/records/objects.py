@@ -1,0 +1,328 @@
+"""Paths in an object store: what the library does with files, on gs://bucket/folder.
+
+An `ObjectPath` is a `pathlib.Path` whose reads and writes are requests to a store. An
+object is written in one request, so a reader sees the old one or the new one, whole.
+There are no folders: one is there while an object is below it. Nothing is cached, so a
+process sees what another one has written.
+
+What a store cannot do, or this library does not do there, is refused: it never becomes
+a local file. May import: fsspec, when a path is first used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import functools
+import io
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from scaling_ldm.records.errors import ConfigError
+
+# scheme -> (package of the fsspec backend, extra of this library that installs it)
+BACKENDS = {"gs": ("gcsfs", "gcs"), "memory": ("fsspec", "gcs")}
+# Seconds to connect, and without a byte. gcsfs asks six times, about 35 s apart in all.
+CONNECT, SILENT = 10.0, 60.0
+COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a store
+# The inner form of a path. Below /dev/null there is no file: what takes an ObjectPath
+# for a local path fails, whoever runs it.
+_ROOT = "/dev/null"
+_DENIED = re.compile(r"\b(401|403)\b|Forbidden|Unauthorized|[Cc]redentials")
+
+
+class ObjectPath(pathlib.PosixPath):
+    """A path in an object store; `of` makes one."""
+
+    @classmethod
+    def of(cls, url: str) -> ObjectPath:
+        """The path of a URL.
+
+        Raises:
+          ConfigError: the URL names no bucket, or the store needs a package that is
+            not installed.
+        """
+        scheme, _, rest = url.partition("://")
+        parts = [part for part in rest.split("/") if part not in ("", ".")]
+        if not parts or ".." in parts:
+            raise ConfigError(f"{url}: give a bucket and a folder, as in gs://bucket/x")
+        _backend(scheme.lower(), url)
+        return cls("/".join((_ROOT, scheme.lower(), *parts)))
+
+    def __str__(self) -> str:
+        inner = super().__str__()
+        if not inner.startswith(f"{_ROOT}/"):
+            return inner  # relative to another path
+        scheme, _, rest = inner[len(_ROOT) + 1 :].partition("/")
+        return f"{scheme}://{rest}"
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    def __fspath__(self) -> str:
+        raise ConfigError(f"{self}: this is done with local files alone")
+
+    def as_posix(self) -> str:
+        return str(self)
+
+    @property
+    def scheme(self) -> str:
+        """Of its URL, such as "gs"."""
+        return self.parts[3]
+
+    @property
+    def _key(self) -> str:
+        """What fsspec calls it: bucket/folder/name."""
+        return "/".join(self.parts[4:])
+
+    @property
+    def _fs(self) -> Any:
+        return _backend(self.scheme, str(self))
+
+    def absolute(self) -> ObjectPath:
+        return self
+
+    def resolve(self, strict: bool = False) -> ObjectPath:
+        return self
+
+    def expanduser(self) -> ObjectPath:
+        return self
+
+    def is_file(self) -> bool:
+        with asking(self):
+            return self._fs.isfile(self._key)
+
+    def is_dir(self) -> bool:
+        return bool(self._names())
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        for name in self._names():
+            yield self / name
+
+    def _names(self) -> list[str]:
+        """Names directly below."""
+        with asking(self):
+            try:
+                found = self._fs.ls(self._key, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        names = {key.strip("/")[len(self._key) + 1 :] for key in found}
+        return sorted(names - {""})
+
+    def _below(self) -> list[str]:
+        """Names of all objects below, relative to it."""
+        with asking(self):
+            try:
+                found = self._fs.find(self._key)
+            except FileNotFoundError:
+                return []
+        start = self._key + "/"
+        keys = [key.strip("/") for key in found]
+        return sorted(k[len(start) :] for k in keys if k.startswith(start))
+
+    def glob(self, pattern: str, **given: Any) -> Iterator[ObjectPath]:
+        """Objects and folders below that match; "**" and options are refused."""
+        wanted = pattern.split("/")
+        if "**" in wanted or given:
+            raise ConfigError(f"{self}: no pattern {pattern!r} in a store")
+        found = set()
+        for name in self._below():
+            parts = name.split("/")[: len(wanted)]
+            if len(parts) == len(wanted) and all(
+                fnmatch.fnmatchcase(part, rule)
+                for part, rule in zip(parts, wanted, strict=True)
+            ):
+                found.add("/".join(parts))
+        yield from (self / name for name in sorted(found))
+
+    def read_bytes(self) -> bytes:
+        with asking(self):
+            return self._fs.cat_file(self._key)
+
+    def read_text(
+        self,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> str:
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def open(self, mode: str = "r", *given: Any, **named: Any) -> Any:
+        """A file in memory with all bytes of the object; for reading alone."""
+        if mode not in ("r", "rt", "rb"):
+            raise ConfigError(f"{self}: an object is written whole, not opened")
+        data = io.BytesIO(self.read_bytes())
+        if mode == "rb":
+            return data
+        return io.TextIOWrapper(data, encoding=named.get("encoding") or "utf-8")
+
+    def write_bytes(self, data: Any) -> int:
+        """Writes the object whole; a reader sees the old one or this one."""
+        data = bytes(data)
+        with asking(self, writes=True):
+            self._fs.pipe_file(self._key, data)
+        return len(data)
+
+    def write_text(self, data: str, *given: Any, **named: Any) -> int:
+        return self.write_bytes(data.encode())
+
+    def create(self, data: bytes) -> None:
+        """Writes an object that is not there yet; of several writers one succeeds.
+
+        The store decides: ifGenerationMatch=0 on gs://, If-None-Match: * on s3://.
+
+        Raises:
+          FileExistsError: it is there.
+        """
+        with asking(self, writes=True):
+            self._fs.pipe_file(self._key, data, mode="create")
+
+    def upload(self, source: pathlib.Path) -> None:
+        """Writes the object from a local file, whole."""
+        with asking(self, writes=True):
+            self._fs.put_file(str(source), self._key)
+
+    def written_at(self) -> float:
+        """When the object was written, by the clock of the store.
+
+        Raises:
+          FileNotFoundError: there is none.
+        """
+        with asking(self):
+            return self._fs.modified(self._key).timestamp()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with asking(self, writes=True):
+            try:
+                self._fs.rm_file(self._key)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+    def mkdir(self, *given: Any, **named: Any) -> None:
+        """Does nothing: a folder is there while an object is below it."""
+
+    def rmdir(self) -> None:
+        """Does nothing, as `mkdir`."""
+
+    def rmtree(self) -> None:
+        """Removes every object below; what marks a folder as complete goes first."""
+        names = self._below()
+        for name in sorted(names, key=lambda n: not n.endswith(COMMITTED)):
+            (self / name).unlink(missing_ok=True)
+
+    def rename(self, target: str | os.PathLike[str]) -> ObjectPath:
+        """Copies every object below to another folder of the store, then removes it.
+
+        A process that is killed meanwhile leaves both, or an incomplete first one.
+        """
+        if not isinstance(target, ObjectPath):
+            raise ConfigError(f"{self}: it cannot be moved to {target}")
+        for name in self._below():
+            to = target / name
+            with asking(to, writes=True):
+                self._fs.cp_file((self / name)._key, to._key)
+        self.rmtree()
+        return target
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def method(self: ObjectPath, *given: Any, **named: Any) -> Any:
+        raise ConfigError(f"{self}: {name} is for local files alone")
+
+    return method
+
+
+for _name in (
+    *("chmod", "group", "hardlink_to", "lchmod", "link_to", "lstat", "owner"),
+    *("readlink", "replace", "rglob", "samefile", "stat", "symlink_to", "touch"),
+    *("walk", "copy", "copy_into", "move", "move_into", "is_mount"),
+):
+    setattr(ObjectPath, _name, _refused(_name))
+
+
+def _backend(scheme: str, url: str) -> Any:
+    """The fsspec file system of a scheme.
+
+    Raises:
+      ConfigError: its package is not installed.
+    """
+    try:
+        return _file_system(scheme)
+    except ImportError as e:
+        package, extra = BACKENDS[scheme]
+        raise ConfigError(
+            f"{url}: {scheme}:// needs {package} ({e}): pip install "
+            f"'scaling_ldm[{extra}]'"
+        ) from e
+
+
+@functools.cache
+def _file_system(scheme: str) -> Any:
+    options = _prepare_google() if scheme == "gs" else {}
+    import fsspec
+
+    if scheme == "gs":  # so that what orbax opens is told the same
+        for name in ("gs", "gcs"):
+            fsspec.config.conf.setdefault(name, {}).update(options)
+    return fsspec.filesystem(scheme, **options)
+
+
+def _prepare_google() -> dict[str, Any]:
+    """Options for gcsfs; must run before it is imported."""
+    # Orbax reaches gs:// through etils, which prefers TensorFlow where it is installed.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        # An emulator does not say of which kind a bucket is, and each question warns.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+    # It prints a traceback before it raises.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    import aiohttp
+    import gcsfs  # noqa: F401  # it raises where it is not installed
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
+    return {"use_listings_cache": False, "session_kwargs": {"timeout": limits}}
+
+
+@contextlib.contextmanager
+def asking(path: ObjectPath, writes: bool = False) -> Iterator[None]:
+    """Around requests to a store: every failure is an OSError that names the URL.
+
+    Raises:
+      FileNotFoundError: no such object; or no such bucket, if it `writes`.
+      FileExistsError: there is one.
+      PermissionError: the store refuses it.
+      OSError: the store cannot be reached, or failed.
+    """
+    url = str(path)
+    try:
+        yield
+    except FileNotFoundError as e:
+        said = "No such bucket" if writes else os.strerror(errno.ENOENT)
+        raise FileNotFoundError(errno.ENOENT, said, url) from e
+    except FileExistsError as e:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from e
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except Exception as e:  # each backend has exceptions of its own
+        said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        if isinstance(e, PermissionError) or _DENIED.search(str(e)):
+            doing = "write" if writes else "read"
+            raise PermissionError(
+                errno.EACCES, f"No permission to {doing} there ({said})", url
+            ) from e
+        raise OSError(
+            errno.EHOSTUNREACH, f"The store does not answer ({said})", url
+        ) from e
