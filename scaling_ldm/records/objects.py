@@ -95,7 +95,10 @@ class ObjectPath(pathlib.PosixPath):
 
     def is_file(self) -> bool:
         with asking(self):
-            return self._fs.isfile(self._key)
+            try:  # fsspec's isfile is false if the store does not answer
+                return self._fs.info(self._key)["type"] == "file"
+            except FileNotFoundError:
+                return False
 
     def is_dir(self) -> bool:
         return bool(self._names())

@@ -1,0 +1,144 @@
+"""A study whose working directory is a bucket of an emulated store, in processes."""
+
+import json
+import os
+import time
+
+import pytest
+from processes import MainProcess, run_main
+
+buckets = pytest.importorskip("buckets", reason="the extras gcs and emulators")
+
+pytestmark = pytest.mark.slow
+
+STEPS = 137 + 63  # of the two runs
+STUDY = (
+    "--config=experiments/tiny.py",
+    "--config.plan.budgets_flops=(1.6e9,)",
+    "--config.plan.sizes=((16, 1), (32, 1))",
+    "--config.plan.sizes_per_budget=2",
+    "--config.train.checkpoints_per_run=4",
+    "--config.train.keep_checkpoints=2",
+    "--config.train.show_every_seconds=0",
+)
+FILES = ("laws.json", "runs.jsonl", "experiment.json")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The same study in a folder, never disturbed."""
+    workdir = tmp_path_factory.mktemp("local")
+    run_main(*STUDY, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    with buckets.opened(tmp_path / "store") as bucket:
+        yield bucket
+
+
+def committed(bucket, name):
+    """Complete checkpoints of a study."""
+    return sorted(bucket.root.glob(f"{name}/runs/*/checkpoints/[0-9]*/commit_success*"))
+
+
+def assert_same_study(bucket, name, local):
+    """The objects hold what the files of the undisturbed study hold."""
+    here = bucket.root / name
+    for file in FILES:
+        assert (here / file).read_text() == (local / file).read_text(), file
+    rows = sorted(p.relative_to(local) for p in local.glob("runs/*/measurements.jsonl"))
+    assert len(rows) == 2
+    for path in rows:
+        assert (here / path).read_text() == (local / path).read_text(), path
+        steps = [
+            [
+                json.loads(line)["step"]
+                for line in (root / path.parent / "metrics.jsonl")
+                .read_text()
+                .splitlines()
+            ]
+            for root in (here, local)
+        ]
+        assert steps[0] == steps[1]
+        kept = [
+            sorted(
+                p.name
+                for p in (root / path.parent / "checkpoints").iterdir()
+                if p.name.isdigit()
+            )
+            for root in (here, local)
+        ]
+        assert kept[0] == kept[1]
+    assert (here / "report" / "index.html").stat().st_size > 10_000
+    assert (here / "samples" / "grid.png").stat().st_size > 1_000
+    assert not (here / "lock.json").exists()
+    assert not os.path.exists("gs:")
+
+
+def test_a_study_that_is_killed_continues_and_is_that_of_a_folder(bucket, local):
+    url = f"--workdir={bucket.url}/study"
+    first = MainProcess(*STUDY, url)
+    buckets.wait_until(lambda: len(committed(bucket, "study")) >= 2, 200)
+    first.kill()
+    assert (bucket.root / "study" / "lock.json").exists()
+    second = MainProcess(*STUDY, url)
+    said = second.end()
+    assert "which is gone: this process takes over" in said
+    assert " continues from step " in said
+    assert_same_study(bucket, "study", local)
+    assert "nothing to do: tiny is finished" in run_main(*STUDY, url)[1]
+
+
+def test_a_second_command_is_refused_while_the_first_works(bucket):
+    url = f"--workdir={bucket.url}/study"
+    first = MainProcess(*STUDY, url, "--stages=plan,train")
+    first.wait_for("run 1 of 2")
+    _, said = run_main(*STUDY, url, "--stages=plan", expect=2)
+    assert f"{bucket.url}/study is in use by process {first.popen.pid}" in said
+    first.end()
+
+
+def test_a_store_that_goes_away_stops_the_study_and_loses_nothing(bucket, local):
+    url = f"--workdir={bucket.url}/study"
+    first = MainProcess(*STUDY, url)
+    buckets.wait_until(lambda: len(committed(bucket, "study")) >= 1, 200)
+    bucket.mode, begin = "down", time.monotonic()
+    said = first.end(expect=3, timeout=400)
+    print(f"ended after {time.monotonic() - begin:.0f} s:", said[-500:])
+    assert "Traceback" not in said
+    assert "run the same command to continue" in said.splitlines()[-1]
+    bucket.mode = "open"
+    MainProcess(*STUDY, url).end()
+    assert_same_study(bucket, "study", local)
+
+
+@pytest.mark.parametrize(
+    "mode, name, said",
+    [
+        ("read only", "bucket/new", "No permission to write there"),
+        ("open", "nobucket/new", "No such bucket"),
+        ("down", "bucket/new", "The store does not answer"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_one_line(bucket, mode, name, said):
+    bucket.mode = mode
+    begin = time.monotonic()
+    _, error = run_main(*STUDY, f"--workdir=gs://{name}", "--stages=plan", expect=3)
+    (line,) = [x for x in error.splitlines() if x]
+    assert line.startswith(f"error: {said}") and f"gs://{name}" in line
+    assert time.monotonic() - begin < 60
+    assert bucket.writes == 0 or mode == "open"
+    assert bucket.objects() == {}
+
+
+def test_a_study_becomes_read_only_and_keeps_what_it_has(bucket):
+    url = f"--workdir={bucket.url}/study"
+    run_main(*STUDY, url, "--stages=plan")
+    before = bucket.objects()
+    assert "study/runs.jsonl" in before
+    bucket.mode = "read only"
+    _, error = run_main(*STUDY, url, expect=3)
+    assert error.splitlines()[-1].startswith("error: No permission to write there")
+    assert bucket.objects() == before
