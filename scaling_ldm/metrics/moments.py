@@ -29,6 +29,7 @@ import numpy as np
 from scaling_ldm import records
 from scaling_ldm.metrics.checks import check_finite
 from scaling_ldm.metrics.shapes import CovDD, FeaturesND, MeanD
+from scaling_ldm.records import places
 from scaling_ldm.records.errors import NO_ARRAYS
 
 CHUNK = 1024  # rows
@@ -111,7 +112,7 @@ class Moments:
         """
         try:
             with (
-                open(path, "rb") as opened,
+                places.place(path).open("rb") as opened,
                 np.load(opened, allow_pickle=False) as file,
             ):
                 read = {1: _read_format_1, FORMAT: _read}[int(file["format"])]

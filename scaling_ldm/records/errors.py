@@ -71,6 +71,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or does not belong to this run."""
 
 
+class LocalOnly(TypeError):
+    """A path in a store was given to what reads or writes local files alone.
+
+    It is no ValueError, because `os.path.exists` takes one for "no".
+    """
+
+
 class MeasurementConflict(ValueError):
     """Two rows of the table have the same key and different values."""
 

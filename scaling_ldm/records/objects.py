@@ -20,10 +20,10 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Self
 
-from scaling_ldm.records.errors import ConfigError
+from scaling_ldm.records.errors import ConfigError, LocalOnly
 
 # scheme -> (package of the fsspec backend, extra of this library that installs it)
 BACKENDS = {"gs": ("gcsfs", "gcs"), "memory": ("fsspec", "gcs")}
@@ -65,7 +65,10 @@ class ObjectPath(pathlib.PosixPath):
         return f"ObjectPath({str(self)!r})"
 
     def __fspath__(self) -> str:
-        raise ConfigError(f"{self}: this is done with local files alone")
+        raise LocalOnly(
+            f"{self}: a part of the library that was asked for works with local files "
+            "alone; use a local --workdir for it"
+        )
 
     def as_posix(self) -> str:
         return str(self)
@@ -109,7 +112,7 @@ class ObjectPath(pathlib.PosixPath):
     def is_symlink(self) -> bool:
         return False
 
-    def iterdir(self) -> Iterator[ObjectPath]:
+    def iterdir(self) -> Generator[Self, None, None]:
         for name in self._names():
             yield self / name
 
@@ -123,7 +126,7 @@ class ObjectPath(pathlib.PosixPath):
         names = {key.strip("/")[len(self._key) + 1 :] for key in found}
         return sorted(names - {""})
 
-    def _below(self) -> list[str]:
+    def below(self) -> list[str]:
         """Names of all objects below, relative to it."""
         with asking(self):
             try:
@@ -134,13 +137,14 @@ class ObjectPath(pathlib.PosixPath):
         keys = [key.strip("/") for key in found]
         return sorted(k[len(start) :] for k in keys if k.startswith(start))
 
-    def glob(self, pattern: str, **given: Any) -> Iterator[ObjectPath]:
+    # pyrefly: ignore[bad-override]  # the options of later Pythons are refused
+    def glob(self, pattern: str, **given: Any) -> Generator[Self, None, None]:
         """Objects and folders below that match; "**" and options are refused."""
         wanted = pattern.split("/")
         if "**" in wanted or given:
-            raise ConfigError(f"{self}: no pattern {pattern!r} in a store")
+            raise LocalOnly(f"{self}: no pattern {pattern!r} in a store")
         found = set()
-        for name in self._below():
+        for name in self.below():
             parts = name.split("/")[: len(wanted)]
             if len(parts) == len(wanted) and all(
                 fnmatch.fnmatchcase(part, rule)
@@ -164,7 +168,7 @@ class ObjectPath(pathlib.PosixPath):
     def open(self, mode: str = "r", *given: Any, **named: Any) -> Any:
         """A file in memory with all bytes of the object; for reading alone."""
         if mode not in ("r", "rt", "rb"):
-            raise ConfigError(f"{self}: an object is written whole, not opened")
+            raise LocalOnly(f"{self}: an object is written whole, not opened")
         data = io.BytesIO(self.read_bytes())
         if mode == "rb":
             return data
@@ -221,7 +225,7 @@ class ObjectPath(pathlib.PosixPath):
 
     def rmtree(self) -> None:
         """Removes every object below; what marks a folder as complete goes first."""
-        names = self._below()
+        names = self.below()
         for name in sorted(names, key=lambda n: not n.endswith(COMMITTED)):
             (self / name).unlink(missing_ok=True)
 
@@ -231,8 +235,8 @@ class ObjectPath(pathlib.PosixPath):
         A process that is killed meanwhile leaves both, or an incomplete first one.
         """
         if not isinstance(target, ObjectPath):
-            raise ConfigError(f"{self}: it cannot be moved to {target}")
-        for name in self._below():
+            raise LocalOnly(f"{self}: it cannot be moved to {target}")
+        for name in self.below():
             to = target / name
             with asking(to, writes=True):
                 self._fs.cp_file((self / name)._key, to._key)
@@ -242,7 +246,7 @@ class ObjectPath(pathlib.PosixPath):
 
 def _refused(name: str) -> Callable[..., Any]:
     def method(self: ObjectPath, *given: Any, **named: Any) -> Any:
-        raise ConfigError(f"{self}: {name} is for local files alone")
+        raise LocalOnly(f"{self}: {name} is for local files alone")
 
     return method
 
@@ -275,6 +279,7 @@ def _backend(scheme: str, url: str) -> Any:
 def _file_system(scheme: str) -> Any:
     options = _prepare_google() if scheme == "gs" else {}
     import fsspec
+    import fsspec.config
 
     if scheme == "gs":  # so that what orbax opens is told the same
         for name in ("gs", "gcs"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from typing import Any
 
 from scaling_ldm.records.errors import ConfigError
 from scaling_ldm.records.objects import ObjectPath
@@ -92,3 +93,22 @@ def _of_file_url(text: str) -> pathlib.Path:
     if not path.startswith("/"):
         raise ConfigError(f"{text}: a local URL has three slashes, as in file:///x")
     return pathlib.Path(path)
+
+
+def check_fields(workdir: pathlib.Path, train: Any) -> None:
+    """Refuses, in a store, what other libraries write into local folders alone.
+
+    Args:
+      train: the experiment's config.train.
+
+    Raises:
+      ConfigError: config.train.tensorboard or profile_steps with a store.
+    """
+    for name in ("tensorboard", "profile_steps"):
+        value = getattr(train, name)
+        if value and isinstance(workdir, ObjectPath):
+            raise ConfigError(
+                f"config.train.{name} = {value!r}: it is written to a local folder, "
+                f"and the working directory is {workdir}; turn it off, or use a "
+                "local --workdir"
+            )

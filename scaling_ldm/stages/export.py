@@ -5,12 +5,14 @@ Their card (exports.CARD) is written last, whatever the layout of the weights.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from scaling_ldm.models.encoders import autoencoder_kl
 from scaling_ldm.models.weights import autoencoder_kl as autoencoder_weights
 from scaling_ldm.models.weights import native
 from scaling_ldm.models.weights import unet as unet_weights
+from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training import mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
 from scaling_ldm.workdir import exports, runs
@@ -58,21 +61,49 @@ def run(
         )
     if not mesh.is_primary():
         return
-    folder = workdir / "export"
-    folder.mkdir(exist_ok=True)
-    write = _WRITERS.get(experiment.model.architecture, _native)
-    written = write(experiment, workdir, model, params)
     record = runs.read_record(workdir, spec.run_id)
     if record is None:
         raise config.ConfigError(f"the record of {spec.run_id} was removed meanwhile")
     loss, more = runs.last_loss(workdir, spec, model.weights or ""), {}
     if experiment.model.architecture == "autoencoder_kl":
         more = _held_out(experiment, loss)
-        written += f", {more['held_out_psnr_db']} dB on held-out pictures"
     words = _words(experiment, workdir, spec, model)
-    _copy_networks(experiment, folder)
-    exports.write_card(folder, experiment, model, record, loss, words, more)
-    progress.say(f"exported {spec.run_id}: {folder} ({written})")
+    write = _WRITERS.get(experiment.model.architecture, _native)
+    with _folder(workdir) as folder:
+        written = write(experiment, workdir, folder, model, params)
+        if more:
+            written += f", {more['held_out_psnr_db']} dB on held-out pictures"
+        _copy_networks(experiment, folder)
+        exports.write_card(folder, experiment, model, record, loss, words, more)
+    progress.say(f"exported {spec.run_id}: {workdir / 'export'} ({written})")
+
+
+@contextlib.contextmanager
+def _folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A local folder for the files of an export; in a store, they are then uploaded.
+
+    The card is uploaded last. An older one is removed before, because it is of other
+    weights.
+    """
+    folder = workdir / "export"
+    if not isinstance(folder, ObjectPath):
+        folder.mkdir(exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        local = pathlib.Path(name)
+        yield local
+        card, folder_of_card = local / exports.CARD, folder / exports.CARD
+        folder_of_card.unlink(missing_ok=True)
+        written = [path for path in local.rglob("*") if path.is_file()]
+        places = {path.relative_to(local).as_posix(): path for path in written}
+        for old in folder.below():
+            if old not in places:
+                (folder / old).unlink(missing_ok=True)
+        for where, path in places.items():
+            if path != card:
+                (folder / where).upload(path)
+        folder_of_card.upload(card)
 
 
 def _words(
@@ -113,6 +144,7 @@ def _held_out(experiment: config.Experiment, error: float) -> dict[str, Any]:
 def _autoencoder(
     experiment: config.Experiment,
     workdir: pathlib.Path,
+    folder: pathlib.Path,
     model: TrainedModel,
     params: Params,
 ) -> str:
@@ -121,7 +153,7 @@ def _autoencoder(
     source, _ = data.sources(experiment, workdir)
     mean, deviation = _latents(encoders.autoencoder(cfg), params, source)
     cfg = dataclasses.replace(cfg, scale=1 / deviation, shift=mean)
-    autoencoder_weights.save(params, workdir / "export", cfg, experiment.data.shape[0])
+    autoencoder_weights.save(params, folder, cfg, experiment.data.shape[0])
     return "diffusers' AutoencoderKL"
 
 
@@ -148,13 +180,13 @@ def _latents(
 def _unet(
     experiment: config.Experiment,
     workdir: pathlib.Path,
+    folder: pathlib.Path,
     model: TrainedModel,
     params: Params,
 ) -> str:
     """diffusers' UNet2DConditionModel if captions are features of an encoder."""
     if experiment.reads_words:
-        return _native(experiment, workdir, model, params)
-    folder = workdir / "export"
+        return _native(experiment, workdir, folder, model, params)
     cfg = from_config.unet_config(experiment, model.width, model.depth)
     unet_weights.save(params, folder / "diffusion_pytorch_model.safetensors", cfg)
     text = json.dumps(unet_weights.to_config(cfg), indent=2) + "\n"
@@ -165,13 +197,14 @@ def _unet(
 def _native(
     experiment: config.Experiment,
     workdir: pathlib.Path,
+    folder: pathlib.Path,
     model: TrainedModel,
     params: Params,
 ) -> str:
     """This library's own layout, for a network that has no published one."""
     native.save(
         params,
-        workdir / "export",
+        folder,
         {
             "experiment": {
                 name: value

@@ -272,7 +272,6 @@ class MetricLog:
 
     def __init__(self, files: RunFiles | None, step: int, tensorboard: bool) -> None:
         self._file = self._events = None
-        self._far = files is not None and isinstance(files.metrics, ObjectPath)
         if files is None:
             return
         path = files.metrics
@@ -283,7 +282,10 @@ class MetricLog:
         kept = b"".join(line + b"\n" for row, line in found if row["step"] <= step)
         path.with_suffix(".tmp").unlink(missing_ok=True)  # of an older version
         records.write_file(path, lambda file: file.write(kept))
-        self._file = GrowingObject(path, kept) if self._far else open(path, "a")
+        if isinstance(path, ObjectPath):
+            self._file = GrowingObject(path, kept)
+        else:
+            self._file = open(path, "a")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -306,7 +308,10 @@ class MetricLog:
         """Hands everything written to the operating system."""
         if self._file is not None:
             with records.writing(self._file.name):
-                self._file.write_now() if self._far else self._file.flush()
+                if isinstance(self._file, GrowingObject):
+                    self._file.write_now()
+                else:
+                    self._file.flush()
         if self._events is not None:
             self._events.flush()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from scaling_ldm import records
 from scaling_ldm.records import whole_files
 from scaling_ldm.workdir import lock
 
@@ -55,3 +56,12 @@ def lost_a_process(error: Exception) -> bool:
         or (isinstance(one, ValueError) and "Gloo" in str(one))  # on CPUs
         for one in (error, error.__cause__)
     )
+
+
+def message(error: Exception) -> str:
+    """What went wrong and what to do."""
+    if isinstance(error, OSError):
+        return records.in_one_line(error)
+    if not isinstance(error, records.Damaged) or "put a copy back" in str(error):
+        return f"{error}"
+    return f"{error}; remove it or put a copy back"

@@ -85,7 +85,7 @@ def is_there(experiment: config.Experiment) -> bool:
     """Whether there is still a directory or file that config.train.init_from names."""
     run = init_from.parsed(experiment.train.init_from)
     place = experiment.train.init_from if run is None else run.workdir
-    return places.local(place, _FIELD).exists()
+    return places.place(place, _FIELD).expanduser().exists()
 
 
 def identified(

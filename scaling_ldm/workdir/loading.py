@@ -24,6 +24,7 @@ from scaling_ldm.models import denoisers, from_config, pretrained
 from scaling_ldm.models.weights import files, native, published
 from scaling_ldm.records import places
 from scaling_ldm.records.errors import CheckpointError, WeightsError
+from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training import captions, inference, mesh
 from scaling_ldm.training.loaded_model import LoadedModel
 from scaling_ldm.training.objective import diffusion_objective
@@ -66,13 +67,17 @@ def load(
 
 
 def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
-    folder = places.local(text, "what load opens")
+    folder = places.place(text, "what load opens").expanduser()
     if not folder.is_dir():
         run = init_from.parsed(text)
         if run is None:
             raise config.ConfigError(f"{where}: no such folder")
         return _of_run(where, run, elsewhere)
     if (folder / exports.CARD).exists():
+        if isinstance(folder, ObjectPath):
+            raise config.ConfigError(
+                f"{where}: an export in a store; copy it to a local folder"
+            )
         try:
             return _of_export(where, folder, elsewhere)
         except KeyError as e:

@@ -255,7 +255,7 @@ def test_an_experiments_network_is_exported_as_others_read_it(tmp_path):
     model = TrainedModel(
         run_id="a", width=32, depth=2, step=1, train_flops=None, load=lambda _: params
     )
-    said = export._unet(experiment, tmp_path, model, params)
+    said = export._unet(experiment, tmp_path, tmp_path / "export", model, params)
     assert "UNet2DConditionModel" in said
     settings = json.loads((tmp_path / "export" / "config.json").read_text())
     cfg, linear = unet_weights.from_config(settings, text_tokens=5)

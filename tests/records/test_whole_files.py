@@ -10,6 +10,7 @@ from scaling_ldm.data import shards
 from scaling_ldm.records import table
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
+from scaling_ldm.workdir import ending
 
 # Every write to it fails as on a full disk. What may rename gets a link to it alone.
 FULL = "/dev/full"
@@ -94,7 +95,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, write):
     with pytest.raises(OSError) as e:
         write(tmp_path)
     assert e.value.errno == errno.ENOSPC and records.is_full(e.value)
-    said = study._message(e.value)
+    said = ending.message(e.value)
     assert said == (
         f"No space left on device: {tmp_path / 'file'}; make room, then run the same "
         "command to continue"
@@ -107,8 +108,8 @@ def test_other_errors_name_the_file_and_ask_for_no_room(tmp_path):
     (tmp_path / "a").write_text("no folder")
     with pytest.raises(OSError) as e:
         records.write_text(tmp_path / "a" / "b", "")
-    assert str(tmp_path / "a") in study._message(e.value)
-    assert "make room" not in study._message(e.value)
+    assert str(tmp_path / "a") in ending.message(e.value)
+    assert "make room" not in ending.message(e.value)
     with pytest.raises(ZeroDivisionError), records.writing(tmp_path):
         raise ZeroDivisionError
     assert not records.is_full(ValueError("nothing of that kind"))

@@ -4,14 +4,12 @@ import json
 import os
 import time
 
+import buckets
 import pytest
 from processes import MainProcess, run_main
 
-buckets = pytest.importorskip("buckets", reason="the extras gcs and emulators")
-
 pytestmark = pytest.mark.slow
 
-STEPS = 137 + 63  # of the two runs
 STUDY = (
     "--config=experiments/tiny.py",
     "--config.plan.budgets_flops=(1.6e9,)",

@@ -1,0 +1,356 @@
+"""Paths in an object store, on fsspec's store in memory."""
+
+import datetime
+import errno
+import io
+import json
+import os
+import pathlib
+import sys
+import uuid
+
+import fsspec
+import numpy as np
+import pytest
+from finished_study import make_workdir
+
+from scaling_ldm import config, records, report
+from scaling_ldm.records import objects, places, table
+from scaling_ldm.records.errors import ConfigError, Held, LocalOnly
+from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.report import figures, plotting
+from scaling_ldm.training import growing, progress, run_files
+from scaling_ldm.workdir import lock, ownership, samples
+
+
+@pytest.fixture
+def far():
+    """A folder of its own in the store."""
+    return ObjectPath.of(f"memory://{uuid.uuid4().hex}/study")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_parts_of_a_path_are_those_of_its_url():
+    path = ObjectPath.of("memory://bucket//a/./b.json")
+    assert str(path) == path.as_posix() == "memory://bucket/a/b.json"
+    assert (path.name, path.suffix, path.parent.name) == ("b.json", ".json", "a")
+    assert str(path.parent / "c" / "d") == "memory://bucket/a/c/d"
+    assert str(path.with_name("e.f")) == "memory://bucket/a/e.f"
+    assert path.relative_to(path.parents[1]).as_posix() == "a/b.json"
+    assert path.expanduser() == path.resolve() == path.absolute() == path
+    assert {path: 1}[ObjectPath.of("memory://bucket/a/b.json")] == 1
+    assert isinstance(path, pathlib.Path) and isinstance(path.parent, ObjectPath)
+
+
+@pytest.mark.parametrize("url", ["gs://", "memory:///", "memory://a/../b"])
+def test_a_url_without_a_bucket_is_refused(url):
+    with pytest.raises(ConfigError, match="give a bucket"):
+        ObjectPath.of(url)
+
+
+def test_files_are_written_found_and_removed(far):
+    assert not far.exists() and list(far.iterdir()) == [] and far.below() == []
+    for name in ("runs/b/record.json", "runs/a/record.json", "runs/a/x.npy", "plan"):
+        (far / name).write_text(name)
+    assert far.is_dir() and not far.is_file()
+    assert (far / "plan").is_file() and not (far / "plan").is_dir()
+    assert not (far / "pla").exists()
+    assert [p.name for p in far.iterdir()] == ["plan", "runs"]
+    found = [p.relative_to(far).as_posix() for p in far.glob("runs/*/record.json")]
+    assert found == ["runs/a/record.json", "runs/b/record.json"]
+    assert [p.name for p in (far / "runs").glob("*")] == ["a", "b"]
+    assert [p.name for p in (far / "runs" / "a").glob("x.*")] == ["x.npy"]
+    (far / "plan").unlink()
+    (far / "plan").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError) as raised:
+        (far / "plan").unlink()
+    assert raised.value.filename == str(far / "plan")
+    (far / "runs" / "a").rename(far / "runs" / "c")
+    assert far.below() == ["runs/b/record.json", "runs/c/record.json", "runs/c/x.npy"]
+    (far / "runs").rmtree()
+    assert not far.exists()
+
+
+def test_of_several_writers_one_creates(far):
+    path = far / "lock.json"
+    path.create(b"first")
+    with pytest.raises(FileExistsError) as raised:
+        path.create(b"second")
+    assert raised.value.errno == errno.EEXIST and path.read_text() == "first"
+
+
+def local_uses():
+    """What takes a path for a local one."""
+    return {
+        "open": lambda p: open(p, "w"),
+        "os.open": lambda p: os.open(p, os.O_CREAT | os.O_WRONLY),
+        "mkdir": os.makedirs,
+        "np.save": lambda p: np.save(p, np.zeros(1)),
+        "np.load": np.load,
+        "exists": os.path.exists,
+        "replace": lambda p: p.replace("x"),
+        "rename": lambda p: p.rename("x"),
+        "touch": lambda p: p.touch(),
+        "append": lambda p: p.open("ab"),
+        "write": lambda p: p.open("w"),
+        "stat": lambda p: p.stat(),
+        "rglob": lambda p: list(p.rglob("*")),
+    }
+
+
+@pytest.mark.parametrize("name", local_uses())
+def test_no_use_as_a_local_path_makes_a_local_file(here, far, name):
+    with pytest.raises(LocalOnly, match=f"^{far}"):
+        local_uses()[name](far)
+    assert os.listdir(here) == []
+
+
+def test_a_local_copy_of_a_path_cannot_be_written(here, far):
+    copy = pathlib.Path(*far.parts)
+    with pytest.raises(OSError):
+        copy.mkdir(parents=True)
+    with pytest.raises(OSError):
+        copy.write_text("x")
+    assert os.listdir(here) == []
+
+
+# --- Failures of a store.
+
+
+class Failing:
+    """A file system whose every request fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getattr__(self, name):
+        def ask(*_, **__):
+            raise self.error
+
+        return ask
+
+
+REQUESTS = {
+    "is_file": lambda p: p.is_file(),
+    "is_dir": lambda p: p.is_dir(),
+    "exists": lambda p: p.exists(),
+    "iterdir": lambda p: list(p.iterdir()),
+    "glob": lambda p: list(p.glob("*")),
+    "read_bytes": lambda p: p.read_bytes(),
+    "write_text": lambda p: p.write_text("x"),
+    "create": lambda p: p.create(b""),
+    "unlink": lambda p: p.unlink(missing_ok=True),
+    "written_at": lambda p: p.written_at(),
+    "write_file": lambda p: records.write_text(p, "x"),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_store_that_fails_is_never_taken_for_one_without_the_file(
+    far, name, monkeypatch
+):
+    monkeypatch.setattr(
+        objects, "_file_system", lambda _: Failing(RuntimeError("Connection\n refused"))
+    )
+    with pytest.raises(OSError) as raised:
+        REQUESTS[name](far)
+    assert raised.value.errno == errno.EHOSTUNREACH
+    line = records.in_one_line(raised.value)
+    assert line == (
+        "The store does not answer (RuntimeError: Connection refused): "
+        f"{far}; mend that, then run the same command to continue"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("no"), OSError("Forbidden: b\nno"), OSError("Status 403")]
+)
+def test_a_refusal_of_a_store_is_a_missing_permission(far, error, monkeypatch):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    for name, doing in (("write_text", "write"), ("read_bytes", "read")):
+        with pytest.raises(PermissionError, match=f"No permission to {doing} there"):
+            REQUESTS[name](far)
+
+
+def test_writing_to_a_bucket_that_is_missing_says_so(far, monkeypatch):
+    monkeypatch.setattr(
+        objects, "_file_system", lambda _: Failing(FileNotFoundError("b"))
+    )
+    with pytest.raises(FileNotFoundError, match="No such bucket"):
+        far.write_text("x")
+    assert not far.exists()
+
+
+def test_a_missing_package_is_named_with_its_extra(here, monkeypatch):
+    objects._file_system.cache_clear()
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    try:
+        with pytest.raises(ConfigError, match=r"gs://b/x: gs:// needs gcsfs .*\[gcs\]"):
+            places.place("gs://b/x")
+    finally:
+        objects._file_system.cache_clear()
+    assert os.listdir(here) == []
+
+
+# --- The files of a study.
+
+
+def test_rows_are_added_replaced_and_dropped(far, tmp_path):
+    local = make_workdir(tmp_path, "few", lean=True)
+    rows = records.read_table(local)[:3]
+    path, twin = far / table.FILE, tmp_path / "twin.jsonl"
+    for step in (
+        lambda p: table.append_rows(p, rows[:2]),
+        lambda p: table.append_rows(p, rows[2:]),
+        lambda p: table.put_rows(p, rows[1:2]),
+        lambda p: table.drop_rows(p, rows[0].step - 1),
+    ):
+        step(path)
+        step(twin)
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_a_report_from_a_store_is_that_from_a_folder(far, tmp_path, monkeypatch):
+    picture = plotting.Plot(
+        name="a", caption="A", svg="<svg></svg>", png=b"1", pdf=b"2"
+    )
+    monkeypatch.setattr(figures, "draw", lambda *_: [picture])
+    local = make_workdir(tmp_path, "few", lean=True)
+    for file in local.rglob("*"):
+        if file.is_file():
+            (far / file.relative_to(local).as_posix()).write_bytes(file.read_bytes())
+    (far / "report" / "figures" / "old.png").write_bytes(b"")
+    assert records.read_table(far) == records.read_table(local)
+    assert report.write(far) == far / "report" / "index.html"
+    report.write(local)
+    for file in (local / "report").rglob("*"):
+        if file.suffix in (".html", ".csv", ".png"):
+            assert (far / file.relative_to(local).as_posix()).read_bytes() == (
+                file.read_bytes()
+            )
+    assert not (far / "report" / "figures" / "old.png").exists()
+
+
+def test_a_directory_is_registered_and_refused_as_on_a_disk(far):
+    experiment = config.resolve(config.default())
+    ownership.register(experiment, far)
+    ownership.check(experiment, far)
+    other = config.default()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        ownership.check(config.resolve(other), far)
+    (far / "experiment.json").unlink()
+    with pytest.raises(ConfigError, match="holds no experiment.json"):
+        ownership.check(experiment, far)
+
+
+@pytest.mark.parametrize("field, value", [("tensorboard", True), ("profile_steps", 3)])
+def test_what_others_write_to_folders_is_refused(far, tmp_path, field, value):
+    c = config.default()
+    c.train[field] = value
+    train = config.resolve(c).train
+    with pytest.raises(ConfigError, match=f"config.train.{field} = {value}: .*{far}"):
+        places.check_fields(far, train)
+    places.check_fields(tmp_path, train)
+
+
+def test_pictures_are_read_and_compared_with_their_checksums(far):
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    path = samples.shard_folder(far) / "00000.npy"
+    samples.write_images(path, images, "of")
+    (read,) = samples.read_images(far)
+    np.testing.assert_array_equal(read, images)
+    buffer = io.BytesIO()
+    np.save(buffer, images + 1)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(records.Damaged, match="other pictures"):
+        list(samples.read_images(far))
+
+
+def test_checkpoints_count_once_they_are_committed(far, tmp_path):
+    for name in ("8/commit_success.txt", "8/state/d", "16/state/d", "damaged-4/x"):
+        (far / name).write_text("")
+    assert run_files.steps(far) == [8]
+    assert [p.name for p in run_files.unfinished(far, "-tmp-")] == ["16"]
+    for name in ("8", "16.orbax-tmp-3", "damaged-4"):
+        (tmp_path / name).mkdir()
+    assert run_files.steps(tmp_path) == [8]
+    assert [p.name for p in run_files.unfinished(tmp_path, "-tmp-")] == [
+        "16.orbax-tmp-3"
+    ]
+
+
+def test_a_log_is_whole_at_each_flush_and_continues(far, monkeypatch):
+    files = run_files.RunFiles(far)
+    log = progress.MetricLog(files, 0, False)
+    log.write(1, {"loss": 1.0})
+    assert files.metrics.read_bytes() == b""  # not a write for every step
+    log.flush()
+    log.write(2, {"loss": 0.5})
+    log.close()
+    steps = [json.loads(x)["step"] for x in files.metrics.read_text().splitlines()]
+    assert steps == [1, 2]
+    log = progress.MetricLog(files, 1, False)  # step 2 is done again
+    monkeypatch.setattr(growing, "EVERY", -1.0)
+    log.write(2, {"loss": 0.25})
+    lines = [json.loads(line) for line in files.metrics.read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [1.0, 0.25]
+
+
+# --- Locks.
+
+
+def elsewhere(path, age):
+    """A lock of a process on another machine, renewed some seconds ago."""
+    held = vars(lock._this_process()) | {"host": "other", "place": "other", "pid": 7}
+    path.write_text(json.dumps(held))
+    entry = fsspec.filesystem("memory").store[f"/{path._key}"]
+    entry.modified -= datetime.timedelta(seconds=age)
+
+
+def test_a_lock_is_held_renewed_and_released(far):
+    path = far / lock.NAME
+    with lock.holding([path]):
+        before = path.written_at()
+        with pytest.raises(Held, match=f"{far} is in use by process {os.getpid()}"):
+            with lock.holding([path]):
+                pass
+        lock._held[path].beat()
+        assert path.written_at() > before
+        assert f".{lock.NAME}" not in " ".join(far.below())
+    assert not path.exists()
+
+
+def test_a_lock_of_a_holder_elsewhere_is_taken_over_when_it_is_stale(far, capsys):
+    path = far / lock.NAME
+    elsewhere(path, age=lock.STALE + 20)
+    with lock.holding([path]):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert "process 7 on other" in capsys.readouterr().err
+    assert far.below() == []
+
+
+def test_a_lock_of_a_living_holder_elsewhere_is_refused(far, monkeypatch):
+    path = far / lock.NAME
+    elsewhere(path, age=5)
+    monkeypatch.setattr(lock, "_pause", lambda _: elsewhere(path, age=1))
+    with pytest.raises(Held, match="It is on another machine"):
+        with lock.holding([path]):
+            pass
+    assert json.loads(path.read_text())["pid"] == 7
+
+
+def test_a_holder_that_was_taken_over_ends(far, monkeypatch):
+    path, said = far / lock.NAME, []
+    monkeypatch.setattr(lock, "_when_lost", said.append)
+    with lock.holding([path]):
+        elsewhere(path, age=0)
+        lock._held[path].beat()
+    assert said and "was taken over by process 7 on other" in said[0]
+    assert json.loads(path.read_text())["pid"] == 7
