@@ -6,7 +6,10 @@ whole or not at all, `upgrade` reads the files of older versions. `table` reads 
 measurements of studies as one table, `rows_of` makes its rows, `joined` adds them to
 evaluations and the frontier, and `results` finds those of the last steps of runs.
 
-May import: the standard library alone; `write_parquet` imports pyarrow.
+`places` tells local folders from URLs, and `objects` has the paths of the latter.
+
+May import: the standard library alone; `write_parquet` imports pyarrow, and a path on
+gs:// fsspec and gcsfs.
 """
 
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion

@@ -133,7 +133,9 @@ class Checkpoints:
         self._report_unfinished()
         _silence_abandoned_writes()
         storage_faults.steady_clock()
-        self._manager = self._open()
+        storage_faults.bounded_requests()
+        with storage_faults.asking(self._directory):
+            self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         # By default orbax lets each device that holds a copy of an array write its part

@@ -1,16 +1,21 @@
-"""Tells faults of storage from damaged files, and repairs two weaknesses of orbax."""
+"""Tells faults of storage from damaged files, and repairs weaknesses of orbax."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pathlib
 import re
 import time
 import types
+from collections.abc import Iterator
 
 from orbax.checkpoint._src.futures import future, signaling_client
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from scaling_ldm.records import objects
 from scaling_ldm.records.errors import CheckpointError
+from scaling_ldm.records.objects import ObjectPath
 
 # A missing or misplaced file is damage; every other error of the system is not.
 _MISPLACED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -19,8 +24,13 @@ _TEXTS = re.compile(
     "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|"
     "Permission denied|Operation not permitted|Input/output error|"
     "Too many open files|Cannot allocate memory|Stale file handle|"
-    "Connection timed out|No space left|Disk quota exceeded|Resource temporarily"
+    "Connection timed out|No space left|Disk quota exceeded|Resource temporarily|"
+    "retry attempts failed|CURL error|UNAUTHENTICATED"
 )
+# Packages whose exceptions say that a store, or the way to it, has failed.
+_CLIENTS = ("aiohttp.", "gcsfs.", "google.a", "google.cloud.", "requests.", "urllib3.")
+# Of a request to gs://: about a minute, where tensorstore would try for a quarter hour.
+_RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}
 
 
 def of_environment(error: BaseException | None) -> bool:
@@ -39,6 +49,8 @@ def of_environment(error: BaseException | None) -> bool:
         if isinstance(one, MemoryError) or _TEXTS.search(str(one)):
             return True
         if isinstance(one, OSError) and one.errno not in {None, *_MISPLACED}:
+            return True
+        if type(one).__module__.startswith(_CLIENTS):
             return True
         left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
     return False
@@ -66,6 +78,30 @@ def damaged_end(
         f"back; or remove {remove}, and the same command with --stages train trains "
         f"this run again from step {before}"
     )
+
+
+@contextlib.contextmanager
+def asking(folder: pathlib.Path) -> Iterator[None]:
+    """Around what orbax asks of a store: its failures are OSErrors with the URL.
+
+    On a disk they are what they were.
+    """
+    try:
+        yield
+    except Exception as e:
+        if not isinstance(folder, ObjectPath) or not of_environment(e):
+            raise
+        with objects.asking(folder):
+            raise
+
+
+def bounded_requests() -> None:
+    """Makes orbax's requests to gs:// fail after about a minute without an answer."""
+    for context in (
+        tensorstore_utils._BASE_TS_CONTEXT,
+        tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
+    ):
+        context["gcs_request_retries"] = _RETRIES  # pyrefly: ignore
 
 
 def steady_clock() -> None:
