@@ -297,8 +297,8 @@ def _prepare_google() -> dict[str, Any]:
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
     # It prints a traceback before it raises.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    import aiohttp
-    import gcsfs  # noqa: F401  # it raises where it is not installed
+    import aiohttp  # pyrefly: ignore[missing-import]  # of the extra gcs
+    import gcsfs  # noqa: F401  # pyrefly: ignore[missing-import]
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
     return {"use_listings_cache": False, "session_kwargs": {"timeout": limits}}
