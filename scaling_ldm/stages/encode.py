@@ -23,6 +23,7 @@ from scaling_ldm import config, data, records
 from scaling_ldm.data import (
     encoded,
     label_names,
+    manifests,
     pictures,
     seals,
     shards,
@@ -369,7 +370,8 @@ class _Encoder:
                 self._count(BadRecord(name, reason))
         with _accepting():
             tally.finish()
-        manifest = encoded.manifest_of(
+        manifest = manifests.write(
+            self._store,
             self._identity,
             self._networks.layout,
             summaries,
@@ -377,7 +379,6 @@ class _Encoder:
             tally.first,
             label_names.of(self._pictures),
         )
-        self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
         took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(
