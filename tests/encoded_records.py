@@ -36,14 +36,21 @@ def experiment(**sections):
     return config.resolve(c)
 
 
-def write(folder, wanted, features=None, identity_digest="ours", **layout):
+def write(
+    folder,
+    wanted,
+    features=None,
+    identity_digest="ours",
+    per_shard=PER_SHARD,
+    **layout,
+):
     """A folder of records, made by hand."""
     store = shards.Store(str(folder))
     summaries = []
-    for number, first in enumerate(range(0, COUNT, PER_SHARD)):
+    for number, first in enumerate(range(0, COUNT, per_shard)):
         with store.replace(shards.shard_name(number)) as path:
             writer = shards.Writer(path, count_words=features is None)
-            for i in range(first, min(first + PER_SHARD, COUNT)):
+            for i in range(first, min(first + per_shard, COUNT)):
                 one = record(i, None if features is None else features[i])
                 mean, log_variance = np.split(one.x.astype(np.float32), 2, axis=-1)
                 variance = np.exp(log_variance) * SCALE**2

@@ -223,10 +223,10 @@ class Encoded:
         places = self._order.places(np.asarray(positions, np.int64))
         return [record.caption for record in self._records(places)]
 
-    def shards_of(self, positions: np.ndarray) -> np.ndarray:
+    def shards_of(self, positions: np.ndarray) -> list[int]:
         """The shards that the pictures at these positions are in, ascending."""
         places = self._order.places(np.asarray(positions, np.int64))
-        return np.unique(self._side.shards(places))
+        return np.unique(self._side.shards(places)).tolist()
 
     def _say_ahead(self, positions: np.ndarray) -> None:
         """Tells the shards' files which windows are read now and next."""
@@ -240,7 +240,7 @@ class Encoded:
             {n for window in some for n in self._order.shards_of(window)}
             for some in (now, following)
         )
-        self._files.ahead(current, soon - current)
+        self._files.ahead(current, current | soon)
 
     @functools.cached_property
     def _fits(self) -> bool:

@@ -10,7 +10,7 @@ import pathlib
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -56,7 +56,7 @@ class ShardFiles:
         self._open: collections.OrderedDict[int, _OpenShard] = collections.OrderedDict()
         self._checked: set[int] = set()  # shards whose bytes have been compared
         self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._following: set[int] = set()  # shards that are read next
+        self._wanted: set[int] = set()  # shards that are read now or next
         self._fetching: list[threading.Thread] = []
 
     @property
@@ -80,19 +80,19 @@ class ShardFiles:
         each_of(read, np.split(order, cuts) if len(order) else [], self._threads)
         return found
 
-    def ahead(self, current: Iterable[int], following: Iterable[int]) -> None:
-        """Says which shards are read now and next; does nothing for a local folder.
+    def ahead(self, current: set[int], wanted: set[int]) -> None:
+        """Says which shards are read now, and which now or next.
 
-        Other shards are closed, so that they may leave the cache. The next ones are
-        fetched in the background; one that fails is fetched again when it is read.
+        It does nothing for a local folder. Shards that are not read now are closed, so
+        that they may leave the cache. All that are wanted are fetched in the
+        background; one that fails is fetched again when it is read.
         """
         if self._cache is None:
             return
-        current, following = set(current), set(following)
         with self._lock:
             left = [self._open.pop(n) for n in [*self._open] if n not in current]
-            new = [n for n in following if n not in self._following]
-            self._following = following
+            new = sorted(wanted - self._wanted, key=lambda n: n not in current)
+            self._wanted = wanted
         for shard in left:
             shard.close()
         for number in new:
@@ -106,7 +106,7 @@ class ShardFiles:
         assert self._cache is not None
         while True:
             number = self._asked.get()
-            if number in self._following:
+            if number in self._wanted:
                 # Each store has exceptions of its own; `read` meets them again.
                 with contextlib.suppress(Exception):
                     self._cache.prepare(number, self._table.summary(number))

@@ -319,4 +319,4 @@ def test_the_records_of_a_shard_are_where_they_were(folder):
     positions = np.arange(30, dtype=np.int64)
     numbers = [CAPTIONS.index(c) for c in source.captions(positions)]
     want = sorted({n // PER_SHARD for n in numbers})
-    assert source.shards_of(positions).tolist() == want
+    assert source.shards_of(positions) == want
