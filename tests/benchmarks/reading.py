@@ -7,8 +7,8 @@ tokens, 768 wide, as `experiments/dit_1e21.py` has them with an autoencoder and 
 larger text encoder. They are made here, with normal numbers, unless the folder has
 them. With --dtype uint8 they are pixels of 32 x 32 x 3.
 
-A training batch of 1024 is cut over 64 hosts. Each host in turn reads its rows of many
-batches through `data.batches`, in windows of shards. It is checked that the rows of all
+A training batch of 1024 is cut over 64 hosts. Some hosts in turn read their rows of
+many batches through `data.batches`, in windows of shards. It is checked that the rows of all
 hosts together are those of one. Rows a second depend on what else the machine does;
 rows a CPU second, over all threads, much less. Memory is that of a new process with one
 host's stream. Wanted is twice what one host of TPU v5p eats
@@ -130,6 +130,18 @@ def check_hosts(source: data.Source, flags: argparse.Namespace) -> None:
                 sys.exit(f"host {host} has other rows of {name}; nothing is timed")
 
 
+class Counted:
+    """A source that counts the rows it has made; blocks are made ahead of batches."""
+
+    def __init__(self, source: Any) -> None:
+        self._source, self.made = source, 0
+
+    def rows(self, positions: np.ndarray) -> Any:
+        found = self._source.rows(positions)
+        self.made += len(positions)
+        return found
+
+
 def measure(flags: argparse.Namespace, threads: int) -> Row:
     """One row of the table, in a process of its own."""
     source = encoded.Encoded(flags.folder, experiment(flags, threads), "train")
@@ -137,14 +149,16 @@ def measure(flags: argparse.Namespace, threads: int) -> Row:
     count = -(-flags.rows // each)
     wall, cpu, files, of_all = [], [], [], []
     peak = 0
-    for host in range(flags.hosts):
-        rows = (host * each + np.arange(each)).astype(np.int64)
-        stream = data.batches(source, batch_size=flags.batch, rows=rows, prefetch=2)
+    for host in np.linspace(0, flags.hosts - 1, flags.timed, dtype=int).tolist():
+        rows = host * each + np.arange(each, dtype=np.int64)
+        counted: Any = Counted(source)
+        stream = data.batches(counted, batch_size=flags.batch, rows=rows, prefetch=2)
         begin, used = time.perf_counter(), time.process_time()
         for _ in range(count):
             next(stream)
-        wall.append(count * each / (time.perf_counter() - begin))
-        cpu.append(count * each / (time.process_time() - used))
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - used
+        wall.append(counted.made / seconds)
+        cpu.append(counted.made / cpu_seconds)
         # A real host has one stream, so the memory is that of the first.
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         del stream
@@ -180,7 +194,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=4)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--hosts", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=512, help="that each host reads")
+    parser.add_argument("--rows", type=int, default=2048, help="that each host reads")
+    parser.add_argument("--timed", type=int, default=8, help="of the hosts")
     parser.add_argument("--json", type=pathlib.Path, help="write all numbers here")
     flags = parser.parse_args(arguments)
     flags.folder = str(pathlib.Path(flags.folder).resolve())
