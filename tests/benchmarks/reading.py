@@ -8,10 +8,10 @@ larger text encoder. They are made here, with normal numbers, unless the folder 
 them. With --dtype uint8 they are pixels of 32 x 32 x 3.
 
 A training batch of 1024 is cut over 64 hosts. Some hosts in turn read their rows of
-many batches through `data.batches`, in windows of shards. It is checked that the rows of all
-hosts together are those of one. Rows a second depend on what else the machine does;
-rows a CPU second, over all threads, much less. Memory is that of a new process with one
-host's stream. Wanted is twice what one host of TPU v5p eats
+many batches through `data.batches`, in windows of shards. It is checked that the rows
+of all hosts together are those of one. Rows a second depend on what else the machine
+does; rows a CPU second, over all threads, much less. Memory is that of a new process
+with one host's stream. Wanted is twice what one host of TPU v5p eats
 with the network of 1728 x 27 (974M parameters): peak of a chip x share of it x chips of
 a host / model FLOPs of a picture.
 """
