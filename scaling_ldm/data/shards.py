@@ -51,6 +51,7 @@ _NO_LABEL = -1
 _PARTIAL = ".partial"
 # Records that are compressed one by one can be read one by one.
 _WRITE = "group_size:1"
+_PLAIN = f"{_WRITE},uncompressed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,15 +285,21 @@ class Writer:
 
     Args:
       count_words: whether to count the words of training captions, for a vocabulary.
+      compressed: whether the file is compressed. Moments and features become smaller by
+        7% only, and are read in half the time if they are not.
 
     Attributes:
       bytes: size of the records so far, before compression.
     """
 
-    def __init__(self, path: pathlib.Path, count_words: bool) -> None:
+    def __init__(
+        self, path: pathlib.Path, count_words: bool, compressed: bool = True
+    ) -> None:
         self.bytes = 0
         self._path, self._count_words = path, count_words
-        self._file = array_record_module.ArrayRecordWriter(str(path), _WRITE)
+        self._file = array_record_module.ArrayRecordWriter(
+            str(path), _WRITE if compressed else _PLAIN
+        )
         self._held_out: list[bool] = []
         self._labels: list[int] = []
         self._words: collections.Counter[str] = collections.Counter()

@@ -257,8 +257,9 @@ class _Encoder:
         """Writes one shard."""
         bad: list[tuple[str, str]] = []
         with self._store.replace(shards.shard_name(number)) as path:
-            words = self._networks.layout.text_width == 0
-            with contextlib.closing(shards.Writer(path, words)) as writer:
+            layout = self._networks.layout
+            words, pixels = layout.text_width == 0, layout.dtype == "uint8"
+            with contextlib.closing(shards.Writer(path, words, pixels)) as writer:
                 self._fill(writer, number, bad, shown)
                 summary = writer.finish(bad)
         whole = seals.summary_of(summary, number, self._of)

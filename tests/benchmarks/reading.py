@@ -73,7 +73,7 @@ def write(flags: argparse.Namespace) -> None:
     blank = np.zeros((32, 32, layout.shape[2] // 2 or 1), np.float32)
     for number in range(flags.shards):
         with store.replace(shards.shard_name(number)) as path:
-            writer = shards.Writer(path, count_words=False)
+            writer = shards.Writer(path, False, layout.dtype == "uint8")
             for i in range(flags.records):
                 x = rng.standard_normal(layout.shape, np.float32)
                 if layout.dtype == "uint8":
