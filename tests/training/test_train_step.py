@@ -10,7 +10,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint, checksum, mesh, train_step
+from scaling_ldm.training import checkpoint, checksum, mesh, objective, train_step
 
 
 @functools.partial(
@@ -93,9 +93,21 @@ def test_a_checkpoint_of_the_default_is_read_both_ways(tiny, tmp_path, newer):
     jax.tree.map(np.testing.assert_array_equal, restored.state, read)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_objectives_are_given_float32_text(dtype):
+    """Every value that a stored type has, and nothing else of a batch is changed."""
+    bits = np.arange(2**16, dtype=np.uint16).view(np.dtype(dtype))
+    stored = bits[np.isfinite(bits.astype(np.float32))]
+    batch = {"x": np.ones(3, np.dtype(dtype)), "mask": np.ones(2, bool)}
+    found = jax.jit(objective.widened)(batch | {"text": stored})
+    assert found["text"].dtype == np.float32 and found["x"].dtype == batch["x"].dtype
+    np.testing.assert_array_equal(found["text"], stored.astype(np.float32))
+    words = batch | {"text": np.arange(4, dtype=np.int32)}
+    assert objective.widened(words) is words and objective.widened(batch) is batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_text_features_in_their_stored_type_give_the_same_step(tiny, dtype):
     """To the bit: the state, what is measured, and each held-out loss."""
     c = tiny.copy_and_resolve_references()
