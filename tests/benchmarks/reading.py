@@ -1,6 +1,6 @@
 """Rows a second and memory of one process that reads records, on simulated hosts.
 
-    python tests/benchmarks/reading.py --folder /tmp/records --threads 1,2,4
+    python tests/benchmarks/reading.py --folder records --threads 1,2,4
 
 Records are latents of 32 x 32 x 4 (mean and log-variance) and the features of 77
 tokens, 768 wide, as `experiments/dit_1e21.py` has them with an autoencoder and CLIP's
