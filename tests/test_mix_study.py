@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import pictures, seals, shards
+from scaling_ldm.data import pictures, seals, shard_table, shards
 from scaling_ldm.data.vocabulary import RESERVED
 from scaling_ldm.evaluation import reference
 from scaling_ldm.stages import encode, plan, train
@@ -186,6 +186,7 @@ def test_records_of_a_part_that_do_not_fit_are_refused_by_name(
     manifest["layout"]["text_dtype"] = "bfloat16"
     forged = str(tmp_path / "forged")
     shards.Store(forged).write_json(shards.MANIFEST, seals.sealed(manifest))
+    shards.Store(forged).write(shard_table.FILE, store.read(shard_table.FILE))
     other = elsewhere | {"prior": elsewhere["prior"] | {"encode.path": forged}}
     said = (
         "parts 'own' and 'prior' of config.data.mix differ in text_dtype: float16 and"

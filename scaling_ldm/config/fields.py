@@ -46,7 +46,13 @@ class DataConfig:
     # Fewer held-out pictures are an error, and so is a label that only one side has.
     # 0: both are accepted.
     validation_minimum: int = 50
+    # Shards whose records are shuffled together, for sets of millions of records; see
+    # data/row_order.py. 0: the records of the whole set are.
+    shuffle_window: int = 0
     prefetch_batches: int = 2  # batches prepared ahead of the training step
+    reader_threads: int = 4  # threads that read records
+    # Local copies of records whose folder is a URL, on each host, in 10^9 bytes.
+    cache_gigabytes: float = 100.0
     seed: int = 0  # seed of the stream: order, colours, captions
 
 

@@ -47,6 +47,9 @@ SINCE: dict[Field, Any] = {
     ("train", "init_checksum"): "",
     ("fit", "metrics"): ("loss",),
     ("fit", "weights"): "",
+    ("data", "shuffle_window"): 0,
+    ("data", "reader_threads"): 4,  # decides no number
+    ("data", "cache_gigabytes"): 100.0,  # decides no number
     ("data", "split_by"): "caption_alone",  # the default since 0.2.0 is another
     ("data", "validation_path"): "",
     ("data", "validation_split"): "",
@@ -87,6 +90,8 @@ _NO_RECIPE = (
 _NOT_IDENTITY: tuple[Field, ...] = (
     ("data", "path"),
     ("data", "prefetch_batches"),
+    ("data", "reader_threads"),
+    ("data", "cache_gigabytes"),
     ("data", "validation_minimum"),
     ("encode", "path"),
     ("encode", "batch_size"),

@@ -18,7 +18,7 @@ LARGEST_COUNT = 2**31 - 1  # steps, pictures and sizes are int32 on a device
 _LARGEST = {"encode.pictures": 2**40, "optimizer.warmup_samples": 2**40}
 
 _POSITIVE = {
-    "data": ("text_tokens",),
+    "data": ("text_tokens", "cache_gigabytes"),
     "encode": ("batch_size", "records_per_shard"),
     "model": (
         "patch_size",
@@ -44,7 +44,7 @@ _POSITIVE = {
     "evaluate": ("reference_images", "batch_size", "held_out_draws"),
 }
 _NOT_NEGATIVE = {
-    "data": ("prefetch_batches", "coarse", "validation_minimum"),
+    "data": ("prefetch_batches", "coarse", "validation_minimum", "shuffle_window"),
     "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
@@ -61,6 +61,7 @@ _RANGES = (
     # At least one word beside the three reserved tokens of data.vocabulary.
     ("data", "vocab_size", 4, names.LARGEST_VOCABULARY),
     ("data", "seed", 0, LARGEST_SEED),
+    ("data", "reader_threads", 1, 1024),
     ("encode", "workers", 1, 1024),
     ("encode", "largest_bad_fraction", 0.0, 0.999),
     ("objective", "schedule_steps", 2, 100_000),

@@ -86,12 +86,16 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "optimizer.schedule": _by_field("optimizer", names.LEARNING_RATE_SCHEDULES),
 }
 # FROZEN: fields of config.encode that only a frozen network reads. RECORDS: fields that
-# encoded records depend on, which are all but the names of the networks.
+# encoded records depend on, which are all but the names of the networks, and those of
+# config.data that say how records are read.
 FROZEN = ("encode.dtype", "encode.compute_dtype")
-RECORDS = tuple(
-    f"encode.{name}"
-    for name in _names(fields.EncodeConfig)
-    if name not in ("autoencoder", "text_encoder")
+RECORDS = (
+    *(
+        f"encode.{name}"
+        for name in _names(fields.EncodeConfig)
+        if name not in ("autoencoder", "text_encoder")
+    ),
+    *("data.shuffle_window", "data.reader_threads", "data.cache_gigabytes"),
 )
 _DEFAULTS = fields.Experiment()
 

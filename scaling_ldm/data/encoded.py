@@ -1,33 +1,40 @@
 """Records of the encode stage: what they are made of, and the source that reads them.
 
-The row of position p is a pure function of (data.seed, p). A permutation for each epoch
-says which record p has, and a latent is drawn from the moments of the record with noise
-keyed by p. Validation rows are drawn in the same way, so that the loss is measured on
-the distribution that is trained on. Their positions are fixed, so their draws are too.
+The row of position p is a pure function of (data.seed, p). An order for each epoch (see
+`row_order`) says which record p has, and a latent is drawn from the moments of the
+record with noise keyed by p. Validation rows are drawn in the same way, so that the
+loss is measured on the distribution that is trained on. Their positions are fixed, so
+their draws are too.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.data import hashing, seals, shards
+from scaling_ldm.data import (
+    hashing,
+    row_noise,
+    row_order,
+    seals,
+    shard_files,
+    shard_table,
+    shards,
+)
+from scaling_ldm.data.manifests import Manifest
 from scaling_ldm.data.pipeline import Rows
 from scaling_ldm.data.vocabulary import PADDING, RESERVED, Vocabulary
 from scaling_ldm.models import pretrained
 
-Manifest = dict[str, Any]
-
-_ORDER, _NOISE = 101, 102  # streams of the hash; the icons use none of them
+_NOISE = 102  # a stream of the hash; `row_order` has others
 # Fields of config.data that decide nothing, or that another entry stands for.
 _NO_IDENTITY = ("path", "validation_path", "validation_minimum")
-_OPEN_FILES = 256  # shards held open at once
+_PART = 64  # rows that a thread makes at a time
 KEPT_BYTES = 1 << 29  # a split of at most this size stays in memory once it is read
 
 
@@ -123,12 +130,13 @@ def training_pictures(folder: str, experiment: config.Experiment) -> int:
     Raises:
       ConfigError, Damaged: as `read_manifest`.
     """
-    found = read_manifest(folder, experiment)["shards"]
-    return sum(int((~shards.held_out_bits(one)).sum()) for one in found)
+    return read_manifest(folder, experiment)["train"]
 
 
 class Encoded:
     """Latents (or pixels) and text that the encode stage wrote; a pipeline.Source.
+
+    Text features of its rows have the type in which they are stored.
 
     Args:
       words: the vocabulary, by rank; None: that of these records.
@@ -139,8 +147,9 @@ class Encoded:
       vocabulary: the words whose ids rows have; None if they have features.
 
     Raises:
-      ConfigError: as `read_manifest`; no record is in this split, or text features have
-        another width than config.model.text_width.
+      ConfigError: as `read_manifest`; no record is in this split, text features have
+        another width than config.model.text_width, or remote records that are larger
+        than the local cache would be read in no windows.
       Damaged: files have changed since they were written. Reading rows raises it too.
     """
 
@@ -153,7 +162,7 @@ class Encoded:
         words: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> None:
-        self._store = shards.Store(folder)
+        store = shards.Store(folder)
         manifest = read_manifest(folder, experiment)
         layout = manifest["layout"]
         self.layout = shards.Layout(**layout | {"shape": tuple(layout["shape"])})
@@ -168,42 +177,76 @@ class Encoded:
         self._seed = experiment.data.seed if seed is None else seed
         self._network = manifest["identity"]["autoencoder"]
         self._length = experiment.data.text_tokens
-        self._index = self._split(split == "validation")
-        if not len(self._index):
+        table = shard_table.read(store, manifest)
+        self._side = shard_table.Side(table, split == "validation")
+        if not len(self._side):
             raise config.ConfigError(
                 f"{folder}: none of its {manifest['records']:,} pictures is in the "
                 f"{split} split; give more pictures, or another "
                 "config.data.validation_fraction"
             )
+        self._order = self._ordered(experiment.data.shuffle_window)
         known = manifest["vocabulary"] if words is None else words
         vocabulary = (*RESERVED, *known)
         self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
         self.vocabulary = None if self.layout.text_width else self._vocabulary
-        self._reader = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
+        self._threads = experiment.data.reader_threads
+        cache_bytes = int(experiment.data.cache_gigabytes * 1e9)
+        self._files = shard_files.ShardFiles(
+            store, table, self.layout, cache_bytes, self._threads
+        )
+        if store.local is None and not experiment.data.shuffle_window:
+            _check_cache(folder, int(table.nbytes.sum()), cache_bytes)
         self._memory: Rows = {}
-        self._checked: set[int] = set()  # shards whose bytes have been compared
         self.uncond = self._null()
 
     def __len__(self) -> int:
         """Number of pictures in the split, which are the positions of an epoch."""
-        return len(self._index)
+        return len(self._side)
+
+    def _ordered(self, window: int) -> row_order.Order:
+        if window:
+            return row_order.WindowOrder(self._seed, self._side.starts, window)
+        return row_order.WholeOrder(self._seed, len(self))
 
     def rows(self, positions: np.ndarray) -> Rows:
-        places = self._places(positions)
+        positions = np.asarray(positions, np.int64)
+        self._say_ahead(positions)
+        places = self._order.places(positions)
         stored = self._kept(places) if self._fits else self._fresh(places)
-        rows = {"x": self._sample(stored["x"], positions), "mask": stored["mask"]}
-        text = stored["text"]
-        rows["text"] = text.astype(np.float32) if self.layout.text_width else text
-        if self.classes:
-            rows["label"] = stored["label"]
+        rows = stored | {"x": self._sample(stored["x"], positions)}
+        if not self.classes:
+            rows.pop("label", None)
         return rows
 
     def captions(self, positions: np.ndarray) -> list[str]:
-        return [record.caption for record in self._records(self._places(positions))]
+        places = self._order.places(np.asarray(positions, np.int64))
+        return [record.caption for record in self._records(places)]
+
+    def shards_of(self, positions: np.ndarray) -> list[int]:
+        """The shards that the pictures at these positions are in, ascending."""
+        places = self._order.places(np.asarray(positions, np.int64))
+        return np.unique(self._side.shards(places)).tolist()
+
+    def _say_ahead(self, positions: np.ndarray) -> None:
+        """Tells the shards' files which windows are read now and next."""
+        if not isinstance(self._order, row_order.WindowOrder):
+            return
+        if not self._files.is_remote:
+            return
+        now = self._order.windows(positions)
+        following = [self._order.following(window) for window in now]
+        current, soon = (
+            {n for window in some for n in self._order.shards_of(window)}
+            for some in (now, following)
+        )
+        self._files.ahead(current, current | soon)
 
     @functools.cached_property
     def _fits(self) -> bool:
         """Whether the whole split may stay in memory once it has been read."""
+        if len(self) * self.layout.nbytes > KEPT_BYTES:
+            return False
         one = self._fresh(np.zeros(1, np.int64))
         return len(self) * sum(array.nbytes for array in one.values()) <= KEPT_BYTES
 
@@ -230,85 +273,63 @@ class Encoded:
     def _fresh(self, places: np.ndarray) -> Rows:
         """Records as arrays, read from their shards."""
         found = self._records(places)
-        stored = {"x": np.stack([record.x for record in found]), **self._text(found)}
+        x = np.empty((len(found), *self.layout.shape), np.dtype(self.layout.dtype))
+        stored = {"x": x, **self._blank_text(len(found))}
+
+        def fill(part: slice) -> None:
+            for i in range(part.start, part.stop):
+                x[i] = found[i].x
+                self._fill_text(stored, i, found[i])
+
+        shard_files.each_of(fill, _parts(len(found)), self._threads)
         if self.classes:
             stored["label"] = np.array([record.label for record in found], np.int32)
         return stored
 
-    def _split(self, validation: bool) -> np.ndarray:
-        """int64 [records of the split, 2]: the shard, and the index in the shard."""
-        parts = []
-        for number, summary in enumerate(self._manifest["shards"]):
-            places = np.flatnonzero(shards.held_out_bits(summary) == validation)
-            parts.append(np.stack([np.full_like(places, number), places], axis=1))
-        return np.concatenate(parts)
-
-    def _places(self, positions: np.ndarray) -> np.ndarray:
-        """The record of each position: every epoch has its own permutation."""
-        positions = np.asarray(positions, np.int64)
-        epoch, slot = np.divmod(positions, len(self._index))
-        keys = hashing.draw(self._seed, _ORDER, epoch.astype(np.uint64))
-        return hashing.permute(slot, keys, len(self._index))
-
     def _records(self, places: np.ndarray) -> list[shards.Record]:
-        at = self._index[places]
-        found: list[Any] = [None] * len(at)
-        order = np.lexsort((at[:, 1], at[:, 0]))
-        cuts = np.flatnonzero(np.diff(at[order, 0])) + 1
-        for places in np.split(order, cuts):
-            if len(places):
-                reader = self._reader(int(at[places[0], 0]))
-                for place, record in zip(
-                    places, reader.read(at[places, 1].tolist()), strict=True
-                ):
-                    found[place] = record
-        return found
-
-    def _open(self, number: int) -> shards.ShardReader:
-        path = self._paths[shards.shard_name(number)]
-        summary = self._manifest["shards"][number]
-        if number not in self._checked:  # another thread may do the same
-            seals.check_shard(path, summary)
-            self._checked.add(number)
-        return shards.ShardReader(path, summary, self.layout)
-
-    @functools.cached_property
-    def _paths(self) -> dict[str, Any]:
-        count = len(self._manifest["shards"])
-        return self._store.fetch([shards.shard_name(n) for n in range(count)])
+        numbers, indices = self._side.shards(places), np.empty_like(places)
+        for number in np.unique(numbers).tolist():
+            these = numbers == number
+            indices[these] = self._side.within(number, places[these])
+        return self._files.read(numbers, indices)
 
     def _sample(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Stored pixels as the network sees them, or a draw from stored moments."""
         if self.layout.dtype == "uint8":
             return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        mean, log_variance = np.split(x.astype(np.float32), 2, axis=-1)
-        key = hashing.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0]
-        noise = np.empty_like(mean)
-        for row, position in zip(noise, positions, strict=True):
-            bits = np.random.Philox(key=[key, np.uint64(position)])
-            np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-        noise *= np.exp(0.5 * log_variance)
-        noise += mean
-        noise -= np.float32(self._network["shift"])
-        noise *= np.float32(self._network["scale"])
-        return noise
+        key = int(hashing.draw(self._seed, _NOISE, np.zeros(1, np.uint64))[0])
+        found = np.empty((*x.shape[:-1], x.shape[-1] // 2), np.float32)
 
-    def _text(self, found: list[shards.Record]) -> Rows:
+        def draw(part: slice) -> None:
+            mean, log_variance = np.split(x[part].astype(np.float32), 2, axis=-1)
+            noise = row_noise.normals(key, positions[part], mean.shape[1:])
+            noise *= np.exp(0.5 * log_variance)
+            noise += mean
+            noise -= np.float32(self._network["shift"])
+            noise *= np.float32(self._network["scale"])
+            found[part] = noise
+
+        shard_files.each_of(draw, _parts(len(x)), self._threads)
+        return found
+
+    def _blank_text(self, rows: int) -> Rows:
+        mask = np.zeros((rows, self._length), bool)
         if not self.layout.text_width:
-            ids = np.stack([self._ids(record.caption) for record in found])
-            return {"text": ids, "mask": ids != PADDING}
-        shape = (len(found), self._length, self.layout.text_width)
-        text = np.zeros(shape, np.dtype(self.layout.text_dtype))
-        mask = np.zeros(shape[:2], bool)
-        for i, record in enumerate(found):
-            if record.features is None:
-                raise records.Damaged(f"{record.name} has no features of its caption")
-            tokens = len(record.features)
-            text[i, :tokens], mask[i, :tokens] = record.features, True
-        return {"text": text, "mask": mask}
+            return {"text": np.zeros(mask.shape, np.int32), "mask": mask}
+        shape = (*mask.shape, self.layout.text_width)
+        return {"text": np.zeros(shape, np.dtype(self.layout.text_dtype)), "mask": mask}
 
-    def _ids(self, caption: str) -> np.ndarray:
-        return self._vocabulary.encode(caption, self._length)
+    def _fill_text(self, stored: Rows, i: int, record: shards.Record) -> None:
+        """Writes a record's text into row i."""
+        text, mask = stored["text"], stored["mask"]
+        if not self.layout.text_width:
+            text[i] = self._vocabulary.encode(record.caption, self._length)
+            mask[i] = text[i] != PADDING
+            return
+        if record.features is None:
+            raise records.Damaged(f"{record.name} has no features of its caption")
+        tokens = len(record.features)
+        text[i, :tokens], mask[i, :tokens] = record.features, True
 
     def _null(self) -> Rows:
         label = np.array(self.classes, np.int32)
@@ -316,12 +337,28 @@ class Encoded:
             text = self._vocabulary.uncond(self._length)
             return {"text": text, "mask": text != PADDING, "label": label}
         data = base64.b64decode(self._manifest["null"])
-        features = np.frombuffer(data, np.dtype(self.layout.text_dtype))
-        features = features.reshape(-1, self.layout.text_width)
-        text = np.zeros((self._length, self.layout.text_width), np.float32)
+        kind = np.dtype(self.layout.text_dtype)
+        features = np.frombuffer(data, kind).reshape(-1, self.layout.text_width)
+        text = np.zeros((self._length, self.layout.text_width), kind)
         text[: len(features)] = features
         mask = np.arange(self._length) < len(features)
         return {"text": text, "mask": mask, "label": label}
+
+
+def _parts(rows: int) -> list[slice]:
+    """Some rows in parts, for threads."""
+    return [slice(i, min(i + _PART, rows)) for i in range(0, rows, _PART)]
+
+
+def _check_cache(folder: str, nbytes: int, cache_bytes: int) -> None:
+    """Refuses to shuffle all of a remote set that does not fit the local cache."""
+    if nbytes > cache_bytes:
+        raise config.ConfigError(
+            f"{folder} has {nbytes / 1e9:,.1f} GB of shards, and the local cache holds "
+            f"{cache_bytes / 1e9:,.1f} GB. Each batch would fetch whole shards for "
+            "single records: set config.data.shuffle_window to a few shards, or raise "
+            "config.data.cache_gigabytes"
+        )
 
 
 def check_width(experiment: config.Experiment, width: int) -> None:
@@ -337,61 +374,3 @@ def check_width(experiment: config.Experiment, width: int) -> None:
             f"{experiment.encode.text_encoder} are {width} wide: set "
             f"--config.model.text_width={width}"
         )
-
-
-def manifest_of(
-    identity: Mapping[str, Any],
-    layout: shards.Layout,
-    summaries: list[dict[str, Any]],
-    uncond: np.ndarray | None,
-    first_bad: list[tuple[str, str]],
-    names: Sequence[str],
-) -> Manifest:
-    """The manifest of a folder of records, for JSON, from the summaries of its shards.
-
-    Args:
-      identity: see the function `identity`.
-      summaries: one for each shard; see `shards.Writer.finish`.
-      uncond: features of the empty caption, [tokens, E]; None if text is words.
-      first_bad: (name, reason) of the first bad records.
-      names: of the labels; () if they have none.
-    """
-    words: dict[str, int] = {}
-    for summary in summaries:
-        for word, count in summary["words"].items():
-            words[word] = words.get(word, 0) + count
-    ranked = sorted(words, key=lambda word: (-words[word], word))
-    total, train = (sum(s[name] for s in summaries) for name in ("records", "train"))
-    labels = sum(s["labels"] for s in summaries)
-    largest = max(s["largest_label"] for s in summaries)
-    sums, squares = (
-        np.sum([s[name] for s in summaries if s["train"]], axis=0)
-        for name in ("sums", "squares")
-    )
-    h, w, _ = layout.shape
-    mean = sums / max(train * h * w, 1)
-    variance = np.maximum(squares / max(train * h * w, 1) - mean**2, 0)
-    manifest = {
-        "identity": dict(identity),
-        "records": total,
-        "train": train,
-        "validation": total - train,
-        "bad": {
-            "count": sum(len(s["bad"]) for s in summaries),
-            "first": [list(one) for one in first_bad],
-        },
-        # Labels count only if every picture has one.
-        "classes": 1 + largest if labels == total else 0,
-        "label_names": list(names) if labels == total else [],
-        "layout": json.loads(json.dumps(vars(layout))),
-        # Of the values that a denoiser reads, by channel, over the training split.
-        "mean": np.atleast_1d(mean).tolist(),
-        "std": np.atleast_1d(np.sqrt(variance)).tolist(),
-        "null": None if uncond is None else base64.b64encode(uncond.tobytes()).decode(),
-        "vocabulary": ranked[: config.LARGEST_VOCABULARY],
-        "shards": [
-            {k: s[k] for k in ("records", "bytes", "checksum", "held_out")}
-            for s in summaries
-        ],
-    }
-    return seals.sealed(manifest)

@@ -26,9 +26,9 @@ class Source(Protocol):
     classes: number of labels; 0 if rows have no "label".
     uncond: the empty condition of one picture, for caption dropout and guidance.
     rows(positions): "x" float32 [n, H, W, C] in [-1, 1] (or latents), "text" int32
-      [n, S] (or float32 features [n, S, E]), "mask" bool [n, S], and "label" int32 [n]
-      if there are classes; of a mix also "part" int32 [n], the number of the part in
-      config.data.mix. A pure function of the positions.
+      [n, S] (or features [n, S, E], as records store them), "mask" bool [n, S], and
+      "label" int32 [n] if there are classes; of a mix also "part" int32 [n], the number
+      of the part in config.data.mix. A pure function of the positions.
     captions(positions): the captions of the same pictures.
     """
 

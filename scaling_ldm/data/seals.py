@@ -8,6 +8,7 @@ checksum in its summary. Folders of 0.1.0 have only the checksums.
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from scaling_ldm import config, records
 from scaling_ldm.data import shards
 
+_THREADS = 16  # for many small requests to a remote store
 _MANIFEST = (
     "identity records train validation classes layout null vocabulary shards"
 ).split()
@@ -80,10 +82,11 @@ def stored_summaries(store: shards.Store, count: int, of: str) -> list[dict[str,
     Raises:
       ConfigError: shards of another host are not visible here.
     """
-    found = {number: stored_summary(store, number, of) for number in range(count)}
-    summaries = [summary for summary in found.values() if summary is not None]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda n: stored_summary(store, n, of), range(count)))
+    summaries = [summary for summary in found if summary is not None]
     if len(summaries) < count:
-        first = next(number for number, summary in found.items() if summary is None)
+        first = found.index(None)
         raise config.ConfigError(
             f"{count - len(summaries):,} shards, {shards.summary_name(first)} among "
             f"them, are not in {store.folder}: is it a folder that all hosts share?"

@@ -6,6 +6,8 @@ A folder of records holds
     shard-00000.array_record    records of consecutive pictures
     shard-00000.json            counts, sums and the checksum of that shard, written
                                 after it: with this file a shard is complete
+    shards.npz                  counts and checksums of all shards, and which records
+                                are held out; see `shard_table`
     manifest.json               everything that training reads first, written last
 
 A record is a header, an array (moments or pixels), text features of the tokens without
@@ -22,6 +24,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import pathlib
 import posixpath
@@ -37,7 +40,6 @@ import numpy as np
 from array_record.python import array_record_module
 
 from scaling_ldm import config, records
-from scaling_ldm.data import storage
 from scaling_ldm.data.vocabulary import words
 
 IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
@@ -48,7 +50,8 @@ _CHECKED = 4  # the checksum covers the bytes after these
 _NO_LABEL = -1
 _PARTIAL = ".partial"
 # Records that are compressed one by one can be read one by one.
-_WRITE, _READ = "group_size:1", "readahead_buffer_size:0,max_parallelism:0"
+_WRITE = "group_size:1"
+_PLAIN = f"{_WRITE},uncompressed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,11 @@ class Layout:
     dtype: str
     text_width: int = 0
     text_dtype: str = "float16"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a record's array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,19 +237,32 @@ class Store:
                 partial.chmod(0o666 & ~_umask())
                 os.replace(partial, target)
 
-    def fetch(self, names: Sequence[str]) -> dict[str, pathlib.Path]:
-        """Local paths of some files; remote ones are copied once to the user's cache.
+    def path_of(self, name: str) -> pathlib.Path:
+        """The local path of a file of a local folder.
 
         Raises:
-          Damaged: a file is not there.
+          Damaged: the file is not there.
         """
-        if missing := sorted(set(names) - self.names()):
-            raise records.Damaged(f"{self._path(missing[0])} is missing")
-        if not self._far:
-            return {name: pathlib.Path(self._path(name)) for name in names}
-        cache = str(storage.cache_folder() / "records")
-        found = storage.find(self.folder, (SUFFIX,))
-        return dict(zip(names, found.fetch(names, cache, "records"), strict=True))
+        path = pathlib.Path(self._path(name))
+        if not path.exists():
+            raise records.Damaged(f"{path} is missing")
+        return path
+
+    def copy(self, name: str, target: pathlib.Path) -> None:
+        """Copies a file to a local path.
+
+        Raises:
+          Damaged: the file is not there.
+        """
+        try:
+            self._fs.get_file(self._path(name), str(target))
+        except FileNotFoundError as e:
+            raise records.Damaged(f"{self._path(name)} is missing") from e
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file of bytes."""
+        with self.replace(name) as path:
+            path.write_bytes(content)
 
 
 def _sweep(target: pathlib.Path) -> None:
@@ -264,15 +285,21 @@ class Writer:
 
     Args:
       count_words: whether to count the words of training captions, for a vocabulary.
+      compressed: whether the file is compressed. Moments and features become smaller by
+        7% only, and are read in half the time if they are not.
 
     Attributes:
       bytes: size of the records so far, before compression.
     """
 
-    def __init__(self, path: pathlib.Path, count_words: bool) -> None:
+    def __init__(
+        self, path: pathlib.Path, count_words: bool, compressed: bool = True
+    ) -> None:
         self.bytes = 0
         self._path, self._count_words = path, count_words
-        self._file = array_record_module.ArrayRecordWriter(str(path), _WRITE)
+        self._file = array_record_module.ArrayRecordWriter(
+            str(path), _WRITE if compressed else _PLAIN
+        )
         self._held_out: list[bool] = []
         self._labels: list[int] = []
         self._words: collections.Counter[str] = collections.Counter()
@@ -333,56 +360,3 @@ def file_digest(path: pathlib.Path) -> str:
 def digest_of(data: bytes) -> str:
     """What `file_digest` gives for a file of these bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def held_out_bits(summary: Mapping[str, Any]) -> np.ndarray:
-    """Which records of a shard are held out: bool [records], from its summary."""
-    bits = np.frombuffer(base64.b64decode(summary["held_out"]), np.uint8)
-    return np.unpackbits(bits, count=summary["records"]).astype(bool)
-
-
-class ShardReader:
-    """Random access to the records of one shard; see `seals.check_shard`.
-
-    Raises:
-      Damaged: the file cannot be read, or holds another number of records.
-    """
-
-    def __init__(
-        self, path: pathlib.Path, summary: Mapping[str, Any], layout: Layout
-    ) -> None:
-        self._path, self._layout = path, layout
-        try:
-            self._file = array_record_module.ArrayRecordReader(
-                str(path), _READ, file_reader_buffer_size=1 << 15
-            )
-            found = self._file.num_records()
-        except (OSError, RuntimeError, ValueError) as e:
-            raise records.Damaged(f"{path} cannot be read: {e}") from e
-        if found != summary["records"]:
-            raise records.Damaged(
-                f"{path}: {found} records; wanted {summary['records']}"
-            )
-
-    def read(self, indices: Sequence[int]) -> list[Record]:
-        """Some records.
-
-        Raises:
-          Damaged: a record is not what was written; the error names shard and index.
-        """
-        try:
-            found = self._file.read(indices)
-        except RuntimeError:
-            found = [self._one(index) for index in indices]
-        return [
-            unpack(data, self._layout, f"{self._path}: record {index}")
-            for index, data in zip(indices, found, strict=True)
-        ]
-
-    def _one(self, index: int) -> bytes:
-        try:
-            return self._file.read([index])[0]
-        except RuntimeError as e:
-            raise records.Damaged(
-                f"{self._path}: record {index} cannot be read: {e}"
-            ) from e

@@ -23,6 +23,7 @@ from scaling_ldm import config, data, records
 from scaling_ldm.data import (
     encoded,
     label_names,
+    manifests,
     pictures,
     seals,
     shards,
@@ -256,8 +257,9 @@ class _Encoder:
         """Writes one shard."""
         bad: list[tuple[str, str]] = []
         with self._store.replace(shards.shard_name(number)) as path:
-            words = self._networks.layout.text_width == 0
-            with contextlib.closing(shards.Writer(path, words)) as writer:
+            layout = self._networks.layout
+            words, pixels = layout.text_width == 0, layout.dtype == "uint8"
+            with contextlib.closing(shards.Writer(path, words, pixels)) as writer:
                 self._fill(writer, number, bad, shown)
                 summary = writer.finish(bad)
         whole = seals.summary_of(summary, number, self._of)
@@ -369,7 +371,8 @@ class _Encoder:
                 self._count(BadRecord(name, reason))
         with _accepting():
             tally.finish()
-        manifest = encoded.manifest_of(
+        manifest = manifests.write(
+            self._store,
             self._identity,
             self._networks.layout,
             summaries,
@@ -377,7 +380,6 @@ class _Encoder:
             tally.first,
             label_names.of(self._pictures),
         )
-        self._store.write_json(shards.MANIFEST, manifest)
         written = sum(summary["bytes"] for summary in summaries)
         took = time_left.format_duration(time.perf_counter() - self._begun)
         progress.say(

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 
 import jax
+import numpy as np
 
 from scaling_ldm import config, records
 from scaling_ldm.training import objective_checks
@@ -51,6 +52,9 @@ def of_pictures(
     row = objective_checks.abstract_batch(experiment, 1)
     if not experiment.data.coarse:
         del row["image"]
+    if not experiment.reads_words:  # features have the type of the records
+        stored = np.dtype(experiment.encode.dtype)
+        row["text"] = jax.ShapeDtypeStruct(row["text"].shape, stored)
     each = sum(math.prod(one.shape) * one.dtype.itemsize for one in row.values())
     train, valid = experiment.train, experiment.validation
     queued = experiment.data.prefetch_batches + train.steps_per_dispatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from scaling_ldm.data import encoded
+from scaling_ldm.data import manifests
 from scaling_ldm.training.progress import say
 from scaling_ldm.training.time_left import Pace, left
 
@@ -18,7 +18,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def by_channel(manifest: encoded.Manifest) -> str:
+def by_channel(manifest: manifests.Manifest) -> str:
     """A text with the mean and the standard deviation of the network's input."""
     means, stds = (
         " ".join(f"{value:.2f}" for value in manifest[name]) for name in ("mean", "std")

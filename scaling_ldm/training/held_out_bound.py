@@ -21,7 +21,7 @@ from scaling_ldm import config, data
 from scaling_ldm.diffusion.losses import vlb
 from scaling_ldm.models import from_config
 from scaling_ldm.training import held_out, mesh
-from scaling_ldm.training.objective import diffusion_objective
+from scaling_ldm.training.objective import diffusion_objective, widened
 from scaling_ldm.training.trained_model import TrainedModel
 
 LEVELS = 256  # of pixels in records
@@ -84,7 +84,8 @@ def _compiled(
         def network(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
             return denoiser.apply(params, x, schedule.unit_time(t), cond)
 
-        cond = {name: batch[name] for name in denoiser.conditioning}
+        wide = widened(batch)
+        cond = {name: wide[name] for name in denoiser.conditioning}
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index_B)
         given = {"cond": cond, **how}
         return vlb.continuous(network, schedule, batch["x"], keys, **given).total

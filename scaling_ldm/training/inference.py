@@ -26,7 +26,7 @@ from scaling_ldm.diffusion import samplers
 from scaling_ldm.models import from_config, pretrained
 from scaling_ldm.training import captions as caption_readers
 from scaling_ldm.training import mesh, train_step
-from scaling_ldm.training.objective import diffusion_objective
+from scaling_ldm.training.objective import diffusion_objective, widened
 from scaling_ldm.training.trained_model import TrainedModel
 
 Pictures = UInt8[np.ndarray, "n H W 3"]
@@ -128,6 +128,7 @@ class PictureSampler:
         self._whole = jax.jit(
             lambda x: x, out_shardings=mesh.named_sharding(device_mesh, mesh.REPLICATED)
         )
+        self._wide = jax.jit(widened)
         self._warm: set[Any] = set()
         self._costs: dict[Any, SamplingCost] = {}
         self._memory: dict[int, int] = {}
@@ -255,6 +256,7 @@ class PictureSampler:
             rows = rows | given
         names = self._denoiser.conditioning
         cond = mesh.put(self._mesh, {name: rows[name] for name in names})
+        cond = self._wide(cond)
         # A coarse picture is what super-resolution starts from: it is never dropped.
         empty = {
             name: np.broadcast_to(self._source.uncond[name], rows[name].shape)
@@ -264,7 +266,7 @@ class PictureSampler:
         }
         index = mesh.put(self._mesh, mine.astype(np.int32))
         keys = keys_of(jax.random.key(seed), index)
-        return cond, mesh.put(self._mesh, empty), keys
+        return cond, self._wide(mesh.put(self._mesh, empty)), keys
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from scaling_ldm import config
 from scaling_ldm.config import objective_kind
@@ -125,6 +126,20 @@ def _run(path: pathlib.Path, name: str) -> types.ModuleType:
     module.__file__ = str(path)
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
     return module
+
+
+def widened(batch: Batch) -> Batch:
+    """A batch whose text features are float32, for use in a compiled function.
+
+    They reach the devices in the type in which records store them, which is half as
+    wide. Every value of that type is a float32.
+    """
+    if (text := batch.get("text")) is None or text.dtype not in _NARROW:
+        return batch
+    return {**batch, "text": text.astype(jnp.float32)}
+
+
+_NARROW = (jnp.float16, jnp.bfloat16)
 
 
 def _plain_loss(loss: Callable[..., jax.Array]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,14 +86,19 @@ def step_seconds(
             return rng.standard_normal(size, np.float32)
         return np.ones(size, shape.dtype)
 
+    def arrays(shapes: Any, *stacked: int) -> dict[str, np.ndarray]:
+        found = {name: filled(shape, *stacked) for name, shape in shapes.items()}
+        if "text" in found and not experiment.reads_words:  # as training compiles it
+            found["text"] = found["text"].astype(experiment.encode.dtype)
+        return found
+
     stacked = () if many == 1 else (many,)
     batch = mesh.put(
         device_mesh,
-        {name: filled(shape, *stacked) for name, shape in abstract.items()},
+        arrays(abstract, *stacked),
         mesh.STACKED_BATCHES if stacked else mesh.BATCH,
     )
-    one = {name: filled(shape) for name, shape in none.items()}
-    uncond = mesh.put(device_mesh, one, mesh.REPLICATED)
+    uncond = mesh.put(device_mesh, arrays(none), mesh.REPLICATED)
     numbers = optimizer.schedule_numbers(
         experiment.optimizer, spec.learning_rate, spec.warmup_steps, spec.steps
     )

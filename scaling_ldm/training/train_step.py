@@ -193,7 +193,13 @@ def _loss(learnt: objective.Objective, state: TrainState) -> Callable[..., Any]:
 
     def loss(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
         value, aux, measured = learnt.loss(
-            params, state.averages, state.aux, batch, uncond, state.step, key
+            params,
+            state.averages,
+            state.aux,
+            objective.widened(batch),
+            objective.widened(uncond),
+            state.step,
+            key,
         )
         return value, (aux, measured)
 
@@ -341,6 +347,10 @@ def compile_functions(
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"request": request.max()}
 
+    def per_example_loss(params: Any, batch: Batch, *draws: Any) -> jax.Array:
+        batch = objective.widened(batch)
+        return functions.objective.per_example_loss(params, batch, *draws)
+
     jit = functools.partial(
         jax.jit,
         compiler_options=None if experiment.train.optimize_code else quick_to_compile(),
@@ -360,9 +370,7 @@ def compile_functions(
         start=quick(functions.start),
         step=jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
         steps=jit(steps, donate_argnums=0, out_shardings=(placed, replicated)),
-        per_example_loss=jit(
-            functions.objective.per_example_loss, out_shardings=replicated
-        ),
+        per_example_loss=jit(per_example_loss, out_shardings=replicated),
     )
 
 

@@ -1,6 +1,5 @@
 """Records of the encode stage: bytes and back, damage, and the rows of a position."""
 
-import base64
 import collections
 import dataclasses
 import json
@@ -9,72 +8,28 @@ import shutil
 import numpy as np
 import pytest
 from damages import damages, said_about
+from encoded_records import (
+    CAPTIONS,
+    COUNT,
+    SCALE,
+    SHIFT,
+    experiment,
+    record,
+    write,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config, data, records
-from scaling_ldm.data import encoded, seals, shards, vocabulary
+from scaling_ldm.data import (
+    encoded,
+    seals,
+    shard_table,
+    shards,
+    vocabulary,
+)
 from scaling_ldm.data.vocabulary import PADDING, RESERVED
 
-COUNT, PER_SHARD = 40, 16
-SCALE, SHIFT = 0.5, 1.5
-CAPTIONS = [f"A {name}, number {i}!" for i, name in enumerate(["Cat", "dog's"] * 20)]
-
-
-def record(i, features=None):
-    rng = np.random.default_rng(i)
-    x = rng.normal(size=(2, 3, 8)).astype(np.float16)
-    x[..., 4:] -= 3  # log-variances
-    return shards.Record(
-        x=x,
-        features=features,
-        caption=CAPTIONS[i],
-        name=f"photos/{i}.jpg",
-        label=i % 3,
-        held_out=i % 4 == 0,
-    )
-
-
-def experiment(**sections):
-    c = config.default()
-    c.data.source, c.data.path = "memory", ""
-    c.data.shape, c.data.text_tokens, c.data.vocab_size = (2, 3, 4), 5, 64
-    c.model.patch_size, c.model.text_width = 1, 6
-    c.encode.autoencoder = "owner/autoencoder"
-    c.encode.text_encoder = "vocabulary"
-    for section, values in sections.items():
-        c[section].update(values)
-    return config.resolve(c)
-
-
-def write(folder, wanted, features=None, identity_digest="ours", **layout):
-    """A folder of records, made by hand."""
-    store = shards.Store(str(folder))
-    summaries = []
-    for number, first in enumerate(range(0, COUNT, PER_SHARD)):
-        with store.replace(shards.shard_name(number)) as path:
-            writer = shards.Writer(path, count_words=features is None)
-            for i in range(first, min(first + PER_SHARD, COUNT)):
-                one = record(i, None if features is None else features[i])
-                mean, log_variance = np.split(one.x.astype(np.float32), 2, axis=-1)
-                variance = np.exp(log_variance) * SCALE**2
-                writer.add(one, (mean - SHIFT) * SCALE, variance)
-            summaries.append(writer.finish([]))
-        summary = seals.summary_of(summaries[-1], number, identity_digest)
-        store.write_json(shards.summary_name(number), summary)
-    identity = encoded.identity(wanted)
-    identity["autoencoder"] |= {"scale": SCALE, "shift": SHIFT}
-    store.write_json(
-        shards.MANIFEST,
-        encoded.manifest_of(
-            identity,
-            shards.Layout(shape=(2, 3, 8), dtype="float16", **layout),
-            summaries,
-            None if features is None else features[COUNT],
-            [],
-            (),
-        ),
-    )
-    return str(folder)
+MANIFEST = (shards.MANIFEST, shard_table.FILE)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +146,7 @@ def test_features_are_padded_with_zeros(tmp_path):
     folder = write(tmp_path / "r", wanted, features, text_width=6)
     source = encoded.Encoded(folder, wanted, "train")
     rows = source.rows(np.arange(9))
-    assert rows["text"].shape == (9, 5, 6) and rows["text"].dtype == np.float32
+    assert rows["text"].shape == (9, 5, 6) and rows["text"].dtype == np.float16
     for i, caption in enumerate(source.captions(np.arange(9))):
         want = features[CAPTIONS.index(caption)]
         assert_array_equal(rows["text"][i, : len(want)], want)
@@ -218,7 +173,7 @@ def test_statistics_are_of_the_training_split(folder, source):
 
 
 def test_damage_names_shard_and_record(folder, tmp_path):
-    for name in [shards.MANIFEST, *(shards.shard_name(n) for n in range(3))]:
+    for name in [*MANIFEST, *(shards.shard_name(n) for n in range(3))]:
         content = (tmp_path.parent / folder / name).read_bytes()
         (tmp_path / name).write_bytes(content)
     source = encoded.Encoded(str(tmp_path), experiment(), "train")
@@ -374,7 +329,7 @@ def test_the_files_of_a_folder_say_their_version(tmp_path):
 
 
 def test_damage_reaches_the_reader_of_batches(folder, tmp_path):
-    for name in [shards.MANIFEST, *(shards.shard_name(n) for n in range(3))]:
+    for name in [*MANIFEST, *(shards.shard_name(n) for n in range(3))]:
         (tmp_path / name).write_bytes((tmp_path.parent / folder / name).read_bytes())
     damaged = tmp_path / shards.shard_name(0)
     damaged.write_bytes(damaged.read_bytes()[:-70_000])
@@ -394,7 +349,9 @@ def test_unfinished_and_empty_folders_say_what_to_do(tmp_path):
 
 
 def test_a_split_without_pictures_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(shards, "held_out_bits", lambda s: np.zeros(s["records"], bool))
+    monkeypatch.setattr(
+        shard_table.ShardTable, "held_out_counts", lambda self: 0 * self.records
+    )
     with pytest.raises(config.ConfigError, match="pictures is in the validation split"):
         encoded.Encoded(folder, experiment(), "validation")
 
@@ -447,11 +404,13 @@ def test_two_jobs_do_not_write_into_one_file(tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~shards._umask()
 
 
-def test_the_bits_of_a_shard_are_its_records(source):
-    summary = source._manifest["shards"][2]
-    assert len(base64.b64decode(summary["held_out"])) == 1
+def test_the_bits_of_a_shard_are_its_records(folder):
+    store = shards.Store(folder)
+    table = shard_table.read(store, seals.stored_manifest(store))
     want = [i % 4 == 0 for i in range(32, COUNT)]
-    assert shards.held_out_bits(summary).tolist() == want
+    assert table.held_out(2).tolist() == want
+    assert table.held_out_counts().tolist() == [4, 4, 2]
+    assert len(table.to_bytes()) < 3 * 30 + 4 * 300
 
 
 def test_what_is_kept_in_memory_is_what_is_stored(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from PIL import Image
 from processes import MainProcess, start_job
 
 from scaling_ldm import config, data, flops, records, study
-from scaling_ldm.data import icons, pictures, shards
+from scaling_ldm.data import icons, pictures, shard_files, shard_table, shards
 from scaling_ldm.data.vocabulary import NULL, PADDING
 from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
@@ -132,6 +132,12 @@ def manifest(workdir):
     return json.loads((workdir / "encoded" / shards.MANIFEST).read_text())
 
 
+def summary_of(workdir, number):
+    """What the table of a folder's shards says of one."""
+    store = shards.Store(str(workdir / "encoded"))
+    return shard_table.read(store, manifest(workdir)).summary(number)
+
+
 def layout_of(described):
     """The layout in a manifest."""
     layout = described["layout"]
@@ -153,7 +159,7 @@ def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
     for index in (0, 11, COUNT - 1):  # the last one is of a batch that is filled up
         shard, place = divmod(index, PER_SHARD)
         path = whole / "encoded" / shards.shard_name(shard)
-        reader = shards.ShardReader(path, described["shards"][shard], layout)
+        reader = shard_files.ShardReader(path, summary_of(whole, shard), layout)
         (found,) = reader.read([place])
         assert (found.caption, found.label) == (captions[index], labels[index])
         assert found.name == f"icons of test_encode:{index}"
@@ -183,7 +189,7 @@ def test_the_source_gives_latents_features_and_the_empty_caption(whole, wanted):
     # The stated statistics are those of what is drawn.
     assert_allclose(rows["x"].mean((0, 1, 2)), described["mean"], atol=0.02)
     assert_allclose(rows["x"].std((0, 1, 2)), described["std"], rtol=0.02)
-    assert rows["text"].dtype == np.float32
+    assert rows["text"].dtype == np.float16 == train.uncond["text"].dtype
     assert not rows["text"][~rows["mask"]].any()
     text = pretrained.text_encoder(experiment.encode.text_encoder)
     ids, mask = text.tokenizer.encode([""], 8)
@@ -546,12 +552,12 @@ def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypa
     monkeypatch.setattr(encoding, "FrozenNetworks", lambda _: found)
     encode.run(experiment, tmp_path)
     layout = layout_of(manifest(whole))
-    for number, summary in enumerate(manifest(whole)["shards"]):
-        indices = list(range(summary["records"]))
+    for number in range(manifest(whole)["shards"]["count"]):
+        indices = list(range(summary_of(whole, number)["records"]))
         got, want = (
-            shards.ShardReader(
+            shard_files.ShardReader(
                 workdir / "encoded" / shards.shard_name(number),
-                manifest(workdir)["shards"][number],
+                summary_of(workdir, number),
                 layout,
             ).read(indices)
             for workdir in (tmp_path, whole)

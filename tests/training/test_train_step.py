@@ -10,7 +10,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint, checksum, train_step
+from scaling_ldm.training import checkpoint, checksum, mesh, objective, train_step
 
 
 @functools.partial(
@@ -91,3 +91,53 @@ def test_a_checkpoint_of_the_default_is_read_both_ways(tiny, tmp_path, newer):
     saved.close()
     assert restored is not None and type(restored.state) is type(read)
     jax.tree.map(np.testing.assert_array_equal, restored.state, read)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_objectives_are_given_float32_text(dtype):
+    """Every value that a stored type has, and nothing else of a batch is changed."""
+    bits = np.arange(2**16, dtype=np.uint16).view(np.dtype(dtype))
+    stored = bits[np.isfinite(bits.astype(np.float32))]
+    batch = {"x": np.ones(3, np.dtype(dtype)), "mask": np.ones(2, bool)}
+    found = jax.jit(objective.widened)(batch | {"text": stored})
+    assert found["text"].dtype == np.float32 and found["x"].dtype == batch["x"].dtype
+    np.testing.assert_array_equal(found["text"], stored.astype(np.float32))
+    words = batch | {"text": np.arange(4, dtype=np.int32)}
+    assert objective.widened(words) is words and objective.widened(batch) is batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_text_features_in_their_stored_type_give_the_same_step(tiny, dtype):
+    """To the bit: the state, what is measured, and each held-out loss."""
+    c = tiny.copy_and_resolve_references()
+    c.model.text_width, c.data.text_tokens = 12, 5
+    c.train.optimize_code = False
+    c.data.source, c.encode.text_encoder = "memory", "owner/encoder"
+    e = config.resolve(c)
+    functions = train_step.train_functions(e, 16, 1, unroll=False)
+    step = jax.jit(functions.step, compiler_options=train_step.quick_to_compile())
+    rng = np.random.default_rng(0)
+    stored = rng.standard_normal((4, 5, 12), np.float32).astype(np.dtype(dtype))
+    x = rng.standard_normal((4, *e.data.shape), np.float32)
+    mask = np.arange(5) < np.array([[1], [3], [5], [0]])
+    key = jax.random.key(0)
+    hyper = {"peak": np.float32(1e-2), "warmup": np.float32(1), "key": key}
+    batches = [
+        {"x": x, "text": text, "mask": mask}
+        for text in (stored, stored.astype(np.float32))
+    ]
+    assert batches[0]["text"].nbytes * 2 == batches[1]["text"].nbytes
+    device_mesh = mesh.build(e.mesh, {})
+    with jax.set_mesh(device_mesh):
+        compiled = train_step.compile_functions(e, 16, 1, device_mesh)
+        found = []
+        for batch in batches:
+            uncond = {name: batch[name][0] for name in ("text", "mask")}
+            state = functions.init(key)
+            state, metrics = step(state, batch, uncond, hyper)
+            times, index = np.linspace(0.1, 0.9, 4, dtype="f"), np.arange(4, dtype="i")
+            losses = compiled.per_example_loss(state.params, batch, times, index, key)
+            found.append((state, metrics, losses))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert float(found[0][1]["loss"]) > 0 and (np.asarray(found[0][2]) > 0).all()

@@ -1,0 +1,244 @@
+"""Remote shards: what is fetched, what is kept, and what is removed."""
+
+import concurrent.futures
+import fcntl
+import functools
+import http.server
+import threading
+import time
+
+import fsspec
+import numpy as np
+import pytest
+from encoded_records import experiment, write
+from numpy.testing import assert_array_equal
+
+from scaling_ldm import config, records
+from scaling_ldm.data import encoded, seals, shard_cache, shard_table, shards
+
+FAR = "memory://test_shard_cache/records"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "scaling_ldm" / shard_cache.FOLDER
+
+
+@pytest.fixture(scope="module")
+def far():
+    """A remote folder of 40 records in 20 shards."""
+    return write(FAR, experiment(), per_shard=2)
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("near") / "r", experiment(), per_shard=2)
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """The names of the shards that were fetched, in order."""
+    names, copy = [], shards.Store.copy
+
+    def counted(self, name, target):
+        names.append(name)
+        copy(self, name, target)
+
+    monkeypatch.setattr(shards.Store, "copy", counted)
+    monkeypatch.setattr(encoded, "KEPT_BYTES", 0)  # rows are read each time
+    return names
+
+
+def table_of(folder):
+    store = shards.Store(folder)
+    return store, shard_table.read(store, seals.stored_manifest(store))
+
+
+def size_of_shard(folder):
+    return int(table_of(folder)[1].nbytes.max())
+
+
+def opened(folder, **changes):
+    return encoded.Encoded(folder, experiment(data=changes), "train")
+
+
+def copies(cache):
+    return sorted(cache.glob(f"*{shards.SUFFIX}"))
+
+
+def no_others(cache):
+    """Whether there are only copies: no lock and no unfinished file."""
+    return {*cache.iterdir()} == {*copies(cache)}
+
+
+def test_opening_fetches_nothing_and_rows_fetch_what_they_need(far, cache, fetched):
+    source = opened(far)
+    assert not fetched and not copies(cache)
+    positions = np.arange(3, dtype=np.int64)
+    needed = source.shards_of(positions)
+    source.rows(positions)
+    assert sorted(fetched) == [shards.shard_name(n) for n in needed]
+    source.rows(positions)
+    opened(far).rows(positions)  # as another process would
+    assert len(fetched) == len(needed) == len(copies(cache))
+    assert no_others(cache)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_cache_stays_within_its_bytes(far, near, cache, fetched, threads):
+    """Six shards of twenty; rows are those of a local folder, in any case."""
+    most = 6 * size_of_shard(far)
+    gigabytes = (most + 1) / 1e9
+    source = opened(
+        far, shuffle_window=1, cache_gigabytes=gigabytes, reader_threads=threads
+    )
+    here = opened(near, shuffle_window=1)
+    largest = 0
+    for first in range(0, 120, 4):
+        positions = np.arange(first, first + 4)
+        assert_array_equal(source.rows(positions)["x"], here.rows(positions)["x"])
+        largest = max(largest, sum(p.stat().st_size for p in cache.glob("*.ar*")))
+    assert 0 < largest <= most
+    # Three epochs; most shards are fetched once in each.
+    assert 40 <= len(fetched) <= 90
+
+
+def test_the_shard_used_longest_ago_goes(far, cache):
+    store, table = table_of(far)
+    held = shard_cache.ShardCache(store.copy, 3 * size_of_shard(far) + 1)
+    for number in (0, 1, 2, 0, 3):
+        held.prepare(number, table.summary(number))
+        time.sleep(0.02)  # more than a tick of the file system's clock
+    there = {path.name for path in copies(cache)}
+    want = {f"{table.summary(n)['checksum']}{shards.SUFFIX}" for n in (2, 0, 3)}
+    assert there == want and no_others(cache)
+
+
+def test_a_shard_that_is_read_stays_and_a_full_cache_says_so(far, cache):
+    store, table = table_of(far)
+    held = shard_cache.ShardCache(store.copy, 2 * size_of_shard(far) + 1)
+    files = [held.hold(n, table.summary(n))[1] for n in (0, 1)]
+    with pytest.raises(shard_cache.Full, match="config.data.cache_gigabytes allows"):
+        held.prepare(2, table.summary(2))
+    files[0].close()
+    held.prepare(2, table.summary(2))
+    first = f"{table.summary(0)['checksum']}{shards.SUFFIX}"
+    assert first not in {path.name for path in copies(cache)}
+    files[1].close()
+    with pytest.raises(config.ConfigError, match="one shard has"):
+        shard_cache.ShardCache(store.copy, 10).prepare(0, table.summary(0))
+
+
+def test_processes_fetch_a_shard_once(far, cache, fetched):
+    """Caches of several processes know one another by their files alone."""
+    store, table = table_of(far)
+
+    def slowly(name, target):
+        time.sleep(0.05)
+        store.copy(name, target)
+
+    many = [shard_cache.ShardCache(slowly, 10**9) for _ in range(6)]
+    start = threading.Barrier(len(many))
+
+    def work(one):
+        start.wait()
+        for number in range(4):
+            one.prepare(number, table.summary(number))
+
+    with concurrent.futures.ThreadPoolExecutor(len(many)) as pool:
+        list(pool.map(work, many))
+    assert sorted(fetched) == [shards.shard_name(n) for n in range(4)]
+    assert len(copies(cache)) == 4 and no_others(cache)
+
+
+def test_room_that_others_have_taken_counts(far, cache):
+    store, table = table_of(far)
+    size = size_of_shard(far)
+    held = shard_cache.ShardCache(store.copy, 2 * size)
+    mark = cache / f".room-{size + 1}-00ff"
+    (cache / f"{mark.name}.data").write_text("half")
+    with mark.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process is fetching
+        with pytest.raises(shard_cache.Full):
+            held.prepare(0, table.summary(0))
+        assert mark.exists()
+    held.prepare(0, table.summary(0))  # it was killed: its lock is gone
+    assert no_others(cache)
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_refused(
+    far, cache, fetched
+):
+    positions = np.arange(30, dtype=np.int64)
+    want = opened(far).rows(positions)
+    count = len(fetched)
+    path = copies(cache)[0]
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    got = opened(far).rows(positions)
+    assert_array_equal(got["x"], want["x"])
+    assert len(fetched) == count + 1 and path.read_bytes() == good
+    # Of the store itself: nothing bad is kept.
+    other = write(f"{FAR}_damaged", experiment(data={"seed": 1}), per_shard=3)
+    fs = fsspec.filesystem("memory")
+    name = f"{other}/{shards.shard_name(1)}"
+    held = fs.cat_file(name)
+    for bad in (held[:-1] + bytes([held[-1] ^ 1]), held[:-9]):
+        fs.pipe_file(name, bad)
+        with pytest.raises(records.Damaged, match="checksum|bytes; wanted"):
+            opened(other).rows(positions)
+    fs.rm_file(name)
+    with pytest.raises(records.Damaged, match="shard-00001.array_record is missing"):
+        opened(other).rows(positions)
+    assert no_others(cache)
+
+
+def test_the_next_window_is_fetched_while_this_one_is_read(far, fetched):
+    source = opened(far, shuffle_window=2)
+    order = source._order
+    positions = np.arange(1, dtype=np.int64)
+    (now,) = order.windows(positions)
+    source.rows(positions)
+    soon = {*order.shards_of(now), *order.shards_of(order.following(now))}
+    assert {*source.shards_of(positions)} < soon
+    want = {shards.shard_name(n) for n in soon}
+    limit = time.monotonic() + 20
+    while not want <= {*fetched} and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert want <= {*fetched}
+    # And no more than that: not the whole set.
+    assert {*fetched} == want and len(want) < 8
+    before = len(fetched)
+    later = np.array([order.size], np.int64)  # its shards are there
+    assert {*source.shards_of(later)} <= soon
+    source._files.ahead = lambda *_: None
+    source.rows(later)
+    assert len(fetched) == before
+
+
+def test_a_large_remote_set_needs_windows(far):
+    small = {"cache_gigabytes": 1.5 * size_of_shard(far) / 1e9}
+    with pytest.raises(config.ConfigError, match=r"set config\.data\.shuffle_window"):
+        opened(far, **small)
+    opened(far, shuffle_window=1, **small)
+
+
+@pytest.fixture
+def served(near):
+    """The address of a local server of the files."""
+    pytest.importorskip("aiohttp")
+    answer = functools.partial(http.server.SimpleHTTPRequestHandler, directory=near)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_records_are_read_over_http(near, cache, fetched, served):
+    source = opened(served)
+    positions = np.arange(5, dtype=np.int64)
+    assert_array_equal(source.rows(positions)["x"], opened(near).rows(positions)["x"])
+    assert len(fetched) == len(source.shards_of(positions)) == len(copies(cache))
