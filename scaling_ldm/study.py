@@ -212,11 +212,12 @@ class _Study:
         return depends.get(stage, stage in ("train", "generate", "export"))
 
     def _start_devices(self) -> None:
-        from scaling_ldm.training import jobs, mesh
+        from scaling_ldm.training import goodput, jobs, mesh
 
-        mesh.start_devices(self.experiment.mesh)
-        self.job = jobs.join(*self.cluster, lost=_lost)
-        self.primary, self.mesh = mesh.is_primary(), mesh
+        with goodput.starting_devices():
+            mesh.start_devices(self.experiment.mesh)
+            self.job = jobs.join(*self.cluster, lost=_lost)
+            self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()
 

@@ -33,6 +33,7 @@ from scaling_ldm.records.frontier import (
     FrontPoint,
     MeasuredCell,
 )
+from scaling_ldm.records.goodput import Attempt
 from scaling_ldm.records.laws import (
     FitResult,
     HeldOut,
@@ -64,6 +65,7 @@ _RECORDS = {
         EvalRecord,
         Evaluation,
         Measurement,
+        Attempt,
         Interval,
         Refusal,
         Parabola,
