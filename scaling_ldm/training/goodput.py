@@ -84,6 +84,12 @@ class Parts:
         took[goodput.STEP] += took[HOST] + took[_OVERLAPPED]
         return {name: took[name] for name in goodput.MEASURED}
 
+    def stepping(self) -> float:
+        """Seconds of steps and of the waits for their data."""
+        with self._lock:
+            names = goodput.STEP, HOST, _DATA, _OVERLAPPED
+            return sum(self._took[name] for name in names)
+
     def of_host(self) -> tuple[float, float]:
         """Seconds of waits for data, and of these with the host's own work."""
         with self._lock:
@@ -103,6 +109,7 @@ class Ledger:
     Attributes:
       step: the last step that is done; None before the first one.
       ended: how the attempt ends if no error ends it.
+      data_seconds, host_seconds: as of `records.Attempt`; `pulse` sets them.
       parts: the seconds so far.
 
     Raises:
@@ -120,6 +127,8 @@ class Ledger:
         self.parts = Parts()
         self.step: int | None = None
         self.ended = "finished"
+        self.data_seconds: tuple[float, ...] = ()
+        self.host_seconds: tuple[float, ...] = ()
         self.first_step = 0
         self.compilations = self.cache_hits = 0
         self.thread = threading.get_ident()
@@ -161,6 +170,8 @@ class Ledger:
             cache_hits=self.cache_hits,
             processes=jax.process_count(),
             devices=self._devices,
+            data_seconds=self.data_seconds,
+            host_seconds=self.host_seconds,
         )
 
 

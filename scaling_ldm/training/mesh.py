@@ -52,6 +52,24 @@ def start_devices(cfg: config.MeshConfig) -> None:
             os.environ.setdefault("PJRT_NPROC", str(4 * count))
 
 
+def keep_compiled(cfg: config.MeshConfig, workdir: str | os.PathLike) -> str:
+    """Keeps compiled programs for the next process; returns where, "": nowhere.
+
+    A place that the user gave to jax itself (JAX_COMPILATION_CACHE_DIR) stays with
+    "auto". The folder of a working directory is made when a program is compiled, so
+    call this when the directory is this experiment's.
+    """
+    place = cfg.compilation_cache
+    if place == "auto":
+        if before := jax.config.values["jax_compilation_cache_dir"]:
+            return before
+        on_cpu = jax.default_backend() == "cpu"
+        whole = workdir if "://" in str(workdir) else os.path.abspath(workdir)
+        place = "" if on_cpu else f"{whole}/compiled"
+    jax.config.update("jax_compilation_cache_dir", place or None)
+    return place
+
+
 def build(
     cfg: config.MeshConfig,
     batch_sizes: dict[str, int],
