@@ -1,14 +1,16 @@
 """Every second of an attempt is in one part; compilation is told by jax."""
 
+import os
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from scaling_ldm import records
+from scaling_ldm import config, records
 from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import goodput
+from scaling_ldm.training import goodput, mesh
 from scaling_ldm.training.run_files import RunFiles
 
 
@@ -154,10 +156,67 @@ def test_starting_devices_counts_for_the_first_run_alone():
     assert found[1].parts["TPU_INITIALIZATION"] == 0.0
 
 
-def test_jax_tells_of_compilation():
+def test_jax_tells_of_compilation(no_cache):
     with goodput.attempt("a", None, 1) as ledger, goodput.part("STEP"):
         jax.jit(lambda x: jnp.sin(x) * 3 + 1)(jnp.ones(5)).block_until_ready()
         found = ledger.attempt()
     assert found.compiled >= 1
     assert 0 < found.parts["PROGRAM_STARTUP"] < found.seconds
     assert found.cache_hits == 0
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """Nothing is kept of compiled programs, but by the test."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: jax.config.values[name] for name in names}
+    jax.config.update(names[0], None)
+    monkeypatch.setattr(mesh, "_kept", "")
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_compiled_program_is_read_again_and_counted(tmp_path, no_cache):
+    """The same program of two functions, as of two processes."""
+    cfg = config.MeshConfig(compilation_cache=str(tmp_path / "kept"))
+    assert mesh.keep_compiled(cfg, tmp_path / "w") == str(tmp_path / "kept")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    found, x = [], jnp.arange(7.0)
+    for _ in range(2):
+        with goodput.attempt("a", None, 1) as ledger:
+            jax.jit(lambda x: jnp.cos(x) * 0.37 - 11)(x).block_until_ready()
+            found.append(ledger.attempt())
+    assert [one.compiled for one in found] == [1, 1]
+    assert [one.cache_hits for one in found] == [0, 1]
+    assert list((tmp_path / "kept").iterdir())
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "backend", "before", "kept"),
+    [
+        ("auto", "cpu", None, ""),
+        ("auto", "tpu", None, "{cwd}/runs/a/compiled"),
+        ("auto", "gpu", "of_jax", "of_jax"),
+        ("", "gpu", "of_jax", ""),
+        ("gs://bucket/kept", "cpu", None, "gs://bucket/kept"),
+    ],
+)
+def test_where_programs_are_kept(monkeypatch, no_cache, given, backend, before, kept):
+    jax.config.update("jax_compilation_cache_dir", before)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    cfg = config.MeshConfig(compilation_cache=given)
+    kept = kept.format(cwd=os.getcwd())
+    assert mesh.keep_compiled(cfg, "runs/a") == kept
+    assert jax.config.values["jax_compilation_cache_dir"] == (kept or None)
+
+
+def test_each_study_of_a_process_keeps_its_own_programs(monkeypatch, no_cache):
+    """Beside its runs, also in a bucket."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for workdir in ("gs://bucket/a", "gs://bucket/b"):
+        found = mesh.keep_compiled(config.MeshConfig(), workdir)
+        assert found == f"{workdir}/compiled"

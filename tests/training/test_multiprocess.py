@@ -40,10 +40,14 @@ def start():
     """start(workdir, processes, *flags): the processes of one job."""
     started = []
 
-    def go(workdir, processes, *more, devices=DEVICES):
+    def go(workdir, processes, *more, devices=DEVICES, hang=None):
         flags = [*SMALL, *more, f"--workdir={workdir}"]
         flags.append(f"--config.mesh.cpu_devices={devices // processes}")
-        job = [MainProcess(*flags)] if processes == 1 else start_job(processes, *flags)
+        job = (
+            [MainProcess(*flags)]
+            if processes == 1
+            else start_job(processes, *flags, hang=hang)
+        )
         started.extend(job)
         return job
 
@@ -218,11 +222,7 @@ def test_a_process_that_stands_still_is_lost(start, tmp_path, number):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_by_itself_ends_the_job(start, tmp_path):
-    """Its threads live on, so it is seen by its steps, which do not end.
-
-    A debugger that stops only the main thread is the simplest hang; here the source of
-    pictures sleeps.
-    """
+    """Its other threads live on, so it is seen by its steps, which do not end."""
     hang = tmp_path / "hang"
     flags = ("--config.mesh.stall_seconds=4", "--config.mesh.stall_limit_seconds=12")
     job = start(tmp_path / "w", 2, *flags, hang=(1, hang))
