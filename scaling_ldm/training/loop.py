@@ -223,11 +223,9 @@ class TrainingRun:
             chunk = min(cfg.steps_per_dispatch, pause - step)
             with goodput.loading(unread and unread[2]["loss"]):
                 batch = self._next_batch(batches, chunk)
-            flag = flags[self._request(save_clock)]
+            given = counts[chunk - 1], uncond, hyper, flags[self._request(save_clock)]
             with goodput.part("STEP"):
-                state, metrics = self._dispatch(
-                    state, batch, counts[chunk - 1], uncond, hyper, flag
-                )
+                state, metrics = self._dispatch(state, batch, *given)
             step += chunk
             request = signals.GO_ON
             if unread is not None:
