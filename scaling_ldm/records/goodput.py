@@ -82,6 +82,30 @@ class Goodput:
         return self.seconds[STEP] / self.total if self.total else None
 
 
+def with_later_steps(attempt: Attempt, last_step: int, began: float) -> Attempt:
+    """An attempt whose process was killed after it had written the attempt last.
+
+    The steps since then are counted at the pace of those before. They cannot have taken
+    longer than until the next attempt.
+
+    Args:
+      last_step: that was logged.
+      began: when the next attempt did.
+    """
+    later, done = last_step - attempt.last_step, attempt.last_step - attempt.first_step
+    if later <= 0:
+        return attempt
+    pace = attempt.parts[STEP] / done if done else 0.0
+    free = max(began - attempt.began - attempt.seconds, 0.0)
+    spent = min(pace * later, free)
+    return dataclasses.replace(
+        attempt,
+        last_step=last_step,
+        seconds=attempt.seconds + spent,
+        parts={**attempt.parts, STEP: attempt.parts[STEP] + spent},
+    )
+
+
 def of_run(attempts: Sequence[Attempt]) -> Goodput:
     """The attempts of one run, in order.
 

@@ -97,6 +97,14 @@ class Parts:
             return data, data + self._took[HOST]
 
 
+def _last_logged(files: RunFiles) -> int:
+    """The last step in a run's log; 0 if there is none."""
+    if not files.metrics.exists():
+        return 0
+    lines, _ = records.complete_lines(files.metrics)
+    return records.json_object(lines[-1], files.metrics, "step")["step"] if lines else 0
+
+
 class Ledger:
     """Keeps the attempt of this process at one run.
 
@@ -137,6 +145,10 @@ class Ledger:
         self._before: list[records.Attempt] = []
         if self._path and self._path.exists():
             self._before = records.read_jsonl(self._path, records.Attempt)
+        if files and self._before and not self._before[-1].ended:  # it was killed
+            self._before[-1] = goodput.with_later_steps(
+                self._before[-1], _last_logged(files), self._began
+            )
         self._written = self.parts.began
 
     def steps_done(self, step: int) -> None:

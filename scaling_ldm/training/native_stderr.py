@@ -16,7 +16,10 @@ import threading
 
 WAIT = 10.0  # seconds; a process that lives on prints what was held back
 _START = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d")  # of a line of the C++ logger
-_HELD = re.compile(rb"[EF]\d{4} .*\b(coordination_service\w*\.cc|client\.h):\d+\]")
+_HELD = re.compile(
+    rb"[WEF]\d{4} .*\b(coordination_service\w*\.cc|preemption_sync_manager\.cc"
+    rb"|client\.h):\d+\]"
+)
 
 
 class HeldBack:

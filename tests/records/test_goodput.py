@@ -55,6 +55,23 @@ def test_an_attempt_without_a_step_loses_none():
     assert goodput.of_run(lives).seconds["STEP"] == pytest.approx(10.0)
 
 
+def test_steps_after_the_last_line_of_a_killed_attempt_are_counted():
+    """It wrote step 50 after 10 s of steps, and had logged step 60 when it was killed."""
+    killed = goodput.with_later_steps(attempt(0, 100.0, 0, 50), 60, 120.0)
+    assert (killed.last_step, killed.seconds) == (60, pytest.approx(14.0))
+    assert killed.parts["STEP"] == pytest.approx(12.0)
+    found = goodput.of_run([killed, attempt(1, 120.0, 30, 80)])
+    assert found.lost_steps == 30
+    assert found.seconds["WASTED_PROGRESS_FROM_DISRUPTION"] == pytest.approx(6.0)
+    assert found.total == pytest.approx(32.0)
+    # They took no longer than there was time, and there may be none to tell of.
+    soon = goodput.with_later_steps(attempt(0, 100.0, 0, 50), 60, 113.0)
+    assert soon.seconds == pytest.approx(13.0)
+    assert goodput.with_later_steps(killed, 60, 120.0) == killed
+    early = goodput.with_later_steps(attempt(0, 100.0, 0, 0, step=0.0), 9, 120.0)
+    assert (early.last_step, early.parts["STEP"]) == (9, 0.0)
+
+
 def test_runs_add_up():
     one = goodput.of_run([attempt(0, 0.0, 0, 50), attempt(1, 20.0, 30, 80)])
     both = goodput.total([one, goodput.of_run([attempt(0, 500.0, 0, 5)])])

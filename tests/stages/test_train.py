@@ -21,7 +21,6 @@ from scaling_ldm.records.errors import CheckpointError, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
     checkpoint,
-    goodput,
     held_out,
     loop,
     mesh,
@@ -355,8 +354,6 @@ def test_a_save_on_request_is_one_dispatch_later_and_changes_nothing(
     look = loop.TrainingRun._read_metrics
     with monkeypatch.context() as patch:
         patch.setattr(signals, "current", lambda: SaveAt(asked))
-        patch.setattr(goodput, "LEAST", 0.0)  # the attempt is written at each dispatch
-        patch.setattr(goodput, "MOST", 0.0)
         patch.setattr(loop.TrainingRun, "_read_metrics", dies_at(look, 12))
         with contextlib.suppress(KeyboardInterrupt):
             run(several, tmp_path / "cut", STEPS[:1])

@@ -10,6 +10,7 @@ import pytest
 from scaling_ldm.training import native_stderr
 
 END = (
+    b"E1130 20:14:30.763020 9 preemption_sync_manager.cc:159] Failed to cancel.\n"
     b"E1130 20:14:30.763023 11 coordination_service_agent.cc:289] Polled an error.\n"
     b"F1130 20:14:30.763292 11 client.h:80] Terminating process because of it\n"
     b"\n"
