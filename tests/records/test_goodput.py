@@ -56,7 +56,7 @@ def test_an_attempt_without_a_step_loses_none():
 
 
 def test_steps_after_the_last_line_of_a_killed_attempt_are_counted():
-    """It wrote step 50 after 10 s of steps, and had logged step 60 when it was killed."""
+    """It wrote step 50 after 10 s of steps, and had logged step 60 when it ended."""
     killed = goodput.with_later_steps(attempt(0, 100.0, 0, 50), 60, 120.0)
     assert (killed.last_step, killed.seconds) == (60, pytest.approx(14.0))
     assert killed.parts["STEP"] == pytest.approx(12.0)
