@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import networks
 import numpy as np
 import pytest
 from processes import ROOT, MainProcess, start_job
@@ -33,6 +34,10 @@ SMALL = (
     "--config.mesh.heartbeat_seconds=10",
     "--stages=plan,train",
 )
+
+
+# A run that does not end before it is disturbed.
+LONG = f"--config.plan.budgets_flops=({5000 * 3648512.0},)"
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +212,7 @@ def assert_one_line(out):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_process_that_stands_still_is_lost(start, tmp_path, number):
     """SIGSTOP: it neither ends nor answers. When it goes on, it ends as well."""
-    job = start(tmp_path / "w", 2)
+    job = start(tmp_path / "w", 2, LONG)
     job[0].wait_for("  step 3/")
     began = time.monotonic()
     job[number].popen.send_signal(signal.SIGSTOP)
@@ -221,11 +226,46 @@ def test_a_process_that_stands_still_is_lost(start, tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_whose_network_is_gone_is_lost(tmp_path, number):
+    """The cable of one of two hosts is pulled: no connection is closed."""
+    with networks.two_hosts(tmp_path) as (hosts, why_not):
+        if why_not:
+            pytest.skip(why_not)
+        job = [
+            MainProcess(
+                f"--coordinator={hosts.coordinator}",
+                "--num_processes=2",
+                f"--process_id={i}",
+                *SMALL,
+                LONG,
+                f"--workdir={tmp_path / 'w'}",
+                "--config.mesh.cpu_devices=2",
+                program=program,
+            )
+            for i, program in enumerate(hosts.programs)
+        ]
+        try:
+            job[0].wait_for("  step 3/")
+            began = time.monotonic()
+            hosts.pull(number)
+            lost = study.EXIT["lost a process"]
+            out = [process.end(lost, timeout=60) for process in job]
+            assert time.monotonic() - began < 25
+        finally:
+            for process in job:
+                process.kill()
+    for text in out:
+        assert_one_line(text)
+    assert "process 1 on" in out[0] and "process 0 has not answered for 10 s" in out[1]
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_by_itself_ends_the_job(start, tmp_path):
     """Its other threads live on, so it is seen by its steps, which do not end."""
     hang = tmp_path / "hang"
     flags = ("--config.mesh.stall_seconds=4", "--config.mesh.stall_limit_seconds=12")
-    job = start(tmp_path / "w", 2, *flags, hang=(1, hang))
+    job = start(tmp_path / "w", 2, LONG, *flags, hang=(1, hang))
     job[0].wait_for("  step 3/")
     hang.touch()
     out = [process.end(study.EXIT["lost a process"], timeout=90) for process in job]
