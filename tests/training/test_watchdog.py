@@ -1,5 +1,7 @@
 """A run that stands still: each process says where it is, and goes on or ends."""
 
+import io
+import sys
 import threading
 import time
 
@@ -77,17 +79,20 @@ def test_a_job_ends_after_its_limit_and_a_process_alone_never(
         assert ends[0] == "a made no progress for 30 s"
 
 
-def test_the_thread_looks_while_a_step_is_slow(capsys, monkeypatch):
+def test_the_thread_looks_while_a_step_is_slow(monkeypatch):
     monkeypatch.setattr(pulse, "TICK", 0.01)
     cfg = config.MeshConfig(stall_seconds=0.05)
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
 
     def a_slow_step():
-        time.sleep(0.3)
+        end = time.monotonic() + 20
+        while "Its main thread" not in said.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
 
     with watchdog.watching(cfg, None, pytest.fail):
         with goodput.attempt("a", None, 1):
             goodput.steps_done(1)
             a_slow_step()
-    said = capsys.readouterr().err
-    assert "no progress for" in said and "in a_slow_step" in said
+    assert "no progress for" in said.getvalue() and "in a_slow_step" in said.getvalue()
     assert not [t for t in threading.enumerate() if t.name in ("watchdog", "pulse")]
