@@ -84,7 +84,7 @@ def run(
         at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
         command_line.check_job(*cluster)
-        names = _stages(stages, only)
+        names = command_line.stages_to_run(stages, only)
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
         signals.configure(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
@@ -111,7 +111,7 @@ def _stop(error: Exception) -> int:
     elif status == EXIT["defect"]:
         traceback.print_exception(error)
     elif status == EXIT["lost a process"]:
-        _lost(f"{LOST} ({' '.join(str(error).split())[:300]})")
+        _lost(because=" ".join(str(error).split())[:300])
     else:
         progress.say(f"stopped: {error}")
     if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
@@ -122,11 +122,12 @@ def _stop(error: Exception) -> int:
     return status
 
 
-def _lost(why: str = LOST) -> None:
+def _lost(why: str = LOST, because: str = "") -> None:
     """Ends this process of a job that cannot go on."""
     if heard := signals.current().heard:  # the job was stopped, no process was lost
         _stopped(heard)
-    ending.now(why or LOST, EXIT["lost a process"])
+    why = f"{LOST} ({because})" if because else why or LOST
+    ending.now(why, EXIT["lost a process"])
 
 
 def listen() -> None:
@@ -146,14 +147,6 @@ def _stopped(heard: str) -> None:
     ending.now("", status, functools.partial(signals.leave, heard))
 
 
-def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
-    """The stages to run, in order."""
-    if stages is not None:
-        return command_line.check_stages(stages)
-    # One run of a sweep does not complete the study, so nothing is fitted yet.
-    return config.STAGES if only is None else ("plan", "encode", "train")
-
-
 @dataclasses.dataclass
 class _Study:
     """One call of the entry point."""
@@ -167,7 +160,7 @@ class _Study:
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
     status: int = EXIT["done"]
-    job: signals.Job | None = None  # the job that this process has joined
+    job: Any = None  # the jobs.JaxJob that this process has joined
 
     def run(self) -> int:
         """Runs the stages; returns one of EXIT's values."""
@@ -177,10 +170,19 @@ class _Study:
         self._check_stages()
         signals.configure(self.experiment.train, self.job)
         with contextlib.ExitStack() as held:
+            if self.mesh:
+                self._watch(held)
             self._own_workdir(held)
             self._run_stages()
-        signals.finish()
+            signals.finish()
         return self.status
+
+    def _watch(self, held: contextlib.ExitStack) -> None:
+        """Has a thread look, until `held` ends, whether this job goes on."""
+        from scaling_ldm.training import watchdog
+
+        lost = functools.partial(_lost, LOST)
+        held.enter_context(watchdog.watching(self.experiment.mesh, self.job, lost))
 
     def _run_stages(self) -> None:
         """Runs the stages in a workdir that is this experiment's."""
@@ -213,8 +215,7 @@ class _Study:
     def _start_devices(self) -> None:
         from scaling_ldm.training import jobs, mesh
 
-        mesh.start_devices(self.experiment.mesh)
-        self.job = jobs.join(*self.cluster, lost=_lost)
+        self.job = jobs.start(self.experiment.mesh, self.cluster, _lost)
         self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()
@@ -243,8 +244,7 @@ class _Study:
     def _own_workdir(self, held: contextlib.ExitStack) -> None:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.
 
-        Args:
-          held: gets the lock of the workdir, if the stages need it.
+        Its lock is entered into `held`, if the stages need it.
 
         Raises:
           Held: another process works there.
@@ -265,6 +265,8 @@ class _Study:
         together(
             lambda: self.primary and ownership.register(self.experiment, self.workdir)
         )
+        if self.mesh:
+            self.mesh.keep_compiled(self.experiment.mesh, self.workdir)
 
     def _check_evaluation(self) -> None:
         """Refuses what cannot be measured (ConfigError), before anything is trained."""

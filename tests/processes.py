@@ -9,6 +9,7 @@ import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
 MAIN = (sys.executable, "-m", "scaling_ldm.main")
+HANGING = (sys.executable, str(ROOT / "tests" / "hanging.py"))
 
 
 def run_main(*arguments, expect=0, timeout=600, **environment):
@@ -31,10 +32,11 @@ class MainProcess:
     Args:
       arguments: of the entry point.
       first: shell commands that run before it in the same process.
+      program: what is started.
     """
 
-    def __init__(self, *arguments, first=""):
-        command = [*MAIN, *map(str, arguments)]
+    def __init__(self, *arguments, first="", program=MAIN):
+        command = [*program, *map(str, arguments)]
         self.popen = subprocess.Popen(
             ["bash", "-c", f'{first} exec "$@"', "bash", *command],
             cwd=ROOT,
@@ -85,17 +87,23 @@ class MainProcess:
         return self.output
 
 
-def start_job(processes, *arguments):
-    """Starts the processes of one job on this machine."""
+def start_job(processes, *arguments, hang=None):
+    """Starts the processes of one job on this machine.
+
+    Args:
+      hang: (number of a process, a file) that stands still while the file is there.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    number, file = hang or (None, None)
     return [
         MainProcess(
             f"--coordinator=127.0.0.1:{port}",
             f"--num_processes={processes}",
             f"--process_id={i}",
             *arguments,
+            program=(*HANGING, str(file)) if i == number else MAIN,
         )
         for i in range(processes)
     ]

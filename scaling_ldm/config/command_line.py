@@ -153,6 +153,18 @@ def check_stages(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in given)
 
 
+def stages_to_run(given: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
+    """The stages in order: those given, or all, or those of one run of the plan.
+
+    Raises:
+      ConfigError: see `check_stages`.
+    """
+    if given is not None:
+        return check_stages(given)
+    # One run of a sweep does not complete the study, so nothing is fitted yet.
+    return STAGES if only is None else ("plan", "encode", "train")
+
+
 def check_job(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> None:

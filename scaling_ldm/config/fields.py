@@ -241,11 +241,22 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices are used."""
+    """How devices and processes are used."""
 
     replica: int = -1  # copies of the parameters; -1: as many as devices allow
     fsdp: int = 1  # devices that share one copy of the parameters
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
+    # Seconds after which a process of the job that has sent nothing counts as lost.
+    heartbeat_seconds: int = 100
+    # Seconds without progress in training after which each process prints where it is;
+    # five times as long before the first step. 0: never.
+    stall_seconds: float = 300.0
+    # Seconds without progress in training after which a job of several processes ends,
+    # with status 4; 0: never.
+    stall_limit_seconds: float = 1800.0
+    # Folder or bucket of compiled programs, for the next process; "": none; "auto":
+    # `compiled` in the working directory, and none on a CPU.
+    compilation_cache: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,10 @@ SINCE: dict[Field, Any] = {
     ("fit", "protocols"): (),
     ("evaluate", "held_out"): (),
     ("evaluate", "held_out_draws"): 16,
+    ("mesh", "heartbeat_seconds"): 100,  # as all of mesh, it decides no number
+    ("mesh", "stall_seconds"): 300.0,
+    ("mesh", "stall_limit_seconds"): 1800.0,
+    ("mesh", "compilation_cache"): "auto",
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.

@@ -1,10 +1,11 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `measurements`, `laws` and `frontier` hold the records, and `errors` holds every
-exception of the library. `files` writes and reads records, `whole_files` writes files
-whole or not at all, `upgrade` reads the files of older versions. `table` reads the
-measurements of studies as one table, `rows_of` makes its rows, `joined` adds them to
-evaluations and the frontier, and `results` finds those of the last steps of runs.
+`runs`, `measurements`, `goodput`, `laws` and `frontier` hold the records, and `errors`
+holds every exception of the library. `files` writes and reads records, `whole_files`
+writes files whole or not at all, `upgrade` reads the files of older versions. `table`
+reads the measurements of studies as one table, `rows_of` makes its rows, `joined` adds
+them to evaluations and the frontier, and `results` finds those of the last steps of
+runs.
 
 `places` tells local folders from URLs, and `objects` has the paths of the latter.
 
@@ -40,6 +41,7 @@ from scaling_ldm.records.frontier import (
     FrontPoint,
     MeasuredCell,
 )
+from scaling_ldm.records.goodput import Attempt
 from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.records.laws import (
     FitResult,
@@ -79,6 +81,7 @@ from scaling_ldm.records.whole_files import (
 
 __all__ = [
     "Advice",
+    "Attempt",
     "BestGuidance",
     "Cell",
     "Choice",

@@ -32,6 +32,7 @@ from scaling_ldm.records.frontier import (
     FrontPoint,
     MeasuredCell,
 )
+from scaling_ldm.records.goodput import Attempt
 from scaling_ldm.records.laws import (
     FitResult,
     HeldOut,
@@ -63,6 +64,7 @@ _RECORDS = {
         EvalRecord,
         Evaluation,
         Measurement,
+        Attempt,
         Interval,
         Refusal,
         Parabola,

@@ -3,12 +3,13 @@
     path = scaling_ldm.report.write("runs/quickstart")
 
 It reads `runs.jsonl`, which must be there, and what it finds of `experiment.json`,
-`runs/<run_id>/record.json`, `measurements.jsonl` and `metrics.jsonl`, the names in
-`runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the pictures that it
-names, `evaluations.jsonl`, `frontier.json` and `environment.json`. It writes
-`report/index.html`, `report/figures/*.png` and `*.pdf`, and `report/tables/*.csv`; of
-these, measurements.csv has every row of the table of measurements that could be read.
-The same inputs give the same bytes. No jax is imported.
+`runs/<run_id>/record.json`, `measurements.jsonl`, `metrics.jsonl` and `attempts.jsonl`,
+the names in `runs/<run_id>/checkpoints`, `laws.json`, `samples/record.json` and the
+pictures that it names, `evaluations.jsonl`, `frontier.json` and `environment.json`. It
+writes `report/index.html`, `report/figures/*.png` and `*.pdf`, and
+`report/tables/*.csv`; of these, measurements.csv has every row of the table of
+measurements that could be read. The same inputs give the same bytes. No jax is
+imported.
 
 May import: records, laws, frontier, workdir.
 """
@@ -26,6 +27,7 @@ from scaling_ldm.report import (
     evaluation_tables,
     figures,
     frontier_tables,
+    goodput_tables,
     law_tables,
     page,
     reading,
@@ -82,6 +84,8 @@ def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
         *law_tables.tables(found, beside),
         *([run_tables.losses(found)] if found.varied else []),
         run_tables.strata(found),
+        goodput_tables.whole(found),
+        goodput_tables.runs(found),
         run_tables.samples(found),
         evaluation_tables.evaluations(found),
         run_tables.pairs("config", found.config, "The resolved configuration."),

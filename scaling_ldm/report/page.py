@@ -53,6 +53,8 @@ def render(study: Study, plots: Iterable[Plot], tables: Iterable[Table]) -> str:
         html.table(by_name["costs"]) or "<p>No run has been trained yet.</p>",
         html.paragraphs(_no_mfu(study)),
         html.folded("Cost of every run", html.table(by_name["ledger"])),
+        html.shown("Where the time went", by_name.get("goodput")),
+        html.folded("Time of every run", html.table(by_name.get("goodput_runs"))),
         "<h2>Configuration and environment</h2>",
         html.folded("Resolved configuration", f"<pre>{escape(config)}</pre>")
         if study.config

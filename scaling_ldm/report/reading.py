@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling_ldm import records
 from scaling_ldm.records import (
+    Attempt,
     Evaluation,
     FitResult,
     Measurement,
@@ -45,6 +46,7 @@ def read(workdir: pathlib.Path) -> Study:
     trained: dict[str, TrainRecord] = {}
     kept: dict[str, tuple[int, ...]] = {}
     curves: dict[str, Curve] = {}
+    attempts: dict[str, tuple[Attempt, ...]] = {}
     for run in runs:
         files = run_files(workdir, run.run_id)
         record = reader.part(files.record, _record, TrainRecord)
@@ -55,6 +57,8 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
+        if found := reader.part(files.attempts, records.read_jsonl, Attempt):
+            attempts[run.run_id] = tuple(found)
     evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.part("samples/record.json", _record, SampleRecord)
     drawn, real = (samples.images_file, samples.real_file) if samples else ("", "")
@@ -83,6 +87,7 @@ def read(workdir: pathlib.Path) -> Study:
         held_out=split.get("held_out", {}),
         training_pictures=split.get("training_pictures", {}),
         notes=tuple(reader.notes),
+        attempts=attempts,
     )
 
 

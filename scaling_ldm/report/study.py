@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scaling_ldm.records import (
+    Attempt,
     Evaluation,
     FitResult,
     Frontier,
@@ -57,6 +58,10 @@ class Study:
     held_out: Mapping[str, str]  # by part of a mix: what is not trained on, in words
     training_pictures: Mapping[str, int]  # by part, if it has a number of them
     notes: tuple[str, ...]
+    # By run_id, of runs that a process has worked at: its processes in order.
+    attempts: Mapping[str, tuple[Attempt, ...]] = dataclasses.field(
+        default_factory=dict
+    )
     group: str = ""  # of `parts`: the one group of its runs
     title: str = ""  # of `parts` and `by_metric`: which of several this one is
     suffix: str = ""  # of both: ends the names of its figures and tables

@@ -14,6 +14,7 @@ from scaling_ldm.config import axes, run_names
 from scaling_ldm.data import label_names, vocabulary
 from scaling_ldm.training import (
     capacity,
+    goodput,
     held_out,
     loop,
     marks,
@@ -104,7 +105,6 @@ def _run(
         ],
         experiment.train.show_every_seconds,
     )
-    stop = signals.current()
     with jax.set_mesh(device_mesh):
         for number, spec in missing:
             sweep.begin(
@@ -117,8 +117,27 @@ def _run(
                     )
                 ),
             )
-            files = runs.run_files(workdir, spec.run_id)
             own = config.with_overrides(experiment, spec.overrides)
+            record, losses = _trained(inputs, own, spec, sweep)
+            done[spec.run_id] = record
+            sweep.end()
+            if record.status == "finished":
+                sweep.result(losses[own.optimizer.averages[0]])
+    return [done[spec.run_id] for _, spec in numbered]
+
+
+def _trained(
+    inputs: _Inputs,
+    own: config.Experiment,
+    spec: records.RunSpec,
+    sweep: progress.SweepProgress,
+) -> tuple[records.TrainRecord, dict[str, float]]:
+    """Trains one run; returns its record and its held-out losses by weights."""
+    files = runs.run_files(inputs.workdir, spec.run_id)
+    device_mesh, stop = inputs.mesh, signals.current()
+    writes = files if mesh.is_primary() else None
+    with goodput.attempt(spec.run_id, writes, device_mesh.size) as ledger:
+        with goodput.part("TRAINING_PREP"):
             initial = inputs.initial(own, spec)
             training = loop.TrainingRun(
                 own, spec, files, device_mesh, sweep, stop, initial
@@ -131,15 +150,12 @@ def _run(
             if mesh.is_primary() and named and not files.label_names.exists():
                 label_names.write(files.label_names, named)
             batches = inputs.validation(own, held_out_source, training.names)
-            record = training.train(source, batches)
-            if mesh.is_primary():
-                runs.write_record(workdir, record)
-            mesh.barrier(f"record-{spec.run_id}")
-            done[spec.run_id] = record
-            sweep.end()
-            if record.status == "finished":
-                sweep.result(training.losses[own.optimizer.averages[0]])
-    return [done[spec.run_id] for _, spec in numbered]
+        record = training.train(source, batches)
+        ledger.ended = record.status
+        if mesh.is_primary():
+            runs.write_record(inputs.workdir, record)
+        mesh.barrier(f"record-{spec.run_id}")
+    return record, training.losses
 
 
 def _mesh(
@@ -183,7 +199,7 @@ class _Inputs:
     """The sources and validation sets of runs; runs that read the same share them."""
 
     def __init__(self, workdir: pathlib.Path, device_mesh: jax.sharding.Mesh) -> None:
-        self._workdir, self._mesh = workdir, device_mesh
+        self.workdir, self.mesh = workdir, device_mesh
         self._sources: dict[Any, tuple[data.Source, data.Source]] = {}
         self._held_out: dict[Any, list[held_out.HeldOutBatch]] = {}
         self._fit: set[Any] = set()  # sources that have been checked
@@ -192,8 +208,8 @@ class _Inputs:
         """The training source and the validation source of a run's experiment."""
         key = own.model.classes, own.model.text_width
         if key not in self._sources:
-            found = data.sources(own, self._workdir)
-            _check_data_identity(self._workdir, found[0])
+            found = data.sources(own, self.workdir)
+            _check_data_identity(self.workdir, found[0])
             self._sources[key] = found
         return self._sources[key]
 
@@ -205,22 +221,22 @@ class _Inputs:
             return None
         known = vocabulary.of(self.sources(own)[0])
         return functools.partial(
-            initial_weights.load, own, spec, self._mesh, words=known
+            initial_weights.load, own, spec, self.mesh, words=known
         )
 
     def check(self, own: config.Experiment, spec: records.RunSpec) -> None:
         """Refuses a run whose sources lack what its objective reads, or other words."""
         learnt = objective.build(own, spec.width, spec.depth, unroll=False)
-        files = runs.run_files(self._workdir, spec.run_id)
+        files = runs.run_files(self.workdir, spec.run_id)
         vocabulary.refuse_others(
             vocabulary.read(files.vocabulary),
             vocabulary.read_by(learnt.conditioning, self.sources(own)[0]),
-            f"{spec.run_id} in {self._workdir}",
+            f"{spec.run_id} in {self.workdir}",
         )
         label_names.refuse_others(
             label_names.read(files.label_names),
             label_names.read_by(learnt.conditioning, self.sources(own)[0]),
-            f"{spec.run_id} in {self._workdir}",
+            f"{spec.run_id} in {self.workdir}",
         )
         for source in self.sources(own):
             key = id(source), learnt.conditioning
@@ -235,7 +251,7 @@ class _Inputs:
         key = own.objective, tuple(names)
         if key not in self._held_out:
             self._held_out[key] = held_out.held_out_batches(
-                own, self._mesh, source, names
+                own, self.mesh, source, names
             )
         return self._held_out[key]
 

@@ -21,10 +21,12 @@ import jax
 
 from scaling_ldm import config
 from scaling_ldm.config import command_line
-from scaling_ldm.training import progress
+from scaling_ldm.training import goodput, mesh, native_stderr, progress, pulse
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
-SILENCE = 20  # seconds after which a process that sends nothing counts as lost
+# jax aborts a process that hears nothing of another one for SPARE + twice
+# mesh.heartbeat_seconds. `pulse` ends it before, with a line that says whom it misses.
+SPARE = 20
 LEAVE = 2.5  # seconds for each of the two waits for the others at a stop
 # What jax needs to know of a job that Slurm or an MPI-like launcher has started.
 _SLURM = (
@@ -38,11 +40,30 @@ _TASKS = "SLURM_STEP_NUM_TASKS"
 _POD = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
 
 
+def start(
+    cfg: config.MeshConfig,
+    cluster: tuple[str | None, int | None, int | None],
+    lost: Callable[[str], None],
+) -> JaxJob | None:
+    """Starts the devices of this process and joins its job; returns it, if any.
+
+    Args:
+      cluster: the first three arguments of `join`.
+      lost: as of `join`, which also says what is raised.
+    """
+    with goodput.starting_devices():
+        mesh.start_devices(cfg)
+        job = join(*cluster, lost=lost, silence=cfg.heartbeat_seconds)
+        jax.devices()
+    return job
+
+
 def join(
     coordinator: str | None,
     processes: int | None,
     process_id: int | None,
     lost: Callable[[str], None],
+    silence: int = config.MeshConfig.heartbeat_seconds,
 ) -> JaxJob | None:
     """Joins the job's processes; None if this process is the only one.
 
@@ -54,9 +75,10 @@ def join(
       processes: how many there are in the job.
       process_id: which of them this one is.
       lost: called when another process does not join within WAIT seconds, and when jax
-        aborts this process. jax does so after SILENCE seconds without a sign of another
-        one. The argument says what happened, or is "". The function must end the
-        process.
+        aborts this process: at once if process 0 is gone, and if it hears nothing of
+        another one; see SPARE. The argument says what happened, or is "". The function
+        must end the process.
+      silence: config.mesh.heartbeat_seconds.
 
     Raises:
       ConfigError: some but not all of the three flags, or of the variables that
@@ -68,6 +90,7 @@ def join(
     if coordinator and process_id == 0:
         _check_port(coordinator)
     where = coordinator or "the address that the environment gives"
+    native_stderr.hold_back()
     _on_abort(lambda: lost(""))
     with _patience(WAIT, where, lost):
         try:
@@ -76,7 +99,7 @@ def join(
                 processes,
                 process_id,
                 initialization_timeout=int(2 * WAIT),
-                heartbeat_timeout_seconds=SILENCE,
+                heartbeat_timeout_seconds=2 * silence + SPARE,
                 shutdown_timeout_seconds=60,
             )
         except (KeyError, RuntimeError, TypeError, ValueError) as e:
@@ -194,22 +217,27 @@ class JaxJob:
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self.client = client
 
     def tell(self, signal_name: str) -> None:
         with contextlib.suppress(RuntimeError):
             name = f"{signal_name} to process {jax.process_index()}"
-            self._client.key_value_set("scaling_ldm/stop", name)
+            self.client.key_value_set("scaling_ldm/stop", name)
 
     def told(self) -> str:
         try:
-            return self._client.key_value_try_get("scaling_ldm/stop")
+            return self.client.key_value_try_get("scaling_ldm/stop")
         except RuntimeError:  # no process has set the key
             return ""
 
     def leave(self, signal_name: str) -> None:
         if signal_name:
             self.tell(signal_name)
+        else:
+            number = jax.process_index()
+            pulse.tell_loss(
+                self.client, f"process {number} ended; its message says why"
+            )
         with contextlib.suppress(RuntimeError):
             self._meet("left", LEAVE)  # so none waits in a collective for one that left
             self._meet("gone", LEAVE if jax.process_index() == 0 else 0.0)
@@ -221,8 +249,8 @@ class JaxJob:
     def _meet(self, name: str, seconds: float) -> None:
         """Waits until every process has called this, but at most `seconds`."""
         folder, end = f"scaling_ldm/{name}/", time.monotonic() + seconds
-        self._client.key_value_set(f"{folder}{jax.process_index()}", "")
+        self.client.key_value_set(f"{folder}{jax.process_index()}", "")
         while time.monotonic() < end:
-            if len(self._client.key_value_dir_get(folder)) == jax.process_count():
+            if len(self.client.key_value_dir_get(folder)) == jax.process_count():
                 break
             time.sleep(0.05)

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, data, records
-from scaling_ldm.flops import peaks
 from scaling_ldm.records.errors import CheckpointError, NonFiniteLoss, Preempted
 from scaling_ldm.training import (
     checkpoint,
+    costs,
+    goodput,
     held_out,
     marks,
     measuring,
@@ -81,6 +82,7 @@ class TrainingRun:
         self._experiment, self.spec, self._files = experiment, spec, files
         self._mesh, self._sweep, self._stop = device_mesh, sweep, stop
         self._initial = initial
+        self._costs = costs.RunCosts(experiment, spec, device_mesh)
         self.compiled = train_step.compile_functions(
             train_step.compiled_part(experiment), spec.width, spec.depth, device_mesh
         )
@@ -120,11 +122,13 @@ class TrainingRun:
             rows=mesh.rows_of_process(self._mesh, spec.batch_size),
             prefetch=self._experiment.data.prefetch_batches,
         )
-        restored = saved.restore(self.compiled.abstract_state)
+        with goodput.part("UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"):
+            restored = saved.restore(self.compiled.abstract_state)
         if restored is None:
             _check_start(saved, self._files)
             step, before, restarts = 0, 0.0, 0
-            state = self._first_state()
+            with goodput.part("TRAINING_PREP"):
+                state = self._first_state()
         else:
             step, state = restored.step, restored.state
             before = restored.progress.seconds
@@ -135,6 +139,7 @@ class TrainingRun:
         if mesh.is_primary():
             shown = progress.parameter_table(self.compiled.abstract_state.params)
             records.write_text(self._files.parameters, shown + "\n")
+        goodput.starts_at(step)
         clock = progress.RunClock(before)
         files = self._files if mesh.is_primary() else None
         log = progress.MetricLog(files, step, cfg.tensorboard)
@@ -147,20 +152,23 @@ class TrainingRun:
             held.enter_context(contextlib.closing(log))
             self._held = held
             try:
-                state = self._steps(
-                    state, step, batches, uncond, saved, clock, log, table, restarts
-                )
-                saved.wait()
+                with goodput.part(goodput.HOST):
+                    state = self._steps(
+                        state, step, batches, uncond, saved, clock, log, table, restarts
+                    )
+                with goodput.part("UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"):
+                    saved.wait()
             except NonFiniteLoss as e:
                 progress.say(f"{spec.run_id} stopped: {e}")
-                return self._record(clock, restarts, e.step, failure=str(e))
-        self.losses = table.measure(spec.steps, state)
+                return self._costs.record(clock, restarts, e.step, failure=str(e))
+        with goodput.part("EVAL_STEP"):
+            self.losses = table.measure(spec.steps, state)
         if len(state.averages) > 1:
             said = ", ".join(f"{name} {loss:.6g}" for name, loss in self.losses.items())
             progress.say(f"{spec.run_id} validation loss: {said}")
         last = self.losses | {"smoothed training loss": float(state.smoothed_loss)}
         failure = "" if all(map(math.isfinite, last.values())) else f"{last}"
-        return self._record(clock, restarts, spec.steps, failure=failure)
+        return self._costs.record(clock, restarts, spec.steps, failure=failure)
 
     def _first_state(self) -> train_step.TrainState:
         """The state before the first step."""
@@ -213,14 +221,11 @@ class TrainingRun:
             pause = next(s for s in pauses if s > step)
             # The chunk depends on the step alone, so a restart repeats it exactly.
             chunk = min(cfg.steps_per_dispatch, pause - step)
-            batch = self._next_batch(batches, chunk)
-            flag = flags[self._request(save_clock)]
-            if cfg.steps_per_dispatch == 1:
-                state, metrics = self.compiled.step(state, batch, uncond, hyper, flag)
-            else:
-                state, metrics = self.compiled.steps(
-                    state, batch, counts[chunk - 1], uncond, hyper, flag
-                )
+            with goodput.loading(unread and unread[2]["loss"]):
+                batch = self._next_batch(batches, chunk)
+            given = counts[chunk - 1], uncond, hyper, flags[self._request(save_clock)]
+            with goodput.part("STEP"):
+                state, metrics = self._dispatch(state, batch, *given)
             step += chunk
             request = signals.GO_ON
             if unread is not None:
@@ -231,16 +236,20 @@ class TrainingRun:
                 request = max(request, self._read_metrics(*unread, clock, log))
                 unread = None
                 if step in self._marks and step < spec.steps:
-                    table.measure(step, state)
+                    with goodput.part("EVAL_STEP"):
+                        table.measure(step, state)
             if step in self._save_steps or request:
                 log.flush()
                 position = checkpoint.ResumeState(
                     data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
                 )
-                saved.save(step, state, position)
+                said = request >= signals.SAVE_AND_SAY and step < spec.steps
+                with goodput.part("UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"):
+                    saved.save(step, state, position)
+                    if said:
+                        saved.wait()
                 save_clock.restart()
-                if request >= signals.SAVE_AND_SAY and step < spec.steps:
-                    saved.wait()
+                if said:
                     line = f"{spec.run_id} is saved at step {step}"
                     if request == signals.STOP:
                         raise Preempted(line)
@@ -249,6 +258,14 @@ class TrainingRun:
                 clock.resume()
         profile.close()
         return state
+
+    def _dispatch(
+        self, state: train_step.TrainState, batch: Any, count: Any, *given: Any
+    ) -> tuple[train_step.TrainState, Any]:
+        """Starts the next `count` steps; returns their state and metrics."""
+        if self._experiment.train.steps_per_dispatch == 1:
+            return self.compiled.step(state, batch, *given)
+        return self.compiled.steps(state, batch, count, *given)
 
     def _request(self, save_clock: progress.SaveClock) -> int:
         """What this process asks of the next dispatch; the clock is process 0's."""
@@ -274,7 +291,8 @@ class TrainingRun:
           NonFiniteLoss: a loss or a gradient is not finite.
         """
         spec, cfg = self.spec, self._experiment.train
-        metrics = jax.device_get(metrics)
+        with goodput.part("STEP"):
+            metrics = jax.device_get(metrics)
         losses = np.atleast_1d(metrics["loss"])[:chunk]
         norms = np.atleast_1d(metrics["gradient_norm"])[:chunk]
         finite = np.isfinite(losses) & np.isfinite(norms)
@@ -289,27 +307,18 @@ class TrainingRun:
                 self._stop.polled(f"a checkpoint of {spec.run_id}")
             )
             self._held = None
+        goodput.steps_done(step)
         self._sweep.spend(chunk, clock.lap(chunk))
         speed = clock.steps_per_second() * spec.flops_per_step
         self._sweep.show(step, spec.steps, float(losses[-1]), speed)
         every = cfg.log_every_steps
         if step // every > (step - chunk) // every or step == spec.steps:
-            utilisation, _ = self._mfu(speed)
             last = {
                 name: float(np.atleast_1d(metrics[name])[chunk - 1])
                 for name in self.compiled.metrics
             }
-            costs = {
-                "flops": step * spec.flops_per_step,
-                "hardware_flops": step * spec.hardware_flops_per_step,
-                "six_nd": self._six_nd(step),
-                "images": step * spec.batch_size,
-                "tokens": step * spec.tokens // spec.steps,
-                "flops_per_second": speed,
-                "mfu": utilisation,
-                "seconds": clock.seconds(),
-            }
-            log.write(step, last | costs)
+            spent = self._costs.so_far(step, speed, clock.seconds())
+            log.write(step, last | spent)
         return int(metrics["request"])
 
     def _next_batch(self, batches: data.Batches, chunk: int) -> dict[str, jax.Array]:
@@ -324,60 +333,3 @@ class TrainingRun:
             jax.random.key(self.spec.seed), ("init", "steps").index(use)
         )
         return jax.device_put(key, mesh.named_sharding(self._mesh, mesh.REPLICATED))
-
-    def _six_nd(self, steps: int) -> float:
-        """6 x parameters x tokens, the common estimate of training FLOPs."""
-        spec = self.spec
-        return 6.0 * spec.params_without_embeddings * spec.tokens * steps / spec.steps
-
-    def _mfu(self, flops_per_second: float) -> tuple[float | None, str]:
-        """The share of the devices' peak, or None and the reason."""
-        device = self._mesh.devices.flat[0]
-        return peaks.mfu(
-            flops_per_second,
-            device.device_kind,
-            self._mesh.size,
-            self._experiment.model.compute_dtype,
-        )
-
-    def _record(
-        self,
-        clock: progress.RunClock,
-        restarts: int,
-        steps: int,
-        *,
-        failure: str,
-    ) -> records.TrainRecord:
-        """The record of a run that ended after `steps` steps."""
-        spec = self.spec
-        speed = clock.steps_per_second() * spec.flops_per_step
-        utilisation, reason = self._mfu(speed)
-        return records.TrainRecord(
-            run_id=spec.run_id,
-            study=spec.study,
-            status="non_finite_loss" if failure else "finished",
-            detail=failure,
-            budget_flops=spec.budget_flops,
-            flops=float(steps * spec.flops_per_step),
-            hardware_flops=float(steps * spec.hardware_flops_per_step),
-            six_nd=self._six_nd(steps),
-            params=spec.params,
-            params_without_embeddings=spec.params_without_embeddings,
-            width=spec.width,
-            depth=spec.depth,
-            steps=steps,
-            steps_planned=spec.steps,
-            images=steps * spec.batch_size,
-            tokens=steps * spec.tokens // spec.steps,
-            seconds=clock.seconds(),
-            device=self._mesh.devices.flat[0].device_kind,
-            devices=self._mesh.size,
-            flops_per_second=speed,
-            mfu=utilisation,
-            mfu_reason=reason,
-            restarts=restarts,
-            seed=spec.seed,
-            learning_rate=spec.learning_rate,
-            recipe_hash=spec.recipe_hash,
-            pretraining_flops=spec.pretraining_flops,
-        )

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
@@ -50,6 +51,31 @@ def start_devices(cfg: config.MeshConfig) -> None:
         jax.config.update("jax_num_cpu_devices", count)
         if count > len(os.sched_getaffinity(0)):
             os.environ.setdefault("PJRT_NPROC", str(4 * count))
+
+
+def keep_compiled(cfg: config.MeshConfig, workdir: str | os.PathLike) -> str:
+    """Keeps compiled programs for the next process; returns where, "": nowhere.
+
+    A place that the user gave to jax itself (JAX_COMPILATION_CACHE_DIR) stays with
+    "auto". The folder of a working directory is made when a program is compiled, so
+    call this when the directory is this experiment's.
+    """
+    global _kept
+    name, place = "jax_compilation_cache_dir", cfg.compilation_cache
+    before = jax.config.values[name]
+    if place == "auto" and before and before != _kept:
+        return before
+    if place == "auto":
+        whole = workdir if "://" in str(workdir) else os.path.abspath(workdir)
+        place = "" if jax.default_backend() == "cpu" else f"{whole}/compiled"
+    if place != (before or ""):
+        jax.config.update(name, place or None)
+        compilation_cache.reset_cache()  # jax opens its place only once
+    _kept = place
+    return place
+
+
+_kept = ""  # the place that `keep_compiled` set
 
 
 def build(

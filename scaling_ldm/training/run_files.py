@@ -31,6 +31,11 @@ class RunFiles:
         return self.folder / table.FILE
 
     @property
+    def attempts(self) -> pathlib.Path:
+        """One `records.Attempt` a line: where the seconds of each process went."""
+        return self.folder / "attempts.jsonl"
+
+    @property
     def checkpoints(self) -> pathlib.Path:
         """A folder with one folder for each checkpoint, named by its step."""
         return self.folder / "checkpoints"

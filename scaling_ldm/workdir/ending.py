@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ from scaling_ldm import records
 from scaling_ldm.records import whole_files
 from scaling_ldm.workdir import lock
 
+_ends = threading.Lock()  # held by the thread that ends the process
 TIDY = 6.0  # longest seconds for cleaning up; a file system may hang
 
 
@@ -23,6 +25,8 @@ def now(why: str, status: int, before: Callable[[], None] = lambda: None) -> NoR
       status: of the process.
       before: further cleaning up. All of it together has TIDY seconds.
     """
+    if not _ends.acquire(blocking=False):
+        time.sleep(2 * TIDY)  # another thread ends the process, and has said why
     tidying = threading.Thread(target=_tidy, args=(why, before), daemon=True)
     tidying.start()
     tidying.join(TIDY)

@@ -15,6 +15,7 @@ from stop_at import stop_at
 
 from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
+from scaling_ldm.records import goodput as records_goodput
 from scaling_ldm.records import table
 from scaling_ldm.records.errors import CheckpointError, Preempted
 from scaling_ldm.stages import plan, train
@@ -364,6 +365,26 @@ def test_a_save_on_request_is_one_dispatch_later_and_changes_nothing(
     run(several, tmp_path / "cut", STEPS[:1])
     assert f"{name} continues from step {saved[-1]} of 24" in lines
     assert_identical(several, tmp_path / "cut", whole)
+    killed, after = attempts_of(tmp_path / "cut", row_of(experiment))
+    assert (killed.ended, after.ended) == ("", "finished")
+    assert (after.number, after.first_step, after.last_step) == (1, saved[-1], 24)
+    found = records_goodput.of_run([killed, after])
+    # The metrics of the dispatch that ends at step 12 were never read.
+    assert found.lost_steps == 12 - each - saved[-1]
+    pace = killed.parts["STEP"] / killed.last_step
+    lost = found.seconds["WASTED_PROGRESS_FROM_DISRUPTION"]
+    assert lost == pytest.approx(pace * found.lost_steps)
+    kept = killed.parts["STEP"] + after.parts["STEP"]
+    assert found.seconds["STEP"] + lost == pytest.approx(kept)
+
+
+def attempts_of(workdir, row):
+    """The attempts of a run, each with as many seconds as its parts have."""
+    found = records.read_jsonl(runs.run_files(workdir, row.run_id).attempts)
+    for attempt in found:
+        assert sum(attempt.parts.values()) == pytest.approx(attempt.seconds)
+        assert min(attempt.parts.values()) >= 0
+    return found
 
 
 def test_the_clock_saves_between_marks_and_changes_nothing(
@@ -391,6 +412,13 @@ def test_the_clock_saves_between_marks_and_changes_nothing(
     run(dataclasses.replace(hasty, train=calm), tmp_path, STEPS[:1])
     assert runs.checkpoint_steps(tmp_path, row) == [9, 18, 24]
     assert_identical(experiment, tmp_path, reference[0])
+    stopped, after = attempts_of(tmp_path, row)
+    assert (stopped.ended, after.ended) == ("stopped", "finished")
+    assert (stopped.first_step, stopped.last_step, after.first_step) == (0, 16, 16)
+    assert stopped.parts["UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"] > 0
+    assert after.parts["UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"] > 0
+    assert after.parts["EVAL_STEP"] > 0
+    assert records_goodput.of_run([stopped, after]).lost_steps == 0
 
 
 @pytest.mark.slow  # by day, test_train_marks kills runs of several steps in a dispatch

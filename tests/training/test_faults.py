@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from processes import MainProcess
 
-from scaling_ldm import study
+from scaling_ldm import records, study
+from scaling_ldm.records import goodput
 
 STEPS = 60
 SMALL = (
@@ -193,6 +194,13 @@ def test_a_kill_costs_no_more_than_the_minutes_between_checkpoints(reference, tm
     out = end(start(workdir, rarely, "--config.train.checkpoint_minutes=0"))
     assert f"continues from step {last} of {STEPS}" in out
     assert_identical(workdir, reference)
+    killed, after = records.read_jsonl(folder(workdir) / "attempts.jsonl")
+    assert (killed.ended, after.ended) == ("", "finished")
+    assert (after.first_step, after.last_step) == (last, STEPS)
+    assert killed.last_step >= 13  # as logged
+    found = goodput.of_run([killed, after])
+    assert found.lost_steps == max(killed.last_step - last, 0)
+    assert found.seconds["INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION"] > 0
 
 
 @pytest.mark.slow

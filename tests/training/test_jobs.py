@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.training import jobs, progress
+from scaling_ldm.training import jobs, native_stderr, progress
 
 VARIABLES = (
     "SLURM_STEP_NUM_TASKS",
@@ -23,10 +23,11 @@ VARIABLES = (
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """No variable of a job, and no handler of the C library."""
+    """No variable of a job; this process keeps its handlers and standard error."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jobs, "_on_abort", lambda _: None)
+    monkeypatch.setattr(native_stderr, "hold_back", lambda: None)
 
 
 def refused(*flags):
