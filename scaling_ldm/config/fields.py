@@ -88,7 +88,11 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
     latent_channels: int = 4  # channels of the latent
     groups: int = 32  # groups of each GroupNorm; those of a unet have 32
-    remat: bool = False  # recompute blocks in the backward pass to save memory
+    remat: bool = False  # compute again in the backward pass, to save memory
+    # What is computed again with remat, one of REMAT_POLICIES. "blocks": all but each
+    # block's input. "dots": all but the products with weights. "offload": as "blocks",
+    # and the inputs wait in the host's memory.
+    remat_policy: str = "blocks"
     # Whether layers are unrolled instead of scanned; "auto" unrolls on a CPU.
     unroll: str = "auto"
 

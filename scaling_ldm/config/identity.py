@@ -95,6 +95,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("encode", "workers"),
     ("model", "unroll"),
     ("model", "remat"),
+    ("model", "remat_policy"),
     ("objective", "folder"),
     ("train", "init_from"),
     ("train", "steps_per_dispatch"),
