@@ -235,6 +235,10 @@ class _Study:
             from scaling_ldm.stages import frontier
 
             frontier.check(self.experiment)
+        if "compile" in asked:
+            from scaling_ldm.stages import compile
+
+            compile.check(self.experiment)
         if "advise" in asked:
             from scaling_ldm.stages import advise
 
@@ -378,6 +382,13 @@ class _Study:
         from scaling_ldm.stages import export
 
         export.run(self.experiment, self.workdir, self._specs())
+
+    def _compile(self) -> None:
+        if self.primary:
+            from scaling_ldm.stages import compile
+
+            rows = [*self._asked(self._specs()).values()]
+            compile.run(self.experiment, self.workdir, rows)
 
     def _advise(self) -> None:
         if not self.primary:

@@ -21,6 +21,7 @@ from scaling_ldm.config.experiment_dict import (
 )
 from scaling_ldm.config.fields import (
     AdviseConfig,
+    CompileConfig,
     DataConfig,
     EncodeConfig,
     EvaluateConfig,
@@ -94,6 +95,7 @@ __all__ = [
     "ARCHITECTURES",
     "AUTOENCODERS",
     "AdviseConfig",
+    "CompileConfig",
     "CHOICES",
     "CHOOSE",
     "CONVOLUTIONAL",

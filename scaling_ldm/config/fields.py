@@ -312,6 +312,17 @@ class AdviseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileConfig:
+    """Compiling a run's programs for devices that are not here."""
+
+    # TPU chips as the vendor names them, such as "v5p:4x8x8", or hosts x GPUs, such as
+    # "h100:8x8".
+    topology: str = ""
+    slices: int = 1  # of TPUs, joined by the data centre's network
+    programs: tuple[str, ...] = ("train", "loss", "sample")  # some of PROGRAMS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Which laws are fitted."""
 
@@ -347,6 +358,7 @@ class Experiment:
     frontier: FrontierConfig = dataclasses.field(default_factory=FrontierConfig)
     advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
 
     @property
     def encoded(self) -> bool:

@@ -23,6 +23,10 @@ Field = tuple[str, str]  # section, name
 SINCE: dict[Field, Any] = {
     ("plan", "axes"): (),
     ("plan", "axes_only"): (),
+    ("compile", "topology"): "",
+    ("compile", "slices"): 1,
+    ("compile", "programs"): ("train", "loss", "sample"),
+    ("model", "remat_policy"): "blocks",
     ("plan", "probe"): False,  # decides no number
     ("train", "checkpoint_minutes"): 10.0,  # decides no number
     ("train", "save_signals"): ("SIGUSR1",),
@@ -81,6 +85,7 @@ _NO_RECIPE = (
     "frontier",
     "advise",
     "fit",
+    "compile",
     "question",
     "record",
 )

@@ -204,7 +204,9 @@ STAGES = (
     "frontier",
     "report",
 )
-STAGES_ON_REQUEST = ("export", "advise")  # run last, and only if --stages names them
+# Run after the others, and only if --stages names them.
+STAGES_ON_REQUEST = ("compile", "export", "advise")
+PROGRAMS = ("train", "loss", "sample")  # what the stage compile compiles
 
 
 def power_average(sigma_rel: float) -> str:

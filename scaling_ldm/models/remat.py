@@ -110,7 +110,11 @@ class _Inputs:
 
     def zeros(self) -> Any:
         return self.tree.unflatten(
-            jax.lax.pcast(jnp.zeros(t.shape, t.dtype), tuple(t.manual_axis_type.varying), to="varying")
+            jax.lax.pcast(
+                jnp.zeros(t.shape, t.dtype),
+                tuple(t.manual_axis_type.varying),
+                to="varying",
+            )
             for t in self.types
         )
 

@@ -9,6 +9,7 @@ evaluations and the frontier, and `results` finds those of the last steps of run
 May import: the standard library alone; `write_parquet` imports pyarrow.
 """
 
+from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
     complete_lines,
@@ -78,7 +79,10 @@ __all__ = [
     "Advice",
     "BestGuidance",
     "Cell",
+    "COLLECTIVES",
     "Choice",
+    "Collective",
+    "CompiledProgram",
     "Crossing",
     "Damaged",
     "EvalRecord",

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaling_ldm.records import upgrade
+from scaling_ldm.records.compiled import Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.frontier import (
     Advice,
@@ -80,6 +81,8 @@ _RECORDS = {
         Crossing,
         Advice,
         Frontier,
+        Collective,
+        CompiledProgram,
     )
 }
 
