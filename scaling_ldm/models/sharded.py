@@ -38,7 +38,7 @@ class Part:
     copied: the other axes of the mesh.
     """
 
-    value: jax.Array
+    value: Any  # an array; while jax takes trees apart, also a placeholder
     axis: int | None = dataclasses.field(metadata={"static": True})
     over: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     copied: tuple[str, ...] = dataclasses.field(metadata={"static": True})

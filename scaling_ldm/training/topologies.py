@@ -30,6 +30,7 @@ TPUS = {
 GPUS = {"h100": "h100-sxm", "h200": "h200-sxm"}
 # What libtpu would ask the machine about itself.
 _NO_TPU_HERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may compile at the same time
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
