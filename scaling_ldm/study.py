@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import pathlib
 import sys
 import traceback
@@ -222,27 +223,17 @@ class _Study:
 
     def _check_stages(self) -> None:
         """Refuses what a stage cannot do (ConfigError) before anything is written."""
-        asked = set(self.stages)
-        if "train" in asked:
-            from scaling_ldm.stages import train
-
-            train.check(self.experiment)
-        if "generate" in asked:
-            from scaling_ldm.stages import generate
-
-            generate.check(self.experiment, "train" in asked)
-        if "frontier" in asked:
-            from scaling_ldm.stages import frontier
-
-            frontier.check(self.experiment)
-        if "compile" in asked:
-            from scaling_ldm.stages import compile
-
-            compile.check(self.experiment)
-        if "advise" in asked:
-            from scaling_ldm.stages import advise
-
-            advise.check(self.experiment, self.workdir, "frontier" in asked)
+        more: dict[str, tuple[Any, ...]] = {
+            "train": (),
+            "generate": ("train" in self.stages,),
+            "frontier": (),
+            "compile": (),
+            "advise": (self.workdir, "frontier" in self.stages),
+        }
+        for name in more:
+            if name in self.stages:
+                stage = importlib.import_module(f"scaling_ldm.stages.{name}")
+                stage.check(self.experiment, *more[name])
 
     def _own_workdir(self, held: contextlib.ExitStack) -> None:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.

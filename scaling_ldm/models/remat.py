@@ -79,7 +79,7 @@ def _gathered_twice(apply: Callable[..., Any], dtype: Any) -> Callable[..., Any]
             if not is_again
         ]
         leaves, tree = jax.tree.flatten((x, rest))
-        inputs = _Inputs(tuple(jax.typeof(leaf) for leaf in leaves), tree)
+        inputs = _InputTypes(tuple(jax.typeof(leaf) for leaf in leaves), tree)
         return y, (kept, parts, inputs)
 
     def backward(saved: Any, g: Any) -> tuple[Any, Any, Any]:
@@ -102,7 +102,7 @@ def _gathered_twice(apply: Callable[..., Any], dtype: Any) -> Callable[..., Any]
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Inputs:
+class _InputTypes:
     """The types of a block's inputs; of no array."""
 
     types: tuple[Any, ...]

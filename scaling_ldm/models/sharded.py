@@ -29,7 +29,7 @@ _LARGE = 2**16  # values
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ParameterPart:
     """This device's part of a parameter.
 
     value: the part; a loop over stacked blocks removes leading axes.
@@ -59,9 +59,11 @@ def gather(tree: Any, dtype: Any = None) -> Any:
         return tree
     if is_manual():
         return jax.tree.map(
-            lambda leaf: _whole(leaf, dtype) if isinstance(leaf, Part) else leaf,
+            lambda leaf: (
+                _whole(leaf, dtype) if isinstance(leaf, ParameterPart) else leaf
+            ),
             tree,
-            is_leaf=lambda leaf: isinstance(leaf, Part),
+            is_leaf=lambda leaf: isinstance(leaf, ParameterPart),
         )
     return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec()), tree)
 
@@ -78,7 +80,7 @@ def is_manual() -> bool:
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
-def _whole(part: Part, dtype: Any) -> jax.Array:
+def _whole(part: ParameterPart, dtype: Any) -> jax.Array:
     value = jax.lax.pcast(part.value, part.copied, to="varying")
     dtype = value.dtype if dtype is None else dtype
     if part.axis is None:
@@ -151,14 +153,16 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return applied
 
 
-def _part(leaf: jax.Array, spec: Any, names: tuple[str, ...]) -> Part | jax.Array:
+def _part(
+    leaf: jax.Array, spec: Any, names: tuple[str, ...]
+) -> ParameterPart | jax.Array:
     """A leaf inside of `on_rows`; a small one that is whole needs no gathering."""
     split = [i for i, over in enumerate(spec) if over is not None]
     if not split:
         if math.prod(leaf.shape) < _LARGE:
             return jax.lax.pcast(leaf, names, to="varying")
-        return Part(leaf, None, (), names)
+        return ParameterPart(leaf, None, (), names)
     (i,) = split
     over = spec[i] if isinstance(spec[i], tuple) else (spec[i],)
     copied = tuple(name for name in names if name not in over)
-    return Part(leaf, i - leaf.ndim, over, copied)
+    return ParameterPart(leaf, i - leaf.ndim, over, copied)

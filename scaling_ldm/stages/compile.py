@@ -63,7 +63,7 @@ def lines(found: CompiledProgram) -> list[str]:
     )
     if found.program == "train":
         ratio = found.planned_bytes / found.peak_bytes
-        said += f"; planned {found.planned_bytes / _GIB:.3g}, {ratio:.2f} of it"
+        said += f"; planned {found.planned_bytes / _GIB:.3g} GiB, {ratio:.2f} of it"
     said += f"; compiled in {found.seconds:.0f} s"
     return [said, *(f"  {_collective(one)}" for one in found.collectives)]
 
