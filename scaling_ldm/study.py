@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import pathlib
 import sys
 import traceback
@@ -222,24 +223,18 @@ class _Study:
 
     def _check_stages(self) -> None:
         """Refuses what a stage cannot do (ConfigError) before anything is written."""
-        asked = set(self.stages)
         places.check_fields(self.workdir, self.experiment.train)
-        if "train" in asked:
-            from scaling_ldm.stages import train
-
-            train.check(self.experiment)
-        if "generate" in asked:
-            from scaling_ldm.stages import generate
-
-            generate.check(self.experiment, "train" in asked)
-        if "frontier" in asked:
-            from scaling_ldm.stages import frontier
-
-            frontier.check(self.experiment)
-        if "advise" in asked:
-            from scaling_ldm.stages import advise
-
-            advise.check(self.experiment, self.workdir, "frontier" in asked)
+        more: dict[str, tuple[Any, ...]] = {
+            "train": (),
+            "generate": ("train" in self.stages,),
+            "frontier": (),
+            "compile": (),
+            "advise": (self.workdir, "frontier" in self.stages),
+        }
+        for name in more:
+            if name in self.stages:
+                stage = importlib.import_module(f"scaling_ldm.stages.{name}")
+                stage.check(self.experiment, *more[name])
 
     def _own_workdir(self, held: contextlib.ExitStack) -> None:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.
@@ -380,6 +375,13 @@ class _Study:
         from scaling_ldm.stages import export
 
         export.run(self.experiment, self.workdir, self._specs())
+
+    def _compile(self) -> None:
+        if self.primary:
+            from scaling_ldm.stages import compile
+
+            rows = [*self._asked(self._specs()).values()]
+            compile.run(self.experiment, self.workdir, rows)
 
     def _advise(self) -> None:
         if not self.primary:

@@ -176,6 +176,7 @@ def config_page() -> str:
         "evaluate": "which numbers of image quality to measure",
         "frontier": "the grid of samplers, steps and guidances",
         "advise": "the question about a sampling budget",
+        "compile": "devices that are not here, and what is compiled for them",
         "fit": "which metrics and which size the laws are about",
     }
     for section in sections:

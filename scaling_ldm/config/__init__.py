@@ -21,6 +21,7 @@ from scaling_ldm.config.experiment_dict import (
 )
 from scaling_ldm.config.fields import (
     AdviseConfig,
+    CompileConfig,
     DataConfig,
     EncodeConfig,
     EvaluateConfig,
@@ -72,6 +73,7 @@ from scaling_ldm.config.names import (
     RAW,
     RECONSTRUCTION,
     RECORD_DTYPES,
+    REMAT_POLICIES,
     SAMPLERS,
     SCHEDULES,
     SIGNALS,
@@ -94,6 +96,7 @@ __all__ = [
     "ARCHITECTURES",
     "AUTOENCODERS",
     "AdviseConfig",
+    "CompileConfig",
     "CHOICES",
     "CHOOSE",
     "CONVOLUTIONAL",
@@ -148,6 +151,7 @@ __all__ = [
     "TEXT_ENCODERS",
     "TIMESTEP_SAMPLING",
     "TrainConfig",
+    "REMAT_POLICIES",
     "UNROLL",
     "ValidationConfig",
     "WEIGHTINGS",

@@ -178,6 +178,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
     for where, known in (
         ("evaluate.metrics", names.METRICS),
         ("evaluate.held_out", names.HELD_OUT_METRICS),
+        ("compile.programs", names.PROGRAMS),
         ("frontier.samplers", names.SAMPLERS),
     ):
         values = reads.value(e, where)

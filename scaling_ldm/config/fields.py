@@ -94,7 +94,11 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # one of DTYPES; parameters stay float32
     latent_channels: int = 4  # channels of the latent
     groups: int = 32  # groups of each GroupNorm; those of a unet have 32
-    remat: bool = False  # recompute blocks in the backward pass to save memory
+    remat: bool = False  # compute again in the backward pass, to save memory
+    # What is computed again with remat, one of REMAT_POLICIES. "blocks": all but each
+    # block's input. "dots": all but the products with weights. "offload": as "blocks",
+    # and the inputs wait in the host's memory.
+    remat_policy: str = "blocks"
     # Whether layers are unrolled instead of scanned; "auto" unrolls on a CPU.
     unroll: str = "auto"
 
@@ -325,6 +329,17 @@ class AdviseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileConfig:
+    """Compiling a run's programs for devices that are not here."""
+
+    # TPU chips as the vendor names them, such as "v5p:4x8x8", or hosts x GPUs, such as
+    # "h100:8x8".
+    topology: str = ""
+    slices: int = 1  # of TPUs, joined by the data centre's network
+    programs: tuple[str, ...] = ("train", "loss", "sample")  # some of PROGRAMS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Which laws are fitted."""
 
@@ -360,6 +375,7 @@ class Experiment:
     frontier: FrontierConfig = dataclasses.field(default_factory=FrontierConfig)
     advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
 
     @property
     def encoded(self) -> bool:

@@ -23,6 +23,10 @@ Field = tuple[str, str]  # section, name
 SINCE: dict[Field, Any] = {
     ("plan", "axes"): (),
     ("plan", "axes_only"): (),
+    ("compile", "topology"): "",
+    ("compile", "slices"): 1,
+    ("compile", "programs"): ("train", "loss", "sample"),
+    ("model", "remat_policy"): "blocks",
     ("plan", "probe"): False,  # decides no number
     ("train", "checkpoint_minutes"): 10.0,  # decides no number
     ("train", "save_signals"): ("SIGUSR1",),
@@ -88,6 +92,7 @@ _NO_RECIPE = (
     "frontier",
     "advise",
     "fit",
+    "compile",
     "question",
     "record",
 )
@@ -104,6 +109,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("encode", "workers"),
     ("model", "unroll"),
     ("model", "remat"),
+    ("model", "remat_policy"),
     ("objective", "folder"),
     ("train", "init_from"),
     ("train", "steps_per_dispatch"),

@@ -104,6 +104,7 @@ LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
 # inputs start at zero. new: it is initialised anew. drop: it is not read. here: the
 # setting of this experiment's network is used.
 INIT_TREATMENTS = ("zero", "new", "drop", "here")
+REMAT_POLICIES = ("blocks", "dots", "offload")
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_SIZES = ("params", "params_without_embeddings")
@@ -173,6 +174,7 @@ CHOICES = {
     "model.qk_norm": QK_NORMS,
     "model.positions": POSITIONS,
     "model.compute_dtype": DTYPES,
+    "model.remat_policy": REMAT_POLICIES,
     "model.unroll": UNROLL,
     "objective.schedule": SCHEDULES,
     "objective.prediction": PREDICTIONS,
@@ -202,7 +204,9 @@ STAGES = (
     "frontier",
     "report",
 )
-STAGES_ON_REQUEST = ("export", "advise")  # run last, and only if --stages names them
+# Run after the others, and only if --stages names them.
+STAGES_ON_REQUEST = ("compile", "export", "advise")
+PROGRAMS = ("train", "loss", "sample")  # what the stage compile compiles
 
 
 def power_average(sigma_rel: float) -> str:

@@ -40,6 +40,7 @@ _POSITIVE = {
     ),
     "validation": ("samples", "batch_size"),
     "mesh": ("fsdp",),
+    "compile": ("slices",),
     "generate": ("images", "batch_size"),
     "evaluate": ("reference_images", "batch_size", "held_out_draws"),
 }

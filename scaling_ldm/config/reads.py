@@ -56,6 +56,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.latent_channels": AUTOENCODER,
         "model.groups": AUTOENCODER,
         "model.remat": DENOISERS,
+        "model.remat_policy": DENOISERS,
         "model.unroll": TRANSFORMERS,
     }
     | {

@@ -98,7 +98,7 @@ def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str
         "positions": model.positions,
         "time_width": model.time_width,
         "dtype": denoisers.DTYPES[model.compute_dtype],
-        "remat": model.remat,
+        "remat": model.remat_policy if model.remat else "none",
         "unroll": unroll,
     }
 
@@ -116,7 +116,7 @@ def unet_config(
         image_shape=(H, W, C),
         extra_channels=C if experiment.data.coarse else 0,
         dtype=denoisers.DTYPES[model.compute_dtype],
-        remat=model.remat,
+        remat=model.remat_policy if model.remat else "none",
         multiples=multiples,
         **_text(experiment),
     )

@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Float, Int
 
 from scaling_ldm.config import names
+from scaling_ldm.models import remat as rematerialise
 from scaling_ldm.models.positions import sinusoid
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, TimeB, TokensBTD
 
@@ -29,24 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def gather(tree: Any) -> Any:
-    """Replicates sharded parameters at the place where they are used.
-
-    Under an explicit mesh each leaf is resharded to full replication, and its gradient
-    is reduced and scattered back. Without a mesh this is the identity.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec()), tree)
-
-
-def gathered(module: Any) -> Any:
-    """A flax module class that replicates its own parameters where it uses them."""
-    return nn.map_variables(
-        module, "params", trans_in_fn=gather, init=True, mutable=True
-    )
 
 
 def init_module(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
@@ -124,7 +107,8 @@ def embed(
     table_VE: Float[Array, "V E"], ids: Int[Array, "*ids"]
 ) -> Float[Array, "*ids E"]:
     """Looks up rows of a replicated table; the result is sharded as the ids are."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in mesh.axis_types:
         return table_VE[ids]
     spec = jax.typeof(ids).sharding.spec
     return jnp.asarray(table_VE).at[ids].get(out_sharding=PartitionSpec(*spec, None))
@@ -275,8 +259,9 @@ def scan_blocks(
     blocks: Any,
     side: Any,
     *,
-    remat: bool,
+    remat: str,
     unroll: bool,
+    dtype: Any,
 ) -> Any:
     """Passes x through a stack of blocks: x = layer(x, block, side) for each.
 
@@ -284,15 +269,12 @@ def scan_blocks(
       blocks: parameters with a leading axis of layers; each block is gathered where it
         is used.
       side: what every block reads beside x.
-      remat: recompute each layer in the backward pass.
+      remat: what the backward pass computes again: "none", or one of
+        `remat.POLICIES`.
       unroll: a Python loop over slices instead of `lax.scan`, which is slow on CPUs.
+      dtype: the type of the blocks' arithmetic, in which their kernels are gathered.
     """
-
-    def step(x: Any, block: Any, side: Any) -> Any:
-        return layer(x, gather(block), side)
-
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=unroll)
+    step = rematerialise.block(layer, remat, dtype, prevent_cse=unroll)
     if not unroll:
         return jax.lax.scan(lambda x, block: (step(x, block, side), None), x, blocks)[0]
     for block in unstack(blocks):

@@ -13,6 +13,7 @@ May import: the standard library alone; `write_parquet` imports pyarrow, and a p
 gs:// fsspec and gcsfs.
 """
 
+from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
     complete_lines,
@@ -84,7 +85,10 @@ __all__ = [
     "Attempt",
     "BestGuidance",
     "Cell",
+    "COLLECTIVES",
     "Choice",
+    "Collective",
+    "CompiledProgram",
     "Crossing",
     "Damaged",
     "EvalRecord",

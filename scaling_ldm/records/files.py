@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaling_ldm.records import places, upgrade
+from scaling_ldm.records.compiled import Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.frontier import (
     Advice,
@@ -81,6 +82,8 @@ _RECORDS = {
         Crossing,
         Advice,
         Frontier,
+        Collective,
+        CompiledProgram,
     )
 }
 

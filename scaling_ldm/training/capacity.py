@@ -87,6 +87,41 @@ def state_bytes(spec: records.RunSpec, fsdp: int) -> int:
     return (spec.state_bytes - _FLOAT * spec.params) // fsdp
 
 
+def step_bytes(spec: records.RunSpec, devices: int, fsdp: int) -> int:
+    """What the plan expects a training step to hold on one device."""
+    return spec.state_bytes // fsdp + spec.activation_bytes // devices
+
+
+def ways_to_fit(
+    experiment: config.Experiment, spec: records.RunSpec, devices: int, there: int
+) -> list[str]:
+    """Settings with which a training step fits by the plan, the cheapest first.
+
+    Args:
+      devices: of the job that is too small.
+      there: bytes of a device.
+    """
+    ways, fsdp = [], experiment.mesh.fsdp
+    larger = [n for n in range(fsdp + 1, devices + 1) if devices % n == 0]
+    for size in larger:
+        if step_bytes(spec, devices, size) <= there:
+            ways.append(f"mesh.fsdp = {size}")
+            break
+    if not experiment.model.remat:
+        saved = f"mesh.fsdp = {devices}" if devices > fsdp else "these devices"
+        if (
+            step_bytes(spec, devices, devices) - spec.activation_bytes // devices
+            <= there
+        ):
+            ways.append(f"model.remat = True with {saved}")
+    for times in (2, 4, 8, 16, 32):
+        more = devices * times
+        if spec.batch_size % more == 0 and step_bytes(spec, more, more) <= there:
+            ways.append(f"{more} devices with mesh.fsdp = {more}")
+            break
+    return ways
+
+
 def check(
     experiment: config.Experiment,
     specs: Sequence[records.RunSpec],

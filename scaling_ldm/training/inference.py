@@ -55,10 +55,10 @@ def sampling_plan(
     Raises:
       ValueError: the sampler cannot use this grid with this schedule and prediction.
     """
-    return samplers.plan(_denoise(experiment), **options(sampling))
+    return samplers.plan(denoise(experiment), **options(sampling))
 
 
-def _denoise(
+def denoise(
     experiment: config.Experiment, network: Any = None, params: Any = None
 ) -> samplers.DiffusionModel:
     objective = diffusion_objective(experiment.objective)
@@ -109,7 +109,7 @@ class PictureSampler:
         self._batch = -(-batch_size // device_mesh.size) * device_mesh.size
         self._size = model.width, model.depth
         self._denoiser = from_config.denoiser(experiment, *self._size, unroll=False)
-        self._denoise = _denoise(experiment, self._denoiser, model.load(device_mesh))
+        self._denoise = denoise(experiment, self._denoiser, model.load(device_mesh))
         _, self._source = data.sources(experiment, workdir)
         vocabulary.refuse_others(
             vocabulary.Vocabulary(model.words) if model.words else None,
@@ -293,7 +293,7 @@ def _flops_of_sampling(
     network = from_config.denoiser(experiment, *size, unroll=False)
     with jax.set_mesh(None):
         counted = samplers.cost(
-            _denoise(experiment, network, params),
+            denoise(experiment, network, params),
             shape,
             cond=cond,
             uncond=uncond,

@@ -314,7 +314,7 @@ def compile_functions(
         width,
         depth,
         unroll=unroll == "always"
-        or (unroll == "auto" and jax.default_backend() == "cpu"),
+        or (unroll == "auto" and _platform(device_mesh) == "cpu"),
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
@@ -353,10 +353,14 @@ def compile_functions(
 
     jit = functools.partial(
         jax.jit,
-        compiler_options=None if experiment.train.optimize_code else quick_to_compile(),
+        compiler_options=None
+        if experiment.train.optimize_code
+        else quick_to_compile(_platform(device_mesh)),
     )
     quick = functools.partial(
-        jax.jit, out_shardings=placed, compiler_options=quick_to_compile()
+        jax.jit,
+        out_shardings=placed,
+        compiler_options=quick_to_compile(_platform(device_mesh)),
     )
     return CompiledFunctions(
         objective=functions.objective,
@@ -374,12 +378,17 @@ def compile_functions(
     )
 
 
-def quick_to_compile() -> dict[str, int | bool] | None:
+def _platform(device_mesh: jax.sharding.Mesh) -> str:
+    """Where functions will run; a compiler may be for devices that are not here."""
+    return device_mesh.devices.flat[0].platform
+
+
+def quick_to_compile(platform: str) -> dict[str, int | bool] | None:
     """Compiler options for functions that run seldom; None for the usual ones.
 
     On a CPU, LLVM's optimisations would take longer than the function itself runs.
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return None
     return {
         "xla_backend_optimization_level": 0,

@@ -158,7 +158,7 @@ def updates(width: int) -> None:
 
         return jax.lax.fori_loop(0, count, body, given)
 
-    quick = train_step.quick_to_compile()
+    quick = train_step.quick_to_compile(jax.default_backend())
     forms = {
         "leaf by leaf": (params, quick),
         "one flat array": (flat, quick),

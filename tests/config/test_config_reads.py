@@ -48,6 +48,7 @@ NETWORK = {
     "model.latent_channels": {"model.latent_channels": 2},
     "model.groups": {"model.groups": 16},
     "model.remat": {"model.remat": True},
+    "model.remat_policy": {"model.remat": True, "model.remat_policy": "dots"},
     "model.unroll": {"model.unroll": "never"},
 }
 # Of the objective: (what has to be chosen first, another value).

@@ -33,7 +33,7 @@ def one_stream(architecture, **changes):
             vocab_size=20,
             classes=7 if architecture == "adaln_zero" else 0,
             dtype=jnp.float32,
-            remat=False,
+            remat="none",
             unroll=False,
         ),
         **changes,
@@ -57,7 +57,7 @@ def two_streams(architecture, **changes):
             time_width=8,
             vocab_size=20,
             dtype=jnp.float32,
-            remat=False,
+            remat="none",
             unroll=False,
         ),
         **changes,
@@ -171,7 +171,7 @@ def test_every_parameter_gets_a_gradient(reference):
             assert np.abs(leaf).max() > 1e-8, name
 
 
-@pytest.mark.parametrize("change", [{"unroll": True}, {"remat": True}])
+@pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "blocks"}])
 @compiles_again
 def test_scan_unroll_and_remat_agree(case, reference, change):
     spec, _, *arguments = case
@@ -189,7 +189,7 @@ def test_scan_unroll_and_remat_agree(case, reference, change):
 def test_remat_recomputes(case):
     """remat has an effect: more hardware FLOPs, the same model FLOPs."""
     spec, net, params, x, t, cond = case
-    other = build(dataclasses.replace(spec, remat=True))
+    other = build(dataclasses.replace(spec, remat="blocks"))
 
     def counted(apply):
         loss = lambda p: jnp.sum(apply(p, x, t, cond) ** 2)  # noqa: E731

@@ -54,7 +54,7 @@ def test_the_same_network_takes_every_leaf():
 
 
 def test_another_resolution_and_type_of_arithmetic_fit():
-    ours = dataclasses.replace(DIT, image_shape=(8, 8, 3), remat=True, unroll=True)
+    ours = dataclasses.replace(DIT, image_shape=(8, 8, 3), remat="blocks", unroll=True)
     assert fit(DIT, ours).problems == ()
 
 

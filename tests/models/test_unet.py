@@ -28,7 +28,7 @@ SMALL = unet.UNetConfig(
     text_width=6,
     vocab_size=20,
     dtype=jnp.float32,
-    remat=False,
+    remat="none",
     multiples=(1, 2),
     blocks=1,
 )
@@ -115,7 +115,7 @@ def test_every_parameter_gets_a_gradient(reference):
 @pytest.mark.slow  # that it is traced is tested below
 def test_remat_changes_nothing(reference):
     params, (value, gradient) = reference
-    again = sines(dataclasses.replace(SMALL, remat=True))(params, *inputs())
+    again = sines(dataclasses.replace(SMALL, remat="blocks"))(params, *inputs())
     assert_allclose(again[0], value, rtol=1e-6)
     jax.tree.map(
         lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-7), again[1], gradient
@@ -124,7 +124,7 @@ def test_remat_changes_nothing(reference):
 
 def test_blocks_of_one_shape_are_traced_once():
     """Tracing is what a plan waits for."""
-    spec = dataclasses.replace(SMALL, remat=True, multiples=(1, 1), blocks=3)
+    spec = dataclasses.replace(SMALL, remat="blocks", multiples=(1, 1), blocks=3)
     shapes = jax.eval_shape(lambda: unet.init(spec, jax.random.key(0)))
     apply = functools.partial(unet.apply, spec)
     traced = jax.make_jaxpr(apply)(shapes, *inputs())

@@ -33,7 +33,7 @@ SHAPE = dit.DiTConfig(
     vocab_size=0,
     classes=CLASSES,
     dtype=jnp.float32,
-    remat=False,
+    remat="none",
     unroll=False,
     grid=positions.PositionGrid(columns_first=True),
     out_channels=8,

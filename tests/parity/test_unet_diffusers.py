@@ -45,7 +45,7 @@ def network(base, text_width, heads=8):
         text_width=text_width,
         vocab_size=0,
         dtype=jnp.float32,
-        remat=False,
+        remat="none",
     )
 
 

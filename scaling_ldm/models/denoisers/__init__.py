@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling_ldm.models import layers, positions
+from scaling_ldm.models import layers, positions, sharded
 from scaling_ldm.models.denoisers import dit, mmdit, unet
 from scaling_ldm.models.shapes import Params
 
@@ -87,7 +87,7 @@ def transformer(config: dit.DiTConfig) -> Denoiser:
         positions.rope_axes(config.width // config.heads, 2)
     return Denoiser(
         init=functools.partial(dit.init, config),
-        apply=functools.partial(dit.apply, config),
+        apply=sharded.on_rows(functools.partial(dit.apply, config)),
         conditioning=CONDITIONING[config.architecture],
         image_tokens=math.prod(config.image_shape[:2]) // config.patch_size**2,
         other_tokens=_OTHER_TOKENS[config.architecture](config.text_tokens),
@@ -120,7 +120,7 @@ def mm_dit(config: mmdit.MMDiTConfig) -> Denoiser:
     guidance = ("guidance",) if config.guidance else ()
     return Denoiser(
         init=functools.partial(mmdit.init, config),
-        apply=functools.partial(mmdit.apply, config),
+        apply=sharded.on_rows(functools.partial(mmdit.apply, config)),
         conditioning=("text", "mask", *pooled, *guidance),
         image_tokens=math.prod(config.patches),
         other_tokens=config.text_tokens,
@@ -165,7 +165,7 @@ def u_net(config: unet.UNetConfig) -> Denoiser:
     extra = ("image",) if config.extra_channels else ()
     return Denoiser(
         init=functools.partial(unet.init, config),
-        apply=functools.partial(unet.apply, config),
+        apply=sharded.on_rows(functools.partial(unet.apply, config)),
         conditioning=("text", "mask", *extra),
         image_tokens=H * W // 4,
         other_tokens=config.text_tokens,

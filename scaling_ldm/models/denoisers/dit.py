@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from scaling_ldm.models import attention, layers, positions
+from scaling_ldm.models import attention, layers, positions, sharded
 from scaling_ldm.models.denoisers import transformer_parts
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, TimeB, TokensBTD
 
@@ -266,7 +266,7 @@ def apply(
         features [B, S, E]) and "mask" [B, S], true where there is text.
     """
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x, side = layers.apply_module(DiTEmbed(config), entry, x_BHWC, t_B, cond)
 
     def layer(x: TokensBTD, block: Params, side: dict[str, Any]) -> TokensBTD:
@@ -274,8 +274,14 @@ def apply(
 
     with jax.named_scope("blocks"):
         x = layers.scan_blocks(
-            layer, x, params["blocks"], side, remat=config.remat, unroll=config.unroll
+            layer,
+            x,
+            params["blocks"],
+            side,
+            remat=config.remat,
+            unroll=config.unroll,
+            dtype=config.dtype,
         )
     with jax.named_scope("exit"):
-        exit_params = layers.gather(params["exit"])
+        exit_params = sharded.gather(params["exit"])
         return layers.apply_module(DiTHead(config), exit_params, x, side)

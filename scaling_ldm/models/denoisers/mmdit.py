@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import attention, layers, positions
+from scaling_ldm.models import attention, layers, positions, remat, sharded
 from scaling_ldm.models.denoisers import transformer_parts
 from scaling_ldm.models.shapes import (
     Array,
@@ -308,21 +308,24 @@ def apply(
         pooled_width; "guidance" [B] with guidance.
     """
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x, side = layers.apply_module(MMDiTEmbed(config), entry, x_BHWC, t_B, cond)
 
     def double(x: Streams, block: Params, side: Any) -> Streams:
         return layers.apply_module(DoubleBlock(config), block, x, side)
 
     def last(x: Streams, block: Params, side: Any) -> Streams:
-        block = layers.gather(block)
         module = DoubleBlock(config, keeps_text=False)
         return layers.apply_module(module, block, x, side)
 
     def single(x: TokensBTD, block: Params, side: Any) -> TokensBTD:
         return layers.apply_module(SingleBlock(config), block, x, side)
 
-    how = {"remat": config.remat, "unroll": config.unroll}
+    how = {
+        "remat": config.remat,
+        "unroll": config.unroll,
+        "dtype": config.dtype,
+    }
     with jax.named_scope("blocks"):
         x = layers.scan_blocks(double, x, params["blocks"], side, **how)
     if config.single_depth:
@@ -335,9 +338,9 @@ def apply(
             image = x_BTD[:, text.shape[1] :]
     else:
         with jax.named_scope("last"):
-            image, _ = (jax.checkpoint(last) if config.remat else last)(
+            image, _ = remat.block(last, config.remat, config.dtype)(
                 x, params["last"], side
             )
     with jax.named_scope("exit"):
-        exit_params = layers.gather(params["exit"])
+        exit_params = sharded.gather(params["exit"])
         return layers.apply_module(MMDiTHead(config), exit_params, image, side)

@@ -30,7 +30,7 @@ class TransformerConfig:
       vocab_size: 0: text arrives as features, not as ids.
       time_width: sinusoidal features of t.
       dtype: of the arithmetic; parameters are float32.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass computes again: "none", or one of `remat.POLICIES`.
       unroll: a Python loop over the blocks instead of `lax.scan`.
       norm, qk_norm, positions: a name of NORMS, QK_NORMS, POSITIONS in config.names.
       grid: of sinusoidal positions.
@@ -49,7 +49,7 @@ class TransformerConfig:
     activation: str = "gelu"
     time_width: int = 256
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     unroll: bool = False
     norm: str = "layer"
     qk_norm: str = "none"

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from scaling_ldm.models import attention, layers
+from scaling_ldm.models import attention, layers, remat, sharded
 from scaling_ldm.models.shapes import (
     Array,
     LatentBHWC,
@@ -55,7 +55,7 @@ class UNetConfig:
       text_tokens, text_width: of the caption.
       extra_channels: of an input concatenated to x, as for super-resolution.
       vocab_size: 0: text arrives as features, not as ids.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass computes again: "none", or one of `remat.POLICIES`.
       multiples, blocks: the defaults are paper A's; fewer make a network for tests.
     """
 
@@ -67,7 +67,7 @@ class UNetConfig:
     extra_channels: int = 0
     vocab_size: int = 0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     multiples: tuple[int, ...] = MULTIPLES
     blocks: int = BLOCKS
 
@@ -184,20 +184,23 @@ class UNetTransformer(nn.Module):
 
 @functools.lru_cache(maxsize=256)
 def _block(
-    kind: type[nn.Module], size: int, dtype: Any, remat: bool
+    kind: type[nn.Module], size: int, dtype: Any, policy: str, manual: bool
 ) -> Callable[..., jax.Array]:
-    """(params, *inputs) -> output of a block, whose parameters are gathered in it.
+    """(x, params, *rest) -> output of a block, whose parameters are gathered in it.
 
     It is one function for all blocks of one kind and size. So jax traces, and
     differentiates, one of them instead of each: a U-Net has 38 blocks, 16 of which are
     transformers of 3 sizes.
+
+    Args:
+      manual: whether this is inside of `sharded.on_rows`.
     """
     module = kind(size, dtype, parent=None)
 
-    def apply(params: Params, *inputs: Any) -> jax.Array:
-        return layers.apply_module(module, layers.gather(params), *inputs)
+    def apply(x: jax.Array, params: Params, *rest: Any) -> jax.Array:
+        return layers.apply_module(module, params, x, *rest)
 
-    return jax.checkpoint(apply) if remat else apply
+    return remat.block(apply, policy, dtype)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -219,13 +222,15 @@ class UNetBlock(nn.Module):
     kind: type[nn.Module]
     size: int  # width or heads
     dtype: Any
-    remat: bool
+    remat: str
 
     @nn.compact
     def __call__(self, *inputs: Any) -> jax.Array:
         if not self.is_initializing():
-            block = _block(self.kind, self.size, self.dtype, self.remat)
-            return block(self.variables["params"], *inputs)
+            manual = sharded.is_manual()
+            block = _block(self.kind, self.size, self.dtype, self.remat, manual)
+            x, *rest = inputs
+            return block(x, self.variables["params"], *rest)
         leaves, tree = jax.tree.flatten(inputs)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
         output, variables = jax.tree.map(
@@ -332,7 +337,7 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
     With a vocabulary, its table is "entry"/"word_embedding".
     """
     word_key, key = jax.random.split(key)
-    shapes = _shapes(dataclasses.replace(config, remat=False))
+    shapes = _shapes(dataclasses.replace(config, remat="none"))
     params = layers.initialise(shapes, key, _inputs)
     if config.vocab_size:
         table = jax.random.normal(word_key, (config.vocab_size, config.text_width))
@@ -355,7 +360,7 @@ def apply(
         [B, H, W, extra_channels].
     """
     params = {
-        name: leaves if _by_itself(name) else layers.gather(leaves)
+        name: leaves if _by_itself(name) else sharded.gather(leaves)
         for name, leaves in params.items()
     }
     text = cond["text"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import attention, layers
+from scaling_ldm.models import attention, layers, sharded
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params
 
 EPSILON = 1e-6  # of every norm
@@ -105,14 +105,14 @@ class AutoencoderAttention(nn.Module):
 
 
 def _residual(config: AutoencoderConfig, level: int, name: str) -> nn.Module:
-    module = layers.gathered(AutoencoderResidual)
+    module = sharded.gathered(AutoencoderResidual)
     return module(config.channels[level], config.groups, config.dtype, name=name)
 
 
 def _middle(config: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
     x = _residual(config, -1, "middle_residual0")(x_BHWC)
     if config.middle_attention:
-        attention = layers.gathered(AutoencoderAttention)
+        attention = sharded.gathered(AutoencoderAttention)
         x = attention(config.groups, config.dtype, name="middle_attention")(x)
     return _residual(config, -1, "middle_residual1")(x)
 
@@ -170,7 +170,7 @@ def _gather(params: Params) -> Params:
     """Gathers the parameters that no module gathers by itself."""
     own = ("_residual", "_attention")
     return {
-        name: leaves if any(part in name for part in own) else layers.gather(leaves)
+        name: leaves if any(part in name for part in own) else sharded.gather(leaves)
         for name, leaves in params.items()
     }
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.shapes import (
     Array,
@@ -114,11 +114,11 @@ def apply(
     blocks.check_length(ids_BS.shape[1], config.max_tokens)
     mask = blocks.key_mask(mask_BS)
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x = layers.apply_module(BertEmbed(config), entry, ids_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return layers.apply_module(BertBlock(config), layers.gather(block), x, mask)
+        return layers.apply_module(BertBlock(config), sharded.gather(block), x, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
@@ -138,7 +138,7 @@ def first_token(
       [B, width].
     """
     dense = nn.Dense(config.width, dtype=config.dtype)
-    pooler = layers.gather(params["pooler"])
+    pooler = sharded.gather(params["pooler"])
     return jnp.tanh(layers.apply_module(dense, pooler, features_BSE[:, 0]))
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.shapes import (
     Array,
@@ -152,18 +152,18 @@ def _run(
     mask: Array | None,
 ) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return layers.apply_module(ClipBlock(config), layers.gather(block), x, mask)
+        return layers.apply_module(ClipBlock(config), sharded.gather(block), x, mask)
 
     with jax.named_scope("blocks"):
         return blocks.run(layer, x, params["blocks"], config.unroll)
 
 
 def _normed(config: ClipConfig, params: Params, x: Array) -> jax.Array:
-    return layers.apply_module(ClipHead(config), layers.gather(params["exit"]), x)
+    return layers.apply_module(ClipHead(config), sharded.gather(params["exit"]), x)
 
 
 def _projected(config: ClipConfig, params: Params, x_BD: jax.Array) -> jax.Array:
-    projection = layers.gather(params.get("pooled", {}))
+    projection = sharded.gather(params.get("pooled", {}))
     return layers.apply_module(Projection(config), projection, x_BD).astype(jnp.float32)
 
 
@@ -223,7 +223,7 @@ def _text(
     tokens = ids_BS.shape[1]
     blocks.check_length(tokens, config.max_tokens)
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x = layers.embed(entry["word_embedding"], ids_BS)
         x = (x + entry["position_embedding"][None, :tokens]).astype(config.dtype)
         mask = jnp.tri(tokens, dtype=bool)[None, None]
@@ -282,7 +282,7 @@ def apply_vision(
     if x_BHWC.shape[1:] != wanted:
         raise ValueError(f"pictures of {x_BHWC.shape[1:]}; this tower reads {wanted}")
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x = layers.apply_module(ClipVisionEmbed(config), entry, x_BHWC)
     return _run(config, params, x, None).astype(jnp.float32)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.models.shapes import Array, Params, PictureBHWC, TokensBTD
@@ -222,15 +222,15 @@ def tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD
 
 def _tokens(config: DinoConfig, params: Params, x_BHWC: PictureBHWC) -> TokensBTD:
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        return layers.apply_module(DinoBlock(config), layers.gather(block), x)
+        return layers.apply_module(DinoBlock(config), sharded.gather(block), x)
 
     with jax.named_scope("entry"):
         mean, std = (v[None, None, None] for v in (MEAN, STD))
         x = (x_BHWC.astype(jnp.float32) / 255 - mean) / std
-        x = layers.apply_module(DinoEmbed(config), layers.gather(params["entry"]), x)
+        x = layers.apply_module(DinoEmbed(config), sharded.gather(params["entry"]), x)
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
-    x = layers.apply_module(DinoHead(config), layers.gather(params["exit"]), x)
+    x = layers.apply_module(DinoHead(config), sharded.gather(params["exit"]), x)
     return x.astype(jnp.float32)
 
 

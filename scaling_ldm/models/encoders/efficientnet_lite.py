@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import convolutions
 from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
@@ -109,15 +109,15 @@ def apply(params: Params, x_BHWC: PictureBHWC) -> Features:
     x = (x_BHWC.astype(jnp.float32) - MEAN) / SCALE
     with jax.named_scope("stem"):
         padding = convolutions.same(x.shape[1:3], 3, 2)
-        stem = layers.gather(params["stem"])
+        stem = sharded.gather(params["stem"])
         x = jax.nn.relu6(convolutions.convolution(stem, x, 2, padding))
     for i, block in enumerate(BLOCKS):
         with jax.named_scope(f"block_{i}"):
-            x = _inverted_residual(block, layers.gather(params["blocks"][str(i)]), x)
+            x = _inverted_residual(block, sharded.gather(params["blocks"][str(i)]), x)
     with jax.named_scope("head"):
-        x = jax.nn.relu6(convolutions.dense(layers.gather(params["head"]), x))
+        x = jax.nn.relu6(convolutions.dense(sharded.gather(params["head"]), x))
         features = jnp.mean(x, axis=(1, 2))
-        logits = convolutions.dense(layers.gather(params["logits"]), features)
+        logits = convolutions.dense(sharded.gather(params["logits"]), features)
     return Features(features, logits)
 
 

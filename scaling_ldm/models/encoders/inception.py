@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import convolutions
 from scaling_ldm.models.encoders.features import Features
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
@@ -222,7 +222,7 @@ def apply(
             x = _step(block, params[name], x)
     with jax.named_scope("fc"):
         features = jnp.mean(x, axis=(1, 2))
-        last = layers.gather(params["fc"])
+        last = sharded.gather(params["fc"])
         last = last if bias else {**last, "bias": jnp.zeros_like(last["bias"])}
         return Features(features, convolutions.dense(last, features))
 
@@ -245,7 +245,7 @@ def _step(
     if isinstance(step, Pool):
         pool = convolutions.mean_pool if step.mean else convolutions.max_pool
         return pool(x, 3, step.stride, 1 if step.stride == 1 else 0)
-    layer = layers.gather(params[step.name])
+    layer = sharded.gather(params[step.name])
     if step.kernel == (1, 1):
         return jax.nn.relu(convolutions.dense(layer, x))
     sides = [(size - 1) // 2 if step.same else 0 for size in step.kernel]

@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Num
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import convolutions
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, PictureBHWC
 
@@ -150,7 +150,7 @@ def _compared(
         if layer.pool:
             x = _max_pool(x, layer.pool)
         padding = [(layer.padding, layer.padding)] * 2
-        kernel = layers.gather(params["backbone"][str(layer.index)])
+        kernel = sharded.gather(params["backbone"][str(layer.index)])
         x = jax.nn.relu(convolutions.convolution(kernel, x, layer.stride, padding))
         if layer.compared:
             found.append(_unit(x))
@@ -193,7 +193,7 @@ def distance(
             f"channels and at least {config.smallest} x {config.smallest} pixels"
         )
     heads = (
-        layers.gather(params["heads"][str(i)]) for i in range(len(config.compared))
+        sharded.gather(params["heads"][str(i)]) for i in range(len(config.compared))
     )
     with jax.named_scope("lpips"):
         both = (_compared(config, params, pictures) for pictures in (x_BHWC, y_BHWC))

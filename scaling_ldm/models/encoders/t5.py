@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scaling_ldm.models import layers
+from scaling_ldm.models import layers, sharded
 from scaling_ldm.models.encoders import blocks
 from scaling_ldm.models.shapes import (
     Array,
@@ -163,7 +163,7 @@ def apply(
       mask_BS: [B, S], true where there is text; None: every token is text.
     """
     with jax.named_scope("entry"):
-        entry = layers.gather(params["entry"])
+        entry = sharded.gather(params["entry"])
         x = layers.embed(entry["word_embedding"], ids_BS).astype(config.dtype)
         where = distance_buckets(ids_BS.shape[1], config.buckets, config.max_distance)
         bias = entry["relative_bias"][where].transpose(2, 0, 1)[None]  # 1, K, T, S
@@ -171,12 +171,12 @@ def apply(
         mask = blocks.key_mask(mask_BS)
 
     def layer(x: TokensBTD, block: Params) -> TokensBTD:
-        block = layers.gather(block)
+        block = sharded.gather(block)
         return layers.apply_module(T5Block(config), block, x, bias, mask)
 
     with jax.named_scope("blocks"):
         x = blocks.run(layer, x, params["blocks"], config.unroll)
     with jax.named_scope("exit"):
-        exit_params = layers.gather(params["exit"])
+        exit_params = sharded.gather(params["exit"])
         x = layers.apply_module(_norm(config, None), exit_params, x)
     return x.astype(jnp.float32)

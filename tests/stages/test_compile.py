@@ -1,0 +1,181 @@
+"""The stage compile: programs for devices that are not here, and what would fit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT
+
+from scaling_ldm import config, records, study
+from scaling_ldm.records.compiled import COMPILED
+from scaling_ldm.stages import compile as compile_stage
+from scaling_ldm.training import capacity, topologies
+
+
+def asked(tiny, **fields):
+    c = tiny.copy_and_resolve_references()
+    for name, value in fields.items():
+        setattr(c.compile, name, value)
+    return c
+
+
+@pytest.mark.parametrize("name", ["", "v5p", "v9:2x2", "v5p:", "v5p:2xtwo", "8x8"])
+def test_an_unknown_topology_is_refused_before_the_plan(tiny, name, tmp_path, capsys):
+    status = study.run(
+        asked(tiny, topology=name),
+        workdir=str(tmp_path / "study"),
+        stages=("plan", "compile"),
+        only=None,
+        cluster=(None, None, None),
+    )
+    said = capsys.readouterr()
+    assert status == study.EXIT["bad configuration"]
+    assert "config.compile.topology" in said.err and "v5p:4x8x8" in said.err
+    assert not (tmp_path / "study" / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("v5p:2x2x2", "libtpu"), ("h100:1x8", "jax-cuda13-plugin")]
+)
+def test_a_compiler_that_is_not_installed_is_named(monkeypatch, name, package):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(config.ConfigError, match=package):
+        topologies.describe(name)
+
+
+def test_programs_are_checked(tiny):
+    with pytest.raises(config.ConfigError, match="train, loss"):
+        config.resolve(asked(tiny, programs=("train", "los")))
+
+
+def spec_of(state, activations, batch=64):
+    known = {
+        "study": "s",
+        "run_id": "r",
+        "state_bytes": state,
+        "activation_bytes": activations,
+        "batch_size": batch,
+    }
+    kinds = {"float": 0.0, "int": 0, "str": ""}
+    fields = records.RunSpec.__dataclass_fields__.values()
+    rest = {f.name: kinds[f.type] for f in fields if f.type in kinds}
+    return records.RunSpec(**rest | known)
+
+
+def test_what_fits_is_said_with_the_least_change_first(tiny):
+    # A copy of 800 bytes and activations of 80 in all, on 8 devices of 150 bytes.
+    ways = capacity.ways_to_fit(config.resolve(tiny), spec_of(800, 80), 8, 150)
+    assert ways[0] == "mesh.fsdp = 8"
+    # Activations alone are too many: 1,600 on 8 devices.
+    ways = capacity.ways_to_fit(config.resolve(tiny), spec_of(800, 1600), 8, 150)
+    assert ways == [
+        "model.remat = True with mesh.fsdp = 8",
+        "16 devices with mesh.fsdp = 16",
+    ]
+    assert (
+        capacity.ways_to_fit(config.resolve(tiny), spec_of(8 * 10**9, 0), 8, 150) == []
+    )
+
+
+def row(**fields):
+    known = {
+        "run_id": "r",
+        "study": "s",
+        "program": "train",
+        "topology": "v5p:2x2x2",
+        "accelerator": "tpu-v5p",
+        "devices": 8,
+        "fsdp": 1,
+        "device_bytes": 95 * 2**30,
+        "planned_bytes": 2**30,
+        "seconds": 1.0,
+        "peak_bytes": 2 * 2**30,
+        "collectives": (
+            records.Collective(kind="all-gather", dtype="bf16", count=3, nbytes=2**20),
+        ),
+    }
+    return records.CompiledProgram(**known | fields)
+
+
+def test_a_line_compares_with_the_plan_and_names_collectives():
+    first, second = compile_stage.lines(row())
+    assert "2 GiB at most" in first and "planned 1 GiB, 0.50 of it" in first
+    assert second.strip() == "all-gather of bf16: 1 MiB in 3 arrays"
+    (said,) = compile_stage.lines(row(refusal="too large", peak_bytes=0))
+    assert "refuses it: too large" in said
+
+
+def test_the_file_holds_the_last_of_each_program(tmp_path):
+    path = tmp_path / COMPILED
+    compile_stage._keep(path, row())
+    compile_stage._keep(path, row(program="loss"))
+    compile_stage._keep(path, row(seconds=2.0))
+    found = records.read_jsonl(path, records.CompiledProgram)
+    assert [(one.program, one.seconds) for one in found] == [
+        ("loss", 1.0),
+        ("train", 2.0),
+    ]
+    assert found[1].collectives[0].nbytes == 2**20
+
+
+def compiled(tmp_path, topology, *more):
+    command = [
+        *(sys.executable, "-m", "scaling_ldm.main", "--workdir", str(tmp_path)),
+        *("--config", "experiments/dit_1e21.py", "--stages", "plan,compile"),
+        "--config.plan.sizes=((512, 4),)",
+        f"--config.compile.topology={topology}",
+        *more,
+    ]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.mark.slow
+def test_a_pod_gathers_weights_by_block_and_scatters_their_gradients(tmp_path):
+    pytest.importorskip("libtpu")  # the extra `tpu`
+    done = compiled(
+        tmp_path, "v5p:4x4x4", "--config.mesh.fsdp=8", "--config.plan.devices=64"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = records.read_jsonl(tmp_path / COMPILED, records.CompiledProgram)
+    assert [one.program for one in found] == ["train", "loss", "sample"]
+    depth, kernels = 4, 4  # q k v, out, up, down
+    train = {(one.kind, one.dtype): one for one in found[0].collectives}
+    # Each block's kernels twice; six tables and kernels of the ends once.
+    assert train["all-gather", "bf16"].count == 2 * depth * kernels + 6
+    assert train["reduce-scatter", "f32"].count == depth * kernels + 4
+    # What is left to add up on every device is small: parts, vectors, and numbers.
+    block = 12 * 512 * 512 * 4
+    assert train["all-reduce", "f32"].nbytes < depth * block / 4
+    others = {kind for kind, _ in train} - {"all-gather", "reduce-scatter"}
+    assert others == {"all-reduce"}
+    loss = {(one.kind, one.dtype) for one in found[1].collectives}
+    assert ("all-gather", "bf16") in loss
+    assert not any(kind == "reduce-scatter" for kind, _ in loss)
+    for one in found:
+        assert 0 < one.peak_bytes < one.device_bytes
+        assert one.devices == 64 and one.fsdp == 8
+
+
+@pytest.mark.slow
+def test_a_network_that_is_too_large_is_refused_with_what_fits(tmp_path):
+    pytest.importorskip("libtpu")
+    done = compiled(
+        tmp_path,
+        "v5e:2x2",
+        "--config.plan.sizes=((2048, 24),)",
+        "--config.mesh.fsdp=1",
+        "--config.plan.devices=4",
+        '--config.compile.programs=("train",)',
+    )
+    assert done.returncode == study.EXIT["bad configuration"], done.stderr[-2000:]
+    assert "does not fit on v5e:2x2" in done.stderr
+    assert "mesh.fsdp" in done.stderr.split("this fits:")[1]
+    assert "Traceback" not in done.stderr
