@@ -29,7 +29,7 @@ from scaling_ldm.records.errors import (
     Preempted,
 )
 from scaling_ldm.training import progress, signals
-from scaling_ldm.workdir import ending, lock, ownership
+from scaling_ldm.workdir import ending, lock, missing, ownership
 
 EXIT = {
     "done": 0,
@@ -66,6 +66,7 @@ def run(
     stages: Sequence[str] | None,
     only: int | None,
     cluster: tuple[str | None, int | None, int | None],
+    list_missing: bool = False,
 ) -> int:
     """Runs the stages and returns one of EXIT's values; an error ends as one message.
 
@@ -78,13 +79,19 @@ def run(
       stages: names of stages; None: all, or those of one run.
       only: the row of the plan to train; None: every row.
       cluster: (host:port of process 0, processes, number of this process) of a job.
+      list_missing: print number and run_id of each row without a record, and no more.
     """
     try:
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
         at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
+        if list_missing:
+            command_line.check_alone(stages, only, *cluster)
+            for number, spec in missing.of_plan(experiment, at):
+                print(number, spec.run_id, flush=True)
+            return EXIT["done"]
         command_line.check_job(*cluster)
-        names = _stages(stages, only)
+        names = command_line.chosen_stages(stages, only)
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
         signals.configure(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
@@ -144,14 +151,6 @@ def _stopped(heard: str) -> None:
     progress.mute()  # the main thread goes on for a moment
     status = EXIT["preempted, run the same command again"]
     ending.now("", status, functools.partial(signals.leave, heard))
-
-
-def _stages(stages: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
-    """The stages to run, in order."""
-    if stages is not None:
-        return command_line.check_stages(stages)
-    # One run of a sweep does not complete the study, so nothing is fitted yet.
-    return config.STAGES if only is None else ("plan", "encode", "train")
 
 
 @dataclasses.dataclass

@@ -22,6 +22,8 @@ FLAGS = {
     "stages": f"Some of {', '.join(STAGES)}, as in --stages=plan,encode. They run in "
     f"this order. Default: all but {' and '.join(names.STAGES_ON_REQUEST)}; with "
     "--run: plan, encode and train.",
+    "list_missing": "Print ROW RUN_ID of each row of the plan that has no record, and do "
+    "nothing else.",
     "run": "Train only this row of the plan (from 0).",
     "coordinator": "host:port of process 0 of a job of several processes.",
     "num_processes": "Number of processes of this job.",
@@ -151,6 +153,27 @@ def check_stages(given: Sequence[str]) -> tuple[str, ...]:
     if not given:
         raise ConfigError(f"--stages: none given; {known}")
     return tuple(stage for stage in STAGES if stage in given)
+
+
+def chosen_stages(given: Sequence[str] | None, run: int | None) -> tuple[str, ...]:
+    """The stages to run, in order; None: all, or those of one run.
+
+    Raises:
+      ConfigError: see `check_stages`.
+    """
+    if given is not None:
+        return check_stages(given)
+    # One run of a sweep does not complete the study, so nothing is fitted yet.
+    return names.STAGES if run is None else ("plan", "encode", "train")
+
+
+def check_alone(*others: object) -> None:
+    """Refuses --list_missing beside flags that run something (ConfigError)."""
+    if any(value is not None for value in others):
+        raise ConfigError(
+            "--list_missing runs nothing: leave out --stages, --run, --coordinator, "
+            "--num_processes and --process_id"
+        )
 
 
 def check_job(
