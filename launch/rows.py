@@ -90,11 +90,16 @@ def train(flags: argparse.Namespace, row: int | str, python: str = "python") -> 
 
 
 def missing(flags: argparse.Namespace) -> list[int]:
-    """The rows without a record, of those asked for.
+    """The rows without a record, of those asked for."""
+    found = listed(flags)
+    if not flags.rows:
+        return found
+    wanted = numbers(flags.rows)
+    return [row for row in found if row in wanted]
 
-    If the entry point refuses, the launcher ends with its status, and so it does when
-    nothing is missing.
-    """
+
+def listed(flags: argparse.Namespace) -> list[int]:
+    """The rows that --list_missing prints; its refusal ends the launcher as well."""
     here = argparse.Namespace(**{**vars(flags), "workdir_there": flags.workdir})
     asked = subprocess.run(
         [*command(here, sys.executable), "--list_missing"],
@@ -103,11 +108,7 @@ def missing(flags: argparse.Namespace) -> list[int]:
     )
     if asked.returncode:
         sys.exit(asked.returncode)
-    found = [int(line.split()[0]) for line in asked.stdout.splitlines()]
-    if flags.rows:
-        wanted = numbers(flags.rows)
-        found = [row for row in found if row in wanted]
-    return found
+    return [int(line.split()[0]) for line in asked.stdout.splitlines()]
 
 
 def told(ask: Sequence[str], dry_run: bool) -> str:

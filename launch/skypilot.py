@@ -86,7 +86,7 @@ def task(flags: argparse.Namespace, name: str, row: int) -> dict[str, Any]:
 def main(words: Sequence[str]) -> int:
     flags = flags_of(words)
     named = {rows.name_of(flags, row, longest=50): row for row in rows.missing(flags)}
-    ask = ["sky", "jobs", "queue", "--output=json"]
+    ask = ["sky", "jobs", "queue", "--all", "--output=json"]
     there = dict(_states(rows.told(ask, flags.dry_run)))
     named = rows.left(named, there, over=OVER)
     rows.say_and_check([*named.values()])
@@ -103,7 +103,7 @@ def main(words: Sequence[str]) -> int:
 def _states(text: str) -> list[tuple[str, str]]:
     """(name, state) of each job in what `sky jobs queue` prints, the newest last."""
     jobs = sorted(json.loads(text or "[]"), key=lambda job: job["job_id"])
-    return [(job["job_name"], job["status"].partition("_")[0]) for job in jobs]
+    return [(job["job_name"], (job["status"] or "").partition("_")[0]) for job in jobs]
 
 
 if __name__ == "__main__":
