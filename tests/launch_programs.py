@@ -9,6 +9,7 @@ import sys
 from processes import ROOT
 
 PROGRAMS = ("local", "slurm", "gke", "xpk", "tpu_vm", "skypilot")
+STUDY = ("--config", "experiments/tiny.py", "--workdir", "runs/iso")
 # Values that a shell would change if they were not quoted.
 AWKWARD = (
     '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)',
@@ -80,3 +81,16 @@ def bash(text, folder, cwd, **variables):
         text=True,
         timeout=60,
     )
+
+
+def of_row(words, row, workdir="/data/iso"):
+    """Whether words are those of the entry point for a row, in a given order."""
+    train = ["--workdir", workdir, *AWKWARD, "--stages", "train", "--run", str(row)]
+    expected = ["-m", "scaling_ldm.main", "--config", "experiments/tiny.py", *train]
+    start = words.index("-m")
+    return words[start : start + len(expected)] == expected
+
+
+def expanded(word):
+    """A word of a container's command, as Kubernetes hands it on."""
+    return word.replace("$(JOB_COMPLETION_INDEX)", "1").replace("$$", "$")

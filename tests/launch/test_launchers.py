@@ -9,13 +9,22 @@ import launch_programs
 import older_workdirs
 import pytest
 import yaml
-from launch_programs import AWKWARD, FLAGS, PROGRAMS, bash, stub, words_of
+from launch_programs import (
+    AWKWARD,
+    FLAGS,
+    PROGRAMS,
+    STUDY,
+    bash,
+    expanded,
+    of_row,
+    stub,
+    words_of,
+)
 from processes import ROOT
 
 from scaling_ldm import records, study
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-STUDY = ("--config", "experiments/tiny.py", "--workdir", "runs/iso")
 rows = launch_programs.load("rows")
 
 
@@ -71,14 +80,6 @@ def test_a_job_of_gpus_on_gke(here, capsys):
 # What the entry point gets
 
 
-def of_row(words, row, workdir="/data/iso"):
-    """Whether words are those of the entry point for a row, in a given order."""
-    train = ["--workdir", workdir, *AWKWARD, "--stages", "train", "--run", str(row)]
-    expected = ["-m", "scaling_ldm.main", "--config", "experiments/tiny.py", *train]
-    start = words.index("-m")
-    return words[start : start + len(expected)] == expected
-
-
 def test_local_starts_each_row(here, programs, capsys):
     launch_programs.records_its_words(programs, "python")
     done = bash(dry_run(capsys, "local", *AWKWARD), programs, here)
@@ -101,11 +102,6 @@ def test_slurm_gives_the_task_the_same_words(here, programs, capsys):
     done = bash(text, programs, here, SLURM_ARRAY_TASK_ID="5")
     assert done.returncode == 0, done.stderr
     assert of_row(words_of(programs, "srun"), 5, "runs/iso")
-
-
-def expanded(word):
-    """A word of a container's command, as Kubernetes hands it on."""
-    return word.replace("$(JOB_COMPLETION_INDEX)", "1").replace("$$", "$")
 
 
 def test_gke_gives_the_pod_the_same_words(here, capsys):
