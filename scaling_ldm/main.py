@@ -49,11 +49,8 @@ def parse(arguments: list[str]) -> list[str]:
         left = flags.FLAGS([arguments[0], *rest])
         command_line.check_left(path, left[1:])
         return left
-    except flags.UnrecognizedFlagError as e:
-        error = command_line.unknown_flag(e.flagname)
     except (config.ConfigError, flags.Error) as e:
-        error = str(e)
-    print(f"error: {error}", file=sys.stderr)
+        print(f"error: {command_line.said_of(e)}", file=sys.stderr)
     sys.exit(study.EXIT["bad configuration"])
 
 

@@ -203,8 +203,11 @@ def check_job(
         )
 
 
-def unknown_flag(name: str) -> str:
-    """One line about a flag that does not exist: the nearest one."""
+def said_of(error: Exception) -> str:
+    """One line about a bad flag; of one that does not exist, the nearest."""
+    name = getattr(error, "flagname", "")  # of absl's error for an unknown flag
+    if not name:
+        return f"{error}"
     close = names.nearest(name, FLAGS)
     hint = f"did you mean --{close}?" if close else "--help shows the flags"
     return f"unknown flag --{name}: {hint}"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import launch_programs
@@ -75,6 +76,38 @@ def test_a_job_of_gpus_on_gke(here, capsys):
     assert module.main([*STUDY, *flags, "--rows=5", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert text == (GOLDEN / "gke_gpus.sh").read_text(encoding="utf-8")
+
+
+def printed():
+    """(launcher, words, lines) of each dry run that docs/clusters.md shows."""
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    shown = r"```bash\npython launch/(\w+)\.py ([^\n]*)\n```\n\n```text\n(.*?)\n```"
+    return [
+        pytest.param(name, rows.shlex.split(words), lines.split("\n"), id=name)
+        for name, words, lines in re.findall(shown, text, re.DOTALL)
+    ]
+
+
+def test_every_launcher_has_an_example():
+    assert {example.id for example in printed()} | {"local"} == {*PROGRAMS}
+
+
+@pytest.mark.parametrize(("name", "words", "lines"), printed())
+def test_the_examples_print_what_the_page_shows(
+    name, words, lines, here, capsys, monkeypatch
+):
+    """Every line is printed, in this order; "..." stands for others."""
+    monkeypatch.setattr(rows, "listed", lambda flags: [*range(42)])
+    module = launch_programs.load(name)
+    if name == "slurm":
+        module.BODY = "launch/slurm.sh"
+    assert module.main(words) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert lines[-1] == out[-1]
+    for line in lines:
+        if line != "...":
+            assert line in out
+            out = out[out.index(line) + 1 :]
 
 
 # What the entry point gets

@@ -88,7 +88,10 @@ def test_a_stopped_task_saves_and_is_queued_again(by, slurm, tmp_path):
     # It would wait for two minutes.
     wait_for(lambda: "PD" in told(slurm, "squeue", "-h", "-j", job, "-o", "%t"), 60)
     told(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for(lambda: "continues from step" in text_of(workdir, 0), 240)
+    said = "continues from step"
+    wait_for(lambda: "loss" in text_of(workdir, 0).partition(said)[2], 240)
     told(slurm, "scancel", job)
     wait_for(lambda: not told(slurm, "squeue", "-h"), 120)
-    assert text_of(workdir, 0).count("is saved at step") == 2  # by scancel as well
+    text = text_of(workdir, 0)
+    assert text.count("is saved at step") == 2  # scancel saves, and queues nothing
+    assert text.count(said) == 1
