@@ -22,7 +22,7 @@ FLAGS = {
     "stages": f"Some of {', '.join(STAGES)}, as in --stages=plan,encode. They run in "
     f"this order. Default: all but {' and '.join(names.STAGES_ON_REQUEST)}; with "
     "--run: plan, encode and train.",
-    "list_missing": "Print ROW RUN_ID of each row of the plan that has no record, and do "
+    "list_missing": "Print ROW RUN_ID of each row of the plan without a record, and do "
     "nothing else.",
     "run": "Train only this row of the plan (from 0).",
     "coordinator": "host:port of process 0 of a job of several processes.",
