@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,10 +11,11 @@ from processes import ROOT
 
 PROGRAMS = ("local", "slurm", "gke", "xpk", "tpu_vm", "skypilot")
 STUDY = ("--config", "experiments/tiny.py", "--workdir", "runs/iso")
+INDEX = "$(JOB_COMPLETION_INDEX)"
 # Values that a shell would change if they were not quoted.
 AWKWARD = (
     '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)',
-    '--config.question=it\'s a "test" of $HOME, `id` and $(id); echo {no}',
+    '--config.question=it\'s a "test" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}',
     "--config.generate.captions=('a cat', )",
 )
 # What each needs beside --config and --workdir.
@@ -92,5 +94,12 @@ def of_row(words, row, workdir="/data/iso"):
 
 
 def expanded(word):
-    """A word of a container's command, as Kubernetes hands it on."""
-    return word.replace("$(JOB_COMPLETION_INDEX)", "1").replace("$$", "$")
+    """A word of a container's command, as Kubernetes hands it on.
+
+    $$ is $, and $(NAME) is the value of a variable of the container, if it has one.
+    """
+
+    def value(found):
+        return "$" if found[0] == "$$" else {INDEX: "1"}.get(found[0], found[0])
+
+    return re.sub(r"\$\$|\$\(\w+\)", value, word)
