@@ -15,7 +15,7 @@ INDEX = "$(JOB_COMPLETION_INDEX)"
 # Values that a shell would change if they were not quoted.
 AWKWARD = (
     '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)',
-    '--config.question=it\'s a "test" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}',
+    '--config.question=it\'s "one" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}',
     "--config.generate.captions=('a cat', )",
 )
 # What each needs beside --config and --workdir.

@@ -118,7 +118,7 @@ spec:
               - --workdir
               - /data/iso
               - --config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)
-              - --config.question=it's a "test" of $$HOME, `id`, $$$$, $$(JOB_COMPLETION_INDEX), {no}
+              - --config.question=it's "one" of $$HOME, `id`, $$$$, $$(JOB_COMPLETION_INDEX), {no}
               - --config.generate.captions=('a cat', )
               - --stages
               - train

@@ -15,7 +15,7 @@ setup: pip install -e .
 run: |
   lost=0
   while true; do
-    python -m scaling_ldm.main --config experiments/tiny.py --workdir /data/iso '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)' '--config.question=it'"'"'s a "test" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}' '--config.generate.captions=('"'"'a cat'"'"', )' --stages train --run 5 --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):8476" --num_processes="$SKYPILOT_NUM_NODES" --process_id="$SKYPILOT_NODE_RANK"
+    python -m scaling_ldm.main --config experiments/tiny.py --workdir /data/iso '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)' '--config.question=it'"'"'s "one" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}' '--config.generate.captions=('"'"'a cat'"'"', )' --stages train --run 5 --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):8476" --num_processes="$SKYPILOT_NUM_NODES" --process_id="$SKYPILOT_NODE_RANK"
     status=$?
     lost=$((lost + 1))
     if [ "$status" != 4 ] || [ "$lost" -gt 100 ]; then exit "$status"; fi

@@ -23,7 +23,7 @@ mount /data && cd /data/code
 if ! setup; then echo "setup failed"; exit 1; fi
 lost=0
 while true; do
-  python -m scaling_ldm.main --config experiments/tiny.py --workdir /data/iso '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)' '--config.question=it'"'"'s a "test" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}' '--config.generate.captions=('"'"'a cat'"'"', )' --stages train --run 5 "${job[@]}"
+  python -m scaling_ldm.main --config experiments/tiny.py --workdir /data/iso '--config.plan.axes=(("optimizer.learning_rate", (1e-3, 3e-4)),)' '--config.question=it'"'"'s "one" of $HOME, `id`, $$, $(JOB_COMPLETION_INDEX), {no}' '--config.generate.captions=('"'"'a cat'"'"', )' --stages train --run 5 "${job[@]}"
   status=$?
   if [ "$status" = 4 ]; then
     lost=$((lost + 1))
