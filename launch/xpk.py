@@ -19,9 +19,9 @@ import rows
 
 # What xpk tells the nodes of a job of GPUs. TPUs find one another by GKE's variables.
 GPUS = (
-    '--coordinator="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT"',
-    '--num_processes="$NNODES"',
-    '--process_id="$NODE_RANK"',
+    "--coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT",
+    "--num_processes=$NNODES",
+    "--process_id=$NODE_RANK",
 )
 
 
@@ -42,14 +42,31 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     return rows.parse(parser, words)
 
 
+PLAIN = {*map(chr, range(0x20, 0x7F))} - {*"\"'\\"}
+
+
+def quote(word: str) -> str:
+    """A word for bash, without double quotes and with \\xNN as the only backslashes.
+
+    For GPUs, xpk also writes the command into YAML between double quotes.
+    """
+    quoted = shlex.quote(word)
+    if {*quoted} <= PLAIN | {"'"}:
+        return quoted
+    codes = [
+        c if c in PLAIN else "".join(rf"\x{b:02x}" for b in c.encode()) for c in word
+    ]
+    return f"$'{''.join(codes)}'"
+
+
 def in_container(flags: argparse.Namespace, row: int) -> str:
     """The shell command of each host.
 
     With exec, SIGTERM comes to Python and not to the shell around it. Kubernetes reads
     $$ as $.
     """
-    text = shlex.join(rows.train(flags, row)).replace("$", "$$")
-    return " ".join(["exec", text, *(GPUS if flags.nodes > 1 else ())])
+    words = " ".join(map(quote, rows.train(flags, row))).replace("$", "$$")
+    return " ".join(["exec", words, *(GPUS if flags.nodes > 1 else ())])
 
 
 def main(words: Sequence[str]) -> int:

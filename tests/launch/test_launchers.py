@@ -152,6 +152,7 @@ def test_xpk_gives_the_shell_the_same_words(here, programs, capsys):
     text = dry_run(capsys, "xpk", *AWKWARD)
     assert bash(text, programs, here).returncode == 0
     calls = [word for word in words_of(programs, "xpk") if word.startswith("--command")]
+    assert '"' not in calls[2]  # xpk writes it into YAML between double quotes
     command = expanded(calls[2].removeprefix("--command="))
     assert bash(f"({command})", programs, here).returncode == 0
     assert of_row(words_of(programs, "python"), 5)
