@@ -68,6 +68,20 @@ def test_missing_rows_are_trained_once(slurm, tmp_path):
     assert held["question"] == AWKWARD.partition("=")[2]
 
 
+def test_the_tasks_of_a_row_are_one_job(slurm, tmp_path):
+    """Two tasks find one another by Slurm's variables, as those of two nodes do."""
+    workdir = tmp_path / "w"
+    run_main(*SMALL, f"--workdir={workdir}", "--stages=plan,encode")
+    two = ("--also=--ntasks-per-node=2", "--also=--overcommit")
+    launch(slurm, workdir, "--rows=1", *two)
+    wait_for(lambda: not told(slurm, "squeue", "-h"), 400)
+    spec = records.read_plan(workdir)[1]
+    record = runs.read_record_of(workdir, spec)
+    assert record is not None, text_of(workdir, 1)
+    assert record.devices == 2  # one of each process
+    assert text_of(workdir, 1).count("trained: 1 of 3 runs finished") == 1
+
+
 @pytest.mark.parametrize("by", ["preemption", "USR1", "TERM"])
 def test_a_stopped_task_saves_and_is_queued_again(by, slurm, tmp_path):
     """By a job of higher priority, or by the signal before its time is over."""
