@@ -3,8 +3,7 @@
     python -m scaling_ldm.main --config EXPERIMENT --workdir W --stages plan,encode
     python launch/local.py --config EXPERIMENT --workdir W --at_once 2
 
-It reads W/runs.jsonl, skips every row that has a record, and starts the entry point
-with --run K for each of the others. Arguments after `--` are given to the entry point.
+It starts the entry point with --run K for each row of the plan that has no record.
 A run that ends with exit status 75 (preempted) is started again. SIGTERM or Ctrl-C is
 handed to the runs: each saves its state, and the launcher ends with 75, too; the same
 command continues. When all records are there, run the entry point with
@@ -12,39 +11,33 @@ command continues. When all records are there, run the entry point with
 """
 
 import argparse
-import pathlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
-from scaling_ldm import records, study
-from scaling_ldm.workdir.runs import read_record
-
-PREEMPTED = study.EXIT["preempted, run the same command again"]
+import rows
 
 
-def missing_rows(workdir: pathlib.Path) -> list[int]:
-    """Numbers of the rows of the plan that have no record yet."""
-    specs = records.read_plan(workdir)
-    return [k for k, s in enumerate(specs) if not read_record(workdir, s.run_id)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+def flags_of(words: Sequence[str]) -> argparse.Namespace:
+    """The flags of this launcher."""
+    parser = rows.parser(__doc__)
     parser.add_argument("--at_once", type=int, default=1, help="runs side by side")
-    parser.add_argument("rest", nargs="*", help="more arguments of the entry point")
-    flags = parser.parse_args()
-    if not (flags.workdir / "runs.jsonl").exists():
-        parser.error(f"no plan in {flags.workdir}: run the plan stage first")
-    try:
-        waiting = missing_rows(flags.workdir)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}; remove the file or put a copy back", file=sys.stderr)
-        return study.EXIT["storage"]
-    print(f"{len(waiting)} runs to do", flush=True)
+    flags = rows.parse(parser, words)
+    if flags.at_once < 1:
+        parser.error(f"--at_once={flags.at_once}: must be at least 1")
+    return flags
+
+
+def main(words: Sequence[str]) -> int:
+    flags = flags_of(words)
+    waiting = rows.missing(flags)
+    rows.say_and_check(waiting)
+    commands = {row: rows.train(flags, row, sys.executable) for row in waiting}
+    if flags.dry_run:
+        starts = [rows.Start(command=commands[row]) for row in waiting]
+        return rows.start(starts, dry_run=True)
     running: dict[int, subprocess.Popen] = {}
     failed = []
     stopped = False
@@ -60,26 +53,23 @@ def main() -> int:
     while running or (waiting and not stopped):
         while waiting and not stopped and len(running) < flags.at_once:
             row = waiting.pop(0)
-            command = [sys.executable, "-m", "scaling_ldm.main"]
-            command += ["--config", flags.config, "--workdir", str(flags.workdir)]
-            command += ["--stages", "train", "--run", str(row), *flags.rest]
-            running[row] = subprocess.Popen(command)
+            running[row] = subprocess.Popen(commands[row])
             if stopped:  # while it was started
                 running[row].terminate()
         for row, process in list(running.items()):
             if process.poll() is not None:
                 del running[row]
                 at_once = stopped and process.returncode < 0  # before it could hear
-                if process.returncode == PREEMPTED or at_once:
+                if process.returncode == rows.PREEMPTED or at_once:
                     waiting.append(row)
                 elif process.returncode:
                     failed.append(row)
                     print(f"row {row} ended with {process.returncode}", flush=True)
         time.sleep(0.5)
     if stopped and waiting:
-        return PREEMPTED
+        return rows.PREEMPTED
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

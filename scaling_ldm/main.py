@@ -15,6 +15,7 @@ from scaling_ldm import config, study
 from scaling_ldm.config import command_line
 
 flags.DEFINE_list("stages", None, command_line.FLAGS["stages"])
+flags.DEFINE_boolean("list_missing", False, command_line.FLAGS["list_missing"])
 for _name in ("workdir", "coordinator"):
     flags.DEFINE_string(_name, None, command_line.FLAGS[_name])
 for _name in ("run", "num_processes", "process_id"):
@@ -31,6 +32,7 @@ def main(_: list[str]) -> int:
         stages=given.stages,
         only=given.run,
         cluster=(given.coordinator, given.num_processes, given.process_id),
+        list_missing=given.list_missing,
     )
 
 
@@ -47,11 +49,8 @@ def parse(arguments: list[str]) -> list[str]:
         left = flags.FLAGS([arguments[0], *rest])
         command_line.check_left(path, left[1:])
         return left
-    except flags.UnrecognizedFlagError as e:
-        error = command_line.unknown_flag(e.flagname)
     except (config.ConfigError, flags.Error) as e:
-        error = str(e)
-    print(f"error: {error}", file=sys.stderr)
+        print(f"error: {command_line.said_of(e)}", file=sys.stderr)
     sys.exit(study.EXIT["bad configuration"])
 
 

@@ -22,34 +22,11 @@ import ml_collections
 from scaling_ldm import config, records
 from scaling_ldm.config import command_line
 from scaling_ldm.records import places
-from scaling_ldm.records.errors import (
-    CheckpointError,
-    ConfigError,
-    Damaged,
-    LocalOnly,
-    Preempted,
-)
+from scaling_ldm.records.errors import ConfigError, Damaged, LocalOnly, Preempted
 from scaling_ldm.training import progress, signals
-from scaling_ldm.workdir import ending, lock, ownership
+from scaling_ldm.workdir import ending, exit_status, lock, missing, ownership
 
-EXIT = {
-    "done": 0,
-    "defect": 1,  # as in every Python program
-    "bad configuration": 2,
-    "storage": 3,
-    "lost a process": 4,
-    "no answer": 5,  # advise recommends nothing
-    "preempted, run the same command again": 75,
-}
-# Each error that a user can act on -> the exit status. See also `exit_status`.
-STATUS: dict[type[Exception], int] = {
-    ConfigError: EXIT["bad configuration"],
-    LocalOnly: EXIT["bad configuration"],
-    Damaged: EXIT["storage"],
-    OSError: EXIT["storage"],
-    CheckpointError: EXIT["storage"],
-    Preempted: EXIT["preempted, run the same command again"],
-}
+EXIT = exit_status.EXIT
 LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
@@ -67,6 +44,7 @@ def run(
     stages: Sequence[str] | None,
     only: int | None,
     cluster: tuple[str | None, int | None, int | None],
+    list_missing: bool = False,
 ) -> int:
     """Runs the stages and returns one of EXIT's values; an error ends as one message.
 
@@ -79,34 +57,30 @@ def run(
       stages: names of stages; None: all, or those of one run.
       only: the row of the plan to train; None: every row.
       cluster: (host:port of process 0, processes, number of this process) of a job.
+      list_missing: print number and run_id of each row without a record, and no more.
     """
     try:
         name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
         at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
+        if list_missing:
+            command_line.check_alone(stages, only, *cluster)
+            missing.show(experiment, at)
+            return EXIT["done"]
         command_line.check_job(*cluster)
         names = command_line.stages_to_run(stages, only)
         lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
         signals.configure(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
     except Exception as e:
-        if exit_status(e) == EXIT["defect"] and not ending.in_a_job():
+        if exit_status.of(e) == EXIT["defect"] and not ending.in_a_job():
             raise
         return _stop(e)
 
 
-def exit_status(error: Exception) -> int:
-    """The exit status after an error; one that is in no table is a defect."""
-    kind = next((kind for kind in STATUS if isinstance(error, kind)), None)
-    # Saving a checkpoint fails, too, when another process is gone.
-    if kind in (None, CheckpointError) and ending.lost_a_process(error):
-        return EXIT["lost a process"]
-    return STATUS[kind] if kind else EXIT["defect"]
-
-
 def _stop(error: Exception) -> int:
     """Says why the study stopped; returns the status or, in a job, ends the process."""
-    status = exit_status(error)
+    status = exit_status.of(error)
     if isinstance(error, (ConfigError, Damaged, LocalOnly, OSError)):
         print(f"error: {ending.message(error)}", file=sys.stderr)
     elif status == EXIT["defect"]:

@@ -10,9 +10,10 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
+import launch_programs
 import pytest
 from absl import flags
 
@@ -176,6 +177,11 @@ def _check_script(path: str, arguments: tuple[str, ...]) -> None:
             assert (ROOT / word).exists()
 
 
+def _check_launcher(path: str, arguments: Sequence[str]) -> None:
+    flags = launch_programs.load(pathlib.Path(path).stem).flags_of(arguments)
+    assert (ROOT / flags.config).exists()
+
+
 def check(command: Command) -> None:
     """Fails where a command names what is not there."""
     match command.words:
@@ -187,11 +193,13 @@ def check(command: Command) -> None:
             _check_study(tuple(arguments))
         case ("python", "-m", "pytest", *arguments):
             _check_tests(tuple(arguments))
+        case ("python", path, *arguments) if path.startswith("launch/"):
+            _check_launcher(path, arguments)
         case ("python", path, *arguments):
             _check_script(path, tuple(arguments))
         case ("sbatch", *arguments):
-            assert "launch/slurm.sh" in arguments
-            assert any((ROOT / word).suffix == ".py" for word in arguments)
+            given = arguments[arguments.index("launch/slurm.sh") + 1 :]
+            _check_study(tuple(given))
         case ("jupyter", "lab", folder):
             assert (ROOT / folder).is_dir()
         case ("ruff", "format" | "check", ".") | ("pyrefly", "check"):

@@ -20,8 +20,10 @@ FLAGS = {
     "workdir": "Folder of the study, or gs://BUCKET/FOLDER. Default: runs/ and the "
     "name of the experiment.",
     "stages": f"Some of {', '.join(STAGES)}, as in --stages=plan,encode. They run in "
-    f"this order. Default: all but {' and '.join(names.STAGES_ON_REQUEST)}; with "
+    f"this order. Default: all but {', '.join(names.STAGES_ON_REQUEST)}; with "
     "--run: plan, encode and train.",
+    "list_missing": "Print ROW RUN_ID of each row of the plan without a record, and do "
+    "nothing else.",
     "run": "Train only this row of the plan (from 0).",
     "coordinator": "host:port of process 0 of a job of several processes.",
     "num_processes": "Number of processes of this job.",
@@ -162,7 +164,16 @@ def stages_to_run(given: Sequence[str] | None, only: int | None) -> tuple[str, .
     if given is not None:
         return check_stages(given)
     # One run of a sweep does not complete the study, so nothing is fitted yet.
-    return STAGES if only is None else ("plan", "encode", "train")
+    return names.STAGES if only is None else ("plan", "encode", "train")
+
+
+def check_alone(*others: object) -> None:
+    """Refuses --list_missing beside flags that run something (ConfigError)."""
+    if any(value is not None for value in others):
+        raise ConfigError(
+            "--list_missing runs nothing: leave out --stages, --run, --coordinator, "
+            "--num_processes and --process_id"
+        )
 
 
 def check_job(
@@ -192,8 +203,11 @@ def check_job(
         )
 
 
-def unknown_flag(name: str) -> str:
-    """One line about a flag that does not exist: the nearest one."""
+def said_of(error: Exception) -> str:
+    """One line about a bad flag; of one that does not exist, the nearest."""
+    name = getattr(error, "flagname", "")  # of absl's error for an unknown flag
+    if not name:
+        return f"{error}"
     close = names.nearest(name, FLAGS)
     hint = f"did you mean --{close}?" if close else "--help shows the flags"
     return f"unknown flag --{name}: {hint}"

@@ -24,7 +24,7 @@ from scaling_ldm.training import (
     progress,
     signals,
 )
-from scaling_ldm.workdir import initial_weights, lock, plan_table, runs
+from scaling_ldm.workdir import initial_weights, lock, missing, plan_table, runs
 
 
 def run(
@@ -52,8 +52,7 @@ def run(
     with lock.holding(
         (
             runs.run_files(workdir, spec.run_id).folder / lock.NAME
-            for _, spec in numbered
-            if runs.read_record(workdir, spec.run_id) is None
+            for _, spec in missing.rows(workdir, numbered)
         ),
         primary=mesh.is_primary(),
         any_process=mesh.any_process,
@@ -75,21 +74,21 @@ def _run(
 ) -> list[records.TrainRecord]:
     """See `run`; the runs without a record are locked."""
     done = _records(workdir, numbered)
-    missing = [(k, spec) for k, spec in numbered if spec.run_id not in done]
-    if not missing:
+    left = [(k, spec) for k, spec in numbered if spec.run_id not in done]
+    if not left:
         return [done[spec.run_id] for _, spec in numbered]
-    device_mesh = _mesh(experiment, [spec for _, spec in missing])
+    device_mesh = _mesh(experiment, [spec for _, spec in left])
     inputs = _Inputs(workdir, device_mesh)
-    for _, spec in missing:  # refuse what does not fit before anything is trained
+    for _, spec in left:  # refuse what does not fit before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
     if line := marks.line(
         [
             marks.marks_of(config.with_overrides(experiment, spec.overrides), spec)
-            for _, spec in missing
+            for _, spec in left
         ]
     ):
         progress.say(line)
-    specs = [spec for _, spec in missing]
+    specs = [spec for _, spec in left]
     pictures = data.training_pictures(experiment, workdir)
     for line in plan_table.repeated(experiment, specs, pictures):
         progress.say(f"caution: {line}")
@@ -101,12 +100,12 @@ def _run(
                 steps=spec.steps,
                 flops_per_step=spec.flops_per_step,
             )
-            for _, spec in missing
+            for _, spec in left
         ],
         experiment.train.show_every_seconds,
     )
     with jax.set_mesh(device_mesh):
-        for number, spec in missing:
+        for number, spec in left:
             sweep.begin(
                 number,
                 "  ".join(
@@ -189,10 +188,10 @@ def check_rows(
       ConfigError: the mesh or a batch size does not fit the devices, or the memory of
         a host or device is too small.
     """
-    missing = [s for s in specs if runs.read_record(workdir, s.run_id) is None]
-    if missing:
-        shape = _mesh(experiment, missing).shape
-        capacity.check(experiment, missing, stages, shape["fsdp"])
+    left = [s for s in specs if runs.read_record(workdir, s.run_id) is None]
+    if left:
+        shape = _mesh(experiment, left).shape
+        capacity.check(experiment, left, stages, shape["fsdp"])
 
 
 class _Inputs:

@@ -1,13 +1,11 @@
 """Files of a working directory that are no records: who reads one names it."""
 
-import importlib.util
 import json
 import shutil
 
 import older_workdirs
 import pytest
 from damages import DAMAGES, damages, said_about
-from processes import ROOT
 
 from scaling_ldm import config, records, study
 from scaling_ldm.data.shards import file_digest
@@ -15,7 +13,7 @@ from scaling_ldm.report import reading as pages
 from scaling_ldm.stages import advise
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
-from scaling_ldm.workdir import init_record, ownership, runs, samples
+from scaling_ldm.workdir import init_record, missing, ownership, runs, samples
 
 EXAMPLE = older_workdirs.MADE / records.FIRST
 RUN = "1.600e09-16x1"
@@ -65,11 +63,8 @@ def resumed(workdir):
 
 
 def missing_rows(workdir):
-    """As the launcher of this machine finds them."""
-    spec = importlib.util.spec_from_file_location("local", ROOT / "launch/local.py")
-    launcher = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launcher)
-    return launcher.missing_rows(workdir)
+    """As --list_missing and the launchers find them."""
+    return missing.rows(workdir, enumerate(records.read_plan(workdir)))
 
 
 def study_of(workdir):

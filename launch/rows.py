@@ -1,0 +1,270 @@
+"""The rows of a plan that a launcher starts, and the command of each.
+
+Every launcher has the flags of `parser`. It asks the entry point which rows are missing
+(`--list_missing`), so an experiment that does not fit the working directory is refused
+before anything is started. Overrides (`--config.x=y`) are given to every command as
+they are. `--dry-run` prints what would be done as a shell script, and does nothing.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import yaml
+
+from scaling_ldm import study
+from scaling_ldm.config import command_line
+from scaling_ldm.records.errors import ConfigError
+
+PREEMPTED = study.EXIT["preempted, run the same command again"]
+LOST = study.EXIT["lost a process"]
+REFUSED = study.EXIT["bad configuration"]
+# After these the same command ends in the same way: nothing starts it again.
+HOPELESS = sorted({*study.EXIT.values()} - {study.EXIT["done"], LOST, PREEMPTED})
+FILES = pathlib.Path("launched")  # what launchers write, below the current folder
+PORT = 8476  # of process 0, where nothing else says how processes find one another
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """The flags of every launcher.
+
+    Args:
+      about: the launcher's docstring; its first line is shown by --help.
+    """
+    made = argparse.ArgumentParser(
+        description=about.splitlines()[0],
+        epilog="--config.SECTION.FIELD=VALUE is given to every run.",
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--config", required=True, help="experiment file, as of the entry point")
+    add("--workdir", required=True, help="folder of the study, with its plan")
+    add("--workdir_there", help="the same folder as the jobs see it, if it differs")
+    add("--rows", help="only these of the missing rows, as in 0-9,12")
+    add("--name", help="begins the names of jobs (default: the name of the folder)")
+    add("--dry-run", "--dry_run", action="store_true", help="print, start nothing")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The flags of a launcher; `overrides` holds every `--config.x=y`, whole.
+
+    A word that is no flag ends the launcher with status 2.
+    """
+    try:
+        path, rest = command_line.split(words)
+    except ConfigError as e:
+        made.error(str(e))
+    ours = re.compile(r"--?(no)?config\.")
+    overrides = [word for word in rest if ours.match(word)]
+    others = [word for word in rest if not ours.match(word) and word != "--"]
+    flags = made.parse_args([*([f"--config={path}"] if path else []), *others])
+    flags.overrides = overrides
+    flags.workdir_there = flags.workdir_there or flags.workdir
+    flags.name = flags.name or _name_of(flags.workdir)
+    return flags
+
+
+def _name_of(workdir: str) -> str:
+    """runs/My_Study -> my-study."""
+    folder = pathlib.Path(workdir).resolve().name.lower()
+    return re.sub(r"[^a-z0-9]+", "-", folder).strip("-")
+
+
+def command(flags: argparse.Namespace, python: str = "python") -> list[str]:
+    """The entry point for the study; the flags that say what to do are added to it."""
+    start = [python, "-m", "scaling_ldm.main", "--config", flags.config]
+    return [*start, "--workdir", flags.workdir_there, *flags.overrides]
+
+
+def train(flags: argparse.Namespace, row: int | str, python: str = "python") -> list:
+    """The command that trains one row."""
+    return [*command(flags, python), "--stages", "train", "--run", str(row)]
+
+
+def missing(flags: argparse.Namespace) -> list[int]:
+    """The rows without a record, of those asked for."""
+    found = listed(flags)
+    if not flags.rows:
+        return found
+    wanted = numbers(flags.rows)
+    return [row for row in found if row in wanted]
+
+
+def listed(flags: argparse.Namespace) -> list[int]:
+    """The rows that --list_missing prints; its refusal ends the launcher as well."""
+    here = argparse.Namespace(**{**vars(flags), "workdir_there": flags.workdir})
+    asked = subprocess.run(
+        [*command(here, sys.executable), "--list_missing"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if asked.returncode:
+        sys.exit(asked.returncode)
+    return [int(line.split()[0]) for line in asked.stdout.splitlines()]
+
+
+def told(ask: Sequence[str], dry_run: bool) -> str:
+    """What a command prints that asks a scheduler for its jobs and changes nothing.
+
+    Where it is not installed, or fails in a dry run, no job is known, and a line says
+    so. Otherwise a failure ends the launcher: jobs might be started twice.
+    """
+    if shutil.which(ask[0]):
+        asked = subprocess.run(ask, stdout=subprocess.PIPE, text=True)
+        if not asked.returncode:
+            return asked.stdout
+        if not dry_run:
+            print(f"error: {shlex.join(ask)} failed", file=sys.stderr)
+            sys.exit(1)
+    print(f"{ask[0]} gives no jobs: what is started is not left out", file=sys.stderr)
+    return ""
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """(NAME, STATE) of each line; "" where it says no state."""
+    return [
+        (name, state.strip())
+        for name, _, state in (line.partition(" ") for line in text.splitlines())
+    ]
+
+
+def left(
+    named: Mapping[str, int], there: Mapping[str, str], over: Collection[str]
+) -> dict[str, int]:
+    """The rows, by the name of their job, whose job is not there or is over.
+
+    Args:
+      over: states in which a job does nothing any more.
+    """
+    kept = {n: row for n, row in named.items() if there.get(n) in (None, *over)}
+    if at_work := [row for n, row in named.items() if n not in kept]:
+        print(f"already started: {ranges(at_work)}", file=sys.stderr)
+    return kept
+
+
+def say_and_check(rows: Sequence[int]) -> None:
+    """Says which rows are started; ends the launcher if there are none."""
+    print(f"{len(rows)} rows to start: {ranges(rows) or 'none'}", file=sys.stderr)
+    if not rows:
+        sys.exit(study.EXIT["done"])
+
+
+def numbers(text: str) -> set[int]:
+    """ "0-2,7" -> {0, 1, 2, 7}; anything else ends the launcher with status 2."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        refuse(f"--rows={text}: must be rows of the plan, as in 0-9,12")
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found |= {*range(int(first), int(last or first) + 1)}
+    return found
+
+
+def ranges(rows: Iterable[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2,7"."""
+    parts: list[list[int]] = []
+    for row in sorted(rows):
+        if parts and row == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], row]
+        else:
+            parts.append([row])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def name_of(flags: argparse.Namespace, row: int, longest: int) -> str:
+    """The name of a row's job, as Kubernetes and Google Cloud allow names.
+
+    A name is not cut: two jobs could then have the same one.
+    """
+    name = f"{flags.name}-{row}"
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > longest:
+        refuse(
+            f"the job of row {row} would be called {name!r}: give a --name of "
+            "lower-case letters, digits and '-' that begins with a letter, so that it "
+            f"has at most {longest} characters with the row"
+        )
+    return name
+
+
+def refuse(why: str) -> None:
+    """Ends the launcher with status 2."""
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """A command that starts jobs, and the files that it reads, by name in FILES."""
+
+    command: Sequence[str]
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def start(starts: Iterable[Start], dry_run: bool) -> int:
+    """Writes the files and runs the commands, one after the other, or prints them.
+
+    Returns:
+      0, or 1 if a command failed; the ones after it are still run.
+    """
+    failed = 0
+    for one in starts:
+        if dry_run:
+            print(_as_shell(one))
+            continue
+        for name, text in one.files.items():
+            FILES.mkdir(exist_ok=True)
+            (FILES / name).write_text(text, encoding="utf-8")
+        try:
+            status = subprocess.run(one.command).returncode
+        except FileNotFoundError:
+            refuse(f"{one.command[0]} is not installed; --dry-run shows the commands")
+        failed += status != 0
+        if status:
+            print(f"{one.command[0]} ended with {status}", file=sys.stderr)
+    return int(failed > 0)
+
+
+def _as_shell(one: Start) -> str:
+    lines = []
+    for name, text in one.files.items():
+        end = "END"
+        while end in text.splitlines():
+            end += "_"
+        path = shlex.quote(str(FILES / name))
+        lines += [f"mkdir -p {FILES}", f"cat >{path} <<'{end}'", text + end]
+    return "\n".join([*lines, shlex.join(one.command)])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and a value that comes twice in full."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def as_yaml(*documents: Mapping) -> str:
+    """The documents as YAML, keys in the given order."""
+    return yaml.dump_all(
+        documents, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True
+    )
+
+
+def absolute(path: str) -> str:
+    """A path without links and dots, as this machine sees it."""
+    return os.path.realpath(path)
