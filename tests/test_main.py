@@ -16,7 +16,7 @@ from scaling_ldm.evaluation import extractors
 from scaling_ldm.records import errors
 from scaling_ldm.stages import evaluate
 from scaling_ldm.training import progress, signals
-from scaling_ldm.workdir import ending, runs
+from scaling_ldm.workdir import ending, exit_status, runs
 
 # One size of the tiny study on pictures of 8 pixels, at its three budgets.
 ONE_SIZE = "--config.plan.sizes=((32, 1),)"
@@ -438,7 +438,7 @@ def test_each_class_of_errors_has_its_exit_status(error, job, status, monkeypatc
     if isinstance(error, tuple):
         error, cause = error
         error.__cause__ = jax.errors.JaxRuntimeError(cause)
-    assert study.exit_status(error) == study.EXIT[status]
+    assert exit_status.of(error) == study.EXIT[status]
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_class_that_is_only_named_like_a_known_one_is_a_defect():
     class Preempted(Exception):
         pass
 
-    assert study.exit_status(Preempted("x")) == study.EXIT["defect"]
+    assert exit_status.of(Preempted("x")) == study.EXIT["defect"]
 
 
 def test_stage_names_are_the_methods():

@@ -10,7 +10,7 @@ from scaling_ldm.data import shards
 from scaling_ldm.records import table
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
-from scaling_ldm.workdir import ending
+from scaling_ldm.workdir import ending, exit_status
 
 # Every write to it fails as on a full disk. What may rename gets a link to it alone.
 FULL = "/dev/full"
@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, write):
         f"No space left on device: {tmp_path / 'file'}; make room, then run the same "
         "command to continue"
     )
-    assert study.exit_status(e.value) == study.EXIT["storage"]
+    assert exit_status.of(e.value) == study.EXIT["storage"]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

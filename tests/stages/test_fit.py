@@ -11,6 +11,7 @@ from scaling_ldm import study as entry
 from scaling_ldm.records import table
 from scaling_ldm.report import reading
 from scaling_ldm.stages import fit
+from scaling_ldm.workdir import exit_status
 
 
 def fitted(workdir, metrics=("loss",), weights="", protocols=()):
@@ -120,7 +121,7 @@ def test_an_unknown_metric_ends_the_command_as_bad_configuration(study, capsys):
     )
     with pytest.raises(config.ConfigError) as refused:
         stages._fit()
-    assert entry.exit_status(refused.value) == entry.EXIT["bad configuration"]
+    assert exit_status.of(refused.value) == entry.EXIT["bad configuration"]
 
 
 def test_before_anything_is_trained_every_run_is_named(study):
