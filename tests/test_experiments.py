@@ -65,6 +65,16 @@ def test_it_plans(path):
         assert row.hours > 0
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_its_mesh_and_batches_fit_its_default_devices(path):
+    e = config.resolve(config.load(path))
+    assert e.plan.devices % e.mesh.fsdp == 0
+    assert e.mesh.replica in (-1, e.plan.devices // e.mesh.fsdp)
+    # Those of training and validation are refused where they do not fit.
+    for size in (e.train.batch_size, e.validation.batch_size):
+        assert size % e.plan.devices == 0
+
+
 def test_paper_b_grid():
     """Width 64 x depth, depth 2 to 15, batch 1024, 1e-4, 256 image tokens."""
     e = config.resolve(config.load(FOLDER / "dit_isoflop.py"))

@@ -376,7 +376,8 @@ def test_a_stage_asked_for_in_vain_says_what_to_set(
 ):
     lines = []
     monkeypatch.setattr(progress, "say", lines.append)
-    monkeypatch.setattr(config, "STAGES", ("plan", "evaluate", "frontier"))
+    for where in (config, command_line.names):
+        monkeypatch.setattr(where, "STAGES", ("plan", "evaluate", "frontier"))
     assert study.run(tiny, **calling(tmp_path, "plan")) == 0
     assert study.run(tiny, **calling(tmp_path, *asked)) == 0
     assert [line for line in lines if "measures nothing" in line] == said
