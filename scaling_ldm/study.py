@@ -33,7 +33,7 @@ LOST = (
 )
 # Stages that only one command at a time may run in a workdir; others may read it
 # meanwhile. With --run, commands share the stages of ROW: each trains its own row.
-WRITING = ("plan", "encode", "train", "generate", "evaluate", "frontier", "export")
+WRITING = tuple(s for s in command_line.STAGES if s not in ("fit", "report", "advise"))
 ROW = ("plan", "encode", "train")
 
 

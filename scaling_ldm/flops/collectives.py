@@ -110,13 +110,25 @@ def _of(line: str) -> Iterator[tuple[str, str, int]]:
     if not match:
         return
     shapes, kind, start = match[1], match[2], match[3]
-    arrays = [(dtype, _nbytes(dtype, sizes)) for dtype, sizes in _ARRAY.findall(shapes)]
     if start and kind != "all-reduce":  # (what goes in, what comes out, ...)
-        arrays = arrays[1:2]
-    for dtype, size in arrays:
+        shapes = _second(shapes)
+    for dtype, sizes in _ARRAY.findall(shapes):
+        size = _nbytes(dtype, sizes)
         if kind == "reduce-scatter":
             size *= _group_size(line)
         yield kind, dtype, size
+
+
+def _second(shapes: str) -> str:
+    """The second entry of a tuple of shapes; of several arrays it is a tuple again."""
+    level, entries = 0, [""]
+    for character in re.sub(r"/\*.*?\*/", "", shapes).strip()[1:-1]:
+        level += (character in "([{") - (character in ")]}")
+        if character == "," and not level:
+            entries.append("")
+        else:
+            entries[-1] += character
+    return entries[1]
 
 
 def _nbytes(dtype: str, sizes: str) -> int:

@@ -1,7 +1,8 @@
 """What a block keeps for its backward pass, and what it computes again.
 
-The policies are those of config.names.REMAT_POLICIES, and "none" without remat. Whole
-weights are never kept, nor what follows from them alone: they are gathered again.
+The policies are those of config.names.REMAT_POLICIES, and "none" without remat. Inside
+of `sharded.on_rows` whole weights are never kept, nor what follows from them alone:
+they are gathered again.
 """
 
 from __future__ import annotations

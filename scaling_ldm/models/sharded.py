@@ -1,11 +1,10 @@
 """Parameters that devices share: whole where they are used, and nowhere else.
 
-Under an explicit mesh, `on_rows` lets each device apply a network to its own rows.
-`gather` there makes a block's weights whole in the type of its arithmetic, and is not
-repeated for the whole network at once. Its derivative adds up the gradient in float32
-and gives each device its own part (fully sharded data parallelism; Rajbhandari et al.
-2020, arXiv 1910.02054, stage 3). Left to itself, the partitioner of XLA adds up whole
-gradients on every device.
+Under an explicit mesh, `on_rows` lets each device apply a denoiser to its own rows.
+`gather` there makes the weights of one block whole, in the type of its arithmetic. Its
+derivative adds up the gradient in float32 and gives each device its own part (fully
+sharded data parallelism; Rajbhandari et al. 2020, arXiv 1910.02054, stage 3). Left to
+itself, the partitioner of XLA adds up whole gradients on every device.
 """
 
 from __future__ import annotations
@@ -82,9 +81,9 @@ def is_manual() -> bool:
 
 def _whole(part: ParameterPart, dtype: Any) -> jax.Array:
     value = jax.lax.pcast(part.value, part.copied, to="varying")
+    if part.axis is None:  # nothing travels; a module may use it in float32
+        return value
     dtype = value.dtype if dtype is None else dtype
-    if part.axis is None:
-        return value.astype(dtype)
     axis = value.ndim + part.axis
     return _all_gather(value, axis, part.over, dtype)
 
@@ -118,7 +117,8 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     Returns:
       The same function. It is `apply` itself without a mesh, on one device, and where
-      the rows of x are not split over all devices.
+      the rows of x are not split over all devices. It raises ValueError for an array of
+      another number of rows than x has; one row stands for all.
     """
 
     @functools.wraps(apply)
@@ -133,8 +133,7 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             return apply(params, x, t, cond)
         spec = PartitionSpec(rows)
         inputs = jax.tree.map(
-            lambda a: jax.reshard(a, PartitionSpec(rows, *(None,) * (a.ndim - 1))),
-            (x, jnp.asarray(t), cond),
+            lambda a: _of_rows(jnp.asarray(a), x.shape[0], rows), (x, t, cond)
         )
         leaves, tree = jax.tree.flatten(params)
         specs = [jax.typeof(leaf).sharding.spec for leaf in leaves]
@@ -151,6 +150,15 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         )(leaves, inputs)
 
     return applied
+
+
+def _of_rows(a: jax.Array, count: int, rows: Any) -> jax.Array:
+    """An array with a leading axis of `count` rows, split as `rows` says."""
+    if a.ndim == 0 or a.shape[0] not in (1, count):
+        raise ValueError(f"an array of shape {a.shape} beside {count} rows of x")
+    if a.shape[0] != count:
+        a = jnp.broadcast_to(a, (count, *a.shape[1:]))
+    return jax.reshard(a, PartitionSpec(rows, *(None,) * (a.ndim - 1)))
 
 
 def _part(

@@ -50,6 +50,7 @@ class CompiledProgram:
     accelerator: str
     devices: int
     fsdp: int  # devices that share one copy of the parameters
+    remat: str  # what the backward pass computes again: a policy, or "none"
     device_bytes: int  # memory of a device, as its data sheet states it
     planned_bytes: int  # what the plan expects of a training step
     seconds: float  # of tracing and compiling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from scaling_ldm import config, records
 from scaling_ldm.records.compiled import COMPILED, CompiledProgram
@@ -77,8 +78,8 @@ def _collective(one: records.Collective) -> str:
 
 
 def _keep(path: pathlib.Path, found: CompiledProgram) -> None:
-    def key(one: CompiledProgram) -> tuple[str, ...]:
-        return one.run_id, one.program, one.topology
+    def key(one: CompiledProgram) -> tuple[Any, ...]:
+        return one.run_id, one.program, one.topology, one.fsdp, one.remat
 
     held: Iterable[CompiledProgram] = ()
     if path.is_file():
@@ -91,9 +92,16 @@ def _refusal(
 ) -> str:
     there = found.device_bytes / _GIB
     said = f"{found.peak_bytes / _GIB:.3g} GiB" if found.peak_bytes else "more"
-    ways = capacity.ways_to_fit(experiment, spec, found.devices, found.device_bytes)
-    return (
+    refused = (
         f"{spec.run_id} does not fit on {found.topology} with mesh.fsdp = "
         f"{found.fsdp}: {found.program} needs {said}, a device has {there:.4g} GiB. "
-        f"By the plan's estimate this fits: {'; or '.join(ways) or 'nothing known'}"
+    )
+    if found.program != "train":
+        field = {"loss": "validation", "sample": "generate"}[found.program]
+        return refused + f"Lower config.{field}.batch_size, or raise mesh.fsdp"
+    own = config.with_overrides(experiment, spec.overrides)
+    ways = capacity.ways_to_fit(own, spec, found.devices, found.device_bytes)
+    return refused + (
+        "By the plan's estimate, which is too low, this may fit: "
+        f"{'; or '.join(ways) or 'nothing known'}"
     )

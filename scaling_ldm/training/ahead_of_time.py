@@ -51,6 +51,7 @@ def compiled(
     }
     device_mesh = mesh.build(experiment.mesh, batches, use=topology.devices)
     begin = time.perf_counter()
+    model = experiment.model
     with jax.set_mesh(device_mesh):
         function, arguments = _PROGRAMS[program](experiment, spec, device_mesh)
         lowered = function.trace(*arguments).lower(
@@ -62,28 +63,9 @@ def compiled(
         except jax.errors.JaxRuntimeError as e:
             if _OUT_OF_MEMORY not in str(e):
                 raise
-            return _row(spec, topology, device_mesh, program, begin, None, str(e))
-    return _row(spec, topology, device_mesh, program, begin, found, "")
-
-
-def _row(
-    spec: records.RunSpec,
-    topology: topologies.Topology,
-    device_mesh: jax.sharding.Mesh,
-    program: str,
-    begin: float,
-    found: Any,
-    refusal: str,
-) -> records.CompiledProgram:
-    numbers: dict[str, Any] = {}
-    if found is not None:
-        memory = found.memory_analysis()
-        numbers = {
-            "argument_bytes": memory.argument_size_in_bytes,
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "peak_bytes": memory.peak_memory_in_bytes,
-            "collectives": tuple(collectives.collectives(found.as_text())),
-        }
+            numbers: dict[str, Any] = {"refusal": " ".join(str(e).split())[:600]}
+        else:
+            numbers = _numbers(found)
     return records.CompiledProgram(
         run_id=spec.run_id,
         study=spec.study,
@@ -92,14 +74,24 @@ def _row(
         accelerator=topology.accelerator,
         devices=device_mesh.size,
         fsdp=device_mesh.shape["fsdp"],
+        remat=model.remat_policy if model.remat else "none",
         device_bytes=peaks.PEAKS[topology.accelerator].memory_bytes,
         planned_bytes=capacity.step_bytes(
             spec, device_mesh.size, device_mesh.shape["fsdp"]
         ),
         seconds=time.perf_counter() - begin,
-        refusal=" ".join(refusal.split())[:600],
         **numbers,
     )
+
+
+def _numbers(found: Any) -> dict[str, Any]:
+    memory = found.memory_analysis()
+    return {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes,
+        "collectives": tuple(collectives.collectives(found.as_text())),
+    }
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:
@@ -133,20 +125,36 @@ def _train(
     device_mesh: jax.sharding.Mesh,
 ) -> tuple[Any, tuple[Any, ...]]:
     functions = _functions(experiment, spec, device_mesh)
-    batch, uncond = objective_checks.abstract_inputs(
+    inputs = objective_checks.abstract_inputs(
         experiment, functions.objective, spec.batch_size
     )
+    batch, uncond = (objective_checks.as_stored(experiment, one) for one in inputs)
     numbers = optimizer.schedule_numbers(
         experiment.optimizer, spec.learning_rate, spec.warmup_steps, spec.steps
     )
     hyper = _placed(device_mesh, numbers, mesh.REPLICATED)
     request = jax.ShapeDtypeStruct((device_mesh.size,), jnp.int32)
-    return functions.step, (
-        functions.abstract_state,
-        _placed(device_mesh, batch, mesh.BATCH),
+    rest = (
         _placed(device_mesh, uncond, mesh.REPLICATED),
         hyper | {"key": _key(device_mesh)},
         _placed(device_mesh, request, mesh.BATCH),
+    )
+    many = experiment.train.steps_per_dispatch
+    if many == 1:
+        return functions.step, (
+            functions.abstract_state,
+            _placed(device_mesh, batch, mesh.BATCH),
+            *rest,
+        )
+    stacked = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((many, *a.shape), a.dtype), batch
+    )
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    return functions.steps, (
+        functions.abstract_state,
+        _placed(device_mesh, stacked, mesh.STACKED_BATCHES),
+        _placed(device_mesh, count, mesh.REPLICATED),
+        *rest,
     )
 
 
@@ -158,6 +166,7 @@ def _loss(
     functions = _functions(experiment, spec, device_mesh)
     rows = experiment.validation.batch_size
     batch, _ = objective_checks.abstract_inputs(experiment, functions.objective, rows)
+    batch = objective_checks.as_stored(experiment, batch)
     times = jax.ShapeDtypeStruct((rows,), jnp.float32)
     numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return functions.per_example_loss, (
@@ -179,6 +188,7 @@ def _sample(
     sampling = experiment.generate
     rows = -(-sampling.batch_size // device_mesh.size) * device_mesh.size
     every = objective_checks.abstract_batch(experiment, rows)
+    every = objective_checks.as_stored(experiment, every)
     cond = {name: every[name] for name in network.conditioning}
     cond = _placed(device_mesh, cond, mesh.BATCH)
     shape = _placed(

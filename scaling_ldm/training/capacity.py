@@ -95,7 +95,9 @@ def step_bytes(spec: records.RunSpec, devices: int, fsdp: int) -> int:
 def ways_to_fit(
     experiment: config.Experiment, spec: records.RunSpec, devices: int, there: int
 ) -> list[str]:
-    """Settings with which a training step fits by the plan, the cheapest first.
+    """Settings with which a training step may fit, the cheapest first.
+
+    The plan does not know what remat would keep: it is named where the state fits.
 
     Args:
       devices: of the job that is too small.
@@ -109,10 +111,7 @@ def ways_to_fit(
             break
     if not experiment.model.remat:
         saved = f"mesh.fsdp = {devices}" if devices > fsdp else "these devices"
-        if (
-            step_bytes(spec, devices, devices) - spec.activation_bytes // devices
-            <= there
-        ):
+        if spec.state_bytes // devices <= there:
             ways.append(f"model.remat = True with {saved}")
     for times in (2, 4, 8, 16, 32):
         more = devices * times

@@ -73,6 +73,17 @@ def abstract_inputs(
     return batch, uncond
 
 
+def as_stored(
+    experiment: config.Experiment, shapes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same shapes, with features of captions in the type of their records."""
+    found = dict(shapes)
+    if "text" in found and not experiment.reads_words:
+        kind = jnp.dtype(experiment.encode.dtype)
+        found["text"] = jax.ShapeDtypeStruct(found["text"].shape, kind)
+    return found
+
+
 def check_source(
     experiment: config.Experiment, objective: Objective, source: Any
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, records
@@ -82,15 +83,13 @@ def step_seconds(
 
     def filled(shape: jax.ShapeDtypeStruct, *stacked: int) -> np.ndarray:
         size = (*stacked, *shape.shape)
-        if np.issubdtype(shape.dtype, np.floating):
-            return rng.standard_normal(size, np.float32)
+        if jnp.issubdtype(shape.dtype, jnp.floating):
+            return rng.standard_normal(size, np.float32).astype(shape.dtype)
         return np.ones(size, shape.dtype)
 
     def arrays(shapes: Any, *stacked: int) -> dict[str, np.ndarray]:
-        found = {name: filled(shape, *stacked) for name, shape in shapes.items()}
-        if "text" in found and not experiment.reads_words:  # as training compiles it
-            found["text"] = found["text"].astype(experiment.encode.dtype)
-        return found
+        stored = objective_checks.as_stored(experiment, shapes)
+        return {name: filled(shape, *stacked) for name, shape in stored.items()}
 
     stacked = () if many == 1 else (many,)
     batch = mesh.put(

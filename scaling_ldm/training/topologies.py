@@ -106,27 +106,25 @@ def describe(name: str, slices: int = 1) -> Topology:
         not installed.
     """
     kind, _, shape = name.partition(":")
-    if kind not in TPUS and kind not in GPUS or not re.fullmatch(r"\d+(x\d+)*", shape):
+    numbers = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape)
+    if kind not in (*TPUS, *GPUS) or not numbers:
         raise config.ConfigError(
             f"config.compile.topology = {name!r}: give a kind of {', '.join(TPUS)} "
             f"with its chips along each axis, such as v5p:4x8x8, or one of "
             f"{', '.join(GPUS)} with hosts x GPUs of a host, such as h100:8x8"
         )
     if kind in GPUS:
+        if slices > 1:
+            raise config.ConfigError(
+                f"config.compile.slices = {slices}: slices are of TPUs; give more hosts"
+            )
         return _gpus(name, kind, shape)
     _need("libtpu", "the compiler for TPUs", 'the extra "tpu"')
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if kind == "v4":
         more["chip_config_name"] = "megacore"
-    try:
-        with _environment(_NO_TPU_HERE):
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=name, **more
-            )
-    except (RuntimeError, ValueError, NotImplementedError) as e:
-        raise config.ConfigError(
-            f"config.compile.topology = {name!r}: {' '.join(str(e).split())[:300]}"
-        ) from e
+    with _refused_by_name(name), _environment(_NO_TPU_HERE):
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     return Topology(
         name=name if slices == 1 else f"{slices} x {name}",
         platform="tpu",
@@ -142,15 +140,26 @@ def _gpus(name: str, kind: str, shape: str) -> Topology:
             f"config.compile.topology = {name!r}: give hosts x GPUs of a host, such as "
             f"{kind}:8x8"
         )
-    found = topologies.get_topology_desc(
-        platform="cuda",
-        topology_name="gpu",
-        topology=f"1x{shape}",
-        target_config=_GPU_TABLES[kind],
-    )
+    with _refused_by_name(name):
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="gpu",
+            topology=f"1x{shape}",
+            target_config=_GPU_TABLES[kind],
+        )
     return Topology(
         name=name, platform="cuda", accelerator=GPUS[kind], devices=found.devices
     )
+
+
+@contextlib.contextmanager
+def _refused_by_name(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as e:
+        raise config.ConfigError(
+            f"config.compile.topology = {name!r}: {' '.join(str(e).split())[:300]}"
+        ) from e
 
 
 def _need(module: str, what: str, package: str) -> None:

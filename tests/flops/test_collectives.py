@@ -94,6 +94,20 @@ def test_each_array_is_counted_whole(groups):
     assert not any(one.at_least for one in found.values())
 
 
+def test_gathers_that_the_compiler_has_joined_are_all_counted():
+    """Its form where one start has several arrays: (what goes in), (what comes out)."""
+    joined = (
+        "((bf16[4]{0:T(128)}, f32[8,2]{1,0}), (bf16[32]{0}, /*index=1*/f32[64,2]{1,0}),"
+        " u32[], u32[]) all-gather-start(%x, %y), dimensions={0}"
+    )
+    single = "(bf16[2,2], bf16[8,2]) all-gather-start(%x), dimensions={0}"
+    assert single in TPU
+    found = collectives(text().replace(single, joined))
+    counts = {one.dtype: one for one in found if one.kind == "all-gather"}
+    assert counts["f32"].nbytes == 64 * 2 * 4 and counts["f32"].count == 1
+    assert counts["bf16"].nbytes == 24 * 8 * 16 * 2 + 32 * 2
+
+
 def test_turns_that_are_not_known_are_said():
     found = {(one.kind, one.dtype): one for one in collectives(text(limit="data"))}
     assert found["reduce-scatter", "f32"].at_least

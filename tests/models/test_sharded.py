@@ -9,7 +9,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.flops.collectives import collectives
-from scaling_ldm.models import denoisers, remat
+from scaling_ldm.models import denoisers, remat, sharded
 from scaling_ldm.models.denoisers import dit
 from scaling_ldm.training import mesh
 
@@ -140,6 +140,36 @@ def test_rows_that_are_not_split_over_the_devices_are_computed_as_before(shared)
     with jax.set_mesh(None):
         wanted = jax.jit(net.apply)(alone, x, t, cond)
     np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), atol=1e-5)
+
+
+def test_one_row_stands_for_all_and_other_numbers_are_refused(shared):
+    net = network()
+    params, (x, t, cond) = placed(net, shared)
+    with jax.set_mesh(shared[0]):
+        one = jnp.full((1,), 0.5)
+        found = jax.jit(net.apply)(params, x, one, cond)
+        wanted = jax.jit(net.apply)(params, x, jnp.full((x.shape[0],), 0.5), cond)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+        for wrong in (jnp.float32(0.5), jnp.full((2,), 0.5)):
+            with pytest.raises(ValueError, match="beside 8 rows"):
+                jax.jit(net.apply)(params, x, wrong, cond)
+
+
+def test_what_is_not_split_keeps_its_type(shared):
+    """A norm's scale is used in float32, however many values all blocks have."""
+    found = shared[0]
+    scale = jnp.full((3, 2**15), 1 + 2.0**-12)  # not a bfloat16
+
+    def apply(params, x, t, cond):
+        whole = sharded.gather(params, jnp.bfloat16)
+        assert whole["scale"].dtype == jnp.float32
+        return x * whole["scale"].mean()
+
+    with jax.set_mesh(found):
+        x = mesh.put(found, np.ones((4, 1), np.float32))
+        given = mesh.put(found, {"scale": np.asarray(scale)}, mesh.REPLICATED)
+        y = jax.jit(sharded.on_rows(apply))(given, x, x[:, 0], {})
+    np.testing.assert_array_equal(np.asarray(y), np.float32(1 + 2.0**-12))
 
 
 def test_the_policies_are_those_of_the_config():
