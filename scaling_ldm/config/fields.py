@@ -95,10 +95,7 @@ class ModelConfig:
     latent_channels: int = 4  # channels of the latent
     groups: int = 32  # groups of each GroupNorm; those of a unet have 32
     remat: bool = False  # compute again in the backward pass, to save memory
-    # What is computed again with remat, one of REMAT_POLICIES. "blocks": all but each
-    # block's input. "dots": all but the products with weights. "offload": as "blocks",
-    # and the inputs wait in the host's memory.
-    remat_policy: str = "blocks"
+    remat_policy: str = "blocks"  # what remat computes again; one of REMAT_POLICIES
     # Whether layers are unrolled instead of scanned; "auto" unrolls on a CPU.
     unroll: str = "auto"
 
@@ -250,14 +247,11 @@ class MeshConfig:
     replica: int = -1  # copies of the parameters; -1: as many as devices allow
     fsdp: int = 1  # devices that share one copy of the parameters
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
-    # Seconds after which a process of the job that has sent nothing counts as lost.
-    heartbeat_seconds: int = 100
+    heartbeat_seconds: int = 100  # of silence, after which a process counts as lost
     # Seconds without progress in training after which each process prints where it is;
     # five times as long before the first step. 0: never.
     stall_seconds: float = 300.0
-    # Seconds without progress in training after which a job of several processes ends,
-    # with status 4; 0: never.
-    stall_limit_seconds: float = 1800.0
+    stall_limit_seconds: float = 1800.0  # then a job of several ends; 0: never
     # Folder or bucket of compiled programs, for the next process; "": none; "auto":
     # `compiled` in the working directory, and none on a CPU.
     compilation_cache: str = "auto"
@@ -332,9 +326,7 @@ class AdviseConfig:
 class CompileConfig:
     """Compiling a run's programs for devices that are not here."""
 
-    # TPU chips as the vendor names them, such as "v5p:4x8x8", or hosts x GPUs, such as
-    # "h100:8x8".
-    topology: str = ""
+    topology: str = ""  # TPU chips, "v5p:4x8x8", or hosts x GPUs, "h100:8x8"
     slices: int = 1  # of TPUs, joined by the data centre's network
     programs: tuple[str, ...] = ("train", "loss", "sample")  # some of PROGRAMS
 

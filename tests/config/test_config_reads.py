@@ -356,7 +356,8 @@ ENCODE = {
 
 
 def test_with_nothing_to_encode_the_other_fields_are_refused(tmp_path):
-    assert {f"encode.{name}" for name in ENCODE} == set(reads.RECORDS)
+    others = {"data.shuffle_window", "data.reader_threads", "data.cache_gigabytes"}
+    assert {f"encode.{name}" for name in ENCODE} | others == set(reads.RECORDS)
     experiment = base("in_context")
     assert not experiment.encoded
     names = Unread(autoencoder="none", text_encoder="vocabulary")
@@ -366,6 +367,9 @@ def test_with_nothing_to_encode_the_other_fields_are_refused(tmp_path):
     for name, value in ENCODE.items():
         said = refusals(changed(experiment, {f"encode.{name}": value}))
         assert "is not read with nothing to encode" in said[f"config.encode.{name}"]
+    for name in others:
+        said = refusals(changed(experiment, {name: 9}))
+        assert "is not read with nothing to encode" in said[f"config.{name}"]
 
 
 def test_without_a_frozen_network_its_arithmetic_is_refused():

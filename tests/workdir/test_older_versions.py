@@ -105,7 +105,8 @@ def test_the_page_shows_everything(example, unpacked, run_here):
 
 def test_the_plan_is_the_same(example, unpacked, run_here):
     workdir = unpacked(finished=False)
-    assert run_here(workdir, "plan") == []
+    said = run_here(workdir, "plan")
+    assert [line for line in said if "networks counted" not in line] == []
     before = example / "workdir" / "runs.jsonl"
     assert read(workdir / "runs.jsonl") == read(before)
 
