@@ -61,6 +61,7 @@ def study(given, tmp_path_factory):
     return e, workdir, specs, before
 
 
+@pytest.mark.slow
 def test_a_study_grows_axes_and_keeps_its_runs(study):
     e, workdir, specs, before = study
     assert len(before) == 1 and len(specs) == 8
@@ -72,6 +73,7 @@ def test_a_study_grows_axes_and_keeps_its_runs(study):
     assert e.recipe_hash in {r.recipe_hash for r in every}
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_an_experiment_with_its_values(given, study, tmp_path):
     """To the bit, although its compiled step is shared with other rates and seeds."""
     _, workdir, specs, _ = study
@@ -99,6 +101,7 @@ def test_a_run_is_that_of_an_experiment_with_its_values(given, study, tmp_path):
     assert logs[0][-1]["learning_rate"] == np.float32(2e-3)
 
 
+@pytest.mark.slow
 def test_each_group_is_fitted_alone_and_reported(study):
     _, workdir, specs, _ = study
     found = records.read_jsonl(workdir / "laws.json")
@@ -120,6 +123,7 @@ def test_each_group_is_fitted_alone_and_reported(study):
     assert (float(row["loss_low"]), float(row["loss_high"])) == tuple(sorted(pair))
 
 
+@pytest.mark.slow
 def test_pictures_and_exports_are_of_the_runs_own_network(study):
     e, workdir, specs, _ = study
     named = dataclasses.replace(e, generate=dataclasses.replace(e.generate, run=OTHER))
@@ -133,6 +137,7 @@ def test_pictures_and_exports_are_of_the_runs_own_network(study):
     assert card["recipe_hash"] == spec.recipe_hash
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_a_group_continues(study, tmp_path):
     """From the checkpoint in the middle, to the same loss."""
     e, workdir, specs, _ = study

@@ -62,6 +62,7 @@ def call(capsys, monkeypatch):
     return run_here
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_files(smoke):
     workdir, out, err = smoke
     specs = records.read_jsonl(workdir / "runs.jsonl")
@@ -88,6 +89,7 @@ def test_every_stage_leaves_its_files(smoke):
     assert list((workdir / "report" / "tables").glob("*.csv"))
 
 
+@pytest.mark.slow
 def test_progress_names_run_loss_speed_and_time_left(smoke):
     _, _, err = smoke
     assert re.search(r"run 3 of 3 .* validation loss 0\.\d+ +left 0:00", err)
@@ -96,6 +98,7 @@ def test_progress_names_run_loss_speed_and_time_left(smoke):
     assert "nan" not in err
 
 
+@pytest.mark.slow
 def test_a_finished_study_does_nothing_and_says_so(smoke):
     workdir, _, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in (workdir / "runs").rglob("*")}
@@ -105,6 +108,7 @@ def test_a_finished_study_does_nothing_and_says_so(smoke):
     assert {p: p.stat().st_mtime_ns for p in (workdir / "runs").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
     workdir, _, _ = smoke
     _, err = call(

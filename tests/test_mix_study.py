@@ -123,6 +123,7 @@ def test_real_pictures_are_of_the_part_that_is_measured(wanted):
         assert len(found) == 5 and (found.mean() > 127) == bright
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_mix(wanted, workdir, monkeypatch):
     experiment, arrays = wanted(), set()
     batch = loop.TrainingRun._next_batch

@@ -199,6 +199,7 @@ def test_picture_does_not_depend_on_its_batch(train):
         assert alone["caption"][0] == together["caption"][i]
 
 
+@pytest.mark.slow
 def test_picture_is_the_same_in_another_process(train):
     code = (
         "import numpy as np, hashlib\n"

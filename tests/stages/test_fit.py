@@ -69,6 +69,7 @@ def test_each_metric_has_its_laws_from_the_ends_of_runs(study):
     assert "c1.6e+12-w160-d4: non_finite_loss" in left_out
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_laws_of_each_metric(reported):
     workdir, _, page = reported
     assert page.wrong == [] and page.open == []
@@ -177,6 +178,7 @@ def test_of_two_protocols_that_every_run_has_one_is_chosen(study):
         fitted(workdir, ("fd_lite0",), protocols=("cc",))
 
 
+@pytest.mark.slow
 def test_bounds_of_held_out_data_are_fitted_like_losses(reported):
     _, found, page = reported
     law, same = (found[metric].laws["L_opt"] for metric in ("vlb", "loss"))
@@ -185,6 +187,7 @@ def test_bounds_of_held_out_data_are_fitted_like_losses(reported):
     assert "Laws: variational bound in bits per dim, average ema" in page.text
 
 
+@pytest.mark.slow
 def test_more_is_better_has_no_laws(reported, study, capsys):
     _, found, page = reported
     assert isinstance(found["loss"].laws["N_opt"], records.PowerLaw)
@@ -211,6 +214,7 @@ def test_rows_that_contradict_one_another_are_a_refusal(study):
     assert spec.run_id in note and str(workdir) not in note
 
 
+@pytest.mark.slow
 def test_learning_curves_are_drawn_of_rows_before_the_end(reported, study):
     without = reported[0] / "report" / "figures"
     assert "There are no learning curves: no run was measured" in reported[2].text

@@ -96,6 +96,7 @@ def test_the_loss_weighs_distance_and_divergence_per_value(recipe, distance):
     assert_allclose(loss(2.0) - loss(0.0), 2 * extra, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_held_out_error(trained):
     experiment, workdir = trained
     spec, params = averaged(experiment, workdir)
@@ -114,6 +115,7 @@ def test_training_lowers_the_held_out_error(trained):
     assert spec.budget_flops == spec.planned_flops == 12 * spec.flops_per_step
 
 
+@pytest.mark.slow
 def test_the_export_is_the_network_with_latents_of_unit_variance(trained):
     experiment, workdir = trained
     spec, params = averaged(experiment, workdir)

@@ -146,6 +146,7 @@ def rows_of(workdir, spec):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_logs_its_metrics_and_continues_to_the_same_bits(
     experiment, tmp_path, monkeypatch
 ):

@@ -181,6 +181,7 @@ def evaluations(workdir):
     return [r for r in found if not measurements.is_floor(r.metric)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_and_numbers_of_an_export_are_those_of_its_run(every, name, tmp_path):
     trained = every(name)

@@ -78,9 +78,8 @@ def second(recipe, source, tmp_path_factory):
 @pytest.mark.parametrize(
     "kind",
     [
-        "run",
         "export",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("raw", "step")),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("run", "raw", "step")),
     ],
 )
 def test_training_starts_from_what_is_named(recipe, source, tmp_path, kind, request):
@@ -180,6 +179,7 @@ def test_the_recipe_has_the_bytes_and_not_the_place(recipe, source, tmp_path):
         identified(given)
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_its_source_is_gone(
     recipe, source, tmp_path, monkeypatch, capsys
 ):
@@ -212,6 +212,7 @@ def test_a_run_continues_when_its_source_is_gone(
     assert f"{RUN}': no such folder or file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_refused(
     recipe, source, tmp_path, capsys
 ):
@@ -225,6 +226,7 @@ def test_other_weights_under_the_same_name_are_refused(
     assert "config.train.init_checksum: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_that_change_before_a_run_starts_are_refused(recipe, source, tmp_path):
     shutil.copytree(source[0] / "export", tmp_path / "e")
     e = identified(later(recipe, tmp_path / "e"))
@@ -312,6 +314,7 @@ def test_weights_of_another_objective_are_said(recipe, source, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_ids_of_other_words_are_refused_unless_they_are_learnt_anew(recipe, source):
     workdir, _ = source
     there = vocabulary.read(runs.run_files(workdir, RUN).vocabulary)

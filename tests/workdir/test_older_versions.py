@@ -89,6 +89,7 @@ def test_there_is_an_example_of_the_first_release():
     assert records.FIRST in {path.name for path in EXAMPLES}
 
 
+@pytest.mark.slow
 def test_the_page_shows_everything(example, unpacked, run_here):
     workdir = unpacked(finished=False)
     run_here(workdir, "report")

@@ -81,6 +81,7 @@ def explicit(load, sigma_rel, step):
     return weights @ np.stack([load("raw", k)[1] for k in range(1, step + 1)])
 
 
+@pytest.mark.slow
 def test_training_keeps_the_weighted_sums_of_its_weights(load):
     for name, sigma_rel in (("power_0.1", 0.1), ("power_0.05", 0.05)):
         for step in (1, 4, STEPS[0]):
