@@ -46,12 +46,14 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     add("--grace", type=int, default=120, help="seconds to save in when preempted")
     add("--max_restarts", type=int, default=100, help="after lost hosts")
     flags = rows.parse(parser, words)
+    claim, _, mounted = flags.pvc.partition(":")
     if bool(flags.tpu) == bool(flags.gpu) or bool(flags.tpu) != bool(flags.topology):
         parser.error("give --tpu and --topology, or --gpu and --nodes")
     if flags.quota and not flags.queue:
         parser.error("--quota is that of --queue")
-    if not flags.pvc.partition(":")[2].startswith("/"):
+    if not mounted.startswith("/"):
         parser.error(f"--pvc={flags.pvc}: must be CLAIM:/PATH")
+    flags.name = rows.name_of_study(flags, volumes={mounted: claim})
     flags.chips = flags.chips or (4 if flags.tpu else 8)
     if flags.tpu:
         sides = flags.topology.split("x")

@@ -8,8 +8,10 @@ they are. `--dry-run` prints what would be done as a shell script, and does noth
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import pathlib
+import posixpath
 import re
 import shlex
 import shutil
@@ -19,8 +21,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import yaml
 
-from scaling_ldm import study
+from scaling_ldm import records, study
 from scaling_ldm.config import command_line
+from scaling_ldm.records import places
 from scaling_ldm.records.errors import ConfigError
 
 PREEMPTED = study.EXIT["preempted, run the same command again"]
@@ -48,7 +51,12 @@ def parser(about: str) -> argparse.ArgumentParser:
     add("--workdir", required=True, help="folder of the study, with its plan")
     add("--workdir_there", help="the same folder as the jobs see it, if it differs")
     add("--rows", help="only these of the missing rows, as in 0-9,12")
-    add("--name", help="begins the names of jobs (default: the name of the folder)")
+    add(
+        "--name",
+        help="begins the names of jobs. Every study needs another one: what is called "
+        "so is taken for this study's, and may be deleted when it is over (default: "
+        "the folder's name and eight letters and digits that stand for its place)",
+    )
     add("--dry-run", "--dry_run", action="store_true", help="print, start nothing")
     return made
 
@@ -56,7 +64,8 @@ def parser(about: str) -> argparse.ArgumentParser:
 def parse(made: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """The flags of a launcher; `overrides` holds every `--config.x=y`, whole.
 
-    A word that is no flag ends the launcher with status 2.
+    A word that is no flag ends the launcher with status 2, and so does a URL that has
+    lost a slash.
     """
     try:
         path, rest = command_line.split(words)
@@ -68,14 +77,56 @@ def parse(made: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Names
     flags = made.parse_args([*([f"--config={path}"] if path else []), *others])
     flags.overrides = overrides
     flags.workdir_there = flags.workdir_there or flags.workdir
-    flags.name = flags.name or _name_of(flags.workdir)
+    try:
+        for where in (flags.workdir, flags.workdir_there):
+            places.scheme(where)
+    except ConfigError as e:
+        made.error(str(e))
     return flags
 
 
-def _name_of(workdir: str) -> str:
-    """runs/My_Study -> my-study."""
-    folder = pathlib.Path(workdir).resolve().name.lower()
-    return re.sub(r"[^a-z0-9]+", "-", folder).strip("-")
+def folder_name(flags: argparse.Namespace) -> str:
+    """runs/My_Study -> my-study; it begins with a letter."""
+    there = flags.workdir_there
+    path = absolute(there) if there == flags.workdir else there
+    last = re.sub(r"[^a-z0-9]+", "-", posixpath.basename(path.rstrip("/")).lower())
+    return re.sub(r"^[^a-z]+", "", last).strip("-") or "study"
+
+
+def name_of_study(flags: argparse.Namespace, volumes: Mapping[str, str] = {}) -> str:
+    """--name, or one that no study in another place has.
+
+    It leaves room for the number of a row in the 40 characters that some services take.
+
+    Args:
+      volumes: the name of each volume, by the folder in which jobs see it.
+    """
+    if flags.name:
+        return flags.name
+    where = "\0".join(_where(flags, volumes))
+    digest = hashlib.sha256(where.encode()).hexdigest()[:8]
+    return f"{folder_name(flags)[:24].rstrip('-')}-{digest}"
+
+
+def _where(flags: argparse.Namespace, volumes: Mapping[str, str]) -> Sequence[str]:
+    """Texts that are those of one study alone.
+
+    They are the URL; or the volume and the path in it; or, where the file system of the
+    jobs is not known, the path on this machine, and the one that the jobs see.
+    """
+    there, here = flags.workdir_there, absolute(flags.workdir)
+    if _is_url(there):
+        return [absolute(there)]
+    path = posixpath.normpath(there)
+    for folder in sorted(map(posixpath.normpath, volumes), key=len, reverse=True):
+        if path == folder or path.startswith(f"{folder.rstrip('/')}/"):
+            names = {posixpath.normpath(f): name for f, name in volumes.items()}
+            return [names[folder], posixpath.relpath(path, folder)]
+    return [here] if there == flags.workdir else [here, path]
+
+
+def _is_url(path: str) -> bool:
+    return places.scheme(path) not in ("", "file")
 
 
 def command(flags: argparse.Namespace, python: str = "python") -> list[str]:
@@ -94,8 +145,13 @@ def missing(flags: argparse.Namespace) -> list[int]:
     found = listed(flags)
     if not flags.rows:
         return found
-    wanted = numbers(flags.rows)
+    wanted = numbers(flags.rows, planned(flags))
     return [row for row in found if row in wanted]
+
+
+def planned(flags: argparse.Namespace) -> int:
+    """How many rows the plan has; `listed` has refused a directory without one."""
+    return len(records.read_plan(places.place(flags.workdir)))
 
 
 def listed(flags: argparse.Namespace) -> list[int]:
@@ -157,13 +213,22 @@ def say_and_check(rows: Sequence[int]) -> None:
         sys.exit(study.EXIT["done"])
 
 
-def numbers(text: str) -> set[int]:
-    """ "0-2,7" -> {0, 1, 2, 7}; anything else ends the launcher with status 2."""
+def numbers(text: str, planned: int) -> set[int]:
+    """ "0-2,7" -> {0, 1, 2, 7}; anything else ends the launcher with status 2.
+
+    Args:
+      planned: how many rows the plan has; a row that it has not is refused.
+    """
+    must = f"--rows={text}: must be rows of the plan, as in 0-9,12"
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        refuse(f"--rows={text}: must be rows of the plan, as in 0-9,12")
+        refuse(must)
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if int(first) > int(last or first):
+            refuse(must)
+        if int(last or first) >= planned:
+            refuse(f"--rows={text}: the last row of the plan is {planned - 1}")
         found |= {*range(int(first), int(last or first) + 1)}
     return found
 
@@ -266,5 +331,5 @@ def as_yaml(*documents: Mapping) -> str:
 
 
 def absolute(path: str) -> str:
-    """A path without links and dots, as this machine sees it."""
-    return os.path.realpath(path)
+    """A path without links and dots, as this machine sees it; or the URL."""
+    return path.rstrip("/") if _is_url(path) else os.path.realpath(places.place(path))

@@ -6,8 +6,8 @@
 The folder in which this is started is copied to every node. A volume holds W, and
 --workdir_there says where. A job that ends with 75 (preempted) is started again, as one
 whose node was taken is. After 4 (a host was lost) its nodes try again, up to
---max_restarts times. Any other status ends the job. Rows whose job is not over are left
-out.
+--max_restarts times, counted anew after each recovery of the job. Any other status ends
+the job. Rows whose job is not over are left out.
 """
 
 import argparse
@@ -49,13 +49,24 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     add("--image", help="container image, as in docker:NAME")
     add("--setup", help="shell commands on each node, once, before the row")
     add("--volume", action="append", default=[], help="PATH=NAME of a volume")
-    add("--max_restarts", type=int, default=100, help="after lost hosts")
+    add(
+        "--max_restarts",
+        type=int,
+        default=100,
+        help="after lost hosts, counted anew after each recovery of the job",
+    )
     add("--also", action="append", default=[], help="one more flag of sky")
     flags = rows.parse(parser, words)
     for volume in flags.volume:
         if not volume.startswith("/") or not volume.partition("=")[2]:
             parser.error(f"--volume={volume}: must be /PATH=NAME")
+    flags.name = rows.name_of_study(flags, volumes=volumes_of(flags))
     return flags
+
+
+def volumes_of(flags: argparse.Namespace) -> dict[str, str]:
+    """The names of volumes by the folder in which each is seen."""
+    return dict(volume.split("=", 1) for volume in flags.volume)
 
 
 def task(flags: argparse.Namespace, name: str, row: int) -> dict[str, Any]:
@@ -69,14 +80,13 @@ def task(flags: argparse.Namespace, name: str, row: int) -> dict[str, Any]:
         "image_id": flags.image,
         "job_recovery": {"recover_on_exit_codes": [rows.PREEMPTED]},
     }
-    volumes = dict(volume.split("=", 1) for volume in flags.volume)
     run = RUN.format(command=command, lost=rows.LOST, max_restarts=flags.max_restarts)
     found = {
         "name": name,
         "workdir": ".",
         "num_nodes": flags.nodes,
         "resources": {k: v for k, v in resources.items() if v is not None},
-        "volumes": volumes or None,
+        "volumes": volumes_of(flags) or None,
         "setup": flags.setup,
         "run": run,
     }

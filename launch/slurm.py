@@ -38,7 +38,8 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
         "--max_restarts",
         type=int,
         default=RESTARTS,
-        help="restarts after a lost node; 0: nothing is queued again",
+        help="how often a task may have been queued again for it to be so after a lost "
+        "node; those after a preemption count as well. 0: nothing is queued again",
     )
     add("--also", action="append", default=[], help="one more flag of sbatch")
     flags = rows.parse(parser, words)
@@ -74,7 +75,7 @@ def main(words: Sequence[str]) -> int:
     given = [*as_signal(flags.signal), *flags.overrides]
     command = [
         "sbatch",
-        f"--job-name={flags.name}",
+        f"--job-name={flags.name or rows.folder_name(flags)}",
         f"--comment={comment}",
         f"--array={rows.ranges(found)}{at_once}",
         f"--nodes={flags.nodes}",

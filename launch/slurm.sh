@@ -11,8 +11,10 @@
 # names the first and ends with status 2.
 #
 # A task that is preempted (exit status 75) is queued again and continues from its last
-# checkpoint. One that lost a node (4) is, too, up to SCALING_LDM_MAX_RESTARTS times; with 0,
-# no task is queued again. Any other status is that of the task.
+# checkpoint, however often that happens. One that lost a node (4) is, too, unless it was
+# queued again SCALING_LDM_MAX_RESTARTS (100) times before, for any reason: Slurm has one
+# count, in which preemptions are. With 0, no task is queued again. Any other status is
+# that of the task.
 #SBATCH --job-name=scaling_ldm
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -23,7 +25,10 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS
 srun python -m scaling_ldm.main "$@" --stages train --run "$SLURM_ARRAY_TASK_ID"
 status=$?
 restarts=${SCALING_LDM_MAX_RESTARTS:-100}
-if [ "$restarts" -gt 0 ] && { [ "$status" = 75 ] || { [ "$status" = 4 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$restarts" ]; }; }; then
+before=${SLURM_RESTART_COUNT:-0}
+if [ "$restarts" -gt 0 ] && { [ "$status" = 75 ] || { [ "$status" = 4 ] && [ "$before" -lt "$restarts" ]; }; }; then
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+elif [ "$restarts" -gt 0 ] && [ "$status" = 4 ]; then
+  echo "a node was lost, and this task was queued again $before times, for any reason: it ends. launch/slurm.py starts its row anew" >&2
 fi
 exit "$status"

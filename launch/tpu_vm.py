@@ -6,11 +6,13 @@
 
 Every host of a TPU runs the same script, at each of its starts: --setup, which mounts
 the file system of W and goes to the code, and then the row, again after 75 (preempted)
-and 4 (a host was lost). When the row is done, the script deletes its queued resource.
-After any other status the TPU stays, so that it can be looked at, and costs money.
+and 4 (a host was lost), the latter up to --max_restarts times in one run of the script.
+When the row is done, the script deletes its queued resource. After any other status the
+TPU stays, so that it can be looked at, and costs money.
 
 Rows whose queued resource waits or works are left out. One that was preempted or failed
-is deleted and asked for again: run the launcher from time to time.
+is deleted and asked for again: run the launcher from time to time. Queued resources are
+known by name; the default of --name differs between studies.
 """
 
 import argparse
@@ -75,9 +77,16 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     add("--setup", default=":", help="shell commands before the row")
     add("--spot", action="store_true", help="may be preempted")
     add("--keep", action="store_true", help="never delete the TPU")
-    add("--max_restarts", type=int, default=100, help="after lost hosts")
+    add(
+        "--max_restarts",
+        type=int,
+        default=100,
+        help="after lost hosts, counted anew at each start of a host",
+    )
     add("--also", action="append", default=[], help="one more flag of gcloud")
-    return rows.parse(parser, words)
+    flags = rows.parse(parser, words)
+    flags.name = rows.name_of_study(flags)
+    return flags
 
 
 def gcloud(flags: argparse.Namespace, verb: str, *words: str) -> list[str]:

@@ -37,9 +37,16 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     add("--slices", type=int, default=1, help="slices of a row")
     add("--nodes", type=int, default=1, help="nodes of a row, of GPUs")
     add("--grace", type=int, default=120, help="seconds to save in when preempted")
-    add("--max_restarts", type=int, default=100)
+    add(
+        "--max_restarts",
+        type=int,
+        default=100,
+        help="after a preemption or a lost host",
+    )
     add("--also", action="append", default=[], help="one more flag of xpk")
-    return rows.parse(parser, words)
+    flags = rows.parse(parser, words)
+    flags.name = rows.name_of_study(flags)
+    return flags
 
 
 PLAIN = {*map(chr, range(0x20, 0x7F))} - {*"\"'\\"}

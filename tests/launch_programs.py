@@ -26,20 +26,24 @@ FLAGS = {
         *("--image=example/ldm:1", "--pvc=studies:/data", "--workdir_there=/data/iso"),
         *("--tpu=tpu-v5-lite-podslice", "--topology=4x4", "--queue=tpus"),
         *("--quota=32", "--spot"),
+        "--name=iso",
     ),
     "xpk": (
         *("--cluster=c", "--project=p", "--zone=us-central2-b"),
         *("--device_type=v5litepod-16", "--docker_image=example/ldm:1"),
         *("--workdir_there=/data/iso", "--also=--storage=studies"),
+        "--name=iso",
     ),
     "tpu_vm": (
         *("--zone=us-central2-b", "--accelerator=v5litepod-16", "--spot"),
         *("--runtime=v2-alpha-tpuv5-lite", "--workdir_there=/data/iso"),
         "--setup=mount /data && cd /data/code",
+        "--name=iso",
     ),
     "skypilot": (
         *("--accelerators=H100:8", "--nodes=2", "--spot", "--volume=/data=studies"),
         *("--setup=pip install -e .", "--workdir_there=/data/iso"),
+        "--name=iso",
     ),
 }
 

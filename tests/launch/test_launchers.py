@@ -33,12 +33,13 @@ rows = launch_programs.load("rows")
 def here(tmp_path, monkeypatch):
     """An empty folder in which a launcher is started, with launch/ beside it.
 
-    No scheduler is installed, and the missing rows are 0, 1 and 5.
+    No scheduler is installed. Of 42 rows, the missing ones are 0, 1 and 5.
     """
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rows.shutil, "which", lambda name: None)
     monkeypatch.setattr(rows, "listed", lambda flags: [0, 1, 5])
+    monkeypatch.setattr(rows, "planned", lambda flags: 42)
     monkeypatch.setattr(rows.sys, "executable", "python")
     monkeypatch.setattr(rows, "absolute", lambda path: f"/shared/{path}")
     return tmp_path
@@ -51,10 +52,14 @@ def programs(tmp_path_factory):
 
 def started(name, *more):
     """A launcher's main with the flags of FLAGS; its status."""
+    return started_with([*STUDY, *FLAGS[name], *more], name)
+
+
+def started_with(words, name):
     module = launch_programs.load(name)
     if name == "slurm":
         module.BODY = "launch/slurm.sh"
-    return module.main([*STUDY, *FLAGS[name], *more])
+    return module.main(words)
 
 
 def dry_run(capsys, name, *more):
@@ -71,9 +76,11 @@ def test_a_dry_run_prints_what_is_stored(name, here, capsys):
 
 
 def test_a_job_of_gpus_on_gke(here, capsys):
+    """Also the default name, whose digits are those of the claim and the path in it."""
     module = launch_programs.load("gke")
     flags = ("--image=i", "--pvc=studies:/data", "--gpu=nvidia-h100-80gb", "--nodes=2")
-    assert module.main([*STUDY, *flags, "--rows=5", "--dry-run"]) == 0
+    more = ("--workdir_there=/data/iso", "--rows=5", "--dry-run")
+    assert module.main([*STUDY, *flags, *more]) == 0
     text = capsys.readouterr().out
     assert text == (GOLDEN / "gke_gpus.sh").read_text(encoding="utf-8")
 
@@ -267,6 +274,9 @@ def test_which_tasks_slurm_queues_again(status, restarts, limit, requeued, progr
     done = bash("bash launch/slurm.sh --config x", programs, ROOT, **variables)
     assert done.returncode == status, done.stderr
     assert words_of(programs, "scontrol") == ["requeue", "12_5"] * requeued
+    at_the_limit = status == 4 and not requeued
+    said = f"was queued again {restarts} times, for any reason"
+    assert (said in done.stderr) is at_the_limit
 
 
 def test_a_run_ends_at_the_signal_that_slurm_is_told(here, capsys):
@@ -365,6 +375,113 @@ def test_nothing_missing_starts_nothing(here, capsys, monkeypatch):
         assert "0 rows to start: none" in err
 
 
+# Names of jobs
+
+
+def flags_of(name, *words):
+    """The flags of a launcher without a --name."""
+    given = [word for word in FLAGS[name] if not word.startswith(("--name", "--workd"))]
+    config = ("--config", "experiments/tiny.py")
+    return launch_programs.load(name).flags_of([*config, *given, *words])
+
+
+SERVICES = ("gke", "xpk", "tpu_vm", "skypilot")
+LISTS = {"gke": "kubectl", "tpu_vm": "gcloud", "skypilot": "sky"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["--workdir=/a/iso"], ["--workdir=/b/iso"]),
+        (["--workdir=gs://a/iso"], ["--workdir=gs://b/iso"]),
+        (
+            ["--workdir=/a/iso", "--workdir_there=/data/a/iso"],
+            ["--workdir=/a/iso", "--workdir_there=/data/b/iso"],
+        ),
+        (
+            ["--workdir=/a/iso", "--workdir_there=/elsewhere/iso"],
+            ["--workdir=/b/iso", "--workdir_there=/elsewhere/iso"],
+        ),
+        (["--workdir=/a/" + "i" * 99], ["--workdir=/b/" + "i" * 99]),
+    ],
+)
+def test_two_studies_have_other_names(name, one, other, here):
+    names = [rows.name_of(flags_of(name, *words), 99_999, 40) for words in (one, other)]
+    assert names[0] != names[1]
+    for found in names:
+        assert re.fullmatch(r"i[a-z]*-[0-9a-f]{8}-99999", found)
+        assert found.startswith("iso-") or len(found) == 39
+
+
+@pytest.mark.parametrize("name", ["gke", "skypilot"])
+def test_a_study_in_a_volume_has_one_name(name, here):
+    """Also from another machine, and where the volume is mounted elsewhere."""
+    volume = {"gke": "--pvc={1}:{0}", "skypilot": "--volume={0}={1}"}[name]
+
+    def found(workdir, there, mounted, claim="studies"):
+        where = (f"--workdir={workdir}", f"--workdir_there={there}")
+        return flags_of(name, *where, volume.format(mounted, claim)).name
+
+    same = found("/a/iso", "/data/x/iso", "/data")
+    assert found("/b/mine", "/data/x/../x/iso/", "/data") == same
+    assert found("/a/iso", "/mnt/x/iso", "/mnt/") == same
+    assert found("/a/iso", "/data/x/iso", "/data", "others") != same
+    assert found("/a/iso", "/database/iso", "/data") != same
+
+
+def test_names_of_folders(here):
+    """Letters and digits of the last folder that a job sees, from the first letter."""
+
+    def found(*where):
+        return flags_of("tpu_vm", *where).name.rpartition("-")[0]
+
+    assert found("--workdir=runs/My_Study/") == "my-study"
+    assert found("--workdir=runs/2026_10B") == "b"
+    assert found("--workdir=runs/2026") == "study"
+    assert found("--workdir=gs://bucket/a/iso/") == "iso"
+    assert found("--workdir=a", "--workdir_there=/data/b") == "b"
+    assert flags_of("tpu_vm", "--workdir=a", "--name=c").name == "c"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_nothing_of_another_study_is_touched(name, here, programs, capsys, monkeypatch):
+    """All rows of /a/iso are started, at work or over: those of /b/iso are not."""
+    monkeypatch.setattr(rows.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    theirs = flags_of(name, "--workdir=/a/iso")
+    jobs = [rows.name_of(theirs, row, 40) for row in (0, 1, 5)]
+    states = {
+        "gke": ("", "Failed", "Completed"),
+        "tpu_vm": ("ACTIVE", "FAILED", "SUSPENDED"),
+        "skypilot": ("RUNNING", "FAILED", "CANCELLED"),
+    }[name]
+    found = [*zip(jobs, states, strict=True)]
+    lines = "".join(f"{job} {state}\n" for job, state in found)
+    sky = [{"job_id": 1, "job_name": job, "status": state} for job, state in found]
+    text = json.dumps(sky) if name == "skypilot" else lines
+    (programs / "listing").write_text(text)
+    stub(programs, LISTS[name], f"cat {programs}/listing")
+    given = [word for word in FLAGS[name] if not word.startswith(("--name", "--workd"))]
+    for folder, left in (("/a/iso", "1,5"), ("/b/iso", "0-1,5")):
+        words = ["--config=experiments/tiny.py", f"--workdir={folder}", *given]
+        assert started_with([*words, "--dry-run"], name) == 0
+        out, err = capsys.readouterr()
+        assert f"rows to start: {left}\n" in err
+        assert ("already started" in err) is (folder == "/a/iso")
+        assert any(job in out for job in jobs) is (folder == "/a/iso")
+        if folder == "/b/iso":
+            assert "delete jobset" not in out
+            assert not re.search(r"^gcloud .* delete", out, re.MULTILINE)
+
+
+def test_a_bucket_has_the_same_name_from_every_folder():
+    """Slurm's comment is the URL, from whatever folder the launcher is started."""
+    assert rows.absolute("gs://bucket/iso/") == "gs://bucket/iso"
+    assert rows.absolute("file:///a/../b") == "/b"
+    assert rows.absolute("runs") == os.path.realpath("runs")
+
+
 # Flags
 
 
@@ -384,6 +501,11 @@ def test_nothing_missing_starts_nothing(here, capsys, monkeypatch):
         ("xpk", ["--name=My_study"], "would be called 'My_study-0'"),
         ("xpk", ["--name=" + "a" * 39], "at most 40 characters"),
         ("skypilot", ["--volume=data"], "--volume=data: must be /PATH=NAME"),
+        ("gke", ["--workdir_there=gs:/b/x"], "a URL has two slashes"),
+        ("local", ["--rows=100"], "--rows=100: the last row of the plan is 41"),
+        ("slurm", ["--rows=0-42"], "--rows=0-42: the last row of the plan is 41"),
+        ("gke", ["--rows=0,1-99999999999999"], "the last row of the plan is 41"),
+        ("tpu_vm", ["--rows=5-2"], "--rows=5-2: must be rows of the plan, as in 0-9"),
     ],
 )
 def test_flags_that_are_refused(name, words, said, here, capsys):
@@ -395,10 +517,25 @@ def test_flags_that_are_refused(name, words, said, here, capsys):
 def test_rows_as_text():
     assert rows.ranges([5, 0, 1, 2, 7, 8]) == "0-2,5,7-8"
     assert rows.ranges([]) == ""
-    assert rows.numbers("0-2,7") == {0, 1, 2, 7}
-    for wrong in ("", "a", "1-", "3,,4"):
+    assert rows.numbers("0-2,7", planned=8) == {0, 1, 2, 7}
+    for wrong in ("", "a", "1-", "3,,4", "2-1", "8"):
         with pytest.raises(SystemExit, match="2"):
-            rows.numbers(wrong)
+            rows.numbers(wrong, planned=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("slurm", "those after a preemption count as well"),
+        ("skypilot", "counted anew after each recovery"),
+        ("tpu_vm", "counted anew at each start of a host"),
+        ("xpk", "after a preemption or a lost host"),
+    ],
+)
+def test_help_says_what_the_limit_of_restarts_counts(name, said, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        launch_programs.load(name).flags_of(["--help"])
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_exit_statuses_are_those_of_the_study():
@@ -429,6 +566,11 @@ def test_launchers_ask_the_entry_point(tmp_path, capfd, monkeypatch):
     out, err = capfd.readouterr()
     assert out.count("scaling_ldm.main") == 1
     assert out.endswith("--run 1\n")
+    assert local.main([*this, f"--rows=0-{len(specs) - 1}", "--dry-run"]) == 0
+    assert capfd.readouterr().out.endswith("--run 1\n")
+    with pytest.raises(SystemExit, match="2"):
+        local.main([*this, f"--rows={len(specs)}", "--dry-run"])
+    assert f"the last row of the plan is {len(specs) - 1}" in capfd.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         local.main([*this, "--config.train.seed=9", "--dry-run"])
     assert "holds another experiment" in capfd.readouterr().err

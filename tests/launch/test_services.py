@@ -77,7 +77,7 @@ try:
 except kubernetes_validate.ValidationError as e:
     sys.exit(f"{'.'.join(map(str, e.path))}: {e.message}")
 """
-GPUS = ("--gpu=nvidia-h100-80gb", "--nodes=2", "--service_account=a")
+GPUS = ("--gpu=nvidia-h100-80gb", "--nodes=2", "--service_account=a", "--name=iso")
 
 
 @pytest.mark.parametrize("kind", ["tpus", "gpus"])

@@ -1,9 +1,9 @@
 mkdir -p launched
-cat >launched/iso-5.yaml <<'END'
+cat >launched/iso-a4fbfb01-5.yaml <<'END'
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: iso-5
+  name: iso-a4fbfb01-5
   namespace: default
 spec:
   ttlSecondsAfterFinished: 86400
@@ -72,12 +72,12 @@ spec:
               - --config
               - experiments/tiny.py
               - --workdir
-              - runs/iso
+              - /data/iso
               - --stages
               - train
               - --run
               - '5'
-              - --coordinator=iso-5-workers-0-0.iso-5:8476
+              - --coordinator=iso-a4fbfb01-5-workers-0-0.iso-a4fbfb01-5:8476
               - --num_processes=2
               - --process_id=$(JOB_COMPLETION_INDEX)
               resources:
@@ -96,4 +96,4 @@ spec:
               emptyDir:
                 medium: Memory
 END
-kubectl create --filename=launched/iso-5.yaml
+kubectl create --filename=launched/iso-a4fbfb01-5.yaml
