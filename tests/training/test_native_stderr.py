@@ -29,7 +29,7 @@ def pipes(monkeypatch):
     source, sink = os.pipe()
     out, target = os.pipe()
     lines = native_stderr.HeldBack(source, target)
-    thread = threading.Thread(target=lines.run)
+    thread = threading.Thread(target=lines.run, daemon=True)
     yield sink, out, thread, lines
     for end in (source, out, target):
         os.close(end)
