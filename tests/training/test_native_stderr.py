@@ -35,6 +35,12 @@ def pipes(monkeypatch):
         os.close(end)
 
 
+def read(out):
+    """The next bytes that go out."""
+    assert select.select([out], [], [], 5)[0], "nothing goes out"
+    return os.read(out, 65536)
+
+
 def test_the_end_of_a_client_is_held_back_and_the_rest_is_not(pipes):
     sink, out, thread, _ = pipes
     thread.start()
@@ -42,11 +48,11 @@ def test_the_end_of_a_client_is_held_back_and_the_rest_is_not(pipes):
     os.write(sink, END[100:] + OTHER + b"unfinished")
     said = b""
     while b"two lines\n" not in said:
-        said += os.read(out, 65536)
+        said += read(out)
     assert said == b"first\n" + OTHER
     os.close(sink)  # the process ends by itself
     thread.join(5)
-    assert os.read(out, 65536) == END + b"unfinished"
+    assert read(out) == END + b"unfinished"
 
 
 def test_a_process_that_lives_on_prints_it_later(pipes, monkeypatch):
@@ -54,7 +60,7 @@ def test_a_process_that_lives_on_prints_it_later(pipes, monkeypatch):
     sink, out, thread, _ = pipes
     thread.start()
     os.write(sink, END)
-    assert os.read(out, 65536) == END
+    assert read(out) == END
     os.close(sink)
     thread.join(5)
 
@@ -69,7 +75,7 @@ def test_held_lines_come_out_by_their_age_though_others_arrive(pipes, monkeypatc
         os.write(sink, b"I1130 20:14:31.000000 1 a.cc:1] alive\n" + END[:70] + b"\n")
         time.sleep(0.01)
         if select.select([out], [], [], 0)[0]:
-            said += os.read(out, 65536)
+            said += read(out)
     assert END in said
     os.close(sink)
     thread.join(5)
@@ -80,11 +86,11 @@ def test_the_beginning_of_a_line_comes_out_after_a_moment(pipes, monkeypatch):
     sink, out, thread, _ = pipes
     thread.start()
     os.write(sink, b"reading ")
-    assert os.read(out, 100) == b"reading "
+    assert read(out) == b"reading "
     os.write(sink, b"weights\nnext\n" + END[:20])
     said = b""
     while END[:20] not in said:
-        said += os.read(out, 100)
+        said += read(out)
     assert said == b"weights\nnext\n" + END[:20]
     os.close(sink)
     thread.join(5)
@@ -94,9 +100,9 @@ def test_a_flush_passes_on_all_but_what_is_held(pipes):
     sink, out, _, lines = pipes  # its thread is not started
     os.write(sink, b"one\n" + END + OTHER + b"no newline")
     lines.flush(held=False)
-    assert os.read(out, 65536) == b"one\n" + OTHER + b"no newline"
+    assert read(out) == b"one\n" + OTHER + b"no newline"
     lines.flush(held=True)
-    assert os.read(out, 65536) == END
+    assert read(out) == END
     os.close(sink)
 
 
@@ -110,7 +116,7 @@ def test_a_target_that_takes_a_part_gets_the_rest(pipes, monkeypatch):
     write(sink, b"a longer line\n")
     said = b""
     while b"\n" not in said:
-        said += os.read(out, 100)
+        said += read(out)
     assert said == b"a longer line\n"
     os.close(sink)
     thread.join(5)
