@@ -93,7 +93,8 @@ def _stop(error: Exception) -> int:
         sys.unraisablehook = lambda _: None
     if ending.in_a_job():  # its processes may not meet in jax's shutdown barrier
         signal_name = "a stop" if isinstance(error, Preempted) else ""
-        ending.now("", status, functools.partial(signals.leave, signal_name))
+        leave = functools.partial(signals.leave, signal_name)
+        ending.now("", status, leave, held=not signal_name)
     return status
 
 

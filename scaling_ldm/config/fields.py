@@ -249,7 +249,7 @@ class MeshConfig:
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
     heartbeat_seconds: int = 100  # of silence, after which a process counts as lost
     # Seconds without progress in training after which each process prints where it is;
-    # five times as long before the first step. 0: never.
+    # five times as long before the first step and the first held-out batch. 0: never.
     stall_seconds: float = 300.0
     stall_limit_seconds: float = 1800.0  # then a job of several ends; 0: never
     # Folder or bucket of compiled programs, for the next process; "": none; "auto":

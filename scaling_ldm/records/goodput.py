@@ -46,8 +46,8 @@ class Attempt:
     began: float  # seconds since 1970, by the host's clock
     seconds: float  # wall time until it ended, or until this was written
     ended: str  # finished | non_finite_loss | stopped | failed; "": it said no end
-    first_step: int  # steps that were done before
-    last_step: int  # steps that were done at its end
+    first_step: int | None  # steps done before; None: it ended before it knew them
+    last_step: int  # steps that were done at its end; 0 without a first one
     parts: Mapping[str, float]  # name of MEASURED -> seconds
     compiled: int  # programs that were compiled or read from the cache
     cache_hits: int  # of these, read from the persistent compilation cache
@@ -86,15 +86,15 @@ def with_later_steps(attempt: Attempt, last_step: int, began: float) -> Attempt:
     """An attempt whose process was killed after it had written the attempt last.
 
     The steps since then are counted at the pace of those before. They cannot have taken
-    longer than until the next attempt.
+    longer than until the next attempt. An attempt without a first step did none.
 
     Args:
       last_step: that was logged.
       began: when the next attempt did.
     """
-    later, done = last_step - attempt.last_step, attempt.last_step - attempt.first_step
-    if later <= 0:
+    if attempt.first_step is None or last_step <= attempt.last_step:
         return attempt
+    later, done = last_step - attempt.last_step, attempt.last_step - attempt.first_step
     pace = attempt.parts[STEP] / done if done else 0.0
     free = max(began - attempt.began - attempt.seconds, 0.0)
     spent = min(pace * later, free)
@@ -109,24 +109,33 @@ def with_later_steps(attempt: Attempt, last_step: int, began: float) -> Attempt:
 def of_run(attempts: Sequence[Attempt]) -> Goodput:
     """The attempts of one run, in order.
 
-    Where an attempt starts before the last step of the one before, the steps between
-    were lost. Their seconds are taken from STEP, by the pace of the attempt that did
-    them.
+    Where an attempt starts before the last step of an earlier one, the steps between
+    were lost. Their seconds are taken from STEP, by the pace of the attempts that did
+    them. An attempt that ended before it knew its first step loses nothing.
     """
     seconds = dict.fromkeys(PARTS, 0.0)
+    kept: list[tuple[int, int, float]] = []  # (first, last, seconds of a step)
     lost = 0
-    for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
+    for number, attempt in enumerate(attempts):
         for name, spent in attempt.parts.items():
             seconds[name] += spent
-        if after is None:
-            break
-        again = max(attempt.last_step - after.first_step, 0)
-        done = attempt.last_step - attempt.first_step
-        wasted = attempt.parts.get(STEP, 0.0) * min(again / done, 1.0) if done else 0.0
-        seconds[STEP] -= wasted
-        seconds[LOST] += wasted
-        seconds[BETWEEN] += max(after.began - attempt.began - attempt.seconds, 0.0)
-        lost += again
+        if number:
+            before = attempts[number - 1]
+            free = attempt.began - before.began - before.seconds
+            seconds[BETWEEN] += max(free, 0.0)
+        if attempt.first_step is None:
+            continue
+        while kept and kept[-1][1] > attempt.first_step:
+            first, last, pace = kept.pop()
+            again = last - max(first, attempt.first_step)
+            seconds[STEP] -= pace * again
+            seconds[LOST] += pace * again
+            lost += again
+            if first < attempt.first_step:
+                kept.append((first, attempt.first_step, pace))
+        if done := max(attempt.last_step - attempt.first_step, 0):
+            pace = attempt.parts.get(STEP, 0.0) / done
+            kept.append((attempt.first_step, attempt.last_step, pace))
     return Goodput(
         attempts=len(attempts),
         seconds=seconds,

@@ -18,6 +18,7 @@ import jax
 from scaling_ldm import records
 from scaling_ldm.records import goodput
 from scaling_ldm.records.errors import Preempted
+from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
 
 # An attempt is written again when a tenth of it is not yet in the file, but not more
@@ -115,7 +116,9 @@ class Ledger:
       starting: seconds that starting the devices took, if this is the first run.
 
     Attributes:
+      first_step: the step from which the run starts or continues; None: not known yet.
       step: the last step that is done; None before the first one.
+      measured: batches of the validation set that are measured.
       ended: how the attempt ends if no error ends it.
       data_seconds, host_seconds: as of `records.Attempt`; `pulse` sets them.
       parts: the seconds so far.
@@ -137,7 +140,8 @@ class Ledger:
         self.ended = "finished"
         self.data_seconds: tuple[float, ...] = ()
         self.host_seconds: tuple[float, ...] = ()
-        self.first_step = 0
+        self.first_step: int | None = None
+        self.measured = 0
         self.compilations = self.cache_hits = 0
         self.thread = threading.get_ident()
         self._began = time.time() - starting
@@ -150,6 +154,12 @@ class Ledger:
                 self._before[-1], _last_logged(files), self._began
             )
         self._written = self.parts.began
+        self._told = False  # that the file cannot be written
+
+    def starts_at(self, step: int) -> None:
+        """The run starts, or continues, after this step; writes the attempt."""
+        self.first_step = step
+        self.write_if_possible("")
 
     def steps_done(self, step: int) -> None:
         """The steps up to this one are done; writes the attempt if it is time."""
@@ -157,10 +167,26 @@ class Ledger:
         now = time.perf_counter()
         age = now - self.parts.began
         if now - self._written > max(LEAST, min(MOST, age / 10)):
-            self.write("")
+            self.write_if_possible("")
+
+    def write_if_possible(self, ended: str) -> None:
+        """Writes the attempt; says once if it cannot, because training goes on."""
+        try:
+            self.write(ended)
+        except OSError as e:
+            if not self._told:
+                self._told = True
+                progress.say(
+                    f"where the time of {self.run_id} goes cannot be written, and "
+                    f"training goes on: {records.in_one_line(e)}"
+                )
 
     def write(self, ended: str) -> None:
-        """Writes the attempt as the last line of the file; see `Attempt.ended`."""
+        """Writes the attempt as the last line of the file; see `Attempt.ended`.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         self._written = time.perf_counter()
         if self._path is not None:
             records.write_jsonl(self._path, [*self._before, self.attempt(ended)])
@@ -176,7 +202,7 @@ class Ledger:
             seconds=sum(parts.values()),
             ended=ended,
             first_step=self.first_step,
-            last_step=self.first_step if self.step is None else self.step,
+            last_step=(self.first_step or 0) if self.step is None else self.step,
             parts=parts,
             compiled=self.compilations,
             cache_hits=self.cache_hits,
@@ -217,7 +243,7 @@ def attempt(
     ledger = Ledger(run_id, files, devices, _starting)
     _ledger, _starting = ledger, 0.0
     try:
-        ledger.write("")
+        ledger.write_if_possible("")
         yield ledger
     except Exception as e:
         with contextlib.suppress(OSError):  # what ended it is said, not this
@@ -225,7 +251,7 @@ def attempt(
         raise
     finally:
         _ledger = None
-    ledger.write(ledger.ended)
+    ledger.write_if_possible(ledger.ended)
 
 
 def current() -> Ledger | None:
@@ -273,9 +299,15 @@ def steps_done(step: int) -> None:
 
 
 def starts_at(step: int) -> None:
-    """The run starts, or continues, after this step."""
+    """The run starts, or continues, after this step; see `Ledger.starts_at`."""
     if _ledger:
-        _ledger.first_step = step
+        _ledger.starts_at(step)
+
+
+def batch_measured() -> None:
+    """A batch of the validation set is measured."""
+    if _ledger:
+        _ledger.measured += 1
 
 
 _listening = False

@@ -12,7 +12,7 @@ import numpy as np
 from scaling_ldm import config
 from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.models.shapes import IndexB, TimeB
-from scaling_ldm.training import mesh
+from scaling_ldm.training import goodput, mesh
 from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.training.train_step import CompiledFunctions
 
@@ -78,11 +78,9 @@ def losses(
     compiled: CompiledFunctions, params: Any, batches: Sequence[HeldOutBatch]
 ) -> np.ndarray:
     """The error of each validation picture in their order, float64 [samples]."""
-    found = [
-        np.asarray(
-            compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key),
-            np.float64,
-        )[: b.samples]
-        for b in batches
-    ]
+    found = []
+    for b in batches:
+        loss = compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key)
+        found.append(np.asarray(loss, np.float64)[: b.samples])
+        goodput.batch_measured()
     return np.concatenate(found)

@@ -139,13 +139,13 @@ class TrainingRun:
         if mesh.is_primary():
             shown = progress.parameter_table(self.compiled.abstract_state.params)
             records.write_text(self._files.parameters, shown + "\n")
-        goodput.starts_at(step)
         clock = progress.RunClock(before)
         files = self._files if mesh.is_primary() else None
         log = progress.MetricLog(files, step, cfg.tensorboard)
         table = measuring.RunTable(
             self._experiment, spec, files, self.compiled, validation_batches, step
         )
+        goodput.starts_at(step)  # the log has no later steps any more
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}
         with contextlib.ExitStack() as held:
             held.enter_context(contextlib.closing(saved))

@@ -106,7 +106,8 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._over.wait(EVERY):
-            with contextlib.suppress(RuntimeError):  # `check` looks how long it lasts
+            # `check` looks how long it lasts.
+            with contextlib.suppress(RuntimeError, OSError):
                 self.exchange()
 
     def exchange(self) -> None:
@@ -146,7 +147,8 @@ class Pulse:
         line = slowest(self._before, beats)
         self._said, self._before = self._awake.seconds, beats
         if line:
-            progress.say(line)
+            with contextlib.suppress(OSError, ValueError):  # stderr is gone; it goes on
+                progress.say(line)
 
     def check(self) -> None:
         """Ends this process if another one is silent for too long."""

@@ -15,14 +15,22 @@ import jax
 from scaling_ldm import config
 from scaling_ldm.training import goodput, jobs, pulse, signals
 
-FIRST = 5.0  # times as long until the first step, which is compiled
+FIRST = 5.0  # times as long where something is compiled; see `_compiles`
+
+
+def _compiles(ledger: goodput.Ledger) -> bool:
+    """Whether a run is before its first step or its first held-out batch."""
+    return ledger.step is None or (
+        ledger.parts.now == "EVAL_STEP" and not ledger.measured
+    )
 
 
 class Watchdog:
     """Looks at the run that is trained now.
 
-    Progress is a step that is done, or a part of `goodput` that ends: a save, a
-    measurement. Without any, each process prints its own place.
+    Progress is a step that is done, a batch of the validation set that is measured, or
+    a part of `goodput` that ends, such as a save. Without any, each process prints its
+    own place.
 
     Args:
       cfg: says after which time.
@@ -45,15 +53,16 @@ class Watchdog:
         if ledger is None:
             self._sign = None
             return
-        sign = id(ledger), ledger.step, ledger.parts.since
+        sign = id(ledger), ledger.step, ledger.measured, ledger.parts.since
         if sign != self._sign:
             self._sign, self._since, self._told = sign, now, now
             return
-        times = FIRST if ledger.step is None else 1.0
+        times = FIRST if _compiles(ledger) else 1.0
         stalled, limit = now - self._since, times * self._cfg.stall_limit_seconds
         if 0 < times * self._cfg.stall_seconds <= now - self._told:
             self._told = now
-            print(self._place(ledger, stalled), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # stderr is gone; it goes on
+                print(self._place(ledger, stalled), file=sys.stderr, flush=True)
         if jax.process_count() > 1 and 0 < limit <= stalled:
             self._lost(f"{ledger.run_id} made no progress for {stalled:.0f} s")
 

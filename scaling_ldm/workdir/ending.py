@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -11,38 +12,49 @@ from typing import NoReturn
 
 from scaling_ldm import records
 from scaling_ldm.records import whole_files
+from scaling_ldm.training import native_stderr
 from scaling_ldm.workdir import lock
 
 _ends = threading.Lock()  # held by the thread that ends the process
 TIDY = 6.0  # longest seconds for cleaning up; a file system may hang
 
 
-def now(why: str, status: int, before: Callable[[], None] = lambda: None) -> NoReturn:
+def now(
+    why: str,
+    status: int,
+    before: Callable[[], None] = lambda: None,
+    held: bool = False,
+) -> NoReturn:
     """Ends the process; its locks and half-written files are removed first.
 
     Args:
       why: the message for the user; "" if it is already printed.
       status: of the process.
       before: further cleaning up. All of it together has TIDY seconds.
+      held: whether to print what `native_stderr` holds back. The end of a job whose
+        processes miss one another needs no more than the message.
     """
     if not _ends.acquire(blocking=False):
         time.sleep(2 * TIDY)  # another thread ends the process, and has said why
-    tidying = threading.Thread(target=_tidy, args=(why, before), daemon=True)
+    tidying = threading.Thread(target=_tidy, args=(why, before, held), daemon=True)
     tidying.start()
     tidying.join(TIDY)
     os._exit(status)
 
 
-def _tidy(why: str, before: Callable[[], None]) -> None:
+def _tidy(why: str, before: Callable[[], None], held: bool) -> None:
     try:
         if why:
-            print(f"stopped: {why}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it
+                print(f"stopped: {why}", file=sys.stderr)
         lock.release_all()
         before()
         whole_files.remove_unfinished()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        native_stderr.flush(held)
 
 
 def in_a_job() -> bool:

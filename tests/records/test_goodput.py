@@ -72,6 +72,42 @@ def test_steps_after_the_last_line_of_a_killed_attempt_are_counted():
     assert (early.last_step, early.parts["STEP"]) == (9, 0.0)
 
 
+def test_an_attempt_that_ended_while_restoring_loses_nothing():
+    """A run of 500 steps was saved; one restart died before it had read that."""
+    died = attempt(1, 20.0, None, 0, step=0.0)
+    lives = [attempt(0, 0.0, 0, 500), died, attempt(2, 40.0, 500, 1000)]
+    found = goodput.of_run(lives)
+    assert (found.lost_steps, found.seconds["STEP"]) == (0, 20.0)
+    assert found.seconds["WASTED_PROGRESS_FROM_DISRUPTION"] == 0.0
+    assert found.seconds["INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION"] == 26.0
+    assert found.total == pytest.approx(52.0)
+    assert goodput.with_later_steps(died, 500, 40.0) == died
+    # What is really lost is seen across it.
+    lives[2] = attempt(2, 40.0, 300, 1000)
+    assert goodput.of_run(lives).lost_steps == 200
+    assert goodput.of_run(lives).seconds["STEP"] == pytest.approx(16.0)
+    for end in ([died], [attempt(0, 0.0, 0, 500), died], []):
+        assert goodput.of_run(end).lost_steps == 0
+
+
+def test_a_fallback_past_an_attempt_takes_the_seconds_of_those_before_too():
+    """0 to 500 in 10 s, to 600 in 4 s; then only the checkpoint of 300 is whole."""
+    lives = [
+        attempt(0, 0.0, 0, 500),
+        attempt(1, 20.0, 500, 600, step=4.0),
+        attempt(2, 40.0, 300, 900, step=6.0),
+    ]
+    found = goodput.of_run(lives)
+    assert found.lost_steps == 300
+    assert found.seconds["WASTED_PROGRESS_FROM_DISRUPTION"] == pytest.approx(8.0)
+    assert found.seconds["STEP"] == pytest.approx(12.0)
+    # What was lost once is not lost again.
+    later = [*lives, attempt(3, 60.0, 200, 900)]
+    found = goodput.of_run(later)
+    assert found.lost_steps == 300 + 600 + 100
+    assert found.seconds["STEP"] == pytest.approx(4.0 + 10.0)
+
+
 def test_runs_add_up():
     one = goodput.of_run([attempt(0, 0.0, 0, 50), attempt(1, 20.0, 30, 80)])
     both = goodput.total([one, goodput.of_run([attempt(0, 500.0, 0, 5)])])
@@ -88,6 +124,7 @@ def test_the_slowest_process_is_the_one_with_most_time_of_its_own():
 
 def test_a_line_of_an_attempt_is_read_back(tmp_path):
     lives = [attempt(0, 1.5, 0, 3), attempt(1, 2.5, 3, 6, data_seconds=(1.0, 2.0))]
+    lives.append(attempt(2, 3.5, None, 0))
     records.write_jsonl(tmp_path / "attempts.jsonl", lives)
     assert records.read_jsonl(tmp_path / "attempts.jsonl", records.Attempt) == lives
     assert b'{"version": "' in (tmp_path / "attempts.jsonl").read_bytes()

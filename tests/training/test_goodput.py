@@ -1,5 +1,6 @@
 """Every second of an attempt is in one part; compilation is told by jax."""
 
+import errno
 import os
 import time
 
@@ -10,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from scaling_ldm import config, records
 from scaling_ldm.records.errors import Preempted
-from scaling_ldm.training import goodput, mesh
+from scaling_ldm.training import goodput, mesh, progress
 from scaling_ldm.training.run_files import RunFiles
 
 
@@ -144,6 +145,39 @@ def test_an_attempt_is_written_while_it_lasts_but_not_at_each_step(
         ledger._written -= 2 * goodput.MOST
         goodput.steps_done(2)
         assert written == ["", ""]
+
+
+def test_the_first_step_is_written_once_it_is_known_and_not_before(tmp_path):
+    """A process that is killed while it restores leaves no first step."""
+    files = RunFiles(tmp_path)
+    with goodput.attempt("a", files, 1):
+        (died,) = records.read_jsonl(files.attempts, records.Attempt)
+        goodput.starts_at(500)
+        (restored,) = records.read_jsonl(files.attempts, records.Attempt)
+    assert (died.first_step, died.last_step) == (None, 0)
+    assert (restored.first_step, restored.last_step) == (500, 500)
+
+
+def test_a_ledger_that_cannot_be_written_is_told_once_and_ends_nothing(
+    tmp_path, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+
+    def full(path, rows):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(records, "write_jsonl", full)
+    with goodput.attempt("a", RunFiles(tmp_path), 1) as ledger:
+        goodput.starts_at(0)
+        for step in (1, 2):
+            ledger._written -= 2 * goodput.MOST
+            goodput.steps_done(step)
+        assert ledger.step == 2
+    assert len(said) == 1
+    assert "training goes on" in said[0] and "No space left" in said[0]
+    with pytest.raises(KeyError), goodput.attempt("a", RunFiles(tmp_path), 1):
+        raise KeyError("of training")
 
 
 def test_starting_devices_counts_for_the_first_run_alone():

@@ -1,6 +1,7 @@
 """Who is lost and who is slow in a job, told by lines in a store."""
 
 import json
+import time
 
 import jax
 import pytest
@@ -191,6 +192,43 @@ def test_a_slow_host_is_told_once_a_minute_and_is_in_the_attempt(job, monkeypatc
     assert found.host_seconds == (pytest.approx(1.99), pytest.approx(119.4))
     assert len(said) == 2  # after two and after three minutes
     assert all("process 1 on h1 is the slowest" in line for line in said)
+
+
+def test_an_error_of_the_system_does_not_end_the_exchange(job, monkeypatch):
+    """The first line cannot be sent, as if the network were gone for a moment."""
+    of, store, _ = job
+    (one,), _ = of(1)
+    failures = [OSError("no route to host")]
+
+    def set_once(key, value, allow_overwrite=False):
+        if failures:
+            raise failures.pop()
+        store.values[key] = value
+
+    monkeypatch.setattr(store, "key_value_set", set_once)
+    one.start()
+    end = time.monotonic() + 5
+    while not store.values and time.monotonic() < end:
+        time.sleep(0.005)
+    one.stop()
+    one._thread.join(5)
+    assert "scaling_ldm/alive/0" in store.values and not failures
+
+
+def test_a_line_that_nobody_reads_keeps_process_0_alive(job, monkeypatch):
+    of, store, awake = job
+    pulses, ends = of(2)
+
+    def gone(line):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "say", gone)
+    monkeypatch.setattr(pulse, "slowest", lambda before, now: "process 1 is")
+    pass_by(awake, 61)
+    for one in reversed(pulses):
+        one.exchange()
+    pulses[0].check()
+    assert ends == [[], []]
 
 
 def test_a_process_says_what_its_run_does():

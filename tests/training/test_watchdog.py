@@ -4,12 +4,14 @@ import io
 import sys
 import threading
 import time
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.training import goodput, pulse, watchdog
+from scaling_ldm.training import goodput, held_out, pulse, train_step, watchdog
 
 
 def dog(**fields):
@@ -60,6 +62,57 @@ def test_the_first_step_has_five_times_as_long(capsys):
         assert capsys.readouterr().err == ""
         looks(one, awake, 2)
         assert "before its first step" in capsys.readouterr().err
+
+
+def held_out_losses(one, awake, seconds, count):
+    """Measures batches of two pictures, of which each takes some seconds."""
+
+    def slow(params, *batch):
+        looks(one, awake, seconds)
+        return np.ones(2)
+
+    compiled = object.__new__(train_step.CompiledFunctions)  # nothing else is called
+    object.__setattr__(compiled, "per_example_loss", slow)
+    batch = held_out.HeldOutBatch(
+        batch={},
+        times=np.zeros(2),
+        indices=np.arange(2),
+        key=jax.random.key(0),
+        samples=2,
+    )
+    with goodput.part("EVAL_STEP"):
+        assert len(held_out.losses(compiled, {}, [batch] * count)) == 2 * count
+
+
+def test_each_held_out_batch_is_a_sign_and_the_first_one_has_longer(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    one, awake, ends = dog(stall_seconds=10.0, stall_limit_seconds=15.0)
+    with goodput.attempt("a", None, 1):
+        goodput.steps_done(7)
+        held_out_losses(one, awake, 45, 1)  # it is compiled
+        held_out_losses(one, awake, 9, 10)  # 90 seconds in all
+        assert (capsys.readouterr().err, ends) == ("", [])
+        held_out_losses(one, awake, 16, 1)
+        assert "in EVAL_STEP" in capsys.readouterr().err and len(ends) == 1
+    with goodput.attempt("b", None, 1):
+        goodput.steps_done(7)
+        held_out_losses(one, awake, 76, 1)  # nor may it take for ever
+    assert "run b" in capsys.readouterr().err and "b made no" in ends[1]
+
+
+def test_a_stderr_that_nobody_reads_does_not_end_the_watch(monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    one, awake, ends = dog(stall_seconds=10.0, stall_limit_seconds=30.0)
+    with goodput.attempt("a", None, 1):
+        goodput.steps_done(7)
+        monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(write=gone))
+        looks(one, awake, 31)
+    assert len(ends) == 1
 
 
 @pytest.mark.parametrize(("processes", "limit"), [(2, 30.0), (1, 30.0), (2, 0.0)])
