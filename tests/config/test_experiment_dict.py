@@ -30,9 +30,7 @@ def test_an_unknown_field_names_the_nearest():
         c.train.batchsize = 3
     with pytest.raises(AttributeError, match="key trian: did you mean train"):
         c.trian.batch_size = 3
-    with pytest.raises(
-        UnknownKey, match="^unknown key x: known: advise, compile"
-    ):
+    with pytest.raises(UnknownKey, match="^unknown key x: known: advise, compile"):
         c["x"] = 3
     with pytest.raises(UnknownKey, match="did you mean patch_size"):
         c.update({"model": {"patch_sise": 2}})
