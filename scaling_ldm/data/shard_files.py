@@ -36,7 +36,9 @@ class ShardFiles:
       threads: that read at once.
 
     Raises:
-      Damaged: a shard is missing, or is not what was written. Reading raises it.
+      Damaged: a shard is missing, or is not what was written. Reading raises it. The
+        first read of a local folder looks for all shards, so that a long run does not
+        end where it reaches a missing one.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ShardFiles:
         self._cache = None
         if store.local is None:
             self._cache = shard_cache.ShardCache(store.copy, cache_bytes)
+        self._listed = store.local is None  # a remote folder is not listed
         self._threads = threads
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[int, _OpenShard] = collections.OrderedDict()
@@ -66,6 +69,9 @@ class ShardFiles:
 
     def read(self, numbers: np.ndarray, indices: np.ndarray) -> list[shards.Record]:
         """Records by shard and index in the shard, in the order that is asked for."""
+        if not self._listed:
+            _check_there(self._store, len(self._table))
+            self._listed = True
         found: list[Any] = [None] * len(numbers)
         order = np.lexsort((indices, numbers))
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -238,6 +244,23 @@ class _OpenShard:
             self.reader.close()
             if self._held is not None:
                 self._held.close()
+
+
+def _check_there(store: shards.Store, count: int) -> None:
+    """Looks for shards 0 to count - 1 in one listing of the folder.
+
+    Raises:
+      Damaged: some are missing; it names the first one.
+    """
+    there = store.names()
+    missing = [
+        name for n in range(count) if (name := shards.shard_name(n)) not in there
+    ]
+    if missing:
+        raise records.Damaged(
+            f"{store.folder}/{missing[0]} is missing, one of {len(missing):,} shards "
+            f"that are not there, of {count:,}"
+        )
 
 
 def each_of(work: Any, parts: Sequence[Any], threads: int) -> None:
