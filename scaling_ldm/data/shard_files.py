@@ -52,7 +52,7 @@ class ShardFiles:
         self._store, self._table, self._layout = store, table, layout
         self._cache = None
         if store.local is None:
-            self._cache = shard_cache.ShardCache(store.copy, cache_bytes)
+            self._cache = shard_cache.ShardCache(store.copy, cache_bytes, store.folder)
         self._listed = store.local is None  # a remote folder is not listed
         self._threads = threads
         self._lock = threading.Lock()

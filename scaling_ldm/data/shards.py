@@ -268,7 +268,8 @@ class Store:
 def _sweep(target: pathlib.Path) -> None:
     """Removes partial files of killed processes, which are the unlocked ones."""
     for left in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
-        with contextlib.suppress(OSError), open(left, "rb") as file:
+        # NFS gives this lock only on a file that is open for writing.
+        with contextlib.suppress(OSError), open(left, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
