@@ -286,8 +286,8 @@ class Writer:
 
     Args:
       count_words: whether to count the words of training captions, for a vocabulary.
-      compressed: whether the file is compressed. Moments and features become smaller by
-        7% only, and are read in half the time if they are not.
+      compressed: whether the file is compressed. Moments and features that are not are
+        7 to 9% larger, and are read in 40% of the CPU time.
 
     Attributes:
       bytes: size of the records so far, before compression.

@@ -13,7 +13,7 @@ import time
 import fsspec
 import numpy as np
 import pytest
-from encoded_records import experiment, write
+from encoded_records import experiment, shards_of, write
 from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, records
@@ -62,8 +62,8 @@ def size_of_shard(folder):
     return int(table_of(folder)[1].nbytes.max())
 
 
-def opened(folder, **changes):
-    return encoded.Encoded(folder, experiment(data=changes), "train")
+def opened(folder, split="train", **changes):
+    return encoded.Encoded(folder, experiment(data=changes), split)
 
 
 def copies(cache):
@@ -86,7 +86,7 @@ def test_opening_fetches_nothing_and_rows_fetch_what_they_need(far, cache, fetch
     source = opened(far)
     assert not fetched and not copies(cache)
     positions = np.arange(3, dtype=np.int64)
-    needed = source.shards_of(positions)
+    needed = shards_of(source, positions)
     source.rows(positions)
     assert sorted(fetched) == [shards.shard_name(n) for n in needed]
     source.rows(positions)
@@ -310,7 +310,7 @@ def test_the_next_window_is_fetched_while_this_one_is_read(far, fetched):
     (now,) = order.windows(positions)
     source.rows(positions)
     soon = {*order.shards_of(now), *order.shards_of(order.following(now))}
-    assert {*source.shards_of(positions)} < soon
+    assert {*shards_of(source, positions)} < soon
     want = {shards.shard_name(n) for n in soon}
     limit = time.monotonic() + 20
     while not want <= {*fetched} and time.monotonic() < limit:
@@ -320,7 +320,7 @@ def test_the_next_window_is_fetched_while_this_one_is_read(far, fetched):
     assert {*fetched} == want and len(want) < 8
     before = len(fetched)
     later = np.array([order.size], np.int64)  # its shards are there
-    assert {*source.shards_of(later)} <= soon
+    assert {*shards_of(source, later)} <= soon
     source._files.ahead = lambda *_: None
     source.rows(later)
     assert len(fetched) == before
@@ -330,7 +330,56 @@ def test_a_large_remote_set_needs_windows(far):
     small = {"cache_gigabytes": 1.5 * size_of_shard(far) / 1e9}
     with pytest.raises(config.ConfigError, match=r"set config\.data\.shuffle_window"):
         opened(far, **small)
-    opened(far, shuffle_window=1, **small)
+    source = opened(far, shuffle_window=1, **small)
+    with pytest.raises(config.ConfigError, match=r"now and next have [34] shards of"):
+        source.rows(np.arange(1))
+    # Nothing follows the windows of the validation split.
+    enough = {"cache_gigabytes": 4 * size_of_shard(far) / 1e9}
+    opened(far, shuffle_window=1, **enough).rows(np.arange(1))
+
+
+def can_leave(cache):
+    """How many copies nobody reads."""
+    count = 0
+    for path in copies(cache):
+        with path.open("r+b") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_validation_fetches_what_it_reads_and_lets_it_go(far, cache, fetched, window):
+    source = opened(far, "validation", shuffle_window=window)
+    positions = np.arange(2, dtype=np.int64)
+    now = {*shards_of(source, positions)}
+    if window:
+        now = {
+            n
+            for one in source._order.windows(positions)
+            for n in (source._order.shards_of(one))
+        }
+    source.rows(positions)
+    limit = time.monotonic() + 20
+    while len(copies(cache)) < len(now) and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.2)  # of what is fetched in the background
+    assert {*fetched} == {shards.shard_name(n) for n in now}
+    assert 0 < can_leave(cache) == len(copies(cache)) < 10
+    train = opened(far)
+    train.rows(positions)
+    assert can_leave(cache) < len(copies(cache))
+
+
+def test_rows_that_are_in_memory_fetch_nothing(far, cache):
+    source = opened(far, shuffle_window=2)
+    positions = np.arange(30, dtype=np.int64)
+    want = source.rows(positions)
+    asked = []
+    source._files.ahead = lambda *windows: asked.append(windows)
+    got = source.rows(positions[::-1] + 60)  # of another epoch
+    assert not asked and len(got["x"]) == len(want["x"])
+    assert_array_equal(source.rows(positions)["x"], want["x"])
 
 
 @pytest.fixture
@@ -350,4 +399,4 @@ def test_records_are_read_over_http(near, cache, fetched, served):
     source = opened(served)
     positions = np.arange(5, dtype=np.int64)
     assert_array_equal(source.rows(positions)["x"], opened(near).rows(positions)["x"])
-    assert len(fetched) == len(source.shards_of(positions)) == len(copies(cache))
+    assert len(fetched) == len(shards_of(source, positions)) == len(copies(cache))
