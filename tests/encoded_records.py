@@ -70,3 +70,9 @@ def write(
         (),
     )
     return str(folder)
+
+
+def shards_of(source, positions):
+    """The shards that the pictures at some positions are in, ascending."""
+    places = source._order.places(np.asarray(positions, np.int64))
+    return np.unique(source._side.shards(places)).tolist()

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import numpy as np
+from encoded_records import shards_of
 
 from scaling_ldm import config
 from scaling_ldm.data import encoded, seals, shard_table, shards
@@ -93,7 +94,7 @@ def opened(folder: str) -> dict[str, Any]:
     files = []
     for step in steps:
         rows = step * BATCH + np.arange(BATCH).reshape(HOSTS, -1)
-        files.append([len(train.shards_of(host)) for host in rows])
+        files.append([len(shards_of(train, host)) for host in rows])
     return {
         "train": len(train),
         "validation": len(validation),

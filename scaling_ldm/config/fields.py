@@ -51,7 +51,8 @@ class DataConfig:
     shuffle_window: int = 0
     prefetch_batches: int = 2  # batches prepared ahead of the training step
     reader_threads: int = 4  # threads that read records
-    # Local copies of records whose folder is a URL, on each host, in 10^9 bytes.
+    # Local copies of records whose folder is a URL, in 10^9 bytes: on each host, or of
+    # all hosts that share their cache folder.
     cache_gigabytes: float = 100.0
     seed: int = 0  # seed of the stream: order, colours, captions
 

@@ -6,10 +6,11 @@ reads sets of pictures in common layouts, from the files of `storage`. `encoded`
 written, and `mixture` mixes those of several parts. `manifests` writes what is known of
 all shards, and `shard_table` holds it; `row_order` and `row_noise` say which record a
 position has and which noise; `shard_files` reads records, remote ones through
-`shard_cache`. `icons` paints the embedded icons
-of `icon_set`; `vocabulary` turns captions into ids, `hashing` gives random numbers by
-position. `split` decides which pictures are held out, by what `near_duplicates` finds
-too, and `stored_split` reads what was decided. May import: config, records, models.
+`shard_cache`, and `shard_windows` says which it will need. `icons` paints the embedded
+icons of `icon_set`; `vocabulary` turns captions into ids, `hashing` gives random
+numbers by position. `split` decides which pictures are held out, by what
+`near_duplicates` finds too, and `stored_split` reads what was decided. May import:
+config, records, models.
 """
 
 from scaling_ldm.data.pipeline import Batches, Source, batches, stack

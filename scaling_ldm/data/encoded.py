@@ -24,6 +24,7 @@ from scaling_ldm.data import (
     seals,
     shard_files,
     shard_table,
+    shard_windows,
     shards,
 )
 from scaling_ldm.data.manifests import Manifest
@@ -151,6 +152,8 @@ class Encoded:
         another width than config.model.text_width, or remote records that are larger
         than the local cache would be read in no windows.
       Damaged: files have changed since they were written. Reading rows raises it too.
+        The first rows also raise ConfigError if the local cache is smaller than the
+        windows that are read now and next.
     """
 
     def __init__(
@@ -178,14 +181,16 @@ class Encoded:
         self._network = manifest["identity"]["autoencoder"]
         self._length = experiment.data.text_tokens
         table = shard_table.read(store, manifest)
-        self._side = shard_table.Side(table, split == "validation")
+        self._validation = split == "validation"
+        self._side = shard_table.Side(table, self._validation)
         if not len(self._side):
             raise config.ConfigError(
                 f"{folder}: none of its {manifest['records']:,} pictures is in the "
                 f"{split} split; give more pictures, or another "
                 "config.data.validation_fraction"
             )
-        self._order = self._ordered(experiment.data.shuffle_window)
+        window = experiment.data.shuffle_window
+        self._order = self._ordered(window)
         known = manifest["vocabulary"] if words is None else words
         vocabulary = (*RESERVED, *known)
         self._vocabulary = Vocabulary(vocabulary[: experiment.data.vocab_size])
@@ -193,9 +198,27 @@ class Encoded:
         self._threads = experiment.data.reader_threads
         cache_bytes = int(experiment.data.cache_gigabytes * 1e9)
         self._files = shard_files.ShardFiles(
-            store, table, self.layout, cache_bytes, self._threads
+            store,
+            table,
+            self.layout,
+            cache_bytes,
+            self._threads,
+            max(
+                shard_files.OPEN_SHARDS,
+                row_order.shards_of_batch(window) if window else 0,
+            ),
         )
-        if store.local is None and not experiment.data.shuffle_window:
+        self._windows: shard_windows.Windows | None = None
+        if store.local is None and isinstance(self._order, row_order.WindowOrder):
+            self._windows = shard_windows.Windows(
+                self._order,
+                self._files,
+                table,
+                folder=folder,
+                cache_bytes=cache_bytes,
+                continues=not self._validation,
+            )
+        elif store.local is None:
             _check_cache(folder, int(table.nbytes.sum()), cache_bytes)
         self._memory: Rows = {}
         self.uncond = self._null()
@@ -211,8 +234,9 @@ class Encoded:
 
     def rows(self, positions: np.ndarray) -> Rows:
         positions = np.asarray(positions, np.int64)
-        self._say_ahead(positions)
         places = self._order.places(positions)
+        if self._windows and not (self._fits and self._are_kept(places)):
+            self._windows.ahead(positions)
         stored = self._kept(places) if self._fits else self._fresh(places)
         rows = stored | {"x": self._sample(stored["x"], positions)}
         if not self.classes:
@@ -223,24 +247,9 @@ class Encoded:
         places = self._order.places(np.asarray(positions, np.int64))
         return [record.caption for record in self._records(places)]
 
-    def shards_of(self, positions: np.ndarray) -> list[int]:
-        """The shards that the pictures at these positions are in, ascending."""
-        places = self._order.places(np.asarray(positions, np.int64))
-        return np.unique(self._side.shards(places)).tolist()
-
-    def _say_ahead(self, positions: np.ndarray) -> None:
-        """Tells the shards' files which windows are read now and next."""
-        if not isinstance(self._order, row_order.WindowOrder):
-            return
-        if not self._files.is_remote:
-            return
-        now = self._order.windows(positions)
-        following = [self._order.following(window) for window in now]
-        current, soon = (
-            {n for window in some for n in self._order.shards_of(window)}
-            for some in (now, following)
-        )
-        self._files.ahead(current, current | soon)
+    def _are_kept(self, places: np.ndarray) -> bool:
+        """Whether all of these rows are in memory."""
+        return bool(self._memory) and bool(self._memory["there"][places].all())
 
     @functools.cached_property
     def _fits(self) -> bool:
@@ -291,7 +300,10 @@ class Encoded:
         for number in np.unique(numbers).tolist():
             these = numbers == number
             indices[these] = self._side.within(number, places[these])
-        return self._files.read(numbers, indices)
+        found = self._files.read(numbers, indices)
+        if self._validation:  # it is read once, so its shards may leave the cache
+            self._files.close()
+        return found
 
     def _sample(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Stored pixels as the network sees them, or a draw from stored moments."""

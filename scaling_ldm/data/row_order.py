@@ -35,6 +35,11 @@ Places = Int64[np.ndarray, "n"]
 Window = tuple[int, int, int]  # epoch, lane (LANES: the rest), number
 
 
+def shards_of_batch(window: int) -> int:
+    """The most shards that one window of every lane, and of the rest, has."""
+    return (LANES + 1) * (window + 1)
+
+
 @runtime_checkable
 class Order(Protocol):
     """places(positions): int64 [n]; the number of each record in its split."""

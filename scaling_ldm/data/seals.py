@@ -109,17 +109,22 @@ def stored_shard(store: shards.Store, number: int, of: str) -> dict[str, Any]:
     return summary
 
 
-def check_shard(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
+def check_shard(
+    path: pathlib.Path, summary: Mapping[str, Any], known_as: str = ""
+) -> None:
     """Checks all bytes of a file against the summary of its shard.
+
+    Args:
+      known_as: what messages call the file; "": its path.
 
     Raises:
       Damaged: its size or its checksum differs.
     """
-    size = path.stat().st_size
+    where, size = known_as or path, path.stat().st_size
     if size != summary["bytes"]:
-        raise records.Damaged(f"{path}: {size} bytes; wanted {summary['bytes']}")
+        raise records.Damaged(f"{where}: {size} bytes; wanted {summary['bytes']}")
     if shards.file_digest(path) != summary["checksum"]:
         raise records.Damaged(
-            f"{path} is another shard, or damaged: its checksum is not that of its "
+            f"{where} is another shard, or damaged: its checksum is not that of its "
             "summary"
         )

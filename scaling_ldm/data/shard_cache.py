@@ -1,10 +1,14 @@
 """Local copies of remote shards: fetched as they are needed, within a number of bytes.
 
 The copies are in $XDG_CACHE_HOME/scaling_ldm/shards, named by their checksums. So
-processes of one host, and folders with the same shards, share them. A copy appears when
-it is complete and its bytes have been compared with its checksum. Before a fetch, the
-copies that were used longest ago are removed until there is room. A copy that is being
-read has a shared lock, and is never removed.
+processes of one host, and folders with the same shards, share them. So do all hosts
+with this folder on one file system. A copy appears when it is complete and its bytes
+have been compared with its checksum. Before a fetch, the copies that were used longest
+ago are removed until there is room. A copy that is being read has a shared lock, and is
+never removed.
+
+NFS gives an exclusive lock only on a file that is open for writing, and a shared one
+only on a file that is open for reading.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import fcntl
 import os
 import pathlib
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -23,6 +28,7 @@ from scaling_ldm.data import seals, shards, storage
 FOLDER = "shards"  # in the user's cache
 _MARK = re.compile(r"\.room-(\d+)-[0-9a-f]+")
 _DATA = ".data"  # added to the name of a mark: the bytes that have come
+_PAUSE, _LOOKS = 0.1, 3  # seconds between looks for room; looks until it is full
 
 Fetch = Callable[[str, pathlib.Path], None]
 
@@ -37,10 +43,11 @@ class ShardCache:
     Args:
       fetch: (name of a shard, local path to write); copies a remote shard.
       most: bytes of all copies together.
+      remote: the folder, for messages.
     """
 
-    def __init__(self, fetch: Fetch, most: int) -> None:
-        self._fetch, self._most = fetch, most
+    def __init__(self, fetch: Fetch, most: int, remote: str) -> None:
+        self._fetch, self._most, self._remote = fetch, most, remote
         self._sound: set[pathlib.Path] = set()  # whose bytes have been compared
         self._folder = storage.cache_folder() / FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +61,9 @@ class ShardCache:
         fetched again.
 
         Raises:
-          Full: there is no room.
-          Damaged: the remote bytes are not those of the summary.
+          Full: there is no room, and no fetch is under way whose end would give some.
+          Damaged: the remote bytes are not those of the summary, in two fetches.
+          ConfigError: the cache is on a file system without locks.
         """
         target = self._folder / f"{summary['checksum']}{shards.SUFFIX}"
         while True:
@@ -68,12 +76,16 @@ class ShardCache:
                 try:
                     seals.check_shard(target, summary)
                 except records.Damaged:
-                    held.close()
-                    target.unlink(missing_ok=True)
+                    with held, self._alone(f".{target.name}.lock"):
+                        if _is_at(held, target):  # no other process has replaced it
+                            target.unlink()
                     continue
                 self._sound.add(target)
-            target.touch()
-            return target, held
+            os.utime(held.fileno())
+            if _is_at(held, target):
+                return target, held
+            held.close()  # somebody has removed it
+            self._sound.discard(target)
 
     def prepare(self, number: int, summary: Mapping[str, Any]) -> None:
         """Fetches a shard that will be needed soon, as `hold`."""
@@ -85,7 +97,7 @@ class ShardCache:
             file = open(target, "rb")
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
+        _lock(file, fcntl.LOCK_SH)
         if _is_at(file, target):
             return file
         file.close()  # it was removed before it was locked
@@ -94,10 +106,16 @@ class ShardCache:
     def _copy(
         self, number: int, summary: Mapping[str, Any], target: pathlib.Path
     ) -> None:
+        name = shards.shard_name(number)
         with self._room(summary["bytes"]) as partial:
             with records.unfinished(partial), records.writing(target):
-                self._fetch(shards.shard_name(number), partial)
-                seals.check_shard(partial, summary)
+                self._fetch(name, partial)
+                try:
+                    seals.check_shard(partial, summary)
+                except records.Damaged:  # perhaps the connection ended early
+                    partial.unlink()
+                    self._fetch(name, partial)
+                    seals.check_shard(partial, summary, f"{self._remote}/{name}")
                 os.replace(partial, target)
         self._sound.add(target)
 
@@ -113,19 +131,42 @@ class ShardCache:
                 f"allows {self._most:,}"
             )
         mark = self._folder / f".room-{wanted}-{os.urandom(8).hex()}"
-        with self._alone(".lock"):
-            self._make_room(wanted)
-            file = open(mark, "wb")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        file, looks = None, 0
+        while file is None:
+            try:
+                file = self._marked(mark, wanted)
+            except Full:  # a thread that has just fetched may hold a copy for a moment
+                looks += 1
+                if looks == _LOOKS:
+                    raise
+            if file is None:
+                time.sleep(_PAUSE)
         try:
             yield mark.with_name(f"{mark.name}{_DATA}")
         finally:
             mark.unlink(missing_ok=True)
             file.close()
 
-    def _make_room(self, wanted: int) -> None:
-        """Removes the copies that were used longest ago until there is room."""
-        copies, taken = [], self._reserved()
+    def _marked(self, mark: pathlib.Path, wanted: int) -> BinaryIO | None:
+        """The locked mark of some room; None if others' fetches have to end first."""
+        with self._alone(".lock"):
+            if not self._make_room(wanted):
+                return None
+            file = open(mark, "wb")
+            _lock(file, fcntl.LOCK_EX)
+            return file
+
+    def _make_room(self, wanted: int) -> bool:
+        """Removes the copies that were used longest ago until there is room.
+
+        Returns:
+          False if there is none until a fetch that is under way has ended.
+
+        Raises:
+          Full: there is none, and nothing is being fetched.
+        """
+        reserved = self._reserved()
+        copies, taken = [], reserved
         for path in self._folder.glob(f"*{shards.SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
@@ -133,15 +174,16 @@ class ShardCache:
                 taken += found.st_size
         for _, path, size in sorted(copies):
             if taken + wanted <= self._most:
-                return
+                return True
             if _remove(path):
                 taken -= size
-        if taken + wanted > self._most:
+        if taken + wanted > self._most and not reserved:
             raise Full(
-                f"{self._folder}: {taken:,} bytes of shards are being read or fetched, "
-                f"and {wanted:,} more are needed; config.data.cache_gigabytes allows "
+                f"{self._folder}: {taken:,} bytes of shards are being read, and "
+                f"{wanted:,} more are needed; config.data.cache_gigabytes allows "
                 f"{self._most:,}: raise it, or lower config.data.shuffle_window"
             )
+        return taken + wanted <= self._most
 
     def _reserved(self) -> int:
         """Bytes that others are fetching; what killed processes left is removed."""
@@ -149,9 +191,9 @@ class ShardCache:
         for path in self._folder.glob(".room-*"):
             if (mark := _MARK.fullmatch(path.name)) is None:
                 continue
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     total += int(mark[1])
                 else:
@@ -165,7 +207,7 @@ class ShardCache:
         path = self._folder / name
         while True:
             file = open(path, "ab")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, fcntl.LOCK_EX)
             if _is_at(file, path):
                 break
             file.close()  # the last one to be here has removed it
@@ -179,14 +221,33 @@ class ShardCache:
 def _remove(path: pathlib.Path) -> bool:
     """Removes a copy unless it is being read; whether it is gone."""
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(path, "r+b") as file:
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except FileNotFoundError:
         return True
     except BlockingIOError:
         return False
     return True
+
+
+def _lock(file: BinaryIO, how: int) -> None:
+    """Locks an open file.
+
+    Raises:
+      BlockingIOError: another has the lock, and `how` says not to wait.
+      ConfigError: the file system cannot lock it.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as e:
+        raise config.ConfigError(
+            f"{pathlib.Path(file.name).parent}: files cannot be locked there "
+            f"({e.strerror}), and local copies of remote shards need it: set "
+            "XDG_CACHE_HOME to a folder of a local disk"
+        ) from e
 
 
 def _is_at(file: BinaryIO, path: pathlib.Path) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import pathlib
 import queue
+import resource
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from scaling_ldm.data import seals, shard_cache, shards
 from scaling_ldm.data.shard_table import ShardTable
 
 _READ = "readahead_buffer_size:0,max_parallelism:0"
-_OPEN_FILES = 256  # local shards held open at once
+OPEN_SHARDS = 512  # of a source, where the process may open as many files
+_FEWEST = 16  # that a source may hold open, whatever others hold
 _AHEAD = 4  # threads that fetch remote shards before they are needed
 
 
@@ -34,9 +36,13 @@ class ShardFiles:
     Args:
       cache_bytes: of the local copies of remote shards.
       threads: that read at once.
+      open_shards: held open at once, at most. All sources of a process together hold
+        half of the files that it may open (`ulimit -n`).
 
     Raises:
-      Damaged: a shard is missing, or is not what was written. Reading raises it.
+      Damaged: a shard is missing, or is not what was written. Reading raises it. The
+        first read of a local folder looks for all shards, so that a long run does not
+        end where it reaches a missing one.
     """
 
     def __init__(
@@ -46,18 +52,22 @@ class ShardFiles:
         layout: shards.Layout,
         cache_bytes: int,
         threads: int,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         self._store, self._table, self._layout = store, table, layout
         self._cache = None
         if store.local is None:
-            self._cache = shard_cache.ShardCache(store.copy, cache_bytes)
-        self._threads = threads
+            self._cache = shard_cache.ShardCache(store.copy, cache_bytes, store.folder)
+        self._listed = store.local is None  # a remote folder is not listed
+        self._threads, self._open_shards = threads, open_shards
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[int, _OpenShard] = collections.OrderedDict()
         self._checked: set[int] = set()  # shards whose bytes have been compared
         self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._wanted: set[int] = set()  # shards that are read now or next
         self._fetching: list[threading.Thread] = []
+        with _SOURCES_LOCK:
+            _SOURCES.add(self)
 
     @property
     def is_remote(self) -> bool:
@@ -66,6 +76,9 @@ class ShardFiles:
 
     def read(self, numbers: np.ndarray, indices: np.ndarray) -> list[shards.Record]:
         """Records by shard and index in the shard, in the order that is asked for."""
+        if not self._listed:
+            _check_there(self._store, len(self._table))
+            self._listed = True
         found: list[Any] = [None] * len(numbers)
         order = np.lexsort((indices, numbers))
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -102,6 +115,30 @@ class ShardFiles:
                 self._fetching.append(thread)
                 thread.start()
 
+    def close(self) -> None:
+        """Closes all shards, so that they may leave the cache. Reading opens them."""
+        with self._lock:
+            left = [*self._open.values()]
+            self._open.clear()
+        for shard in left:
+            shard.close()
+
+    def _most_open(self) -> int:
+        """How many shards may stay open, given what other sources hold open."""
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if allowed == resource.RLIM_INFINITY:
+            return self._open_shards
+        # A copy of a remote shard is open twice: to be read, and to be held.
+        with _SOURCES_LOCK:
+            sources = [one for one in _SOURCES if one is not self]
+        others = sum(len(one._open) * one._files_each for one in sources)
+        left = (allowed // 2 - others) // self._files_each
+        return max(min(self._open_shards, left), _FEWEST)
+
+    @property
+    def _files_each(self) -> int:
+        return 2 if self.is_remote else 1
+
     def _fetch_asked(self) -> None:
         assert self._cache is not None
         while True:
@@ -129,7 +166,8 @@ class ShardFiles:
         with self._lock:
             kept = self._open.setdefault(number, opened)
             left = [opened] if kept is not opened else []  # another thread was first
-            while len(self._open) > _OPEN_FILES:
+            most = self._most_open()
+            while len(self._open) > most:
                 left.append(self._open.popitem(last=False)[1])
         for shard in left:
             shard.close()
@@ -163,6 +201,10 @@ class ShardFiles:
         return True
 
 
+_SOURCES: weakref.WeakSet[ShardFiles] = weakref.WeakSet()  # of this process
+_SOURCES_LOCK = threading.Lock()
+
+
 class ShardReader:
     """Random access to the records of one shard; see `seals.check_shard`.
 
@@ -186,16 +228,12 @@ class ShardReader:
                 f"{path}: {found} records; wanted {summary['records']}"
             )
 
-    def read(self, indices: Sequence[int]) -> list[shards.Record]:
-        """Some records.
+    def packed(self, indices: Sequence[int]) -> list[bytes]:
+        """Some records as bytes, for one thread at a time.
 
         Raises:
-          Damaged: a record is not what was written; the error names shard and index.
+          Damaged: a record cannot be read; the error names shard and index.
         """
-        return self.unpacked(indices, self.packed(indices))
-
-    def packed(self, indices: Sequence[int]) -> list[bytes]:
-        """Some records as bytes, for one thread at a time; Damaged as `read`."""
         try:
             return self._file.read(indices)
         except RuntimeError:
@@ -204,7 +242,11 @@ class ShardReader:
     def unpacked(
         self, indices: Sequence[int], found: Sequence[bytes]
     ) -> list[shards.Record]:
-        """What `packed` gave, as records; Damaged as `read`."""
+        """What `packed` gave, as records.
+
+        Raises:
+          Damaged: a record is not what was written; the error names shard and index.
+        """
         return [
             shards.unpack(data, self._layout, f"{self._path}: record {index}")
             for index, data in zip(indices, found, strict=True)
@@ -238,6 +280,23 @@ class _OpenShard:
             self.reader.close()
             if self._held is not None:
                 self._held.close()
+
+
+def _check_there(store: shards.Store, count: int) -> None:
+    """Looks for shards 0 to count - 1 in one listing of the folder.
+
+    Raises:
+      Damaged: some are missing; it names the first one.
+    """
+    there = store.names()
+    missing = [
+        name for n in range(count) if (name := shards.shard_name(n)) not in there
+    ]
+    if missing:
+        raise records.Damaged(
+            f"{store.folder}/{missing[0]} is missing, one of {len(missing):,} shards "
+            f"that are not there, of {count:,}"
+        )
 
 
 def each_of(work: Any, parts: Sequence[Any], threads: int) -> None:

@@ -164,7 +164,10 @@ def read(store: shards.Store, manifest: Mapping[str, Any]) -> ShardTable:
         return ShardTable.of_summaries(said)
     where = f"{store.folder}/{FILE}"
     if (content := store.read(FILE)) is None:
-        raise records.Damaged(f"{where} is missing")
+        raise records.Damaged(
+            f"{where} is missing: copy it from the folder where {shards.MANIFEST} came "
+            "from"
+        )
     if shards.digest_of(content) != said["digest"]:
         raise records.Damaged(f"{where} has changed: its digest differs")
     try:

@@ -268,7 +268,8 @@ class Store:
 def _sweep(target: pathlib.Path) -> None:
     """Removes partial files of killed processes, which are the unlocked ones."""
     for left in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
-        with contextlib.suppress(OSError), open(left, "rb") as file:
+        # NFS gives this lock only on a file that is open for writing.
+        with contextlib.suppress(OSError), open(left, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
@@ -285,8 +286,8 @@ class Writer:
 
     Args:
       count_words: whether to count the words of training captions, for a vocabulary.
-      compressed: whether the file is compressed. Moments and features become smaller by
-        7% only, and are read in half the time if they are not.
+      compressed: whether the file is compressed. Moments and features that are not are
+        7 to 9% larger, and are read in 40% of the CPU time.
 
     Attributes:
       bytes: size of the records so far, before compression.

@@ -189,6 +189,7 @@ _LATER = {
     "data.parts": [],
     "data.captions": "",
     "data.label": "",
+    "data.shuffle_window": 0,
     "data.split_by": "caption_alone",
     "data.validation_path": "",
     "data.validation_split": "",

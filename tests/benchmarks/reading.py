@@ -142,6 +142,12 @@ class Counted:
         return found
 
 
+def shards_of(source: encoded.Encoded, positions: np.ndarray) -> list[int]:
+    """The shards that the pictures at some positions are in, ascending."""
+    places = source._order.places(positions)
+    return np.unique(source._side.shards(places)).tolist()
+
+
 def measure(flags: argparse.Namespace, threads: int) -> Row:
     """One row of the table, in a process of its own."""
     source = encoded.Encoded(flags.folder, experiment(flags, threads), "train")
@@ -163,8 +169,8 @@ def measure(flags: argparse.Namespace, threads: int) -> Row:
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         del stream
         positions = np.arange(count)[:, None] * flags.batch + rows
-        files.append(len(source.shards_of(positions.reshape(-1))))
-        of_all += source.shards_of(rows)
+        files.append(len(shards_of(source, positions.reshape(-1))))
+        of_all += shards_of(source, rows)
     check_hosts(source, flags)
     return {
         "threads": threads,

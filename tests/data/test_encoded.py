@@ -199,10 +199,16 @@ def test_damage_names_shard_and_record(folder, tmp_path):
     damaged.unlink()
     source = encoded.Encoded(str(tmp_path), experiment(), "train")
     with pytest.raises(records.Damaged, match="shard-00001.array_record is missing"):
-        source.rows(np.arange(30))
+        source.rows(_of_other_shards(source, 1))
     (tmp_path / shards.MANIFEST).write_text("{")
     with pytest.raises(records.Damaged, match="manifest.json is not JSON"):
         encoded.Encoded(str(tmp_path), experiment(), "train")
+
+
+def _of_other_shards(source, number):
+    """A position whose record is not in a shard."""
+    places = source._order.places(np.arange(30))
+    return np.flatnonzero(source._side.shards(places) != number)[:1]
 
 
 def _swap(a, b):

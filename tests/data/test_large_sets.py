@@ -3,14 +3,23 @@
 import collections
 import itertools
 import json
+import resource
 import subprocess
 import sys
+import weakref
 
 import large_records
 import numpy as np
 import pytest
 from damages import said_about
-from encoded_records import CAPTIONS, COUNT, PER_SHARD, experiment, write
+from encoded_records import (
+    CAPTIONS,
+    COUNT,
+    PER_SHARD,
+    experiment,
+    shards_of,
+    write,
+)
 from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, data, records
@@ -20,6 +29,7 @@ from scaling_ldm.data import (
     row_noise,
     row_order,
     seals,
+    shard_files,
     shard_table,
     shards,
 )
@@ -269,7 +279,7 @@ def test_tables_and_bytes_and_back(tmp_path):
             inside = side.within(n, places[numbers == n])
             assert inside.tolist() == [i for k, i in want if k == n]
     store.remove(shard_table.FILE)
-    with pytest.raises(records.Damaged, match="shards.npz is missing"):
+    with pytest.raises(records.Damaged, match="shards.npz is missing: copy it from"):
         shard_table.read(store, manifest)
 
 
@@ -319,4 +329,47 @@ def test_the_records_of_a_shard_are_where_they_were(folder):
     positions = np.arange(30, dtype=np.int64)
     numbers = [CAPTIONS.index(c) for c in source.captions(positions)]
     want = sorted({n // PER_SHARD for n in numbers})
-    assert source.shards_of(positions) == want
+    assert shards_of(source, positions) == want
+
+
+@pytest.fixture
+def small(tmp_path):
+    """40 records in 20 shards."""
+    return write(tmp_path / "r", experiment(), per_shard=2)
+
+
+@pytest.fixture
+def opens(monkeypatch):
+    """The shards that were opened, in order."""
+    names, reader = [], shard_files.ShardReader
+
+    def counted(path, *others):
+        names.append(path.name)
+        return reader(path, *others)
+
+    monkeypatch.setattr(shard_files, "ShardReader", counted)
+    monkeypatch.setattr(encoded, "KEPT_BYTES", 0)  # rows are read each time
+    return names
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_shards_of_a_window_stay_open(small, opens, monkeypatch, window):
+    """More shards than the usual number: each batch opened all of them again."""
+    monkeypatch.setattr(shard_files, "OPEN_SHARDS", 3)
+    assert row_order.shards_of_batch(4) >= 320  # 64 lanes of 4 shards, and their ends
+    source = opened(small, shuffle_window=window, reader_threads=1)
+    for _ in range(2):
+        source.captions(np.arange(30))
+    train = {*shards_of(source, np.arange(30))}
+    assert len(opens) == len(train) * (1 if window else 2) and len(train) > 3
+
+
+def test_sources_leave_half_of_the_files_to_others(small, opens, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (72, 72))
+    monkeypatch.setattr(shard_files, "_SOURCES", weakref.WeakSet())
+    sources = [opened(small, reader_threads=1) for _ in range(3)]
+    for source in [*sources, *sources]:
+        source.captions(np.arange(30))
+    held = [len(source._files._open) for source in sources]
+    # Each keeps sixteen, whatever the others hold.
+    assert held == [20, 16, 16]

@@ -164,5 +164,6 @@ def test_bounds_of_other_weightings_compare_and_of_other_data_do_not(tiny):
         {"validation": {"samples": 8}},
         {"encode": {"autoencoder": "icons_f4"}},
         {"data": {"seed": 1}},
+        {"data": {"shuffle_window": 4}},
     )
-    assert len({protocol(), *(protocol(**other) for other in others)}) == 6
+    assert len({protocol(), *(protocol(**other) for other in others)}) == 7

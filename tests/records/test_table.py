@@ -247,6 +247,7 @@ def test_the_table_is_read_with_the_standard_library_alone():
     ("section", "field", "value"),
     [
         ("data", "mix", [["own", 0.8], ["prior", 0.2]]),
+        ("data", "shuffle_window", 4),
         ("validation", "part", "prior"),
         ("objective", "kind", "mine.py:build"),
         ("objective", "digest", "abc"),
@@ -256,6 +257,9 @@ def test_what_changes_the_measured_loss_is_another_protocol(section, field, valu
     def protocol(experiment):
         return measurements.loss_protocol("loss", experiment, {})
 
-    as_before = {"data": {"mix": [], "parts": []}, "objective": {"kind": "auto"}}
+    as_before = {
+        "data": {"mix": [], "parts": [], "shuffle_window": 0},
+        "objective": {"kind": "auto"},
+    }
     assert protocol(as_before) == protocol({"data": {}, "objective": {}})
     assert protocol({section: {field: value}}) != protocol({})

@@ -160,7 +160,7 @@ def test_records_are_what_the_networks_say(whole, wanted, networks, painted):
         shard, place = divmod(index, PER_SHARD)
         path = whole / "encoded" / shards.shard_name(shard)
         reader = shard_files.ShardReader(path, summary_of(whole, shard), layout)
-        (found,) = reader.read([place])
+        (found,) = reader.unpacked([place], reader.packed([place]))
         assert (found.caption, found.label) == (captions[index], labels[index])
         assert found.name == f"icons of test_encode:{index}"
         x = images[index][None].astype(np.float32) / 127.5 - 1
@@ -554,14 +554,15 @@ def test_sharded_weights_give_the_same_records(whole, wanted, tmp_path, monkeypa
     layout = layout_of(manifest(whole))
     for number in range(manifest(whole)["shards"]["count"]):
         indices = list(range(summary_of(whole, number)["records"]))
-        got, want = (
+        readers = [
             shard_files.ShardReader(
                 workdir / "encoded" / shards.shard_name(number),
                 summary_of(workdir, number),
                 layout,
-            ).read(indices)
+            )
             for workdir in (tmp_path, whole)
-        )
+        ]
+        got, want = (one.unpacked(indices, one.packed(indices)) for one in readers)
         for a, b in zip(got, want, strict=True):
             assert (a.caption, a.name, a.held_out) == (b.caption, b.name, b.held_out)
             assert_allclose(a.x, b.x, rtol=2e-3, atol=2e-3)
