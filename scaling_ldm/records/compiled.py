@@ -21,22 +21,13 @@ COLLECTIVES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """One kind of collective, over a whole run of a program, on each device.
+    """One kind of collective, over a whole run of a program, on each device."""
 
-    Attributes:
-      kind: one of COLLECTIVES.
-      dtype: XLA's name of the arrays' type, such as "bf16".
-      count: how many arrays.
-      nbytes: bytes of the whole arrays. They are the results, and of a reduce-scatter
-        what goes in.
-      at_least: whether some are in a loop whose turns are not known.
-    """
-
-    kind: str
-    dtype: str
-    count: int
-    nbytes: int
-    at_least: bool = False
+    kind: str  # one of COLLECTIVES
+    dtype: str  # XLA's name of the arrays' type, such as "bf16"
+    count: int  # how many arrays
+    nbytes: int  # of the whole arrays: results, and what a reduce-scatter adds up
+    at_least: bool = False  # some are in a loop whose turns are not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +37,9 @@ class CompiledProgram:
     run_id: str
     study: str
     program: str  # one of config.PROGRAMS
-    topology: str
-    accelerator: str
-    devices: int
+    topology: str  # as config.compile.topology, with the slices if there are several
+    accelerator: str  # a device with a known peak (flops/peaks.py)
+    devices: int  # of the job
     fsdp: int  # devices that share one copy of the parameters
     remat: str  # what the backward pass computes again: a policy, or "none"
     device_bytes: int  # memory of a device, as its data sheet states it
@@ -56,6 +47,6 @@ class CompiledProgram:
     seconds: float  # of tracing and compiling
     refusal: str = ""  # what the compiler said where the program does not fit
     argument_bytes: int = 0  # state, batch and other inputs
-    temporary_bytes: int = 0
+    temporary_bytes: int = 0  # what the program allocates beside them
     peak_bytes: int = 0  # the most that is held at once
-    collectives: tuple[Collective, ...] = ()
+    collectives: tuple[Collective, ...] = ()  # by kind and type, most bytes first

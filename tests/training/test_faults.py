@@ -184,7 +184,7 @@ def test_a_kill_costs_no_more_than_the_minutes_between_checkpoints(reference, tm
     workdir = tmp_path / "w"
     rarely = "--config.train.checkpoints_per_run=1"
     process = start(workdir, rarely, "--config.train.checkpoint_minutes=0.0005")
-    process.wait_for("  step 13/")
+    process.wait_for("  step 14/")  # so step 13 is in the log
     while not saved_steps(workdir):
         assert process.popen.poll() is None
         time.sleep(0.001)
