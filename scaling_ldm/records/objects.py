@@ -33,7 +33,14 @@ COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a stor
 # The inner form of a path. Below /dev/null there is no file: what takes an ObjectPath
 # for a local path fails, whoever runs it.
 _ROOT = "/dev/null"
-_DENIED = re.compile(r"\b(401|403)\b|Forbidden|Unauthorized|[Cc]redentials")
+# What gcsfs and tensorstore say where the exception has no status of HTTP.
+_DENIED = re.compile(r"^Forbidden\b|\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
+_NO_CREDENTIALS = ("DefaultCredentialsError", "NoCredentialsError", "RefreshError")
+# Statuses of HTTP that another attempt may change: timeout, too many requests.
+_PASSING = (408, 429)
+# Errors of this program, and of this machine: no store has said them.
+_OURS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
+_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
 class ObjectPath(pathlib.PosixPath):
@@ -177,7 +184,7 @@ class ObjectPath(pathlib.PosixPath):
     def write_bytes(self, data: Any) -> int:
         """Writes the object whole; a reader sees the old one or this one."""
         data = bytes(data)
-        with asking(self, writes=True):
+        with asking(self, "write"):
             self._fs.pipe_file(self._key, data)
         return len(data)
 
@@ -192,12 +199,13 @@ class ObjectPath(pathlib.PosixPath):
         Raises:
           FileExistsError: it is there.
         """
-        with asking(self, writes=True):
+        with asking(self, "write"):
             self._fs.pipe_file(self._key, data, mode="create")
 
     def upload(self, source: pathlib.Path) -> None:
         """Writes the object from a local file, whole."""
-        with asking(self, writes=True):
+        source.stat()  # if it is not there, no bucket is missing
+        with asking(self, "write"):
             self._fs.put_file(str(source), self._key)
 
     def written_at(self) -> float:
@@ -210,7 +218,7 @@ class ObjectPath(pathlib.PosixPath):
             return self._fs.modified(self._key).timestamp()
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with asking(self, writes=True):
+        with asking(self, "remove"):
             try:
                 self._fs.rm_file(self._key)
             except FileNotFoundError:
@@ -237,9 +245,9 @@ class ObjectPath(pathlib.PosixPath):
         if not isinstance(target, ObjectPath):
             raise LocalOnly(f"{self}: it cannot be moved to {target}")
         for name in self.below():
-            to = target / name
-            with asking(to, writes=True):
-                self._fs.cp_file((self / name)._key, to._key)
+            source = self / name
+            with asking(source, "copy"):
+                self._fs.cp_file(source._key, (target / name)._key)
         self.rmtree()
         return target
 
@@ -277,14 +285,23 @@ def _backend(scheme: str, url: str) -> Any:
 
 @functools.cache
 def _file_system(scheme: str) -> Any:
-    options = _prepare_google() if scheme == "gs" else {}
+    given = options(scheme)
     import fsspec
     import fsspec.config
 
-    if scheme == "gs":  # so that what orbax opens is told the same
+    if given:  # so that what orbax opens is told the same
         for name in ("gs", "gcs"):
-            fsspec.config.conf.setdefault(name, {}).update(options)
-    return fsspec.filesystem(scheme, **options)
+            fsspec.config.conf.setdefault(name, {}).update(given)
+    return fsspec.filesystem(scheme, **given)
+
+
+def options(scheme: str) -> dict[str, Any]:
+    """What fsspec is given for a scheme: limits of time, and no cache of listings.
+
+    Raises:
+      ImportError: the package of the scheme is not installed.
+    """
+    return _prepare_google() if scheme in ("gs", "gcs") else {}
 
 
 def _prepare_google() -> dict[str, Any]:
@@ -305,32 +322,66 @@ def _prepare_google() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def asking(path: ObjectPath, writes: bool = False) -> Iterator[None]:
-    """Around requests to a store: every failure is an OSError that names the URL.
+def asking(url: object, doing: str = "read") -> Iterator[None]:
+    """Around requests to a store: every failure of it is an OSError that names the URL.
+
+    Args:
+      url: an `ObjectPath`, or the text of a URL.
+      doing: "read", "write", "remove" or "copy". Only a write needs no object that is
+        there, so what it does not find is the bucket.
 
     Raises:
-      FileNotFoundError: no such object; or no such bucket, if it `writes`.
-      FileExistsError: there is one.
-      PermissionError: the store refuses it.
-      OSError: the store cannot be reached, or failed.
+      FileNotFoundError: no such object; or no such bucket, in a write.
+      FileExistsError: there is one, or it is another one than was expected.
+      PermissionError: the store refuses it to this account.
+      OSError: the store cannot be reached, has failed, or refuses the request. EINVAL
+        if it refuses; no attempt will change that.
     """
-    url = str(path)
+    url = str(url)
     try:
         yield
     except FileNotFoundError as e:
-        said = "No such bucket" if writes else os.strerror(errno.ENOENT)
+        said = "No such bucket" if doing == "write" else os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, said, url) from e
     except FileExistsError as e:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from e
-    except (ConfigError, KeyboardInterrupt):
+    except (ConfigError, *_OURS):
         raise
     except Exception as e:  # each backend has exceptions of its own
+        if isinstance(e, OSError) and e.errno in _HERE:
+            raise
         said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        if isinstance(e, PermissionError) or _DENIED.search(str(e)):
-            doing = "write" if writes else "read"
+        status = _status(e)
+        if _denied(e, status):
             raise PermissionError(
                 errno.EACCES, f"No permission to {doing} there ({said})", url
+            ) from e
+        if status in range(400, 500) and status not in _PASSING:
+            raise OSError(
+                errno.EINVAL, f"The store refuses the request ({said})", url
             ) from e
         raise OSError(
             errno.EHOSTUNREACH, f"The store does not answer ({said})", url
         ) from e
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status of HTTP with which the store answered; None: it is not known."""
+    while error is not None:
+        for name in ("code", "status"):  # of gcsfs and google, of aiohttp
+            with contextlib.suppress(TypeError, ValueError):
+                return int(getattr(error, name, None))  # pyrefly: ignore
+        # gcsfs makes this of status 400.
+        if isinstance(error, ValueError) and str(error).startswith("Bad Request"):
+            return 400
+        error = error.__cause__
+    return None
+
+
+def _denied(error: Exception, status: int | None) -> bool:
+    """Whether this account may not do it, or there is none."""
+    if status is not None:
+        return status in (401, 403)
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return not getattr(error, "retryable", False)
+    return isinstance(error, PermissionError) or bool(_DENIED.search(str(error)))

@@ -171,8 +171,31 @@ def test_a_store_that_fails_is_never_taken_for_one_without_the_file(
     )
 
 
+def answered(status, text="no"):
+    """An exception of a backend, which holds the status of HTTP."""
+    error = RuntimeError(text)
+    error.code = status
+    return error
+
+
+def because_of(cause):
+    error = ValueError("it failed")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [PermissionError("no"), OSError("Forbidden: b\nno"), OSError("Status 403")]
+    "error",
+    [
+        PermissionError("no"),
+        OSError("Forbidden: b\nno"),
+        ValueError("PERMISSION_DENIED: no"),
+        answered(401),
+        answered("403"),
+        because_of(answered(403)),
+        type("RefreshError", (Exception,), {})("revoked"),
+    ],
+    ids=str,
 )
 def test_a_refusal_of_a_store_is_a_missing_permission(far, error, monkeypatch):
     monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
@@ -188,6 +211,60 @@ def test_writing_to_a_bucket_that_is_missing_says_so(far, monkeypatch):
     with pytest.raises(FileNotFoundError, match="No such bucket"):
         far.write_text("x")
     assert not far.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(503, "checkpoints/403"),
+        answered(429, "Forbidden"),
+        OSError("b/checkpoints/403/401: reset"),
+    ],
+    ids=str,
+)
+def test_a_store_that_fails_on_a_path_with_a_number_is_no_refusal(
+    far, error, monkeypatch
+):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(OSError, match="The store does not answer") as raised:
+        far.read_bytes()
+    assert raised.value.errno == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("Bad Request: b/x\ninvalid name"), answered(400)], ids=str
+)
+def test_a_store_that_refuses_a_request_has_answered(far, error, monkeypatch):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(OSError, match="The store refuses the request") as raised:
+        far.read_bytes()
+    assert raised.value.errno == errno.EINVAL and raised.value.filename == str(far)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("a defect"), AttributeError("x"), OSError(errno.ENOSPC, "full", "/t")],
+    ids=str,
+)
+def test_what_no_store_has_said_stays_what_it_is(far, error, monkeypatch):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(type(error)) as raised:
+        far.read_bytes()
+    assert raised.value is error
+
+
+def test_no_bucket_is_missing_where_an_object_or_a_local_file_is(
+    far, tmp_path, monkeypatch
+):
+    with pytest.raises(FileNotFoundError) as raised:
+        far.upload(tmp_path / "x")
+    assert raised.value.filename == str(tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        far.unlink()
+    monkeypatch.setattr(ObjectPath, "below", lambda _: ["gone"])
+    with pytest.raises(FileNotFoundError, match="No such file") as raised:
+        far.rename(far / "to")
+    assert raised.value.filename == str(far / "gone")
 
 
 def test_a_missing_package_is_named_with_its_extra(here, monkeypatch):
