@@ -11,19 +11,18 @@ a local file. May import: fsspec, when a path is first used.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fnmatch
 import functools
 import io
+import json
 import logging
 import os
 import pathlib
-import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Self
 
 from scaling_ldm.records.errors import ConfigError, LocalOnly
+from scaling_ldm.records.store_errors import asking
 
 # scheme -> (package of the fsspec backend, extra of this library that installs it)
 BACKENDS = {"gs": ("gcsfs", "gcs"), "memory": ("fsspec", "gcs")}
@@ -33,14 +32,6 @@ COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a stor
 # The inner form of a path. Below /dev/null there is no file: what takes an ObjectPath
 # for a local path fails, whoever runs it.
 _ROOT = "/dev/null"
-# What gcsfs and tensorstore say where the exception has no status of HTTP.
-_DENIED = re.compile(r"^Forbidden\b|\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
-_NO_CREDENTIALS = ("DefaultCredentialsError", "NoCredentialsError", "RefreshError")
-# Statuses of HTTP that another attempt may change: timeout, too many requests.
-_PASSING = (408, 429)
-# Errors of this program, and of this machine: no store has said them.
-_OURS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
-_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
 class ObjectPath(pathlib.PosixPath):
@@ -160,9 +151,10 @@ class ObjectPath(pathlib.PosixPath):
                 found.add("/".join(parts))
         yield from (self / name for name in sorted(found))
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, seconds: float | None = None) -> bytes:
+        """All bytes; gives up after so many seconds, all attempts together."""
         with asking(self):
-            return self._fs.cat_file(self._key)
+            return self._fs.cat_file(self._key, **_within(seconds))
 
     def read_text(
         self,
@@ -217,6 +209,61 @@ class ObjectPath(pathlib.PosixPath):
         with asking(self):
             return self._fs.modified(self._key).timestamp()
 
+    def version(self, seconds: float | None = None) -> str | None:
+        """Which one of all that were written under this name; None: no such number.
+
+        Raises:
+          FileNotFoundError: there is none.
+        """
+        with asking(self):
+            return self._fs.info(self._key, **_within(seconds)).get("generation")
+
+    def write_over(self, version: str | None, data: bytes, seconds: float) -> None:
+        """Writes the object if it still is this version, however late this arrives.
+
+        Args:
+          seconds: after which it gives up; the store may yet receive what was sent.
+
+        Raises:
+          FileExistsError: it is another version.
+        """
+        if version is None:  # as in memory://
+            self.write_bytes(data)
+            return
+        bucket, _, name = self._key.partition("/")
+        mark = os.urandom(16).hex()
+        head = (
+            f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+            f"{json.dumps({'name': name})}\r\n--{mark}\r\n"
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        with asking(self, "write"):
+            self._fs.call(
+                "POST",
+                f"{self._fs.base.replace('/storage/', '/upload/storage/')}b/{{}}/o",
+                bucket,
+                uploadType="multipart",
+                ifGenerationMatch=version,
+                headers={"Content-Type": f"multipart/related; boundary={mark}"},
+                data=head.encode() + data + f"\r\n--{mark}--".encode(),
+                timeout=seconds,
+            )
+
+    def unlink_version(self, version: str | None, seconds: float) -> None:
+        """Removes the object if it still is this version; see `write_over`.
+
+        Raises:
+          FileExistsError: it is another version.
+          FileNotFoundError: there is none.
+        """
+        if version is None:
+            self.unlink()
+            return
+        bucket, _, name = self._key.partition("/")
+        condition = {"ifGenerationMatch": version, "timeout": seconds}
+        with asking(self, "remove"):
+            self._fs.call("DELETE", "b/{}/o/{}", bucket, name, **condition)
+
     def unlink(self, missing_ok: bool = False) -> None:
         with asking(self, "remove"):
             try:
@@ -265,6 +312,11 @@ for _name in (
     *("walk", "copy", "copy_into", "move", "move_into", "is_mount"),
 ):
     setattr(ObjectPath, _name, _refused(_name))
+
+
+def _within(seconds: float | None) -> dict[str, float]:
+    """The option of a request that ends all its attempts after so many seconds."""
+    return {} if seconds is None else {"timeout": seconds}
 
 
 def _backend(scheme: str, url: str) -> Any:
@@ -319,69 +371,3 @@ def _prepare_google() -> dict[str, Any]:
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
     return {"use_listings_cache": False, "session_kwargs": {"timeout": limits}}
-
-
-@contextlib.contextmanager
-def asking(url: object, doing: str = "read") -> Iterator[None]:
-    """Around requests to a store: every failure of it is an OSError that names the URL.
-
-    Args:
-      url: an `ObjectPath`, or the text of a URL.
-      doing: "read", "write", "remove" or "copy". Only a write needs no object that is
-        there, so what it does not find is the bucket.
-
-    Raises:
-      FileNotFoundError: no such object; or no such bucket, in a write.
-      FileExistsError: there is one, or it is another one than was expected.
-      PermissionError: the store refuses it to this account.
-      OSError: the store cannot be reached, has failed, or refuses the request. EINVAL
-        if it refuses; no attempt will change that.
-    """
-    url = str(url)
-    try:
-        yield
-    except FileNotFoundError as e:
-        said = "No such bucket" if doing == "write" else os.strerror(errno.ENOENT)
-        raise FileNotFoundError(errno.ENOENT, said, url) from e
-    except FileExistsError as e:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from e
-    except (ConfigError, *_OURS):
-        raise
-    except Exception as e:  # each backend has exceptions of its own
-        if isinstance(e, OSError) and e.errno in _HERE:
-            raise
-        said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        status = _status(e)
-        if _denied(e, status):
-            raise PermissionError(
-                errno.EACCES, f"No permission to {doing} there ({said})", url
-            ) from e
-        if status in range(400, 500) and status not in _PASSING:
-            raise OSError(
-                errno.EINVAL, f"The store refuses the request ({said})", url
-            ) from e
-        raise OSError(
-            errno.EHOSTUNREACH, f"The store does not answer ({said})", url
-        ) from e
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The status of HTTP with which the store answered; None: it is not known."""
-    while error is not None:
-        for name in ("code", "status"):  # of gcsfs and google, of aiohttp
-            with contextlib.suppress(TypeError, ValueError):
-                return int(getattr(error, name, None))  # pyrefly: ignore
-        # gcsfs makes this of status 400.
-        if isinstance(error, ValueError) and str(error).startswith("Bad Request"):
-            return 400
-        error = error.__cause__
-    return None
-
-
-def _denied(error: Exception, status: int | None) -> bool:
-    """Whether this account may not do it, or there is none."""
-    if status is not None:
-        return status in (401, 403)
-    if type(error).__name__ in _NO_CREDENTIALS:
-        return not getattr(error, "retryable", False)
-    return isinstance(error, PermissionError) or bool(_DENIED.search(str(error)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import email
 import errno
 import io
 import json
@@ -439,3 +440,129 @@ def test_a_holder_that_was_taken_over_ends(far, monkeypatch):
         lock._held[path].beat()
     assert said and "was taken over by process 7 on other" in said[0]
     assert json.loads(path.read_text())["pid"] == 7
+
+
+class Versioned(type(fsspec.filesystem("memory"))):
+    """The store in memory, with versions and the requests of gs:// that ask for one.
+
+    Attributes:
+      under_way: called while a write or a removal is between here and the store.
+      limits: of time, of each request.
+    """
+
+    cachable = False
+    base = "https://store/storage/v1/"
+
+    def __init__(self):
+        super().__init__()
+        self.under_way, self.limits = lambda: None, []
+
+    def info(self, path, **given):
+        self.limits.append(given.get("timeout"))
+        found = super().info(path)
+        written = self.store[self._strip_protocol(path)].modified
+        return found | {"generation": written.isoformat()}
+
+    def cat_file(self, path, start=None, end=None, **given):
+        self.limits.append(given.get("timeout"))
+        return super().cat_file(path)
+
+    def pipe_file(self, path, value, mode="overwrite", **given):
+        self._travel()
+        return super().pipe_file(path, value, mode)
+
+    def rm_file(self, path):
+        self._travel()
+        return super().rm_file(path)
+
+    def _travel(self):
+        under_way, self.under_way = self.under_way, lambda: None
+        under_way()
+
+    def call(self, method, path, *args, ifGenerationMatch, timeout, **given):
+        self._travel()
+        self.limits.append(timeout)
+        if method == "POST":
+            assert given["uploadType"] == "multipart"
+            assert (
+                path.format(*args) == f"https://store/upload/storage/v1/b/{args[0]}/o"
+            )
+            head = f"Content-Type: {given['headers']['Content-Type']}\r\n\r\n"
+            whole = email.message_from_bytes(head.encode() + given["data"])
+            meta, content = (x.get_payload(decode=True) for x in whole.get_payload())
+            key = f"{args[0]}/{json.loads(meta)['name']}"
+        else:
+            assert (method, path) == ("DELETE", "b/{}/o/{}")
+            key = "/".join(args)
+        if super().info(key) and self.info(key)["generation"] != ifGenerationMatch:
+            raise FileExistsError(key)
+        if method == "POST":
+            super().pipe_file(key, content)
+        else:
+            super().rm_file(key)
+
+
+@pytest.fixture
+def versioned(monkeypatch):
+    store = Versioned()
+    monkeypatch.setattr(objects, "_file_system", lambda _: store)
+    return store
+
+
+def test_a_heartbeat_that_arrives_late_does_not_write_over_the_next_holder(
+    far, versioned, monkeypatch
+):
+    path, said = far / lock.NAME, []
+    monkeypatch.setattr(lock, "_when_lost", said.append)
+    with lock.holding([path]):
+        held = lock._held[path]
+        before = path.written_at()
+        held.beat()
+        assert path.written_at() > before and path.read_text() == held._text
+        versioned.under_way = lambda: elsewhere(path, age=0)
+        held.beat()
+        assert json.loads(path.read_text())["pid"] == 7 and said == []
+        held.beat()
+        assert "was taken over by process 7 on other" in said[0]
+    assert json.loads(path.read_text())["pid"] == 7
+
+
+def test_a_release_that_arrives_late_leaves_the_lock_of_the_next_holder(far, versioned):
+    path = far / lock.NAME
+    with lock.holding([path]):
+        pass
+    assert not path.exists()
+    with lock.holding([path]):
+        versioned.under_way = lambda: elsewhere(path, age=0)
+    assert json.loads(path.read_text())["pid"] == 7
+
+
+def test_a_takeover_that_arrives_late_leaves_the_lock_of_the_next_holder(
+    far, versioned, monkeypatch
+):
+    path = far / lock.NAME
+    elsewhere(path, age=lock.STALE + 20)
+    mine = lock.Lock(path)
+    found = mine._read()
+    create = lock.lock_file.create
+
+    def created(*given):
+        create(*given)
+        versioned.under_way = lambda: elsewhere(path, age=0)
+
+    monkeypatch.setattr(lock.lock_file, "create", created)
+    assert not mine._replace(found)
+    assert json.loads(path.read_text())["host"] == "other"
+    assert far.below() == [lock.NAME]
+
+
+def test_a_heartbeat_gives_up_long_before_its_lock_is_stale(far, versioned):
+    path = far / lock.NAME
+    with lock.holding([path]):
+        versioned.limits.clear()
+        lock._held[path].beat()
+        limits = versioned.limits[:]
+        versioned.limits.clear()
+    for asked in (limits, versioned.limits):
+        assert len(asked) >= 3 and None not in asked[:3]
+        assert lock.BEAT + sum(x or 0 for x in asked) < lock.STALE / 2
