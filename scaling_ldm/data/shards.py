@@ -41,6 +41,7 @@ from array_record.python import array_record_module
 
 from scaling_ldm import config, records
 from scaling_ldm.data.vocabulary import words
+from scaling_ldm.records import objects
 
 IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
 VERSION = 1
@@ -146,7 +147,8 @@ def summary_name(number: int) -> str:
 class Store:
     """The folder of the records: local, or a URL that fsspec knows ("gs://...").
 
-    A file appears when it is complete.
+    A file appears when it is complete. Where a URL's store fails, it is an OSError, as
+    `objects.asking` says it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -154,7 +156,10 @@ class Store:
         self._far = "://" in folder and not folder.startswith("file://")
         local = os.path.abspath(os.path.expanduser(folder.removeprefix("file://")))
         try:
-            self._fs, self._base = fsspec.core.url_to_fs(folder if self._far else local)
+            given = objects.options(folder.partition("://")[0]) if self._far else {}
+            self._fs, self._base = fsspec.core.url_to_fs(
+                folder if self._far else local, **given
+            )
         except Exception as e:  # no backend, or credentials that are wrong
             raise config.ConfigError(
                 f"{folder} cannot be opened: {type(e).__name__}: {e}"
@@ -168,10 +173,17 @@ class Store:
     def _path(self, name: str) -> str:
         return posixpath.join(self._base, name)
 
+    def _asking(self, name: str, doing: str = "read") -> Any:
+        """Around what a store is asked; on a disk, errors are what they are."""
+        if not self._far:
+            return contextlib.nullcontext()
+        return objects.asking(posixpath.join(self.folder, name), doing)
+
     def read(self, name: str) -> bytes | None:
         """A file's bytes; None if there is none."""
         try:
-            return self._fs.cat_file(self._path(name))
+            with self._asking(name):
+                return self._fs.cat_file(self._path(name))
         except FileNotFoundError:
             return None
 
@@ -196,21 +208,23 @@ class Store:
         stamped = value if name == IDENTITY else records.stamped(value)
         text = json.dumps(stamped, indent=1) + "\n"
         if self._far:
-            self._fs.pipe_file(self._path(name), text.encode())
+            with self._asking(name, "write"):
+                self._fs.pipe_file(self._path(name), text.encode())
         else:
             records.write_text(self._path(name), text)
 
     def names(self) -> set[str]:
         """Every file in the folder."""
         try:
-            found = self._fs.ls(self._base, detail=False)
+            with self._asking(""):
+                found = self._fs.ls(self._base, detail=False)
         except FileNotFoundError:
             return set()
         return {posixpath.basename(path) for path in found}
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._asking(name, "remove"):
             self._fs.rm_file(self._path(name))
 
     @contextlib.contextmanager
@@ -220,7 +234,9 @@ class Store:
             with tempfile.TemporaryDirectory() as folder:
                 partial = pathlib.Path(folder) / name
                 yield partial
-                self._fs.put_file(str(partial), self._path(name))
+                partial.stat()  # if it is not there, no bucket is missing
+                with self._asking(name, "write"):
+                    self._fs.put_file(str(partial), self._path(name))
             return
         target = pathlib.Path(self._path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +271,8 @@ class Store:
           Damaged: the file is not there.
         """
         try:
-            self._fs.get_file(self._path(name), str(target))
+            with self._asking(name):
+                self._fs.get_file(self._path(name), str(target))
         except FileNotFoundError as e:
             raise records.Damaged(f"{self._path(name)} is missing") from e
 

@@ -25,6 +25,7 @@ import fsspec
 
 from scaling_ldm import config, records
 from scaling_ldm.data.listing import File, info, walk
+from scaling_ldm.records import objects
 
 # The package to install for a kind of URL, if fsspec finds no backend.
 _BACKENDS = {
@@ -267,7 +268,9 @@ def _filesystem(path: str) -> tuple[Any, str]:
         return None, os.path.abspath(os.path.expanduser(path))
     protocol = path.split("://")[0]
     try:
-        fs, base = fsspec.core.url_to_fs(path)
+        given = objects.options(protocol)
+        given.pop("use_listings_cache", None)  # what is listed is asked for again
+        fs, base = fsspec.core.url_to_fs(path, **given)
     except ImportError as e:
         package = _BACKENDS.get(protocol, "its fsspec backend")
         raise config.ConfigError(f"{path}: {e}; pip install {package}") from e

@@ -1,6 +1,7 @@
 """Every exception that one part of the library raises for another to catch.
 
-Each class is one thing that a caller can act on. `study` gives each its exit status.
+Each class is one thing that a caller can act on. `workdir.exit_status` gives each of
+them its exit status.
 """
 
 from __future__ import annotations

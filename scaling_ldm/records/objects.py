@@ -11,19 +11,18 @@ a local file. May import: fsspec, when a path is first used.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fnmatch
 import functools
 import io
+import json
 import logging
 import os
 import pathlib
-import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Self
 
 from scaling_ldm.records.errors import ConfigError, LocalOnly
+from scaling_ldm.records.store_errors import asking
 
 # scheme -> (package of the fsspec backend, extra of this library that installs it)
 BACKENDS = {"gs": ("gcsfs", "gcs"), "memory": ("fsspec", "gcs")}
@@ -33,7 +32,6 @@ COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a stor
 # The inner form of a path. Below /dev/null there is no file: what takes an ObjectPath
 # for a local path fails, whoever runs it.
 _ROOT = "/dev/null"
-_DENIED = re.compile(r"\b(401|403)\b|Forbidden|Unauthorized|[Cc]redentials")
 
 
 class ObjectPath(pathlib.PosixPath):
@@ -153,9 +151,10 @@ class ObjectPath(pathlib.PosixPath):
                 found.add("/".join(parts))
         yield from (self / name for name in sorted(found))
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, seconds: float | None = None) -> bytes:
+        """All bytes; gives up after so many seconds, all attempts together."""
         with asking(self):
-            return self._fs.cat_file(self._key)
+            return self._fs.cat_file(self._key, **_within(seconds))
 
     def read_text(
         self,
@@ -177,7 +176,7 @@ class ObjectPath(pathlib.PosixPath):
     def write_bytes(self, data: Any) -> int:
         """Writes the object whole; a reader sees the old one or this one."""
         data = bytes(data)
-        with asking(self, writes=True):
+        with asking(self, "write"):
             self._fs.pipe_file(self._key, data)
         return len(data)
 
@@ -192,12 +191,13 @@ class ObjectPath(pathlib.PosixPath):
         Raises:
           FileExistsError: it is there.
         """
-        with asking(self, writes=True):
+        with asking(self, "write"):
             self._fs.pipe_file(self._key, data, mode="create")
 
     def upload(self, source: pathlib.Path) -> None:
         """Writes the object from a local file, whole."""
-        with asking(self, writes=True):
+        source.stat()  # if it is not there, no bucket is missing
+        with asking(self, "write"):
             self._fs.put_file(str(source), self._key)
 
     def written_at(self) -> float:
@@ -209,8 +209,63 @@ class ObjectPath(pathlib.PosixPath):
         with asking(self):
             return self._fs.modified(self._key).timestamp()
 
+    def version(self, seconds: float | None = None) -> str | None:
+        """Which one of all that were written under this name; None: no such number.
+
+        Raises:
+          FileNotFoundError: there is none.
+        """
+        with asking(self):
+            return self._fs.info(self._key, **_within(seconds)).get("generation")
+
+    def write_over(self, version: str | None, data: bytes, seconds: float) -> None:
+        """Writes the object if it still is this version, however late this arrives.
+
+        Args:
+          seconds: after which it gives up; the store may yet receive what was sent.
+
+        Raises:
+          FileExistsError: it is another version.
+        """
+        if version is None:  # as in memory://
+            self.write_bytes(data)
+            return
+        bucket, _, name = self._key.partition("/")
+        mark = os.urandom(16).hex()
+        head = (
+            f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+            f"{json.dumps({'name': name})}\r\n--{mark}\r\n"
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        with asking(self, "write"):
+            self._fs.call(
+                "POST",
+                f"{self._fs.base.replace('/storage/', '/upload/storage/')}b/{{}}/o",
+                bucket,
+                uploadType="multipart",
+                ifGenerationMatch=version,
+                headers={"Content-Type": f"multipart/related; boundary={mark}"},
+                data=head.encode() + data + f"\r\n--{mark}--".encode(),
+                timeout=seconds,
+            )
+
+    def unlink_version(self, version: str | None, seconds: float) -> None:
+        """Removes the object if it still is this version; see `write_over`.
+
+        Raises:
+          FileExistsError: it is another version.
+          FileNotFoundError: there is none.
+        """
+        if version is None:
+            self.unlink()
+            return
+        bucket, _, name = self._key.partition("/")
+        condition = {"ifGenerationMatch": version, "timeout": seconds}
+        with asking(self, "remove"):
+            self._fs.call("DELETE", "b/{}/o/{}", bucket, name, **condition)
+
     def unlink(self, missing_ok: bool = False) -> None:
-        with asking(self, writes=True):
+        with asking(self, "remove"):
             try:
                 self._fs.rm_file(self._key)
             except FileNotFoundError:
@@ -237,9 +292,9 @@ class ObjectPath(pathlib.PosixPath):
         if not isinstance(target, ObjectPath):
             raise LocalOnly(f"{self}: it cannot be moved to {target}")
         for name in self.below():
-            to = target / name
-            with asking(to, writes=True):
-                self._fs.cp_file((self / name)._key, to._key)
+            source = self / name
+            with asking(source, "copy"):
+                self._fs.cp_file(source._key, (target / name)._key)
         self.rmtree()
         return target
 
@@ -257,6 +312,11 @@ for _name in (
     *("walk", "copy", "copy_into", "move", "move_into", "is_mount"),
 ):
     setattr(ObjectPath, _name, _refused(_name))
+
+
+def _within(seconds: float | None) -> dict[str, float]:
+    """The option of a request that ends all its attempts after so many seconds."""
+    return {} if seconds is None else {"timeout": seconds}
 
 
 def _backend(scheme: str, url: str) -> Any:
@@ -277,14 +337,23 @@ def _backend(scheme: str, url: str) -> Any:
 
 @functools.cache
 def _file_system(scheme: str) -> Any:
-    options = _prepare_google() if scheme == "gs" else {}
+    given = options(scheme)
     import fsspec
     import fsspec.config
 
-    if scheme == "gs":  # so that what orbax opens is told the same
+    if given:  # so that what orbax opens is told the same
         for name in ("gs", "gcs"):
-            fsspec.config.conf.setdefault(name, {}).update(options)
-    return fsspec.filesystem(scheme, **options)
+            fsspec.config.conf.setdefault(name, {}).update(given)
+    return fsspec.filesystem(scheme, **given)
+
+
+def options(scheme: str) -> dict[str, Any]:
+    """What fsspec is given for a scheme: limits of time, and no cache of listings.
+
+    Raises:
+      ImportError: the package of the scheme is not installed.
+    """
+    return _prepare_google() if scheme in ("gs", "gcs") else {}
 
 
 def _prepare_google() -> dict[str, Any]:
@@ -302,35 +371,3 @@ def _prepare_google() -> dict[str, Any]:
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
     return {"use_listings_cache": False, "session_kwargs": {"timeout": limits}}
-
-
-@contextlib.contextmanager
-def asking(path: ObjectPath, writes: bool = False) -> Iterator[None]:
-    """Around requests to a store: every failure is an OSError that names the URL.
-
-    Raises:
-      FileNotFoundError: no such object; or no such bucket, if it `writes`.
-      FileExistsError: there is one.
-      PermissionError: the store refuses it.
-      OSError: the store cannot be reached, or failed.
-    """
-    url = str(path)
-    try:
-        yield
-    except FileNotFoundError as e:
-        said = "No such bucket" if writes else os.strerror(errno.ENOENT)
-        raise FileNotFoundError(errno.ENOENT, said, url) from e
-    except FileExistsError as e:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from e
-    except (ConfigError, KeyboardInterrupt):
-        raise
-    except Exception as e:  # each backend has exceptions of its own
-        said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        if isinstance(e, PermissionError) or _DENIED.search(str(e)):
-            doing = "write" if writes else "read"
-            raise PermissionError(
-                errno.EACCES, f"No permission to {doing} there ({said})", url
-            ) from e
-        raise OSError(
-            errno.EHOSTUNREACH, f"The store does not answer ({said})", url
-        ) from e

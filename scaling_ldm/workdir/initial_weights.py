@@ -82,10 +82,15 @@ def find(experiment: config.Experiment) -> InitialWeights:
 
 
 def is_there(experiment: config.Experiment) -> bool:
-    """Whether there is still a directory or file that config.train.init_from names."""
-    run = init_from.parsed(experiment.train.init_from)
-    place = experiment.train.init_from if run is None else run.workdir
-    return places.place(place, _FIELD).expanduser().exists()
+    """Whether there is still a directory or file that config.train.init_from names.
+
+    Raises:
+      ConfigError: it is a URL of what is not supported there, as in `find`.
+    """
+    run = init_from.parsed(given := experiment.train.init_from)
+    if run is None:
+        return places.local(given, _FIELD).exists()
+    return places.place(run.workdir, _FIELD).expanduser().exists()
 
 
 def identified(
@@ -119,7 +124,7 @@ def record(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 
 
 def _of_run(where: str, run: init_from.RunWeights) -> InitialWeights:
-    found = find_run(where, run)
+    found = find_run(where, run, _FIELD)
     own, spec, model = found.experiment, found.spec, found.model
     saved = checkpoint.saved_identity(
         runs.run_files(found.workdir, spec.run_id).checkpoints, model.step
@@ -147,18 +152,19 @@ class FoundRun(NamedTuple):
     model: TrainedModel
 
 
-def find_run(where: str, run: init_from.RunWeights) -> FoundRun:
+def find_run(where: str, run: init_from.RunWeights, what: str) -> FoundRun:
     """The weights of a run that is over; their values are not read yet.
 
     Args:
       where: the beginning of messages.
       run: if its run_id is "", config.generate.run or the best finished run.
+      what: what names its working directory, for the message about a URL.
 
     Raises:
       ConfigError: there is no such run, it has no such checkpoint, or no run is the
         best one.
     """
-    folder = places.place(run.workdir).expanduser()
+    folder = places.place(run.workdir, what).expanduser()
     source = _experiment_of(where, folder)
     planned = (folder / "runs.jsonl").exists()
     specs = records.read_plan(folder) if planned else []

@@ -31,6 +31,8 @@ from scaling_ldm.training.objective import diffusion_objective
 from scaling_ldm.workdir import exports, initial_weights, pipelines
 from scaling_ldm.workdir.pipelines import Elsewhere
 
+_WHAT = "what load opens"  # in messages about URLs
+
 
 def load(
     place: str | os.PathLike,
@@ -67,7 +69,7 @@ def load(
 
 
 def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
-    folder = places.place(text, "what load opens").expanduser()
+    folder = places.place(text, _WHAT).expanduser()
     if not folder.is_dir():
         run = init_from.parsed(text)
         if run is None:
@@ -101,7 +103,7 @@ def _opened(where: str, text: str, elsewhere: Elsewhere) -> LoadedModel:
 
 
 def _of_run(where: str, run: init_from.RunWeights, elsewhere: Elsewhere) -> LoadedModel:
-    found = initial_weights.find_run(where, run)
+    found = initial_weights.find_run(where, run, _WHAT)
     own, spec, model = found.experiment, found.spec, found.model
     _check_kind(where, own)
     network = from_config.denoiser(own, spec.width, spec.depth, unroll=False)

@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 
-from scaling_ldm import records
 from scaling_ldm.records.errors import ConfigError, Held
 from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training import progress
@@ -226,10 +225,13 @@ class Lock:
                     guard.unlink()
             return False
         try:
+            version = lock_file.version(self.path)
             now = self._read()
             if now is None or (now.text, now.beat) != (found.text, found.beat):
                 return False
-            records.write_text(self.path, self._text)
+            lock_file.replace(self.path, self._text, version)
+        except (FileNotFoundError, FileExistsError):  # it changed meanwhile
+            return False
         finally:
             guard.unlink(missing_ok=True)
         return True
@@ -240,13 +242,14 @@ class Lock:
             if _held.get(self.path) is not self:
                 return
             try:
-                text = self.path.read_text(encoding="utf-8", errors="replace")
+                version = lock_file.version(self.path, lock_file.SECONDS)
+                text = lock_file.text(self.path)
             except FileNotFoundError:  # removed by hand: the first to create it has it
                 if self.path.parent.exists():
                     self._create()
                 return
             if text == self._text:
-                lock_file.renew(self.path, self._text)
+                lock_file.renew(self.path, self._text, version)
             else:
                 del _held[self.path]
                 _when_lost(f"{self._folder} was taken over by {_name(_holder(text))}")
@@ -256,8 +259,9 @@ class Lock:
         with _registry, contextlib.suppress(OSError):
             if _held.get(self.path) is self:
                 del _held[self.path]
-                if self.path.read_text(encoding="utf-8") == self._text:
-                    self.path.unlink()
+                version = lock_file.version(self.path, lock_file.SECONDS)
+                if lock_file.text(self.path) == self._text:
+                    lock_file.remove(self.path, version)
                     for folder in self._made:
                         folder.rmdir()  # fails if it is not empty
 

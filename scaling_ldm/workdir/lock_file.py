@@ -2,7 +2,9 @@
 
 A store has no exclusive open and no time that can be set. There, of several writers the
 store lets one create the object; a heartbeat writes the object again; and the time is
-that at which the store received it.
+that at which the store received it. A request may arrive late, when another process has
+taken over. So the store writes or removes a lock only if it still is the version that
+was read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import tempfile
 
 from scaling_ldm import records
 from scaling_ldm.records.objects import ObjectPath
+
+SECONDS = 15.0  # for a request of a heartbeat, all its attempts together
 
 
 def create(path: pathlib.Path, text: str) -> None:
@@ -50,12 +54,51 @@ def read(path: pathlib.Path) -> tuple[str, float]:
         return file.read(), os.fstat(file.fileno()).st_mtime
 
 
-def renew(path: pathlib.Path, text: str) -> None:
-    """Sets the time of a file that holds this text to now."""
+def version(path: pathlib.Path, seconds: float | None = None) -> str | None:
+    """The version of an object, for `renew`, `replace` and `remove`; None: of a file.
+
+    Args:
+      seconds: after which it gives up; None: as any other request.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    return path.version(seconds) if isinstance(path, ObjectPath) else None
+
+
+def text(path: pathlib.Path) -> str:
+    """What is in it; asks no longer than SECONDS."""
     if isinstance(path, ObjectPath):
-        path.write_text(text)
+        return path.read_bytes(SECONDS).decode(errors="replace")
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def renew(path: pathlib.Path, text: str, version: str | None) -> None:
+    """Sets the time of a file that holds this text to now.
+
+    Raises:
+      FileExistsError: the object is not that version any more.
+    """
+    if isinstance(path, ObjectPath):
+        path.write_over(version, text.encode(), SECONDS)
     else:
         os.utime(path)
+
+
+def replace(path: pathlib.Path, text: str, version: str | None) -> None:
+    """Writes a file that is there; FileExistsError as in `renew`."""
+    if isinstance(path, ObjectPath):
+        path.write_over(version, text.encode(), SECONDS)
+    else:
+        records.write_text(path, text)
+
+
+def remove(path: pathlib.Path, version: str | None) -> None:
+    """Removes it; FileExistsError as in `renew`."""
+    if isinstance(path, ObjectPath):
+        path.unlink_version(version, SECONDS)
+    else:
+        path.unlink()
 
 
 def written_at(path: pathlib.Path) -> float:

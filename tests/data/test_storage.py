@@ -8,7 +8,9 @@ import fsspec
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.data import storage
+from scaling_ldm.data import shards, storage
+from scaling_ldm.records import objects
+from scaling_ldm.workdir import exit_status
 
 FILES = {
     "a/one-08.tar": b"08",
@@ -141,6 +143,73 @@ def test_a_store_that_fails_is_told_as_it_says(monkeypatch):
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", refuse)
     with pytest.raises(config.ConfigError, match="RuntimeError: credentials expired"):
         storage.find("memory://somewhere")
+
+
+def replaced(store):
+    with store.replace("x") as partial:
+        partial.write_bytes(b"x")
+
+
+STORE_REQUESTS = {
+    "read": lambda s, _: s.read("x"),
+    "read_json": lambda s, _: s.read_json("x"),
+    "write_json": lambda s, _: s.write_json("x", {}),
+    "names": lambda s, _: s.names(),
+    "remove": lambda s, _: s.remove("x"),
+    "replace": lambda s, _: replaced(s),
+    "copy": lambda s, folder: s.copy("x", folder / "x"),
+}
+
+
+@pytest.mark.parametrize("name", STORE_REQUESTS)
+def test_a_store_of_records_that_fails_is_storage_and_no_defect(
+    name, tmp_path, monkeypatch
+):
+    class HttpError(Exception):
+        code = 503
+
+    def fail(*_, **__):
+        raise HttpError("later")
+
+    backend = fsspec.get_filesystem_class("memory")
+    for request in ("cat_file", "pipe_file", "ls", "rm_file", "put_file", "get_file"):
+        monkeypatch.setattr(backend, request, fail)
+    store = shards.Store("memory://bucket/records")
+    with pytest.raises(OSError, match="The store does not answer") as raised:
+        STORE_REQUESTS[name](store, tmp_path)
+    assert raised.value.filename.startswith("memory://bucket/records")
+    assert exit_status.of(raised.value) == exit_status.EXIT["storage"]
+
+
+def test_a_store_of_records_reads_what_it_wrote(tmp_path):
+    store = shards.Store(f"memory://{uuid.uuid4().hex}/records")
+    assert store.names() == set() and store.read("x") is None
+    replaced(store)
+    store.write_json("y.json", {"a": 1})
+    assert store.names() == {"x", "y.json"}
+    assert store.read("x") == b"x" and store.read_json("y.json")["a"] == 1
+    store.copy("x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"x"
+    store.remove("x")
+    store.remove("x")
+    assert store.names() == {"y.json"}
+
+
+def test_limits_of_time_do_not_depend_on_the_working_directory(monkeypatch):
+    given, limits = [], {"session_kwargs": {"timeout": 60}, "use_listings_cache": False}
+    monkeypatch.setattr(objects, "_prepare_google", lambda: dict(limits))
+
+    def opened(url, **options):
+        given.append(options)
+        return None, "b"
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
+    shards.Store("gs://b/records")
+    shards.Store("gcs://b/records")
+    shards.Store("memory://b/records")
+    storage._filesystem("gs://b/pictures")
+    timed = {"session_kwargs": {"timeout": 60}}
+    assert given == [limits, limits, {}, timed]
 
 
 def test_copies_are_made_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import email
 import errno
 import io
 import json
@@ -171,8 +172,31 @@ def test_a_store_that_fails_is_never_taken_for_one_without_the_file(
     )
 
 
+def answered(status, text="no"):
+    """An exception of a backend, which holds the status of HTTP."""
+    error = RuntimeError(text)
+    error.code = status
+    return error
+
+
+def because_of(cause):
+    error = ValueError("it failed")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [PermissionError("no"), OSError("Forbidden: b\nno"), OSError("Status 403")]
+    "error",
+    [
+        PermissionError("no"),
+        OSError("Forbidden: b\nno"),
+        ValueError("PERMISSION_DENIED: no"),
+        answered(401),
+        answered("403"),
+        because_of(answered(403)),
+        type("RefreshError", (Exception,), {})("revoked"),
+    ],
+    ids=str,
 )
 def test_a_refusal_of_a_store_is_a_missing_permission(far, error, monkeypatch):
     monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
@@ -188,6 +212,60 @@ def test_writing_to_a_bucket_that_is_missing_says_so(far, monkeypatch):
     with pytest.raises(FileNotFoundError, match="No such bucket"):
         far.write_text("x")
     assert not far.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(503, "checkpoints/403"),
+        answered(429, "Forbidden"),
+        OSError("b/checkpoints/403/401: reset"),
+    ],
+    ids=str,
+)
+def test_a_store_that_fails_on_a_path_with_a_number_is_no_refusal(
+    far, error, monkeypatch
+):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(OSError, match="The store does not answer") as raised:
+        far.read_bytes()
+    assert raised.value.errno == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("Bad Request: b/x\ninvalid name"), answered(400)], ids=str
+)
+def test_a_store_that_refuses_a_request_has_answered(far, error, monkeypatch):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(OSError, match="The store refuses the request") as raised:
+        far.read_bytes()
+    assert raised.value.errno == errno.EINVAL and raised.value.filename == str(far)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("a defect"), AttributeError("x"), OSError(errno.ENOSPC, "full", "/t")],
+    ids=str,
+)
+def test_what_no_store_has_said_stays_what_it_is(far, error, monkeypatch):
+    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    with pytest.raises(type(error)) as raised:
+        far.read_bytes()
+    assert raised.value is error
+
+
+def test_no_bucket_is_missing_where_an_object_or_a_local_file_is(
+    far, tmp_path, monkeypatch
+):
+    with pytest.raises(FileNotFoundError) as raised:
+        far.upload(tmp_path / "x")
+    assert raised.value.filename == str(tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        far.unlink()
+    monkeypatch.setattr(ObjectPath, "below", lambda _: ["gone"])
+    with pytest.raises(FileNotFoundError, match="No such file") as raised:
+        far.rename(far / "to")
+    assert raised.value.filename == str(far / "gone")
 
 
 def test_a_missing_package_is_named_with_its_extra(here, monkeypatch):
@@ -362,3 +440,129 @@ def test_a_holder_that_was_taken_over_ends(far, monkeypatch):
         lock._held[path].beat()
     assert said and "was taken over by process 7 on other" in said[0]
     assert json.loads(path.read_text())["pid"] == 7
+
+
+class Versioned(type(fsspec.filesystem("memory"))):
+    """The store in memory, with versions and the requests of gs:// that ask for one.
+
+    Attributes:
+      under_way: called while a write or a removal is between here and the store.
+      limits: of time, of each request.
+    """
+
+    cachable = False
+    base = "https://store/storage/v1/"
+
+    def __init__(self):
+        super().__init__()
+        self.under_way, self.limits = lambda: None, []
+
+    def info(self, path, **given):
+        self.limits.append(given.get("timeout"))
+        found = super().info(path)
+        written = self.store[self._strip_protocol(path)].modified
+        return found | {"generation": written.isoformat()}
+
+    def cat_file(self, path, start=None, end=None, **given):
+        self.limits.append(given.get("timeout"))
+        return super().cat_file(path)
+
+    def pipe_file(self, path, value, mode="overwrite", **given):
+        self._travel()
+        return super().pipe_file(path, value, mode)
+
+    def rm_file(self, path):
+        self._travel()
+        return super().rm_file(path)
+
+    def _travel(self):
+        under_way, self.under_way = self.under_way, lambda: None
+        under_way()
+
+    def call(self, method, path, *args, ifGenerationMatch, timeout, **given):
+        self._travel()
+        self.limits.append(timeout)
+        if method == "POST":
+            assert given["uploadType"] == "multipart"
+            assert (
+                path.format(*args) == f"https://store/upload/storage/v1/b/{args[0]}/o"
+            )
+            head = f"Content-Type: {given['headers']['Content-Type']}\r\n\r\n"
+            whole = email.message_from_bytes(head.encode() + given["data"])
+            meta, content = (x.get_payload(decode=True) for x in whole.get_payload())
+            key = f"{args[0]}/{json.loads(meta)['name']}"
+        else:
+            assert (method, path) == ("DELETE", "b/{}/o/{}")
+            key = "/".join(args)
+        if super().info(key) and self.info(key)["generation"] != ifGenerationMatch:
+            raise FileExistsError(key)
+        if method == "POST":
+            super().pipe_file(key, content)
+        else:
+            super().rm_file(key)
+
+
+@pytest.fixture
+def versioned(monkeypatch):
+    store = Versioned()
+    monkeypatch.setattr(objects, "_file_system", lambda _: store)
+    return store
+
+
+def test_a_heartbeat_that_arrives_late_does_not_write_over_the_next_holder(
+    far, versioned, monkeypatch
+):
+    path, said = far / lock.NAME, []
+    monkeypatch.setattr(lock, "_when_lost", said.append)
+    with lock.holding([path]):
+        held = lock._held[path]
+        before = path.written_at()
+        held.beat()
+        assert path.written_at() > before and path.read_text() == held._text
+        versioned.under_way = lambda: elsewhere(path, age=0)
+        held.beat()
+        assert json.loads(path.read_text())["pid"] == 7 and said == []
+        held.beat()
+        assert "was taken over by process 7 on other" in said[0]
+    assert json.loads(path.read_text())["pid"] == 7
+
+
+def test_a_release_that_arrives_late_leaves_the_lock_of_the_next_holder(far, versioned):
+    path = far / lock.NAME
+    with lock.holding([path]):
+        pass
+    assert not path.exists()
+    with lock.holding([path]):
+        versioned.under_way = lambda: elsewhere(path, age=0)
+    assert json.loads(path.read_text())["pid"] == 7
+
+
+def test_a_takeover_that_arrives_late_leaves_the_lock_of_the_next_holder(
+    far, versioned, monkeypatch
+):
+    path = far / lock.NAME
+    elsewhere(path, age=lock.STALE + 20)
+    mine = lock.Lock(path)
+    found = mine._read()
+    create = lock.lock_file.create
+
+    def created(*given):
+        create(*given)
+        versioned.under_way = lambda: elsewhere(path, age=0)
+
+    monkeypatch.setattr(lock.lock_file, "create", created)
+    assert not mine._replace(found)
+    assert json.loads(path.read_text())["host"] == "other"
+    assert far.below() == [lock.NAME]
+
+
+def test_a_heartbeat_gives_up_long_before_its_lock_is_stale(far, versioned):
+    path = far / lock.NAME
+    with lock.holding([path]):
+        versioned.limits.clear()
+        lock._held[path].beat()
+        limits = versioned.limits[:]
+        versioned.limits.clear()
+    for asked in (limits, versioned.limits):
+        assert len(asked) >= 3 and None not in asked[:3]
+        assert lock.BEAT + sum(x or 0 for x in asked) < lock.STALE / 2

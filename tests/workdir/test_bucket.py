@@ -8,6 +8,9 @@ import buckets
 import pytest
 from processes import MainProcess, run_main
 
+from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.workdir import lock, lock_file
+
 pytestmark = pytest.mark.slow
 
 STUDY = (
@@ -138,3 +141,17 @@ def test_a_study_becomes_read_only_and_keeps_what_it_has(bucket):
     _, error = run_main(*STUDY, url, expect=3)
     assert error.splitlines()[-1].startswith("error: No permission to write there")
     assert bucket.objects() == before
+
+
+def test_a_lock_that_another_holder_has_written_is_not_written_over(bucket):
+    pytest.importorskip("gcsfs")
+    path = ObjectPath.of(f"{bucket.url}/a study/{lock.NAME}")
+    with lock.holding([path]):
+        held, version, before = lock._held[path], path.version(), path.written_at()
+        held.beat()
+        assert path.written_at() > before and path.version() != version
+        assert path.read_text() == held._text
+        with pytest.raises(FileExistsError):
+            path.write_over(version, b"late", lock_file.SECONDS)
+        assert path.read_text() == held._text
+    assert bucket.objects() == {}

@@ -273,6 +273,19 @@ def test_a_name_of_nothing_is_refused(recipe, source, name, why):
         identified(later(recipe, name.format(source[0])))
 
 
+@pytest.mark.parametrize("name", ["hdfs://b/w#run", "hdfs://b/w", "gs://b/export"])
+def test_a_url_that_is_not_supported_has_one_message(name):
+    c = config.default()
+    c.train.init_from = name
+    experiment, said = config.resolve(c), []
+    for look in (initial_weights.is_there, initial_weights.find):
+        with pytest.raises(config.ConfigError) as raised:
+            look(experiment)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{name.partition('#')[0]}: config.train.init_from ")
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
