@@ -28,7 +28,9 @@ def package(tmp_path_factory):
     def get(name):
         folder = tmp_path_factory.mktemp("package")
         pip = [sys.executable, "-m", "pip", "install", "-q", f"--target={folder}"]
-        done = subprocess.run([*pip, name], capture_output=True, text=True)
+        done = subprocess.run(
+            [*pip, name], capture_output=True, text=True, timeout=1200
+        )
         if done.returncode:
             pytest.skip(f"{name} cannot be had: {done.stderr.strip()[-200:]}")
         return folder
