@@ -11,6 +11,7 @@ from scaling_ldm import config, records, study
 from scaling_ldm.records.compiled import COMPILED
 from scaling_ldm.stages import compile as compile_stage
 from scaling_ldm.training import capacity, topologies
+from scaling_ldm.workdir import exit_status
 
 
 def asked(tiny, **fields):
@@ -30,7 +31,7 @@ def test_an_unknown_topology_is_refused_before_the_plan(tiny, name, tmp_path, ca
         cluster=(None, None, None),
     )
     said = capsys.readouterr()
-    assert status == study.EXIT["bad configuration"]
+    assert status == exit_status.EXIT["bad configuration"]
     assert "config.compile.topology" in said.err and "v5p:4x8x8" in said.err
     assert not (tmp_path / "study" / "runs.jsonl").exists()
 
@@ -183,7 +184,7 @@ def test_a_network_that_is_too_large_is_refused_with_what_fits(tmp_path):
         "--config.plan.devices=4",
         '--config.compile.programs=("train",)',
     )
-    assert done.returncode == study.EXIT["bad configuration"], done.stderr[-2000:]
+    assert done.returncode == exit_status.EXIT["bad configuration"], done.stderr[-2000:]
     assert "does not fit on v5e:2x2" in done.stderr
     assert "mesh.fsdp" in done.stderr.split("this may fit:")[1]
     assert "Traceback" not in done.stderr

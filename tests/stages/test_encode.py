@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from processes import MainProcess, start_job
 
-from scaling_ldm import config, data, flops, records, study
+from scaling_ldm import config, data, flops, records
 from scaling_ldm.data import icons, pictures, shard_files, shard_table, shards
 from scaling_ldm.data.vocabulary import NULL, PADDING
 from scaling_ldm.models import pretrained
@@ -27,7 +27,7 @@ from scaling_ldm.models.weights import autoencoder_kl as kl_files
 from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
-from scaling_ldm.workdir import lock
+from scaling_ldm.workdir import exit_status, lock
 
 COUNT, PER_SHARD = 44, 8
 SCALE, SHIFT = 0.7, 0.2
@@ -671,7 +671,7 @@ def test_tar_shards_to_pictures_killed_on_the_way(networks, painted, tmp_path):
     stopped = MainProcess(*flags)
     stopped.wait_for("  step 3/")
     stopped.popen.send_signal(signal.SIGTERM)
-    stopped.end(study.EXIT["preempted, run the same command again"])
+    stopped.end(exit_status.EXIT["preempted, run the same command again"])
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not written again
 
     said = MainProcess(*flags).end()

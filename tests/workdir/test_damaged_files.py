@@ -13,7 +13,14 @@ from scaling_ldm.report import reading as pages
 from scaling_ldm.stages import advise
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
-from scaling_ldm.workdir import init_record, missing, ownership, runs, samples
+from scaling_ldm.workdir import (
+    exit_status,
+    init_record,
+    missing,
+    ownership,
+    runs,
+    samples,
+)
 
 EXAMPLE = older_workdirs.MADE / records.FIRST
 RUN = "1.600e09-16x1"
@@ -245,7 +252,9 @@ def test_a_command_ends_with_one_line(small, tmp_path, name, damage, capsys):
             cluster=(None, None, None),
         )
         said = capsys.readouterr().err
-        assert status in study.EXIT.values() and status != study.EXIT["defect"]
+        assert (
+            status in exit_status.EXIT.values() and status != exit_status.EXIT["defect"]
+        )
         assert "Traceback" not in said
         if status in (2, 3):
             (line,) = [x for x in said.splitlines() if x.startswith("error: ")]
