@@ -72,6 +72,8 @@ class Tables:
                 else:
                     self._tables.append(_Parquet(folder, name))
             except (OSError, ValueError) as e:  # pyarrow's errors are ValueErrors
+                if getattr(e, "errno", None):  # the storage, not the file
+                    raise
                 raise config.ConfigError(
                     f"{path}: {name} cannot be read: {e}; copy it again or leave it out"
                 ) from e
@@ -186,10 +188,9 @@ class _Parquet:
         pa = _pyarrow()
         import pyarrow.parquet
 
-        self._name, self._local = name, folder.is_local
-        source = folder.location(name) if self._local else folder.open(name)
+        self._name, self._damage = name, (OSError, pa.ArrowInvalid)
+        source = folder.location(name) if folder.is_local else folder.open(name)
         self._file = pyarrow.parquet.ParquetFile(source)
-        self._damage = (OSError, pa.ArrowInvalid) if self._local else pa.ArrowInvalid
         self.schema = self._file.schema_arrow
         groups = [
             self._file.metadata.row_group(i).num_rows

@@ -110,7 +110,7 @@ class Tfds:
     def _json(self, name: str) -> dict:
         try:
             return json.loads(self._folder.read(name))
-        except (KeyError, OSError, ValueError, RecursionError) as e:
+        except (KeyError, FileNotFoundError, ValueError, RecursionError) as e:
             raise config.ConfigError(
                 f"{self._folder.root}: {name} cannot be read: {e}"
             ) from e
