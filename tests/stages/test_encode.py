@@ -467,13 +467,16 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
     assert_array_equal(train.uncond["text"][:2], [NULL, PADDING])
 
 
-def test_a_network_of_fewer_classes_is_refused_before_anything_is_encoded(
-    wanted, painted, tmp_path
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_a_network_of_other_classes_is_refused_before_anything_is_encoded(
+    classes, wanted, painted, tmp_path
 ):
     plain = {"autoencoder": "none", "text_encoder": "vocabulary"}
-    model = {"architecture": "adaln_zero", "classes": 2, "text_width": 256}
+    model = {"architecture": "adaln_zero", "classes": classes, "text_width": 256}
     experiment = wanted(data={"shape": (32, 32, 3)}, encode=plain, model=model)
-    with pytest.raises(config.ConfigError, match="config.model.classes = 2, but the"):
+    with pytest.raises(
+        config.ConfigError, match=f"config.model.classes = {classes}, bu"
+    ):
         encode.run(experiment, tmp_path)
     assert len(set(painted[2])) > 2
     assert not list((tmp_path / "encoded").glob("shard*"))
