@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from damages import damages, said_about
 from processes import ROOT
 
 from scaling_ldm import config, records, study
@@ -144,6 +145,18 @@ def compiled(tmp_path, topology, *more):
         text=True,
         timeout=900,
     )
+
+
+@damages
+def test_a_damaged_file_is_named_before_anything_is_compiled(damage, tiny, tmp_path):
+    path = tmp_path / COMPILED
+    records.write_jsonl(path, [row()])
+    path.write_bytes(damage(path.read_bytes()))
+    if not path.read_bytes():
+        return  # as before the first call
+    # The experiment has no topology, which would be refused next.
+    given = config.resolve(tiny)
+    assert said_about(path, lambda: compile_stage.run(given, tmp_path, ()))
 
 
 @pytest.mark.slow
