@@ -21,16 +21,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import yaml
 
-from scaling_ldm import records, study
+from scaling_ldm import records
 from scaling_ldm.config import command_line
 from scaling_ldm.records import places
 from scaling_ldm.records.errors import ConfigError
+from scaling_ldm.workdir import exit_status
 
-PREEMPTED = study.EXIT["preempted, run the same command again"]
-LOST = study.EXIT["lost a process"]
-REFUSED = study.EXIT["bad configuration"]
+PREEMPTED = exit_status.EXIT["preempted, run the same command again"]
+LOST = exit_status.EXIT["lost a process"]
+REFUSED = exit_status.EXIT["bad configuration"]
 # After these the same command ends in the same way: nothing starts it again.
-HOPELESS = sorted({*study.EXIT.values()} - {study.EXIT["done"], LOST, PREEMPTED})
+HOPELESS = sorted(
+    {*exit_status.EXIT.values()} - {exit_status.EXIT["done"], LOST, PREEMPTED}
+)
 FILES = pathlib.Path("launched")  # what launchers write, below the current folder
 PORT = 8476  # of process 0, where nothing else says how processes find one another
 
@@ -210,7 +213,7 @@ def say_and_check(rows: Sequence[int]) -> None:
     """Says which rows are started; ends the launcher if there are none."""
     print(f"{len(rows)} rows to start: {ranges(rows) or 'none'}", file=sys.stderr)
     if not rows:
-        sys.exit(study.EXIT["done"])
+        sys.exit(exit_status.EXIT["done"])
 
 
 def numbers(text: str, planned: int) -> set[int]:

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from scaling_ldm import config, study
 from scaling_ldm.config import command_line
+from scaling_ldm.workdir import exit_status
 
 flags.DEFINE_list("stages", None, command_line.FLAGS["stages"])
 flags.DEFINE_boolean("list_missing", False, command_line.FLAGS["list_missing"])
@@ -23,7 +24,7 @@ for _name in ("run", "num_processes", "process_id"):
 
 
 def main(_: list[str]) -> int:
-    """Runs the study; returns the exit status of the process (see `study.EXIT`)."""
+    """Runs the study; returns the exit status (see `exit_status.EXIT`)."""
     logging.set_verbosity(logging.FATAL)  # our own lines come from progress.say
     given = flags.FLAGS
     return study.run(
@@ -40,7 +41,7 @@ def parse(arguments: list[str]) -> list[str]:
     """Parses the flags; a bad one ends with a message, not with a traceback."""
     if text := command_line.help_text(arguments, flags.FLAGS.get_help):
         print(text)
-        sys.exit(study.EXIT["done"])
+        sys.exit(exit_status.EXIT["done"])
     try:
         given = flags.FLAGS.read_flags_from_files(arguments[1:], force_gnu=False)
         path, rest = command_line.split(given)
@@ -51,7 +52,7 @@ def parse(arguments: list[str]) -> list[str]:
         return left
     except (config.ConfigError, flags.Error) as e:
         print(f"error: {command_line.said_of(e)}", file=sys.stderr)
-    sys.exit(study.EXIT["bad configuration"])
+    sys.exit(exit_status.EXIT["bad configuration"])
 
 
 def run() -> None:

@@ -26,7 +26,6 @@ from scaling_ldm.records.errors import ConfigError, Damaged, LocalOnly, Preempte
 from scaling_ldm.training import progress, signals
 from scaling_ldm.workdir import ending, exit_status, lock, missing, ownership
 
-EXIT = exit_status.EXIT
 LOST = (
     "a process of this job, or the network to it, is gone; this one ends too. Start "
     "the same command on every host to continue from the last checkpoint"
@@ -46,7 +45,7 @@ def run(
     cluster: tuple[str | None, int | None, int | None],
     list_missing: bool = False,
 ) -> int:
-    """Runs the stages and returns one of EXIT's values; an error ends as one message.
+    """Runs the stages, and returns the exit status; an error ends as one message.
 
     A defect is raised. In a job of several processes its traceback is printed and this
     process ends.
@@ -66,14 +65,16 @@ def run(
         if list_missing:
             command_line.check_alone(stages, only, *cluster)
             missing.show(experiment, at)
-            return EXIT["done"]
+            return exit_status.EXIT["done"]
         command_line.check_job(*cluster)
         names = command_line.stages_to_run(stages, only)
-        lock.when_lost(lambda why: ending.now(why, EXIT["bad configuration"]))
+        lock.when_lost(
+            lambda why: ending.now(why, exit_status.EXIT["bad configuration"])
+        )
         signals.configure(experiment.train)
         return _Study(experiment, at, names, stages is not None, only, cluster).run()
     except Exception as e:
-        if exit_status.of(e) == EXIT["defect"] and not ending.in_a_job():
+        if exit_status.of(e) == exit_status.EXIT["defect"] and not ending.in_a_job():
             raise
         return _stop(e)
 
@@ -83,13 +84,15 @@ def _stop(error: Exception) -> int:
     status = exit_status.of(error)
     if isinstance(error, (ConfigError, Damaged, LocalOnly, OSError)):
         print(f"error: {ending.message(error)}", file=sys.stderr)
-    elif status == EXIT["defect"]:
+    elif status == exit_status.EXIT["defect"]:
         traceback.print_exception(error)
-    elif status == EXIT["lost a process"]:
+    elif status == exit_status.EXIT["lost a process"]:
         _lost(because=" ".join(str(error).split())[:300])
     else:
         progress.say(f"stopped: {error}")
-    if status == EXIT["storage"]:  # orbax's threads fail as well; one message is enough
+    if (
+        status == exit_status.EXIT["storage"]
+    ):  # orbax's threads fail as well; one message is enough
         sys.unraisablehook = lambda _: None
     if ending.in_a_job():  # its processes may not meet in jax's shutdown barrier
         signal_name = "a stop" if isinstance(error, Preempted) else ""
@@ -103,7 +106,7 @@ def _lost(why: str = LOST, because: str = "") -> None:
     if heard := signals.current().heard:  # the job was stopped, no process was lost
         _stopped(heard)
     why = f"{LOST} ({because})" if because else why or LOST
-    ending.now(why, EXIT["lost a process"])
+    ending.now(why, exit_status.EXIT["lost a process"])
 
 
 def listen() -> None:
@@ -119,7 +122,7 @@ def _stopped(heard: str) -> None:
         "command continues"
     )
     progress.mute()  # the main thread goes on for a moment
-    status = EXIT["preempted, run the same command again"]
+    status = exit_status.EXIT["preempted, run the same command again"]
     ending.now("", status, functools.partial(signals.leave, heard))
 
 
@@ -135,11 +138,11 @@ class _Study:
     cluster: tuple[str | None, int | None, int | None]
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
-    status: int = EXIT["done"]
+    status: int = exit_status.EXIT["done"]
     job: Any = None  # the jobs.JaxJob that this process has joined
 
     def run(self) -> int:
-        """Runs the stages; returns one of EXIT's values."""
+        """Runs the stages; returns the exit status."""
         if any(self._runs_networks(stage) for stage in self.stages):
             self._start_devices()
         self.experiment = ownership.as_made(self.experiment, self.workdir, self.stages)
@@ -367,7 +370,7 @@ class _Study:
         for line in advise.lines(found):
             print(line, flush=True)
         if isinstance(found, records.Refusal):
-            self.status = EXIT["no answer"]
+            self.status = exit_status.EXIT["no answer"]
 
     def _report(self) -> None:
         if self.primary:

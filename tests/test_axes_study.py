@@ -13,9 +13,8 @@ from finished_study import Page, table_rows
 from processes import ROOT, run_main
 
 from scaling_ldm import config, records, report
-from scaling_ldm import study as study_module
 from scaling_ldm.stages import export, fit, generate, plan, train
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import exit_status, runs
 
 PREEMPTED = "preempted, run the same command again"
 RATE, ARCHITECTURE = "optimizer.learning_rate", "model.architecture"
@@ -201,7 +200,7 @@ def test_a_study_with_axes_by_the_launcher(tmp_path):
             assert first.poll() is None
             time.sleep(0.1)
         first.terminate()
-        assert first.wait(300) == study_module.EXIT[PREEMPTED]
+        assert first.wait(300) == exit_status.EXIT[PREEMPTED]
     assert 0 < len(list(workdir.glob("runs/*/record.json"))) < 8
     subprocess.run([*launcher, *sizes, varied], cwd=ROOT, check=True, timeout=900)
     _, err = run_main(*flags, "--stages=fit,generate,report", *sizes, varied)

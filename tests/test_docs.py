@@ -21,6 +21,7 @@ import scaling_ldm
 from scaling_ldm import PUBLIC, config, study
 from scaling_ldm import main as main_module
 from scaling_ldm.training import loaded_model
+from scaling_ldm.workdir import exit_status
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -438,7 +439,7 @@ def test_a_page_lists_every_experiment():
 def test_a_page_lists_every_exit_status():
     text = (ROOT / "docs" / "exit_statuses.md").read_text(encoding="utf-8")
     rows = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    assert rows == {*map(int, study.EXIT.values()), 1}
+    assert rows == {*map(int, exit_status.EXIT.values()), 1}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)

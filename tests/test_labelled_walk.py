@@ -15,7 +15,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import scaling_ldm
-from scaling_ldm import config, data, records, study
+from scaling_ldm import config, data, records
+from scaling_ldm.workdir import exit_status
 from tests.processes import ROOT, MainProcess
 from tools import make_pictures
 
@@ -109,7 +110,7 @@ def walk(workdir, experiment, settings, stages, seen):
     process = MainProcess(*command)
     process.wait_for(seen, timeout=900)
     process.popen.terminate()
-    first = process.end(study.EXIT["preempted, run the same command again"])
+    first = process.end(exit_status.EXIT["preempted, run the same command again"])
     assert not (workdir / "samples").exists()
     second = MainProcess(*command).end(timeout=3600)
     assert "Traceback" not in first + second

@@ -116,7 +116,7 @@ def test_another_experiment_is_refused_and_says_what_differs(smoke, call):
         "--config.mesh.cpu_devices=4",
         f"--workdir={workdir}",
         "--config.optimizer.learning_rate=0.5",
-        expect=study.EXIT["bad configuration"],
+        expect=exit_status.EXIT["bad configuration"],
     )
     assert "holds another experiment" in err
     assert "config.optimizer.learning_rate: 0.003 there, 0.5 here" in err
@@ -178,7 +178,7 @@ def test_a_bad_request_is_one_message_before_any_compilation(
     base += ["--config.mesh.cpu_devices=4"]
     if not any(a.startswith("--config.") or "stages" in a for a in arguments):
         base = base[1:2] if arguments[:1] != ["--wrkdir=x"] else base
-    _, err = call(*base, *arguments, expect=study.EXIT["bad configuration"])
+    _, err = call(*base, *arguments, expect=exit_status.EXIT["bad configuration"])
     err = re.sub(r"\Aplan  .* left \S+\n", "", err)  # where counting takes seconds
     assert err.startswith("error: "), err
     assert said in err
@@ -338,7 +338,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_done(
         "cluster": (None, None, None),
     }
     if refused:
-        assert study.run(given, **asked) == study.EXIT["bad configuration"]
+        assert study.run(given, **asked) == exit_status.EXIT["bad configuration"]
         said = capsys.readouterr().err
         assert (
             said == "error: config.evaluate.reference = 'nowhere.npz': no such file\n"
@@ -404,7 +404,7 @@ def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
     if trained:
         assert (status, reached) == (0, [True])
         return
-    assert (status, reached) == (study.EXIT["bad configuration"], [])
+    assert (status, reached) == (exit_status.EXIT["bad configuration"], [])
     assert capsys.readouterr().err == (
         "error: config.evaluate.through_training = True with config.generate.weights "
         "= 'weights': a folder of weights has no checkpoints, and no run of "
@@ -413,7 +413,7 @@ def test_checkpoints_of_given_weights_are_refused_where_no_run_has_any(
 
 
 def test_exit_codes_are_distinct():
-    assert len(set(study.EXIT.values())) == len(study.EXIT)
+    assert len(set(exit_status.EXIT.values())) == len(exit_status.EXIT)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_each_class_of_errors_has_its_exit_status(error, job, status, monkeypatc
     if isinstance(error, tuple):
         error, cause = error
         error.__cause__ = jax.errors.JaxRuntimeError(cause)
-    assert exit_status.of(error) == study.EXIT[status]
+    assert exit_status.of(error) == exit_status.EXIT[status]
 
 
 @pytest.mark.parametrize(
@@ -461,14 +461,14 @@ def test_a_process_that_a_stop_has_ended_is_not_lost(heard, status, monkeypatch)
     monkeypatch.setattr(progress, "_muted", True)
     with pytest.raises(SystemExit) as e:
         study._lost()
-    assert e.value.code == study.EXIT[status]
+    assert e.value.code == exit_status.EXIT[status]
 
 
 def test_a_class_that_is_only_named_like_a_known_one_is_a_defect():
     class Preempted(Exception):
         pass
 
-    assert exit_status.of(Preempted("x")) == study.EXIT["defect"]
+    assert exit_status.of(Preempted("x")) == exit_status.EXIT["defect"]
 
 
 def test_stage_names_are_the_methods():

@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scaling_ldm import config, records
 
 FILE = "labels.json"
@@ -81,6 +83,36 @@ def refuse_number(classes: int, names: Sequence[str], distinct: int) -> None:
         f"config.model.classes = {classes}, but the pictures have "
         f"{f'{found:,} labels' if found else 'no labels'}; set model.classes = {found}"
     )
+
+
+def refuse_labels(classes: int, names: Sequence[str], labels: np.ndarray) -> None:
+    """Refuses the labels of all pictures where a network of so many classes would be.
+
+    Args:
+      classes, names: as of `refuse_number`.
+      labels: int64 [n]; below 0 for a picture without one.
+
+    Raises:
+      ConfigError: some pictures have no label, so that none counts; or the labels are
+        of another number of classes.
+    """
+    if not classes:
+        return
+    known = labels[labels >= 0]
+    refuse_number(classes, names, len(np.unique(known)))
+    if len(known) < len(labels):
+        raise config.ConfigError(
+            f"config.model.classes = {classes}, but {len(labels) - len(known):,} of "
+            f"{len(labels):,} pictures have no label; leave them out, or set "
+            "model.classes = 0"
+        )
+    largest = int(known.max())
+    wanted = max(len(names), largest + 1)
+    if wanted != classes:
+        raise config.ConfigError(
+            f"config.model.classes = {classes}, but the largest label of the pictures "
+            f"is {largest}; set model.classes = {wanted}"
+        )
 
 
 def write(path: pathlib.Path, names: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def write(
             "first": [list(one) for one in first_bad],
         },
         # Labels count only if every picture has one.
-        "classes": 1 + largest if labels == total else 0,
+        "classes": max(len(names), 1 + largest) if labels == total else 0,
         "label_names": list(names) if labels == total else [],
         "layout": json.loads(json.dumps(vars(layout))),
         # Of the values that a denoiser reads, by channel, over the training split.

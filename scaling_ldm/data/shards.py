@@ -160,6 +160,8 @@ class Store:
             self._fs, self._base = fsspec.core.url_to_fs(
                 folder if self._far else local, **given
             )
+        except ImportError as e:
+            raise objects.not_installed(folder, e) from e
         except Exception as e:  # no backend, or credentials that are wrong
             raise config.ConfigError(
                 f"{folder} cannot be opened: {type(e).__name__}: {e}"

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import os
 import pathlib
@@ -18,7 +19,7 @@ import posixpath
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -27,18 +28,6 @@ from scaling_ldm import config, records
 from scaling_ldm.data.listing import File, info, walk
 from scaling_ldm.records import objects
 
-# The package to install for a kind of URL, if fsspec finds no backend.
-_BACKENDS = {
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "http": "aiohttp requests",
-    "https": "aiohttp requests",
-    "hf": "huggingface_hub",
-}
 EDGE = 1 << 17  # two blocks of ArrayRecord
 _THREADS = 16  # for many small requests to a remote store
 
@@ -94,7 +83,7 @@ class Folder:
         """`size` bytes of a file from `start`, fewer at its end; None: up to the end.
 
         Raises:
-          OSError, or an exception of the store's backend.
+          OSError: the disk fails, or the store, as `objects.asking` says it.
         """
         if size is not None and size <= 0:
             return b""
@@ -104,13 +93,20 @@ class Folder:
                 wanted = self.files[name].size - start if size is None else size
                 return b"".join(_pieces(file, wanted))
         end = None if size is None else start + size
-        return self._fs.cat_file(self.location(name), start=start, end=end)
+        with self._asking(name):
+            return self._fs.cat_file(self.location(name), start=start, end=end)
 
     def open(self, name: str) -> Any:
-        """A file opened for reading bytes, seekable."""
+        """A file opened for reading bytes, seekable; it fails as `read` does."""
         if self._fs is None:
             return open(self.location(name), "rb")
-        return self._fs.open(self.location(name), "rb")
+        with self._asking(name):
+            file = self._fs.open(self.location(name), "rb")
+        return _FarFile(file, functools.partial(self._asking, name))
+
+    def _asking(self, name: str) -> Any:
+        """Around what a store is asked about a file."""
+        return objects.asking(self._fs.unstrip_protocol(self.location(name)))
 
     def sketches(self, names: Sequence[str]) -> list[tuple[str, int, str]]:
         """(name, bytes, digest of its first and last EDGE bytes) of each file.
@@ -157,8 +153,45 @@ class Folder:
         target = folder / posixpath.basename(name)
         if not target.exists():
             with atomic(target) as partial:
-                self._fs.get_file(self.location(name), str(partial))
+                with self._asking(name):
+                    self._fs.get_file(self.location(name), str(partial))
         return target
+
+
+class _FarFile(io.RawIOBase):
+    """A file of a store, whose failures are OSErrors with its URL.
+
+    Args:
+      asking: makes the context around a request.
+    """
+
+    def __init__(self, file: Any, asking: Callable[[], Any]) -> None:
+        self._file, self._asking = file, asking
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1, /) -> bytes:
+        with self._asking():
+            return self._file.read(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -272,8 +305,7 @@ def _filesystem(path: str) -> tuple[Any, str]:
         given.pop("use_listings_cache", None)  # what is listed is asked for again
         fs, base = fsspec.core.url_to_fs(path, **given)
     except ImportError as e:
-        package = _BACKENDS.get(protocol, "its fsspec backend")
-        raise config.ConfigError(f"{path}: {e}; pip install {package}") from e
+        raise objects.not_installed(path, e) from e
     except Exception as e:  # an unknown protocol, or credentials that are wrong
         raise config.ConfigError(
             f"{path}: {protocol}:// cannot be opened: {type(e).__name__}: {e}"

@@ -325,6 +325,15 @@ def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
     ]
 
 
+def read_attempts(path: str | os.PathLike, run_id: str) -> list[Attempt]:
+    """The attempts at a run; raises as `read_jsonl`, also for another run's file."""
+    found = read_jsonl(path, Attempt)
+    for number, attempt in enumerate(found, 1):
+        if attempt.run_id != run_id:
+            raise Damaged(f"{path}:{number}: it is of run {attempt.run_id}")
+    return found
+
+
 def complete_lines(path: str | os.PathLike) -> tuple[list[bytes], bytes]:
     """The complete lines of a file, and the start of an unfinished last line.
 

@@ -39,6 +39,10 @@ class Attempt:
 
     Process 0 of a job measures `parts`; their sum is `seconds`. The line is written
     again during the attempt, so a killed process has one, too.
+
+    Raises:
+      ValueError: a part that nothing measures, or other processes in `host_seconds`
+        than in `data_seconds`.
     """
 
     run_id: str
@@ -58,6 +62,15 @@ class Attempt:
     data_seconds: tuple[float, ...] = ()
     # Of each process: these, and the seconds of the host's own work between steps.
     host_seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := self.parts.keys() - MEASURED.keys():
+            raise ValueError(f"Attempt: parts has unknown {sorted(unknown)}")
+        if self.host_seconds and len(self.host_seconds) != len(self.data_seconds):
+            raise ValueError(
+                f"Attempt: host_seconds are of {len(self.host_seconds)} processes, "
+                f"data_seconds of {len(self.data_seconds)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,14 +108,15 @@ def with_later_steps(attempt: Attempt, last_step: int, began: float) -> Attempt:
     if attempt.first_step is None or last_step <= attempt.last_step:
         return attempt
     later, done = last_step - attempt.last_step, attempt.last_step - attempt.first_step
-    pace = attempt.parts[STEP] / done if done else 0.0
+    stepping = attempt.parts.get(STEP, 0.0)
+    pace = stepping / done if done else 0.0
     free = max(began - attempt.began - attempt.seconds, 0.0)
     spent = min(pace * later, free)
     return dataclasses.replace(
         attempt,
         last_step=last_step,
         seconds=attempt.seconds + spent,
-        parts={**attempt.parts, STEP: attempt.parts[STEP] + spent},
+        parts={**attempt.parts, STEP: stepping + spent},
     )
 
 
@@ -152,7 +166,7 @@ def slowest(attempt: Attempt) -> tuple[int, float, float] | None:
       (its number, share of its own work and waits for data in the time of the steps,
       share of the waits alone); None if there is one process, or nothing was measured.
     """
-    steps = attempt.parts[STEP] + attempt.parts["DATA_LOADING_SYNC"]
+    steps = sum(attempt.parts.get(name, 0.0) for name in (STEP, "DATA_LOADING_SYNC"))
     if len(attempt.host_seconds) < 2 or not steps:
         return None
     own, data = attempt.host_seconds, attempt.data_seconds

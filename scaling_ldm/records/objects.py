@@ -24,8 +24,18 @@ from typing import Any, Self
 from scaling_ldm.records.errors import ConfigError, LocalOnly
 from scaling_ldm.records.store_errors import asking
 
-# scheme -> (package of the fsspec backend, extra of this library that installs it)
-BACKENDS = {"gs": ("gcsfs", "gcs"), "memory": ("fsspec", "gcs")}
+# What pip installs for a scheme, if fsspec finds no backend.
+PACKAGES = {
+    "gs": "'scaling_ldm[gcs]'",
+    "gcs": "'scaling_ldm[gcs]'",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "hf": "huggingface_hub",
+}
 # Seconds to connect, and without a byte. gcsfs asks six times, about 35 s apart in all.
 CONNECT, SILENT = 10.0, 60.0
 COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a store
@@ -328,11 +338,16 @@ def _backend(scheme: str, url: str) -> Any:
     try:
         return _file_system(scheme)
     except ImportError as e:
-        package, extra = BACKENDS[scheme]
-        raise ConfigError(
-            f"{url}: {scheme}:// needs {package} ({e}): pip install "
-            f"'scaling_ldm[{extra}]'"
-        ) from e
+        raise not_installed(url, e) from e
+
+
+def not_installed(url: str, error: ImportError) -> ConfigError:
+    """The refusal of a URL whose backend cannot be imported."""
+    scheme = url.partition("://")[0].lower()
+    package = PACKAGES.get(scheme, "its fsspec backend")
+    return ConfigError(
+        f"{url}: {scheme}:// needs {package} ({error}): pip install {package}"
+    )
 
 
 @functools.cache

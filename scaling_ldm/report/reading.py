@@ -57,7 +57,7 @@ def read(workdir: pathlib.Path) -> Study:
         curve = reader.part(files.metrics, reader.curve)
         if curve is not None and len(curve):
             curves[run.run_id] = curve
-        if found := reader.part(files.attempts, records.read_jsonl, Attempt):
+        if found := reader.part(files.attempts, records.read_attempts, run.run_id):
             attempts[run.run_id] = tuple(found)
     evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.part("samples/record.json", _record, SampleRecord)

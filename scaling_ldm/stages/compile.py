@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm import config, records
@@ -36,8 +36,10 @@ def run(
 
     Raises:
       ConfigError: a program does not fit on the devices; the message has what would.
+      Damaged: the file of what was found before is no such file.
     """
     cfg = experiment.compile
+    _held(workdir / COMPILED)  # before minutes of compilation
     topology = topologies.describe(cfg.topology, cfg.slices)
     spec = max(specs, key=lambda one: one.memory_bytes_per_device)
     progress.say(
@@ -81,10 +83,13 @@ def _keep(path: pathlib.Path, found: CompiledProgram) -> None:
     def key(one: CompiledProgram) -> tuple[Any, ...]:
         return one.run_id, one.program, one.topology, one.fsdp, one.remat
 
-    held: Iterable[CompiledProgram] = ()
-    if path.is_file():
-        held = records.read_jsonl(path, CompiledProgram)
-    records.write_jsonl(path, [*(o for o in held if key(o) != key(found)), found])
+    held = [one for one in _held(path) if key(one) != key(found)]
+    records.write_jsonl(path, [*held, found])
+
+
+def _held(path: pathlib.Path) -> list[CompiledProgram]:
+    """What was found before."""
+    return records.read_jsonl(path, CompiledProgram) if path.is_file() else []
 
 
 def _refusal(

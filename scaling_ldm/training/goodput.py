@@ -148,7 +148,7 @@ class Ledger:
         self._path = files.attempts if files else None
         self._before: list[records.Attempt] = []
         if self._path and self._path.exists():
-            self._before = records.read_jsonl(self._path, records.Attempt)
+            self._before = records.read_attempts(self._path, run_id)
         if files and self._before and not self._before[-1].ended:  # it was killed
             self._before[-1] = goodput.with_later_steps(
                 self._before[-1], _last_logged(files), self._began

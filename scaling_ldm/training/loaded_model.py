@@ -18,6 +18,8 @@ from scaling_ldm.models import pretrained
 from scaling_ldm.training.captions import CaptionReader
 from scaling_ldm.training.inference import keys_of, pixels
 
+_SHARED = ("sampler", "steps", "guidance", "grid")  # what every sampler takes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LoadedModel:
@@ -36,8 +38,8 @@ class LoadedModel:
       classes: labels of a network that reads them, 0 to classes - 1; else 0.
       label_names: of the labels, in their order; () if they have none.
       about: what is known of the training, such as "step" and "validation_loss".
-      drawing: how its study or its pipeline draws: "sampler", "steps", "guidance" and
-        "grid", which may be a function of the steps.
+      drawing: how its study or its pipeline draws: "sampler", "steps", "guidance",
+        "grid", which may be a function of the steps, and options of the sampler.
     """
 
     name: str
@@ -86,9 +88,9 @@ class LoadedModel:
           seed: of the noise.
           batch_size: pictures that are drawn at once.
           options: sampler, steps, guidance, grid and others of `samplers.sample`; what
-            is not given is as in `drawing`. Without captions and labels there is
-            nothing to guide. A network that reads the guidance is given it, and is not
-            guided besides.
+            is not given is as in `drawing`. Another sampler has its own options.
+            Without captions and labels there is nothing to guide. A network that reads
+            the guidance is given it, and is not guided besides.
 
         Returns:
           uint8 [captions * n, height, width, 3].
@@ -101,6 +103,8 @@ class LoadedModel:
         if n < 1 or batch_size < 1:
             raise ValueError(f"n = {n} and batch_size = {batch_size}: at least 1 each")
         how = {**self.drawing, **options}
+        if how["sampler"] != self.drawing["sampler"]:
+            how = {k: how[k] for k in how if k in (*_SHARED, *options)}
         if callable(how.get("grid")):
             how["grid"] = how["grid"](how["steps"])
         scale = how["guidance"]

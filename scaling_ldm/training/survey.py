@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from scaling_ldm import config
-from scaling_ldm.data import near_duplicates, pictures, shards, split
+from scaling_ldm.data import label_names, near_duplicates, pictures, shards, split
 from scaling_ldm.data.pictures import BadRecord, Picture, Pictures, Tally
 from scaling_ldm.records.errors import NO_ARRAYS
 from scaling_ldm.training import mesh, progress
@@ -42,7 +42,8 @@ def run(
       tally: counts the records.
 
     Raises:
-      ConfigError: as `split.decide`, or too many records are bad.
+      ConfigError: as `split.decide`; too many records are bad; or the network would
+        have another number of classes than the pictures.
     """
     size = experiment.encode.records_per_shard
     blocks = [positions[i : i + size] for i in range(0, len(positions), size)]
@@ -77,7 +78,7 @@ def run(
     for numbers in turns:
         missing = [number for number in numbers if number not in known]
         mesh.failing_together(functools.partial(look_at, missing))
-    return mesh.failing_together(lambda: _decide(experiment, len(found), known, tally))
+    return mesh.failing_together(lambda: _decide(experiment, found, known, tally))
 
 
 def remove(store: shards.Store) -> None:
@@ -93,7 +94,7 @@ def _name(number: int) -> str:
 
 def _decide(
     experiment: config.Experiment,
-    size: int,
+    found: Pictures,
     known: dict[int, _Block],
     tally: Tally,
 ) -> split.Split:
@@ -106,7 +107,10 @@ def _decide(
     arrays = {
         name: np.concatenate([block[name] for block in blocks]) for name in fields
     }
-    return split.decide(split.Survey(size=size, **arrays), experiment.data)
+    label_names.refuse_labels(
+        experiment.model.classes, label_names.of(found), arrays["labels"]
+    )
+    return split.decide(split.Survey(size=len(found), **arrays), experiment.data)
 
 
 def _count(block: _Block, tally: Tally) -> None:

@@ -148,7 +148,7 @@ def load(
         classes=getattr(found.network, "classes", 0),
         about={"pipeline": name},
         drawing={
-            "sampler": "euler",
+            **scheduler.sampler,
             "steps": how.steps,
             "guidance": guided,
             "grid": lambda steps: scheduler.grid(steps, network.image_tokens),

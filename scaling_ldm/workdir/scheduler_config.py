@@ -42,6 +42,11 @@ _FLOW_ONLY = {
 }
 
 
+_EULER: dict[str, Any] = {"sampler": "euler"}
+# Without a limit on x0, this is euler.
+_LIMITED_DDIM = {"sampler": "ddim", "keeps_epsilon": True}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheduler:
     """A noise schedule, what its networks predict, and where they are evaluated.
@@ -49,12 +54,14 @@ class Scheduler:
     grid(steps, tokens) -> the points of a sampler of so many steps, for a picture of so
       many tokens.
     x0_transform: of estimates of x0, as `samplers.denoiser` takes it.
+    sampler: its name and options, as `samplers.sample` takes them.
     """
 
     schedule: noise.Schedule
     prediction: str
     grid: Callable[[int, int], samplers.TimeGrid]
     x0_transform: Callable[[Any], Any] | None = None
+    sampler: Mapping[str, Any] = dataclasses.field(default_factory=_EULER.copy)
 
 
 def read(where: str, folder: pathlib.Path) -> Scheduler:
@@ -184,11 +191,14 @@ def _table(path: pathlib.Path, said: Mapping[str, Any]) -> Scheduler:
         times = [point.t for point in found.points[:steps]]
         return samplers.from_times(schedule, times)
 
+    limit = _x0_transform(said)
+    limited = limit is not None and said.get("_class_name") == "DDIMScheduler"
     return Scheduler(
         schedule=schedule,
         prediction=_PREDICTIONS[prediction],
         grid=grid,
-        x0_transform=_x0_transform(said),
+        x0_transform=limit,
+        sampler=_LIMITED_DDIM if limited else _EULER,
     )
 
 

@@ -24,7 +24,6 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -42,6 +41,13 @@ WIDTH, TOKENS = 768, 77
 SIZE = (1728, 27)  # 974M parameters
 CHIPS = 4  # of a host of TPU v5p
 Row = dict[str, Any]
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far."""
+    # Not ru_maxrss: a process begins with that of the one that has started it.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def experiment(flags: argparse.Namespace, threads: int = 1) -> config.Experiment:
@@ -166,7 +172,7 @@ def measure(flags: argparse.Namespace, threads: int) -> Row:
         wall.append(counted.made / seconds)
         cpu.append(counted.made / cpu_seconds)
         # A real host has one stream, so the memory is that of the first.
-        peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak or peak_bytes()
         del stream
         positions = np.arange(count)[:, None] * flags.batch + rows
         files.append(len(shards_of(source, positions.reshape(-1))))

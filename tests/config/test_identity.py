@@ -8,7 +8,7 @@ import pytest
 
 from scaling_ldm import config, records, study
 from scaling_ldm.config import identity
-from scaling_ldm.workdir import ownership
+from scaling_ldm.workdir import exit_status, ownership
 
 ROOT = pathlib.Path(__file__).parents[2]
 HASHES = json.loads((ROOT / "tests" / "config" / "recipe_hashes.json").read_text())
@@ -176,7 +176,7 @@ def test_a_field_that_decides_no_numbers_keeps_its_value(tiny, made, monkeypatch
 def test_the_stages_use_the_values_of_then(tiny, made, later, monkeypatch, capsys):
     monkeypatch.setattr(config, "resolve", lambda *_: with_lookahead(tiny))
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
-    assert study.run(None, workdir=str(made), **asked) == study.EXIT["done"]
+    assert study.run(None, workdir=str(made), **asked) == exit_status.EXIT["done"]
     plan = records.read_jsonl(made / "runs.jsonl")
     assert {spec.recipe_hash for spec in plan} == {tiny.recipe_hash}
     assert "lookahead = () as then" in capsys.readouterr().err
@@ -197,14 +197,14 @@ def test_an_older_directory_goes_on_with_its_ema_and_its_decay(tiny, tmp_path, c
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     for _ in range(2):
         status = study.run(given, workdir=str(tmp_path / "w"), **asked)
-        assert status == study.EXIT["done"]
+        assert status == exit_status.EXIT["done"]
         said = "was made by 0.1.0: config.optimizer.averages = ('ema',) as then"
         assert said in capsys.readouterr().err
     again = json.loads(path.read_text())
     assert again["recipe_hash"] == held["recipe_hash"]
     assert again["config"]["optimizer"]["averages"] == ["ema"]
     status = study.run(given, workdir=str(tmp_path / "new"), **asked)
-    assert status == study.EXIT["bad configuration"]
+    assert status == exit_status.EXIT["bad configuration"]
     said = capsys.readouterr().err
     assert "ema_decay = 0.5 is not read" in said
     assert "To keep that average, set config.optimizer.averages = ('ema',)" in said
@@ -222,7 +222,7 @@ def test_a_directory_of_a_newer_version_is_refused(tiny, made, capsys):
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     given = config.to_config_dict(tiny)
     status = study.run(given, workdir=str(made), **asked)
-    assert status == study.EXIT["bad configuration"]
+    assert status == exit_status.EXIT["bad configuration"]
     assert capsys.readouterr().err == (
         f"error: {path} was written by scaling_ldm 0.9.0 or later; this is "
         f"{records.SCHEMA}: install a newer one\n"

@@ -1,5 +1,6 @@
 """Names of labels: their file, and the comparison of two sets of them."""
 
+import numpy as np
 import pytest
 
 from scaling_ldm import config, records
@@ -35,6 +36,28 @@ def test_only_what_reads_labels_has_their_names():
     assert label_names.read_by(("label",), Source()) == ("cat",)
     assert label_names.read_by(("text", "mask"), Source()) == ()
     assert label_names.read_by(("label",), object()) == ()
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "labels", "said"),
+    [
+        (0, (), [0, -1], None),
+        (3, (), [2, 0, 0], None),  # no picture has label 1
+        (3, ("cat", "dog", "owl"), [1, 0], None),
+        (3, (), [1, 0, 1], "largest label of the pictures is 1; set model.classes = 2"),
+        (3, (), [5, 0], "largest label of the pictures is 5; set model.classes = 6"),
+        (2, ("cat", "dog"), [2, 0], "pictures is 2; set model.classes = 3"),
+        (2, (), [1, -1, 0], "1 of 3 pictures have no label"),
+        (2, (), [-1, -1], "the pictures have no labels; set model.classes = 0"),
+    ],
+)
+def test_labels_that_training_would_refuse_are_refused_before(
+    classes, names, labels, said
+):
+    if said is None:
+        return label_names.refuse_labels(classes, names, np.array(labels))
+    with pytest.raises(config.ConfigError, match=said):
+        label_names.refuse_labels(classes, names, np.array(labels))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import pathlib
 
+import fsspec
 import pytest
+from fsspec.implementations import memory
 from picture_layouts import (
     COUNT,
     LAYOUTS,
@@ -13,6 +15,7 @@ from picture_layouts import (
 
 from scaling_ldm import config
 from scaling_ldm.data import pictures
+from scaling_ldm.workdir import exit_status
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,38 @@ def test_far_away_is_the_same_set(layout, originals, tmp_path):
     there = pictures.open_pictures(source, upload(path), **options)
     assert_are(there, originals, order)
     assert there.identity == here.identity
+
+
+class HttpError(Exception):
+    """As that of gcsfs: no OSError."""
+
+    code = 503
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_store_that_fails_is_storage_and_no_defect(
+    layout, opened, tmp_path, monkeypatch
+):
+    source, path, options, _ = layout
+    if "cache" in pictures.options_of(source):
+        options = options | {"cache": str(tmp_path / "copies")}
+    url, backend = upload(path), fsspec.get_filesystem_class("memory")
+
+    def fail(*_, **__):
+        raise HttpError("later")
+
+    found = pictures.open_pictures(source, url, **options) if opened else None
+    if opened and any((tmp_path / "copies").rglob("*.arr*")):
+        return  # nothing is read from the store any more
+    monkeypatch.setattr(backend, "cat_file", fail)
+    monkeypatch.setattr(backend, "get_file", fail)
+    monkeypatch.setattr(memory.MemoryFile, "read", fail, raising=False)
+    with pytest.raises(OSError, match="The store does not answer") as raised:
+        found = found or pictures.open_pictures(source, url, **options)
+        list(pictures.read_ahead(found, range(len(found)), 2))
+    # fsspec's memory adds a slash.
+    assert raised.value.filename.replace(":///", "://").startswith(url)
+    assert exit_status.of(raised.value) == exit_status.EXIT["storage"]
 
 
 def test_identity_is_of_the_set_not_of_its_place(layout, originals, tmp_path):

@@ -172,6 +172,56 @@ def test_tables_names_of_classes(tmp_path, originals):
     assert (found.label_names, found.read(0).label) == ((), 1)
 
 
+def write_classes(path, image, rows, **names):
+    """Rows whose columns `names` are ClassLabels."""
+    kinds = {n: {"_type": "ClassLabel", "names": found} for n, found in names.items()}
+    about = json.dumps({"info": {"features": kinds}})
+    count = len(next(iter(rows.values())))
+    plain = pa.table({"image": [png(image)] * count} | rows)
+    pq.write_table(plain.replace_schema_metadata({"huggingface": about}), path)
+
+
+def test_names_of_classes_are_captions_where_there_is_no_text(tmp_path, originals):
+    image, names = originals[0].image, ["cat", "red_fox"]
+    write_classes(tmp_path / "x.parquet", image, {"n": [1, 0, -1, 2, None]}, n=names)
+    found = pictures.open_pictures("huggingface", str(tmp_path), label="n")
+    assert found.captions_from == "the names of the classes in column 'n'"
+    assert (found.read(1).caption, found.read(1).label) == ("cat", 0)
+    assert found.label_names == ("cat", "red_fox")
+    # An experiment that reads no labels has the captions, too.
+    found = pictures.open_pictures("huggingface", str(tmp_path))
+    got = [*outcomes(found).values()]
+    bad = ["it has no caption", "its class is 2; its classes are 0 to 1"]
+    assert got == ["red fox", "cat", *bad, "it has no caption"]
+    assert pictures.examples_of(found)[:2] == [
+        "captions are from the names of the classes in column 'n', for example",
+        "  x.parquet:0: 'red fox'",
+    ]
+    # With text, they are captions only if they are named.
+    rows = {"n": [1, 0], "text": ["first", "second"], "m": [0, 1]}
+    write_classes(tmp_path / "x.parquet", image, rows, n=names, m=["dog", "owl"])
+    assert pictures.open_pictures("huggingface", str(tmp_path)).read(0).caption == (
+        "first"
+    )
+    options = {"caption": "n", "label": "m"}
+    found = pictures.open_pictures("huggingface", str(tmp_path), **options)
+    assert (found.read(0).caption, found.label_names) == ("red fox", ("dog", "owl"))
+
+
+def test_names_of_classes_that_are_not_clear(tmp_path, originals):
+    image, rows = originals[0].image, {"n": [1, 0], "m": [0, 1]}
+    several = {"n": ["cat", "fox"], "m": ["dog", "owl"]}
+    write_classes(tmp_path / "x.parquet", image, rows, **several)
+    with pytest.raises(config.ConfigError, match="several columns .* 'n', 'm'; name"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+    found = pictures.open_pictures("huggingface", str(tmp_path), label="m")
+    assert found.read(0).caption == "dog"
+    write_classes(tmp_path / "x.parquet", image, {"n": [1]}, n=["cat", "fox"])
+    write_classes(tmp_path / "y.parquet", image, {"n": [1]}, n=["fox", "cat"])
+    with pytest.raises(config.ConfigError, match="y.parquet has other classes in"):
+        pictures.open_pictures("huggingface", str(tmp_path))
+
+
 def test_tables_pictures_that_are_paths(tmp_path):
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [{"bytes": None, "path": "/photos/a.png"}]

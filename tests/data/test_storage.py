@@ -123,10 +123,12 @@ def test_a_pattern_does_not_walk_deeper_than_it_goes(tmp_path, monkeypatch):
     assert folders == {"a", ".", "a/deep"}
 
 
-def test_a_missing_backend_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(config.ConfigError, match="pip install gcsfs"):
-        storage.find("gs://bucket/shards")
+@pytest.mark.parametrize("opened", [storage.find, shards.Store])
+@pytest.mark.parametrize("missing", ["gcsfs", "aiohttp"])
+def test_a_missing_backend_says_what_to_install(missing, opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(config.ConfigError, match=r"pip install 'scaling_ldm\[gcs\]'"):
+        opened("gs://bucket/shards")
 
 
 def test_an_unknown_protocol_and_no_path():

@@ -394,6 +394,35 @@ def test_estimates_of_x0_are_transformed():
     assert np.abs(run(threshold)).max() <= 0.5 + 1e-6
 
 
+def test_ddim_keeps_the_epsilon_of_the_network_where_it_is_told():
+    network = samplers.denoiser(
+        lambda x, t, cond: jnp.tanh(2 * x + 1e-3 * t[:, None, None]),
+        TABLE,
+        prediction="epsilon",
+        time="schedule",
+        x0_transform=samplers.clip(0.5),
+    )
+    grid = samplers.grid(TABLE, 5)
+    given = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("f")
+
+    def run(x0_transform=network.x0_transform, **options):
+        denoise = dataclasses.replace(network, x0_transform=x0_transform)
+        given_noise = samplers.GivenNoise(initial=jnp.asarray(given))
+        how = dict(noise=given_noise, sampler="ddim", grid=grid, **options)
+        return samplers.sample(denoise, KEY, **how)
+
+    x = given * np.hypot(grid.points[0].alpha, grid.points[0].sigma)
+    for a, b in grid.pairs:
+        epsilon = np.tanh(2 * x + 1e-3 * a.t)
+        x0 = np.clip((x - a.sigma * epsilon) / a.alpha, -0.5, 0.5)
+        x = b.alpha * x0 + b.sigma * epsilon
+    assert_allclose(run(keeps_epsilon=True), x, rtol=1e-4, atol=1e-5)
+    assert np.abs(run() - x).max() > 0.1
+    # Without a limit there is one epsilon.
+    free = [run(None, keeps_epsilon=keeps, eta=0.5) for keeps in (False, True)]
+    assert_allclose(*free, rtol=1e-4, atol=1e-4)
+
+
 def test_arithmetic_is_float32_or_float64():
     start = np.random.default_rng(0).normal(size=SHAPE)
     expected = sample(noise=jnp.asarray(start, jnp.float32))

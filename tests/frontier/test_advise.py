@@ -7,6 +7,7 @@ import pytest
 
 from scaling_ldm import config, frontier, records, study
 from scaling_ldm.stages import advise
+from scaling_ldm.workdir import exit_status
 
 CLUSTER = (None, None, None)
 
@@ -61,7 +62,7 @@ def ask(tiny, workdir, **how):
 
 
 def test_the_answer_is_that_of_the_function(tiny, workdir, found, capsys):
-    assert ask(tiny, workdir, budget=0.04) == study.EXIT["done"]
+    assert ask(tiny, workdir, budget=0.04) == exit_status.EXIT["done"]
     out = capsys.readouterr().out
     wanted = frontier.advice(found, 0.04, "seconds")
     assert wanted.choice.steps == 8 and wanted.choice.model == "run1"
@@ -95,12 +96,12 @@ def test_the_answer_is_that_of_the_function(tiny, workdir, found, capsys):
 def test_each_unit_and_device_says_how_the_cost_is_known(
     tiny, workdir, capsys, how, said
 ):
-    assert ask(tiny, workdir, **how) == study.EXIT["done"]
+    assert ask(tiny, workdir, **how) == exit_status.EXIT["done"]
     assert said in capsys.readouterr().out
 
 
 def test_a_refusal_has_its_reason_and_a_status_of_its_own(tiny, workdir, capsys):
-    assert ask(tiny, workdir, budget=1e-3) == study.EXIT["no answer"] == 5
+    assert ask(tiny, workdir, budget=1e-3) == exit_status.EXIT["no answer"] == 5
     said = capsys.readouterr()
     (line,) = said.out.splitlines()
     assert "error" not in said.err
@@ -179,13 +180,13 @@ def test_planned_memory_is_not_of_a_device_that_was_not_measured(found):
 def test_a_question_that_cannot_be_asked_is_one_message(
     tiny, workdir, capsys, how, said
 ):
-    assert ask(tiny, workdir, **how) == study.EXIT["bad configuration"]
+    assert ask(tiny, workdir, **how) == exit_status.EXIT["bad configuration"]
     assert said in capsys.readouterr().err
 
 
 def test_no_frontier_is_said_and_leaves_nothing_behind(tiny, tmp_path, capsys):
     where = tmp_path / "new"
-    assert ask(tiny, where, budget=1.0) == study.EXIT["bad configuration"]
+    assert ask(tiny, where, budget=1.0) == exit_status.EXIT["bad configuration"]
     assert (
         f"no frontier in {where}: add frontier to --stages" in capsys.readouterr().err
     )
@@ -205,7 +206,7 @@ def test_a_damaged_frontier_is_named(tiny, workdir, tmp_path, capsys, text):
     (tmp_path / "frontier.json").write_text(text)
     held = (workdir / "experiment.json").read_text()
     (tmp_path / "experiment.json").write_text(held)
-    assert ask(tiny, tmp_path, budget=1.0) == study.EXIT["storage"]
+    assert ask(tiny, tmp_path, budget=1.0) == exit_status.EXIT["storage"]
     assert str(tmp_path / "frontier.json") in capsys.readouterr().err
 
 

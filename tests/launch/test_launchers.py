@@ -23,7 +23,8 @@ from launch_programs import (
 )
 from processes import ROOT
 
-from scaling_ldm import records, study
+from scaling_ldm import records
+from scaling_ldm.workdir import exit_status
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 rows = launch_programs.load("rows")
@@ -542,7 +543,7 @@ def test_exit_statuses_are_those_of_the_study():
     """What a launcher starts again is what exit_statuses.md says."""
     assert (rows.PREEMPTED, rows.LOST) == (75, 4)
     assert rows.HOPELESS == [1, 2, 3, 5]
-    assert {*rows.HOPELESS, 0, 4, 75} == {*study.EXIT.values()}
+    assert {*rows.HOPELESS, 0, 4, 75} == {*exit_status.EXIT.values()}
     text = (ROOT / "launch" / "slurm.sh").read_text()
     assert '"$status" = 75' in text
     assert '"$status" = 4' in text

@@ -24,6 +24,7 @@ from diffusers_samplers import (
 
 from scaling_ldm.diffusion import noise, samplers
 from scaling_ldm.diffusion.samplers import ddim_ddpm
+from scaling_ldm.workdir import scheduler_config
 
 pytestmark = MARKS
 
@@ -85,7 +86,7 @@ def test_ddim_that_ends_at_the_schedule(kind, offset, eta):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("kind", BEFORE_FLOW)
 def test_ddim_clipped(kind, eta):
-    """Ours recomputes epsilon from the clipped x0: use_clipped_model_output=True."""
+    """Our default recomputes epsilon from the clipped x0, as theirs if it is asked."""
 
     def pair(n):
         scheduler = made(
@@ -97,6 +98,35 @@ def test_ddim_clipped(kind, eta):
         return our, theirs(scheduler, eta=eta, clipped=True)
 
     close(pair, FEW)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"clip_sample_range": 0.6},
+        {"thresholding": True, "sample_max_value": 1.5},
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.5},
+    ],
+)
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("kind", BEFORE_FLOW)
+def test_ddim_limited_as_a_folder_of_theirs_says(tmp_path, kind, eta, said):
+    """By default theirs limits x0 alone, and keeps epsilon."""
+
+    def pair(n):
+        scheduler = made(diffusers.DDIMScheduler, n, prediction_type=kind, **said)
+        scheduler.save_config(tmp_path)
+        found = scheduler_config.read("load", tmp_path)
+        our = ours(
+            kind,
+            grid=found.grid(n, 1),
+            x0_transform=found.x0_transform,
+            eta=eta,
+            **found.sampler,
+        )
+        return our, theirs(scheduler, eta=eta)
+
+    close(pair, (4, 6, 10))  # with 20, all elements of a picture become the same
 
 
 def zero_terminal_pair(kind, eta, n):
@@ -241,24 +271,6 @@ def test_ddim_that_evaluates_elsewhere():
 
     differs(functools.partial(pair, "linspace"), {4: 1.1, 10: 0.54, 250: 0.0078})
     differs(functools.partial(pair, "trailing"), {6: 0.17, 7: 0.18, 30: 0.033})
-
-
-def test_ddim_clips_x0_alone_by_default():
-    """use_clipped_model_output=False keeps the epsilon that the clipped x0 denies."""
-
-    def pair(n):
-        scheduler = made(
-            diffusers.DDIMScheduler,
-            n,
-            prediction_type="v_prediction",
-            clip_sample_range=0.6,
-        )
-        transform = samplers.clip(0.6)
-        grid = times_of(scheduler)
-        our = ours("v_prediction", "ddim", grid, x0_transform=transform)
-        return our, theirs(scheduler)
-
-    differs(pair, {10: 0.19, 50: 0.73})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import scaling_ldm
 from scaling_ldm import config, records, report, study
 from scaling_ldm.records import places
 from scaling_ldm.records.errors import ConfigError
+from scaling_ldm.workdir import exit_status
 
 UNSUPPORTED = ["hdfs://bucket/x", "az://bucket/x", "https://host/x", "S9://bucket/x"]
 
@@ -32,7 +33,7 @@ def test_an_unknown_url_is_refused_in_one_line_and_nothing_is_written(
         cluster=(None, None, None),
     )
     said = capsys.readouterr().err
-    assert status == study.EXIT["bad configuration"]
+    assert status == exit_status.EXIT["bad configuration"]
     assert said.startswith(f"error: {url}: ") and said.count("\n") == 1
     assert os.listdir(here) == []
 

@@ -5,7 +5,7 @@ import errno
 import numpy as np
 import pytest
 
-from scaling_ldm import records, study
+from scaling_ldm import records
 from scaling_ldm.data import shards
 from scaling_ldm.records import table
 from scaling_ldm.training import progress
@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, write):
         f"No space left on device: {tmp_path / 'file'}; make room, then run the same "
         "command to continue"
     )
-    assert exit_status.of(e.value) == study.EXIT["storage"]
+    assert exit_status.of(e.value) == exit_status.EXIT["storage"]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from damages import damages, said_about
 from processes import ROOT
 
 from scaling_ldm import config, records, study
 from scaling_ldm.records.compiled import COMPILED
 from scaling_ldm.stages import compile as compile_stage
 from scaling_ldm.training import capacity, topologies
+from scaling_ldm.workdir import exit_status
 
 
 def asked(tiny, **fields):
@@ -30,7 +32,7 @@ def test_an_unknown_topology_is_refused_before_the_plan(tiny, name, tmp_path, ca
         cluster=(None, None, None),
     )
     said = capsys.readouterr()
-    assert status == study.EXIT["bad configuration"]
+    assert status == exit_status.EXIT["bad configuration"]
     assert "config.compile.topology" in said.err and "v5p:4x8x8" in said.err
     assert not (tmp_path / "study" / "runs.jsonl").exists()
 
@@ -145,6 +147,18 @@ def compiled(tmp_path, topology, *more):
     )
 
 
+@damages
+def test_a_damaged_file_is_named_before_anything_is_compiled(damage, tiny, tmp_path):
+    path = tmp_path / COMPILED
+    records.write_jsonl(path, [row()])
+    path.write_bytes(damage(path.read_bytes()))
+    if not path.read_bytes():
+        return  # as before the first call
+    # The experiment has no topology, which would be refused next.
+    given = config.resolve(tiny)
+    assert said_about(path, lambda: compile_stage.run(given, tmp_path, ()))
+
+
 @pytest.mark.slow
 def test_a_pod_gathers_weights_by_block_and_scatters_their_gradients(tmp_path):
     pytest.importorskip("libtpu")  # the extra `tpu`
@@ -183,7 +197,7 @@ def test_a_network_that_is_too_large_is_refused_with_what_fits(tmp_path):
         "--config.plan.devices=4",
         '--config.compile.programs=("train",)',
     )
-    assert done.returncode == study.EXIT["bad configuration"], done.stderr[-2000:]
+    assert done.returncode == exit_status.EXIT["bad configuration"], done.stderr[-2000:]
     assert "does not fit on v5e:2x2" in done.stderr
     assert "mesh.fsdp" in done.stderr.split("this may fit:")[1]
     assert "Traceback" not in done.stderr

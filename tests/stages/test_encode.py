@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from processes import MainProcess, start_job
 
-from scaling_ldm import config, data, flops, records, study
+from scaling_ldm import config, data, flops, records
 from scaling_ldm.data import icons, pictures, shard_files, shard_table, shards
 from scaling_ldm.data.vocabulary import NULL, PADDING
 from scaling_ldm.models import pretrained
@@ -27,7 +27,7 @@ from scaling_ldm.models.weights import autoencoder_kl as kl_files
 from scaling_ldm.models.weights import bert as bert_files
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
-from scaling_ldm.workdir import lock
+from scaling_ldm.workdir import exit_status, lock
 
 COUNT, PER_SHARD = 44, 8
 SCALE, SHIFT = 0.7, 0.2
@@ -467,13 +467,16 @@ def test_pixels_and_words_need_no_network(wanted, painted, tmp_path):
     assert_array_equal(train.uncond["text"][:2], [NULL, PADDING])
 
 
-def test_a_network_of_fewer_classes_is_refused_before_anything_is_encoded(
-    wanted, painted, tmp_path
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_a_network_of_other_classes_is_refused_before_anything_is_encoded(
+    classes, wanted, painted, tmp_path
 ):
     plain = {"autoencoder": "none", "text_encoder": "vocabulary"}
-    model = {"architecture": "adaln_zero", "classes": 2, "text_width": 256}
+    model = {"architecture": "adaln_zero", "classes": classes, "text_width": 256}
     experiment = wanted(data={"shape": (32, 32, 3)}, encode=plain, model=model)
-    with pytest.raises(config.ConfigError, match="config.model.classes = 2, but the"):
+    with pytest.raises(
+        config.ConfigError, match=f"config.model.classes = {classes}, bu"
+    ):
         encode.run(experiment, tmp_path)
     assert len(set(painted[2])) > 2
     assert not list((tmp_path / "encoded").glob("shard*"))
@@ -671,7 +674,7 @@ def test_tar_shards_to_pictures_killed_on_the_way(networks, painted, tmp_path):
     stopped = MainProcess(*flags)
     stopped.wait_for("  step 3/")
     stopped.popen.send_signal(signal.SIGTERM)
-    stopped.end(study.EXIT["preempted, run the same command again"])
+    stopped.end(exit_status.EXIT["preempted, run the same command again"])
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not written again
 
     said = MainProcess(*flags).end()

@@ -122,7 +122,7 @@ def test_an_unknown_metric_ends_the_command_as_bad_configuration(study, capsys):
     )
     with pytest.raises(config.ConfigError) as refused:
         stages._fit()
-    assert exit_status.of(refused.value) == entry.EXIT["bad configuration"]
+    assert exit_status.of(refused.value) == exit_status.EXIT["bad configuration"]
 
 
 def test_before_anything_is_trained_every_run_is_named(study):

@@ -11,8 +11,9 @@ import orbax.checkpoint as ocp
 import pytest
 from processes import MainProcess
 
-from scaling_ldm import records, study
+from scaling_ldm import records
 from scaling_ldm.records import goodput
+from scaling_ldm.workdir import exit_status
 
 STEPS = 60
 SMALL = (
@@ -129,7 +130,7 @@ def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     process = start(tmp_path / "w")
     process.wait_for("  step 13/")
     process.popen.terminate()
-    out = end(process, study.EXIT["preempted, run the same command again"])
+    out = end(process, exit_status.EXIT["preempted, run the same command again"])
     assert "is saved at step" in out
     step = int(out.split("is saved at step ")[1].split()[0])
     assert 13 < step < STEPS
@@ -151,7 +152,7 @@ def test_sigusr1_saves_and_goes_on_and_sigusr2_saves_and_ends(reference, tmp_pat
     process.popen.send_signal(signal.SIGUSR1)
     process.wait_for("and goes on")
     process.popen.send_signal(signal.SIGUSR2)
-    out = end(process, study.EXIT["preempted, run the same command again"])
+    out = end(process, exit_status.EXIT["preempted, run the same command again"])
     first, last = (int(x.split()[0]) for x in out.split("is saved at step ")[1:])
     assert 13 < first < last < STEPS
     assert last in saved_steps(workdir)
@@ -175,7 +176,7 @@ def test_signals_can_be_given_other_meanings(tmp_path):
     )
     process.wait_for("  step 13/")
     process.popen.send_signal(signal.SIGUSR1)
-    end(process, study.EXIT["preempted, run the same command again"])
+    end(process, exit_status.EXIT["preempted, run the same command again"])
 
 
 @pytest.mark.slow
@@ -214,7 +215,7 @@ def test_no_room_on_disk_loses_nothing(reference, tmp_path):
     assert saved
 
     no_large_files = "ulimit -f 20; trap '' XFSZ;"  # KiB; EFBIG, not a signal
-    out = end(start(workdir, first=no_large_files), study.EXIT["storage"])
+    out = end(start(workdir, first=no_large_files), exit_status.EXIT["storage"])
     assert "MiB free there" in out or "File too large" in out
     assert "run the same command" in out
     for path in saved:
@@ -232,10 +233,10 @@ def test_refusals_come_as_one_message(reference, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(reference, other)
     seed = "--config.train.seed=1"
-    bad = study.EXIT["bad configuration"]
+    bad = exit_status.EXIT["bad configuration"]
     cases = [
         (start(occupied), bad, "is not empty and holds no experiment.json"),
-        (start(tmp_path / "file"), study.EXIT["storage"], "Not a directory"),
+        (start(tmp_path / "file"), exit_status.EXIT["storage"], "Not a directory"),
         (start(other, seed), bad, "holds another experiment"),
     ]
     for process, code, text in cases:

@@ -195,3 +195,16 @@ def test_what_is_not_given_is_as_in_drawing():
     np.testing.assert_array_equal(model.sample(labels=1, **given), drawn)
     for other in ({"steps": 1}, {"guidance": 9.0}, {"grid": [1.0, 0.1]}):
         assert (model.sample(labels=1, **other) != drawn).any(), other
+
+
+def test_options_of_a_sampler_are_not_given_to_another_one():
+    model = small(("label",), classes=3)
+    how = {"steps": 2, "guidance": 2.0, "grid": [0.9, 0.5]}
+    model = dataclasses.replace(
+        model, drawing=how | {"sampler": "ddim", "keeps_epsilon": True}
+    )
+    drawn = model.sample(labels=1, sampler="euler")  # which has no such option
+    other = dataclasses.replace(model, drawing=how | {"sampler": "euler"})
+    np.testing.assert_array_equal(other.sample(labels=1), drawn)
+    with pytest.raises(ValueError, match="euler' has no option keeps_epsilon"):
+        model.sample(labels=1, sampler="euler", keeps_epsilon=True)

@@ -14,7 +14,7 @@ from processes import ROOT, MainProcess, start_job
 
 from scaling_ldm import config, records, study
 from scaling_ldm.records import table
-from scaling_ldm.workdir import lock
+from scaling_ldm.workdir import exit_status, lock
 
 STEPS, DEVICES = 24, 4
 SMALL = (
@@ -73,7 +73,7 @@ def one(tmp_path_factory):
             c.update_from_flattened_dict({name: ast.literal_eval(value)})
     stages, cluster = ("plan", "train"), (None, None, None)
     code = study.run(c, workdir=str(workdir), stages=stages, only=None, cluster=cluster)
-    assert code == study.EXIT["done"]
+    assert code == exit_status.EXIT["done"]
     return workdir
 
 
@@ -146,7 +146,7 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
     job[1].popen.send_signal(signal.SIGUSR1)
     job[0].wait_for("and goes on")
     job[1].popen.send_signal(signal.SIGTERM)  # to the one that writes nothing
-    code = study.EXIT["preempted, run the same command again"]
+    code = exit_status.EXIT["preempted, run the same command again"]
     out = [process.end(code) for process in job]
     stopped = int(out[0].split("is saved at step ")[2].split()[0])
     (folder,) = (workdir / "runs").iterdir()
@@ -161,7 +161,7 @@ def test_stopped_killed_and_continued_as_one_process(start, one, tmp_path):
         assert job[0].popen.poll() is None
     job[1].popen.kill()
     began = time.monotonic()
-    out = job[0].end(study.EXIT["lost a process"], timeout=60)
+    out = job[0].end(exit_status.EXIT["lost a process"], timeout=60)
     assert time.monotonic() - began < 20
     assert_one_line(out)
     assert not list(workdir.rglob(lock.NAME))
@@ -197,7 +197,7 @@ def test_the_coordinators_end_is_everybodys(start, tmp_path):
     job = start(tmp_path / "w", 2)
     job[0].wait_for("  step 3/")
     job[0].popen.kill()
-    assert_one_line(job[1].end(study.EXIT["lost a process"], timeout=60))
+    assert_one_line(job[1].end(exit_status.EXIT["lost a process"], timeout=60))
 
 
 def assert_one_line(out):
@@ -216,13 +216,13 @@ def test_a_process_that_stands_still_is_lost(start, tmp_path, number):
     job[0].wait_for("  step 3/")
     began = time.monotonic()
     job[number].popen.send_signal(signal.SIGSTOP)
-    out = job[1 - number].end(study.EXIT["lost a process"], timeout=60)
+    out = job[1 - number].end(exit_status.EXIT["lost a process"], timeout=60)
     assert time.monotonic() - began < 20
     assert_one_line(out)
     whom = "process 1 on" if number else "process 0 has not answered for 10 s"
     assert whom in out
     job[number].popen.send_signal(signal.SIGCONT)
-    job[number].end(study.EXIT["lost a process"], timeout=60)
+    job[number].end(exit_status.EXIT["lost a process"], timeout=60)
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_a_process_whose_network_is_gone_is_lost(tmp_path, number):
             job[0].wait_for("  step 3/")
             began = time.monotonic()
             hosts.pull(number)
-            lost = study.EXIT["lost a process"]
+            lost = exit_status.EXIT["lost a process"]
             out = [process.end(lost, timeout=60) for process in job]
             assert time.monotonic() - began < 25
         finally:
@@ -268,7 +268,9 @@ def test_a_process_that_hangs_by_itself_ends_the_job(start, tmp_path):
     job = start(tmp_path / "w", 2, LONG, *flags, hang=(1, hang))
     job[0].wait_for("  step 3/")
     hang.touch()
-    out = [process.end(study.EXIT["lost a process"], timeout=90) for process in job]
+    out = [
+        process.end(exit_status.EXIT["lost a process"], timeout=90) for process in job
+    ]
     for number, text in enumerate(out):
         assert f"process {number} of 2 on " in text and "stage train" in text
     assert "in hang_here" in out[1] and "in hang_here" not in out[0]
@@ -286,7 +288,7 @@ def test_the_run_goes_on_with_fewer_and_with_more_processes_and_devices(
         job[0].wait_for(f"  step {step}/")
         job[0].popen.send_signal(signal.SIGTERM)
         for process in job:
-            process.end(study.EXIT["preempted, run the same command again"])
+            process.end(exit_status.EXIT["preempted, run the same command again"])
     for process in start(workdir, 2, devices=8):
         process.end()
     assert_same(workdir, one, restarts=2, devices=8)
@@ -314,7 +316,7 @@ def test_a_stop_of_one_ends_both_while_they_draw(start, one, tmp_path, number):
     job[0].wait_for("generate  8 of 800")
     began = time.monotonic()
     job[number].popen.send_signal(signal.SIGTERM)
-    code = study.EXIT["preempted, run the same command again"]
+    code = exit_status.EXIT["preempted, run the same command again"]
     out = [process.end(code, timeout=60) for process in job]
     assert time.monotonic() - began < 20
     assert "stopped: SIGTERM" in out[0] and "in generate" in out[0]

@@ -1,6 +1,7 @@
 """Files of a working directory that are no records: who reads one names it."""
 
 import json
+import re
 import shutil
 
 import older_workdirs
@@ -11,15 +12,28 @@ from scaling_ldm import config, records, study
 from scaling_ldm.data.shards import file_digest
 from scaling_ldm.report import reading as pages
 from scaling_ldm.stages import advise
-from scaling_ldm.training import progress
+from scaling_ldm.training import goodput, progress
 from scaling_ldm.training.run_files import RunFiles
-from scaling_ldm.workdir import init_record, missing, ownership, runs, samples
+from scaling_ldm.workdir import (
+    exit_status,
+    init_record,
+    missing,
+    ownership,
+    runs,
+    samples,
+)
 
 EXAMPLE = older_workdirs.MADE / records.FIRST
 RUN = "1.600e09-16x1"
 ROW = dict(
     group="", step=3, metric="loss", value=1.0, low=1.0, high=1.0, level=1.0,
     weights="raw", protocol_hash="",
+)  # fmt: skip
+
+ATTEMPT = dict(
+    run_id=RUN, began=1e9, seconds=2.0, ended="stopped", first_step=0, last_step=4,
+    parts={"STEP": 1.5, "OTHER": 0.5}, compiled=3, cache_hits=0, processes=2, devices=2,
+    data_seconds=(0.1, 0.2), host_seconds=(0.2, 0.4),
 )  # fmt: skip
 
 
@@ -40,6 +54,8 @@ def small(tmp_path_factory):
     row = {name: getattr(record, name) for name in records.table._OF_RECORD}
     rows = [records.Measurement(**row, **ROW | {"step": step}) for step in (3, 4)]
     records.table.append_rows(RunFiles(workdir / "runs" / RUN).measurements, rows)
+    attempts = [records.Attempt(**ATTEMPT | {"number": number}) for number in (0, 1)]
+    records.write_jsonl(RunFiles(workdir / "runs" / RUN).attempts, attempts)
     records.write_json(workdir / "complete.json", {"inputs": "0"})
     init_record.write(workdir, "there", "0", None)
     paths = samples.shard_folder(workdir).glob("*")
@@ -91,6 +107,9 @@ READERS = {
     ),
     f"runs/{RUN}/metrics.jsonl": (resumed,),
     f"runs/{RUN}/measurements.jsonl": (resumed, records.read_table),
+    f"runs/{RUN}/attempts.jsonl": (
+        lambda w: goodput.Ledger(RUN, RunFiles(w / "runs" / RUN)),
+    ),
     "samples/record.json": (samples.read_record,),
     "samples/checksums.json": (
         lambda w: samples.are_of(w, ""),
@@ -108,6 +127,7 @@ REPORTED = {
     f"runs/{RUN}/record.json",
     f"runs/{RUN}/metrics.jsonl",
     f"runs/{RUN}/measurements.jsonl",
+    f"runs/{RUN}/attempts.jsonl",
     "samples/record.json",
 }
 
@@ -142,7 +162,9 @@ def test_who_reads_a_file_that_is_no_record_names_it(small, damaged, name, damag
         assert all(said)
 
 
-@pytest.mark.parametrize("name", ["record.json", "measurements.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["record.json", "measurements.jsonl", "attempts.jsonl"]
+)
 def test_the_file_of_another_run_is_refused(small, damaged, name):
     of_other = lambda data: data.replace(RUN.encode(), b"2.400e09-16x1")  # noqa: E731
     path = damaged(f"runs/{RUN}/{name}", of_other)
@@ -223,6 +245,24 @@ def test_a_field_of_another_type_is_no_record(small, damaged, field, value):
     assert field in said_about(path, lambda: runs.read_record(small, RUN))
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (b'"STEP"', b'"STEQ"', r"parts has unknown \['STEQ'\]"),
+        (b'"data_seconds": [0.1, 0.2]', b'"data_seconds": [0.1]', "are of 2 processes"),
+    ],
+)
+def test_parts_of_time_that_nothing_measures_are_no_record(
+    small, damaged, was, now, said
+):
+    whole = pages.read(small)
+    path = damaged(f"runs/{RUN}/attempts.jsonl", lambda data: data.replace(was, now))
+    found = pages.read(small)
+    assert RUN in whole.attempts and RUN not in found.attempts
+    (note,) = {*found.notes} - {*whole.notes}
+    assert re.search(said, note) and path.name in note
+
+
 @pytest.mark.slow
 @damages
 @pytest.mark.parametrize("name", sorted({*READERS, *REPORTED, "samples/settings.json"}))
@@ -245,7 +285,9 @@ def test_a_command_ends_with_one_line(small, tmp_path, name, damage, capsys):
             cluster=(None, None, None),
         )
         said = capsys.readouterr().err
-        assert status in study.EXIT.values() and status != study.EXIT["defect"]
+        assert (
+            status in exit_status.EXIT.values() and status != exit_status.EXIT["defect"]
+        )
         assert "Traceback" not in said
         if status in (2, 3):
             (line,) = [x for x in said.splitlines() if x.startswith("error: ")]

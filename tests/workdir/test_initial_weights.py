@@ -19,10 +19,16 @@ from scaling_ldm.models.weights import published as published_weights
 from scaling_ldm.models.weights import unet as unet_weights
 from scaling_ldm.stages import plan
 from scaling_ldm.training import mesh, progress, train_step
-from scaling_ldm.workdir import init_record, initial_weights, ownership, runs
+from scaling_ldm.workdir import (
+    exit_status,
+    init_record,
+    initial_weights,
+    ownership,
+    runs,
+)
 
 RUN = "2.086e07-16x1"
-DONE, BAD = study.EXIT["done"], study.EXIT["bad configuration"]
+DONE, BAD = exit_status.EXIT["done"], exit_status.EXIT["bad configuration"]
 
 
 def ran(given, workdir, *stages):

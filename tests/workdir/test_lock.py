@@ -15,10 +15,10 @@ import types
 import pytest
 from processes import MainProcess
 
-from scaling_ldm import records, study
+from scaling_ldm import records
 from scaling_ldm.records.errors import ConfigError, Held
 from scaling_ldm.training import progress
-from scaling_ldm.workdir import lock
+from scaling_ldm.workdir import exit_status, lock
 
 OLD = 2 * lock.STALE
 
@@ -343,7 +343,7 @@ def test_a_second_command_in_one_place_is_refused(tmp_path):
     try:
         first.wait_for("  step 3/")
         first.popen.send_signal(signal.SIGSTOP)  # it holds, however long this takes
-        bad = study.EXIT["bad configuration"]
+        bad = exit_status.EXIT["bad configuration"]
         for more, place in (
             ((), workdir),
             (("--run=0",), workdir / "runs" / "2.189e08-16x1"),
@@ -373,7 +373,7 @@ def test_what_a_stopped_command_leaves_is_free(tmp_path, how):
     assert len(left) == 3  # of the study and of both runs
     first.popen.send_signal(how)
     if how == signal.SIGTERM:
-        first.end(study.EXIT["preempted, run the same command again"])
+        first.end(exit_status.EXIT["preempted, run the same command again"])
     else:
         first.kill()
     assert [path.exists() for path in left] == [how == signal.SIGKILL] * 3

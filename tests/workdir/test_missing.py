@@ -8,7 +8,7 @@ import pytest
 from processes import run_main
 
 from scaling_ldm import config, records, study
-from scaling_ldm.workdir import missing, runs
+from scaling_ldm.workdir import exit_status, missing, runs
 
 EXAMPLE = older_workdirs.MADE / records.FIRST
 NO_JOB = (None, None, None)
@@ -97,7 +97,7 @@ def test_a_record_of_another_run_is_refused(workdir, listed):
     assert "holds a run of another experiment" in err
     shutil.copy(runs.run_files(workdir, other.run_id).record, path)
     status, out, err = listed(workdir)
-    assert (status, out) == (study.EXIT["storage"], "")
+    assert (status, out) == (exit_status.EXIT["storage"], "")
     assert f"{path} is that of {other.run_id}" in err
 
 

@@ -14,6 +14,7 @@ from processes import run_main
 
 from scaling_ldm import config, records, report, study
 from scaling_ldm.records.measurements import is_floor
+from scaling_ldm.workdir import exit_status
 
 EXAMPLES = sorted(path.parent for path in older_workdirs.MADE.glob("*/study.py"))
 RECORDS = ("runs.jsonl", "laws.json", "evaluations.jsonl", "frontier.json")
@@ -51,7 +52,7 @@ def run_here(example, capsys):
             only=None,
             cluster=(None, None, None),
         )
-        assert status == study.EXIT["done"]
+        assert status == exit_status.EXIT["done"]
         said = f"{workdir} was made by {example.name}: "
         lines = capsys.readouterr().err.splitlines()
         return [line for line in lines if not line.startswith(said)]
@@ -122,7 +123,7 @@ def test_today_s_default_averages_are_for_new_directories(
     asked = {"stages": ("plan",), "only": None, "cluster": (None, None, None)}
     for workdir, new in ((unpacked(finished=True), False), (tmp_path / "new", True)):
         status = study.run(given, workdir=str(workdir), **asked)
-        assert status == study.EXIT["done"]
+        assert status == exit_status.EXIT["done"]
         said = "config.optimizer.averages = ('ema',) as then"
         assert (said in capsys.readouterr().err) != new
         held = records.read_json(workdir / "experiment.json")

@@ -143,6 +143,17 @@ def test_estimates_are_limited_as_the_scheduler_says(tmp_path):
         limit = scheduler_config.read("load", tmp_path).x0_transform
         return None if limit is None else np.asarray(limit(x0))
 
+    def sampler(name, **said):
+        given = SD1 | {"_class_name": name} | said
+        written(tmp_path, scheduler_config.FILE, given)
+        return scheduler_config.read("load", tmp_path).sampler
+
+    # The only one whose epsilon is not that of the limited x0.
+    limited_ddim = {"sampler": "ddim", "keeps_epsilon": True}
+    assert sampler("DDIMScheduler") == limited_ddim
+    assert sampler("DDIMScheduler", thresholding=True) == limited_ddim
+    for name, clips in (("DDIMScheduler", False), ("DDPMScheduler", True)):
+        assert sampler(name, clip_sample=clips) == {"sampler": "euler"}
     # As in diffusers: these two clip unless told not to, PNDM never does.
     assert limited("PNDMScheduler", clip_sample=True) is None
     assert limited("DDIMScheduler", clip_sample=False) is None

@@ -98,6 +98,11 @@ def caption_in(entries: dict[str, object], wanted: str, name: str) -> object:
         raise BadRecord(name, str(e)) from e
 
 
+def class_caption(name: str) -> str:
+    """The caption that the name of a class is: "grey wolf" of "grey_wolf"."""
+    return name.replace("_", " ").replace("-", " ")
+
+
 def first(value: object) -> object:
     """The first element of a list, None if it is empty; other values as they are."""
     if isinstance(value, list | tuple):

@@ -353,7 +353,7 @@ class ImageFolder:
 
     def _by_folder(self, name: str) -> tuple[object, object]:
         folder = self._folders[unicodedata.normalize("NFC", self._class(name))]
-        return folder.replace("_", " ").replace("-", " "), self._labels[folder]
+        return columns.class_caption(folder), self._labels[folder]
 
     def _by_table(self, name: str) -> tuple[object, object]:
         if name not in self._rows:

@@ -5,8 +5,8 @@
 
 The picture is a column of struct<bytes, path> (the Image feature) or of bytes. The
 caption is a column of text; of several captions the first is taken. Labels of a
-ClassLabel column have its names. The extra `huggingface` (pyarrow) is needed; nothing
-is downloaded.
+ClassLabel column have its names. Without a column of text the names are the captions.
+The extra `huggingface` (pyarrow) is needed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Tables:
       path: folder, file, pattern or URL.
       split: the name of one of several splits, as the files or folders are named; ""
         for the only one. "train" also takes files whose names have no split.
-      image, caption, label: columns; "" for the usual names, or for no label.
+      image, caption, label: columns; "" for the usual names, or for no label. A caption
+        may be a ClassLabel column, whose names are the captions. If there is no column
+        of text, "" is the label, or the only ClassLabel column.
       cache: local folder where remote Arrow files are copied; Parquet files are read
         where they are.
 
@@ -72,6 +74,8 @@ class Tables:
                 else:
                     self._tables.append(_Parquet(folder, name))
             except (OSError, ValueError) as e:  # pyarrow's errors are ValueErrors
+                if getattr(e, "errno", None):  # the storage, not the file
+                    raise
                 raise config.ConfigError(
                     f"{path}: {name} cannot be read: {e}; copy it again or leave it out"
                 ) from e
@@ -80,8 +84,14 @@ class Tables:
         self._starts = [0, *itertools.accumulate(len(t) for t in self._tables)]
         if not len(self):
             raise config.ConfigError(f"{path}: there are no rows in its files")
-        self.captions_from = f"column {self._columns[1]!r}"
-        self.label_names = _class_names(self._tables[0].schema, self._columns[2])
+        _, caption, label = self._columns
+        schema = self._tables[0].schema
+        self.captions_from, self._words = f"column {caption!r}", ()
+        if _kind(schema.field(caption).type) != "text":
+            self.captions_from = f"the names of the classes in column {caption!r}"
+            names_of = _class_names(schema, caption)
+            self._words = tuple(map(columns.class_caption, names_of))
+        self.label_names = _class_names(schema, label)
         self.identity = record.listing_digest(
             "huggingface", folder.sketches(names), self._columns
         )
@@ -113,10 +123,20 @@ class Tables:
             raise record.BadRecord(name, "it has no picture")
         return record.Picture(
             image=record.decode(encoded, name),
-            caption=record.clean_caption(columns.first(row[caption]), name),
+            caption=record.clean_caption(self._caption(row[caption], name), name),
             name=name,
             label=columns.whole(row[label], name) if label else None,
         )
+
+    def _caption(self, value: Any, name: str) -> object:
+        """The caption in a row: text, or the name of its class."""
+        if not self._words or value is None or value == -1:  # -1: not known
+            return None if self._words else columns.first(value)
+        number = columns.whole(value, name)
+        if number >= len(self._words):
+            known = f"its classes are 0 to {len(self._words) - 1}"
+            raise record.BadRecord(name, f"its class is {number}; {known}")
+        return self._words[number]
 
     def _choose(self, path: str, image: str, caption: str, label: str) -> None:
         where = f"{path}: {self._names[0]}"
@@ -141,14 +161,23 @@ class Tables:
                 "are struct<bytes, path> or bytes"
             )
         texts = [name for name in names if kinds[name] == "text"]
-        if caption in kinds and caption not in texts:
+        classes = [n for n in names if kinds[n] == "other" and _class_names(schema, n)]
+        if caption in kinds and caption not in (*texts, *classes):
             raise config.ConfigError(
                 f"{where}: column {caption!r} holds {schema.field(caption).type}; "
-                "captions are text, or lists of it"
+                "captions are text, or lists of it, or a ClassLabel with names"
             )
+        if not texts and not caption and classes:
+            caption = label if label in classes else _the_only(classes, where)
         self._columns = (
             image,
-            columns.choose(texts, caption, columns.CAPTION, "caption", where),
+            columns.choose(
+                texts + classes if caption in classes else texts,
+                caption,
+                columns.CAPTION,
+                "caption",
+                where,
+            ),
             columns.optional(names, label, "label", where),
         )
         for table, name in zip(self._tables, self._names, strict=True):
@@ -157,6 +186,12 @@ class Tables:
                     f"{path}: {name} has no column {', '.join(sorted(lost))}, unlike "
                     f"{self._names[0]}"
                 )
+            for column in self._columns[1:]:
+                if _class_names(table.schema, column) != _class_names(schema, column):
+                    raise config.ConfigError(
+                        f"{path}: {name} has other classes in column {column!r} than "
+                        f"{self._names[0]}"
+                    )
 
 
 class _Arrow:
@@ -186,10 +221,9 @@ class _Parquet:
         pa = _pyarrow()
         import pyarrow.parquet
 
-        self._name, self._local = name, folder.is_local
-        source = folder.location(name) if self._local else folder.open(name)
+        self._name, self._damage = name, (OSError, pa.ArrowInvalid)
+        source = folder.location(name) if folder.is_local else folder.open(name)
         self._file = pyarrow.parquet.ParquetFile(source)
-        self._damage = (OSError, pa.ArrowInvalid) if self._local else pa.ArrowInvalid
         self.schema = self._file.schema_arrow
         groups = [
             self._file.metadata.row_group(i).num_rows
@@ -264,6 +298,16 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
         return ()  # no label, or written by another program
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if whole else ()
+
+
+def _the_only(classes: list[str], where: str) -> str:
+    """The ClassLabel column whose names are captions; else ConfigError."""
+    if len(classes) > 1:
+        raise config.ConfigError(
+            f"{where}: it has no text, and the names of several columns could be the "
+            f"captions: {', '.join(map(repr, classes))}; name one with caption="
+        )
+    return classes[0]
 
 
 def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:

@@ -82,7 +82,7 @@ class Tfds:
         caption = columns.first(features.get(self._caption)) if self._caption else None
         known = isinstance(label, int) and label < len(self.label_names)
         if known and not self._caption:
-            caption = self.label_names[label].replace("_", " ").replace("-", " ")
+            caption = columns.class_caption(self.label_names[label])
         return examples.picture(features, name, self._image, caption, label)
 
     def _version(self) -> str:
@@ -110,7 +110,7 @@ class Tfds:
     def _json(self, name: str) -> dict:
         try:
             return json.loads(self._folder.read(name))
-        except (KeyError, OSError, ValueError, RecursionError) as e:
+        except (KeyError, FileNotFoundError, ValueError, RecursionError) as e:
             raise config.ConfigError(
                 f"{self._folder.root}: {name} cannot be read: {e}"
             ) from e

@@ -52,6 +52,7 @@ class LoopBuild:
     history: int  # how many m_k the loop keeps
     saves: bool
     stochastic: bool
+    unlimited: bool  # m_1 is m_0 without the x0_transform
     learned_variance: bool
     guided: str  # "none", "batched" or "sequential"
     interval: bool  # some evaluations may skip the unconditional half
@@ -208,10 +209,9 @@ def _row(
 ) -> LoopState:
     x = state.x
     out, variance, nfe = _evaluate(network, build, x, row, inputs)
-    new = row["out_x"] * x + row["out_n"] * out
-    if build.x0_transform is not None:
-        new = build.x0_transform(new)
-    m = (new, *state.m[: build.history - 1])
+    found = row["out_x"] * x + row["out_n"] * out
+    new = found if build.x0_transform is None else build.x0_transform(found)
+    m = (new, found) if build.unlimited else (new, *state.m[: build.history - 1])
 
     def mix(name: str) -> jax.Array:
         total = row[f"{name}_x"] * x

@@ -29,11 +29,16 @@ def _posterior(a: GridPoint, b: GridPoint) -> tuple[float, float]:
     return added * b.sigma**2 / a.sigma**2, added
 
 
-def ddim(grid: TimeGrid, *, eta: float = 0.0) -> SolverTable:
+def ddim(
+    grid: TimeGrid, *, eta: float = 0.0, keeps_epsilon: bool = False
+) -> SolverTable:
     """Song et al. 2020, eq. 12. On a reversed grid, its inversion (appendix F).
 
     Args:
       eta: the share of the posterior's noise: 0 is deterministic, 1 is DDPM.
+      keeps_epsilon: with an x0_transform, step along the epsilon of the network; else
+        along that of the limited x0. They are use_clipped_model_output=False and True
+        of diffusers.
 
     Raises:
       ValueError: eta outside [0, 1], or above 0 for an inversion.
@@ -44,11 +49,15 @@ def ddim(grid: TimeGrid, *, eta: float = 0.0) -> SolverTable:
         if eta:
             raise ValueError("an inversion is deterministic: eta must be 0")
         return _toward_noise(grid)
-    table = SolverTable(stochastic=eta > 0)
+    table = SolverTable(
+        stochastic=eta > 0, history=1 + keeps_epsilon, unlimited=keeps_epsilon
+    )
     for a, b in grid.pairs:
         std = eta * math.sqrt(_posterior(a, b)[0])
         keep = math.sqrt(b.sigma**2 - std**2) / a.sigma
-        table.add(a, b, x=keep, m=[b.alpha - a.alpha * keep], z=std)
+        # alpha' of the (limited) x0, and the rest of the x0 that epsilon is made of.
+        m = (b.alpha, -a.alpha * keep)
+        table.add(a, b, x=keep, m=m if keeps_epsilon else [sum(m)], z=std)
     return table
 
 

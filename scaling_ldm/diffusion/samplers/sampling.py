@@ -160,6 +160,7 @@ def _compile(
         history=table.history,
         saves=table.saves,
         stochastic=table.stochastic,
+        unlimited=table.unlimited,
         learned_variance=table.learned_variance,
         guided=guided,
         interval=how is not None and todo.skips,

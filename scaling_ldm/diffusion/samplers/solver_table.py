@@ -8,6 +8,9 @@ The compiled loop keeps
     m_k  the prediction of k evaluations ago (m_0 is the latest), as x0 or as epsilon,
     z    new standard normal noise.
 
+An x0_transform limits each m_0. A table that is `unlimited` has in m_1 the same
+prediction before that.
+
 A row of the table means: evaluate at time t, then
 
     x <- x_x x + x_s s + sum_k x_m[k] m_k + x_z z
@@ -58,6 +61,7 @@ class SolverTable:
       history: how many of the m_k are kept; at most HISTORY.
       saves: whether s is used.
       stochastic: whether z is used.
+      unlimited: whether m_1 is the latest prediction without the x0_transform.
       learned_variance: whether the network predicts the size of z, in a second half of
         its channels.
     """
@@ -66,6 +70,7 @@ class SolverTable:
     history: int = 1
     saves: bool = False
     stochastic: bool = False
+    unlimited: bool = False
     learned_variance: bool = False
     rows: list[Row] = dataclasses.field(default_factory=list)
 
