@@ -40,9 +40,6 @@ TEST = [
     *LITE0,
     "beartype>=0.23,<0.24",
     "hypothesis>=6.150,<7",
-    "ipykernel>=7.4,<8",
-    "nbclient>=0.11,<0.12",
-    "nbformat>=5.11,<6",
     "pyrefly>=1.5,<2",
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
@@ -72,6 +69,8 @@ DOCS = [
     "mkdocstrings-python>=2.0.11,<3",
     "ruff>=0.17.5,<0.18",  # formats the signatures
 ]
+# Running experiments/notebooks as a test.
+NOTEBOOKS = ["ipykernel>=7.4,<8", "nbclient>=0.11,<0.12", "nbformat>=5.11,<6"]
 # torch is an oracle and a yardstick, never a part of the library. 2.13.0 is the build
 # without CUDA packages where one is offered.
 PARITY = ["diffusers==0.42.1", "torch==2.13.0"]
@@ -100,6 +99,7 @@ setup(
         "huggingface": HUGGINGFACE,
         "lite0": LITE0,
         "minilm": MINILM,
+        "notebooks": NOTEBOOKS,
         "parity": PARITY,
         "test": TEST,
         "tfgan": TFGAN,

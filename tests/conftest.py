@@ -7,6 +7,9 @@ the caller has set that variable. XLA's fusion emitters for CPUs are off, too: w
 a program for many devices takes twice as long to compile. Without them such a program
 has more steps that wait for other devices, and XLA needs more threads than there are
 cores, or all of its threads wait: PJRT_NPROC.
+
+Workers and processes share Python's compiled modules in the same way, where the caller
+lets Python write none beside the sources. Otherwise each process compiles the library.
 """
 
 import atexit
@@ -14,7 +17,16 @@ import functools
 import gc
 import os
 import shutil
+import sys
 import tempfile
+
+
+def _session_folder(variable):
+    """A folder that workers and processes inherit; it is removed at the end."""
+    folder = os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault(
@@ -23,13 +35,15 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("PJRT_NPROC", "32")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
-    atexit.register(
-        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
-    )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _session_folder("JAX_COMPILATION_CACHE_DIR")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = _session_folder("PYTHONPYCACHEPREFIX")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import annotations  # noqa: E402
 

@@ -156,7 +156,7 @@ def _check_install(words: tuple[str, ...]) -> None:
         elif word.endswith(".txt"):
             assert (ROOT / word).exists()
         else:
-            assert word in ("-q", "-c", "-e", ".", "jupyterlab")
+            assert word in ("-q", "--no-compile", "-c", "-e", ".", "jupyterlab")
 
 
 def _check_tests(arguments: tuple[str, ...]) -> None:
