@@ -79,7 +79,8 @@ def _collective(one: records.Collective) -> str:
 
 def _keep(path: pathlib.Path, found: CompiledProgram) -> None:
     def key(one: CompiledProgram) -> tuple[Any, ...]:
-        return one.run_id, one.program, one.topology, one.fsdp, one.remat
+        how = one.fsdp, one.remat, one.microbatch, one.overlap
+        return one.run_id, one.program, one.topology, *how
 
     held: Iterable[CompiledProgram] = ()
     if path.is_file():
