@@ -22,7 +22,7 @@ from scaling_ldm import config
 from scaling_ldm.config import objective_kind
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.losses import denoise, reconstruct, validation
-from scaling_ldm.models import from_config
+from scaling_ldm.models import from_config, sharded
 from scaling_ldm.models.shapes import IndexB, TimeB
 
 Batch = denoise.Batch
@@ -235,6 +235,11 @@ def _reconstruction(
 ) -> Objective:
     del unroll  # its blocks differ, so there is no stack
     network = from_config.autoencoder(experiment, width, depth)
+    network = dataclasses.replace(
+        network,
+        encode=sharded.on_rows(network.encode),
+        decode=sharded.on_rows(network.decode),
+    )
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
     def per_example_loss(
