@@ -105,10 +105,19 @@ def _is_used(platform: str) -> bool:
 
     It is decided before jax looks for devices, so by what is installed.
     """
-    asked = jax.config.jax_platforms
+    asked = _asked()
     if asked and not set(asked.split(",")) & set(_ALIASES[platform]):
         return False
     if platform == "tpu":
-        return importlib.util.find_spec("libtpu") is not None
-    installed = any(importlib.util.find_spec(name) for name in _CUDA_PLUGINS)
+        return _find("libtpu")
+    installed = any(map(_find, _CUDA_PLUGINS))
     return installed and any(pathlib.Path(path).exists() for path in _NVIDIA)
+
+
+def _asked() -> str:
+    """The platforms that jax is told to use, with commas between; "": any."""
+    return jax.config.jax_platforms or ""
+
+
+def _find(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -127,6 +127,7 @@ def autoencoder_of(tiny, **fields):
     return experiment_of(c, **fields)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_on_a_mesh_and_in_passes(tiny, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 64)
     wanted = stepped(autoencoder_of(tiny), size=(8, 1))
