@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config
+from scaling_ldm.diffusion.losses import denoise
+from scaling_ldm.flops.collectives import collectives
 from scaling_ldm.training import (
+    accumulation,
     mesh,
+    objective,
     objective_checks,
     optimizer,
     signals,
@@ -104,7 +108,8 @@ def close(found, wanted):
         jax.tree.map(leaf, some, others)
 
 
-@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [1, 4])
 def test_passes_give_the_step_of_the_whole_batch(tiny, part):
     wanted = stepped(experiment_of(tiny))
     close(stepped(experiment_of(tiny, train__microbatch=part)), wanted)
@@ -133,3 +138,109 @@ def test_an_autoencoder_on_a_mesh_and_in_passes(tiny, monkeypatch):
     wanted = stepped(autoencoder_of(tiny), size=(8, 1))
     e = autoencoder_of(tiny, train__microbatch=8, mesh__fsdp=2)
     close(stepped(e, mesh.build(e.mesh, {}), size=(8, 1)), wanted)
+
+
+def test_each_pass_has_a_part_of_the_rows_of_each_device():
+    """And of what was drawn for the whole batch: pass i, device d, rows in order."""
+    device_mesh = mesh.build(config.MeshConfig(fsdp=2), {})
+    rows = np.arange(ROWS, dtype=np.float32)
+    batch = {"x": np.broadcast_to(rows[:, None, None, None], (ROWS, 2, 2, 1))}
+    key = jax.random.key(0)
+    with jax.set_mesh(device_mesh):
+        given = mesh.put(device_mesh, batch)
+        compiled = (
+            jax.jit(
+                lambda batch: accumulation.split((batch, denoise.draw(batch, key)), 8)
+            )
+            .lower(given)
+            .compile()
+        )
+        parts, drawn = jax.tree.map(np.asarray, compiled(given))
+        with pytest.raises(ValueError, match="passes of 2 rows over 16 rows on 4 dev"):
+            jax.eval_shape(lambda a: accumulation.split(a, 2), given)
+    order = np.array([[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
+    assert_array_equal(parts["x"][..., 0, 0, 0], order)
+    whole = denoise.draw({"x": jnp.asarray(batch["x"])}, key)
+    for name in ("noise", "time", "drop"):
+        assert_array_equal(drawn[name], np.asarray(whole[name])[order])
+    assert collectives(compiled.as_text()) == []
+
+
+def test_a_loss_that_cannot_be_taken_in_parts_is_refused(tiny):
+    e = experiment_of(tiny, train__microbatch=4)
+    learnt = objective.build(e, *SIZE, False)
+    accumulation.check(e, learnt)
+
+    def doubled(*given):
+        value, aux, measured = learnt.loss(*given)
+        return 2 * value, aux, measured
+
+    own = dataclasses.replace(learnt, loss=doubled)
+    with pytest.raises(config.ConfigError, match="microbatch = 4 .* parts of a batch"):
+        accumulation.check(e, own)
+    accumulation.check(experiment_of(tiny), own)
+    accumulation.check(experiment_of(tiny, train__microbatch=ROWS), own)
+    counts = dataclasses.replace(learnt, init_aux=lambda *_: {"n": jnp.int32(0)})
+    with pytest.raises(config.ConfigError, match=r"where aux\['n'\] is int32; set 0"):
+        accumulation.check(e, counts)
+
+
+def test_state_and_metrics_of_an_objective_are_means_over_passes():
+    """Of a loss of one parameter, written out."""
+
+    def of_rows(params, averages, aux, batch, uncond, step, drawn):
+        value = jnp.mean((params["w"] * batch["x"] + drawn) ** 2)
+        seen = {"seen": 0.5 * aux["seen"] + 0.5 * jnp.mean(batch["x"])}
+        return value, seen, {"mean": jnp.mean(drawn)}
+
+    learnt = objective.Objective(
+        init=lambda key: {"w": jnp.float32(3)},
+        loss=objective.MeanLoss(lambda batch, key: 1.0 + batch["x"], of_rows),
+        per_example_loss=lambda *_: jnp.zeros(1),
+        conditioning=(),
+        image_tokens=1,
+        other_tokens=0,
+        embeddings=(),
+        metrics=("mean",),
+    )
+    checked = []
+    x = np.arange(8, dtype=np.float32)
+    given = ({"w": jnp.float32(3)}, {}, {"seen": jnp.float32(2)}, {"x": x}, {}, 0, None)
+    found = accumulation.gradient(learnt, 2, lambda *rest: checked.append(rest))(*given)
+    (value, (aux, measured)), slope = found
+    assert_allclose(value, np.mean((4 * x + 1) ** 2), rtol=1e-6)
+    assert_allclose(slope["w"], np.mean(2 * x * (4 * x + 1)), rtol=1e-6)
+    assert_allclose(aux["seen"], 0.5 * 2 + 0.5 * 3.5, rtol=1e-6)
+    assert_allclose(measured["mean"], 4.5, rtol=1e-6)
+    assert checked and set(checked[0][1]) == {"mean"}
+
+
+def test_the_plan_counts_the_activations_of_a_pass_and_the_sum_of_gradients(tiny):
+    whole, parts = (
+        train_step.cost(e, train_step.train_functions(e, *SIZE, False), ROWS)
+        for e in (experiment_of(tiny), experiment_of(tiny, train__microbatch=4))
+    )
+    params = sum(4 * leaf.size for leaf in jax.tree.leaves(whole.params))
+    assert parts.flops == whole.flops and whole.activation_bytes > 0
+    assert parts.activation_bytes == whole.activation_bytes // 4
+    assert parts.state_bytes == whole.state_bytes + params
+
+
+@pytest.mark.parametrize(
+    ("part", "nearest"), [(3, "2 or 4"), (5, "4 or 8"), (32, "16")]
+)
+def test_a_microbatch_that_does_not_divide_the_batch_is_refused(tiny, part, nearest):
+    with pytest.raises(config.ConfigError, match=f"= 16; nearest: {nearest}$"):
+        experiment_of(tiny, train__microbatch=part)
+
+
+def test_a_microbatch_that_the_devices_do_not_divide_is_refused(tiny):
+    with pytest.raises(config.ConfigError, match="microbatch = 2 is not divisible by"):
+        mesh.build(config.MeshConfig(), {"config.train.microbatch": 2})
+
+
+def test_it_is_no_part_of_a_recipe(tiny):
+    a, b = experiment_of(tiny), experiment_of(tiny, train__microbatch=4)
+    assert a.recipe_hash == b.recipe_hash
+    narrow = experiment_of(tiny, optimizer__first_moment_dtype="bfloat16")
+    assert narrow.recipe_hash != a.recipe_hash
