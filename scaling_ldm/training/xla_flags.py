@@ -91,7 +91,7 @@ def set_for_devices(cfg: config.MeshConfig) -> None:
             continue
         new = [f"--{name}=true" for name in options(cfg, platform)]
         if new:
-            os.environ[variable] = " ".join(filter(None, [given, *new]))
+            os.environ[variable] = " ".join([given, *new]).strip()
 
 
 def _named() -> set[str]:
@@ -116,7 +116,7 @@ def _is_used(platform: str) -> bool:
 
 def _asked() -> str:
     """The platforms that jax is told to use, with commas between; "": any."""
-    return jax.config.jax_platforms or ""
+    return jax.config.values["jax_platforms"] or ""
 
 
 def _find(module: str) -> bool:
