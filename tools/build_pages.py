@@ -158,7 +158,11 @@ def config_page() -> str:
         'source and so on is refused as well. The column "meaning" says which choices '
         "read it.\n"
     )
-    classes = {c.name: c for c in dataclasses_of(ROOT / "scaling_ldm/config/fields.py")}
+    classes = {
+        found.name: found
+        for module in ("fields", "fields_devices")
+        for found in dataclasses_of(ROOT / f"scaling_ldm/config/{module}.py")
+    }
     experiment = classes.pop("Experiment")
     sections = [f for f in experiment.fields if f.type in classes]
     out.append("| section | what it decides |\n|---|---|")

@@ -4,7 +4,8 @@ An experiment file returns `default()` with a few fields changed. `resolve` turn
 mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError` that
 lists everything that is wrong: what was given, what is allowed, what to do.
 
-`names` has the tables of names, `fields` the fields, `identity` which of them decide a
+`names` has the tables of names, `fields` the fields (`fields_devices` those about
+devices), `identity` which of them decide a
 run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment
 must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names`
 what they are called. `objective_kind` finds a user's own objective, `init_from` reads
@@ -21,7 +22,6 @@ from scaling_ldm.config.experiment_dict import (
 )
 from scaling_ldm.config.fields import (
     AdviseConfig,
-    CompileConfig,
     DataConfig,
     EncodeConfig,
     EvaluateConfig,
@@ -29,7 +29,6 @@ from scaling_ldm.config.fields import (
     FitConfig,
     FrontierConfig,
     GenerateConfig,
-    MeshConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -37,6 +36,7 @@ from scaling_ldm.config.fields import (
     TrainConfig,
     ValidationConfig,
 )
+from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
 from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
     ACTIVATIONS,

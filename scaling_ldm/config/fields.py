@@ -1,7 +1,8 @@
 """Every field of an experiment, with its default and its unit.
 
-The comment of a field stands on its line or directly above it. The config reference of
-the documentation is made from these comments and from the tables in names.py.
+Those about devices are in fields_devices.py. The comment of a field stands on its line
+or directly above it. The config reference of the documentation is made from these
+comments and from the tables in names.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from scaling_ldm.config import identity, names
+from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,9 @@ class OptimizerConfig:
     b1: float = 0.9  # decay of Adam's first moment
     b2: float = 0.999  # decay of Adam's second moment
     eps: float = 1e-8  # added to the root of the second moment
+    first_moment_dtype: str = (
+        "float32"  # type of the stored first moment; one of DTYPES
+    )
     weight_decay: float = 0.0  # decoupled, times the learning rate
     clip_norm: float = 1.0  # largest global norm of the gradient
     # Averages of the weights that a run keeps, the one to use first: "ema", or "power_"
@@ -199,6 +204,9 @@ class TrainConfig:
     """One training run."""
 
     batch_size: int = 1024  # pictures per optimizer step, over all devices
+    # Pictures of a step that are computed at once, over all devices; gradients of such
+    # parts are added up. It divides batch_size; 0: the whole batch.
+    microbatch: int = 0
     seed: int = 0  # seed of initialisation, noise, t, caption dropout
     # Weights to start from: WORKDIR#RUN_ID[@STEP][:raw], or a folder or file of
     # weights; "": random ones.
@@ -239,23 +247,6 @@ class ValidationConfig:
     # last two decades, and also at the smaller budgets of the plan. There are fewer if
     # they would take over 2% of its FLOPs. The end is always measured; 0: only the end.
     marks: int = 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """How devices and processes are used."""
-
-    replica: int = -1  # copies of the parameters; -1: as many as devices allow
-    fsdp: int = 1  # devices that share one copy of the parameters
-    cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
-    heartbeat_seconds: int = 100  # of silence, after which a process counts as lost
-    # Seconds without progress in training after which each process prints where it is;
-    # five times as long before the first step and the first held-out batch. 0: never.
-    stall_seconds: float = 300.0
-    stall_limit_seconds: float = 1800.0  # then a job of several ends; 0: never
-    # Folder or bucket of compiled programs, for the next process; "": none; "auto":
-    # `compiled` in the working directory, and none on a CPU.
-    compilation_cache: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,15 +312,6 @@ class AdviseConfig:
     device: str = ""
     dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
     utilisation: float = 0.3  # assumed share of that peak
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompileConfig:
-    """Compiling a run's programs for devices that are not here."""
-
-    topology: str = ""  # TPU chips, "v5p:4x8x8", or hosts x GPUs, "h100:8x8"
-    slices: int = 1  # of TPUs, joined by the data centre's network
-    programs: tuple[str, ...] = ("train", "loss", "sample")  # some of PROGRAMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,9 @@ SINCE: dict[Field, Any] = {
     ("mesh", "stall_seconds"): 300.0,
     ("mesh", "stall_limit_seconds"): 1800.0,
     ("mesh", "compilation_cache"): "auto",
+    ("mesh", "overlap_collectives"): False,  # the default since 0.2.0 is another
+    ("train", "microbatch"): 0,  # decides no number but by rounding
+    ("optimizer", "first_moment_dtype"): "float32",
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.
@@ -112,6 +115,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("model", "remat_policy"),
     ("objective", "folder"),
     ("train", "init_from"),
+    ("train", "microbatch"),
     ("train", "steps_per_dispatch"),
     ("train", "optimize_code"),
     ("train", "checkpoints_per_run"),

@@ -184,6 +184,7 @@ CHOICES = {
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
     "optimizer.schedule": LEARNING_RATE_SCHEDULES,
     "optimizer.decay_shape": DECAY_SHAPES,
+    "optimizer.first_moment_dtype": DTYPES,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
     "generate.format": PICTURE_FORMATS,

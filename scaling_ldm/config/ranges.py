@@ -51,7 +51,12 @@ _NOT_NEGATIVE = {
     "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
-    "train": ("checkpoint_minutes", "show_every_seconds", "profile_steps"),
+    "train": (
+        "microbatch",
+        "checkpoint_minutes",
+        "show_every_seconds",
+        "profile_steps",
+    ),
     "mesh": ("stall_seconds", "stall_limit_seconds"),
     "generate": ("guidance",),
     "evaluate": ("input_size",),
@@ -127,11 +132,24 @@ def problems_of(e: fields.Experiment) -> list[str]:
                 f"config.{where} = {value}: a float32 is 0, or between "
                 f"{SMALLEST_FLOAT32:.4g} and {LARGEST_FLOAT32:.4g} in size"
             )
+    problems += _check_microbatch(e.train)
     if len(e.data.shape) != 3 or min(e.data.shape) <= 0:
         problems.append(
             f"config.data.shape = {e.data.shape}: must be (height, width, channels)"
         )
     return problems
+
+
+def _check_microbatch(cfg: fields.TrainConfig) -> list[str]:
+    rows, part = cfg.batch_size, cfg.microbatch
+    if rows <= 0 or part <= 0 or rows % part == 0:
+        return []
+    fits = [n for n in range(1, rows + 1) if rows % n == 0]
+    near = [*[n for n in fits if n < part][-1:], *[n for n in fits if n > part][:1]]
+    return [
+        f"config.train.microbatch = {part} does not divide config.train.batch_size = "
+        f"{rows}; nearest: {' or '.join(map(str, near))}"
+    ]
 
 
 def _fields(e: fields.Experiment) -> Iterator[tuple[str, Any]]:

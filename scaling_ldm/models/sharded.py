@@ -1,6 +1,6 @@
 """Parameters that devices share: whole where they are used, and nowhere else.
 
-Under an explicit mesh, `on_rows` lets each device apply a denoiser to its own rows.
+Under an explicit mesh, `on_rows` lets each device apply a network to its own rows.
 `gather` there makes the weights of one block whole, in the type of its arithmetic. Its
 derivative adds up the gradient in float32 and gives each device its own part (fully
 sharded data parallelism; Rajbhandari et al. 2020, arXiv 1910.02054, stage 3). Left to
@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
@@ -67,13 +66,6 @@ def gather(tree: Any, dtype: Any = None) -> Any:
     return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec()), tree)
 
 
-def gathered(module: Any) -> Any:
-    """A flax module class that gathers its own parameters where it uses them."""
-    return nn.map_variables(
-        module, "params", trans_in_fn=gather, init=True, mutable=True
-    )
-
-
 def is_manual() -> bool:
     """Whether this is traced inside of `on_rows`."""
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
@@ -112,8 +104,8 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A network of which each device computes its own rows of the batch.
 
     Args:
-      apply: (params, x, t, cond) -> prediction, where every array but the parameters
-        has a leading axis of rows. It uses parameters through `gather` alone.
+      apply: (params, x, *rest) -> an array, where every array but the parameters has a
+        leading axis of rows. It uses parameters through `gather` alone.
 
     Returns:
       The same function. It is `apply` itself without a mesh, on one device, and where
@@ -122,18 +114,18 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     @functools.wraps(apply)
-    def applied(params: Params, x: jax.Array, t: Any, cond: dict[str, Any]) -> Any:
+    def applied(params: Params, x: jax.Array, *rest: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1 or is_manual():
-            return apply(params, x, t, cond)
+            return apply(params, x, *rest)
         rows = jax.typeof(x).sharding.spec[0]
         names = rows if isinstance(rows, tuple) else (rows,)
         split = {name for name, size in mesh.shape.items() if size > 1}
         if not split <= set(names):
-            return apply(params, x, t, cond)
+            return apply(params, x, *rest)
         spec = PartitionSpec(rows)
         inputs = jax.tree.map(
-            lambda a: _of_rows(jnp.asarray(a), x.shape[0], rows), (x, t, cond)
+            lambda a: _of_rows(jnp.asarray(a), x.shape[0], rows), (x, *rest)
         )
         leaves, tree = jax.tree.flatten(params)
         specs = [jax.typeof(leaf).sharding.spec for leaf in leaves]

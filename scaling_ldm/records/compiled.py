@@ -43,6 +43,8 @@ class CompiledProgram:
     fsdp: int  # devices that share one copy of the parameters
     remat: str  # what the backward pass computes again: a policy, or "none"
     device_bytes: int  # memory of a device, as its data sheet states it
+    microbatch: int = 0  # rows of one pass of a training step; 0: the whole batch
+    overlap: bool = False  # with flags that let collectives run beside arithmetic
     planned_bytes: int  # what the plan expects of a training step
     seconds: float  # of tracing and compiling
     refusal: str = ""  # what the compiler said where the program does not fit

@@ -81,7 +81,8 @@ def _collective(one: records.Collective) -> str:
 
 def _keep(path: pathlib.Path, found: CompiledProgram) -> None:
     def key(one: CompiledProgram) -> tuple[Any, ...]:
-        return one.run_id, one.program, one.topology, one.fsdp, one.remat
+        how = one.fsdp, one.remat, one.microbatch, one.overlap
+        return one.run_id, one.program, one.topology, *how
 
     held = [one for one in _held(path) if key(one) != key(found)]
     records.write_jsonl(path, [*held, found])

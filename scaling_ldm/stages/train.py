@@ -168,7 +168,8 @@ def _mesh(
             "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
             for size, run_id in sizes.items()
         }
-        | {"config.validation.batch_size": experiment.validation.batch_size},
+        | {"config.validation.batch_size": experiment.validation.batch_size}
+        | {"config.train.microbatch": experiment.train.microbatch},
     )
 
 

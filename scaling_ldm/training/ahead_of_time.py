@@ -22,6 +22,7 @@ from scaling_ldm.training import (
     optimizer,
     topologies,
     train_step,
+    xla_flags,
 )
 
 # Triton's tiles are found by timing them on a GPU; without one, larger products fail.
@@ -47,6 +48,7 @@ def compiled(
     experiment = config.with_overrides(experiment, spec.overrides)
     batches = {
         "config.train.batch_size": experiment.train.batch_size,
+        "config.train.microbatch": experiment.train.microbatch,
         "config.validation.batch_size": experiment.validation.batch_size,
     }
     device_mesh = mesh.build(experiment.mesh, batches, use=topology.devices)
@@ -57,7 +59,9 @@ def compiled(
         lowered = function.trace(*arguments).lower(
             lowering_platforms=(topology.platform,)
         )
-        options = _NO_TIMING if topology.platform == "cuda" else None
+        options = xla_flags.options(experiment.mesh, topology.platform)
+        if topology.platform == "cuda":
+            options |= _NO_TIMING
         try:
             found = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as e:
@@ -75,6 +79,8 @@ def compiled(
         devices=device_mesh.size,
         fsdp=device_mesh.shape["fsdp"],
         remat=model.remat_policy if model.remat else "none",
+        microbatch=experiment.train.microbatch,
+        overlap=experiment.mesh.overlap_collectives,
         device_bytes=peaks.PEAKS[topology.accelerator].memory_bytes,
         planned_bytes=capacity.step_bytes(
             spec, device_mesh.size, device_mesh.shape["fsdp"]

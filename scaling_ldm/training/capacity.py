@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.training import objective_checks
+from scaling_ldm.config import objective_kind
+from scaling_ldm.training import accumulation, objective_checks
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 _FLOAT = 4  # bytes
@@ -82,9 +83,14 @@ def of_pictures(
     ]
 
 
-def state_bytes(spec: records.RunSpec, fsdp: int) -> int:
-    """Bytes of a run's state on one device between two steps; gradients are gone."""
-    return (spec.state_bytes - _FLOAT * spec.params) // fsdp
+def state_bytes(spec: records.RunSpec, fsdp: int, passes: int = 1) -> int:
+    """Bytes of a run's state on one device between two steps; gradients are gone.
+
+    Args:
+      passes: of each step.
+    """
+    gone = accumulation.gradients(passes) * _FLOAT * spec.params
+    return (spec.state_bytes - gone) // fsdp
 
 
 def step_bytes(spec: records.RunSpec, devices: int, fsdp: int) -> int:
@@ -109,6 +115,7 @@ def ways_to_fit(
         if step_bytes(spec, devices, size) <= there:
             ways.append(f"mesh.fsdp = {size}")
             break
+    ways += _smaller_passes(experiment, spec, devices, there, [fsdp, *larger])
     if not experiment.model.remat:
         saved = f"mesh.fsdp = {devices}" if devices > fsdp else "these devices"
         if spec.state_bytes // devices <= there:
@@ -119,6 +126,35 @@ def ways_to_fit(
             ways.append(f"{more} devices with mesh.fsdp = {more}")
             break
     return ways
+
+
+def _smaller_passes(
+    experiment: config.Experiment,
+    spec: records.RunSpec,
+    devices: int,
+    there: int,
+    shards: Sequence[int],
+) -> list[str]:
+    """The fewest passes over parts of the batch with which a step may fit, if any.
+
+    A first pass more has a sum of gradients beside its own.
+    """
+    if objective_kind.is_own(experiment.objective_kind):
+        return []  # its loss may not be one that can be taken in parts
+    now = accumulation.passes(experiment.train)
+    rows = spec.batch_size // now
+    more = (accumulation.gradients(2) - accumulation.gradients(now)) * _FLOAT
+    for part in range(rows - 1, 0, -1):
+        if rows % part or part % devices:
+            continue
+        for size in shards:
+            state = (spec.state_bytes + more * spec.params) // size
+            if state + spec.activation_bytes * part // rows // devices <= there:
+                also = (
+                    f" with mesh.fsdp = {size}" if size > experiment.mesh.fsdp else ""
+                )
+                return [f"train.microbatch = {part}{also}"]
+    return []
 
 
 def check(
@@ -141,7 +177,8 @@ def check(
     largest = max(specs, key=lambda spec: spec.state_bytes, default=None)
     device = jax.local_devices()[0]
     if largest is not None and "train" in stages:
-        each = state_bytes(largest, fsdp)
+        own = config.with_overrides(experiment, largest.overrides).train
+        each = state_bytes(largest, fsdp, accumulation.passes(own))
         what = f"state of {largest.run_id}, {largest.params} parameters"
         on_device = device_bytes(device)
         if device.platform == "cpu":

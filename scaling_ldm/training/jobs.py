@@ -21,7 +21,14 @@ import jax
 
 from scaling_ldm import config
 from scaling_ldm.config import command_line
-from scaling_ldm.training import goodput, mesh, native_stderr, progress, pulse
+from scaling_ldm.training import (
+    goodput,
+    mesh,
+    native_stderr,
+    progress,
+    pulse,
+    xla_flags,
+)
 
 WAIT = 120.0  # seconds for which a process waits for the others at the start
 # jax aborts a process that hears nothing of another one for SPARE + twice
@@ -52,6 +59,7 @@ def start(
       lost: as of `join`, which also says what is raised.
     """
     with goodput.starting_devices():
+        xla_flags.set_for_devices(cfg)
         mesh.start_devices(cfg)
         job = join(*cluster, lost=lost, silence=cfg.heartbeat_seconds)
         jax.devices()

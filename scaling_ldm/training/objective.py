@@ -22,7 +22,7 @@ from scaling_ldm import config
 from scaling_ldm.config import objective_kind
 from scaling_ldm.diffusion import noise
 from scaling_ldm.diffusion.losses import denoise, reconstruct, validation
-from scaling_ldm.models import from_config
+from scaling_ldm.models import from_config, sharded
 from scaling_ldm.models.shapes import IndexB, TimeB
 
 Batch = denoise.Batch
@@ -47,7 +47,7 @@ class Objective:
       `metrics`. `averages` holds the tracked averages of the parameters by name,
       `batch` the arrays of this step, and `uncond` those of the empty condition without
       a batch axis. `step` counts updates from 0. All randomness comes from `key`, which
-      differs at each step.
+      differs at each step. A `MeanLoss` can also be taken in parts of a batch.
     per_example_loss(params, batch, t_B, index_B, key) -> [B] held-out losses.
     conditioning: the names that a batch holds beside "x".
     image_tokens, other_tokens: how many the network processes for each picture.
@@ -142,10 +142,23 @@ def widened(batch: Batch) -> Batch:
 _NARROW = (jnp.float16, jnp.bfloat16)
 
 
-def _plain_loss(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """The loss of an objective without state or metrics, of (params, batch, ...)."""
+@dataclasses.dataclass(frozen=True)
+class MeanLoss:
+    """A loss that is the mean over the rows of a batch; `train.microbatch` needs one.
 
-    def with_state(
+    It is called like any `loss` of an Objective.
+
+    draw(batch, key) -> arrays with a leading axis of rows: all that is random.
+    of_rows(params, averages, aux, batch, uncond, step, drawn) -> (loss, aux, metrics)
+      of some rows: they are in `batch` and, the same ones, in `drawn`. Over equal parts
+      of a batch, the mean of each result, aux too, is that of the whole batch.
+    """
+
+    draw: Callable[[Batch, jax.Array], Any]
+    of_rows: Callable[..., tuple[jax.Array, Any, dict[str, jax.Array]]]
+
+    def __call__(
+        self,
         params: Any,
         averages: Any,
         aux: Any,
@@ -154,10 +167,32 @@ def _plain_loss(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
         step: Any,
         key: jax.Array,
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-        del averages, step
-        return loss(params, batch, uncond, key), aux, {}
+        """The loss of a whole batch."""
+        drawn = self.draw(batch, key)
+        return self.of_rows(params, averages, aux, batch, uncond, step, drawn)
 
-    return with_state
+
+def _plain_loss(draw: Callable[..., Any], of_rows: Callable[..., jax.Array]) -> Any:
+    """The loss of an objective without state or metrics.
+
+    Args:
+      draw: as of `MeanLoss`.
+      of_rows: (params, batch, uncond, drawn) -> loss.
+    """
+
+    def with_state(
+        params: Any,
+        averages: Any,
+        aux: Any,
+        batch: Batch,
+        uncond: Batch,
+        step: Any,
+        drawn: Any,
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        del averages, step
+        return of_rows(params, batch, uncond, drawn), aux, {}
+
+    return MeanLoss(draw, with_state)
 
 
 def _denoising(
@@ -184,7 +219,8 @@ def _denoising(
     return Objective(
         init=denoiser.init,
         loss=_plain_loss(
-            functools.partial(denoise.loss, denoiser.apply, objective=settings)
+            denoise.draw,
+            functools.partial(denoise.loss_of_rows, denoiser.apply, objective=settings),
         ),
         per_example_loss=per_example_loss,
         conditioning=denoiser.conditioning,
@@ -199,6 +235,11 @@ def _reconstruction(
 ) -> Objective:
     del unroll  # its blocks differ, so there is no stack
     network = from_config.autoencoder(experiment, width, depth)
+    network = dataclasses.replace(
+        network,
+        encode=sharded.on_rows(network.encode),
+        decode=sharded.on_rows(network.decode),
+    )
     cfg, (H, W, _) = experiment.objective, experiment.data.shape
 
     def per_example_loss(
@@ -207,15 +248,15 @@ def _reconstruction(
         del t_B, index_B, key
         return reconstruct.per_example_loss(network, params, batch["x"])
 
-    loss = functools.partial(
-        reconstruct.loss,
+    of_rows = functools.partial(
+        reconstruct.loss_of_rows,
         network,
         reconstruction=cfg.reconstruction,
         kl_weight=cfg.kl_weight,
     )
     return Objective(
         init=network.init,
-        loss=_plain_loss(loss),
+        loss=_plain_loss(functools.partial(reconstruct.draw, network), of_rows),
         per_example_loss=per_example_loss,
         conditioning=(),
         image_tokens=H * W // network.factor**2,

@@ -20,11 +20,14 @@ def adamw(cfg: config.OptimizerConfig) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam, decoupled weight decay; without the rate.
 
     Its update is a direction, which `descend` multiplies by the learning rate. So the
-    rate is data, and runs of one size share a compiled step.
+    rate is data, and runs of one size share a compiled step. The first moment is stored
+    in `cfg.first_moment_dtype`, the second in float32.
     """
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
+        optax.scale_by_adam(
+            b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.first_moment_dtype
+        ),
         optax.add_decayed_weights(cfg.weight_decay),
     )
 

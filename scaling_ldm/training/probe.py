@@ -54,7 +54,10 @@ def run(experiment: config.Experiment, specs: Sequence[records.RunSpec]) -> None
     found = []
     for spec in ordered[:1] if alike else (ordered[0], ordered[-1]):
         own = config.with_overrides(experiment, spec.overrides)
-        sizes = {"config.train.batch_size": spec.batch_size}
+        sizes = {
+            "config.train.batch_size": spec.batch_size,
+            "config.train.microbatch": own.train.microbatch,
+        }
         device_mesh = mesh.build(own.mesh, sizes)
         with jax.set_mesh(device_mesh):
             found.append(

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
-from scaling_ldm.training import mesh, objective, objective_checks, optimizer
+from scaling_ldm.training import (
+    accumulation,
+    mesh,
+    objective,
+    objective_checks,
+    optimizer,
+)
 
 Batch = objective.Batch
 # What each step measures.
@@ -126,6 +132,7 @@ def train_functions(
     """
     cfg = experiment.optimizer
     learnt = objective.build(experiment, width, depth, unroll)
+    accumulation.check(experiment, learnt)
     adamw = optimizer.adamw(cfg)
 
     def start(key: jax.Array, params: Any) -> TrainState:
@@ -147,12 +154,15 @@ def train_functions(
         state: TrainState, batch: Batch, uncond: Batch, hyper: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(hyper["key"], state.step)
-        (value, (aux, measured)), gradient = _gradient(learnt, state)(
-            state.params, batch, uncond, key
-        )
-        objective_checks.check_loss(
-            experiment, learnt, state.aux, aux, measured, METRICS
-        )
+
+        def refuse(aux: Any, measured: dict[str, jax.Array]) -> None:
+            objective_checks.check_loss(
+                experiment, learnt, state.aux, aux, measured, METRICS
+            )
+
+        (value, (aux, measured)), gradient = accumulation.gradient(
+            learnt, experiment.train.microbatch, refuse
+        )(state.params, state.averages, state.aux, batch, uncond, state.step, key)
         with jax.named_scope("optimizer"):
             direction, opt = adamw.update(gradient, state.opt, state.params)
             rate = optimizer.scheduled_rate(cfg, state.step, hyper)
@@ -188,28 +198,6 @@ def train_functions(
     )
 
 
-def _loss(learnt: objective.Objective, state: TrainState) -> Callable[..., Any]:
-    """(params, batch, uncond, key) -> (loss, (aux after the step, metrics))."""
-
-    def loss(params: Any, batch: Batch, uncond: Batch, key: jax.Array) -> Any:
-        value, aux, measured = learnt.loss(
-            params,
-            state.averages,
-            state.aux,
-            objective.widened(batch),
-            objective.widened(uncond),
-            state.step,
-            key,
-        )
-        return value, (aux, measured)
-
-    return loss
-
-
-def _gradient(learnt: objective.Objective, state: TrainState) -> Callable[..., Any]:
-    return jax.value_and_grad(_loss(learnt, state), has_aux=True)
-
-
 def abstract_state(functions: TrainFunctions) -> TrainState:
     """The state's shapes and types; allocates nothing."""
     return _abstract_state(functions, jax.sharding.get_abstract_mesh())
@@ -227,8 +215,9 @@ class StepCost:
 
     flops: of the loss, its gradient and the objective's state; 2 per multiply-add.
     params: the shapes of the parameters.
-    state_bytes: of parameters, averages, optimizer, objective's state and gradients.
-    activation_bytes: kept from forward to backward, for the whole batch.
+    state_bytes: of parameters, averages, optimizer, objective's state and gradients;
+      with passes over parts of a batch, also of the sum of their gradients.
+    activation_bytes: kept from forward to backward, for the rows of one pass.
     """
 
     flops: flops.FlopCount
@@ -249,9 +238,9 @@ def cost(
     kept_bytes = 0
 
     def gradient(state: TrainState, *inputs: Any) -> Any:
-        """As `_gradient`; tracing is slow, so one trace gives the residuals, too."""
+        """Of the whole batch; tracing is slow, so one trace gives residuals, too."""
         nonlocal kept_bytes
-        loss = _loss(learnt, state)
+        loss = accumulation.loss(learnt, state.averages, state.aux, state.step)
         value, pullback, _ = jax.vjp(
             lambda params: loss(params, *inputs), state.params, has_aux=True
         )
@@ -260,11 +249,12 @@ def cost(
 
     counted = flops.count(gradient, state, batch, uncond, key)
     params_bytes = _nbytes(state.params)
+    passes = accumulation.passes(experiment.train)
     return StepCost(
         flops=counted,
         params=state.params,
-        state_bytes=_nbytes(state) + params_bytes,
-        activation_bytes=max(kept_bytes - params_bytes, 0),
+        state_bytes=_nbytes(state) + params_bytes * accumulation.gradients(passes),
+        activation_bytes=max(kept_bytes - params_bytes, 0) // passes,
     )
 
 

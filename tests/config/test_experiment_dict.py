@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.config import command_line, fields, identity, names
+from scaling_ldm.config import command_line, fields, fields_devices, identity, names
 from scaling_ldm.records.errors import UnknownKey
 from scaling_ldm.workdir import ownership
 
@@ -169,7 +169,11 @@ def test_what_differs_from_an_old_directory_is_said_in_names_of_today(tmp_path):
 
 def test_every_field_has_a_comment_and_every_choice_is_a_field():
     """The config reference of the documentation is made from them."""
-    lines = pathlib.Path(fields.__file__).read_text().splitlines()
+    lines = [
+        line
+        for module in (fields, fields_devices)
+        for line in pathlib.Path(module.__file__).read_text().splitlines()
+    ]
     for section in dataclasses.fields(config.Experiment):
         if section.default_factory is dataclasses.MISSING:
             continue

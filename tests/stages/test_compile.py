@@ -1,5 +1,6 @@
 """The stage compile: programs for devices that are not here, and what would fit."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -77,12 +78,32 @@ def test_what_fits_is_said_with_the_least_change_first(tiny):
     # Activations alone are too many: 1,600 on 8 devices.
     ways = capacity.ways_to_fit(config.resolve(tiny), spec_of(800, 1600), 8, 150)
     assert ways == [
+        "train.microbatch = 16 with mesh.fsdp = 8",  # 100 of state, a quarter of 200
         "model.remat = True with mesh.fsdp = 8",
         "16 devices with mesh.fsdp = 16",
     ]
     assert (
         capacity.ways_to_fit(config.resolve(tiny), spec_of(8 * 10**9, 0), 8, 150) == []
     )
+
+
+def test_passes_are_proposed_where_the_sum_of_gradients_fits_too(tiny):
+    """On one device: state, its share of activations, 4 bytes of each parameter."""
+    spec = dataclasses.replace(spec_of(800, 1600), params=10)
+
+    def proposed(there, **train):
+        c = tiny.copy_and_resolve_references()
+        c.train.batch_size = 64
+        c.train.update(train)
+        ways = capacity.ways_to_fit(config.resolve(c), spec, 1, there)
+        return [way for way in ways if "microbatch" in way]
+
+    assert proposed(800 + 40 + 800) == ["train.microbatch = 32"]
+    assert proposed(800 + 40 + 799) == ["train.microbatch = 16"]
+    assert proposed(800 + 40 + 24) == []  # a row has 25
+    # Passes that the plan knows already have their sum in the state.
+    assert proposed(800 + 800, microbatch=32) == ["train.microbatch = 16"]
+    assert proposed(800 + 800, microbatch=2) == ["train.microbatch = 1"]
 
 
 def row(**fields):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config
 from scaling_ldm.training import optimizer
@@ -92,3 +92,32 @@ def test_a_warm_up_longer_than_the_run_is_refused():
         warmup = optimizer.warmup_steps(cfg, steps, 8)
         numbers = optimizer.schedule_numbers(cfg, PEAK, warmup, steps)
         assert warmup <= numbers["decay_start"]
+
+
+def test_a_first_moment_in_bfloat16_is_that_of_float32_to_its_digits():
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=100), jnp.float32)}
+    slopes = rng.normal(size=(5, 100)).astype(np.float32)
+
+    def moments(dtype):
+        cfg = dataclasses.replace(BASE, clip_norm=1e6, first_moment_dtype=dtype)
+        adamw = optimizer.adamw(cfg)
+        state = adamw.init(params)
+        for slope in slopes:
+            direction, state = adamw.update({"w": slope}, state, params)
+        return direction["w"], state[1].mu["w"], state[1].nu["w"]
+
+    wide, narrow = moments("float32"), moments("bfloat16")
+    assert [a.dtype for a in wide] == [jnp.float32] * 3
+    assert [a.dtype for a in narrow] == [jnp.float32, jnp.bfloat16, jnp.float32]
+    assert_array_equal(narrow[2], wide[2])
+    scale = np.abs(wide[1]).max()
+    assert_allclose(np.asarray(narrow[1], np.float32), wide[1], atol=2**-6 * scale)
+    assert np.any(np.asarray(narrow[1], np.float32) != wide[1])
+
+
+def test_other_types_of_the_first_moment_are_refused(tiny):
+    c = tiny.copy_and_resolve_references()
+    c.optimizer.first_moment_dtype = "float16"
+    with pytest.raises(config.ConfigError, match="moment_dtype = 'float16'; known"):
+        config.resolve(c)

@@ -93,6 +93,35 @@ def test_a_checkpoint_of_the_default_is_read_both_ways(tiny, tmp_path, newer):
     jax.tree.map(np.testing.assert_array_equal, restored.state, read)
 
 
+@pytest.mark.slow
+def test_a_first_moment_in_bfloat16_is_sharded_saved_and_counted(tiny, tmp_path):
+    def functions(dtype):
+        c = tiny.copy_and_resolve_references()
+        c.optimizer.first_moment_dtype = dtype
+        e = config.resolve(c)
+        return e, train_step.train_functions(e, 64, 1, unroll=False)
+
+    (e, wide), (own, narrow) = functions("float32"), functions("bfloat16")
+    spec = plan.plan(own)[0]
+    costs = [train_step.cost(e, wide, 8), train_step.cost(own, narrow, 8)]
+    values = sum(leaf.size for leaf in jax.tree.leaves(costs[0].params))
+    assert costs[0].state_bytes - costs[1].state_bytes == 2 * values
+    abstract = train_step.abstract_state(narrow)
+    specs = mesh.partition_specs(abstract, 2)
+    assert specs.opt[1].mu == specs.params == mesh.partition_specs(abstract.params, 2)
+    state = filled(abstract)
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, state, checkpoint.ResumeState(data={}, seconds=0.0, restarts=0))
+    saved.wait()
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+    restored = saved.restore(shapes)
+    saved.close()
+    assert {str(a.dtype) for a in jax.tree.leaves(state.opt[1].mu)} == {"bfloat16"}
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_objectives_are_given_float32_text(dtype):
     """Every value that a stored type has, and nothing else of a batch is changed."""

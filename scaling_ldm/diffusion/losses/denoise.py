@@ -246,16 +246,48 @@ def loss(
       key: of this step; noise, t and dropout depend on it alone.
       objective: what is predicted, at which times, with which weights.
     """
+    drawn = draw(batch, key)
+    return loss_of_rows(apply, params, batch, uncond, drawn, objective=objective)
+
+
+def draw(batch: Batch, key: jax.Array) -> Batch:
+    """What is random in a step: "noise" like x, "time" [B] and "drop" [B], float32.
+
+    "time" is standard normal and "drop" uniform in [0, 1). A row's values depend on the
+    key, the row's place and the size of the batch.
+
+    Args:
+      batch: "x" [B, H, W, C].
+    """
+    x = batch["x"]
+    noise_key, time_key, drop_key = jax.random.split(key, 3)
+    shape, each = x.shape[:1], batch_sharding(x, ndim=1)
+    return {
+        "noise": jax.random.normal(noise_key, x.shape, out_sharding=batch_sharding(x)),
+        "time": jax.random.normal(time_key, shape, out_sharding=each),
+        "drop": jax.random.uniform(drop_key, shape, out_sharding=each),
+    }
+
+
+def loss_of_rows(
+    apply: Callable[..., Any],
+    params: Any,
+    batch: Batch,
+    uncond: Batch,
+    drawn: Batch,
+    *,
+    objective: DiffusionObjective,
+) -> jax.Array:
+    """The mean loss of some rows of a batch, a float32 scalar; see `loss`.
+
+    Args:
+      drawn: the same rows of what `draw` gave.
+    """
     x0 = batch["x"].astype(jnp.float32)
     cond = {name: value for name, value in batch.items() if name != "x"}
-    noise_key, time_key, drop_key = jax.random.split(key, 3)
-    per_sample = batch_sharding(x0, ndim=1)
-    eps = jax.random.normal(noise_key, x0.shape, out_sharding=batch_sharding(x0))
-    normal = jax.random.normal(time_key, x0.shape[:1], out_sharding=per_sample)
-    t = objective.times(normal)
-    uniform = jax.random.uniform(drop_key, x0.shape[:1], out_sharding=per_sample)
-    cond = drop_captions(cond, uncond, uniform < objective.caption_dropout)
-    error = per_example_loss(apply, params, x0, eps, t, cond, objective)
+    t = objective.times(drawn["time"])
+    cond = drop_captions(cond, uncond, drawn["drop"] < objective.caption_dropout)
+    error = per_example_loss(apply, params, x0, drawn["noise"], t, cond, objective)
     return jnp.mean(objective.weight(t) * error)
 
 

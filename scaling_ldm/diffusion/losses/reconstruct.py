@@ -53,10 +53,44 @@ def loss(
       reconstruction: a name of DISTANCES.
       kl_weight: factor of the KL divergence.
     """
+    return loss_of_rows(
+        network,
+        params,
+        batch,
+        uncond,
+        draw(network, batch, key),
+        reconstruction=reconstruction,
+        kl_weight=kl_weight,
+    )
+
+
+def draw(network: encoders.Autoencoder, batch: Batch, key: jax.Array) -> jax.Array:
+    """The bottleneck's noise, standard normal, of the shape of the latents.
+
+    A row's values depend on the key, the row's place and the size of the batch.
+    """
+    B, H, W, _ = batch["x"].shape
+    shape = (B, H // network.factor, W // network.factor, network.latent_channels)
+    return jax.random.normal(key, shape, out_sharding=batch_sharding(batch["x"]))
+
+
+def loss_of_rows(
+    network: encoders.Autoencoder,
+    params: Any,
+    batch: Batch,
+    uncond: Batch,
+    noise: jax.Array,
+    *,
+    reconstruction: str,
+    kl_weight: float,
+) -> jax.Array:
+    """The mean loss of some rows of a batch, a float32 scalar; see `loss`.
+
+    Args:
+      noise: the same rows of what `draw` gave.
+    """
     x = batch["x"].astype(jnp.float32)
     moments = network.encode(params, x)
-    mean, _ = jnp.split(moments, 2, axis=-1)
-    noise = jax.random.normal(key, mean.shape, out_sharding=batch_sharding(mean))
     decoded = network.decode(params, autoencoder_kl.sample(moments, noise))
     values = x.size // x.shape[0]
     return jnp.mean(DISTANCES[reconstruction](decoded - x)) + kl_weight * (

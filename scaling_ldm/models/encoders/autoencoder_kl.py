@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import attention, layers, sharded
+from scaling_ldm.models import attention, layers, remat, sharded
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params
 
 EPSILON = 1e-6  # of every norm
@@ -104,16 +104,48 @@ class AutoencoderAttention(nn.Module):
         return x_BHWC + out.reshape(B, H, W, C)
 
 
+class AutoencoderBlock(nn.Module):
+    """A residual or attention that gathers its parameters, and again for its gradient.
+
+    Its initial values are zeros, which stand for shapes: `init` draws the values.
+    """
+
+    kind: type[nn.Module]
+    settings: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BHWC: LatentBHWC) -> Float[Array, "B H W out"]:
+        module = self.kind(*self.settings, self.dtype, parent=None)
+        if not self.is_initializing():
+            block = remat.block(
+                lambda x, params: layers.apply_module(module, params, x),
+                "none",
+                self.dtype,
+            )
+            return block(x_BHWC, self.variables["params"])
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shapes = jax.eval_shape(module.init_with_output, key, x_BHWC)
+        output, variables = jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes
+        )
+        for name, params in variables["params"].items():
+            self.put_variable("params", name, params)
+        return output
+
+
 def _residual(config: AutoencoderConfig, level: int, name: str) -> nn.Module:
-    module = sharded.gathered(AutoencoderResidual)
-    return module(config.channels[level], config.groups, config.dtype, name=name)
+    settings = config.channels[level], config.groups
+    return AutoencoderBlock(AutoencoderResidual, settings, config.dtype, name=name)
 
 
 def _middle(config: AutoencoderConfig, x_BHWC: LatentBHWC) -> LatentBHWC:
     x = _residual(config, -1, "middle_residual0")(x_BHWC)
     if config.middle_attention:
-        attention = sharded.gathered(AutoencoderAttention)
-        x = attention(config.groups, config.dtype, name="middle_attention")(x)
+        settings = (config.groups,)
+        x = AutoencoderBlock(
+            AutoencoderAttention, settings, config.dtype, name="middle_attention"
+        )(x)
     return _residual(config, -1, "middle_residual1")(x)
 
 
