@@ -349,7 +349,15 @@ def _gradients(saved: Any, g: jax.Array, interpret: bool) -> Any:
 
 
 def _score_gradients(
-    q: Any, g: Any, stats: Any, dot: Any, k: Any, v: Any, mask: Any, first: Any, sizes: _Sizes
+    q: Any,
+    g: Any,
+    stats: Any,
+    dot: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    first: Any,
+    sizes: _Sizes,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of a tile, and the gradient of its scores; both [S, T]."""
     scores_ST, seen_S1 = _scores(q[...], k[...], mask, first, sizes)

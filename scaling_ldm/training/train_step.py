@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
+from scaling_ldm.models import attention_backends
 from scaling_ldm.training import mesh, objective, objective_checks, optimizer
 
 Batch = objective.Batch
@@ -307,7 +308,12 @@ def compile_functions(
     depth: int,
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
-    """The functions of one size, compiled at their first call; its runs share them."""
+    """The functions of one size, compiled at their first call; its runs share them.
+
+    Raises:
+      ConfigError: the devices cannot run model.attention.
+    """
+    attention_backends.check(experiment.model.attention, _platform(device_mesh))
     unroll = experiment.model.unroll
     functions = train_functions(
         experiment,
