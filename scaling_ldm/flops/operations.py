@@ -262,7 +262,8 @@ def _pallas_flops(eqn: Any, place: Place) -> tuple[int, int]:
             "pl.pallas_call(..., cost_estimate=pl.CostEstimate(flops=...))"
         )
     flops = int(estimate.flops)
-    again = flops * Fraction((eqn.params.get("metadata") or {}).get("recomputed", "0"))
+    stated = dict((eqn.params.get("metadata") or {}).items())
+    again = flops * Fraction(stated.get("recomputed", "0"))
     return flops - int(again), int(again)
 
 

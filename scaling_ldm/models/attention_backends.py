@@ -149,7 +149,7 @@ def _cudnn(
     gradients for even lengths only, so an odd one gets a key, or query, that is not
     seen.
     """
-    (B, T), S = q_BTKH.shape[:2], k_BSKH.shape[1]
+    T, S = q_BTKH.shape[1], k_BSKH.shape[1]
     q, k, v = (
         jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0)))
         for a in (q_BTKH, k_BSKH, v_BSKH)

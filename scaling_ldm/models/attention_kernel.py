@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -167,7 +167,7 @@ def _call(
     scratch: tuple[int, ...],
     recomputed: str = "0",
     interpret: bool,
-) -> list[jax.Array]:
+) -> Sequence[jax.Array]:
     """Runs a kernel over all tiles, and gives its results with their padding.
 
     Args:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.records.compiled import COMPILED, CompiledProgram
 from scaling_ldm.models import attention_backends
+from scaling_ldm.records.compiled import COMPILED, CompiledProgram
 from scaling_ldm.training import ahead_of_time, capacity, progress, topologies
 
 _GIB = 2**30
