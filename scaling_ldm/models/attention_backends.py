@@ -50,7 +50,7 @@ def attend(
       ConfigError: the choice cannot run on the devices of the mesh, or with these
         heads; cuDNN is not installed.
     """
-    kernel = _kernel(choice, q_BTKH, k_BSKH, mask)
+    kernel = _kernel(choice, q_BTKH, mask)
     if kernel is None:
         return attention.attend(q_BTKH, k_BSKH, v_BSKH, mask)
     B, S = k_BSKH.shape[:2]
@@ -80,7 +80,7 @@ def _backend(platform: str) -> str:
     return "gpu" if platform in ("gpu", "cuda", "rocm") else platform
 
 
-def _kernel(choice: str, q_BTKH: jax.Array, k_BSKH: jax.Array, mask: Any) -> str | None:
+def _kernel(choice: str, q_BTKH: Any, mask: Any) -> str | None:
     """The name of the kernel to use; None: the plain form."""
     mesh = jax.sharding.get_abstract_mesh()
     device = getattr(mesh, "abstract_device", None)
@@ -123,7 +123,7 @@ def _pallas(
     mask_BS: Any,
     *,
     interpret: bool = False,
-) -> jax.Array:
+) -> Any:
     from scaling_ldm.models import attention_kernel  # Pallas takes long to import
 
     q, k, v = (a.transpose(0, 2, 3, 1) for a in (q_BTKH, k_BSKH, v_BSKH))
@@ -154,7 +154,7 @@ def _cudnn(
         jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0)))
         for a in (q_BTKH, k_BSKH, v_BSKH)
     )
-    lengths: dict[str, jax.Array] = {}
+    lengths: dict[str, Any] = {}
     if mask_BS is not None or T % 2 or S % 2:
         seen_B = jnp.full_like(q[:, 0, 0, 0], S, jnp.int32)
         if mask_BS is not None:

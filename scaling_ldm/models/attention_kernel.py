@@ -10,9 +10,8 @@ need.
 A masked key has the score MASKED, a padded one PADDED. So a query whose keys are all
 masked sees all of them alike, as in `attention.attend`, and none of the padded ones.
 
-Each kernel states the FLOPs of the attention that was asked for, without padding and
-without what it computes again, as `flops` counts them; one of the four products of the
-gradient is stated twice, as recomputation.
+Each kernel states the FLOPs of the attention that was asked for, without padding, as
+`flops` counts them: of what the gradient computes again, the scores once.
 
 Letters: B batch, T queries, S keys, K heads, H features of a head.
 """
@@ -83,7 +82,7 @@ def _attend(q: Any, k: Any, v: Any, mask: Any, interpret: bool) -> jax.Array:
 def _attend_forward(
     q: Any, k: Any, v: Any, mask: Any, interpret: bool
 ) -> tuple[jax.Array, Any]:
-    out, stats = _forward(q, k, v, mask, interpret)
+    out, stats = _forward_once(q, k, v, mask, interpret)
     return out, (q, k, v, mask, out, stats)
 
 
@@ -102,6 +101,12 @@ def _pull_back(saved: Any, g: jax.Array, interpret: bool) -> Any:
     return _gradients(saved, g, interpret)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _forward_once(q: Any, k: Any, v: Any, mask: Any, interpret: bool) -> Any:
+    """`_forward`, which has no derivative of its own."""
+    return _forward(q, k, v, mask, interpret)
+
+
 def _refuse(*_: Any) -> Any:
     raise NotImplementedError(
         "the TPU kernel of attention has no second derivative; "
@@ -109,7 +114,8 @@ def _refuse(*_: Any) -> Any:
     )
 
 
-_pull_back.defvjp(_refuse, _refuse)
+for _once in (_forward_once, _pull_back):
+    _once.defvjp(_refuse, _refuse)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,8 +194,14 @@ def _call(
     ]
     varying = frozenset().union(*(_varying(x) for x in padded))
     padded = [_vary(x, varying) for x in padded]
+    place = jax.typeof(padded[0]).manual_axis_type
     shapes = [
-        _result(sizes, keys, rows, dtype, padded[0]) for keys, rows, dtype in results
+        jax.ShapeDtypeStruct(
+            (sizes.B, sizes.K, rows, (sizes.keys if keys else sizes.queries)[1]),
+            dtype,
+            manual_axis_type=place,
+        )
+        for keys, rows, dtype in results
     ]
     nbytes = sum(x.size * x.dtype.itemsize for x in (*padded, *shapes))
     return pl.pallas_call(
@@ -218,8 +230,6 @@ def _call(
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
     """The array with zeros after its last axis."""
-    if x.shape[-1] == length:
-        return x
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
 
 
@@ -229,19 +239,7 @@ def _varying(x: jax.Array) -> frozenset[Any]:
 
 
 def _vary(x: jax.Array, over: frozenset[Any]) -> jax.Array:
-    missing = tuple(over - _varying(x))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _result(
-    sizes: _Sizes, keys: bool, rows: int, dtype: Any, like: jax.Array
-) -> jax.ShapeDtypeStruct:
-    length = (sizes.keys if keys else sizes.queries)[1]
-    return jax.ShapeDtypeStruct(
-        (sizes.B, sizes.K, rows, length),
-        dtype,
-        manual_axis_type=jax.typeof(like).manual_axis_type,
-    )
+    return jax.lax.pcast(x, tuple(over - _varying(x)), to="varying")
 
 
 def _scores(
@@ -349,17 +347,10 @@ def _gradients(saved: Any, g: jax.Array, interpret: bool) -> Any:
 
 
 def _score_gradients(
-    q: Any,
-    g: Any,
-    stats: Any,
-    dot: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    first: Any,
-    sizes: _Sizes,
+    given: Sequence[Any], first: Any, sizes: _Sizes
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of a tile, and the gradient of its scores; both [S, T]."""
+    q, g, stats, dot, k, v, mask = given
     scores_ST, seen_S1 = _scores(q[...], k[...], mask, first, sizes)
     weights_ST = jnp.exp(scores_ST - stats[:1]) / stats[1:]
     dweights_ST = _product(v[...], g[...], (0, 0))
@@ -379,7 +370,7 @@ def _query_gradient_tile(*refs: Any, sizes: _Sizes, masked: bool) -> None:
     def _() -> None:
         summed[...] = jnp.zeros_like(summed)
 
-    _, dscores_ST = _score_gradients(*given, j * sizes.keys[0], sizes)
+    _, dscores_ST = _score_gradients(given, j * sizes.keys[0], sizes)
     summed[...] += _product(k[...], dscores_ST, (1, 0))
 
     @pl.when(j == pl.num_programs(3) - 1)
@@ -398,7 +389,7 @@ def _key_gradient_tile(*refs: Any, sizes: _Sizes, masked: bool) -> None:
         k_summed[...] = jnp.zeros_like(k_summed)
         v_summed[...] = jnp.zeros_like(v_summed)
 
-    weights_ST, dscores_ST = _score_gradients(*given, i * sizes.keys[0], sizes)
+    weights_ST, dscores_ST = _score_gradients(given, i * sizes.keys[0], sizes)
     v_summed[...] += _product(g[...], weights_ST.astype(g.dtype), (1, 1))
     k_summed[...] += _product(q[...], dscores_ST, (1, 1))
 

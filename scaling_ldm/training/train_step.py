@@ -308,11 +308,7 @@ def compile_functions(
     depth: int,
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
-    """The functions of one size, compiled at their first call; its runs share them.
-
-    Raises:
-      ConfigError: the devices cannot run model.attention.
-    """
+    """The functions of one size, compiled at their first call; its runs share them."""
     attention_backends.check(experiment.model.attention, _platform(device_mesh))
     unroll = experiment.model.unroll
     functions = train_functions(

@@ -111,7 +111,7 @@ def used(mesh, choice, dtype=jnp.bfloat16, T=256, H=64, mask=None):
     """The kernel that is used inside of a mesh, or None."""
     q = jax.ShapeDtypeStruct((2, T, 2, H), dtype)
     with jax.sharding.use_abstract_mesh(mesh):
-        return attention_backends._kernel(choice, q, q, mask)
+        return attention_backends._kernel(choice, q, mask)
 
 
 @pytest.mark.usefixtures("unchecked")
