@@ -226,7 +226,7 @@ fields = RunSpec.__dataclass_fields__.values()
 given = {f.name: kinds[f.type] for f in fields if f.type in kinds}
 given |= {"width": 80, "depth": 2, "batch_size": 4, "steps": 10}
 spec = RunSpec(**given)
-devices = mesh.build(experiment.mesh, {}, use=topology.devices)
+devices = mesh.build(experiment.mesh, {}, use=topology.devices[: int(sys.argv[4])])
 with jax.set_mesh(devices):
     function, arguments = ahead_of_time._train(experiment, spec, devices)
     lowered = function.trace(*arguments).lower(lowering_platforms=(topology.platform,))
@@ -237,9 +237,17 @@ with jax.set_mesh(devices):
 SCORES = re.compile(r"f32\[[\d,]*\b(5[789]\d|6[0-4]\d),(5[789]\d|6[0-4]\d)\]")
 
 
-def step_for(topology, attention, remat="no"):
+def step_for(topology, attention, remat="no", devices=4):
     done = subprocess.run(
-        [sys.executable, "-c", STEP_FOR_A_TOPOLOGY, topology, attention, remat],
+        [
+            sys.executable,
+            "-c",
+            STEP_FOR_A_TOPOLOGY,
+            topology,
+            attention,
+            remat,
+            f"{devices}",
+        ],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         capture_output=True,
@@ -252,10 +260,12 @@ def step_for(topology, attention, remat="no"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["no", "remat"])
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v5e:1x1"])
-def test_a_step_for_tpus_has_the_kernel_and_no_scores(topology, remat):
+@pytest.mark.parametrize(
+    ("topology", "devices"), [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v5e:2x2", 1)]
+)
+def test_a_step_for_tpus_has_the_kernel_and_no_scores(topology, devices, remat):
     pytest.importorskip("libtpu")
-    text = step_for(topology, "auto", remat)
+    text = step_for(topology, "auto", remat, devices)
     assert 'custom_call_target="tpu_custom_call"' in text
     assert not SCORES.search(text)
 
