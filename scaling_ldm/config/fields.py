@@ -99,8 +99,8 @@ class ModelConfig:
     groups: int = 32  # groups of each GroupNorm; those of a unet have 32
     remat: bool = False  # compute again in the backward pass, to save memory
     remat_policy: str = "blocks"  # what remat computes again; one of REMAT_POLICIES
-    # Whether layers are unrolled instead of scanned; "auto" unrolls on a CPU.
-    unroll: str = "auto"
+    attention: str = "auto"  # one of ATTENTION; "auto": the kernel of the backend
+    unroll: str = "auto"  # whether layers are unrolled, not scanned; "auto": on a CPU
 
     def heads_at(self, width: int) -> int:
         """Attention heads of a network of this width."""

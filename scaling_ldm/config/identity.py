@@ -27,6 +27,7 @@ SINCE: dict[Field, Any] = {
     ("compile", "slices"): 1,
     ("compile", "programs"): ("train", "loss", "sample"),
     ("model", "remat_policy"): "blocks",
+    ("model", "attention"): "auto",  # decides rounding alone, as a backend does
     ("plan", "probe"): False,  # decides no number
     ("train", "checkpoint_minutes"): 10.0,  # decides no number
     ("train", "save_signals"): ("SIGUSR1",),
@@ -113,6 +114,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("model", "unroll"),
     ("model", "remat"),
     ("model", "remat_policy"),
+    ("model", "attention"),
     ("objective", "folder"),
     ("train", "init_from"),
     ("train", "microbatch"),

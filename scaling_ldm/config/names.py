@@ -105,6 +105,8 @@ LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
 # setting of this experiment's network is used.
 INIT_TREATMENTS = ("zero", "new", "drop", "here")
 REMAT_POLICIES = ("blocks", "dots", "offload")
+# Each attention of denoisers -> the backends that it runs on; (): on all.
+ATTENTION = {"auto": (), "plain": (), "cudnn": ("gpu",), "pallas": ("tpu",)}
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_SIZES = ("params", "params_without_embeddings")
@@ -175,6 +177,7 @@ CHOICES = {
     "model.positions": POSITIONS,
     "model.compute_dtype": DTYPES,
     "model.remat_policy": REMAT_POLICIES,
+    "model.attention": ATTENTION,
     "model.unroll": UNROLL,
     "objective.schedule": SCHEDULES,
     "objective.prediction": PREDICTIONS,

@@ -57,6 +57,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.groups": AUTOENCODER,
         "model.remat": DENOISERS,
         "model.remat_policy": DENOISERS,
+        "model.attention": DENOISERS,
         "model.unroll": TRANSFORMERS,
     }
     | {

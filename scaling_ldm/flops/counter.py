@@ -25,7 +25,9 @@ Control flow:
   same on every machine.
 - `shard_map` multiplies the body of one shard by the number of devices on its manual
   axes. So work that is replicated over such an axis counts on each device.
-- Attention kernels get no discount for causal masks, windows or padded sequences.
+- Attention kernels get no discount for causal masks, windows or padded sequences. What
+  a kernel itself adds to fill its tiles does not count, and of what its gradient
+  computes again, the scores count once, as recomputation.
 """
 
 import math

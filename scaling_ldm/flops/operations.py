@@ -36,8 +36,10 @@ transposed convolution of stride 1 as a plain one; it is counted as such.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,8 @@ _CARRIERS = frozenset(
 
 # The class of a name in a name stack; the other items are transformations.
 _Scope: type[Any] = type(source_info_util.new_name_stack("name").stack[0])
+# Queries x keys of an attention without its padding; see `_attention_flops`.
+_LENGTHS = re.compile(r"attention_of_(\d+)x(\d+)")
 _REMAT_SCOPE = "rematted_computation"  # pushed by jax.checkpoint
 
 
@@ -163,9 +167,9 @@ def leaf_flops(eqn: Any, makers: Mapping[Any, Any], place: Place) -> tuple[int, 
         case "conv_general_dilated":
             return _conv_flops(eqn, makers, place.in_gradient), 0
         case "dot_product_attention_fwd_wrapper" | "dot_product_attention_bwd_wrapper":
-            return _attention_flops(eqn)
+            return _attention_flops(eqn, place)
         case "pallas_call":
-            return _pallas_flops(eqn, place), 0
+            return _pallas_flops(eqn, place)
     return 0, 0
 
 
@@ -231,25 +235,36 @@ def _is_reversed(kernel: Any, makers: Mapping[Any, Any]) -> bool:
     return False
 
 
-def _attention_flops(eqn: Any) -> tuple[int, int]:
-    """cuDNN attention: q.k and p.v. Backward is twice that, and computes q.k again."""
+def _attention_flops(eqn: Any, place: Place) -> tuple[int, int]:
+    """cuDNN attention: q.k and p.v. Backward is twice that, and computes q.k again.
+
+    A scope attention_of_TxS says how many of the queries and keys are no padding.
+    """
     query, key, value = (var.aval.shape for var in eqn.invars[:3])
     length_axis = 1 if eqn.params["layout"] == 0 else 2  # BTNH, BNTH
-    scores = 2 * math.prod(query[:-1]) * key[length_axis]
+    queries, keys = query[length_axis], key[length_axis]
+    if stated := [m for name in place.scope if (m := _LENGTHS.fullmatch(name))]:
+        queries, keys = (int(length) for length in stated[-1].groups())
+    heads = math.prod(query[:-1]) // query[length_axis]
+    scores = 2 * heads * queries * keys
     forward = scores * (query[-1] + value[-1])
     if eqn.primitive.name == "dot_product_attention_fwd_wrapper":
         return forward, 0
     return 2 * forward, scores * query[-1]
 
 
-def _pallas_flops(eqn: Any, place: Place) -> int:
+def _pallas_flops(eqn: Any, place: Place) -> tuple[int, int]:
+    """As the kernel states them; metadata["recomputed"] is the share computed again."""
     estimate = eqn.params.get("cost_estimate")
     if estimate is None:
         raise UncountedPrimitive(
             f"pallas_call at {place.line()} has no cost_estimate; pass "
             "pl.pallas_call(..., cost_estimate=pl.CostEstimate(flops=...))"
         )
-    return int(estimate.flops)
+    flops = int(estimate.flops)
+    stated = dict((eqn.params.get("metadata") or {}).items())
+    again = flops * Fraction(stated.get("recomputed", "0"))
+    return flops - int(again), int(again)
 
 
 def _product_except(shape: Sequence[int], dims: Sequence[int]) -> int:

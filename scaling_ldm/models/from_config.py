@@ -99,6 +99,7 @@ def _tokens(experiment: config.Experiment, width: int, unroll: bool) -> dict[str
         "time_width": model.time_width,
         "dtype": denoisers.DTYPES[model.compute_dtype],
         "remat": model.remat_policy if model.remat else "none",
+        "attention": model.attention,
         "unroll": unroll,
     }
 
@@ -117,6 +118,7 @@ def unet_config(
         extra_channels=C if experiment.data.coarse else 0,
         dtype=denoisers.DTYPES[model.compute_dtype],
         remat=model.remat_policy if model.remat else "none",
+        attention=model.attention,
         multiples=multiples,
         **_text(experiment),
     )

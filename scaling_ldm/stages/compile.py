@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm import config, records
+from scaling_ldm.models import attention_backends
 from scaling_ldm.records.compiled import COMPILED, CompiledProgram
 from scaling_ldm.training import ahead_of_time, capacity, progress, topologies
 
@@ -14,14 +15,18 @@ _GIB = 2**30
 
 
 def check(experiment: config.Experiment) -> None:
-    """Refuses an unknown topology (ConfigError) before anything is planned."""
+    """Refuses a topology (ConfigError) before anything is planned.
+
+    It is unknown, or cannot run the attention that was chosen.
+    """
     cfg = experiment.compile
     if not cfg.topology:
         raise config.ConfigError(
             "the stage compile needs --config.compile.topology, such as v5p:4x8x8 "
             "or h100:8x8"
         )
-    topologies.describe(cfg.topology, cfg.slices)
+    topology = topologies.describe(cfg.topology, cfg.slices)
+    attention_backends.check(experiment.model.attention, topology.platform)
 
 
 def run(

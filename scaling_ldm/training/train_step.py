@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
+from scaling_ldm.models import attention_backends
 from scaling_ldm.training import (
     accumulation,
     mesh,
@@ -298,6 +299,7 @@ def compile_functions(
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
     """The functions of one size, compiled at their first call; its runs share them."""
+    attention_backends.check(experiment.model.attention, _platform(device_mesh))
     unroll = experiment.model.unroll
     functions = train_functions(
         experiment,

@@ -36,7 +36,7 @@ CARD = "training.json"
 NETWORKS = ("autoencoder", "text_encoder")  # fields of config.encode
 
 # Fields of config.model that change how a network runs, not what its weights mean.
-_HOW_IT_RUNS = ("compute_dtype", "remat", "remat_policy", "unroll")
+_HOW_IT_RUNS = ("compute_dtype", "remat", "remat_policy", "attention", "unroll")
 _DATA = ("shape", "text_tokens", "vocab_size", "coarse")
 _DRAWS = ("sampler", "spacing", "steps", "guidance")  # fields of config.generate
 # Fields of config.objective that a sampler has to know.

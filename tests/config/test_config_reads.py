@@ -49,6 +49,7 @@ NETWORK = {
     "model.groups": {"model.groups": 16},
     "model.remat": {"model.remat": True},
     "model.remat_policy": {"model.remat": True, "model.remat_policy": "dots"},
+    "model.attention": {"model.attention": "plain"},
     "model.unroll": {"model.unroll": "never"},
 }
 # Of the objective: (what has to be chosen first, another value).

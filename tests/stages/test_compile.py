@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -222,3 +223,100 @@ def test_a_network_that_is_too_large_is_refused_with_what_fits(tmp_path):
     assert "does not fit on v5e:2x2" in done.stderr
     assert "mesh.fsdp" in done.stderr.split("this may fit:")[1]
     assert "Traceback" not in done.stderr
+
+
+# The text of the step, for two images of 24 x 24 tokens: as the stage compiles it.
+STEP_FOR_A_TOPOLOGY = """
+import sys
+import jax
+from scaling_ldm import config
+from scaling_ldm.training import ahead_of_time, mesh, topologies
+from scaling_ldm.records import RunSpec
+topology = topologies.describe(sys.argv[1])
+c = config.load("experiments/tiny.py")
+c.data.shape = (48, 48, 4)
+c.model.compute_dtype = "bfloat16"
+c.model.attention = sys.argv[2]
+c.model.head_dim = 40
+c.model.remat = sys.argv[3] == "remat"
+c.plan.sizes = ((80, 2),)
+c.train.batch_size = c.validation.batch_size = 4
+experiment = config.resolve(c)
+kinds = {"float": 0.0, "int": 0, "str": ""}
+fields = RunSpec.__dataclass_fields__.values()
+given = {f.name: kinds[f.type] for f in fields if f.type in kinds}
+given |= {"width": 80, "depth": 2, "batch_size": 4, "steps": 10}
+spec = RunSpec(**given)
+devices = mesh.build(experiment.mesh, {}, use=topology.devices[: int(sys.argv[4])])
+with jax.set_mesh(devices):
+    function, arguments = ahead_of_time._train(experiment, spec, devices)
+    lowered = function.trace(*arguments).lower(lowering_platforms=(topology.platform,))
+    options = ahead_of_time._NO_TIMING if topology.platform == "cuda" else None
+    print(lowered.compile(compiler_options=options).as_text())
+"""
+# Queries and keys, 576 patches and the other tokens, in one array of scores.
+SCORES = re.compile(r"f32\[[\d,]*\b(5[789]\d|6[0-4]\d),(5[789]\d|6[0-4]\d)\]")
+
+
+def step_for(topology, attention, remat="no", devices=4):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            STEP_FOR_A_TOPOLOGY,
+            topology,
+            attention,
+            remat,
+            f"{devices}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["no", "remat"])
+@pytest.mark.parametrize(
+    ("topology", "devices"), [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v5e:2x2", 1)]
+)
+def test_a_step_for_tpus_has_the_kernel_and_no_scores(topology, devices, remat):
+    pytest.importorskip("libtpu")
+    text = step_for(topology, "auto", remat, devices)
+    assert 'custom_call_target="tpu_custom_call"' in text
+    assert not SCORES.search(text)
+
+
+@pytest.mark.slow
+def test_a_plain_step_for_tpus_has_scores_and_no_kernel():
+    pytest.importorskip("libtpu")
+    text = step_for("v5e:2x2", "plain")
+    assert "tpu_custom_call" not in text
+    assert SCORES.search(text)  # the test above does look at such arrays
+
+
+@pytest.mark.slow
+def test_a_step_for_gpus_has_the_attention_of_cudnn():
+    versions = pytest.importorskip("jax_cuda13_plugin._versions")
+    try:
+        versions.cudnn_get_version()
+    except RuntimeError:
+        pytest.skip("cuDNN is not installed")
+    text = step_for("h100:1x4", "auto")
+    assert "__cudnn$fmhaSoftmaxBackward" in text
+    assert not SCORES.search(text)
+
+
+def test_an_attention_that_the_topology_cannot_run_is_refused(tiny, monkeypatch):
+    c = asked(tiny, topology="v5e:2x2")
+    c.model.attention = "cudnn"
+    there = topologies.Topology(
+        name="v5e:2x2", platform="tpu", accelerator="tpu-v5e", devices=()
+    )
+    monkeypatch.setattr(topologies, "describe", lambda *_: there)
+    with pytest.raises(config.ConfigError, match="'cudnn' runs on gpu, not on tpu"):
+        compile_stage.check(config.resolve(c))

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from scaling_ldm.models import attention, layers, positions, sharded
+from scaling_ldm.models import attention_backends, layers, positions, sharded
 from scaling_ldm.models.denoisers import transformer_parts
 from scaling_ldm.models.shapes import Array, LatentBHWC, Params, TimeB, TokensBTD
 
@@ -79,6 +79,7 @@ class DiTAttention(nn.Module):
     heads: int
     dtype: Any
     qk_norm: str = "none"
+    kernel: str = "auto"  # as TransformerConfig.attention
 
     @nn.compact
     def __call__(
@@ -97,7 +98,7 @@ class DiTAttention(nn.Module):
         q = layers.head_norm(self.qk_norm, q, self.dtype, "q_norm")
         k = layers.head_norm(self.qk_norm, k, self.dtype, "k_norm")
         q, k = positions.rotate(q, rope), positions.rotate(k, rope)
-        out_BTKH = attention.attend(q, k, v, mask_B11S)
+        out_BTKH = attention_backends.attend(q, k, v, mask_B11S, self.kernel)
         return layers.join_heads(out_BTKH, self.width, self.dtype, "out")
 
 
@@ -139,7 +140,14 @@ class DiTBlock(nn.Module):
             modulation = jnp.split(side["modulation"] + table, 6, axis=-1)
 
         def attend(name: str) -> DiTAttention:
-            return DiTAttention(cfg.width, cfg.heads, cfg.dtype, cfg.qk_norm, name=name)
+            return DiTAttention(
+                cfg.width,
+                cfg.heads,
+                cfg.dtype,
+                cfg.qk_norm,
+                cfg.attention,
+                name=name,
+            )
 
         h = layers.norm(cfg.norm, cfg.dtype, "attention_norm", plain)(x_BTD)
         if modulation is not None:

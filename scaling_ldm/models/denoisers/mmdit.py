@@ -38,7 +38,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from scaling_ldm.models import attention, layers, positions, remat, sharded
+from scaling_ldm.models import (
+    attention_backends,
+    layers,
+    positions,
+    remat,
+    sharded,
+)
 from scaling_ldm.models.denoisers import transformer_parts
 from scaling_ldm.models.shapes import (
     Array,
@@ -153,7 +159,7 @@ class DoubleBlock(nn.Module):
         q, k = positions.rotate(q, rope), positions.rotate(k, rope)
         if not self.keeps_text:
             q = q[:, S:]
-        out = attention.attend(q, k, v, side.get("mask"))
+        out = attention_backends.attend(q, k, v, side.get("mask"), cfg.attention)
 
         def after(x: TokensBTD, out: Array, by: Any, name: str) -> TokensBTD:
             """The rest of a stream's block: output projection, then perceptron."""
@@ -186,7 +192,8 @@ class SingleBlock(nn.Module):
         q, k, v = _qkv(cfg, h, "")
         rope = _rope(cfg)
         q, k = positions.rotate(q, rope), positions.rotate(k, rope)
-        seen = attention.attend(q, k, v, side.get("mask")).reshape(B, T, D)
+        seen = attention_backends.attend(q, k, v, side.get("mask"), cfg.attention)
+        seen = seen.reshape(B, T, D)
         h = nn.Dense(cfg.mlp_ratio * D, dtype=cfg.dtype, name="up")(h)
         h = layers.ACTIVATIONS[cfg.activation](h)
         h = jnp.concatenate([seen, h], axis=-1)

@@ -32,6 +32,7 @@ class TransformerConfig:
       dtype: of the arithmetic; parameters are float32.
       remat: what the backward pass computes again: "none", or one of `remat.POLICIES`.
       unroll: a Python loop over the blocks instead of `lax.scan`.
+      attention: a name of ATTENTION in config.names; see `attention_backends`.
       norm, qk_norm, positions: a name of NORMS, QK_NORMS, POSITIONS in config.names.
       grid: of sinusoidal positions.
       out_channels: 0: as many as come in; DiT has 2 C, to predict a variance too.
@@ -51,6 +52,7 @@ class TransformerConfig:
     dtype: Any = jnp.float32
     remat: str = "none"
     unroll: bool = False
+    attention: str = "auto"
     norm: str = "layer"
     qk_norm: str = "none"
     positions: str = "sinusoidal"

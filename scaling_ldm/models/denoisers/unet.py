@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from scaling_ldm.models import attention, layers, remat, sharded
+from scaling_ldm.models import attention_backends, layers, remat, sharded
 from scaling_ldm.models.shapes import (
     Array,
     LatentBHWC,
@@ -56,6 +56,7 @@ class UNetConfig:
       extra_channels: of an input concatenated to x, as for super-resolution.
       vocab_size: 0: text arrives as features, not as ids.
       remat: what the backward pass computes again: "none", or one of `remat.POLICIES`.
+      attention: a name of ATTENTION in config.names; see `attention_backends`.
       multiples, blocks: the defaults are paper A's; fewer make a network for tests.
     """
 
@@ -68,6 +69,7 @@ class UNetConfig:
     vocab_size: int = 0
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "auto"
     multiples: tuple[int, ...] = MULTIPLES
     blocks: int = BLOCKS
 
@@ -131,6 +133,7 @@ class UNetAttention(nn.Module):
 
     heads: int
     dtype: Any
+    kernel: str = "auto"  # as UNetConfig.attention
 
     @nn.compact
     def __call__(
@@ -148,7 +151,7 @@ class UNetAttention(nn.Module):
             )
 
         q, k, v = project("q", x_BTD), project("k", source), project("v", source)
-        out_BTKH = attention.attend(q, k, v, mask)
+        out_BTKH = attention_backends.attend(q, k, v, mask, self.kernel)
         return layers.join_heads(out_BTKH, width, self.dtype, "out")
 
 
@@ -157,6 +160,7 @@ class UNetTransformer(nn.Module):
 
     heads: int
     dtype: Any
+    kernel: str = "auto"  # as UNetConfig.attention
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC, text_BSE: TextBSE, mask: Any) -> LatentBHWC:
@@ -168,11 +172,10 @@ class UNetTransformer(nn.Module):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
         n = norm("norm1")(h)
-        h = h + UNetAttention(self.heads, self.dtype, name="self_attention")(n, n, None)
+        how = self.heads, self.dtype, self.kernel
+        h = h + UNetAttention(*how, name="self_attention")(n, n, None)
         n = norm("norm2")(h)
-        h = h + UNetAttention(self.heads, self.dtype, name="cross_attention")(
-            n, text_BSE, mask
-        )
+        h = h + UNetAttention(*how, name="cross_attention")(n, text_BSE, mask)
         n = nn.Dense(8 * C, dtype=self.dtype, name="up")(norm("norm3")(h))
         value, gate = jnp.split(n, 2, axis=-1)
         h = h + nn.Dense(C, dtype=self.dtype, name="down")(
@@ -184,7 +187,7 @@ class UNetTransformer(nn.Module):
 
 @functools.lru_cache(maxsize=256)
 def _block(
-    kind: type[nn.Module], size: int, dtype: Any, policy: str, manual: bool
+    kind: type[nn.Module], how: tuple[Any, ...], policy: str, manual: bool
 ) -> Callable[..., jax.Array]:
     """(x, params, *rest) -> output of a block, whose parameters are gathered in it.
 
@@ -193,9 +196,10 @@ def _block(
     transformers of 3 sizes.
 
     Args:
+      how: fields of the module.
       manual: whether this is inside of `sharded.on_rows`.
     """
-    module = kind(size, dtype, parent=None)
+    module, dtype = kind(*how, parent=None), how[1]
 
     def apply(x: jax.Array, params: Params, *rest: Any) -> jax.Array:
         return layers.apply_module(module, params, x, *rest)
@@ -205,11 +209,11 @@ def _block(
 
 @functools.lru_cache(maxsize=1024)
 def _block_shapes(
-    kind: type[nn.Module], size: int, dtype: Any, tree: Any, inputs: tuple[Any, ...]
+    kind: type[nn.Module], how: tuple[Any, ...], tree: Any, inputs: tuple[Any, ...]
 ) -> Any:
     """Shapes of a block's output and variables; `inputs` are the leaves of `tree`."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    module = kind(size, dtype, parent=None)
+    module = kind(*how, parent=None)
     return jax.eval_shape(module.init_with_output, key, *tree.unflatten(inputs))
 
 
@@ -220,22 +224,21 @@ class UNetBlock(nn.Module):
     """
 
     kind: type[nn.Module]
-    size: int  # width or heads
-    dtype: Any
+    how: tuple[Any, ...]  # width or heads, type, and a transformer's attention
     remat: str
 
     @nn.compact
     def __call__(self, *inputs: Any) -> jax.Array:
         if not self.is_initializing():
             manual = sharded.is_manual()
-            block = _block(self.kind, self.size, self.dtype, self.remat, manual)
+            block = _block(self.kind, self.how, self.remat, manual)
             x, *rest = inputs
             return block(x, self.variables["params"], *rest)
         leaves, tree = jax.tree.flatten(inputs)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
         output, variables = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, shape.dtype),
-            _block_shapes(self.kind, self.size, self.dtype, tree, shapes),
+            _block_shapes(self.kind, self.how, tree, shapes),
         )
         for name, params in variables["params"].items():
             self.put_variable("params", name, params)
@@ -253,12 +256,15 @@ class UNet(nn.Module):
     ) -> Float[Array, "B H W out"]:
         cfg = self.config
         widths, heads = cfg.widths, cfg.level_heads
-        residual = functools.partial(
-            UNetBlock, UNetResidual, dtype=cfg.dtype, remat=cfg.remat
-        )
-        transformer = functools.partial(
-            UNetBlock, UNetTransformer, dtype=cfg.dtype, remat=cfg.remat
-        )
+
+        def residual(width: int, name: str) -> UNetBlock:
+            how = width, cfg.dtype
+            return UNetBlock(UNetResidual, how, remat=cfg.remat, name=name)
+
+        def transformer(heads: int, name: str) -> UNetBlock:
+            how = heads, cfg.dtype, cfg.attention
+            return UNetBlock(UNetTransformer, how, remat=cfg.remat, name=name)
+
         time = layers.TimeEmbedding(4 * cfg.base, cfg.base, cfg.dtype, name="time")(t_B)
         text = text_BSE.astype(cfg.dtype)
 

@@ -25,6 +25,7 @@ Names = Mapping[str, str | Sequence[str]]
 _CHOSEN = (
     "dtype",
     "remat",
+    "attention",
     "unroll",
     "image_shape",
     "text_tokens",

@@ -45,6 +45,7 @@ _SHOWN = (
     "shift",
     "dtype",
     "remat",
+    "attention",
     "unroll",
 )
 
