@@ -69,9 +69,10 @@ def draw(network: encoders.Autoencoder, batch: Batch, key: jax.Array) -> jax.Arr
 
     A row's values depend on the key, the row's place and the size of the batch.
     """
-    B, H, W, _ = batch["x"].shape
+    x = jnp.asarray(batch["x"])
+    B, H, W, _ = x.shape
     shape = (B, H // network.factor, W // network.factor, network.latent_channels)
-    return jax.random.normal(key, shape, out_sharding=batch_sharding(batch["x"]))
+    return jax.random.normal(key, shape, out_sharding=batch_sharding(x))
 
 
 def loss_of_rows(
