@@ -192,9 +192,10 @@ class _Study:
         return depends.get(stage, stage in ("train", "generate", "export"))
 
     def _start_devices(self) -> None:
-        from scaling_ldm.training import jobs, mesh
+        from scaling_ldm.training import jobs, kernel_check, mesh
 
         self.job = jobs.start(self.experiment.mesh, self.cluster, _lost)
+        kernel_check.check(self.experiment.model)
         self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()

@@ -33,6 +33,8 @@ def attend(
 
     Args:
       mask: true where a query attends to a key, [B or 1, 1, 1 or T, S]; None: all do.
+        A query that attends to none weighs all keys alike, and its gradient is wrong.
+        Conditions of this library have a token at least.
     """
     q_BKTH = (q_BTKH * q_BTKH.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)

@@ -80,37 +80,54 @@ def _backend(platform: str) -> str:
     return "gpu" if platform in ("gpu", "cuda", "rocm") else platform
 
 
+def kernel_of(choice: str, device: Any) -> str | None:
+    """The kernel that a choice names on a kind of device; None: the plain form.
+
+    Args:
+      choice: a name of config.ATTENTION.
+      device: with `platform` and `device_kind`; it need not be here.
+
+    Raises:
+      ConfigError: no device of this platform can run it.
+    """
+    if choice == "plain":
+        return None
+    check(choice, device.platform)
+    if choice != "auto":
+        return choice
+    kernel = {"gpu": "cudnn", "tpu": "pallas"}.get(_backend(device.platform))
+    if kernel == "cudnn" and "NVIDIA" not in device.device_kind:
+        return None
+    return kernel
+
+
 def _kernel(choice: str, q_BTKH: Any, mask: Any) -> str | None:
     """The name of the kernel to use; None: the plain form."""
     mesh = jax.sharding.get_abstract_mesh()
     device = getattr(mesh, "abstract_device", None)
-    if choice == "plain" or mesh.empty or device is None:
+    if mesh.empty or device is None:
         return None
-    check(choice, device.platform)
-    if mesh.size > 1 and set(mesh.axis_types) != {AxisType.Manual}:
+    kernel = kernel_of(choice, device)
+    if kernel is None or (mesh.size > 1 and set(mesh.axis_types) != {AxisType.Manual}):
         return None
-    backend, automatic = _backend(device.platform), choice == "auto"
-    if automatic:
-        choice = {"gpu": "cudnn", "tpu": "pallas"}.get(backend, "plain")
-        if choice == "plain" or q_BTKH.shape[1] < FEWEST_QUERIES:
-            return None
-        if choice == "cudnn" and "NVIDIA" not in device.device_kind:
-            return None
-    why = _impossible(choice, q_BTKH, mask)
-    if why and not automatic:
-        raise config.ConfigError(f"config.model.attention = {choice!r}: {why}")
-    return None if why else choice
-
-
-def _impossible(choice: str, q_BTKH: jax.Array, mask: Any) -> str:
-    """Why a kernel cannot compute this; "": it can."""
+    if choice == "auto" and q_BTKH.shape[1] < FEWEST_QUERIES:
+        return None
     if mask is not None and mask.shape[2] > 1:
-        return "a mask of its own for each query; the kernels have one for all"
-    if choice == "cudnn" and q_BTKH.dtype not in _CUDNN_DTYPES:
-        return f"it computes in bfloat16, not in {q_BTKH.dtype}"
-    if choice == "cudnn" and q_BTKH.shape[-1] not in _CUDNN_FEATURES:
+        why = "a mask of its own for each query; the kernels have one for all"
+    else:
+        why = impossible(kernel, q_BTKH.dtype, q_BTKH.shape[-1])
+    if why and choice != "auto":
+        raise config.ConfigError(f"config.model.attention = {choice!r}: {why}")
+    return None if why else kernel
+
+
+def impossible(kernel: str, dtype: Any, features: int) -> str:
+    """Why a kernel cannot compute with this type and size of heads; "": it can."""
+    if kernel == "cudnn" and dtype not in _CUDNN_DTYPES:
+        return f"it computes in bfloat16, not in {dtype}"
+    if kernel == "cudnn" and features not in _CUDNN_FEATURES:
         return (
-            f"a head has {q_BTKH.shape[-1]} features; cuDNN takes multiples of 8 up to "
+            f"a head has {features} features; cuDNN takes multiples of 8 up to "
             f"{_CUDNN_FEATURES[-1]}"
         )
     return ""
