@@ -20,6 +20,7 @@ workspaces of kernels, constants, fragmentation, and another order than the jaxp
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -49,9 +50,9 @@ _REDUCTIONS = frozenset(
     """argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max
     reduce_min reduce_or reduce_prod reduce_sum reduce_xor""".split()
 )
-# Other views of the same array.
+# They give the same array another shape or name.
 _VIEWS = frozenset(
-    """copy copy_p expand_dims name optimization_barrier pcast pvary reshape reshard
+    """expand_dims name optimization_barrier pcast pvary reshape reshard
     sharding_constraint squeeze stop_gradient""".split()
 )
 _LARGEST = 8  # arrays that a result names
@@ -73,6 +74,9 @@ class Compiler:
         for the loop that reads it.
       merges: whether stored elementwise results of one array come from one kernel, and
         so exist at once.
+      hoists: whether the conditions and values of `where` that are the same in every
+        turn of a loop are stored in front of it, as large as the result: masks of
+        attention, and what stands in place of masked scores.
     """
 
     tile: tuple[int, int] = (1, 1)
@@ -80,12 +84,12 @@ class Compiler:
     overlaps: bool = False
     copies_stacks: bool = False
     merges: bool = False
+    hoists: bool = False
 
 
 COMPILERS = {
     "tpu": Compiler(tile=(8, 128), casts_before_loops=True, overlaps=True),
-    "gpu": Compiler(copies_stacks=True, merges=True),
-    "cpu": Compiler(),
+    "gpu": Compiler(copies_stacks=True, merges=True, hoists=True),
 }
 
 
@@ -216,18 +220,27 @@ class _Walker:
     # (array, what for) -> the copy that loops read in its place.
     copies: dict[tuple[_Value, str], _Value] = field(default_factory=dict)
     stacked: set[_Value] = field(default_factory=set)  # arrays that a loop has made
+    seen: dict[Any, _Value] = field(default_factory=dict)
+    # Shape and type -> what loops read in every turn, stored once.
+    constants: dict[tuple[Any, ...], _Value] = field(default_factory=dict)
 
     def inputs(self, jaxpr: Any) -> dict[Any, _Value]:
         return {v: self._value(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars)}
 
     def _value(self, aval: Any) -> _Value:
-        return _Value(aval, self.compiler.tile)
+        if aval not in self.seen:  # an array's own value, with what is known of its kind
+            self.seen[aval] = _Value(aval, self.compiler.tile)
+        return copy.copy(self.seen[aval])
 
     def flat(self, jaxpr: Any, env: dict[Any, _Value]) -> list[_Operation]:
         """The operations of a jaxpr with those of its calls; fills `env`."""
         found: list[_Operation] = []
         for eqn in jaxpr.eqns:
             called = _called(eqn)
+            if eqn.primitive.name in _VIEWS and len(eqn.invars) == len(eqn.outvars):
+                seen = [self._read(env, atom) for atom in eqn.invars]
+                env.update(zip(eqn.outvars, seen, strict=True))
+                continue
             if called is None:
                 found += self._operation(eqn, env)
                 continue
@@ -261,12 +274,19 @@ class _Walker:
             ):
                 whole = self._read(env, atom)
                 for what, size in self._wanted(whole, part, body):
-                    copy = self.copies.get((whole, what))
-                    if copy is None:
-                        copy = self.copies[whole, what] = _Value(None, (1, 1))
-                        copy.shape, copy.nbytes = whole.shape, size
-                        before.append(_Operation(what, [whole], [copy]))
-                    inputs.append(copy)
+                    if (whole, what) not in self.copies:
+                        made = copy.copy(whole)
+                        made.nbytes = size
+                        self.copies[whole, what] = made
+                        before.append(_Operation(what, [whole], [made]))
+                    inputs.append(self.copies[whole, what])
+            fixed = set(body.inputs[params["num_consts"] :])
+            for constant in self._hoisted(body.operations, fixed):
+                key = constant.kind
+                if key not in self.constants:
+                    self.constants[key] = constant
+                    before.append(_Operation("before_loop", [], [constant]))
+                inputs.append(self.constants[key])
             self.stacked.update(outputs[params["num_carry"] :])
         elif one.name == "while":
             bodies = [self._body(params["body_jaxpr"])]
@@ -294,6 +314,25 @@ class _Walker:
         if self.compiler.copies_stacks and whole in self.stacked:
             if len(whole.shape) >= 4:  # loop, rows, tokens and features
                 yield "transposed_stack", whole.nbytes
+
+    def _hoisted(
+        self, operations: list[_Operation], changing: set[_Value]
+    ) -> Iterator[_Value]:
+        """Operands of `where` in a body that follow from no carried or stacked input.
+
+        Args:
+          changing: the inputs of the body that change; it is extended.
+        """
+        if not self.compiler.hoists:
+            return
+        for one in operations:
+            moves = not changing.isdisjoint(one.inputs)
+            if moves:
+                changing.update(one.outputs)
+            if moves and one.name == "select_n":
+                for value in one.inputs:
+                    if value not in changing and value.shape:
+                        yield copy.copy(value)
 
     def _body(self, jaxpr: Any) -> _Body:
         opened, _ = open_jaxpr(jaxpr)
@@ -357,17 +396,10 @@ def _called(eqn: Any) -> Any:
 
 def _casts(part: _Value, operations: list[_Operation]) -> list[_Value]:
     """What a slice is cast to; [] if anything reads it as it is."""
-    seen, found = {part}, []
-    for one in operations:
-        if seen.isdisjoint(one.inputs):
-            continue
-        if one.name in _VIEWS:
-            seen.update(one.outputs)
-        elif one.name == "convert_element_type":
-            found += one.outputs
-        else:
-            return []
-    return found
+    readers = [one for one in operations if part in one.inputs]
+    if any(one.name != "convert_element_type" for one in readers):
+        return []
+    return [value for one in readers for value in one.outputs]
 
 
 def _needed(
@@ -430,7 +462,9 @@ def _merge(
                 for source in read:
                     results[source].append((place, value))
     follows = _follows(operations)
+    largest = max((value.nbytes for value in stored), default=0)
     for made in results.values():
+        made = [(p, value) for p, value in made if value.nbytes >= largest / 100]
         for place, value in made:
             later = (p for p, _ in made if p > place and not follows[p] >> place & 1)
             last[value] = max(last.get(value, place), *later, place)
