@@ -94,7 +94,9 @@ def state_bytes(spec: records.RunSpec, fsdp: int, passes: int = 1) -> int:
 
 
 def step_bytes(state: int, activations: int, devices: int, fsdp: int) -> int:
-    """What a training step holds on one device at least: without the block's own arrays.
+    """What a training step holds on one device at least.
+
+    The arrays of the block that is being computed are not in it.
 
     Args:
       state: `RunSpec.state_bytes`.

@@ -19,7 +19,6 @@ from scaling_ldm import config, records
 from scaling_ldm.flops import memory, peaks
 from scaling_ldm.training import capacity, mesh, objective_checks, optimizer, train_step
 
-
 # A plan traces only this many networks, those that need most, and only from this many
 # bytes on a device on: a trace takes seconds, and smaller networks fit anyway.
 TRACED = 3
@@ -31,9 +30,10 @@ def estimated(
 ) -> list[records.RunSpec]:
     """A plan's rows, those that need most memory with the estimated peak of a step.
 
-    The others keep state and saved activations, so `is_least` is true of them: rows below `LARGE`,
-    all but the `TRACED` largest networks, devices that do not share batch and
-    parameters evenly, and devices without a row in `flops.peaks.PEAKS`, such as CPUs.
+    The others keep state and saved activations, so `is_least` is true of them: rows
+    below `LARGE`, all but the `TRACED` largest networks, convolutional networks, whose
+    trace takes a minute, devices that do not share batch and parameters evenly, and
+    devices without a row in `flops.peaks.PEAKS`, such as CPUs.
     """
     cfg, found, done = experiment.plan, list(rows), {}
     order = range(len(found))
@@ -42,6 +42,8 @@ def estimated(
         own = config.with_overrides(experiment, row.overrides)
         if row.memory_bytes_per_device < LARGE or cfg.accelerator not in peaks.PEAKS:
             break
+        if own.model.architecture in config.CONVOLUTIONAL:
+            continue
         if not is_possible(row.batch_size, cfg.devices, own.mesh.fsdp):
             continue
         key = train_step.compiled_part(own), row.width, row.depth
@@ -51,9 +53,7 @@ def estimated(
             done[key] = step_memory(
                 own, row.width, row.depth, cfg.devices, own.mesh.fsdp, cfg.accelerator
             ).total
-        found[i] = dataclasses.replace(
-            row, memory_bytes_per_device=done[key]
-        )
+        found[i] = dataclasses.replace(row, memory_bytes_per_device=done[key])
     return found
 
 
@@ -112,9 +112,7 @@ def _step_memory(
     backend: str,
 ) -> memory.PeakMemory:
     traced = _traced(part, width, depth, shape, unroll)
-    return memory.peak(
-        traced.jaxpr, memory.COMPILERS[backend], donated=traced.donated
-    )
+    return memory.peak(traced.jaxpr, memory.COMPILERS[backend], donated=traced.donated)
 
 
 class _Traced:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from scaling_ldm.flops import memory
+from scaling_ldm.flops import lifetimes, memory
 
 N = 64
 A = 4 * N * N  # bytes of a float32 matrix
@@ -144,7 +144,7 @@ def test_a_kernel_of_another_compiler_stores_its_outputs_alone():
     ],
 )
 def test_arrays_are_padded_to_tiles(shape, itemsize, padded):
-    assert memory.padded_bytes(shape, itemsize, (8, 128)) == padded
+    assert lifetimes.padded_bytes(shape, itemsize, (8, 128)) == padded
 
 
 def stacked(x, w):
@@ -220,3 +220,47 @@ def test_collectives_beside_arithmetic_hold_two_turns_of_a_loop():
         plain = peak(fn, w)
         found = peak(fn, w, compiler=memory.Compiler(overlaps=True))
     assert found.temporaries - plain.temporaries == A
+
+
+def masked(x, mask):
+    def turn(c, _):
+        return jnp.where(mask, c @ c, -1e30), None
+
+    return jax.lax.scan(turn, x, length=5)[0]
+
+
+def test_masks_of_a_loop_are_stored_in_front_of_it():
+    mask = jax.ShapeDtypeStruct((1, N), jnp.bool_)
+    hoisting = memory.Compiler(hoists=True)
+    more = peak(masked, matrix, mask, compiler=hoisting).temporaries
+    more -= peak(masked, matrix, mask).temporaries
+    assert more == A + A // 4  # the value of masked scores, and the mask itself
+
+
+def test_a_later_loops_first_turn_is_computed_during_the_loop_before():
+    stack = jax.ShapeDtypeStruct((5, N, N), jnp.float32)
+
+    def loop(c, w):
+        def turn(c, w):
+            again = w @ w  # follows from the stack alone
+            return c @ again, None
+
+        return jax.lax.scan(turn, c, w)[0]
+
+    def fn(c, w):
+        return loop(loop(c, w), w)
+
+    peeling = memory.Compiler(peels=True)
+    one = peak(loop, matrix, stack, compiler=peeling).temporaries
+    assert one == peak(loop, matrix, stack).temporaries == 3 * A
+    # During the first loop, w @ w of the second one lives. During the second one, the
+    # first one's result does.
+    plain = peak(fn, matrix, stack).temporaries
+    assert plain == 4 * A
+    assert peak(fn, matrix, stack, compiler=peeling).temporaries == 4 * A
+
+    def wide(c, w):
+        return jnp.sum(loop(loop(c, w)[:1], w))
+
+    assert peak(wide, matrix, stack, compiler=peeling).temporaries == 4 * A
+    assert peak(wide, matrix, stack).temporaries == 3 * A

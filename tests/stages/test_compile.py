@@ -73,19 +73,32 @@ def spec_of(state, activations, batch=64):
 
 
 def test_what_fits_is_said_with_the_least_change_first(tiny):
+    asked_for = []
+
+    def ways(state, activations, remat=0.0):
+        spec = spec_of(state, activations)
+
+        def held(experiment, devices, fsdp):
+            asked_for.append((experiment.model.remat, devices, fsdp))
+            kept = spec.activation_bytes * (remat if experiment.model.remat else 1)
+            part = experiment.train.microbatch or spec.batch_size
+            kept *= part / spec.batch_size
+            return capacity.step_bytes(state, int(kept), devices, fsdp)
+
+        return capacity.ways_to_fit(config.resolve(tiny), spec, 8, 150, held)
+
     # A copy of 800 bytes and activations of 80 in all, on 8 devices of 150 bytes.
-    ways = capacity.ways_to_fit(config.resolve(tiny), spec_of(800, 80), 8, 150)
-    assert ways[0] == "mesh.fsdp = 8"
+    assert ways(800, 80)[0] == "mesh.fsdp = 8"
+    assert asked_for[0] == (False, 8, 8)  # with less the state alone does not fit
     # Activations alone are too many: 1,600 on 8 devices.
-    ways = capacity.ways_to_fit(config.resolve(tiny), spec_of(800, 1600), 8, 150)
-    assert ways == [
+    assert ways(800, 1600) == [
         "train.microbatch = 16 with mesh.fsdp = 8",  # 100 of state, a quarter of 200
         "model.remat = True with mesh.fsdp = 8",
         "16 devices with mesh.fsdp = 16",
     ]
-    assert (
-        capacity.ways_to_fit(config.resolve(tiny), spec_of(8 * 10**9, 0), 8, 150) == []
-    )
+    assert ways(800, 1600, remat=0.9) == ["16 devices with mesh.fsdp = 16"]
+    asked_for.clear()
+    assert ways(8 * 10**9, 0) == [] and asked_for == []
 
 
 def test_passes_are_proposed_where_the_sum_of_gradients_fits_too(tiny):
