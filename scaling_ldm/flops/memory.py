@@ -114,7 +114,7 @@ def peak(jaxpr: Any, compiler: Compiler, donated: int = 0) -> PeakMemory:
       donated: how many of the inputs, from the first, may be overwritten by outputs.
     """
     opened, _ = open_jaxpr(jaxpr)
-    walker = _Walker(compiler)
+    walker = _Flattener(compiler)
     env = walker.inputs(opened)
     given = [env[v].nbytes for v in opened.invars]
     operations = walker.flat(opened, env)
@@ -139,7 +139,7 @@ class _Body:
 
 
 @dataclass
-class _Walker:
+class _Flattener:
     """Turns jaxprs into flat programs, and finds their peaks."""
 
     compiler: Compiler

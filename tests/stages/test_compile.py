@@ -13,7 +13,7 @@ from processes import ROOT
 from scaling_ldm import config, records, study
 from scaling_ldm.records.compiled import COMPILED
 from scaling_ldm.stages import compile as compile_stage
-from scaling_ldm.training import capacity, topologies
+from scaling_ldm.training import accumulation, capacity, topologies
 from scaling_ldm.workdir import exit_status
 
 
@@ -109,7 +109,16 @@ def test_passes_are_proposed_where_the_sum_of_gradients_fits_too(tiny):
         c = tiny.copy_and_resolve_references()
         c.train.batch_size = 64
         c.train.update(train)
-        ways = capacity.ways_to_fit(config.resolve(c), spec, 1, there)
+        now = accumulation.passes(config.resolve(c).train)
+
+        def held(experiment, devices, fsdp):
+            passes = accumulation.passes(experiment.train)
+            state = spec.state_bytes // fsdp
+            if passes > 1 and now == 1:  # a sum of gradients beside those of a pass
+                state += 4 * spec.params // fsdp
+            return state + spec.activation_bytes * now // passes // devices
+
+        ways = capacity.ways_to_fit(config.resolve(c), spec, 1, there, held)
         return [way for way in ways if "microbatch" in way]
 
     assert proposed(800 + 40 + 800) == ["train.microbatch = 32"]
@@ -333,3 +342,41 @@ def test_an_attention_that_the_topology_cannot_run_is_refused(tiny, monkeypatch)
     monkeypatch.setattr(topologies, "describe", lambda *_: there)
     with pytest.raises(config.ConfigError, match="'cudnn' runs on gpu, not on tpu"):
         compile_stage.check(config.resolve(c))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "package", "more"),
+    [
+        ("v5e:2x2", "libtpu", ()),
+        ("h100:1x2", "jax_cuda13_plugin", ()),
+        (
+            "h100:1x2",
+            "jax_cuda13_plugin",
+            # Scores of 1,101 tokens are most of what a step holds.
+            (
+                "--config.model.architecture=mmdit",
+                "--config.model.head_dim=64",
+                "--config.data.shape=(64, 64, 3)",
+            ),
+        ),
+    ],
+    ids=["tpu", "gpu", "scores"],
+)
+def test_the_estimate_is_near_to_the_compilers_peak(tmp_path, topology, package, more):
+    pytest.importorskip(package)
+    devices = "4" if topology.startswith("v5e") else "2"
+    done = compiled(
+        tmp_path,
+        topology,
+        "--config.plan.sizes=((768, 8),)",
+        '--config.compile.programs=("train",)',
+        f"--config.mesh.fsdp={devices}",
+        f"--config.plan.devices={devices}",
+        f"--config.train.batch_size={32 if more else 64}",
+        "--config.validation.batch_size=64",
+        *more,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = records.read_jsonl(tmp_path / COMPILED, records.CompiledProgram)
+    assert 0.85 < found.planned_bytes / found.peak_bytes < 1.15

@@ -1,4 +1,4 @@
-"""What a step holds on one device: which runs of a plan are traced, and what changes."""
+"""What a step holds on one device, and which runs of a plan are traced."""
 
 import dataclasses
 
