@@ -281,8 +281,6 @@ class _Flattener:
         operations = self.flat(opened, env)
         outputs = [env[v] for v in opened.outvars if isinstance(v, jex_core.Var)]
         given = [env[v] for v in opened.invars]
-        # What only passes through takes no more room than the loop's own inputs.
-        outputs = [value for value in outputs if value not in given]
         held, largest = self.most(operations, outputs, in_loop=True)
         return _Body(operations, given, held, largest)
 

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    PartitionSpec,
+)
 
 from scaling_ldm import config, records
 from scaling_ldm.flops import memory, peaks
@@ -111,7 +117,7 @@ def _step_memory(
     unroll: bool,
     backend: str,
 ) -> memory.PeakMemory:
-    traced = _traced(part, width, depth, shape, unroll)
+    traced = _traced(part, width, depth, shape, unroll, backend)
     return memory.peak(traced.jaxpr, memory.COMPILERS[backend], donated=traced.donated)
 
 
@@ -129,9 +135,15 @@ def _traced(
     depth: int,
     shape: tuple[int, int],
     unroll: bool,
+    backend: str,
 ) -> _Traced:
-    """The jaxpr of a step; several compilers share it."""
-    devices = AbstractMesh(shape, mesh.AXES, axis_types=(AxisType.Explicit,) * 2)
+    """The jaxpr of a step."""
+    devices = AbstractMesh(
+        shape,
+        mesh.AXES,
+        axis_types=(AxisType.Explicit,) * 2,
+        abstract_device=_DEVICES[backend],
+    )
 
     def placed(tree: Any, spec: PartitionSpec) -> Any:
         return jax.tree.map(lambda leaf: _sharded(leaf, devices, spec), tree)
@@ -157,6 +169,13 @@ def _traced(
             placed(hyper, mesh.REPLICATED),
         )
     return _Traced(jaxpr, len(jax.tree.leaves(state)))
+
+
+# Kinds of devices as jax names them: the choice of an attention kernel goes by them.
+_DEVICES = {
+    "tpu": AbstractDevice(device_kind="TPU", num_cores=None, platform="tpu"),
+    "gpu": AbstractDevice(device_kind="NVIDIA", num_cores=None, platform="cuda"),
+}
 
 
 def _sharded(leaf: Any, devices: AbstractMesh, spec: PartitionSpec) -> Any:

@@ -79,3 +79,22 @@ def test_the_table_marks_what_is_only_parts(tiny):
     big = dataclasses.replace(row, memory_bytes_per_device=3 * 2**30)
     marked = plan_table.table(e, [row, big]).splitlines()[2:4]
     assert ">0.0" in marked[0] and "3.00" in marked[1] and ">" not in marked[1]
+
+
+def test_the_kernels_of_a_backend_hold_no_scores(tiny):
+    """24 x 24 image tokens and the other ones, of two pictures on each device."""
+
+    def largest(attention):
+        c = tiny.copy_and_resolve_references()
+        with c.unlocked():
+            c.data.shape, c.model.head_dim = (48, 48, 3), 32
+            c.plan.sizes = ((128, 2),)
+            c.model.attention, c.model.compute_dtype = attention, "bfloat16"
+            c.train.batch_size = 8
+        found = held(config.resolve(c), accelerator="tpu-v5p", depth=2)
+        return [shape for _, _, shape in found.largest]
+
+    def scores(shapes):
+        return [s for s in shapes if len(s) == 4 and s[2] == s[3] >= 576]
+
+    assert scores(largest("plain")) and not scores(largest("pallas"))
