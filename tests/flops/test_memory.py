@@ -161,9 +161,20 @@ def test_a_loop_that_casts_its_stack_gets_it_cast():
     casting = memory.Compiler(casts_before_loops=True)
     found = peak(stacked, x, w, compiler=casting)
     assert found.temporaries - without.temporaries == 9 * A // 2
-    # Once for two loops over one stack.
-    twice = peak(lambda x, w: stacked(stacked(x, w), w), x, w, compiler=casting)
-    assert twice.temporaries == found.temporaries + A // 2
+
+
+def test_two_loops_share_the_cast_of_a_stack():
+    x = jax.ShapeDtypeStruct((N, N), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((9, N, N), jnp.float32)
+    wide = jax.ShapeDtypeStruct((N, 40 * N), jnp.bfloat16)
+
+    def fn(x, w, wide):
+        between = stacked(x, w) @ wide  # 20 A, between the loops
+        return stacked(jnp.einsum("nm,km->nk", between, wide), w)
+
+    casting = memory.Compiler(casts_before_loops=True)
+    found = peak(fn, x, w, wide, compiler=casting)
+    assert found.temporaries == 20 * A + 9 * A // 2 + A // 2
 
 
 def test_a_stack_of_one_loop_is_copied_for_another():
