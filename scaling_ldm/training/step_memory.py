@@ -38,8 +38,9 @@ def estimated(
 
     The others keep state and saved activations, so `is_least` is true of them: rows
     below `LARGE`, all but the `TRACED` largest networks, convolutional networks, whose
-    trace takes a minute, devices that do not share batch and parameters evenly, and
-    devices without a row in `flops.peaks.PEAKS`, such as CPUs.
+    trace takes a minute, devices that do not share batch and parameters evenly, GPUs
+    with cuDNN's attention if cuDNN is not installed here, and devices without a row in
+    `flops.peaks.PEAKS`, such as CPUs.
     """
     cfg, found, done = experiment.plan, list(rows), {}
     order = range(len(found))
@@ -56,9 +57,13 @@ def estimated(
         if key not in done and len(done) == TRACED:
             continue
         if key not in done:
-            done[key] = step_memory(
-                own, row.width, row.depth, cfg.devices, own.mesh.fsdp, cfg.accelerator
-            ).total
+            try:
+                done[key] = step_memory(
+                    *(own, row.width, row.depth, cfg.devices, own.mesh.fsdp),
+                    cfg.accelerator,
+                ).total
+            except config.ConfigError:
+                break  # no kernel of attention here; the devices may well have one
         found[i] = dataclasses.replace(row, memory_bytes_per_device=done[key])
     return found
 

@@ -68,6 +68,12 @@ def test_a_plan_traces_its_largest_networks_once(tiny, monkeypatch):
     monkeypatch.setattr(step_memory, "TRACED", 1)
     got = [one.memory_bytes_per_device for one in step_memory.estimated(e, rows)]
     assert got == [200, 400, 600, 9, 9] and len(traced) == 1
+
+    def no_kernel(*_):
+        raise config.ConfigError("cuDNN is not found")
+
+    monkeypatch.setattr(step_memory, "step_memory", no_kernel)
+    assert step_memory.estimated(e, rows) == rows
     elsewhere = dataclasses.replace(e.plan, accelerator="2-core CPU")
     on_cpu = dataclasses.replace(e, plan=elsewhere)
     assert step_memory.estimated(on_cpu, rows) == rows
