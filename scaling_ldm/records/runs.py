@@ -37,7 +37,7 @@ class RunSpec:
     seed: int
     state_bytes: int  # parameters, averages, optimizer, gradients; all devices
     activation_bytes: int  # saved for the backward pass; all rows of one pass
-    memory_bytes_per_device: int  # at `plan.devices` devices
+    memory_bytes_per_device: int  # of a step, at `plan.devices` devices
     accelerator: str
     hours: float  # of steps, on `plan.devices` x accelerator at `utilisation`
     utilisation: float

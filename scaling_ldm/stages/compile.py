@@ -9,7 +9,13 @@ from typing import Any
 from scaling_ldm import config, records
 from scaling_ldm.models import attention_backends
 from scaling_ldm.records.compiled import COMPILED, CompiledProgram
-from scaling_ldm.training import ahead_of_time, capacity, progress, topologies
+from scaling_ldm.training import (
+    ahead_of_time,
+    capacity,
+    progress,
+    step_memory,
+    topologies,
+)
 
 _GIB = 2**30
 
@@ -111,8 +117,14 @@ def _refusal(
         field = {"loss": "validation", "sample": "generate"}[found.program]
         return refused + f"Lower config.{field}.batch_size, or raise mesh.fsdp"
     own = config.with_overrides(experiment, spec.overrides)
-    ways = capacity.ways_to_fit(own, spec, found.devices, found.device_bytes)
+
+    def held(changed: config.Experiment, devices: int, fsdp: int) -> int:
+        return step_memory.step_memory(
+            changed, spec.width, spec.depth, devices, fsdp, found.accelerator
+        ).total
+
+    ways = capacity.ways_to_fit(own, spec, found.devices, found.device_bytes, held)
     return refused + (
-        "By the plan's estimate, which is too low, this may fit: "
+        "By the library's estimate this may fit: "
         f"{'; or '.join(ways) or 'nothing known'}"
     )

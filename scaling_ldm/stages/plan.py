@@ -14,7 +14,13 @@ from scaling_ldm.config import axes, names, objective_kind, run_names
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
 from scaling_ldm.records.measurements import LOSS, STRATA, TRAIN_LOSS, stratum
-from scaling_ldm.training import optimizer, progress, train_step
+from scaling_ldm.training import (
+    capacity,
+    optimizer,
+    progress,
+    step_memory,
+    train_step,
+)
 from scaling_ldm.training.objective import Objective
 from scaling_ldm.workdir import init_record, initial_weights
 
@@ -77,6 +83,7 @@ def _started(
     Raises:
       ConfigError: these weights do not fit the network of a row, or are not there.
     """
+    rows = step_memory.estimated(experiment, rows)
     if not experiment.train.init_from:
         return rows
     known = None if workdir is None else init_record.read(workdir)
@@ -321,7 +328,6 @@ def _row(
     images = steps * batch_size
     image_tokens = images * size.objective.image_tokens
     text_tokens = images * size.objective.other_tokens
-    shards = experiment.mesh.fsdp
     return records.RunSpec(
         run_id=run_names.run_id(
             variant.study,
@@ -350,8 +356,9 @@ def _row(
         seed=experiment.train.seed,
         state_bytes=cost.state_bytes,
         activation_bytes=cost.activation_bytes,
-        memory_bytes_per_device=cost.state_bytes // shards
-        + cost.activation_bytes // cfg.devices,
+        memory_bytes_per_device=capacity.step_bytes(
+            cost.state_bytes, cost.activation_bytes, cfg.devices, experiment.mesh.fsdp
+        ),
         accelerator=cfg.accelerator,
         hours=_hours(experiment, steps * flops_per_step),
         utilisation=cfg.utilisation,

@@ -15,11 +15,11 @@ from scaling_ldm.diffusion import samplers
 from scaling_ldm.flops import collectives, peaks
 from scaling_ldm.models import from_config
 from scaling_ldm.training import (
-    capacity,
     inference,
     mesh,
     objective_checks,
     optimizer,
+    step_memory,
     topologies,
     train_step,
     xla_flags,
@@ -82,9 +82,14 @@ def compiled(
         microbatch=experiment.train.microbatch,
         overlap=experiment.mesh.overlap_collectives,
         device_bytes=peaks.PEAKS[topology.accelerator].memory_bytes,
-        planned_bytes=capacity.step_bytes(
-            spec, device_mesh.size, device_mesh.shape["fsdp"]
-        ),
+        planned_bytes=step_memory.step_memory(
+            experiment,
+            spec.width,
+            spec.depth,
+            device_mesh.size,
+            device_mesh.shape["fsdp"],
+            topology.accelerator,
+        ).total,
         seconds=time.perf_counter() - begin,
         **numbers,
     )

@@ -1,9 +1,9 @@
 """Whether this host and its devices can hold what an experiment allocates.
 
-Only what is certainly held at the same time is counted, so a refusal is never a guess.
-It is the parameters, the optimizer's state and the averages; the batches that are
-prepared; and the validation set. Activations, gradients and the compiler's temporaries
-are not counted.
+`check` counts only what is certainly held at the same time, so its refusal is never a
+guess. It is the parameters, the optimizer's state and the averages; the batches that
+are prepared; and the validation set. Activations, gradients and the compiler's
+temporaries are not counted. `step_memory` estimates these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import numpy as np
@@ -93,37 +93,55 @@ def state_bytes(spec: records.RunSpec, fsdp: int, passes: int = 1) -> int:
     return (spec.state_bytes - gone) // fsdp
 
 
-def step_bytes(spec: records.RunSpec, devices: int, fsdp: int) -> int:
-    """What the plan expects a training step to hold on one device."""
-    return spec.state_bytes // fsdp + spec.activation_bytes // devices
+def step_bytes(state: int, activations: int, devices: int, fsdp: int) -> int:
+    """What a training step holds on one device at least.
+
+    The arrays of the block that is being computed are not in it.
+
+    Args:
+      state: `RunSpec.state_bytes`.
+      activations: `RunSpec.activation_bytes`.
+    """
+    return state // fsdp + activations // devices
 
 
 def ways_to_fit(
-    experiment: config.Experiment, spec: records.RunSpec, devices: int, there: int
+    experiment: config.Experiment,
+    spec: records.RunSpec,
+    devices: int,
+    there: int,
+    held: Callable[[config.Experiment, int, int], int],
 ) -> list[str]:
-    """Settings with which a training step may fit, the cheapest first.
-
-    The plan does not know what remat would keep: it is named where the state fits.
+    """Settings with which a training step fits, the cheapest first.
 
     Args:
       devices: of the job that is too small.
       there: bytes of a device.
+      held: (experiment, devices, fsdp) -> bytes of a step on one device, estimated. It
+        is called where the state alone fits and the batch can be split.
     """
+    more = dataclasses.replace(experiment.model, remat=True)
+    remat = dataclasses.replace(experiment, model=more)
+
+    def fits(changed: config.Experiment, devices: int, fsdp: int) -> bool:
+        if spec.batch_size % devices or spec.state_bytes // fsdp > there:
+            return False
+        return held(changed, devices, fsdp) <= there
+
     ways, fsdp = [], experiment.mesh.fsdp
     larger = [n for n in range(fsdp + 1, devices + 1) if devices % n == 0]
     for size in larger:
-        if step_bytes(spec, devices, size) <= there:
+        if fits(experiment, devices, size):
             ways.append(f"mesh.fsdp = {size}")
             break
-    ways += _smaller_passes(experiment, spec, devices, there, [fsdp, *larger])
-    if not experiment.model.remat:
+    ways += _smaller_passes(experiment, spec, devices, fits, [fsdp, *larger])
+    if not experiment.model.remat and fits(remat, devices, devices):
         saved = f"mesh.fsdp = {devices}" if devices > fsdp else "these devices"
-        if spec.state_bytes // devices <= there:
-            ways.append(f"model.remat = True with {saved}")
+        ways.append(f"model.remat = True with {saved}")
     for times in (2, 4, 8, 16, 32):
-        more = devices * times
-        if spec.batch_size % more == 0 and step_bytes(spec, more, more) <= there:
-            ways.append(f"{more} devices with mesh.fsdp = {more}")
+        more_devices = devices * times
+        if fits(experiment, more_devices, more_devices):
+            ways.append(f"{more_devices} devices with mesh.fsdp = {more_devices}")
             break
     return ways
 
@@ -132,24 +150,25 @@ def _smaller_passes(
     experiment: config.Experiment,
     spec: records.RunSpec,
     devices: int,
-    there: int,
+    fits: Callable[[config.Experiment, int, int], bool],
     shards: Sequence[int],
 ) -> list[str]:
-    """The fewest passes over parts of the batch with which a step may fit, if any.
+    """The fewest passes over parts of the batch with which a step fits, if any.
 
-    A first pass more has a sum of gradients beside its own.
+    Args:
+      fits: (experiment, devices, fsdp) -> whether a step fits.
+      shards: values of mesh.fsdp, the smallest first.
     """
     if objective_kind.is_own(experiment.objective_kind):
         return []  # its loss may not be one that can be taken in parts
-    now = accumulation.passes(experiment.train)
-    rows = spec.batch_size // now
-    more = (accumulation.gradients(2) - accumulation.gradients(now)) * _FLOAT
+    rows = spec.batch_size // accumulation.passes(experiment.train)
     for part in range(rows - 1, 0, -1):
         if rows % part or part % devices:
             continue
+        train = dataclasses.replace(experiment.train, microbatch=part)
+        changed = dataclasses.replace(experiment, train=train)
         for size in shards:
-            state = (spec.state_bytes + more * spec.params) // size
-            if state + spec.activation_bytes * part // rows // devices <= there:
+            if fits(changed, devices, size):
                 also = (
                     f" with mesh.fsdp = {size}" if size > experiment.mesh.fsdp else ""
                 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
+from scaling_ldm.training import step_memory
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
@@ -70,6 +71,10 @@ def table(
         columns.insert(-1, ("epochs", lambda k, _: f"{seen[k - first]:.3g}"))
     cells = [[name for name, _ in columns]]
     cells += [[f(first + i, row) for _, f in columns] for i, row in enumerate(rows)]
+    memory = [name for name, _ in columns].index("GiB/device")
+    for line, row in zip(cells[1:], rows, strict=True):
+        if step_memory.is_least(experiment, row):
+            line[memory] = ">" + line[memory]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True))
@@ -89,10 +94,11 @@ def table(
         f"{len(rows)} runs, {sum(row.planned_flops for row in rows):.4g} FLOPs, "
         f"{si(sum(row.images for row in rows))} images, {total} on "
         f"{cfg.devices} x {cfg.accelerator} at {speed}.",
-        "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is state / "
-        f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} devices; "
-        "the compiler's temporaries come on top. Time is that of training steps; "
-        "compilation, encoding, measuring and checkpoints come on top.",
+        "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is an "
+        f"estimate of a step's peak on {cfg.devices} devices; after > it is state / "
+        f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} alone. "
+        "Time is that of training steps; compilation, encoding, measuring and "
+        "checkpoints come on top.",
     ]
     if not pictures and experiment.encoded:
         lines.append("How often a run sees a picture is known when they are encoded.")

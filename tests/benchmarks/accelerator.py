@@ -129,7 +129,9 @@ def training(
     achieved = spec.flops_per_step / taken / device_mesh.size
     statistics = jax.local_devices()[0].memory_stats() or {}
     peak = statistics.get("peak_bytes_in_use")
-    planned = capacity.step_bytes(spec, device_mesh.size, 1)
+    planned = capacity.step_bytes(
+        spec.state_bytes, spec.activation_bytes, device_mesh.size, 1
+    )
     return {
         "parameters": spec.params,
         "batch": spec.batch_size,

@@ -1,0 +1,188 @@
+"""What a training step holds on one device, by tracing it for a mesh of devices.
+
+The step is traced under a mesh of no real devices, so every array has the shape that it
+has on one of them, and `flops.memory` finds the peak. Nothing is compiled. A trace
+takes seconds: a network is traced once for each mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    PartitionSpec,
+)
+
+from scaling_ldm import config, records
+from scaling_ldm.flops import memory, peaks
+from scaling_ldm.training import capacity, mesh, objective_checks, optimizer, train_step
+
+# A plan traces only this many networks, those that need most, and only from this many
+# bytes on a device on: a trace takes seconds, and smaller networks fit anyway.
+TRACED = 3
+LARGE = 2**30
+
+
+def estimated(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> list[records.RunSpec]:
+    """A plan's rows, those that need most memory with the estimated peak of a step.
+
+    The others keep state and saved activations, so `is_least` is true of them: rows
+    below `LARGE`, all but the `TRACED` largest networks, convolutional networks, whose
+    trace takes a minute, devices that do not share batch and parameters evenly, GPUs
+    with cuDNN's attention if cuDNN is not installed here, and devices without a row in
+    `flops.peaks.PEAKS`, such as CPUs.
+    """
+    cfg, found, done = experiment.plan, list(rows), {}
+    order = range(len(found))
+    for i in sorted(order, key=lambda i: -found[i].memory_bytes_per_device):
+        row = found[i]
+        own = config.with_overrides(experiment, row.overrides)
+        if row.memory_bytes_per_device < LARGE or cfg.accelerator not in peaks.PEAKS:
+            break
+        if own.model.architecture in config.CONVOLUTIONAL:
+            continue
+        if not is_possible(row.batch_size, cfg.devices, own.mesh.fsdp):
+            continue
+        key = train_step.compiled_part(own), row.width, row.depth
+        if key not in done and len(done) == TRACED:
+            continue
+        if key not in done:
+            try:
+                done[key] = step_memory(
+                    *(own, row.width, row.depth, cfg.devices, own.mesh.fsdp),
+                    cfg.accelerator,
+                ).total
+            except config.ConfigError:
+                break  # no kernel of attention here; the devices may well have one
+        found[i] = dataclasses.replace(row, memory_bytes_per_device=done[key])
+    return found
+
+
+def is_least(experiment: config.Experiment, row: records.RunSpec) -> bool:
+    """Whether the memory of a plan's row is that of state and saved activations."""
+    fsdp = config.with_overrides(experiment, row.overrides).mesh.fsdp
+    parts = capacity.step_bytes(
+        row.state_bytes, row.activation_bytes, experiment.plan.devices, fsdp
+    )
+    return row.memory_bytes_per_device == parts
+
+
+def is_possible(batch_size: int, devices: int, fsdp: int) -> bool:
+    """Whether the devices share a batch and the parameters evenly."""
+    return devices % fsdp == 0 and batch_size % devices == 0
+
+
+def step_memory(
+    experiment: config.Experiment,
+    width: int,
+    depth: int,
+    devices: int,
+    fsdp: int,
+    accelerator: str,
+) -> memory.PeakMemory:
+    """The peak of one optimizer step at `train.batch_size`, on one of the devices.
+
+    With `train.steps_per_dispatch`, the batches that wait are not counted.
+
+    Args:
+      devices: of the job.
+      fsdp: how many of them share one copy of the state.
+      accelerator: the kind of device, a key of `flops.peaks.PEAKS`.
+
+    Raises:
+      ValueError: `is_possible` is false.
+    """
+    if not is_possible(experiment.train.batch_size, devices, fsdp):
+        raise ValueError(
+            f"{experiment.train.batch_size} rows on {devices} devices, of which "
+            f"{fsdp} share parameters"
+        )
+    backend = "tpu" if accelerator.startswith("tpu") else "gpu"
+    part = train_step.compiled_part(experiment)
+    unroll = experiment.model.unroll == "always"
+    return _step_memory(part, width, depth, (devices // fsdp, fsdp), unroll, backend)
+
+
+@functools.lru_cache(maxsize=64)
+def _step_memory(
+    part: config.Experiment,
+    width: int,
+    depth: int,
+    shape: tuple[int, int],
+    unroll: bool,
+    backend: str,
+) -> memory.PeakMemory:
+    traced = _traced(part, width, depth, shape, unroll, backend)
+    return memory.peak(traced.jaxpr, memory.COMPILERS[backend], donated=traced.donated)
+
+
+class _Traced:
+    """A traced step, and how many of its inputs are the state."""
+
+    def __init__(self, jaxpr: Any, donated: int) -> None:
+        self.jaxpr, self.donated = jaxpr, donated
+
+
+@functools.lru_cache(maxsize=4)
+def _traced(
+    part: config.Experiment,
+    width: int,
+    depth: int,
+    shape: tuple[int, int],
+    unroll: bool,
+    backend: str,
+) -> _Traced:
+    """The jaxpr of a step."""
+    devices = AbstractMesh(
+        shape,
+        mesh.AXES,
+        axis_types=(AxisType.Explicit,) * 2,
+        abstract_device=_DEVICES[backend],
+    )
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        return jax.tree.map(lambda leaf: _sharded(leaf, devices, spec), tree)
+
+    with jax.sharding.use_abstract_mesh(devices):
+        functions = train_step.train_functions(part, width, depth, unroll)
+        state = train_step.abstract_state(functions)
+        state = jax.tree.map(
+            lambda leaf, spec: _sharded(leaf, devices, spec),
+            state,
+            mesh.partition_specs(state, shape[1]),
+        )
+        inputs = objective_checks.abstract_inputs(
+            part, functions.objective, part.train.batch_size
+        )
+        batch, uncond = (objective_checks.as_stored(part, one) for one in inputs)
+        hyper = optimizer.schedule_numbers(part.optimizer, 1.0, 1, 1)
+        hyper |= {"key": jax.eval_shape(lambda: jax.random.key(0))}
+        jaxpr = jax.make_jaxpr(functions.step)(
+            state,
+            placed(batch, mesh.BATCH),
+            placed(uncond, mesh.REPLICATED),
+            placed(hyper, mesh.REPLICATED),
+        )
+    return _Traced(jaxpr, len(jax.tree.leaves(state)))
+
+
+# Kinds of devices as jax names them: the choice of an attention kernel goes by them.
+_DEVICES = {
+    "tpu": AbstractDevice(device_kind="TPU", num_cores=None, platform="tpu"),
+    "gpu": AbstractDevice(device_kind="NVIDIA", num_cores=None, platform="cuda"),
+}
+
+
+def _sharded(leaf: Any, devices: AbstractMesh, spec: PartitionSpec) -> Any:
+    sharding = NamedSharding(devices, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
