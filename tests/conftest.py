@@ -37,7 +37,8 @@ os.environ.setdefault(
 os.environ.setdefault("PJRT_NPROC", "32")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _session_folder("JAX_COMPILATION_CACHE_DIR")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Writing a program down takes longer than compiling most of them.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 if sys.dont_write_bytecode:

@@ -295,6 +295,7 @@ def test_a_renamed_field_is_read_from_a_file_and_from_a_flag(tmp_path, call):
     assert call("--config=experiments/tiny.py", today, *plan) == (out, "")
 
 
+@pytest.mark.slow
 def test_run_plans_and_trains_one_row(tmp_path):
     workdir = tmp_path / "one"
     out, _ = run(*SMALL, f"--workdir={workdir}", "--run=1")

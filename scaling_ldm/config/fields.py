@@ -156,9 +156,8 @@ class OptimizerConfig:
     b1: float = 0.9  # decay of Adam's first moment
     b2: float = 0.999  # decay of Adam's second moment
     eps: float = 1e-8  # added to the root of the second moment
-    first_moment_dtype: str = (
-        "float32"  # type of the stored first moment; one of DTYPES
-    )
+    # Type of the stored first moment; one of DTYPES.
+    first_moment_dtype: str = "float32"
     weight_decay: float = 0.0  # decoupled, times the learning rate
     clip_norm: float = 1.0  # largest global norm of the gradient
     # Averages of the weights that a run keeps, the one to use first: "ema", or "power_"

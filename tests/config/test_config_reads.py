@@ -252,6 +252,8 @@ def test_an_objectives_fields_do_what_the_table_says(architecture, monkeypatch):
             {
                 "encode": lambda params, x: 0.1 * jnp.concatenate([x, x], axis=-1),
                 "decode": lambda params, z: 0.1 * z,
+                "factor": 1,
+                "latent_channels": 3,
             },
         ),
     ):

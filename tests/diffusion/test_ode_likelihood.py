@@ -189,7 +189,9 @@ def test_a_mixture_has_its_own_density(name, solver):
     assert_allclose(got.bits_per_dim, -want / 2 / LOG2, atol=1e-3)
 
 
-@pytest.mark.parametrize("law", ["rademacher", "gaussian"])
+@pytest.mark.parametrize(
+    "law", ["gaussian", pytest.param("rademacher", marks=pytest.mark.slow)]
+)
 def test_random_probes_are_unbiased(law):
     schedule = noise.rectified_flow()
     mean, cov = covariance(4)
@@ -371,6 +373,7 @@ def test_a_picture_does_not_depend_on_its_batch_and_nothing_recompiles():
     assert_allclose(others.latent[:2], whole.latent[:2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_devices_take_the_same_steps():
     """Sharded over eight devices: the same numbers, sharded as the data."""
     schedule = noise.rectified_flow()

@@ -190,6 +190,7 @@ def test_devices_do_not_change_samples(name, which):
     check(samplers.sample(placed, KEY, noise=start, steps=6, **settings), rows)
 
 
+@pytest.mark.slow
 def test_other_pictures_on_a_mesh():
     devices, spec = meshes()["build"]
     rows = NamedSharding(devices, spec)

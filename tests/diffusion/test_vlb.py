@@ -183,6 +183,7 @@ def test_the_bound_lies_above_the_density_and_closes_with_more_steps():
     assert 0.01 < gaps[1] < 0.2 * gaps[0]
 
 
+@pytest.mark.slow
 def test_random_rows_estimate_the_whole():
     network = optimal(SHORT, "epsilon")
     x0 = jnp.broadcast_to(data(1, 8), (4000, 8))
@@ -337,6 +338,7 @@ def test_a_picture_does_not_depend_on_its_batch_and_nothing_recompiles(bound):
     assert np.std(whole) > 1e-3
 
 
+@pytest.mark.slow
 def test_pictures_spread_over_devices_have_the_same_bound():
     def every(x, key):
         network = lambda x, t, cond: x - 0.1 * t[:, None]  # noqa: E731

@@ -235,6 +235,7 @@ def test_a_run_is_measured_by_its_pictures_and_weights(
         assert evaluate.run(experiment, workdir, specs) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     networks_but("lite0", "inception_pytorch_fid", "inception_torch_fidelity", "clip"),

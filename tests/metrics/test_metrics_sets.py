@@ -269,6 +269,7 @@ def test_shares_of_none_and_of_all_have_an_interval():
     assert 0.5 < recall.low < precision.low < recall.high == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -90,6 +90,7 @@ def test_every_parameter_gets_a_gradient(reference):
             assert np.abs(leaf).max() > 1e-7, name
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(reference, monkeypatch):
     monkeypatch.setattr(mesh, "MIN_SHARDED_SIZE", 1)
     params, (value, gradient) = reference

@@ -140,6 +140,7 @@ def test_resizes_of_a_ramp():
         assert_array_equal(rows(protocol.resize, 4), x[0, :, 0, 0])
 
 
+@pytest.mark.slow
 def test_protocols_differ_and_logits_have_a_bias_or_none(small):
     params, x = small
     apply = jax.jit(inception.apply, static_argnames=("protocol", "bias"))

@@ -111,7 +111,16 @@ def test_weights_travel_in_bfloat16_and_gradients_in_float32(shared):
     assert len(scatters) >= sharded_kernels(shared)
 
 
-@pytest.mark.parametrize("policy", ["none", *remat.POLICIES])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "none",
+        *(
+            pytest.param(policy, marks=[] if policy == "blocks" else [pytest.mark.slow])
+            for policy in remat.POLICIES
+        ),
+    ],
+)
 def test_every_policy_has_the_gradient_of_one_device(shared, policy):
     net = network(policy=policy)
     params, inputs = placed(net, shared)

@@ -387,6 +387,7 @@ def attempts_of(workdir, row):
     return found
 
 
+@pytest.mark.slow
 def test_the_clock_saves_between_marks_and_changes_nothing(
     experiment, reference, tmp_path, monkeypatch, lines, saves
 ):
@@ -589,9 +590,8 @@ def unfinish(folder):
 @pytest.mark.parametrize(
     "damage",
     [
-        flip,
         unfinish,
-        *(pytest.param(damage, marks=pytest.mark.slow) for damage in (truncate, forge)),
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (flip, truncate, forge)),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(

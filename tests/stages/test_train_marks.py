@@ -225,6 +225,7 @@ def killed(place, name, call, how_far):
         yield
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_has_the_same_rows(undisturbed, tmp_path, lines):
     experiment, workdir, record = undisturbed
     for moment in MOMENTS:

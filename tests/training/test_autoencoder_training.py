@@ -69,7 +69,7 @@ def test_the_divergence_is_that_of_gaussians():
     assert_allclose(reconstruct.kl_divergence(jnp.zeros((2, 4, 4, 6))), 0)
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize("distance", ["l1", pytest.param("l2", marks=pytest.mark.slow)])
 def test_the_loss_weighs_distance_and_divergence_per_value(recipe, distance):
     network = from_config.autoencoder(config.resolve(recipe), 8, 2)
     params = network.init(jax.random.key(0))

@@ -26,12 +26,7 @@ OBJECTIVES = {
 DENOISERS = [name for name in config.ARCHITECTURES if name != "autoencoder_kl"]
 # By day, objectives that others do not train, on networks that compile fast; flow is
 # that of every other test of training. The rest of the product is slow.
-BY_DAY = {
-    ("in_context", "epsilon"),
-    ("cross_attention", "v_to_pure_noise"),
-    ("adaln_zero", "x0"),
-    ("in_context", "v"),
-}
+BY_DAY = {("in_context", "epsilon"), ("adaln_zero", "x0")}
 PRODUCT = [
     pytest.param(
         architecture,

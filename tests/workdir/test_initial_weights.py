@@ -145,6 +145,7 @@ def test_parameters_and_averages_are_set_and_the_optimizer_is_new(recipe, source
     assert int(state.step) == 0
 
 
+@pytest.mark.slow
 def test_pretraining_adds_up_over_several_studies(recipe, source, second):
     _, before = source
     for name in (f"{second}#{RUN}", second / "export"):
