@@ -191,11 +191,17 @@ class _Study:
         }
         return depends.get(stage, stage in ("train", "generate", "export"))
 
+    def _uses_denoisers(self, stage: str) -> bool:
+        """Whether a stage needs devices for networks that are trained, or were."""
+        return stage not in ("encode", "export") and self._runs_networks(stage)
+
     def _start_devices(self) -> None:
         from scaling_ldm.training import jobs, kernel_check, mesh
 
         self.job = jobs.start(self.experiment.mesh, self.cluster, _lost)
-        kernel_check.check(self.experiment.model)
+        if any(self._uses_denoisers(stage) for stage in self.stages):
+            model = self.experiment.model
+            mesh.failing_together(lambda: kernel_check.check(model))
         self.primary, self.mesh = mesh.is_primary(), mesh
         if not self.primary:
             progress.mute()

@@ -68,7 +68,7 @@ SINCE: dict[Field, Any] = {
     ("mesh", "stall_seconds"): 300.0,
     ("mesh", "stall_limit_seconds"): 1800.0,
     ("mesh", "compilation_cache"): "auto",
-    ("mesh", "overlap_collectives"): False,  # the default since 0.2.0 is another
+    ("mesh", "overlap_collectives"): True,
     ("train", "microbatch"): 0,  # decides no number but by rounding
     ("optimizer", "first_moment_dtype"): "float32",
 }

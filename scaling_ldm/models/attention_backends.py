@@ -96,9 +96,17 @@ def kernel_of(choice: str, device: Any) -> str | None:
     if choice != "auto":
         return choice
     kernel = {"gpu": "cudnn", "tpu": "pallas"}.get(_backend(device.platform))
-    if kernel == "cudnn" and "NVIDIA" not in device.device_kind:
+    if kernel == "cudnn" and not _may_have_cudnn(device):
         return None
     return kernel
+
+
+def _may_have_cudnn(device: Any) -> bool:
+    """Whether it is a GPU of NVIDIA since Ampere, as far as its description says."""
+    if "NVIDIA" not in device.device_kind:
+        return False
+    # A described device has no compute capability: those of `compile` are newer.
+    return float(getattr(device, "compute_capability", "8.0")) >= 8.0
 
 
 def _kernel(choice: str, q_BTKH: Any, mask: Any) -> str | None:

@@ -284,17 +284,21 @@ def check(experiment: config.Experiment) -> None:
     kernel (jax issue 12868).
 
     Raises:
-      ConfigError: several steps in a dispatch of a convolutional network on a CPU.
+      ConfigError: several steps in a dispatch, or several passes in a step, of a
+        convolutional network on a CPU.
     """
-    steps = experiment.train.steps_per_dispatch
+    cfg = experiment.train
+    loops = {"steps_per_dispatch": (cfg.steps_per_dispatch, 1)}
+    loops["microbatch"] = (cfg.microbatch, 0)
     for name in {one.model.architecture for one in axes.variants(experiment)}:
         slow = name in config.CONVOLUTIONAL and jax.default_backend() == "cpu"
-        if steps > 1 and slow:
-            raise config.ConfigError(
-                f"config.train.steps_per_dispatch = {steps}: on a CPU the gradient of "
-                f"{name}'s convolutions is some thirty times slower in a loop; set it "
-                "to 1"
-            )
+        for field, (value, best) in loops.items():
+            if value > best and slow:
+                raise config.ConfigError(
+                    f"config.train.{field} = {value}: on a CPU the gradient of "
+                    f"{name}'s convolutions is some thirty times slower in a loop; set "
+                    f"it to {best}"
+                )
 
 
 def _check_data_identity(workdir: pathlib.Path, source: object) -> None:

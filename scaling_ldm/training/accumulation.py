@@ -33,11 +33,6 @@ def passes(cfg: config.TrainConfig) -> int:
     return cfg.batch_size // cfg.microbatch if cfg.microbatch else 1
 
 
-def gradients(count: int) -> int:
-    """Copies of a gradient that a step of this many passes holds: its own, the sum."""
-    return 1 if count == 1 else 2
-
-
 def check(experiment: config.Experiment, learnt: objective.Objective) -> None:
     """Refuses passes for an objective whose loss cannot be taken in parts.
 
@@ -136,7 +131,9 @@ def gradient(
         assert isinstance(learnt.loss, objective.MeanLoss)  # `check` has refused others
         of_rows = learnt.loss.of_rows
         uncond = objective.widened(uncond)
-        parts = split((batch, learnt.loss.draw(batch, key)), microbatch)
+        drawn = _on_rows_of(batch["x"], learnt.loss.draw(batch, key))
+        parts = split((batch, drawn), microbatch)
+        count = rows // microbatch
 
         def loss_of(params: Any, part: Any) -> Any:
             batch, drawn = part
@@ -151,25 +148,41 @@ def gradient(
                 params, part
             )
             refuse(*rest)
-            return jax.tree.map(_add, total, (value, *rest, slope)), None
+            after, measured = rest
+            sums, mean_aux, done = total
+            sums = jax.tree.map(_add, sums, (value, measured, slope))
+            # A running mean, so that what does not change keeps its bits.
+            mean_aux = jax.tree.map(
+                lambda m, a: _add(m, (_add(-m, a)) / (done + 1)), mean_aux, after
+            )
+            return (sums, mean_aux, done + 1), None
 
-        zero = (
+        sums = (
             jnp.float32(0),
-            jax.tree.map(_zeros, aux),
             {name: jnp.float32(0) for name in learnt.metrics},
             jax.tree.map(_zeros, params),
         )
-        (value, after, measured, slope), _ = jax.lax.scan(one, zero, parts)
-        count = rows // microbatch
+        zero = (sums, jax.tree.map(_zeros, aux), jnp.int32(0))
+        ((value, measured, slope), after, _), _ = jax.lax.scan(one, zero, parts)
 
         def mean(total: jax.Array, like: Any) -> jax.Array:
             return (total / count).astype(like.dtype)
 
-        after = jax.tree.map(mean, after, aux)
+        after = jax.tree.map(lambda m, like: m.astype(like.dtype), after, aux)
         measured = {name: total / count for name, total in measured.items()}
         return (value / count, (after, measured)), jax.tree.map(mean, slope, params)
 
     return in_passes if microbatch else whole
+
+
+def _on_rows_of(x: Any, drawn: Any) -> Any:
+    """What is drawn, spread over devices as the rows of x are."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return drawn
+    over = jax.typeof(x).sharding.spec[0]
+    return jax.tree.map(
+        lambda a: jax.reshard(a, PartitionSpec(over, *(None,) * (a.ndim - 1))), drawn
+    )
 
 
 def _zeros(like: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from scaling_ldm.training import accumulation, objective_checks
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 _FLOAT = 4  # bytes
+_SLOW = config.CONVOLUTIONAL  # their steps take a minute to trace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,9 @@ def of_pictures(
     ]
 
 
-def state_bytes(spec: records.RunSpec, fsdp: int, passes: int = 1) -> int:
-    """Bytes of a run's state on one device between two steps; gradients are gone.
-
-    Args:
-      passes: of each step.
-    """
-    gone = accumulation.gradients(passes) * _FLOAT * spec.params
-    return (spec.state_bytes - gone) // fsdp
+def state_bytes(spec: records.RunSpec, fsdp: int) -> int:
+    """Bytes of a run's state on one device between two steps; gradients are gone."""
+    return (spec.state_bytes - _FLOAT * spec.params) // fsdp
 
 
 def step_bytes(state: int, activations: int, devices: int, fsdp: int) -> int:
@@ -118,15 +114,24 @@ def ways_to_fit(
       devices: of the job that is too small.
       there: bytes of a device.
       held: (experiment, devices, fsdp) -> bytes of a step on one device, estimated. It
-        is called where the state alone fits and the batch can be split.
+        is called where the state alone fits and the batch can be split. Of
+        convolutional networks state and saved activations stand for it.
     """
     more = dataclasses.replace(experiment.model, remat=True)
     remat = dataclasses.replace(experiment, model=more)
 
     def fits(changed: config.Experiment, devices: int, fsdp: int) -> bool:
-        if spec.batch_size % devices or spec.state_bytes // fsdp > there:
+        if spec.batch_size % devices or changed.train.microbatch % devices:
             return False
-        return held(changed, devices, fsdp) <= there
+        if spec.state_bytes // fsdp > there:
+            return False
+        if changed.model.architecture not in _SLOW:
+            return held(changed, devices, fsdp) <= there
+        saved = 0  # with remat: not known
+        if changed.model.remat == experiment.model.remat:
+            saved = spec.activation_bytes * accumulation.passes(experiment.train)
+            saved //= accumulation.passes(changed.train)
+        return step_bytes(spec.state_bytes, saved, devices, fsdp) <= there
 
     ways, fsdp = [], experiment.mesh.fsdp
     larger = [n for n in range(fsdp + 1, devices + 1) if devices % n == 0]
@@ -196,8 +201,7 @@ def check(
     largest = max(specs, key=lambda spec: spec.state_bytes, default=None)
     device = jax.local_devices()[0]
     if largest is not None and "train" in stages:
-        own = config.with_overrides(experiment, largest.overrides).train
-        each = state_bytes(largest, fsdp, accumulation.passes(own))
+        each = state_bytes(largest, fsdp)
         what = f"state of {largest.run_id}, {largest.params} parameters"
         on_device = device_bytes(device)
         if device.platform == "cpu":

@@ -195,6 +195,8 @@ class Ledger:
         """The attempt so far."""
         parts = self.parts.seconds()
         parts["TPU_INITIALIZATION"] += self._starting
+        # Another thread sets both.
+        hosts, data = self.host_seconds, self.data_seconds
         return records.Attempt(
             run_id=self.run_id,
             number=len(self._before),
@@ -208,8 +210,8 @@ class Ledger:
             cache_hits=self.cache_hits,
             processes=jax.process_count(),
             devices=self._devices,
-            data_seconds=self.data_seconds,
-            host_seconds=self.host_seconds,
+            data_seconds=data,
+            host_seconds=hosts if len(hosts) == len(data) else (),
         )
 
 

@@ -22,6 +22,7 @@ from jax.sharding import (
 )
 
 from scaling_ldm import config, records
+from scaling_ldm.config import objective_kind
 from scaling_ldm.flops import memory, peaks
 from scaling_ldm.training import capacity, mesh, objective_checks, optimizer, train_step
 
@@ -38,8 +39,9 @@ def estimated(
 
     The others keep state and saved activations, so `is_least` is true of them: rows
     below `LARGE`, all but the `TRACED` largest networks, convolutional networks, whose
-    trace takes a minute, devices that do not share batch and parameters evenly, GPUs
-    with cuDNN's attention if cuDNN is not installed here, and devices without a row in
+    trace takes a minute, objectives of a user's own, which may not be made for a mesh,
+    devices that do not share batch, passes and parameters evenly, GPUs with cuDNN's
+    attention if cuDNN is not installed here, and devices without a row in
     `flops.peaks.PEAKS`, such as CPUs.
     """
     cfg, found, done = experiment.plan, list(rows), {}
@@ -51,7 +53,10 @@ def estimated(
             break
         if own.model.architecture in config.CONVOLUTIONAL:
             continue
-        if not is_possible(row.batch_size, cfg.devices, own.mesh.fsdp):
+        rows = row.batch_size, own.train.microbatch
+        if not is_possible(*rows, cfg.devices, own.mesh.fsdp):
+            continue
+        if objective_kind.is_own(own.objective_kind):
             continue
         key = train_step.compiled_part(own), row.width, row.depth
         if key not in done and len(done) == TRACED:
@@ -63,7 +68,7 @@ def estimated(
                     cfg.accelerator,
                 ).total
             except config.ConfigError:
-                break  # no kernel of attention here; the devices may well have one
+                continue  # no kernel of attention here; the devices may well have one
         found[i] = dataclasses.replace(row, memory_bytes_per_device=done[key])
     return found
 
@@ -77,9 +82,9 @@ def is_least(experiment: config.Experiment, row: records.RunSpec) -> bool:
     return row.memory_bytes_per_device == parts
 
 
-def is_possible(batch_size: int, devices: int, fsdp: int) -> bool:
-    """Whether the devices share a batch and the parameters evenly."""
-    return devices % fsdp == 0 and batch_size % devices == 0
+def is_possible(batch_size: int, microbatch: int, devices: int, fsdp: int) -> bool:
+    """Whether the devices share a batch, its passes and the parameters evenly."""
+    return devices % fsdp == batch_size % devices == microbatch % devices == 0
 
 
 def step_memory(
@@ -102,9 +107,10 @@ def step_memory(
     Raises:
       ValueError: `is_possible` is false.
     """
-    if not is_possible(experiment.train.batch_size, devices, fsdp):
+    rows = experiment.train.batch_size, experiment.train.microbatch
+    if not is_possible(*rows, devices, fsdp):
         raise ValueError(
-            f"{experiment.train.batch_size} rows on {devices} devices, of which "
+            f"{rows[0]} rows in passes of {rows[1]} on {devices} devices, of which "
             f"{fsdp} share parameters"
         )
     backend = "tpu" if accelerator.startswith("tpu") else "gpu"

@@ -216,8 +216,8 @@ class StepCost:
 
     flops: of the loss, its gradient and the objective's state; 2 per multiply-add.
     params: the shapes of the parameters.
-    state_bytes: of parameters, averages, optimizer, objective's state and gradients;
-      with passes over parts of a batch, also of the sum of their gradients.
+    state_bytes: of parameters, averages, optimizer, objective's state and gradients.
+      Passes over parts of a batch hold a sum of gradients besides.
     activation_bytes: kept from forward to backward, for the rows of one pass.
     """
 
@@ -254,7 +254,7 @@ def cost(
     return StepCost(
         flops=counted,
         params=state.params,
-        state_bytes=_nbytes(state) + params_bytes * accumulation.gradients(passes),
+        state_bytes=_nbytes(state) + params_bytes,
         activation_bytes=max(kept_bytes - params_bytes, 0) // passes,
     )
 

@@ -92,6 +92,14 @@ def test_every_field_since_0_1_0_has_a_line():
         assert type(identity.SINCE[section, field]) is kind
 
 
+def test_fields_that_decide_no_number_leave_finished_directories_finished():
+    """They are no part of what complete.json compares while they have their default."""
+    today = dataclasses.asdict(config.Experiment())
+    for section in ("mesh", "compile"):
+        left = identity.as_before(today).get(section, {})
+        assert {(section, name) for name in left}.isdisjoint(identity.SINCE)
+
+
 def test_a_later_field_changes_no_hash_while_it_behaves_as_before(tiny, later):
     assert with_lookahead(tiny, BEFORE).recipe_hash == tiny.recipe_hash
     assert with_lookahead(tiny).recipe_hash != tiny.recipe_hash

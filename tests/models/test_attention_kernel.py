@@ -6,6 +6,7 @@ made of its arguments is tested with XLA's own attention in its place.
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -344,3 +345,20 @@ def test_an_unknown_choice_is_refused(tiny):
     c.model.attention = "cuddn"
     with pytest.raises(config.ConfigError, match="did you mean 'cudnn'"):
         config.resolve(c)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "kernel"),
+    [
+        ("NVIDIA H100 80GB HBM3", "9.0", "cudnn"),
+        ("NVIDIA A100-SXM4-40GB", "8.0", "cudnn"),
+        ("NVIDIA GeForce RTX 2080 Ti", "7.5", None),
+        ("NVIDIA H100 80GB HBM3", None, "cudnn"),  # described
+        ("AMD Instinct MI300X", None, None),
+    ],
+)
+def test_auto_takes_cudnn_on_gpus_since_ampere(kind, capability, kernel):
+    device = types.SimpleNamespace(platform="gpu", device_kind=kind)
+    if capability:
+        device.compute_capability = capability
+    assert attention_backends.kernel_of("auto", device) == kernel

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import pytest
 
-from scaling_ldm import config
+from scaling_ldm import config, study
 from scaling_ldm.models import attention_backends
-from scaling_ldm.training import kernel_check
+from scaling_ldm.training import jobs, kernel_check
 
 SMALL = config.ModelConfig(head_dim=16, compute_dtype="bfloat16")
 INTERPRETED = functools.partial(attention_backends._pallas, interpret=True)
@@ -58,3 +59,37 @@ def test_nothing_is_computed_where_attention_is_plain(monkeypatch):
     kernel_check.check(SMALL)  # on a CPU
     with_kernel(monkeypatch, None)
     kernel_check.check(dataclasses.replace(SMALL, attention="plain"))
+    monkeypatch.setattr(kernel_check.jax, "local_devices", None)
+    plain = dataclasses.replace(SMALL, architecture="autoencoder_kl")
+    kernel_check.check(plain)  # it has no kernels
+
+
+def test_a_kernel_that_the_device_cannot_run_is_refused(monkeypatch):
+    def broken(q, k, v, mask):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no valid engine")
+
+    with_kernel(monkeypatch, broken)
+    with pytest.raises(config.ConfigError, match="cannot run on this cpu: INTERNAL: "):
+        kernel_check.check(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("stages", "checked"),
+    [
+        (("encode", "export"), False),
+        (("plan", "train"), True),
+        (("generate",), True),
+        (("evaluate",), True),
+    ],
+)
+def test_only_stages_that_use_a_denoiser_check_it(monkeypatch, tiny, stages, checked):
+    tiny = tiny.copy_and_resolve_references()
+    tiny.evaluate.network = "lite0"
+    seen, cluster = [], (None, None, None)
+    found = study._Study(
+        config.resolve(tiny), pathlib.Path("w"), stages, True, None, cluster
+    )
+    monkeypatch.setattr(jobs, "start", lambda *_: None)
+    monkeypatch.setattr(kernel_check, "check", seen.append)
+    found._start_devices()
+    assert bool(seen) == checked

@@ -36,8 +36,12 @@ def test_sharing_saves_state_and_remat_saves_activations(tiny):
 
 
 def test_devices_that_do_not_divide_are_refused(tiny):
-    with pytest.raises(ValueError, match="16 rows on 3 devices"):
+    with pytest.raises(ValueError, match="16 rows in passes of 0 on 3 devices"):
         held(on(tiny), devices=3)
+    e = on(tiny)
+    passes = dataclasses.replace(e, train=dataclasses.replace(e.train, microbatch=4))
+    with pytest.raises(ValueError, match="16 rows in passes of 4 on 8 devices"):
+        held(passes, devices=8)
 
 
 def test_a_plan_traces_its_largest_networks_once(tiny, monkeypatch):
