@@ -53,8 +53,8 @@ class Operation:
     """An operation of the flat program.
 
     held: bytes inside of it, while it runs, beside its outputs.
-    early: the part of `held` that depends on constants and stacked inputs only, and is
-      read by operations that depend on the carry; of a loop.
+    early: of a loop, the part of `held` that depends on constants and stacked inputs
+      only, and is read by operations that depend on the carry.
     """
 
     name: str

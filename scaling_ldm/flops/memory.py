@@ -68,8 +68,8 @@ class Compiler:
       hoists: whether the conditions and values of `where` that are the same in every
         turn of a loop are stored in front of it, as large as the result: masks of
         attention, and what stands in place of masked scores.
-      peels: whether the compiler moves the first turn out, before the loop. What it
-        computes again from stacked inputs alone is then computed early, and lives
+      peels: whether the compiler moves the first turn out, before the loop. What that
+        turn computes again from stacked inputs alone is then computed early, and lives
         during the loops before.
     """
 
