@@ -1,4 +1,6 @@
-"""The stages in order over one working directory, and the exit status of each failure.
+"""The stages in order over one working directory.
+
+Exit statuses are in `workdir/exit_status.py`.
 
 Stages are imported when they run: reading a study (fit, report) loads no accelerator
 stack, and planning touches no accelerator.

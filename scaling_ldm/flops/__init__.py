@@ -1,8 +1,21 @@
-"""Floating-point operations: counted in a jaxpr, and the peak rates of devices.
+"""Floating-point operations and memory of JAX functions, and the peak rates of devices.
 
-`count` walks the jaxpr of any JAX function; one multiply-add is 2 FLOPs. `peaks` holds
-the peak rates as data. They are read without jax, so the names of the counter are
-imported when they are asked for. May import: records.
+One multiply-add is 2 FLOPs.
+
+Counted in a jaxpr:
+
+- counter: FLOPs of any function (`count`).
+- operations: costs of single equations, and the trip counts around them.
+- memory: peak memory of a function.
+- lifetimes: which arrays of a flat program are stored, and until when.
+
+Devices and their programs:
+
+- peaks: peak arithmetic rates as data, and MFU.
+- collectives: collectives of a compiled program, read from optimised HLO.
+
+`peaks` is read without jax, so the names of the counter are imported when they are
+asked for. May import: records.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ FUSED = frozenset(
     shift_right_logical sharding_constraint sign sin sinh slice split sqrt square
     squeeze stop_gradient sub tan tanh threefry2x32 transpose xor""".split()
 )
-# They read an array in the kernel that makes it, and store something smaller.
+# They run in the kernel that makes their input and store a smaller result.
 REDUCTIONS = frozenset(
     """argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max
     reduce_min reduce_or reduce_prod reduce_sum reduce_xor""".split()
@@ -53,8 +53,8 @@ class Operation:
     """An operation of the flat program.
 
     held: bytes inside of it, while it runs, beside its outputs.
-    early: of `held`, what follows from a loop's constant and stacked inputs alone, and
-      is read by what follows from its carry.
+    early: of a loop, the part of `held` that depends on constants and stacked inputs
+      only, and is read by operations that depend on the carry.
     """
 
     name: str
@@ -84,7 +84,7 @@ def shape_on_device(aval: Any) -> tuple[int, ...]:
 def padded_bytes(shape: Sequence[int], itemsize: int, tile: tuple[int, int]) -> int:
     """Bytes of an array whose two minor axes are padded to a tile.
 
-    The minor axes are the two of which padding adds least.
+    The minor axes are the two for which padding adds fewest bytes.
 
     Args:
       tile: rows of four bytes each, and columns; smaller types have more rows.
@@ -105,7 +105,7 @@ def padded_bytes(shape: Sequence[int], itemsize: int, tile: tuple[int, int]) -> 
 
 
 def needed(operations: list[Operation], outputs: list[Value]) -> list[Operation]:
-    """The operations that the outputs follow from."""
+    """The operations on which the outputs depend."""
     wanted, found = set(outputs), []
     for one in reversed(operations):
         if not wanted.isdisjoint(one.outputs):
@@ -145,7 +145,8 @@ def merge(
 ) -> None:
     """Lets elementwise results of one stored array live until the last is made.
 
-    One kernel makes them, unless one follows from another.
+    One kernel makes all elementwise results of an array, except where one depends on
+    another. So each lives until the last is made.
     """
     sources: dict[Value, set[Value]] = {}  # fused, not stored -> stored arrays
     results: dict[Value, list[tuple[int, Value]]] = defaultdict(list)

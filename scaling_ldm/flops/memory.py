@@ -8,14 +8,16 @@ XLA is known to do:
 - A loop's body is counted once, on top of what lives around the loop. Slices of stacked
   inputs are read where they are.
 - Elementwise operations are fused: an array is not stored if only elementwise
-  operations and reductions read it. What it is made of then lives until they have.
+  operations and reductions read it. Its inputs then live until those operations have
+  run.
 - Outputs take the place of donated inputs of the same shape and type.
 - A kernel of another compiler (`pallas_call`, custom calls) stores its outputs.
 - Under an explicit mesh the bytes are those of one device: shapes are divided as their
   shardings say, and the body of a `shard_map` has the shapes of one device.
 
 `COMPILERS` has what differs between backends, with the reason for each. Not counted:
-workspaces of kernels, constants, fragmentation, and another order than the jaxpr's.
+workspaces of kernels, constants and fragmentation. Also assumed: operations run in the
+order of the jaxpr.
 """
 
 from __future__ import annotations
@@ -52,22 +54,22 @@ class Compiler:
     """What a backend of XLA does that takes memory.
 
     Attributes:
-      tile: rows of float32 and columns that two axes of an array are padded to; the
-        axes are those that lose least. (1, 1): nothing is padded.
+      tile: rows of float32 and columns that two axes of an array are padded to: the
+        two axes for which padding adds fewest bytes. (1, 1): nothing is padded.
       casts_before_loops: whether a loop that casts its slices of a stacked input to a
         smaller type gets the whole stack in that type.
-      overlaps: whether collectives in a loop run beside its arithmetic. Then two
-        blocks' gathered arrays exist at once, and what is scattered until the body
-        ends.
-      copies_stacks: whether what one loop stacked is copied to another order of axes
-        for the loop that reads it.
+      overlaps: whether collectives in a loop run beside its arithmetic. Then the
+        gathered arrays of two blocks exist at once, and arrays to be scattered live
+        until the body ends.
+      copies_stacks: whether an array stacked by one loop is copied, with its axes
+        reordered, for the loop that reads it.
       merges: whether stored elementwise results of one array come from one kernel, and
         so exist at once.
       hoists: whether the conditions and values of `where` that are the same in every
         turn of a loop are stored in front of it, as large as the result: masks of
         attention, and what stands in place of masked scores.
-      peels: whether the first turn of a loop stands in front of it. What that turn
-        computes again from stacked inputs alone is then computed early, and lives
+      peels: whether the compiler moves the first turn out, before the loop. What that
+        turn computes again from stacked inputs alone is then computed early, and lives
         during the loops before.
     """
 
@@ -154,9 +156,8 @@ class _Flattener:
         return {v: self._value(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars)}
 
     def _value(self, aval: Any) -> Value:
-        if (
-            aval not in self.seen
-        ):  # an array's own value, with what is known of its kind
+        # Each array has its own value, with what is known of its kind.
+        if aval not in self.seen:
             self.seen[aval] = Value(aval, self.compiler.tile)
         return copy.copy(self.seen[aval])
 

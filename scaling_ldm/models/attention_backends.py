@@ -1,17 +1,17 @@
 """Which attention a denoiser computes: the plain one, or a kernel of its backend.
 
-The choice is made when a program is traced, by the devices of the mesh that it is
-traced for. These need not be here: a compiler may be for others.
+The choice is made while a program is traced. It depends on the devices of the mesh,
+which need not be on this machine.
 
 plain   `attention.attend`, on every backend.
 cudnn   cuDNN's flash attention, on NVIDIA GPUs.
 pallas  the kernels of `attention_kernel`, on TPUs.
 auto    the kernel of the backend where there is one for these shapes, else plain.
 
-Kernels meet rows of one device only. So they are used inside of `sharded.on_rows` and
-on a mesh of one device. Without a mesh, and where devices hold parts of other axes,
-every choice is plain: shapes and FLOPs are the same. No kernel has a forward derivative
-(`attention.attend` has none either) or a second derivative.
+A kernel works on the rows of one device, inside `sharded.on_rows` or on a mesh of one
+device. Without a mesh, or where axes other than the rows are split, the plain form is
+used, whatever was chosen. Shapes and FLOPs are the same. No kernel has a forward
+derivative (`attention.attend` has none either) or a second derivative.
 
 Letters: B batch, T queries, S keys, K heads, H features of a head.
 """
@@ -30,7 +30,7 @@ from scaling_ldm import config
 from scaling_ldm.models import attention
 from scaling_ldm.models.shapes import Array
 
-# With fewer queries a tile of a kernel is mostly padding; not measured.
+# With fewer queries most of a tile is padding. This limit was not measured.
 FEWEST_QUERIES = 128
 # Features of a head that cuDNN takes on every GPU since Ampere.
 _CUDNN_FEATURES = range(8, 128 + 1, 8)
@@ -44,7 +44,10 @@ def attend(
     mask: Bool[Array, "_ 1 _ S"] | None,
     choice: str,
 ) -> Float[Array, "B T K H"]:
-    """As `attention.attend`, by a name of config.ATTENTION.
+    """Computes `attention.attend` in the way that `choice` names.
+
+    Args:
+      choice: a name of config.ATTENTION.
 
     Raises:
       ConfigError: the choice cannot run on the devices of the mesh, or with these
@@ -121,7 +124,7 @@ def _kernel(choice: str, q_BTKH: Any, mask: Any) -> str | None:
     if choice == "auto" and q_BTKH.shape[1] < FEWEST_QUERIES:
         return None
     if mask is not None and mask.shape[2] > 1:
-        why = "a mask of its own for each query; the kernels have one for all"
+        why = "each query has its own mask; the kernels take one mask for all queries"
     else:
         why = impossible(kernel, q_BTKH.dtype, q_BTKH.shape[-1])
     if why and choice != "auto":
@@ -166,13 +169,13 @@ def _cudnn(
     *,
     implementation: Any = "cudnn",
 ) -> jax.Array:
-    """By lengths instead of a mask, which cuDNN would hold for every query and key.
+    """Gives cuDNN lengths. A mask would be stored for every pair of query and key.
 
     Attention does not depend on the order of the keys. So the keys that are seen come
-    first, and their number is the length. A query whose keys are all masked becomes
-    zero and sees all keys: it then weighs them alike, as in the plain form. cuDNN has
-    gradients for even lengths only, so an odd one gets a key, or query, that is not
-    seen.
+    first, and their number is the length. If all keys are masked, the query is set to
+    zero and sees all keys. All keys then get the same weight, as in the plain form.
+    cuDNN has gradients for even lengths only, so an odd one gets a key, or query, that
+    is not seen.
     """
     T, S = q_BTKH.shape[1], k_BSKH.shape[1]
     q, k, v = (

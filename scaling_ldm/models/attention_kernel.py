@@ -3,15 +3,14 @@
 Tiles of scores stay in the memory of a core. The forward pass holds a running maximum
 and a running sum for each query. The backward pass computes the scores of a tile again
 (Dao et al. 2022, arXiv 2205.14135; Dao 2023, arXiv 2307.08691). The kernels are written
-in Pallas. Features stand before positions in all arrays, because a TPU pads the last
-axis to a multiple of 128: so heads of 40 or 72 features take no more memory than they
-need.
+in Pallas. Features stand before positions in all arrays: a TPU pads the last axis to a
+multiple of 128, and so heads of 40 or 72 features take no more memory than they need.
 
 A masked key has the score MASKED, a padded one PADDED. So a query whose keys are all
 masked sees all of them alike, as in `attention.attend`, and none of the padded ones.
 
-Each kernel states the FLOPs of the attention that was asked for, without padding, as
-`flops` counts them: of what the gradient computes again, the scores once.
+Each kernel states the FLOPs of the attention without padding, as `flops` counts them.
+Of the work that the backward pass repeats, the scores are counted, once.
 
 Letters: B batch, T queries, S keys, K heads, H features of a head.
 """
@@ -35,8 +34,10 @@ MASKED = -1e30
 PADDED = -3e38  # still far below MASKED
 _LANES = 128
 _LARGEST_TILE = 512
-_MOST_PADDING = 1.125  # how much longer an axis may become for a larger tile
-_ORDER = (*("parallel",) * 3, "arbitrary")  # the inner tiles are added up
+# An axis may be padded to this many times its length to allow a larger tile.
+_MOST_PADDING = 1.125
+# The last axis is a sum, so its tiles run in order.
+_ORDER = (*("parallel",) * 3, "arbitrary")
 
 
 def tile(length: int) -> tuple[int, int]:
@@ -61,11 +62,11 @@ def attend(
 ) -> Float[Array, "B K H T"]:
     """softmax(q k) v, with the softmax in float32; q has its scale already.
 
-    Only reverse derivatives of first order exist.
+    It has first-order reverse-mode derivatives only.
 
     Args:
       mask_BS: true where a key is seen; None: all are.
-      interpret: computes on any device what the kernels would, slowly.
+      interpret: runs the kernels in Pallas' interpreter: slow, on any device.
 
     Raises:
       NotImplementedError: where a derivative of the derivative is taken.
@@ -97,13 +98,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pull_back(saved: Any, g: jax.Array, interpret: bool) -> Any:
-    """`_gradients`, which has no derivative of its own."""
+    """`_gradients`; its derivative is refused."""
     return _gradients(saved, g, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _forward_once(q: Any, k: Any, v: Any, mask: Any, interpret: bool) -> Any:
-    """`_forward`, which has no derivative of its own."""
+    """`_forward`; its derivative is refused."""
     return _forward(q, k, v, mask, interpret)
 
 
@@ -177,8 +178,8 @@ def _call(
     """Runs a kernel over all tiles, and gives its results with their padding.
 
     Args:
-      kernel: (a reference to each array and result, then to each of the scratch arrays,
-        number of the inner tile) -> None.
+      kernel: (references to the arrays, the results and the scratch arrays) -> None; it
+        reads its tile number from `pl.program_id`.
       of_queries, of_keys: arrays that end in T or S; None is left out.
       results: (whether it ends in S, its rows, its type) of each result.
       products: matrix products that count, each of 2 B K T S H FLOPs.

@@ -1,9 +1,9 @@
 """The gradient of a step, of the whole batch at once or in passes over parts of it.
 
 With `train.microbatch`, a step goes over its batch in passes. Everything random is
-drawn for the whole batch before the first one, so no number depends on the passes but
-by rounding. Each device takes a part of its own rows in every pass, and no row moves.
-The gradients of the passes are added up in float32 by arrays that are sharded like the
+drawn for the whole batch before the first one, so the passes change results only by
+rounding. Each device takes a part of its own rows in every pass, and no row moves. The
+gradients of the passes are added up in float32 by arrays that are sharded like the
 parameters.
 """
 
@@ -38,7 +38,7 @@ def check(experiment: config.Experiment, learnt: objective.Objective) -> None:
 
     Raises:
       ConfigError: its loss is no `MeanLoss`, or its state has leaves that are not
-        floating-point numbers, of which a mean over the passes says nothing.
+        floating-point numbers, so they have no mean over the passes.
     """
     if passes(experiment.train) == 1:
         return
@@ -48,8 +48,8 @@ def check(experiment: config.Experiment, learnt: objective.Objective) -> None:
     )
     if not isinstance(learnt.loss, objective.MeanLoss):
         raise config.ConfigError(
-            f"{where}: its loss cannot be taken in parts of a batch; set 0, or "
-            f"make it a {_SPLIT}"
+            f"{where}: its loss cannot be taken in parts of a batch; set "
+            f"config.train.microbatch = 0, or make it a {_SPLIT}"
         )
 
     def aux() -> Any:
@@ -63,8 +63,8 @@ def check(experiment: config.Experiment, learnt: objective.Objective) -> None:
     ]
     if odd:
         raise config.ConfigError(
-            f"{where}: the mean of its state over passes has no meaning where aux"
-            f"{'; aux'.join(odd)}; set 0"
+            f"{where}: the mean of its state over passes cannot be taken: aux"
+            f"{'; aux'.join(odd)}; set config.train.microbatch = 0"
         )
 
 
@@ -201,7 +201,7 @@ def _add(total: jax.Array, more: jax.Array) -> jax.Array:
 def split(tree: Any, microbatch: int) -> Any:
     """Arrays [passes, microbatch, ...] of arrays [rows, ...]; no row leaves its device.
 
-    Pass i has the i-th part of the rows of each device.
+    Pass i takes part i of each device's rows.
 
     Raises:
       ValueError: the microbatch does not divide the rows, or the devices do not divide

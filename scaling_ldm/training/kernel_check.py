@@ -1,7 +1,7 @@
-"""A kernel of attention is held against the plain form on the device that will run it.
+"""A kernel of attention is compared with the plain form on the device that will run it.
 
 Tests compare the kernels on a CPU, in an interpreter or with another library in their
-place. What a compiler and a device make of them is seen there alone. So a process that
+place. Only the real device shows what its compiler makes of them. So a process that
 would use a kernel computes a small attention in both ways before it does anything else.
 """
 
@@ -16,15 +16,17 @@ import numpy as np
 from scaling_ldm import config
 from scaling_ldm.models import attention, attention_backends
 
-# Of the largest value. Bfloat16 rounds by 0.4%, and gradients add up such errors.
+# As a share of the largest value. Bfloat16 rounds by 0.4%, and gradients add up such
+# errors.
 LARGEST_DIFFERENCE = 0.03
-_QUERIES, _KEYS, _HEADS = 256, 333, 2  # keys that fill no tile
+_QUERIES, _KEYS, _HEADS = 256, 333, 2  # a number of keys that is no multiple of a tile
 
 
 def check(model: config.ModelConfig) -> None:
     """Refuses a kernel whose values or gradients are wrong on the first local device.
 
-    It does nothing where every attention is plain.
+    It does nothing where every attention is plain, or where the kernel cannot take
+    these heads.
 
     Raises:
       ConfigError: the device cannot run the kernel; or it differs from the plain form

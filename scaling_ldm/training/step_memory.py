@@ -1,8 +1,8 @@
 """What a training step holds on one device, by tracing it for a mesh of devices.
 
-The step is traced under a mesh of no real devices, so every array has the shape that it
-has on one of them, and `flops.memory` finds the peak. Nothing is compiled. A trace
-takes seconds: a network is traced once for each mesh.
+The step is traced under a mesh of described devices, so that each array has its shape
+on one device. `flops.memory` finds the peak. Nothing is compiled. A trace takes
+seconds: a network is traced once for each mesh.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from scaling_ldm.config import objective_kind
 from scaling_ldm.flops import memory, peaks
 from scaling_ldm.training import capacity, mesh, objective_checks, optimizer, train_step
 
-# A plan traces only this many networks, those that need most, and only from this many
-# bytes on a device on: a trace takes seconds, and smaller networks fit anyway.
+# A plan traces only this many networks, those that need most, and only if a device
+# needs at least LARGE bytes. A trace takes seconds, and smaller networks fit anyway.
 TRACED = 3
 LARGE = 2**30
 
@@ -35,14 +35,17 @@ LARGE = 2**30
 def estimated(
     experiment: config.Experiment, rows: Sequence[records.RunSpec]
 ) -> list[records.RunSpec]:
-    """A plan's rows, those that need most memory with the estimated peak of a step.
+    """The rows of a plan. The largest ones get the estimated peak of a step.
 
-    The others keep state and saved activations, so `is_least` is true of them: rows
-    below `LARGE`, all but the `TRACED` largest networks, convolutional networks, whose
-    trace takes a minute, objectives of a user's own, which may not be made for a mesh,
-    devices that do not share batch, passes and parameters evenly, GPUs with cuDNN's
-    attention if cuDNN is not installed here, and devices without a row in
-    `flops.peaks.PEAKS`, such as CPUs.
+    The others keep state and saved activations, so `is_lower_bound` is true of them:
+
+    - rows below `LARGE`;
+    - all but the `TRACED` largest networks;
+    - convolutional networks, whose trace takes a minute;
+    - objectives of a user's own, which may not be made for a mesh;
+    - devices that do not share batch, passes and parameters evenly;
+    - GPUs with cuDNN's attention, if cuDNN is not installed here;
+    - devices without a row in `flops.peaks.PEAKS`, such as CPUs.
     """
     cfg, found, done = experiment.plan, list(rows), {}
     order = range(len(found))
@@ -54,7 +57,7 @@ def estimated(
         if own.model.architecture in config.CONVOLUTIONAL:
             continue
         rows = row.batch_size, own.train.microbatch
-        if not is_possible(*rows, cfg.devices, own.mesh.fsdp):
+        if not divides_evenly(*rows, cfg.devices, own.mesh.fsdp):
             continue
         if objective_kind.is_own(own.objective_kind):
             continue
@@ -73,7 +76,7 @@ def estimated(
     return found
 
 
-def is_least(experiment: config.Experiment, row: records.RunSpec) -> bool:
+def is_lower_bound(experiment: config.Experiment, row: records.RunSpec) -> bool:
     """Whether the memory of a plan's row is that of state and saved activations."""
     fsdp = config.with_overrides(experiment, row.overrides).mesh.fsdp
     parts = capacity.step_bytes(
@@ -82,7 +85,7 @@ def is_least(experiment: config.Experiment, row: records.RunSpec) -> bool:
     return row.memory_bytes_per_device == parts
 
 
-def is_possible(batch_size: int, microbatch: int, devices: int, fsdp: int) -> bool:
+def divides_evenly(batch_size: int, microbatch: int, devices: int, fsdp: int) -> bool:
     """Whether the devices share a batch, its passes and the parameters evenly."""
     return devices % fsdp == batch_size % devices == microbatch % devices == 0
 
@@ -97,7 +100,7 @@ def step_memory(
 ) -> memory.PeakMemory:
     """The peak of one optimizer step at `train.batch_size`, on one of the devices.
 
-    With `train.steps_per_dispatch`, the batches that wait are not counted.
+    With `train.steps_per_dispatch`, batches waiting on the device are not counted.
 
     Args:
       devices: of the job.
@@ -105,10 +108,10 @@ def step_memory(
       accelerator: the kind of device, a key of `flops.peaks.PEAKS`.
 
     Raises:
-      ValueError: `is_possible` is false.
+      ValueError: `divides_evenly` is false.
     """
     rows = experiment.train.batch_size, experiment.train.microbatch
-    if not is_possible(*rows, devices, fsdp):
+    if not divides_evenly(*rows, devices, fsdp):
         raise ValueError(
             f"{rows[0]} rows in passes of {rows[1]} on {devices} devices, of which "
             f"{fsdp} share parameters"

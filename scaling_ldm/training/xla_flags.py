@@ -1,8 +1,8 @@
-"""Flags of the compilers with which collectives run beside arithmetic.
+"""Compiler flags that let collectives run at the same time as arithmetic.
 
 MaxText, AXLearn and JAX-Toolbox set these for training with sharded parameters. All are
-switches that are turned on, and `config.mesh.overlap_collectives` turns all of them
-off. Of a flag that XLA_FLAGS or LIBTPU_INIT_ARGS names already, the value there stays.
+switches that are turned on, and `config.mesh.overlap_collectives=False` sets none of
+them. A flag that XLA_FLAGS or LIBTPU_INIT_ARGS already sets keeps its value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLAGS: dict[str, dict[str, str]] = {
             "runs a collective inside of the arithmetic beside it"
         ),
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": (
-            "does so with all-gathers"
+            "runs all-gathers inside of the arithmetic beside them"
         ),
         "xla_tpu_enable_async_collective_fusion_multiple_steps": (
             "spreads one collective over several operations"
@@ -41,7 +41,7 @@ FLAGS: dict[str, dict[str, str]] = {
             "overlaps sums of gradients between slices with the backward pass"
         ),
         "xla_tpu_data_parallel_opt_different_sized_ops": (
-            "does so for gradients of different sizes"
+            "overlaps sums of gradients of different sizes with the backward pass"
         ),
     },
     "cuda": {
@@ -59,7 +59,7 @@ FLAGS: dict[str, dict[str, str]] = {
         ),
     },
 }
-# Where a platform's flags are set before jax starts it. Only libtpu reads the first.
+# Environment variable of each platform's flags. Only libtpu reads LIBTPU_INIT_ARGS.
 _VARIABLES = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS"}
 # Names of a platform in jax_platforms.
 _ALIASES = {"tpu": ("tpu",), "cuda": ("cuda", "gpu")}
@@ -71,7 +71,8 @@ def options(cfg: config.MeshConfig, platform: str) -> dict[str, bool]:
     """The flags as compiler options, without those that the environment names.
 
     Args:
-      platform: of the devices that are compiled for; any but those of FLAGS has none.
+      platform: of the devices that are compiled for; a platform not in FLAGS has no
+        options.
     """
     if not cfg.overlap_collectives:
         return {}
@@ -81,9 +82,8 @@ def options(cfg: config.MeshConfig, platform: str) -> dict[str, bool]:
 def set_for_devices(cfg: config.MeshConfig) -> None:
     """Adds the flags to the environment of this process, for the devices it will use.
 
-    Call it before anything uses a device: the compilers read their variables once. On a
-    machine with neither TPU nor GPU it does nothing, and so it does where a variable
-    names a file of flags instead of flags.
+    Call it before anything uses a device: the compilers read their variables once. It
+    does nothing without a TPU or GPU, or if the variable names a file of flags.
     """
     for platform, variable in _VARIABLES.items():
         given = os.environ.get(variable, "").strip()
@@ -101,7 +101,9 @@ def _named() -> set[str]:
 
 
 def _is_used(platform: str) -> bool:
-    """Whether jax will start this platform; for TPUs, whether it would if one is there.
+    """Whether jax will start this platform.
+
+    For TPUs: whether it would start one if one were there.
 
     It is decided before jax looks for devices, so by what is installed.
     """

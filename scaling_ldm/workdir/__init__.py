@@ -1,8 +1,35 @@
 """A working directory: its experiment, the files of its runs, its samples and exports.
 
-`ownership` ties it to one experiment, and `lock` to one process at a time. `runs` is
-the only module that knows where the files of a run are, `samples` holds generated
-pictures, `exports` reads and describes a folder of weights. The modules are the public
-names. They are imported one by one, because the report reads `runs` without jax.
-May import: records, config, models, data, training.
+The modules are the public names. They are imported one by one, because the report reads
+`runs` without jax.
+
+Whose it is, and who works in it:
+
+- ownership: whether it is this experiment's and whether it is complete.
+- lock: files that say which process works on what.
+- lock_file: what a lock does with its file.
+- ending: ends a process, and detects that another one of its job is gone.
+- exit_status: the exit status of each error.
+
+Its runs:
+
+- runs: the files, records and weights of the runs.
+- missing: rows of a plan that are still to be trained.
+- plan_table: the plan as text for people.
+
+Its samples and exports:
+
+- samples: the pictures of the generate stage.
+- sample_grid: these pictures in one picture.
+- exports: weights in a folder, and the card that describes them.
+
+Weights:
+
+- initial_weights: finds the weights that training starts from.
+- init_record: these weights, as the directory records them.
+- loading: opens what was trained as a model that draws pictures.
+- pipelines: opens a folder of diffusers.
+- scheduler_config: what its scheduler_config.json says.
+
+May import: records, config, models, diffusion, data, training.
 """

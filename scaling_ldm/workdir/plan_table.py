@@ -73,7 +73,7 @@ def table(
     cells += [[f(first + i, row) for _, f in columns] for i, row in enumerate(rows)]
     memory = [name for name, _ in columns].index("GiB/device")
     for line, row in zip(cells[1:], rows, strict=True):
-        if step_memory.is_least(experiment, row):
+        if step_memory.is_lower_bound(experiment, row):
             line[memory] = ">" + line[memory]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [

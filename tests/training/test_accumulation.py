@@ -212,7 +212,10 @@ def test_a_loss_that_cannot_be_taken_in_parts_is_refused(tiny):
     accumulation.check(experiment_of(tiny), own)
     accumulation.check(experiment_of(tiny, train__microbatch=ROWS), own)
     counts = dataclasses.replace(learnt, init_aux=lambda *_: {"n": jnp.int32(0)})
-    with pytest.raises(config.ConfigError, match=r"where aux\['n'\] is int32; set 0"):
+    with pytest.raises(
+        config.ConfigError,
+        match=r"taken: aux\['n'\] is int32; set config\.train\.micro",
+    ):
         accumulation.check(e, counts)
 
 

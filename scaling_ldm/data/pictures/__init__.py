@@ -4,6 +4,7 @@
     pictures.read(17)  # Picture(image=uint8 [h, w, 3], caption=..., name=...)
 
 See `record` for the interface and each source's module for its files and options.
+May import: records, config, and the rest of data.
 """
 
 from __future__ import annotations
