@@ -148,14 +148,7 @@ def gradient(
                 params, part
             )
             refuse(*rest)
-            after, measured = rest
-            sums, mean_aux, done = total
-            sums = jax.tree.map(_add, sums, (value, measured, slope))
-            # A running mean, so that what does not change keeps its bits.
-            mean_aux = jax.tree.map(
-                lambda m, a: _add(m, (_add(-m, a)) / (done + 1)), mean_aux, after
-            )
-            return (sums, mean_aux, done + 1), None
+            return _with_pass(total, value, *rest, slope), None
 
         sums = (
             jnp.float32(0),
@@ -173,6 +166,15 @@ def gradient(
         return (value / count, (after, measured)), jax.tree.map(mean, slope, params)
 
     return in_passes if microbatch else whole
+
+
+def _with_pass(total: Any, value: Any, after: Any, measured: Any, slope: Any) -> Any:
+    """(sums of loss, metrics and gradient; mean of aux; passes), with one pass more."""
+    sums, mean, done = total
+    sums = jax.tree.map(_add, sums, (value, measured, slope))
+    # A running mean, so that what does not change keeps its bits.
+    mean = jax.tree.map(lambda m, a: _add(m, _add(-m, a) / (done + 1)), mean, after)
+    return sums, mean, done + 1
 
 
 def _on_rows_of(x: Any, drawn: Any) -> Any:
