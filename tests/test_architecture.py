@@ -1,6 +1,7 @@
 """The direction of imports, as the tables of docs/architecture.md have it."""
 
 import ast
+import builtins
 import functools
 import pathlib
 import re
@@ -130,6 +131,34 @@ def test_no_class_name_stands_for_two_things():
                     f"{path}, {found[node.name]}: {node.name}"
                 )
                 found[node.name] = path
+
+
+def test_every_exception_class_is_in_records():
+    """So that each has one place, and its exit status is looked up by class."""
+    ours = {
+        node.name
+        for node in ast.parse((ROOT / "records" / "errors.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    built_in = {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    assert "ConfigError" in ours
+    for path in modules():
+        if path == ROOT / "records" / "errors.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                found = {
+                    base
+                    for base in bases
+                    if base in ours | built_in
+                    or base.endswith(("Error", "Exception", "Warning"))
+                }
+                assert not found, f"{path}: {node.name} is an exception"
 
 
 def test_files_and_functions_are_short():
