@@ -157,12 +157,7 @@ def gradient(
             )
             return (sums, mean_aux, done + 1), None
 
-        sums = (
-            jnp.float32(0),
-            {name: jnp.float32(0) for name in learnt.metrics},
-            jax.tree.map(_zeros, params),
-        )
-        zero = (sums, jax.tree.map(_zeros, aux), jnp.int32(0))
+        zero = _before_the_first(learnt, params, aux)
         ((value, measured, slope), after, _), _ = jax.lax.scan(one, zero, parts)
 
         def mean(total: jax.Array, like: Any) -> jax.Array:
@@ -173,6 +168,16 @@ def gradient(
         return (value / count, (after, measured)), jax.tree.map(mean, slope, params)
 
     return in_passes if microbatch else whole
+
+
+def _before_the_first(learnt: objective.Objective, params: Any, aux: Any) -> Any:
+    """Sums of loss, metrics and gradient, the mean of aux, and passes done: zeros."""
+    sums = (
+        jnp.float32(0),
+        {name: jnp.float32(0) for name in learnt.metrics},
+        jax.tree.map(_zeros, params),
+    )
+    return sums, jax.tree.map(_zeros, aux), jnp.int32(0)
 
 
 def _on_rows_of(x: Any, drawn: Any) -> Any:

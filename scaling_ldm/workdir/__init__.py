@@ -4,5 +4,5 @@
 the only module that knows where the files of a run are, `samples` holds generated
 pictures, `exports` reads and describes a folder of weights. The modules are the public
 names. They are imported one by one, because the report reads `runs` without jax.
-May import: records, config, models, data, training.
+May import: records, config, models, diffusion, data, training.
 """

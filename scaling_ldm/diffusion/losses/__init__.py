@@ -5,5 +5,5 @@ autoencoder. `validation` is the held-out loss of a run. `vlb` and `ode_likeliho
 bits per dim; `likelihood` and `ode_solvers` hold what they share. Every function takes
 any network as a callable. The modules are the public names.
 
-May import: config, models, and the rest of diffusion.
+May import: models, and the rest of diffusion.
 """

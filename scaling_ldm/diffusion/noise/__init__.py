@@ -24,7 +24,7 @@ which samplers compute their coefficients. Nothing is computed in bfloat16.
 | `rectified_flow` | 0 ... 1 | Liu 2022, Lipman 2022 |
 | `edm` | sigma itself | Karras 2022 |
 
-May import: config.
+May import: nothing else of the library.
 """
 
 from collections.abc import Callable
