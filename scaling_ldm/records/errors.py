@@ -35,8 +35,11 @@ class TooManyBad(ConfigError):
     """More records of a data source are bad than the accepted fraction."""
 
 
-class UnknownKey(KeyError):
-    """A field that no experiment has; the message names the nearest one."""
+class UnknownKey(KeyError, AttributeError):
+    """A field that no experiment has; the message names the nearest one.
+
+    It is what both `c["x"]` and `c.x` raise.
+    """
 
     def __str__(self) -> str:
         return str(self.args[0])
