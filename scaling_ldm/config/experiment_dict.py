@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import ml_collections
@@ -17,7 +17,7 @@ from scaling_ldm.records.errors import UnknownKey
 
 
 @contextlib.contextmanager
-def _as_unknown_key() -> Iterator[None]:
+def _as_unknown_key() -> Generator[None, None, None]:
     """A context in which UnknownKey stays itself: ml_collections wraps KeyErrors."""
     try:
         yield

@@ -21,7 +21,8 @@ exact everywhere. Samplers refuse the combinations that need the missing informa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -96,7 +97,14 @@ def kind(name: str) -> PredictionKind:
         return PREDICTIONS[name]
     except KeyError:
         known = ", ".join(PREDICTIONS)
-        raise ValueError(f"prediction {name!r} is none of {known}") from None
+        close = did_you_mean(name, PREDICTIONS)
+        raise ValueError(f"prediction {name!r} is none of {known}{close}") from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or ""."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def is_defined(name: str, wanted: str, alpha: Level, sigma: Level) -> bool:

@@ -84,7 +84,7 @@ def table(
     lines.insert(1, "  ".join("-" * w for w in widths))
     if cfg.flops_per_second_per_device:
         speed = (
-            f"{cfg.flops_per_second_per_device:.3g} FLOP/s a device (stated in "
+            f"{cfg.flops_per_second_per_device:.3g} FLOP/s per device (stated in "
             "config.plan.flops_per_second_per_device)"
         )
     else:
@@ -96,7 +96,7 @@ def table(
         f"{si(sum(row.images for row in rows))} images, {total} on "
         f"{cfg.devices} x {cfg.accelerator} at {speed}.",
         "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is an "
-        f"estimate of a step's peak on {cfg.devices} devices; after > it is state / "
+        f"estimate of a step's peak on {_devices(cfg.devices)}; after > it is state / "
         f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} alone. "
         "Time is that of training steps; compilation, encoding, measuring and "
         "checkpoints come on top.",
@@ -233,6 +233,10 @@ def epochs(
 
 def _runs(rows: Sequence[records.RunSpec]) -> str:
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def _listed(numbers: set[int]) -> str:

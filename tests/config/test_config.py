@@ -350,6 +350,14 @@ def test_load_says_which_file_was_meant(tmp_path):
         config.load(tmp_path / "tiny.py")
 
 
+def test_a_misspelt_metric_names_the_nearest():
+    said = refused(
+        lambda c: c["evaluate"].update(metrics=("fdi", "kidd"), network="clip")
+    )
+    assert "config.evaluate.metrics = ('fdi', 'kidd'): may hold fd, fd_infinity" in said
+    assert "did you mean fd, kid?" in said
+
+
 FAILING = {
     "calls": ("import scaling_ldm", "    return scaling_ldm.fit.isoflop([1])", 5),
     "imports": ("import nowhere", "    return None", 1),

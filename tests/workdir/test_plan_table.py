@@ -41,7 +41,9 @@ def test_a_time_has_a_unit_that_fits(seconds, text):
 
 def test_a_stated_speed_is_not_called_measured(tiny, rows):
     text = plan_table.table(config.resolve(tiny), rows)
-    assert "(stated in config.plan.flops_per_second_per_device)" in text
+    assert "FLOP/s per device (stated in config.plan.flops_per_second_per_de" in text
+    assert f"peak on {tiny.plan.devices} devices; after" in text
+    assert "peak on 1 device; after" in plan_table.table(changed(tiny), rows)
     assert "measured)" not in text and "compilation" in text
     e = changed(tiny, plan={"flops_per_second_per_device": 0.0, "accelerator": "t4"})
     assert "40% of peak (assumed" in plan_table.table(e, rows)
