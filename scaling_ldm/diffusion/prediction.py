@@ -21,8 +21,7 @@ exact everywhere. Samplers refuse the combinations that need the missing informa
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scaling_ldm.diffusion.shapes import SamplesB
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 SMALLEST = 1e-18  # replaces zero in a divisor; its square is a normal float32
 # The variance of the noise of a step from t to t - 1 (Ho et al. 2020, section 3.2):
@@ -99,12 +99,6 @@ def kind(name: str) -> PredictionKind:
         known = ", ".join(PREDICTIONS)
         close = did_you_mean(name, PREDICTIONS)
         raise ValueError(f"prediction {name!r} is none of {known}{close}") from None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or ""."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f". Did you mean {close[0]}?" if close else ""
 
 
 def is_defined(name: str, wanted: str, alpha: Level, sigma: Level) -> bool:

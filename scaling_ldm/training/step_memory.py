@@ -53,8 +53,8 @@ def estimated(
             break
         if own.model.architecture in config.CONVOLUTIONAL:
             continue
-        rows = row.batch_size, own.train.microbatch
-        if not is_possible(*rows, cfg.devices, own.mesh.fsdp):
+        sizes = row.batch_size, own.train.microbatch
+        if not is_possible(*sizes, cfg.devices, own.mesh.fsdp):
             continue
         if objective_kind.is_own(own.objective_kind):
             continue

@@ -10,9 +10,9 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 
-from scaling_ldm.diffusion.prediction import did_you_mean
 from scaling_ldm.diffusion.samplers import ddim_ddpm, dpm_solver, euler_heun, unipc
 from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 Solver = Callable[..., SolverTable]  # (TimeGrid, options by keyword) -> SolverTable
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scaling_ldm.diffusion import noise
-from scaling_ldm.diffusion.prediction import did_you_mean
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 # Replaces an infinite logsnr when points are spaced by logsnr or sigma. Beyond it, the
 # image or the noise is smaller than the float32 rounding of the other.
