@@ -8,6 +8,7 @@ import math
 import pathlib
 import re
 from html import parser
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -83,17 +84,8 @@ def make_workdir(
         )
         if lean:
             continue
-        steps = np.arange(1, 61) * record.steps / 60
         end = measured[spec.run_id][TRAIN_LOSS, RAW]
-        curve = end * (1 + 3 * np.exp(-steps / steps[-1] * 14))
-        curve *= 1 + 0.4 * (steps / steps[-1] + 0.02) ** -0.25 - 0.4
-        curve += rng.normal(0, 0.01, 60)
-        lines = [
-            {"step": s, "loss": y, "flops": s * spec.flops_per_step, "seconds": s / 50}
-            for s, y in zip(steps.round().tolist(), curve.tolist(), strict=True)
-        ]
-        if record.status != "finished":
-            lines = [*lines[:3], {**lines[3], "loss": "nan"}]
+        lines = _curve(spec, record, end, rng)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         records.write_text(folder / "metrics.jsonl", text)
     experiment = {
@@ -117,6 +109,23 @@ def make_workdir(
     if not lean:
         sample(workdir, specs[-2].run_id)
     return workdir
+
+
+def _curve(
+    spec: RunSpec, record: records.TrainRecord, end: float, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: a noisy curve that falls to `end`."""
+    steps = np.arange(1, 61) * record.steps / 60
+    curve = end * (1 + 3 * np.exp(-steps / steps[-1] * 14))
+    curve *= 1 + 0.4 * (steps / steps[-1] + 0.02) ** -0.25 - 0.4
+    curve += rng.normal(0, 0.01, 60)
+    lines: list[dict[str, Any]] = [
+        {"step": s, "loss": y, "flops": s * spec.flops_per_step, "seconds": s / 50}
+        for s, y in zip(steps.round().tolist(), curve.tolist(), strict=True)
+    ]
+    if record.status != "finished":
+        lines = [*lines[:3], {**lines[3], "loss": "nan"}]
+    return lines
 
 
 def row(spec: RunSpec, step: int, metric: str, weights: str, value: float):

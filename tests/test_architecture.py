@@ -1,6 +1,7 @@
 """The direction of imports, as the tables of docs/architecture.md have it."""
 
 import ast
+import builtins
 import functools
 import pathlib
 import re
@@ -12,7 +13,8 @@ import pytest
 import scaling_ldm
 
 ROOT = pathlib.Path(scaling_ldm.__file__).parent
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "architecture.md"
+PROJECT = pathlib.Path(__file__).parents[1]
+PAGE = PROJECT / "docs" / "architecture.md"
 
 
 def table(heading):
@@ -47,24 +49,35 @@ def modules():
 
 
 @functools.cache
-def imports(path):
-    """(package, our folder or None, our module or None) of every import in a file."""
+def imported(path):
+    """The full name of every import in a file: package.module.name."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        full = []
         if isinstance(node, ast.Import):
-            full = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            full = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in full:
-            parts = name.split(".")
-            ours = parts[0] == "scaling_ldm"
-            found.append(
-                (parts[0], parts[1], ".".join(parts[1:3]))
-                if ours
-                else (parts[0], "", "")
-            )
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def full_names(path):
+    """What a file imports of the library, without the library's own name."""
+    ours = "scaling_ldm."
+    return [name.removeprefix(ours) for name in imported(path) if name.startswith(ours)]
+
+
+def imports(path):
+    """(package, our folder or "", our module or "") of every import in a file."""
+    found = []
+    for name in imported(path):
+        package, *parts = name.split(".")
+        ours = package == "scaling_ldm"
+        found.append(
+            (package, parts[0], ".".join(parts[:2]))
+            if ours
+            else (name.split(".")[0], "", "")
+        )
     return found
 
 
@@ -87,16 +100,42 @@ def test_every_import_stands_in_the_table():
                 assert other in FOLDERS[folder], f"{path} imports {other}"
 
 
-def test_no_two_modules_import_each_other():
+def test_every_row_of_the_table_is_used():
+    used = {folder: set() for folder in FOLDERS}
+    for path, folder in modules().items():
+        used[folder] |= {other for _, other, _ in imports(path)}
+    for folder, allowed in FOLDERS.items():
+        assert set(allowed) <= used[folder], f"{folder}: {set(allowed) - used[folder]}"
+
+
+def module_name(path):
+    """Within the library; that of a package for its __init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def edges_between(known):
+    """Each module or package -> those that its imports name.
+
+    `from a.b import c` names a.b.c where that is a module, and else a.b.
+    """
     edges = {}
-    for path in modules():
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        edges[name] = {
-            ".".join(target.split(".")) for _, _, target in imports(path) if target
-        }
+    for name, path in known.items():
+        edges[name] = set()
+        for target in full_names(path):
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            edges[name] |= {target} - {"", name}
+    return edges
+
+
+def test_no_two_modules_import_each_other():
+    known = {module_name(path): path for path in modules()}
+    edges = edges_between(known)
+    assert "diffusion.samplers.time_grid" in edges["diffusion.samplers.planning"]
     for name, targets in edges.items():
         for target in targets:
-            assert name not in edges.get(target, ()), f"{name} <-> {target}"
+            assert name not in edges[target], f"{name} <-> {target}"
 
 
 def test_stages_do_not_import_one_another():
@@ -113,12 +152,23 @@ def test_packages_have_their_sole_importers():
                 assert folder in SOLE[package], f"{path} imports {package}"
 
 
+def said_to_import(text):
+    """The folders in "records, flops (peaks)" or in "every folder but report"."""
+    if text.startswith("every folder but"):
+        return {*FOLDERS} - {*re.findall(r"\w+", text), "stages"}
+    if text == "the standard library alone":
+        return set()
+    return set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", text)))
+
+
 def test_every_folder_says_what_it_may_import():
     for folder in FOLDERS:
         path = ROOT / folder / "__init__.py"
         if path.exists():
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
-            assert "May import" in text, f"{path} does not say what it may import"
+            said = re.search(r"May\s+import:\s+([^.;]*)", text)
+            assert said, f"{path} does not say what it may import"
+            assert said_to_import(said[1]) == set(FOLDERS[folder]), path
 
 
 def test_no_class_name_stands_for_two_things():
@@ -132,10 +182,45 @@ def test_no_class_name_stands_for_two_things():
                 found[node.name] = path
 
 
-def test_files_and_functions_are_short():
+def test_every_exception_class_is_in_records():
+    """So that each has one place, and its exit status is looked up by class."""
+    ours = {
+        node.name
+        for node in ast.parse((ROOT / "records" / "errors.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    built_in = {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    assert "ConfigError" in ours
     for path in modules():
+        if path == ROOT / "records" / "errors.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                found = {
+                    base
+                    for base in bases
+                    if base in ours | built_in
+                    or base.endswith(("Error", "Exception", "Warning"))
+                }
+                assert not found, f"{path}: {node.name} is an exception"
+
+
+# Each folder -> the most lines of a file.
+LENGTHS = {ROOT: 400, PROJECT / "tests": 800, PROJECT / "tools": 400}
+
+
+@pytest.mark.parametrize("folder", LENGTHS, ids=lambda folder: folder.name)
+def test_files_and_functions_are_short(folder):
+    paths = sorted(folder.rglob("*.py"))
+    assert paths
+    for path in paths:
         text = path.read_text()
-        assert text.count("\n") <= 400, path
+        assert text.count("\n") <= LENGTHS[folder], path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 given = node.args

@@ -144,6 +144,32 @@ def _conditions(field: str) -> list[str]:
     return found
 
 
+def _section(section: str, found: DocumentedClass) -> list[str]:
+    """The part of docs/config.md about the fields of one section."""
+    wheres = [f"{section}.{field.name}" for field in found.fields]
+    clauses = [_conditions(where) for where in wheres]
+    common = [
+        clause
+        for clause in dict.fromkeys(itertools.chain(*clauses))
+        if sum(clause in each for each in clauses) > len(wheres) / 2
+    ]
+    out = [f"## config.{section}\n"]
+    if common:
+        said = " and ".join(c[0].lower() + c[1:] for c in common)
+        out.append(f"Unless a row says otherwise, a field here is {said}.\n")
+    out.append("| field | type | default | meaning |\n|---|---|---|---|")
+    for field, where, each in zip(found.fields, wheres, clauses, strict=True):
+        parts = [_with_names(field.comment, config_names.CHOICES.get(where))]
+        parts += [clause for clause in each if clause not in common]
+        if common and not each:
+            parts.append("Always read")
+        meaning = ". ".join(part.rstrip(".") for part in parts if part)
+        cells = (f"`{field.name}`", f"`{field.type}`", f"`{field.default}`")
+        out.append("| " + " | ".join(_cell(c) for c in (*cells, meaning)) + " |")
+    out.append("")
+    return out
+
+
 def config_page() -> str:
     """docs/config.md: every field of an experiment."""
     out = ["# Config reference\n\n" + NOTICE]
@@ -191,28 +217,7 @@ def config_page() -> str:
         "`config.question` is printed at the head of the report.\n"
     )
     for section in sections:
-        found = classes[section.type]
-        wheres = [f"{section.name}.{field.name}" for field in found.fields]
-        clauses = [_conditions(where) for where in wheres]
-        common = [
-            clause
-            for clause in dict.fromkeys(itertools.chain(*clauses))
-            if sum(clause in each for each in clauses) > len(wheres) / 2
-        ]
-        out.append(f"## config.{section.name}\n")
-        if common:
-            said = " and ".join(c[0].lower() + c[1:] for c in common)
-            out.append(f"Unless a row says otherwise, a field here is {said}.\n")
-        out.append("| field | type | default | meaning |\n|---|---|---|---|")
-        for field, where, each in zip(found.fields, wheres, clauses, strict=True):
-            parts = [_with_names(field.comment, config_names.CHOICES.get(where))]
-            parts += [clause for clause in each if clause not in common]
-            if common and not each:
-                parts.append("Always read")
-            meaning = ". ".join(part.rstrip(".") for part in parts if part)
-            cells = (f"`{field.name}`", f"`{field.type}`", f"`{field.default}`")
-            out.append("| " + " | ".join(_cell(c) for c in (*cells, meaning)) + " |")
-        out.append("")
+        out += _section(section.name, classes[section.type])
     out.append("## Renamed fields\n")
     out.append(
         "An old name is still read, with a line that says the new one. Working "

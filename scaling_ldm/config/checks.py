@@ -186,7 +186,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         if unknown or len(set(values)) < len(values):
             problems.append(
                 f"config.{where} = {values}: may hold {', '.join(known)}, each at most "
-                "once"
+                f"once {names.did_you_mean(unknown, known)}".rstrip()
             )
     for where in ("frontier.steps", "frontier.guidances"):
         values = reads.value(e, where)

@@ -142,14 +142,12 @@ def check_stages(given: Sequence[str]) -> tuple[str, ...]:
     """The given stages in the order in which they run.
 
     Raises:
-      ConfigError: no stage, or an unknown one; names the nearest.
+      ConfigError: no stage, or unknown ones; names the nearest.
     """
     known = f"known: {', '.join(STAGES)}"
-    for stage in given:
-        if stage not in STAGES:
-            close = names.nearest(stage, STAGES)
-            hint = f"did you mean {close}? " if close else ""
-            raise ConfigError(f"--stages: {stage} unknown; {hint}{known}")
+    if unknown := [stage for stage in given if stage not in STAGES]:
+        said = names.did_you_mean(unknown, STAGES)
+        raise ConfigError(f"--stages: {', '.join(unknown)} unknown; {said}{known}")
     if not given:
         raise ConfigError(f"--stages: none given; {known}")
     return tuple(stage for stage in STAGES if stage in given)
@@ -207,10 +205,23 @@ def said_of(error: Exception) -> str:
     """One line about a bad flag; of one that does not exist, the nearest."""
     name = getattr(error, "flagname", "")  # of absl's error for an unknown flag
     if not name:
-        return f"{error}"
+        return _of_a_number(f"{error}")
     close = names.nearest(name, FLAGS)
     hint = f"did you mean --{close}?" if close else "--help shows the flags"
     return f"unknown flag --{name}: {hint}"
+
+
+def _of_a_number(said: str) -> str:
+    """The message about a flag; of one that is no number, in plain words.
+
+    absl gives no more of such a flag than a text of its own: "flag --NAME=VALUE: why".
+    """
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", said, re.DOTALL)
+    kind = type(_default(match[1])) if match else None
+    if match is None or kind not in (int, float):
+        return said
+    number = "a whole number" if kind is int else "a number"
+    return f"--config.{match[1]}: must be {number}, got {match[2]!r}"
 
 
 def check_left(path: str, words: Sequence[str]) -> None:
@@ -220,7 +231,12 @@ def check_left(path: str, words: Sequence[str]) -> None:
       ConfigError: no experiment file is given, or words that belong to no flag.
     """
     if words:
-        raise ConfigError(f"{' '.join(words)!r} is no flag; --help shows the flags")
+        stages = [names.nearest(word, STAGES) for word in words]
+        meant = ",".join(stage for stage in stages if stage)
+        hint = "--help shows the flags"
+        if None not in stages:
+            hint = f"did you mean --stages={meant}?"
+        raise ConfigError(f"{' '.join(words)!r} is no flag; {hint}")
     if not path:
         raise ConfigError(
             "no experiment is given: add --config=FILE, as in "

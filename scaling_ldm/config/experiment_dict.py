@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import ml_collections
@@ -13,6 +14,17 @@ from scaling_ldm.config import axes, names
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.config.identity import FIRST_NAMES, current
 from scaling_ldm.records.errors import UnknownKey
+
+
+@contextlib.contextmanager
+def _as_unknown_key() -> Generator[None, None, None]:
+    """A context in which UnknownKey stays itself: ml_collections wraps KeyErrors."""
+    try:
+        yield
+    except AttributeError as e:
+        if e.args and isinstance(e.args[0], UnknownKey):
+            raise e.args[0] from None
+        raise
 
 
 class ExperimentDict(ml_collections.ConfigDict):
@@ -42,6 +54,14 @@ class ExperimentDict(ml_collections.ConfigDict):
         if key not in self:
             raise UnknownKey(unknown(key, self.keys()))
         return super().__getitem__(key)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        with _as_unknown_key():
+            super().__setattr__(attribute, value)
+
+    def __getattr__(self, attribute: str) -> Any:
+        with _as_unknown_key():
+            return super().__getattr__(attribute)
 
     def _renamed(self, key: str) -> tuple[str, str] | None:
         """Section and current name of a field under its first name."""

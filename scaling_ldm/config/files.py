@@ -9,6 +9,7 @@ import os
 import pathlib
 import runpy
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +29,12 @@ from scaling_ldm.config import (
 from scaling_ldm.config.experiment_dict import given_as, unknown
 from scaling_ldm.config.fields import Experiment
 from scaling_ldm.records.errors import ConfigError
+
+_LIBRARY = pathlib.Path(__file__).resolve().parents[1]
+_STANDARD = {  # Python's own modules
+    pathlib.Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib")
+}
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -72,17 +79,32 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
 
 def _failure(error: BaseException, path: pathlib.Path) -> str:
     """What failed in an experiment file or its neighbours, and on which lines."""
-    folder = path.resolve().parent
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if folder in pathlib.Path(frame.filename).resolve().parents
-        and frame.filename != __file__
+        if _of_the_user(frame.filename, path.resolve())
     ]
     lines = [f"{path} fails:"]
     lines += [f"  {f.filename}:{f.lineno} in {f.name}: {f.line}" for f in frames[-3:]]
     said = traceback.format_exception_only(error)  # of a SyntaxError: file and line too
     return "\n".join([*lines, *(f"  {line}" for line in "".join(said).splitlines())])
+
+
+def _of_the_user(filename: str, experiment: pathlib.Path) -> bool:
+    """Whether a frame's file is the experiment, or neither the library nor installed.
+
+    The library may lie in the experiment's own folder, as in a checkout's root.
+    """
+    if filename.startswith("<"):  # <frozen runpy> is no file
+        return False
+    file = pathlib.Path(filename).resolve()
+    if file == experiment:
+        return True
+    folders = (_LIBRARY, *_STANDARD)
+    return not (
+        {"site-packages", "dist-packages"} & {*file.parts}
+        or any(folder in file.parents for folder in folders)
+    )
 
 
 def resolve(

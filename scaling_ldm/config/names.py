@@ -227,6 +227,14 @@ def sigma_rel_of(average: str) -> float | None:
     return sigma_rel if average == power_average(sigma_rel) else None
 
 
+def did_you_mean(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """The question "did you mean A, B? " with the nearest known names; "": none is."""
+    known = list(known)
+    close = [nearest(name, known) for name in unknown]
+    found = ", ".join(dict.fromkeys(name for name in close if name))
+    return f"did you mean {found}? " if found else ""
+
+
 def nearest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that a mistyped one is closest to, or None if none is close."""
     return next(iter(difflib.get_close_matches(given, list(known), 1, cutoff)), None)

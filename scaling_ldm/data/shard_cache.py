@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from scaling_ldm import config, records
 from scaling_ldm.data import seals, shards, storage
+from scaling_ldm.records.errors import CacheFull
 
 FOLDER = "shards"  # in the user's cache
 _MARK = re.compile(r"\.room-(\d+)-[0-9a-f]+")
@@ -31,10 +32,6 @@ _DATA = ".data"  # added to the name of a mark: the bytes that have come
 _PAUSE, _LOOKS = 0.1, 3  # seconds between looks for room; looks until it is full
 
 Fetch = Callable[[str, pathlib.Path], None]
-
-
-class Full(config.ConfigError):
-    """The bytes are all taken by shards that are being read."""
 
 
 class ShardCache:
@@ -61,7 +58,7 @@ class ShardCache:
         fetched again.
 
         Raises:
-          Full: there is no room, and no fetch is under way whose end would give some.
+          CacheFull: there is no room, and no fetch that would end and give some.
           Damaged: the remote bytes are not those of the summary, in two fetches.
           ConfigError: the cache is on a file system without locks.
         """
@@ -135,7 +132,7 @@ class ShardCache:
         while file is None:
             try:
                 file = self._marked(mark, wanted)
-            except Full:  # a thread that has just fetched may hold a copy for a moment
+            except CacheFull:  # a thread that has just fetched may hold a copy
                 looks += 1
                 if looks == _LOOKS:
                     raise
@@ -163,7 +160,7 @@ class ShardCache:
           False if there is none until a fetch that is under way has ended.
 
         Raises:
-          Full: there is none, and nothing is being fetched.
+          CacheFull: there is none, and nothing is being fetched.
         """
         reserved = self._reserved()
         copies, taken = [], reserved
@@ -178,7 +175,7 @@ class ShardCache:
             if _remove(path):
                 taken -= size
         if taken + wanted > self._most and not reserved:
-            raise Full(
+            raise CacheFull(
                 f"{self._folder}: {taken:,} bytes of shards are being read, and "
                 f"{wanted:,} more are needed; config.data.cache_gigabytes allows "
                 f"{self._most:,}: raise it, or lower config.data.shuffle_window"

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from scaling_ldm import records
 from scaling_ldm.data import seals, shard_cache, shards
 from scaling_ldm.data.shard_table import ShardTable
+from scaling_ldm.records.errors import CacheFull
 
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 OPEN_SHARDS = 512  # of a source, where the process may open as many files
@@ -184,7 +185,7 @@ class ShardFiles:
         while True:
             try:
                 path, held = self._cache.hold(number, summary)
-            except shard_cache.Full:
+            except CacheFull:
                 if not self._close_one():
                     raise
             else:

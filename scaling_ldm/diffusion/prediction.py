@@ -30,6 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scaling_ldm.diffusion.shapes import SamplesB
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 SMALLEST = 1e-18  # replaces zero in a divisor; its square is a normal float32
 # The variance of the noise of a step from t to t - 1 (Ho et al. 2020, section 3.2):
@@ -96,7 +97,8 @@ def kind(name: str) -> PredictionKind:
         return PREDICTIONS[name]
     except KeyError:
         known = ", ".join(PREDICTIONS)
-        raise ValueError(f"prediction {name!r} is none of {known}") from None
+        close = did_you_mean(name, PREDICTIONS)
+        raise ValueError(f"prediction {name!r} is none of {known}{close}") from None
 
 
 def is_defined(name: str, wanted: str, alpha: Level, sigma: Level) -> bool:

@@ -27,15 +27,40 @@ class Held(ConfigError):
     """Another process works in the same place; the message says which one."""
 
 
-class UnknownKey(KeyError):
-    """A field that no experiment has; the message names the nearest one."""
+class CacheFull(ConfigError):
+    """The bytes of the shard cache are all taken by shards that are being read."""
+
+
+class TooManyBad(ConfigError):
+    """More records of a data source are bad than the accepted fraction."""
+
+
+class UnknownKey(KeyError, AttributeError):
+    """A field that no experiment has; the message names the nearest one.
+
+    It is what both `c["x"]` and `c.x` raise.
+    """
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class Damaged(ValueError):
-    """A file is cut off, changed, or does not hold what belongs there."""
+    """A file is cut off, changed, or does not hold what belongs there.
+
+    Args:
+      text: what is wrong with which file.
+      remedy: what to do, in one sentence after the text; "": remove the file or put a
+        copy back.
+    """
+
+    def __init__(self, text: str = "", remedy: str = "") -> None:
+        super().__init__(text, remedy)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text, remedy = self.args
+        return f"{text}: {remedy}" if remedy else str(text)
 
 
 class NewerVersion(ConfigError):

@@ -2,5 +2,5 @@
 
 Each has `run`, and `check` if something can be refused before any stage runs. They
 hand results to one another in files of records only; no stage imports another.
-May import: every folder but report, study and main.
+May import: every folder but diffusion, report, study and main.
 """

@@ -32,6 +32,7 @@ from scaling_ldm.data import (
 )
 from scaling_ldm.data.pictures import BadRecord, Picture, Tally
 from scaling_ldm.data.pictures.read import read_ahead
+from scaling_ldm.records.errors import TooManyBad
 from scaling_ldm.training import encoding, mesh, progress, survey, time_left
 from scaling_ldm.training.encode_progress import EncodeProgress, by_channel, size
 from scaling_ldm.workdir import lock
@@ -99,13 +100,11 @@ def _run(experiment: config.Experiment, folder: str) -> None:
 
 @contextlib.contextmanager
 def _accepting() -> Generator[None, None, None]:
-    """A context that adds the field that accepts bad records to a ConfigError."""
+    """A context that adds the field that accepts bad records to TooManyBad."""
     try:
         yield
-    except config.ConfigError as e:
-        if "accepted fraction" not in str(e):
-            raise
-        raise config.ConfigError(f"{e}\n{_ACCEPTED}") from e
+    except TooManyBad as e:
+        raise TooManyBad(f"{e}\n{_ACCEPTED}") from e
 
 
 class _Encoder:

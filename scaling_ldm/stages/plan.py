@@ -162,6 +162,11 @@ def _known_beforehand(experiment: config.Experiment) -> list[str]:
             f"config.plan.steps = {cfg.steps}, fewer than config.plan.minimum_steps = "
             f"{cfg.minimum_steps}"
         )
+    if not capacity.is_cpu(cfg.accelerator) and cfg.devices % experiment.mesh.fsdp:
+        found.append(
+            f"config.mesh.fsdp = {experiment.mesh.fsdp} does not divide "
+            f"config.plan.devices = {cfg.devices}, the devices of one run"
+        )
     dtypes = {one.model.compute_dtype for one in axes.variants(experiment)}
     row = peaks.PEAKS.get(cfg.accelerator)
     for dtype in () if cfg.flops_per_second_per_device else sorted(dtypes):

@@ -150,12 +150,7 @@ def gradient(
             refuse(*rest)
             return _with_pass(total, value, *rest, slope), None
 
-        sums = (
-            jnp.float32(0),
-            {name: jnp.float32(0) for name in learnt.metrics},
-            jax.tree.map(_zeros, params),
-        )
-        zero = (sums, jax.tree.map(_zeros, aux), jnp.int32(0))
+        zero = _before_the_first(learnt, params, aux)
         ((value, measured, slope), after, _), _ = jax.lax.scan(one, zero, parts)
 
         def mean(total: jax.Array, like: Any) -> jax.Array:
@@ -175,6 +170,16 @@ def _with_pass(total: Any, value: Any, after: Any, measured: Any, slope: Any) ->
     # A running mean, so that what does not change keeps its bits.
     mean = jax.tree.map(lambda m, a: _add(m, _add(-m, a) / (done + 1)), mean, after)
     return sums, mean, done + 1
+
+
+def _before_the_first(learnt: objective.Objective, params: Any, aux: Any) -> Any:
+    """Sums of loss, metrics and gradient, the mean of aux, and passes done: zeros."""
+    sums = (
+        jnp.float32(0),
+        {name: jnp.float32(0) for name in learnt.metrics},
+        jax.tree.map(_zeros, params),
+    )
+    return sums, jax.tree.map(_zeros, aux), jnp.int32(0)
 
 
 def _on_rows_of(x: Any, drawn: Any) -> Any:

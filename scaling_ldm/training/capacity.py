@@ -19,6 +19,7 @@ import numpy as np
 
 from scaling_ldm import config, records
 from scaling_ldm.config import objective_kind
+from scaling_ldm.flops import peaks
 from scaling_ldm.training import accumulation, objective_checks
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
@@ -45,6 +46,17 @@ def device_bytes(device: jax.Device) -> int | None:
     """The memory of a device; None: unknown, or that of the host."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     return (stats or {}).get("bytes_limit")
+
+
+def stated_bytes(accelerator: str) -> int | None:
+    """The memory of an accelerator of `flops.peaks.PEAKS`; None: it has no row."""
+    row = peaks.PEAKS.get(accelerator)
+    return row.memory_bytes if row else None
+
+
+def is_cpu(accelerator: str) -> bool:
+    """Whether a plan's accelerator is a CPU; its `plan.devices` are no JAX devices."""
+    return "cpu" in accelerator.lower()
 
 
 def of_pictures(

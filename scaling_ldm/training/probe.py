@@ -141,7 +141,7 @@ def lines(
     """
     sizes = [
         f"probe  {one.spec.width} x {one.spec.depth}  {1000 * one.seconds:.3g} ms a "
-        f"step  {progress.format_rate(one.flops_per_second / devices)} a device"
+        f"step  {progress.format_rate(one.flops_per_second / devices)} per device"
         for one in found
     ]
     flops = [one.spec.flops_per_step for one in found]

@@ -56,8 +56,8 @@ def estimated(
             break
         if own.model.architecture in config.CONVOLUTIONAL:
             continue
-        rows = row.batch_size, own.train.microbatch
-        if not divides_evenly(*rows, cfg.devices, own.mesh.fsdp):
+        sizes = row.batch_size, own.train.microbatch
+        if not divides_evenly(*sizes, cfg.devices, own.mesh.fsdp):
             continue
         if objective_kind.is_own(own.objective_kind):
             continue

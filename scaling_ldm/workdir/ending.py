@@ -78,6 +78,6 @@ def message(error: Exception) -> str:
     """What went wrong and what to do."""
     if isinstance(error, OSError):
         return records.in_one_line(error)
-    if not isinstance(error, records.Damaged) or "put a copy back" in str(error):
+    if not isinstance(error, records.Damaged) or error.remedy:
         return f"{error}"
     return f"{error}; remove it or put a copy back"

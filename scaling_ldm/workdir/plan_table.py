@@ -1,6 +1,7 @@
 """The plan as text for people: its rows, their totals, and cautions.
 
-A caution names something that makes losses hard to interpret. The plan still runs.
+A caution names something that makes losses hard to interpret, or stated devices that
+cannot run a step. The plan still runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
-from scaling_ldm.training import step_memory
+from scaling_ldm.training import capacity, step_memory
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
@@ -83,7 +84,7 @@ def table(
     lines.insert(1, "  ".join("-" * w for w in widths))
     if cfg.flops_per_second_per_device:
         speed = (
-            f"{cfg.flops_per_second_per_device:.3g} FLOP/s a device (stated in "
+            f"{cfg.flops_per_second_per_device:.3g} FLOP/s per device (stated in "
             "config.plan.flops_per_second_per_device)"
         )
     else:
@@ -95,7 +96,7 @@ def table(
         f"{si(sum(row.images for row in rows))} images, {total} on "
         f"{cfg.devices} x {cfg.accelerator} at {speed}.",
         "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is an "
-        f"estimate of a step's peak on {cfg.devices} devices; after > it is state / "
+        f"estimate of a step's peak on {_devices(cfg.devices)}; after > it is state / "
         f"{experiment.mesh.fsdp} (fsdp) + saved activations / {cfg.devices} alone. "
         "Time is that of training steps; compilation, encoding, measuring and "
         "checkpoints come on top.",
@@ -110,8 +111,12 @@ def cautions(
     rows: Sequence[records.RunSpec],
     pictures: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """A line for each thing that makes the losses of these runs hard to interpret."""
+    """A line for each thing that makes the losses of these runs hard to interpret.
+
+    And one for each reason why the stated devices cannot run a step.
+    """
     found = [*_narrow(experiment, rows), *_short(rows)]
+    found += [*_too_large(experiment, rows), *_uneven(experiment, rows)]
     found += repeated(experiment, rows, pictures or {})
     return [f"caution: {line}" for line in found]
 
@@ -146,6 +151,50 @@ def _short(rows: Sequence[records.RunSpec]) -> list[str]:
         f"in {_runs(short)} the warm-up is more than {LONG_WARMUP:.0%} of the steps, "
         f"up to {worst.warmup_steps} of {worst.steps} ({worst.run_id}): they hardly "
         "train at config.optimizer.learning_rate; see config.optimizer.warmup_*"
+    ]
+
+
+def _too_large(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> list[str]:
+    """Runs whose step needs more memory than the stated accelerator has."""
+    name = experiment.plan.accelerator
+    there = capacity.stated_bytes(name)
+    if there is None:
+        return []
+    large = [row for row in rows if row.memory_bytes_per_device > there]
+    if not large:
+        return []
+    most = max(large, key=lambda row: row.memory_bytes_per_device)
+    return [
+        f"in {_runs(large)} a step needs more than a {name} has, up to "
+        f"{most.memory_bytes_per_device / 2**30:.2f} of {there / 2**30:.2f} GiB "
+        f"({most.run_id}): see config.mesh.fsdp, config.model.remat, "
+        "config.train.microbatch and config.plan.devices"
+    ]
+
+
+def _uneven(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> list[str]:
+    """Batches that the stated devices cannot share evenly."""
+    devices = experiment.plan.devices
+    if capacity.is_cpu(experiment.plan.accelerator):
+        return []
+    found = {
+        f"config.train.batch_size = {row.batch_size}": row.batch_size for row in rows
+    }
+    for field, size in (
+        ("train.microbatch", experiment.train.microbatch),
+        ("validation.batch_size", experiment.validation.batch_size),
+    ):
+        found[f"config.{field} = {size}"] = size
+    uneven = [name for name, size in found.items() if size % devices]
+    if not uneven:
+        return []
+    return [
+        f"config.plan.devices = {devices} does not divide {' and '.join(uneven)}: "
+        "training refuses this on so many devices"
     ]
 
 
@@ -184,6 +233,10 @@ def epochs(
 
 def _runs(rows: Sequence[records.RunSpec]) -> str:
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def _listed(numbers: set[int]) -> str:

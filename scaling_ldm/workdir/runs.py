@@ -142,8 +142,9 @@ def best(
             files = run_files(workdir, spec.run_id)
             raise records.Damaged(
                 f"{files.measurements} lacks the held-out loss of the last step, "
-                f"{spec.steps}: put a copy back; or remove {files.record}, and "
-                "--stages train measures it again"
+                f"{spec.steps}",
+                f"put a copy back; or remove {files.record}, and --stages train "
+                "measures it again",
             )
         return found
 

@@ -3,6 +3,11 @@
 import dataclasses
 import inspect
 import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -343,6 +348,54 @@ def test_load_says_which_file_was_meant(tmp_path):
         config.load(tmp_path / "tinny.py")
     with pytest.raises(config.ConfigError, match=r"no get_config\(\)"):
         config.load(tmp_path / "tiny.py")
+
+
+def test_a_misspelt_metric_names_the_nearest():
+    said = refused(
+        lambda c: c["evaluate"].update(metrics=("fdi", "kidd"), network="clip")
+    )
+    assert "config.evaluate.metrics = ('fdi', 'kidd'): may hold fd, fd_infinity" in said
+    assert "did you mean fd, kid?" in said
+
+
+FAILING = {
+    "calls": ("import scaling_ldm", "    return scaling_ldm.fit.isoflop([1])", 5),
+    "imports": ("import nowhere", "    return None", 1),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_fails_in_an_experiment_is_its_own_line_and_none_of_the_library(
+    name, tmp_path
+):
+    """The experiment lies beside the library, and in the current folder."""
+    library = pathlib.Path(config.__file__).parents[1]
+    shutil.copytree(
+        library, tmp_path / library.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    first, body, line = FAILING[name]
+    path = tmp_path / "mine.py"
+    path.write_text(f"{first}\n\n\ndef get_config():\n{body}\n")
+    code = (
+        "from scaling_ldm import config\n"
+        f"assert config.__file__.startswith({str(tmp_path)!r})\n"
+        f"try:\n    config.load({str(path)!r})\n"
+        "except config.ConfigError as e:\n    print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    said, *frames, _ = done.stdout.splitlines()
+    text = (first, body.strip())[line == 5]
+    function = "get_config" if line == 5 else "<module>"
+    assert said == f"{path} fails:"
+    assert frames == [f"  {path}:{line} in {function}: {text}"]
 
 
 @pytest.mark.parametrize("installed", [True, False])

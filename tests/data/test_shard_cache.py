@@ -18,6 +18,7 @@ from numpy.testing import assert_array_equal
 
 from scaling_ldm import config, records
 from scaling_ldm.data import encoded, seals, shard_cache, shard_table, shards
+from scaling_ldm.records.errors import CacheFull
 
 FAR = "memory://test_shard_cache/records"
 
@@ -129,7 +130,7 @@ def test_a_shard_that_is_read_stays_and_a_full_cache_says_so(far, cache):
     store, table = table_of(far)
     held = shard_cache.ShardCache(store.copy, 2 * size_of_shard(far) + 1, FAR)
     files = [held.hold(n, table.summary(n))[1] for n in (0, 1)]
-    with pytest.raises(shard_cache.Full, match="config.data.cache_gigabytes allows"):
+    with pytest.raises(CacheFull, match="config.data.cache_gigabytes allows"):
         held.prepare(2, table.summary(2))
     files[0].close()
     held.prepare(2, table.summary(2))

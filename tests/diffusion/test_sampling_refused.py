@@ -128,6 +128,10 @@ REFUSED = {
         lambda: samplers.denoiser(network, TABLE, prediction="eps", time="schedule"),
         "'eps' is none of epsilon, x0, v",
     ),
+    "prediction's name": (
+        lambda: samplers.denoiser(network, TABLE, prediction="epslon", time="schedule"),
+        "'epslon' is none of epsilon, .*, score. Did you mean epsilon?",
+    ),
     "unreadable": (
         lambda: samplers.plan(
             samplers.denoiser(network, ZERO, prediction="epsilon", time="schedule")
@@ -237,6 +241,10 @@ REFUSED = {
     "spacing": (
         lambda: samplers.grid(TABLE, 5, "even"),
         "'even' is none of uniform, linspace, leading, trailing, quadratic, logsnr, k",
+    ),
+    "spacing's name": (
+        lambda: samplers.grid(TABLE, 5, "kraras"),
+        "'kraras' is none of uniform, .*, flow_shifted. Did you mean karras?",
     ),
     "spacing's option": (
         lambda: samplers.grid(TABLE, 5, "karras", shift=3.0),

@@ -1,5 +1,6 @@
 """Files that are written whole: full disks, and what killed processes leave."""
 
+import copy
 import errno
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from scaling_ldm import records
 from scaling_ldm.data import shards
-from scaling_ldm.records import table
+from scaling_ldm.records import errors, table
 from scaling_ldm.training import progress
 from scaling_ldm.training.run_files import RunFiles
 from scaling_ldm.workdir import ending, exit_status
@@ -154,3 +155,12 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert all(path.exists() for path in others)
     assert (tmp_path / "laws.json").read_bytes() == b"new"
     assert records.remove_leftovers(tmp_path) == []
+
+
+def test_a_damaged_file_is_told_with_one_remedy():
+    """That of the error itself, or else the one that always helps."""
+    plain, own = errors.Damaged("a is cut off"), errors.Damaged("a lacks b", "do c")
+    assert ending.message(plain) == "a is cut off; remove it or put a copy back"
+    assert ending.message(own) == "a lacks b: do c"
+    again = copy.copy(own)  # made anew from its arguments
+    assert (str(again), again.remedy) == (str(own), "do c")

@@ -25,6 +25,7 @@ from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
 from scaling_ldm.models.weights import autoencoder_kl as kl_files
 from scaling_ldm.models.weights import bert as bert_files
+from scaling_ldm.records import errors
 from scaling_ldm.stages import encode
 from scaling_ldm.training import encoding, inference, mesh
 from scaling_ldm.workdir import exit_status, lock
@@ -380,7 +381,7 @@ def test_bad_records_are_counted_and_named(half_bad, wanted, tmp_path, capsys):
 
 def test_too_many_bad_records_are_refused_until_accepted(half_bad, wanted, tmp_path):
     given = {"data": {"path": "half bad"}, "encode": {"largest_bad_fraction": 0.2}}
-    with pytest.raises(config.ConfigError, match="5 of 20 .*(?s:.*)largest_bad_frac"):
+    with pytest.raises(errors.TooManyBad, match="5 of 20 .*(?s:.*)largest_bad_frac"):
         encode.run(wanted(**given), tmp_path)
     assert shards.MANIFEST not in files(tmp_path)
     given["encode"]["largest_bad_fraction"] = 0.25

@@ -106,6 +106,22 @@ def test_an_unknown_accelerator_is_refused_before_anything_is_counted(
         plan.plan(config.resolve(c))
 
 
+@pytest.mark.parametrize(("fsdp", "devices"), [(64, 1), (3, 1), (3, 64)])
+def test_devices_that_cannot_share_the_parameters_are_refused(
+    tiny, monkeypatch, fsdp, devices
+):
+    """Of a CPU the plan states cores or hosts; the run's own devices are checked."""
+    monkeypatch.setattr(plan, "_size", lambda *_: pytest.fail("counted first"))
+    c = config.to_config_dict(changed(tiny, devices=devices))
+    c.mesh.fsdp = fsdp
+    said = f"config.mesh.fsdp = {fsdp} does not divide config.plan.devices = {devices}"
+    with pytest.raises(config.ConfigError, match=said):
+        plan.plan(config.resolve(c))
+    c.plan.accelerator = "2-core CPU"
+    with pytest.raises(pytest.fail.Exception, match="counted first"):
+        plan.plan(config.resolve(c))
+
+
 def test_what_is_known_without_counting_is_refused_at_once(tiny):
     e = changed(
         tiny,

@@ -27,7 +27,7 @@ def test_sizes_between_the_two_are_on_the_line():
     ]
     assert found[0].flops_per_second == 1e12
     one, two, total = probe.lines(found, [small, middle, large] * 100, 4, "TPU v4")
-    assert "1 ms a step  250 GFLOP/s a device" in one and "4 ms" in two
+    assert "1 ms a step  250 GFLOP/s per device" in one and "4 ms" in two
     assert "300 runs take 1:10 on 4 x TPU v4, without compilation" in total
     assert "config.plan.flops_per_second_per_device = 2.5e+11" in total
 

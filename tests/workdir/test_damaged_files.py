@@ -181,6 +181,7 @@ def test_a_run_whose_loss_is_lost_is_not_passed_over_as_the_best(small, damaged)
     specs = records.read_jsonl(small / "runs.jsonl")
     said = said_about(record, lambda: runs.best(small, specs))
     assert f"runs/{RUN}/measurements.jsonl lacks the held-out loss" in said
+    assert "put a copy back; or remove" in said and said.count("put a copy back") == 1
 
 
 @damages

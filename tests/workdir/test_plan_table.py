@@ -18,6 +18,7 @@ def rows():
 
 def changed(tiny, **sections):
     c = tiny.to_dict()
+    c["plan"]["devices"] = 1
     for section, values in sections.items():
         c[section].update(values)
     return config.resolve(c)
@@ -40,7 +41,9 @@ def test_a_time_has_a_unit_that_fits(seconds, text):
 
 def test_a_stated_speed_is_not_called_measured(tiny, rows):
     text = plan_table.table(config.resolve(tiny), rows)
-    assert "(stated in config.plan.flops_per_second_per_device)" in text
+    assert "FLOP/s per device (stated in config.plan.flops_per_second_per_de" in text
+    assert f"peak on {tiny.plan.devices} devices; after" in text
+    assert "peak on 1 device; after" in plan_table.table(changed(tiny), rows)
     assert "measured)" not in text and "compilation" in text
     e = changed(tiny, plan={"flops_per_second_per_device": 0.0, "accelerator": "t4"})
     assert "40% of peak (assumed" in plan_table.table(e, rows)
@@ -48,7 +51,7 @@ def test_a_stated_speed_is_not_called_measured(tiny, rows):
 
 def test_widths_below_the_values_of_a_patch_are_named(tiny, rows):
     """Paper B patches latents of 4 channels: 16 values; here it is 4 * 4 * 3 = 48."""
-    (line,) = plan_table.cautions(config.resolve(tiny), rows)
+    (line,) = plan_table.cautions(changed(tiny), rows)
     widths = sorted({row.width for row in rows if row.width < 48})
     assert widths and max(row.width for row in rows) == 48
     assert "48 values" in line and f"widths {', '.join(map(str, widths))} are" in line
@@ -103,3 +106,36 @@ def test_of_a_mix_the_part_that_is_seen_most_often_counts(tiny, rows):
     row = dataclasses.replace(rows[0], images=8000)
     assert plan_table.epochs(e, row, {"own": 1000, "prior": 4000}) == pytest.approx(6)
     assert plan_table.epochs(e, row, {"own": 10**6, "prior": 500}) == pytest.approx(4)
+
+
+def test_steps_that_do_not_fit_the_accelerator_are_named(tiny, rows):
+    """A t4 has 16e9 bytes, which are 14.9 GiB; of a device without a row: nothing."""
+    small = {"model": {"patch_size": 2}}
+    e = changed(tiny, **small, plan={"accelerator": "t4"})
+    there = 16 * 10**9
+    held = [dataclasses.replace(row, memory_bytes_per_device=there) for row in rows]
+    assert plan_table.cautions(e, held) == []
+    held[1] = dataclasses.replace(held[1], memory_bytes_per_device=there + 2**30)
+    (line,) = plan_table.cautions(e, held)
+    assert "in 1 run a step needs more than a t4 has" in line
+    assert f"15.90 of 14.90 GiB ({rows[1].run_id})" in line
+    unknown = changed(tiny, **small, plan={"accelerator": "mine"})
+    assert plan_table.cautions(unknown, held) == []
+
+
+def test_batches_that_devices_cannot_share_are_named(tiny, rows):
+    rows = [dataclasses.replace(row, batch_size=8) for row in rows]
+    given = {"accelerator": "t4", "devices": 8}
+    small = {"model": {"patch_size": 2}}
+    assert plan_table.cautions(changed(tiny, **small, plan=given), rows) == []
+    given["devices"] = 16
+    (line,) = plan_table.cautions(changed(tiny, **small, plan=given), rows)
+    assert (
+        "config.plan.devices = 16 does not divide config.train.batch_size = 8" in line
+    )
+    assert "validation" not in line
+    given["devices"] = 3
+    (line,) = plan_table.cautions(changed(tiny, **small, plan=given), rows)
+    assert "config.validation.batch_size = 16" in line
+    given["accelerator"] = "2-core CPU"  # its devices are a guess about cores
+    assert plan_table.cautions(changed(tiny, **small, plan=given), rows) == []

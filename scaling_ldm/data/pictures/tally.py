@@ -7,6 +7,7 @@ from typing import Any
 
 from scaling_ldm import config
 from scaling_ldm.data.pictures.record import BadRecord
+from scaling_ldm.records.errors import TooManyBad
 
 REMEMBERED = 20  # bad records kept by name; all are counted
 
@@ -55,7 +56,7 @@ class Tally:
         """Counts a picture or a BadRecord; true if it is good.
 
         Raises:
-          ConfigError: too many are bad; the error names the first of them.
+          TooManyBad: too many are bad; the error names the first of them.
         """
         if not isinstance(found, BadRecord):
             self.good += 1
@@ -71,7 +72,8 @@ class Tally:
         """Checks the fraction over all records.
 
         Raises:
-          ConfigError: too many are bad, or none is good.
+          TooManyBad: too many are bad.
+          ConfigError: none is good.
         """
         self._judge()
         if not self.good:
@@ -88,7 +90,7 @@ class Tally:
 
     def _judge(self) -> None:
         if self.bad > self.allowed * self.seen:
-            raise config.ConfigError(
+            raise TooManyBad(
                 f"{self.bad:,} of {self.seen:,} records are bad, more than the "
                 f"accepted fraction of {self.allowed:g}. Repair or remove them, or "
                 f"accept a larger fraction.\n{self.summary()}"

@@ -6,13 +6,13 @@ config/names.py, and add both here.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from scaling_ldm.diffusion.samplers import ddim_ddpm, dpm_solver, euler_heun, unipc
 from scaling_ldm.diffusion.samplers.solver_table import SolverTable
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 Solver = Callable[..., SolverTable]  # (TimeGrid, options by keyword) -> SolverTable
 
@@ -55,7 +55,7 @@ def find(sampler: str | Solver, options: tuple[str, ...]) -> Solver:
     if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise ValueError(
             f"sampler {sampler!r} is none of {', '.join(SAMPLERS)}"
-            + _suggestion(sampler, SAMPLERS)
+            + did_you_mean(sampler, SAMPLERS)
         )
     solver = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
     fixed = solver.keywords if isinstance(solver, functools.partial) else {}
@@ -88,9 +88,4 @@ _FIELD_OF = {
 def _remedy(option: str, known: Sequence[str]) -> str:
     if option in _FIELD_OF:
         return f". samplers.{_FIELD_OF[option]} takes {option}"
-    return _suggestion(option, [*known, "guidance", "steps", "grid", "noise", "image"])
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f". Did you mean {close[0]}?" if close else ""
+    return did_you_mean(option, [*known, "guidance", "steps", "grid", "noise", "image"])

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scaling_ldm.diffusion import noise
+from scaling_ldm.diffusion.spelling import did_you_mean
 
 # Replaces an infinite logsnr when points are spaced by logsnr or sigma. Beyond it, the
 # image or the noise is smaller than the float32 rounding of the other.
@@ -242,7 +243,9 @@ def grid(
         raise ValueError(f"steps = {steps}, but the schedule has only {schedule.steps}")
     spacing = default_spacing(schedule) if spacing is None else spacing
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing {spacing!r} is none of {', '.join(SPACINGS)}")
+        known = ", ".join(SPACINGS)
+        close = did_you_mean(spacing, SPACINGS)
+        raise ValueError(f"spacing {spacing!r} is none of {known}{close}")
     low = schedule.t_data if isinstance(end, str) else float(end)
     unknown = set(options) - set(OPTIONS.get(spacing, ()))
     if unknown:
