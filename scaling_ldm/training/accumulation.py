@@ -147,8 +147,9 @@ def gradient(
             (value, rest), slope = jax.value_and_grad(loss_of, has_aux=True)(
                 params, part
             )
-            refuse(*rest)
-            return _with_pass(total, value, *rest, slope), None
+            after, measured = rest
+            refuse(after, measured)
+            return _with_pass(total, value, after, measured, slope), None
 
         zero = _before_the_first(learnt, params, aux)
         ((value, measured, slope), after, _), _ = jax.lax.scan(one, zero, parts)
