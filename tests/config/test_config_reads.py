@@ -225,7 +225,7 @@ def test_every_field_has_another_value_here():
     assert set(BY_ARCHITECTURE) <= set(NETWORK) | sections
 
 
-# By day, one that denoises and the one that does not; others trace the same fields.
+# By day, the one that does not denoise. At night, those that do.
 BY_DAY = ("autoencoder_kl",)
 OBJECTIVES_BY_DAY = ("in_context", "adaln_zero", "autoencoder_kl")
 
