@@ -159,7 +159,9 @@ def test_the_end_of_a_process_loses_no_last_words(held):
     )
     done = run(code)
     assert done.returncode == 4
-    assert b"stopped: we say why\n" in done.stderr and OTHER in done.stderr
+    assert b"stopped: we say why\n" in done.stderr
+    # Two threads write, so ours may stand between two lines of a native message.
+    assert all(line in done.stderr for line in OTHER.splitlines(keepends=True))
     assert b"no newline" in done.stderr
     assert (END in done.stderr) == held
 

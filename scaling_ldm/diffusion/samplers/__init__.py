@@ -1,5 +1,7 @@
 """Samplers: from noise to samples with any network; see `sample`.
 
+May import: flops, and noise, prediction and shapes of diffusion.
+
 Any function can be the network; this library need not have trained it. You must say
 which time it takes as t. A denoiser of this library says so itself.
 
@@ -12,8 +14,6 @@ which time it takes as t. A denoiser of this library says so itself.
     x = samplers.sample(denoise, jax.random.key(0), shape=(4, 32, 32, 4),
                         cond=jnp.ones(()), uncond=jnp.zeros(()),
                         sampler="dpm++2m", steps=20, guidance=7.5)
-
-May import: flops, and noise, prediction and shapes of diffusion.
 """
 
 from scaling_ldm.diffusion.samplers.diffusion_model import (
