@@ -131,27 +131,6 @@ def _step_memory(
     unroll: bool,
     backend: str,
 ) -> memory.PeakMemory:
-    traced = _traced(part, width, depth, shape, unroll, backend)
-    return memory.peak(traced.jaxpr, memory.COMPILERS[backend], donated=traced.donated)
-
-
-class _Traced:
-    """A traced step, and how many of its inputs are the state."""
-
-    def __init__(self, jaxpr: Any, donated: int) -> None:
-        self.jaxpr, self.donated = jaxpr, donated
-
-
-@functools.lru_cache(maxsize=4)
-def _traced(
-    part: config.Experiment,
-    width: int,
-    depth: int,
-    shape: tuple[int, int],
-    unroll: bool,
-    backend: str,
-) -> _Traced:
-    """The jaxpr of a step."""
     devices = AbstractMesh(
         shape,
         mesh.AXES,
@@ -182,7 +161,8 @@ def _traced(
             placed(uncond, mesh.REPLICATED),
             placed(hyper, mesh.REPLICATED),
         )
-    return _Traced(jaxpr, len(jax.tree.leaves(state)))
+    donated = len(jax.tree.leaves(state))
+    return memory.peak(jaxpr, memory.COMPILERS[backend], donated=donated)
 
 
 # Kinds of devices as jax names them: the choice of an attention kernel goes by them.
