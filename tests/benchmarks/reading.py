@@ -1,6 +1,7 @@
 """Rows a second and memory of one process that reads records, on simulated hosts.
 
     python tests/benchmarks/reading.py --folder records --threads 1,2,4
+    python tests/benchmarks/reading.py --noise
 
 Records are latents of 32 x 32 x 4 (mean and log-variance) and the features of 77
 tokens, 768 wide, as `experiments/dit_1e21.py` has them with an autoencoder and CLIP's
@@ -14,6 +15,10 @@ does; rows a CPU second, over all threads, much less. Memory is that of a new pr
 with one host's stream. Wanted is twice what one host of TPU v5p eats
 with the network of 1728 x 27 (974M parameters): peak of a chip x share of it x chips of
 a host / model FLOPs of a picture.
+
+--noise reads nothing. It times the noise of the rows alone, in processor time: from a
+generator of each row's own, as in training, and from one generator for all rows at
+once, which is what one call for a batch could reach at best.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from scaling_ldm import config, data
-from scaling_ldm.data import encoded, manifests, shards
+from scaling_ldm.data import encoded, manifests, row_noise, shards
 
 WIDTH, TOKENS = 768, 77
 SIZE = (1728, 27)  # 974M parameters
@@ -195,7 +200,9 @@ def measure(flags: argparse.Namespace, threads: int) -> Row:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", required=True, help="of the records")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--folder", help="of the records")
+    what.add_argument("--noise", action="store_true", help="time the noise alone")
     parser.add_argument("--shards", type=int, default=512)
     parser.add_argument("--records", type=int, default=32, help="of each shard")
     parser.add_argument(
@@ -210,13 +217,34 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timed", type=int, default=8, help="of the hosts")
     parser.add_argument("--json", type=pathlib.Path, help="write all numbers here")
     flags = parser.parse_args(arguments)
-    flags.folder = str(pathlib.Path(flags.folder).resolve())
+    if flags.folder:
+        flags.folder = str(pathlib.Path(flags.folder).resolve())
     return flags
+
+
+def noise() -> None:
+    """Prints what the noise of a row takes, and its share in one call for all rows."""
+    positions, together = np.arange(1024), np.random.Generator(np.random.Philox(0))
+    for shape in (8, 8, 4), (16, 16, 4), (32, 32, 4), (64, 64, 4):
+        ways = {
+            "each": lambda: row_noise.normals(1, positions, shape),
+            "all": lambda: together.standard_normal((1024, *shape), np.float32),
+        }
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(9):
+            for name, draw in ways.items():
+                begin = time.process_time()
+                draw()
+                took[name].append((time.process_time() - begin) / len(positions))
+        each, one = (min(took[name]) for name in ("each", "all"))
+        print(f"{shape}: {1e6 * each:.1f} us a row, {1e6 * one:.1f} us in one call")
 
 
 def main() -> None:
     """Makes the records if they are missing, then times every number of threads."""
     flags = parse()
+    if flags.noise:
+        return noise()
     if not (pathlib.Path(flags.folder) / shards.MANIFEST).exists():
         begin = time.perf_counter()
         write(flags)
