@@ -24,6 +24,7 @@ once, which is what one call for a batch could reach at best.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -227,8 +228,10 @@ def noise() -> None:
     positions, together = np.arange(1024), np.random.Generator(np.random.Philox(0))
     for shape in (8, 8, 4), (16, 16, 4), (32, 32, 4), (64, 64, 4):
         ways = {
-            "each": lambda: row_noise.normals(1, positions, shape),
-            "all": lambda: together.standard_normal((1024, *shape), np.float32),
+            "each": functools.partial(row_noise.normals, 1, positions, shape),
+            "all": functools.partial(
+                together.standard_normal, (len(positions), *shape), np.float32
+            ),
         }
         took: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(9):
