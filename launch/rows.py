@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import yaml
 
 from scaling_ldm import records
-from scaling_ldm.config import command_line
+from scaling_ldm.config import command_line, names
 from scaling_ldm.records import places
 from scaling_ldm.records.errors import ConfigError
 from scaling_ldm.workdir import exit_status
@@ -67,8 +67,8 @@ def parser(about: str) -> argparse.ArgumentParser:
 def parse(made: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """The flags of a launcher; `overrides` holds every `--config.x=y`, whole.
 
-    A word that is no flag ends the launcher with status 2, and so does a URL that has
-    lost a slash.
+    A word that is no flag ends the launcher with status 2, with the name of the nearest
+    one, and so does a URL that has lost a slash.
     """
     try:
         path, rest = command_line.split(words)
@@ -77,7 +77,17 @@ def parse(made: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Names
     ours = re.compile(r"--?(no)?config\.")
     overrides = [word for word in rest if ours.match(word)]
     others = [word for word in rest if not ours.match(word) and word != "--"]
-    flags = made.parse_args([*([f"--config={path}"] if path else []), *others])
+    given = [*([f"--config={path}"] if path else []), *others]
+    flags, unknown = made.parse_known_args(given)
+    if unknown:
+        known = [
+            f"--{name.replace('_', dash)}" for name in vars(flags) for dash in "_-"
+        ]
+        wrong = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        hint = names.did_you_mean(wrong, known).strip()
+        made.error(
+            f"not known: {shlex.join(unknown)}; {hint or '--help shows the flags'}"
+        )
     flags.overrides = overrides
     flags.workdir_there = flags.workdir_there or flags.workdir
     try:

@@ -489,10 +489,10 @@ def test_a_bucket_has_the_same_name_from_every_folder():
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("local", ["--stages=fit"], "unrecognized arguments: --stages=fit"),
+        ("local", ["--stages=fit"], "not known: --stages=fit; --help shows the flags"),
         ("local", ["--config.trian.seed=1"], "did you mean config.train?"),
         ("local", ["--at_once=0"], "--at_once=0"),
-        ("local", ["--work=x"], "unrecognized arguments: --work=x"),
+        ("local", ["--work=x"], "not known: --work=x; did you mean --workdir?"),
         ("slurm", ["--signal=KILL@3"], "--signal=KILL@3"),
         ("gke", ["--gpu=x"], "--tpu and --topology, or --gpu and --nodes"),
         ("gke", ["--topology=3x3"], "a slice of 3x3 has 9 chips"),
