@@ -138,7 +138,7 @@ def assert_walked(first, second, workdir, kind, size):
     assert f"continues from step {step} of" in second
     assert f"trained: {size.runs} of {size.runs} runs finished" in second
     drawn = np.load(workdir / "samples" / "images.npy")
-    assert drawn.shape == (size.drawn, size.side, size.side, 3)
+    assert drawn.shape == (min(size.drawn, 256), size.side, size.side, 3)
     assert drawn.dtype == np.uint8
     assert drawn.std() > 5  # a picture, not one grey
     assert (workdir / "report" / "index.html").exists()
