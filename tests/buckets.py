@@ -5,6 +5,7 @@ import http.client
 import http.server
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,6 +145,7 @@ class S3Bucket(Bucket):
         }
 
     def folder(self):
+        shutil.rmtree(self.root, ignore_errors=True)
         for name, content in self.objects().items():
             path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)

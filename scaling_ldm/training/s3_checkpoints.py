@@ -34,20 +34,25 @@ def _enable() -> None:
     endpoint = backends.endpoint_of_s3()
     google, local = gcs_utils.get_kvstore_for_gcs, tensorstore_utils._normalize_path
 
-    def place(path: str) -> dict[str, Any]:
-        return kvstore(path, endpoint) if path.startswith(_S3) else google(path)
+    def place(ckpt_path: str) -> dict[str, Any]:
+        far = ckpt_path.startswith(_S3)
+        return kvstore(ckpt_path, endpoint) if far else google(ckpt_path)
 
     def normal(path: str) -> str:
         if path.startswith(_S3):
             return _S3 + os.path.normpath(path.removeprefix(_S3))
         return local(path)
 
-    # is_gcs_path reads it; what is asked of Google alone looks at the scheme again.
     stores = ("gs://", _S3)
+
+    def is_far(directory: str) -> bool:
+        return directory.startswith(stores)
+
+    # is_gcs_path reads it; what is asked of Google alone looks at the scheme again.
     gcs_utils._GCS_PATH_PREFIX = stores  # pyrefly: ignore[bad-assignment]
     gcs_utils.get_kvstore_for_gcs = place
     tensorstore_utils._normalize_path = normal
-    tensorstore_utils._use_gcs_driver = lambda path: path.startswith(stores)
+    tensorstore_utils._use_gcs_driver = is_far
 
 
 def kvstore(path: str, endpoint: backends.Endpoint) -> dict[str, Any]:

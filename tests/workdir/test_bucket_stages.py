@@ -50,8 +50,8 @@ TIMED = ("seconds", "device", "memory_bytes")  # differ between two commands
 
 
 @pytest.fixture
-def bucket(tmp_path):
-    with buckets.opened(tmp_path / "store") as bucket:
+def bucket(request, tmp_path):
+    with buckets.opened(tmp_path / "store", request.param) as bucket:
         yield bucket
 
 
@@ -92,16 +92,24 @@ def assert_same_files(here, local, pattern, least):
             assert (here / name).read_bytes() == (local / name).read_bytes(), name
 
 
-def test_encode_generate_evaluate_and_frontier_are_those_of_a_folder(bucket, tmp_path):
-    local, here = tmp_path / "local", bucket.root / "study"
-    run_main(*PICTURES, STAGES, f"--workdir={local}")
-    url = f"--workdir={bucket.url}/study"
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """The study of pictures in a folder."""
+    workdir = tmp_path_factory.mktemp("encoded")
+    run_main(*PICTURES, STAGES, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.mark.parametrize("bucket", buckets.STORES, indirect=True)
+def test_encode_generate_evaluate_and_frontier_are_those_of_a_folder(bucket, encoded):
+    url, records = f"--workdir={bucket.url}/study", "study/encoded"
     first = MainProcess(*PICTURES, STAGES, url)
-    buckets.wait_until(lambda: list(here.glob("encoded/shard-00002.json")), 200)
+    buckets.wait_until(lambda: f"{records}/shard-00002.json" in bucket.names(), 200)
     first.kill()
-    assert not (here / "encoded" / "manifest.json").exists()
+    assert f"{records}/manifest.json" not in bucket.names()
     said = MainProcess(*PICTURES, STAGES, url).end(timeout=900)
     assert " shards are there" in said
+    here = bucket.folder() / "study"
     for pattern, least in (
         ("encoded/*", 8),
         ("runs/*/measurements.jsonl", 1),
@@ -115,7 +123,7 @@ def test_encode_generate_evaluate_and_frontier_are_those_of_a_folder(bucket, tmp
         ("frontier/cells/*.json", 2),
         ("frontier.json", 1),
     ):
-        assert_same_files(here, local, pattern, least)
+        assert_same_files(here, encoded, pattern, least)
     again = run_main(*PICTURES, STAGES, url)[1]
     assert "encoded already: 96 pictures" in again
     assert "are there already" in again
@@ -167,30 +175,36 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-def complete(here):
+def complete(bucket):
     """The steps of complete checkpoints."""
-    marks = here.glob("runs/*/checkpoints/[0-9]*/commit_success.txt")
-    return sorted(int(mark.parent.name) for mark in marks)
+    marks = (name.partition("/checkpoints/")[2].split("/") for name in bucket.names())
+    return sorted(int(m[0]) for m in marks if m[1:] == ["commit_success.txt"])
 
 
-@pytest.mark.parametrize("killed", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "bucket, killed",
+    [("gs", (0,)), ("gs", (1,)), ("gs", (0, 1)), ("s3", (0, 1))],
+    indirect=["bucket"],
+    ids=str,
+)
 def test_a_job_of_two_processes_that_is_killed_continues(
     bucket, undisturbed, started, killed
 ):
-    url, here = f"--workdir={bucket.url}/study", bucket.root / "study"
+    url = f"--workdir={bucket.url}/study"
     job = start_job(2, *JOB, url)
     started.extend(job)
-    buckets.wait_until(lambda: len(complete(here)) >= 2, 200)
+    buckets.wait_until(lambda: len(complete(bucket)) >= 2, 200)
     for number in killed:
         job[number].popen.kill()
     for number in {0, 1} - set(killed):
         said = job[number].end(exit_status.EXIT["lost a process"], timeout=90)
         assert "Traceback" not in said
-    assert max(complete(here)) < STEPS
+    assert max(complete(bucket)) < STEPS
     job = start_job(2, *JOB, url)
     started.extend(job)
     said = [process.end() for process in job]
     assert " continues from step " in said[0]
+    here = bucket.folder() / "study"
     (rows,) = undisturbed.glob("runs/*/metrics.jsonl")
     ours = read(here / rows.relative_to(undisturbed))
     losses = [[(r["step"], r["loss"]) for r in x] for x in (ours, read(rows))]
@@ -201,5 +215,5 @@ def test_a_job_of_two_processes_that_is_killed_continues(
         (here / rows.parent.relative_to(undisturbed) / "record.json").read_text()
     )
     assert (record["devices"], record["restarts"]) == (2, 1)
-    assert len(complete(here)) == 2
-    assert not list(here.rglob("lock.json"))
+    assert len(complete(bucket)) == 2
+    assert not [name for name in bucket.names() if name.endswith("lock.json")]
