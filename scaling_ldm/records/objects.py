@@ -248,6 +248,7 @@ class ObjectPath(pathlib.PosixPath):
             backends.unlink_version(self.scheme, self._fs, self._key, version, seconds)
 
     def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object; s3:// does not say whether there was one."""
         with asking(self, "remove"):
             try:
                 self._fs.rm_file(self._key)
