@@ -304,12 +304,18 @@ def test_no_bucket_is_missing_where_an_object_or_a_local_file_is(
     assert raised.value.filename == str(far / "gone")
 
 
-def test_a_missing_package_is_named_with_its_extra(here, monkeypatch):
+@pytest.mark.parametrize(
+    "scheme, package, extra", [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    here, monkeypatch, scheme, package, extra
+):
     backends._file_system.cache_clear()
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, package, None)
     try:
-        with pytest.raises(ConfigError, match=r"gs://b/x: gs:// needs .*\[gcs\]"):
-            places.place("gs://b/x")
+        said = rf"{scheme}://b/x: {scheme}:// needs .*\[{extra}\]"
+        with pytest.raises(ConfigError, match=said):
+            places.place(f"{scheme}://b/x")
     finally:
         backends._file_system.cache_clear()
     assert os.listdir(here) == []

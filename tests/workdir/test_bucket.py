@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 import buckets
@@ -23,6 +25,11 @@ STUDY = (
     "--config.train.keep_checkpoints=2",
     "--config.train.show_every_seconds=0",
 )
+DRAW = """
+import hashlib, sys, scaling_ldm
+pictures = scaling_ldm.load(sys.argv[1]).sample("a red coat", n=2, steps=2)
+print(hashlib.sha256(pictures.tobytes()).hexdigest())
+"""
 FILES = ("laws.json", "runs.jsonl", "experiment.json")
 
 
@@ -78,6 +85,24 @@ def assert_same_study(bucket, name, local):
     assert not os.path.exists(bucket.url.split("//")[0])
 
 
+def assert_same_export(bucket, local):
+    """The study's export is that of the folder; both are loaded, and draw the same."""
+    places, drawn = (f"{bucket.url}/study", str(local)), []
+    for place in places:
+        run_main(*STUDY, f"--workdir={place}", "--stages=export")
+        draw = [sys.executable, "-c", DRAW, place]
+        done = subprocess.run(draw, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        drawn.append(done.stdout)
+    assert len(drawn[0]) == 65 and drawn[0] == drawn[1]
+    here = bucket.folder() / "study" / "export"
+    theirs = {p.relative_to(local / "export"): p for p in (local / "export").rglob("*")}
+    assert len(theirs) >= 3
+    for name, path in theirs.items():
+        if path.is_file():
+            assert (here / name).read_bytes() == path.read_bytes(), name
+
+
 def test_a_study_that_is_killed_continues_and_is_that_of_a_folder(bucket, local):
     url = f"--workdir={bucket.url}/study"
     first = MainProcess(*STUDY, url)
@@ -90,6 +115,7 @@ def test_a_study_that_is_killed_continues_and_is_that_of_a_folder(bucket, local)
     assert " continues from step " in said
     assert_same_study(bucket, "study", local)
     assert "nothing to do: tiny is finished" in run_main(*STUDY, url)[1]
+    assert_same_export(bucket, local)
 
 
 def test_a_second_command_is_refused_while_the_first_works(bucket):

@@ -185,7 +185,7 @@ def complete(bucket):
     "bucket, killed",
     [("gs", (0,)), ("gs", (1,)), ("gs", (0, 1)), ("s3", (0, 1))],
     indirect=["bucket"],
-    ids=str,
+    ids=("gs-first", "gs-second", "gs-both", "s3-both"),
 )
 def test_a_job_of_two_processes_that_is_killed_continues(
     bucket, undisturbed, started, killed
