@@ -59,7 +59,14 @@ def without_times(value):
     """A JSON value without what two equal commands do not share."""
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in TIMED}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    by_time = {"cost": "seconds"}.items()  # of a front, or a crossing
+    return [
+        without_times(v)
+        for v in value
+        if not (isinstance(v, dict) and by_time <= v.items())
+    ]
 
 
 def read(path):
