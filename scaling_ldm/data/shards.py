@@ -41,7 +41,7 @@ from array_record.python import array_record_module
 
 from scaling_ldm import config, records
 from scaling_ldm.data.vocabulary import words
-from scaling_ldm.records import objects
+from scaling_ldm.records import backends, store_errors
 
 IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
 VERSION = 1
@@ -148,7 +148,7 @@ class Store:
     """The folder of the records: local, or a URL that fsspec knows ("gs://...").
 
     A file appears when it is complete. Where a URL's store fails, it is an OSError, as
-    `objects.asking` says it.
+    `store_errors.asking` says it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -156,12 +156,12 @@ class Store:
         self._far = "://" in folder and not folder.startswith("file://")
         local = os.path.abspath(os.path.expanduser(folder.removeprefix("file://")))
         try:
-            given = objects.options(folder.partition("://")[0]) if self._far else {}
+            given = backends.options(folder.partition("://")[0]) if self._far else {}
             self._fs, self._base = fsspec.core.url_to_fs(
                 folder if self._far else local, **given
             )
         except ImportError as e:
-            raise objects.not_installed(folder, e) from e
+            raise backends.not_installed(folder, e) from e
         except Exception as e:  # no backend, or credentials that are wrong
             raise config.ConfigError(
                 f"{folder} cannot be opened: {type(e).__name__}: {e}"
@@ -179,7 +179,7 @@ class Store:
         """Around what a store is asked; on a disk, errors are what they are."""
         if not self._far:
             return contextlib.nullcontext()
-        return objects.asking(posixpath.join(self.folder, name), doing)
+        return store_errors.asking(posixpath.join(self.folder, name), doing)
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes; None if there is none."""

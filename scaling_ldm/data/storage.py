@@ -26,7 +26,7 @@ import fsspec
 
 from scaling_ldm import config, records
 from scaling_ldm.data.listing import File, info, walk
-from scaling_ldm.records import objects
+from scaling_ldm.records import backends, store_errors
 
 EDGE = 1 << 17  # two blocks of ArrayRecord
 _THREADS = 16  # for many small requests to a remote store
@@ -83,7 +83,7 @@ class Folder:
         """`size` bytes of a file from `start`, fewer at its end; None: up to the end.
 
         Raises:
-          OSError: the disk fails, or the store, as `objects.asking` says it.
+          OSError: the disk fails, or the store, as `store_errors.asking` says it.
         """
         if size is not None and size <= 0:
             return b""
@@ -106,7 +106,7 @@ class Folder:
 
     def _asking(self, name: str) -> Any:
         """Around what a store is asked about a file."""
-        return objects.asking(self._fs.unstrip_protocol(self.location(name)))
+        return store_errors.asking(self._fs.unstrip_protocol(self.location(name)))
 
     def sketches(self, names: Sequence[str]) -> list[tuple[str, int, str]]:
         """(name, bytes, digest of its first and last EDGE bytes) of each file.
@@ -301,11 +301,11 @@ def _filesystem(path: str) -> tuple[Any, str]:
         return None, os.path.abspath(os.path.expanduser(path))
     protocol = path.split("://")[0]
     try:
-        given = objects.options(protocol)
+        given = backends.options(protocol)
         given.pop("use_listings_cache", None)  # what is listed is asked for again
         fs, base = fsspec.core.url_to_fs(path, **given)
     except ImportError as e:
-        raise objects.not_installed(path, e) from e
+        raise backends.not_installed(path, e) from e
     except Exception as e:  # an unknown protocol, or credentials that are wrong
         raise config.ConfigError(
             f"{path}: {protocol}:// cannot be opened: {type(e).__name__}: {e}"

@@ -7,10 +7,11 @@ reads the measurements of studies as one table, `rows_of` makes its rows, `joine
 them to evaluations and the frontier, and `results` finds those of the last steps of
 runs.
 
-`places` tells local folders from URLs, and `objects` has the paths of the latter.
+`places` tells local folders from URLs, `objects` has the paths of the latter, and
+`backends` asks their stores.
 
 May import: the standard library alone; `write_parquet` imports pyarrow, and a path on
-gs:// fsspec and gcsfs.
+gs:// or s3:// fsspec and gcsfs or s3fs.
 """
 
 from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram

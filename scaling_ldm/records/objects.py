@@ -1,4 +1,4 @@
-"""Paths in an object store: what the library does with files, on gs://bucket/folder.
+"""Paths in an object store: files on gs://bucket/folder and s3://bucket/folder.
 
 An `ObjectPath` is a `pathlib.Path` whose reads and writes are requests to a store. An
 object is written in one request, so a reader sees the old one or the new one, whole.
@@ -6,38 +6,22 @@ There are no folders: one is there while an object is below it. Nothing is cache
 process sees what another one has written.
 
 What a store cannot do, or this library does not do there, is refused: it never becomes
-a local file. May import: fsspec, when a path is first used.
+a local file. May import: `backends`, which asks the stores.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import functools
 import io
-import json
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Generator
 from typing import Any, Self
 
+from scaling_ldm.records import backends
 from scaling_ldm.records.errors import ConfigError, LocalOnly
 from scaling_ldm.records.store_errors import asking
 
-# What pip installs for a scheme, if fsspec finds no backend.
-PACKAGES = {
-    "gs": "'scaling_ldm[gcs]'",
-    "gcs": "'scaling_ldm[gcs]'",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "http": "aiohttp requests",
-    "https": "aiohttp requests",
-    "hf": "huggingface_hub",
-}
-# Seconds to connect, and without a byte. gcsfs asks six times, about 35 s apart in all.
-CONNECT, SILENT = 10.0, 60.0
 COMMITTED = "commit_success.txt"  # orbax writes it last into a folder of a store
 # The inner form of a path. Below /dev/null there is no file: what takes an ObjectPath
 # for a local path fails, whoever runs it.
@@ -59,7 +43,7 @@ class ObjectPath(pathlib.PosixPath):
         parts = [part for part in rest.split("/") if part not in ("", ".")]
         if not parts or ".." in parts:
             raise ConfigError(f"{url}: give a bucket and a folder, as in gs://bucket/x")
-        _backend(scheme.lower(), url)
+        backends.backend(scheme.lower(), url)
         return cls("/".join((_ROOT, scheme.lower(), *parts)))
 
     def __str__(self) -> str:
@@ -87,13 +71,18 @@ class ObjectPath(pathlib.PosixPath):
         return self.parts[3]
 
     @property
+    def versions_are_contents(self) -> bool:
+        """Whether two writes of the same bytes have the same version."""
+        return self.scheme == "s3"
+
+    @property
     def _key(self) -> str:
         """What fsspec calls it: bucket/folder/name."""
         return "/".join(self.parts[4:])
 
     @property
     def _fs(self) -> Any:
-        return _backend(self.scheme, str(self))
+        return backends.backend(self.scheme, str(self))
 
     def absolute(self) -> ObjectPath:
         return self
@@ -226,7 +215,7 @@ class ObjectPath(pathlib.PosixPath):
           FileNotFoundError: there is none.
         """
         with asking(self):
-            return self._fs.info(self._key, **_within(seconds)).get("generation")
+            return backends.version_of(self._fs.info(self._key, **_within(seconds)))
 
     def write_over(self, version: str | None, data: bytes, seconds: float) -> None:
         """Writes the object if it still is this version, however late this arrives.
@@ -240,23 +229,9 @@ class ObjectPath(pathlib.PosixPath):
         if version is None:  # as in memory://
             self.write_bytes(data)
             return
-        bucket, _, name = self._key.partition("/")
-        mark = os.urandom(16).hex()
-        head = (
-            f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
-            f"{json.dumps({'name': name})}\r\n--{mark}\r\n"
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
         with asking(self, "write"):
-            self._fs.call(
-                "POST",
-                f"{self._fs.base.replace('/storage/', '/upload/storage/')}b/{{}}/o",
-                bucket,
-                uploadType="multipart",
-                ifGenerationMatch=version,
-                headers={"Content-Type": f"multipart/related; boundary={mark}"},
-                data=head.encode() + data + f"\r\n--{mark}--".encode(),
-                timeout=seconds,
+            backends.write_over(
+                self.scheme, self._fs, self._key, version, data, seconds
             )
 
     def unlink_version(self, version: str | None, seconds: float) -> None:
@@ -269,12 +244,11 @@ class ObjectPath(pathlib.PosixPath):
         if version is None:
             self.unlink()
             return
-        bucket, _, name = self._key.partition("/")
-        condition = {"ifGenerationMatch": version, "timeout": seconds}
         with asking(self, "remove"):
-            self._fs.call("DELETE", "b/{}/o/{}", bucket, name, **condition)
+            backends.unlink_version(self.scheme, self._fs, self._key, version, seconds)
 
     def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object; s3:// does not say whether there was one."""
         with asking(self, "remove"):
             try:
                 self._fs.rm_file(self._key)
@@ -327,62 +301,3 @@ for _name in (
 def _within(seconds: float | None) -> dict[str, float]:
     """The option of a request that ends all its attempts after so many seconds."""
     return {} if seconds is None else {"timeout": seconds}
-
-
-def _backend(scheme: str, url: str) -> Any:
-    """The fsspec file system of a scheme.
-
-    Raises:
-      ConfigError: its package is not installed.
-    """
-    try:
-        return _file_system(scheme)
-    except ImportError as e:
-        raise not_installed(url, e) from e
-
-
-def not_installed(url: str, error: ImportError) -> ConfigError:
-    """The refusal of a URL whose backend cannot be imported."""
-    scheme = url.partition("://")[0].lower()
-    package = PACKAGES.get(scheme, "its fsspec backend")
-    return ConfigError(
-        f"{url}: {scheme}:// needs {package} ({error}): pip install {package}"
-    )
-
-
-@functools.cache
-def _file_system(scheme: str) -> Any:
-    given = options(scheme)
-    import fsspec
-    import fsspec.config
-
-    if given:  # so that what orbax opens is told the same
-        for name in ("gs", "gcs"):
-            fsspec.config.conf.setdefault(name, {}).update(given)
-    return fsspec.filesystem(scheme, **given)
-
-
-def options(scheme: str) -> dict[str, Any]:
-    """What fsspec is given for a scheme: limits of time, and no cache of listings.
-
-    Raises:
-      ImportError: the package of the scheme is not installed.
-    """
-    return _prepare_google() if scheme in ("gs", "gcs") else {}
-
-
-def _prepare_google() -> dict[str, Any]:
-    """Options for gcsfs; must run before it is imported."""
-    # Orbax reaches gs:// through etils, which prefers TensorFlow where it is installed.
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-        # An emulator does not say of which kind a bucket is, and each question warns.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
-    # It prints a traceback before it raises.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    import aiohttp  # pyrefly: ignore[missing-import]  # of the extra gcs
-    import gcsfs  # noqa: F401  # pyrefly: ignore[missing-import]
-
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
-    return {"use_listings_cache": False, "session_kwargs": {"timeout": limits}}

@@ -13,7 +13,7 @@ from typing import Any
 from scaling_ldm.records.errors import ConfigError
 from scaling_ldm.records.objects import ObjectPath
 
-STORES = ("gs",)  # where a working directory may be, besides local folders
+STORES = ("gs", "s3")  # where a working directory may be, besides local folders
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 # What pathlib makes of a URL: "gs:/bucket". No folder is called so by intent.
@@ -54,15 +54,10 @@ def place(
     kind = scheme(text)
     if kind in STORES:
         return ObjectPath.of(text)
-    if kind in ("s3", "s3a"):
-        raise ConfigError(
-            f"{text}: {what} may be local or on gs://; on s3:// it is not supported, "
-            "because orbax writes no checkpoints there. Give a folder where the bucket "
-            "is mounted"
-        )
     if kind not in ("", "file"):
         raise ConfigError(
-            f"{text}: {what} may be local or on gs://; {kind}:// is not supported"
+            f"{text}: {what} may be local, on gs:// or on s3://; {kind}:// is not "
+            "supported"
         )
     return _of_file_url(text) if kind else pathlib.Path(text)
 

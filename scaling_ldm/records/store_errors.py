@@ -10,9 +10,17 @@ from collections.abc import Iterator
 
 from scaling_ldm.records.errors import ConfigError
 
-# What gcsfs and tensorstore say where the exception has no status of HTTP.
+# What gcsfs, s3fs and tensorstore say where the exception has no status of HTTP.
 _DENIED = re.compile(r"^Forbidden\b|\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
-_NO_CREDENTIALS = ("DefaultCredentialsError", "NoCredentialsError", "RefreshError")
+_NO_CREDENTIALS = (
+    *("DefaultCredentialsError", "RefreshError"),
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
+    *("TokenRetrievalError", "UnauthorizedSSOTokenError", "CredentialRetrievalError"),
+)
+# What botocore refuses before it asks, such as an impossible name of a bucket.
+_REFUSED_HERE = ("ParamValidationError", "InvalidBucketNameError")
+# s3:// answers so where a condition does not hold, or two conditional writes meet.
+_CONDITIONS = ("PreconditionFailed", "ConditionalRequestConflict")
 # Statuses of HTTP that another attempt may change: timeout, too many requests.
 _PASSING = (408, 429)
 # Errors of this program, and of this machine: no store has said them.
@@ -47,6 +55,8 @@ def asking(url: object, doing: str = "read") -> Iterator[None]:
     except (ConfigError, *_OURS):
         raise
     except Exception as e:  # each backend has exceptions of its own
+        if _code(e) in _CONDITIONS:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from e
         if isinstance(e, OSError) and e.errno in _HERE:
             raise
         said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
@@ -55,7 +65,8 @@ def asking(url: object, doing: str = "read") -> Iterator[None]:
             raise PermissionError(
                 errno.EACCES, f"No permission to {doing} there ({said})", url
             ) from e
-        if status in range(400, 500) and status not in _PASSING:
+        refused = status in range(400, 500) and status not in _PASSING
+        if refused or type(e).__name__ in _REFUSED_HERE:
             raise OSError(
                 errno.EINVAL, f"The store refuses the request ({said})", url
             ) from e
@@ -70,11 +81,22 @@ def _status(error: BaseException | None) -> int | None:
         for name in ("code", "status"):  # of gcsfs and google, of aiohttp
             with contextlib.suppress(TypeError, ValueError):
                 return int(getattr(error, name, None))  # pyrefly: ignore
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # of botocore
+            return error.response["ResponseMetadata"]["HTTPStatusCode"]  # pyrefly: ignore
         # gcsfs makes this of status 400.
         if isinstance(error, ValueError) and str(error).startswith("Bad Request"):
             return 400
         error = error.__cause__
     return None
+
+
+def _code(error: BaseException | None) -> str:
+    """S3's name for what it answered; "": another store, or no answer."""
+    while error is not None:
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            return error.response["Error"]["Code"]  # pyrefly: ignore
+        error = error.__cause__
+    return ""
 
 
 def _denied(error: Exception, status: int | None) -> bool:

@@ -34,6 +34,7 @@ A run:
 - checksum: a hash of a tree of arrays that is the same on every mesh.
 - run_files: where the files of one run are.
 - storage_faults: tells faults of storage from damaged files.
+- s3_checkpoints: lets orbax write checkpoints on s3://.
 - costs: what a run has cost so far.
 - goodput: where the seconds of a run go.
 

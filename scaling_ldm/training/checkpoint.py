@@ -132,8 +132,7 @@ class Checkpoints:
         self._say = say
         self._report_unfinished()
         _silence_abandoned_writes()
-        storage_faults.steady_clock()
-        storage_faults.bounded_requests()
+        storage_faults.prepare_orbax(self._directory)
         with storage_faults.asking(self._directory):
             self._manager = self._open()
 

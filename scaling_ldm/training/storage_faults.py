@@ -16,6 +16,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from scaling_ldm.records import objects
 from scaling_ldm.records.errors import CheckpointError
 from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.training import s3_checkpoints
 
 # A missing or misplaced file is damage; every other error of the system is not.
 _MISPLACED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -28,8 +29,11 @@ _TEXTS = re.compile(
     "retry attempts failed|CURL error|UNAUTHENTICATED"
 )
 # Packages whose exceptions say that a store, or the way to it, has failed.
-_CLIENTS = ("aiohttp.", "gcsfs.", "google.a", "google.cloud.", "requests.", "urllib3.")
-# Of a request to gs://: about a minute, where tensorstore would try for a quarter hour.
+_CLIENTS = (
+    *("aiohttp.", "botocore.", "aiobotocore.", "s3fs."),
+    *("gcsfs.", "google.a", "google.cloud.", "requests.", "urllib3."),
+)
+# Of a request to a store: a minute, where tensorstore would try for a quarter hour.
 _RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}
 
 
@@ -95,13 +99,21 @@ def asking(folder: pathlib.Path) -> Iterator[None]:
             raise
 
 
+def prepare_orbax(folder: pathlib.Path) -> None:
+    """Repairs what this library needs of orbax to keep checkpoints in this folder."""
+    steady_clock()
+    bounded_requests()
+    s3_checkpoints.enable_for(folder)
+
+
 def bounded_requests() -> None:
-    """Makes orbax's requests to gs:// fail after about a minute without an answer."""
+    """Makes orbax's requests to stores fail after about a minute without an answer."""
     for context in (
         tensorstore_utils._BASE_TS_CONTEXT,
         tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
     ):
         context["gcs_request_retries"] = _RETRIES  # pyrefly: ignore
+        context["s3_request_retries"] = _RETRIES  # pyrefly: ignore
 
 
 def steady_clock() -> None:

@@ -4,19 +4,34 @@ A store has no exclusive open and no time that can be set. There, of several wri
 store lets one create the object; a heartbeat writes the object again; and the time is
 that at which the store received it. A request may arrive late, when another process has
 taken over. So the store writes or removes a lock only if it still is the version that
-was read.
+was read. On s3:// a version is the checksum of the content. There each write ends with
+a line of random digits, which is no part of the text.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
 import tempfile
 
 from scaling_ldm import records
 from scaling_ldm.records.objects import ObjectPath
 
 SECONDS = 15.0  # for a request of a heartbeat, all its attempts together
+
+
+_DIGITS = re.compile(r"# [0-9a-f]{16}\n\Z")
+
+
+def _content(path: ObjectPath, text: str) -> bytes:
+    """What is written for a text: every time something else, where that is needed."""
+    digits = f"# {os.urandom(8).hex()}\n" if path.versions_are_contents else ""
+    return (text + digits).encode()
+
+
+def _text(content: bytes) -> str:
+    return _DIGITS.sub("", content.decode(errors="replace"))
 
 
 def create(path: pathlib.Path, text: str) -> None:
@@ -27,7 +42,7 @@ def create(path: pathlib.Path, text: str) -> None:
       OSError: it cannot be written; nothing is left of it.
     """
     if isinstance(path, ObjectPath):
-        path.create(text.encode())
+        path.create(_content(path, text))
         return
     made = False
     try:
@@ -48,7 +63,7 @@ def read(path: pathlib.Path) -> tuple[str, float]:
     """
     if isinstance(path, ObjectPath):
         beat = path.written_at()
-        return path.read_text(errors="replace"), beat
+        return _text(path.read_bytes()), beat
     # Opening it makes a network file system ask the server.
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read(), os.fstat(file.fileno()).st_mtime
@@ -69,7 +84,7 @@ def version(path: pathlib.Path, seconds: float | None = None) -> str | None:
 def text(path: pathlib.Path) -> str:
     """What is in it; asks no longer than SECONDS."""
     if isinstance(path, ObjectPath):
-        return path.read_bytes(SECONDS).decode(errors="replace")
+        return _text(path.read_bytes(SECONDS))
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -80,7 +95,7 @@ def renew(path: pathlib.Path, text: str, version: str | None) -> None:
       FileExistsError: the object is not that version any more.
     """
     if isinstance(path, ObjectPath):
-        path.write_over(version, text.encode(), SECONDS)
+        path.write_over(version, _content(path, text), SECONDS)
     else:
         os.utime(path)
 
@@ -88,7 +103,7 @@ def renew(path: pathlib.Path, text: str, version: str | None) -> None:
 def replace(path: pathlib.Path, text: str, version: str | None) -> None:
     """Writes a file that is there; FileExistsError as in `renew`."""
     if isinstance(path, ObjectPath):
-        path.write_over(version, text.encode(), SECONDS)
+        path.write_over(version, _content(path, text), SECONDS)
     else:
         records.write_text(path, text)
 

@@ -9,7 +9,7 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.data import shards, storage
-from scaling_ldm.records import objects
+from scaling_ldm.records import backends
 from scaling_ldm.workdir import exit_status
 
 FILES = {
@@ -199,7 +199,9 @@ def test_a_store_of_records_reads_what_it_wrote(tmp_path):
 
 def test_limits_of_time_do_not_depend_on_the_working_directory(monkeypatch):
     given, limits = [], {"session_kwargs": {"timeout": 60}, "use_listings_cache": False}
-    monkeypatch.setattr(objects, "_prepare_google", lambda: dict(limits))
+    monkeypatch.setattr(backends, "_prepare_google", lambda: dict(limits))
+    others = {"config_kwargs": {"read_timeout": 60}, "use_listings_cache": False}
+    monkeypatch.setattr(backends, "_prepare_amazon", lambda: dict(others))
 
     def opened(url, **options):
         given.append(options)
@@ -208,10 +210,11 @@ def test_limits_of_time_do_not_depend_on_the_working_directory(monkeypatch):
     monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
     shards.Store("gs://b/records")
     shards.Store("gcs://b/records")
+    shards.Store("s3://b/records")
     shards.Store("memory://b/records")
     storage._filesystem("gs://b/pictures")
     timed = {"session_kwargs": {"timeout": 60}}
-    assert given == [limits, limits, {}, timed]
+    assert given == [limits, limits, others, {}, timed]
 
 
 def test_copies_are_made_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import email
 import errno
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from finished_study import make_workdir
 
 from scaling_ldm import config, records, report
-from scaling_ldm.records import objects, places, table
+from scaling_ldm.records import backends, places, table
 from scaling_ldm.records.errors import ConfigError, Held, LocalOnly
 from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.report import figures, plotting
@@ -160,7 +161,9 @@ def test_a_store_that_fails_is_never_taken_for_one_without_the_file(
     far, name, monkeypatch
 ):
     monkeypatch.setattr(
-        objects, "_file_system", lambda _: Failing(RuntimeError("Connection\n refused"))
+        backends,
+        "_file_system",
+        lambda _: Failing(RuntimeError("Connection\n refused")),
     )
     with pytest.raises(OSError) as raised:
         REQUESTS[name](far)
@@ -179,6 +182,17 @@ def answered(status, text="no"):
     return error
 
 
+def answered_by_s3(code, status):
+    """An exception of botocore, as s3fs hands it on."""
+    error = OSError(errno.EBUSY, "a text")
+    error.__cause__ = RuntimeError("An error occurred")
+    error.__cause__.response = {
+        "Error": {"Code": code},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    return error
+
+
 def because_of(cause):
     error = ValueError("it failed")
     error.__cause__ = cause
@@ -194,12 +208,13 @@ def because_of(cause):
         answered(401),
         answered("403"),
         because_of(answered(403)),
+        answered_by_s3("SignatureDoesNotMatch", 403),
         type("RefreshError", (Exception,), {})("revoked"),
     ],
     ids=str,
 )
 def test_a_refusal_of_a_store_is_a_missing_permission(far, error, monkeypatch):
-    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    monkeypatch.setattr(backends, "_file_system", lambda _: Failing(error))
     for name, doing in (("write_text", "write"), ("read_bytes", "read")):
         with pytest.raises(PermissionError, match=f"No permission to {doing} there"):
             REQUESTS[name](far)
@@ -207,7 +222,7 @@ def test_a_refusal_of_a_store_is_a_missing_permission(far, error, monkeypatch):
 
 def test_writing_to_a_bucket_that_is_missing_says_so(far, monkeypatch):
     monkeypatch.setattr(
-        objects, "_file_system", lambda _: Failing(FileNotFoundError("b"))
+        backends, "_file_system", lambda _: Failing(FileNotFoundError("b"))
     )
     with pytest.raises(FileNotFoundError, match="No such bucket"):
         far.write_text("x")
@@ -220,26 +235,47 @@ def test_writing_to_a_bucket_that_is_missing_says_so(far, monkeypatch):
         answered(503, "checkpoints/403"),
         answered(429, "Forbidden"),
         OSError("b/checkpoints/403/401: reset"),
+        answered_by_s3("SlowDown", 503),
     ],
     ids=str,
 )
 def test_a_store_that_fails_on_a_path_with_a_number_is_no_refusal(
     far, error, monkeypatch
 ):
-    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    monkeypatch.setattr(backends, "_file_system", lambda _: Failing(error))
     with pytest.raises(OSError, match="The store does not answer") as raised:
         far.read_bytes()
     assert raised.value.errno == errno.EHOSTUNREACH
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("Bad Request: b/x\ninvalid name"), answered(400)], ids=str
+    "error",
+    [
+        ValueError("Bad Request: b/x\ninvalid name"),
+        answered(400),
+        answered_by_s3("InvalidRequest", 400),
+        type("ParamValidationError", (Exception,), {})("an impossible name"),
+    ],
+    ids=str,
 )
 def test_a_store_that_refuses_a_request_has_answered(far, error, monkeypatch):
-    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    monkeypatch.setattr(backends, "_file_system", lambda _: Failing(error))
     with pytest.raises(OSError, match="The store refuses the request") as raised:
         far.read_bytes()
     assert raised.value.errno == errno.EINVAL and raised.value.filename == str(far)
+
+
+@pytest.mark.parametrize(
+    "code, status", [("PreconditionFailed", 412), ("ConditionalRequestConflict", 409)]
+)
+def test_a_condition_that_does_not_hold_is_another_version(
+    far, code, status, monkeypatch
+):
+    failing = Failing(answered_by_s3(code, status))
+    monkeypatch.setattr(backends, "_file_system", lambda _: failing)
+    with pytest.raises(FileExistsError) as raised:
+        far.create(b"")
+    assert raised.value.filename == str(far)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +284,7 @@ def test_a_store_that_refuses_a_request_has_answered(far, error, monkeypatch):
     ids=str,
 )
 def test_what_no_store_has_said_stays_what_it_is(far, error, monkeypatch):
-    monkeypatch.setattr(objects, "_file_system", lambda _: Failing(error))
+    monkeypatch.setattr(backends, "_file_system", lambda _: Failing(error))
     with pytest.raises(type(error)) as raised:
         far.read_bytes()
     assert raised.value is error
@@ -268,14 +304,20 @@ def test_no_bucket_is_missing_where_an_object_or_a_local_file_is(
     assert raised.value.filename == str(far / "gone")
 
 
-def test_a_missing_package_is_named_with_its_extra(here, monkeypatch):
-    objects._file_system.cache_clear()
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+@pytest.mark.parametrize(
+    "scheme, package, extra", [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    here, monkeypatch, scheme, package, extra
+):
+    backends._file_system.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
     try:
-        with pytest.raises(ConfigError, match=r"gs://b/x: gs:// needs .*\[gcs\]"):
-            places.place("gs://b/x")
+        said = rf"{scheme}://b/x: {scheme}:// needs .*\[{extra}\]"
+        with pytest.raises(ConfigError, match=said):
+            places.place(f"{scheme}://b/x")
     finally:
-        objects._file_system.cache_clear()
+        backends._file_system.cache_clear()
     assert os.listdir(here) == []
 
 
@@ -505,7 +547,7 @@ class Versioned(type(fsspec.filesystem("memory"))):
 @pytest.fixture
 def versioned(monkeypatch):
     store = Versioned()
-    monkeypatch.setattr(objects, "_file_system", lambda _: store)
+    monkeypatch.setattr(backends, "_file_system", lambda _: store)
     return store
 
 
@@ -566,3 +608,73 @@ def test_a_heartbeat_gives_up_long_before_its_lock_is_stale(far, versioned):
     for asked in (limits, versioned.limits):
         assert len(asked) >= 3 and None not in asked[:3]
         assert lock.BEAT + sum(x or 0 for x in asked) < lock.STALE / 2
+
+
+class ByContent(type(fsspec.filesystem("memory"))):
+    """The store in memory, with the versions of s3:// and its requests on condition."""
+
+    cachable = False
+
+    def info(self, path, **_):
+        digest = hashlib.md5(super().cat_file(path)).hexdigest()
+        return super().info(path) | {"ETag": digest}
+
+    def cat_file(self, path, start=None, end=None, **_):
+        return super().cat_file(path)
+
+    def call_s3(self, method, Bucket, Key, IfMatch, timeout, Body=None):
+        path = f"{Bucket}/{Key}"
+        if self.info(path)["ETag"] != IfMatch:
+            raise answered_by_s3("PreconditionFailed", 412)
+        if method == "put_object":
+            super().pipe_file(path, Body)
+        else:
+            assert (method, Body) == ("delete_object", None)
+            super().rm_file(path)
+
+
+@pytest.fixture
+def by_content(monkeypatch):
+    """A folder of its own on s3://."""
+    store = ByContent()
+    monkeypatch.setattr(backends, "_file_system", lambda _: store)
+    return ObjectPath.of(f"s3://{uuid.uuid4().hex}/study")
+
+
+def test_a_lock_on_s3_is_written_anew_and_released(by_content):
+    path = by_content / lock.NAME
+    with lock.holding([path]):
+        held, before = lock._held[path], path.version()
+        held.beat()
+        assert path.version() != before
+        assert lock.lock_file.text(path) == held._text == lock.lock_file.read(path)[0]
+        assert json.loads(held._text)["pid"] == os.getpid()
+        with pytest.raises(FileExistsError):
+            path.write_over(before, b"late", 1.0)
+        with pytest.raises(FileExistsError):
+            path.unlink_version(before, 1.0)
+        with pytest.raises(Held, match=f"in use by process {os.getpid()}"):
+            with lock.holding([path]):
+                pass
+    assert not path.exists()
+
+
+def test_a_holder_on_s3_that_beats_during_a_takeover_keeps_its_lock(
+    by_content, monkeypatch
+):
+    path, said = by_content / lock.NAME, []
+    monkeypatch.setattr(lock, "_when_lost", said.append)
+    with lock.holding([path]):
+        held, other = lock._held[path], lock.Lock(path)
+        other._text = other._text.replace(f'"pid": {os.getpid()}', '"pid": 7')
+        found = other._read()
+        read = other._read
+
+        def read_then_beaten():
+            held.beat()
+            return dataclasses.replace(read(), beat=found.beat)
+
+        monkeypatch.setattr(other, "_read", read_then_beaten)
+        assert not other._replace(found)
+        held.beat()
+        assert lock.lock_file.text(path) == held._text and said == []
