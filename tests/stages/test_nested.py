@@ -142,8 +142,8 @@ def test_budgets_on_one_step_are_refused_and_so_is_what_depends_on_the_length(
     short = one | {"plan.minimum_steps": 400}
     with pytest.raises(config.ConfigError, match=r"2e\+08 FLOPs, 8 x 1: .* fewer than"):
         plan.plan(study(tiny, "nested", **short))
-    long = one | {"optimizer.warmup_steps": 300}
-    with pytest.raises(config.ConfigError, match="warm-up of 300 steps"):
+    long = one | {"optimizer.warmup_steps": 400}
+    with pytest.raises(config.ConfigError, match="warm-up of 400 steps"):
         plan.plan(study(tiny, "nested", **long))
     # A policy whose rate depends on the budget, which no check knows by its name.
     row = plan._row
@@ -171,7 +171,8 @@ def test_the_plan_says_what_is_saved(tiny):
 
 def test_every_budget_is_measured_whatever_it_takes(tiny, monkeypatch):
     for wanted in (0, 3):
-        experiment = study(tiny, "nested", **{"validation.marks": wanted})
+        dear = {"validation.marks": wanted, "validation.samples": 240}
+        experiment = study(tiny, "nested", **dear)
         for spec in planned(experiment):
             got = marks.marks_of(experiment, spec)
             assert {p.steps for p in spec.points()} <= set(got.steps)
@@ -272,11 +273,11 @@ def test_what_was_trained_as_separate_runs_is_not_taken_for_a_trajectory(
     experiment, _, _ = both["nested"]
     trained(study(tiny, "separate", **{"validation.marks": 0}), tmp_path, rows=(8,))
     nested = planned(experiment)
-    with pytest.raises(config.ConfigError, match=r"was not measured at 5e\+07, 8e\+07"):
+    with pytest.raises(config.ConfigError, match=r"was not measured at 2e\+08, 3e\+08"):
         missing.rows(tmp_path, enumerate(nested))
     plan.write(nested, tmp_path)
     (found,) = fit.run(experiment, tmp_path, nested)
-    assert f"{nested[0].run_id}: nothing was measured at 5e+07 FLOPs" in found.excluded
+    assert f"{nested[0].run_id}: nothing was measured at 2e+08 FLOPs" in found.excluded
     # The plan of today says what a step stands for.
     plan.write(planned(study(tiny, "separate")), tmp_path)
     assert {r.budget_flops for r in records.read_table(tmp_path)} == {BUDGETS[-1]}
