@@ -5,12 +5,14 @@ import dataclasses
 import functools
 import json
 
+import finished_study
 import jax
 import numpy as np
 import pytest
 
-from scaling_ldm import config, records
+from scaling_ldm import config, records, report
 from scaling_ldm.records import table
+from scaling_ldm.report import page, reading, run_tables
 from scaling_ldm.stages import fit, plan, train
 from scaling_ldm.training import checkpoint, loop, marks, mesh, progress
 from scaling_ldm.workdir import missing, plan_table, runs
@@ -244,6 +246,38 @@ def test_the_same_laws_are_fitted(both, weights):
         "separate runs of one seed do, and the intervals take them as independent"
     ]
     assert not nested.excluded and len(nested.parabolas) == 3
+
+
+def test_the_report_has_the_points_of_separate_runs_and_what_they_would_cost(both):
+    studies = []
+    for experiment, workdir, specs in both.values():
+        fit.run(experiment, workdir, specs)
+        studies.append(reading.read(workdir))
+    separate, nested = studies
+    assert separate.budgets() == nested.budgets() == list(BUDGETS)
+    for budget in BUDGETS:
+        points = nested.points(budget)
+        assert len(points) == 4 and points == separate.points(budget)
+    assert run_tables.losses(nested).rows == run_tables.losses(separate).rows
+    alone, together = run_tables.ledger(separate).total, run_tables.ledger(nested).total
+    assert together["separate_flops"] == alone["model_flops"]
+    assert "separate_flops" not in alone
+    spent = sum(spec.planned_flops for spec in both["nested"][2])
+    assert together["model_flops"] == spent < alone["model_flops"] / 2
+    (row,) = run_tables.costs(nested).rows
+    assert (row["runs"], row["separate_flops"]) == (4, alone["model_flops"])
+    said = page._facts(nested, run_tables.ledger(nested))
+    assert f"({alone['model_flops'] / spent:.3g} times as much)" in said
+    assert "separate" not in page._facts(separate, run_tables.ledger(separate))
+
+
+@pytest.mark.slow
+def test_the_report_of_trajectories_is_written(both):
+    experiment, workdir, specs = both["nested"]
+    fit.run(experiment, workdir, specs)
+    with finished_study.figures_as("svg"):
+        text = report.write(workdir).read_text(encoding="utf-8")
+    assert "as separate runs, FLOPs" in text and "12 points lie on" in text
 
 
 def test_a_killed_trajectory_ends_with_the_same_rows(tiny, both, tmp_path):
