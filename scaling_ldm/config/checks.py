@@ -10,6 +10,7 @@ from scaling_ldm.config import (
     init_from,
     mix,
     names,
+    nested,
     objective_kind,
     optimizer_checks,
     ranges,
@@ -43,6 +44,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
         problems += _check_objective(e.objective)
     problems += ranges.problems_of(e)
     problems += optimizer_checks.check_optimizer(e.optimizer)
+    problems += nested.problems_of(e)
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
     else:

@@ -182,6 +182,9 @@ class PlanConfig:
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681  # b of the same formula
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
+    # One of REUSE: the budgets of a size are runs of their own ("separate"), or points
+    # of one run that is as long as the largest of them ("nested").
+    reuse: str = "separate"
     # What runs vary beside size and budget: {"section.field": values}, or (name,
     # values) pairs. Fields with commas between them are tied.
     axes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
@@ -244,7 +247,8 @@ class ValidationConfig:
     part: str = ""
     # How often the loss is measured during a run, evenly spaced in log FLOPs over its
     # last two decades, and also at the smaller budgets of the plan. There are fewer if
-    # they would take over 2% of its FLOPs. The end is always measured; 0: only the end.
+    # they would take over 2% of its FLOPs. The end is always measured, and so are the
+    # budgets of a trajectory (plan.reuse); 0: these alone.
     marks: int = 20
 
 

@@ -23,6 +23,7 @@ Field = tuple[str, str]  # section, name
 SINCE: dict[Field, Any] = {
     ("plan", "axes"): (),
     ("plan", "axes_only"): (),
+    ("plan", "reuse"): "separate",
     ("compile", "topology"): "",
     ("compile", "slices"): 1,
     ("compile", "programs"): ("train", "loss", "sample"),

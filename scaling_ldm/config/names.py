@@ -97,6 +97,7 @@ LEARNING_RATE_SCHEDULES = {
     "cosine": (),
     "wsd": ("decay_fraction", "decay_shape"),
 }
+REUSE = ("separate", "nested")  # how the runs of a size share their training
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
@@ -188,6 +189,7 @@ CHOICES = {
     "optimizer.schedule": LEARNING_RATE_SCHEDULES,
     "optimizer.decay_shape": DECAY_SHAPES,
     "optimizer.first_moment_dtype": DTYPES,
+    "plan.reuse": REUSE,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
     "generate.format": PICTURE_FORMATS,

@@ -19,7 +19,13 @@ import numpy as np
 from scaling_ldm.laws import law_of_minima
 from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
-from scaling_ldm.laws.points import IsoflopPoint, read, without_diverged
+from scaling_ldm.laws.points import (
+    RUN,
+    IsoflopPoint,
+    read,
+    shared_seeds,
+    without_diverged,
+)
 from scaling_ldm.laws.published import PublishedLaw, published
 from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
@@ -115,9 +121,10 @@ def isoflop(
     Args:
       points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
         with budget_flops, tokens and the fields `size` and `metric`. What has names,
-        such as a named tuple, is read by them. Budgets are grouped by equality, up to
-        rounding (1e-6). Runs of equal budget and size are seeds: each is a point.
-        FLOPs are 2 x multiply-adds, tokens those the trunk processes.
+        such as a named tuple, is read by them, and points with the same text as
+        `run_id` are of one trajectory. Budgets are grouped by equality, up to rounding
+        (1e-6). Runs of equal budget and size are seeds: each is a point. FLOPs are 2 x
+        multiply-adds, tokens those the trunk processes.
       metric: field with the loss; for tuples only a label.
       size: field with the number of parameters; for tuples only a label.
       confidence: level of all intervals and bands.
@@ -154,7 +161,7 @@ def isoflop(
     kept, diverged = without_diverged(kept, metric)
     curves, outside = fit_curves(kept, window)
     minima = find_minima(curves, bootstrap, confidence, [seed, 1])
-    notes = list(minima.notes)
+    notes = [*minima.notes, *shared_seeds(kept)]
     by_quantity: dict[str, PowerLaw | Refusal] = {}
     for index, name in enumerate(law_of_minima.QUANTITIES):
         by_quantity[name], _, more = law_of_minima.fit_law(
@@ -238,6 +245,9 @@ def fit_records(
 ) -> FitResult:
     """`isoflop` of the rows that runs have at their last step (`records.read_table`).
 
+    Rows of a trajectory (plan.reuse) whose budget is smaller than that of its record
+    count as the ends of separate runs.
+
     Rows of several protocols are never mixed. Of several, the asked one is fitted, or
     the only one that all finished runs have. If there is no such protocol, nothing is
     fitted, and the result says how the protocols differ.
@@ -252,30 +262,40 @@ def fit_records(
       protocols: hash -> parts of the known protocols, to say how they differ.
       options: of `isoflop`.
     """
-    finished, excluded = {}, []
-    for record in records:
-        if record.status == "finished":
-            finished[record.run_id] = record
-        else:
+    over, excluded = {record.run_id: record for record in records}, []
+    for record in over.values():
+        if record.status != "finished":
             detail = f" ({record.detail})" if record.detail else ""
             excluded.append(f"{record.run_id}: {record.status}{detail}")
-    last = {run_id: record.steps for run_id, record in finished.items()}
-    found = [r for r in ends.of(rows, metric, weights) if r.step == last.get(r.run_id)]
-    protocol, measured = ends.shared_protocol(found, finished, asked)
-    by_run = {r.run_id: r for r in found if r.protocol_hash == protocol}
+    every = [r for r in rows if ends.is_result(r, over.get(r.run_id))]
+    wanted = {(r.run_id, r.step): r.budget_flops for r in every}
+    for record in over.values():
+        if record.status == "finished":
+            wanted[record.run_id, record.steps] = record.budget_flops
+    found = ends.of(every, metric, weights)
+    protocol, measured = ends.shared_protocol(found, wanted, asked)
+    by_point = {(r.run_id, r.step): r for r in found if r.protocol_hash == protocol}
     if metric.startswith(HIGHER_IS_BETTER):
         result = _nothing("larger is better", "laws are of minima", found, **options)
     elif protocol is None and measured:
-        detail = ends.why_none_is_shared(measured, len(finished), protocols or {})
+        detail = ends.why_none_is_shared(measured, len(wanted), protocols or {})
         result = _nothing("measured by several protocols", detail, found, **options)
     else:
         what = in_words(metric, weights)
-        for run_id in finished.keys() - by_run.keys():
-            excluded.append(f"{run_id}: no {what} at its last step")
+        for run_id, step in wanted.keys() - by_point.keys():
+            at = f"step {step} ({wanted[run_id, step]:.6g} FLOPs)"
+            at = "its last step" if step == over[run_id].steps else at
+            excluded.append(f"{run_id}: no {what} at {at}")
         result = isoflop(
             [
-                (r.budget_flops, getattr(r, size), r.tokens, r.value)
-                for r in by_run.values()
+                {
+                    "budget_flops": r.budget_flops,
+                    size: getattr(r, size),
+                    "tokens": r.tokens,
+                    metric: r.value,
+                    RUN: r.run_id,
+                }
+                for r in by_point.values()
             ],
             metric=metric,
             size=size,

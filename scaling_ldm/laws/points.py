@@ -4,10 +4,14 @@ A point whose values have names is read by name, whatever their order: a mapping
 object, a named tuple, a row of a structured array or of a database. Budgets that differ
 by rounding are one budget. A run whose loss lies far above those of its budget is left
 out by name: it diverged, though its loss is a number.
+
+Points may name their run. Points of one run are measured along one trajectory: they
+share its seed, so what is noise at one budget is partly the same noise at the next.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +26,10 @@ class IsoflopPoint:
     n: float  # parameters
     d: float  # tokens
     loss: float
+    run: str = ""  # points of one run share its seed; "": not known
 
 
+RUN = "run_id"  # the field of a named point that is `IsoflopPoint.run`; a text
 SAME_BUDGET = 1e-6  # relative difference up to which two budgets are equal
 # A loss counts as far above the parabola through the others if its distance is larger
 # than the range of the others, and than this many times the largest deviation of a
@@ -59,8 +65,25 @@ def read(
         if bad:
             excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
         else:
-            kept.append(IsoflopPoint(*values))
+            kept.append(IsoflopPoint(*values, run=_run(point)))
     return _with_equal_budgets(sorted(kept)), sorted(excluded)
+
+
+def shared_seeds(points: Iterable[IsoflopPoint]) -> list[str]:
+    """A line if several points are of one run, which the intervals do not know of."""
+    runs = collections.Counter(point.run for point in points if point.run)
+    several = [count for count in runs.values() if count > 1]
+    if not several:
+        return []
+    lie = (
+        "lie on 1 trajectory"
+        if len(several) == 1
+        else f"lie on {len(several)} trajectories"
+    )
+    return [
+        f"{sum(several)} points {lie}: those of one trajectory share their seed, as "
+        "separate runs of one seed do, and the intervals take them as independent"
+    ]
 
 
 def _with_equal_budgets(points: list[IsoflopPoint]) -> list[IsoflopPoint]:
@@ -146,6 +169,13 @@ def _values(point: Any, names: Sequence[str], number: int) -> tuple[float, ...]:
             "(budget_flops, params, tokens, loss)"
         )
     return tuple(math.nan if v is None else float(v) for v in values)
+
+
+def _run(point: Any) -> str:
+    """The run of a point that has names, if it is a text; else ""."""
+    named = _by_name(point)
+    found = getattr(point, RUN, "") if named is None else named.get(RUN, "")
+    return found if isinstance(found, str) else ""
 
 
 def _by_name(point: Any) -> Mapping[str, Any] | None:

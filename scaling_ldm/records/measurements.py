@@ -34,7 +34,9 @@ class Measurement:
     run_id: str
     group: str  # RunSpec.group, as the plan has it today
     seed: int
-    budget_flops: float  # training FLOPs that the run is planned for
+    # Training FLOPs that the run is planned for, or the smaller budget of a trajectory
+    # that the step stands for; as the plan has it today.
+    budget_flops: float
     params: int
     params_without_embeddings: int
     step: int  # optimizer steps done
@@ -72,7 +74,7 @@ def measurement(
         run_id=spec.run_id,
         group=spec.group,
         seed=spec.seed,
-        budget_flops=spec.budget_flops,
+        budget_flops=spec.budget_at(step),
         params=spec.params,
         params_without_embeddings=spec.params_without_embeddings,
         step=step,

@@ -1,4 +1,8 @@
-"""Which rows of the table are the results of runs: those of their last planned step."""
+"""Which rows of the table are the results of runs.
+
+They are those of the last planned step. Of a trajectory (plan.reuse) there are others:
+each step that stands for a smaller budget is the end of a separate run of that budget.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm.records.measurements import RAW, TRAIN_LOSS, Measurement
-from scaling_ldm.records.runs import RunSpec
+from scaling_ldm.records.runs import RunSpec, TrainRecord
+
+Point = tuple[str, int]  # run_id and step
 
 
 def weights_meant(metric: str, weights: str, averages: Sequence[str]) -> str:
@@ -29,29 +35,64 @@ def at_end(rows: Iterable[Measurement], specs: Iterable[RunSpec]) -> list[Measur
     return [row for row in rows if row.step == last.get(row.run_id)]
 
 
+def at_points(
+    rows: Iterable[Measurement], specs: Iterable[RunSpec]
+) -> list[Measurement]:
+    """`at_end`, and the rows of the steps of trajectories that stand for a budget."""
+    ends = {(spec.run_id, point.steps) for spec in specs for point in spec.points()}
+    return [row for row in rows if (row.run_id, row.step) in ends]
+
+
+def reached(record: TrainRecord | None, spec: RunSpec) -> list[RunSpec]:
+    """Which of `spec.points()` a run has reached; none before it has a record.
+
+    A trajectory whose loss became non-finite has the points before that step: separate
+    runs of these budgets would have finished.
+    """
+    if record is None:
+        return []
+    finished = record.status == "finished"
+    return [p for p in spec.points() if finished or p.steps < record.steps]
+
+
+def is_result(row: Measurement, record: TrainRecord | None) -> bool:
+    """Whether a row is of the end of its run, or of a smaller budget that it reached.
+
+    Args:
+      record: of the run; None: it has none.
+    """
+    if record is None:
+        return False
+    finished = record.status == "finished"
+    if row.budget_flops < record.budget_flops:  # only rows of trajectories are
+        return finished or row.step < record.steps
+    return finished and row.step == record.steps
+
+
 def of(rows: Iterable[Measurement], metric: str, weights: str) -> list[Measurement]:
     """The rows of one metric and one kind of weights, of whatever protocol."""
     return [row for row in rows if (row.metric, row.weights) == (metric, weights)]
 
 
 def shared_protocol(
-    rows: Iterable[Measurement], runs: Collection[str], asked: Collection[str] = ()
+    rows: Iterable[Measurement], points: Collection[Point], asked: Collection[str] = ()
 ) -> tuple[str | None, dict[str, int]]:
-    """The one protocol by which runs may be compared, and how many runs each has.
+    """The one protocol by which points may be compared, and how many points each has.
 
     It is the one that is asked for, the only protocol, or else the only one that all of
-    the runs have. None: there is no row, or no such protocol.
+    the points have. None: there is no row, or no such protocol.
 
     Args:
-      rows: of one metric and one kind of weights, at the end of the runs.
-      runs: run_id of all that are compared.
+      rows: of one metric and one kind of weights.
+      points: all that are compared: the ends of runs, and budgets of trajectories.
       asked: beginnings of hashes. Those that no protocol of the rows has do not count.
     """
-    measured: dict[str, set[str]] = {}
+    measured: dict[str, set[Point]] = {}
     for row in rows:
-        if row.run_id in runs:
-            measured.setdefault(row.protocol_hash, set()).add(row.run_id)
-    whole = [name for name, found in measured.items() if found >= set(runs)]
+        if (row.run_id, row.step) in points:
+            found = measured.setdefault(row.protocol_hash, set())
+            found.add((row.run_id, row.step))
+    whole = [name for name, found in measured.items() if found >= set(points)]
     candidates = whole if len(measured) > 1 else list(measured)
     counts = {name: len(found) for name, found in sorted(measured.items())}
     if chosen := [name for name in measured if name.startswith(tuple(asked))]:
@@ -65,7 +106,8 @@ def why_none_is_shared(
     """A message: why no protocol can be chosen, how they differ, and what to set.
 
     Args:
-      measured: hash -> how many of the runs have it.
+      measured: hash -> how many of the runs have it; a trajectory counts as the runs
+        that it stands for.
       runs: how many there are.
       protocols: hash -> parts, of those that are known.
     """

@@ -47,6 +47,38 @@ class RunSpec:
     group: str = ""  # the values that it shares with the runs it is fitted with
     # Spent on the weights that it starts from, beside its own; None: unknown.
     pretraining_flops: float | None = 0.0
+    # Of a trajectory (plan.reuse): the smaller budgets that it is measured at, too.
+    smaller_budgets: tuple[float, ...] = ()
+
+    def points(self) -> tuple[RunSpec, ...]:
+        """The separate runs that this one stands for, ascending; the last is itself.
+
+        They have this run's run_id. All else is as a run of that budget would have it.
+        """
+        return (*map(self._shorter, self.smaller_budgets), self)
+
+    def budget_at(self, step: int) -> float:
+        """The budget that a step stands for; that of the run where it is no other's."""
+        ends = {point.steps: point.budget_flops for point in self.points()}
+        return ends.get(step, self.budget_flops)
+
+    def _shorter(self, budget: float) -> RunSpec:
+        steps = steps_of(budget, self.flops_per_step)
+        names = "images", "image_tokens", "text_tokens", "tokens"
+        return dataclasses.replace(
+            self,
+            budget_flops=budget,
+            planned_flops=float(steps * self.flops_per_step),
+            steps=steps,
+            hours=self.hours * (steps / self.steps),
+            smaller_budgets=(),
+            **{name: getattr(self, name) * steps // self.steps for name in names},
+        )
+
+
+def steps_of(budget: float, flops_per_step: int) -> int:
+    """The whole number of steps whose FLOPs are nearest to a budget; at least 1."""
+    return max(round(budget / flops_per_step), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

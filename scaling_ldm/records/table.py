@@ -52,8 +52,8 @@ def read_table(*workdirs: str | os.PathLike[str]) -> list[Measurement]:
     """All rows of one or several studies, sorted.
 
     A run that the plan has is in the plan's group, even if it was trained before the
-    groups were made. Evaluations of weights in a folder belong to no run and are not in
-    the table.
+    groups were made. So it is with the budget that a step stands for. Evaluations of
+    weights in a folder belong to no run and are not in the table.
 
     Raises:
       FileNotFoundError: a folder without a plan.
@@ -184,7 +184,8 @@ def rows_of_run(
     """The rows in the folder of one run, as they were written.
 
     Args:
-      spec: of the plan; its group is that of the rows. None: the plan lacks the run.
+      spec: of the plan; it decides the group and the budget of the rows. None: the plan
+        lacks the run.
       experiment: as `loss_protocol`.
 
     Raises:
@@ -198,9 +199,12 @@ def rows_of_run(
     rows += _rows_of_record(folder / "record.json", spec, experiment)
     if spec is None:
         return rows
+    today = [(spec.group, spec.budget_at(row.step)) for row in rows]
     return [
-        row if row.group == spec.group else dataclasses.replace(row, group=spec.group)
-        for row in rows
+        row
+        if (row.group, row.budget_flops) == (group, budget)
+        else dataclasses.replace(row, group=group, budget_flops=budget)
+        for row, (group, budget) in zip(rows, today, strict=True)
     ]
 
 

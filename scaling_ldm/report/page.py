@@ -21,7 +21,7 @@ from scaling_ldm.report import (
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.plotting import Plot
 from scaling_ldm.report.study import QUANTITIES, Study
-from scaling_ldm.report.table import Table
+from scaling_ldm.report.table import Row, Table
 
 Figures = Mapping[str, Plot]
 Tables = Mapping[str, Table]
@@ -212,12 +212,23 @@ def _facts(study: Study, ledger: Table) -> str:
     if total := ledger.total:
         facts |= {
             "model FLOPs spent": fmt.scientific(total["model_flops"]),
+        } | _saved(study, total)
+        facts |= {
             "images seen": fmt.prefixed(total["images"]),
             "device time": fmt.duration(3600 * total["device_hours"]),
         }
     facts["configuration"] = f"<code>{escape(study.config_hash)}</code>"
     items = (f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())
     return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def _saved(study: Study, total: Row) -> dict[str, str]:
+    """What separate runs would have cost, where runs stand for several (plan.reuse)."""
+    if not any(run.smaller_budgets for run in study.runs):
+        return {}
+    separate, spent = total["separate_flops"], total["model_flops"]
+    factor = f" ({separate / spent:.3g} times as much)" if spent else ""
+    return {"as separate runs": fmt.scientific(separate) + factor}
 
 
 def _troubles(study: Study) -> list[str]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_ldm.records import RunSpec
+from scaling_ldm.records import RunSpec, results
 from scaling_ldm.records import epochs as epochs_of
 from scaling_ldm.records.measurements import (
     LOSS,
@@ -19,6 +19,11 @@ from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import Study, flatten
 from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, text
 
+_SEPARATE = "separate_flops"
+_REUSED = (
+    " Separate runs: what they would have cost, one for each budget that a run was "
+    "measured at."
+)
 _ADDITIVE = (
     "budget_flops model_flops hardware_flops six_nd_flops images tokens seconds "
     "device_hours"
@@ -37,6 +42,12 @@ _COSTS = (
     cell("FLOP/s", "flops_per_second", fmt.scientific),
     cell("MFU", "mfu", lambda x: fmt.NONE if x is None else f"{100 * x:.1f}%"),
 )
+
+
+def _costs(reused: bool) -> tuple[Column, ...]:
+    """The columns of costs; with that of separate runs where runs stand for several."""
+    column = cell("as separate runs, FLOPs", _SEPARATE, fmt.scientific)
+    return (*_COSTS[:2], column, *_COSTS[2:]) if reused else _COSTS
 
 
 def runs(study: Study) -> Table:
@@ -157,17 +168,18 @@ def strata(study: Study) -> Table:
 def losses(study: Study) -> Table:
     """The loss of each group, budget and size; the spread is over seeds."""
     same: dict[tuple[Any, ...], list[RunSpec]] = {}
-    for run in study.runs:
+    for run in study.separate():
         key = run.group, run.budget_flops, run.width, run.depth
         same.setdefault(key, []).append(run)
-    rows, measured, finished = [], {}, {run.run_id for run in study.finished()}
+    rows, measured = [], {}
+    reached = {_at(point) for run in study.runs for point in study.reached(run)}
     for part in study.parts():
-        measured |= part.at_end(part.metric, part.weights)
+        measured |= part.at_points(part.metric, part.weights)
     for (group, budget, width, depth), runs in same.items():
-        values = [measured[run.run_id] for run in runs if run.run_id in measured]
+        values = [measured[_at(run)] for run in runs if _at(run) in measured]
         row = {"group": group, "budget_flops": budget, "width": width, "depth": depth}
         row |= pick(runs[0], "params params_without_embeddings")
-        done = sum(run.run_id in finished for run in runs)
+        done = sum(_at(run) in reached for run in runs)
         row |= {"runs": len(runs), "finished": done}
         row |= {"loss": None, "loss_low": None, "loss_high": None, "deviation": None}
         if values:
@@ -195,13 +207,19 @@ def losses(study: Study) -> Table:
     return Table("losses", caption, rows, columns)
 
 
+def _at(run: RunSpec) -> results.Point:
+    return run.run_id, run.steps
+
+
 def ledger(study: Study) -> Table:
     """What each run cost, and all of them together."""
-    rows = []
-    for r in (study.records.get(run.run_id) for run in study.runs):
-        if r is None:
+    rows, reused = [], any(run.smaller_budgets for run in study.runs)
+    for run in study.runs:
+        if (r := study.records.get(run.run_id)) is None:
             continue
         row = pick(r, "run_id budget_flops") | {"model_flops": r.flops}
+        if reused:  # a separate run would have failed where the trajectory did
+            row[_SEPARATE] = sum(min(p.planned_flops, r.flops) for p in run.points())
         row |= {"hardware_flops": r.hardware_flops, "six_nd_flops": r.six_nd}
         row["six_nd_over_model"] = _ratio(r.six_nd, r.flops)
         row |= pick(r, "images tokens seconds devices")
@@ -215,7 +233,9 @@ def ledger(study: Study) -> Table:
         "a sum are of that time, too. A run's FLOP/s and MFU are of its steps alone. "
         "Failed runs are counted."
     )
-    columns = (text("run", "run_id"), *_COSTS)
+    if reused:
+        caption += _REUSED
+    columns = (text("run", "run_id"), *_costs(reused))
     total = _sum(rows) | {"run_id": f"all {len(rows)}"} if rows else None
     return Table("ledger", caption, rows, columns, total)
 
@@ -238,7 +258,7 @@ def costs(study: Study) -> Table:
     columns = (
         cell("C, FLOPs", "budget_flops", lambda c: fmt.scientific(c) if c else "all"),
         cell("runs", "runs", fmt.count),
-        *_COSTS[1:],
+        *_costs(any(run.smaller_budgets for run in study.runs))[1:],
     )
     return Table("costs", every.caption, rows, columns, total)
 
@@ -249,7 +269,8 @@ def _without_budget(row: Row) -> dict[str, Any]:
 
 def _sum(rows: Sequence[Row]) -> dict[str, Any]:
     """The totals of some rows; ratios are computed from the sums."""
-    out = {k: sum(row[k] for row in rows) for k in _ADDITIVE.split()}
+    keys = [key for key in (*_ADDITIVE.split(), _SEPARATE) if key in rows[0]]
+    out = {k: sum(row[k] for row in rows) for k in keys}
     mfu = None
     if all(row["mfu"] is not None for row in rows):
         weighted = sum(row["mfu"] * row["device_hours"] for row in rows)

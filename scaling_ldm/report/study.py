@@ -153,33 +153,50 @@ class Study:
         Args:
           weights: "raw", an average's name, or "": the first average of each run.
         """
-        runs, rows = self.finished(), []
-        for run in runs:
+        measured = self.at_points(metric, weights)
+        ends = {run.run_id: (run.run_id, run.steps) for run in self.runs}
+        return {i: measured[end] for i, end in ends.items() if end in measured}
+
+    def at_points(self, metric: str, weights: str = "") -> dict[results.Point, float]:
+        """`at_end` by run_id and step, with the smaller budgets of trajectories."""
+        rows = []
+        for run in self.runs:
             meant = results.weights_meant(metric, weights, self.averages(run))
-            own = results.at_end(self.rows.get(run.run_id, ()), [run])
+            own = results.at_points(self.rows.get(run.run_id, ()), [run])
+            record = self.records.get(run.run_id)
+            own = [row for row in own if results.is_result(row, record)]
             rows += results.of(own, metric, meant)
         fit, fitted = self.fit, (metric, weights)
         protocol = ""
         if fit and fitted == (fit.metric, fit.weights):
             protocol = fit.protocol_hash
-        if not protocol:  # of each run its one protocol, whichever that is
-            by_run = {row.run_id: row for row in rows}
-            several = {r.run_id for r in rows if r is not by_run[r.run_id]}
-            return {i: r.value for i, r in by_run.items() if i not in several}
-        return {r.run_id: r.value for r in rows if r.protocol_hash == protocol}
+        if not protocol:  # of each point its one protocol, whichever that is
+            by_point = {(row.run_id, row.step): row for row in rows}
+            several = {p for r in rows if r is not by_point[p := (r.run_id, r.step)]}
+            return {p: r.value for p, r in by_point.items() if p not in several}
+        return {
+            (r.run_id, r.step): r.value for r in rows if r.protocol_hash == protocol
+        }
+
+    def separate(self) -> list[RunSpec]:
+        """The runs, and of trajectories the separate runs that they stand for."""
+        return [point for run in self.runs for point in run.points()]
+
+    def reached(self, run: RunSpec) -> list[RunSpec]:
+        """Those of `separate` that a run has reached; none before it is over."""
+        return results.reached(self.records.get(run.run_id), run)
 
     def budgets(self) -> list[float]:
         """The planned budgets, ascending."""
-        return sorted({run.budget_flops for run in self.runs})
+        return sorted({run.budget_flops for run in self.separate()})
 
     def points(self, budget: float) -> list[tuple[float, float, float]]:
         """(N, D, L) of the finished runs of one budget, by N; finite losses only."""
-        measured, found = self.at_end(self.metric, self.weights), []
-        for run in self.runs:
-            loss = measured.get(run.run_id, math.nan)
+        measured, found = self.at_points(self.metric, self.weights), []
+        for run in self.separate():
+            loss = measured.get((run.run_id, run.steps), math.nan)
             if run.budget_flops == budget and math.isfinite(loss):
-                record = self.records[run.run_id]
-                found.append((float(getattr(record, self.size)), record.tokens, loss))
+                found.append((float(getattr(run, self.size)), run.tokens, loss))
         return sorted(found)
 
     def minima(self) -> dict[float, Parabola | Refusal]:

@@ -68,9 +68,10 @@ def run(
             [
                 (spec, runs.run_files(workdir, spec.run_id).measurements, model)
                 for spec in runs.finished(workdir, specs)
+                for point in spec.points()
                 for model in [
                     runs.trained_model(
-                        experiment, workdir, spec, weights=experiment.fit.weights
+                        experiment, workdir, spec, point.steps, experiment.fit.weights
                     )
                 ]
             ],

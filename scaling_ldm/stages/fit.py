@@ -1,7 +1,7 @@
 """The fit stage: the table of measurements -> laws.json, with laws or refusals.
 
-The number of each run at its last planned step is fitted. An evaluation of the run's
-last checkpoint belongs to this step.
+The number of each run at its last planned step is fitted, and that of a trajectory at
+each of its smaller budgets. An evaluation of a checkpoint belongs to the step of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run(
     for spec in specs:
         groups.setdefault(spec.group, []).append(spec)
     try:
-        rows = results.at_end(records.read_table(workdir), specs)
+        rows = results.at_points(records.read_table(workdir), specs)
     except records.MeasurementConflict as e:
         raise config.ConfigError(f"the laws cannot be fitted: {e}") from e
     _check_metrics(experiment, rows, groups)
@@ -125,6 +125,10 @@ def _fit(
             missing.append(f"{spec.run_id}: not trained yet")
         else:
             found.append(record)
+            missing += [
+                f"{spec.run_id}: nothing was measured at {point.budget_flops:.6g} FLOPs"
+                for point in runs.unmeasured_points(workdir, record, spec)
+            ]
     cfg = experiment.fit
     result = fit.fit_records(
         found,

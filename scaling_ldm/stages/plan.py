@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.config import axes, names, objective_kind, run_names
+from scaling_ldm.config import axes, names, nested, objective_kind, run_names
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
+from scaling_ldm.records import trajectories
 from scaling_ldm.records.measurements import LOSS, STRATA, TRAIN_LOSS, stratum
+from scaling_ldm.records.runs import steps_of
 from scaling_ldm.training import (
     capacity,
     optimizer,
@@ -33,7 +35,8 @@ def plan(
     The sizes of a budget are those of `plan.sizes` that are nearest, in log N, to its
     expected optimum; N is that of the combination's network. The number of steps is
     such that the counted FLOPs meet the budget. With `plan.steps`, every size takes
-    that many steps, and its budget is what they cost.
+    that many steps, and its budget is what they cost. With nested budgets, there is
+    one RunSpec for each combination and size, that of its largest budget.
 
     Args:
       workdir: of the study. It records the FLOPs spent on the weights that runs start
@@ -68,6 +71,8 @@ def plan(
                     rows.append(_row(variant, budget, size, texts[budget]))
     problems = [line for row in rows for line in _problems(row, cfg)]
     problems += _values_of_no_run(cfg, rows)
+    if cfg.reuse == nested.NESTED and not problems:
+        rows, problems = trajectories.joined(rows)
     if problems:
         raise _refusal(problems)
     return _started(experiment, rows, workdir)
@@ -329,7 +334,7 @@ def _row(
     cfg, batch_size = experiment.plan, experiment.train.batch_size
     cost, width, depth = size.cost, size.width, size.depth
     flops_per_step = cost.flops.model
-    steps = max(round(budget / flops_per_step), 1)
+    steps = steps_of(budget, flops_per_step)
     images = steps * batch_size
     image_tokens = images * size.objective.image_tokens
     text_tokens = images * size.objective.other_tokens

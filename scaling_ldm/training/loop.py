@@ -35,9 +35,12 @@ from scaling_ldm.training.run_files import RunFiles
 def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> set[int]:
     """The steps of a run that are nearest to the marks of train.checkpoint_flops.
 
-    Their checkpoints are never removed. Marks beyond the end of the run have no step.
+    And those of a trajectory's budgets. Their checkpoints are never removed. Marks
+    beyond the end of the run have no step.
     """
     steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
+    if spec.smaller_budgets:
+        steps |= {point.steps for point in spec.points()}
     return {step for step in steps if 1 <= step <= spec.steps}
 
 

@@ -8,6 +8,9 @@ Before that, measurements take at most SHARE of the run's FLOPs:
   the end divide the way from 1/SPAN of its FLOPs to all of them into n + 1 equal
   ratios. n is `validation.marks`, or the largest smaller number that fits.
 
+A trajectory (plan.reuse) is measured at each smaller budget that it stands for, as
+separate runs are at their ends, whatever that takes. Other marks share what is left.
+
 The cost of a mark is counted in FLOPs, not timed. So a run has the same marks on every
 process and after every restart.
 """
@@ -36,6 +39,7 @@ class Marks:
     steps: ascending; the last one is the end of the run.
     wanted: `validation.marks`.
     spaced: how many of these fit beside the smaller budgets of the plan.
+    points: how many smaller budgets of a trajectory are among the steps.
     share: FLOPs of all measurements but the last one, over the run's training FLOPs.
     """
 
@@ -43,6 +47,7 @@ class Marks:
     wanted: int
     spaced: int
     share: float
+    points: int = 0
 
 
 def marks_of(experiment: config.Experiment, spec: records.RunSpec) -> Marks:
@@ -55,14 +60,17 @@ def marks_of(experiment: config.Experiment, spec: records.RunSpec) -> Marks:
       UnknownTripCount: the FLOPs of the held-out loss cannot be counted.
     """
     wanted = experiment.validation.marks
-    if not wanted:
+    points = {point.steps for point in spec.points()}  # the end is one of them
+    if not wanted and len(points) == 1:
         return Marks(steps=(spec.steps,), wanted=0, spaced=0, share=0.0)
     each = measuring_flops(experiment, spec.width, spec.depth)
     total = spec.steps * spec.flops_per_step
     most = int(SHARE * total // max(each, 1))  # measurements before the end
+    most = max(most, len(points) - 1) if wanted else len(points) - 1
     smaller = [b for b in experiment.plan.budgets_flops if b < spec.budget_flops]
-    budgets = {_nearest(spec, b) for b in smaller} - {spec.steps}
-    given = {spec.steps, *sorted(budgets, reverse=True)[:most]}
+    budgets = {_nearest(spec, b) for b in smaller} - points
+    room = most + 1 - len(points)
+    given = {*points, *sorted(budgets, reverse=True)[:room]}
     spaced = next(
         n for n in range(wanted, -1, -1) if len(_spaced(spec, n) | given) <= most + 1
     )
@@ -72,6 +80,7 @@ def marks_of(experiment: config.Experiment, spec: records.RunSpec) -> Marks:
         wanted=wanted,
         spaced=spaced,
         share=(len(steps) - 1) * each / total,
+        points=len(points) - 1,
     )
 
 
@@ -113,6 +122,23 @@ def _held_out_flops(experiment: config.Experiment, width: int, depth: int) -> in
 
 
 def line(marks: Collection[Marks]) -> str:
+    """What is measured before the end where that is unusual; "" where it is not.
+
+    Runs with fewer marks than wanted, and trajectories.
+    """
+    whole = [m for m in marks if m.points]
+    said = ""
+    if whole:
+        said = (
+            f"{len(whole)} of {len(marks)} runs are measured at their smaller budgets, "
+            "too, as separate runs are at their ends (config.plan.reuse): all that is "
+            f"measured before an end takes up to {max(m.share for m in whole):.2g} of "
+            "a run's FLOPs"
+        )
+    return "\n".join(filter(None, (said, _fewer(marks))))
+
+
+def _fewer(marks: Collection[Marks]) -> str:
     """A line about runs with fewer marks than wanted; "" if there are none."""
     fewer = [m.spaced for m in marks if m.spaced < m.wanted]
     if not fewer:

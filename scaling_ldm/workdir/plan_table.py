@@ -67,6 +67,8 @@ def table(
     cfg = experiment.plan
     varied = dict.fromkeys(path for row in rows for path in row.overrides)
     columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
+    if any(row.smaller_budgets for row in rows):
+        columns.insert(2, ("points", lambda _, row: str(len(row.points()))))
     if pictures:
         seen = [epochs(experiment, row, pictures) for row in rows]
         columns.insert(-1, ("epochs", lambda k, _: f"{seen[k - first]:.3g}"))
@@ -101,9 +103,26 @@ def table(
         "Time is that of training steps; compilation, encoding, measuring and "
         "checkpoints come on top.",
     ]
+    if line := reused(rows):
+        lines.append(line)
     if not pictures and experiment.encoded:
         lines.append("How often a run sees a picture is known when they are encoded.")
     return "\n".join([*lines, *cautions(experiment, rows, pictures)])
+
+
+def reused(rows: Sequence[records.RunSpec]) -> str:
+    """What trajectories save; "" where there are none."""
+    points = [point for row in rows for point in row.points()]
+    if len(points) == len(rows):
+        return ""
+    spent = sum(row.planned_flops for row in rows)
+    separate = sum(point.planned_flops for point in points)
+    hours = duration(3600 * sum(point.hours for point in points))
+    return (
+        f"They are measured at {len(points)} points, one for each size and budget "
+        f"(config.plan.reuse). Separate runs would take {separate:.4g} FLOPs and "
+        f"{hours}, {separate / spent:.3g} times as much."
+    )
 
 
 def cautions(
@@ -143,7 +162,8 @@ def _narrow(
 
 def _short(rows: Sequence[records.RunSpec]) -> list[str]:
     """Runs that are warmed up for a large part of their steps."""
-    short = [row for row in rows if row.warmup_steps > LONG_WARMUP * row.steps]
+    every = [point for row in rows for point in row.points()]
+    short = [row for row in every if row.warmup_steps > LONG_WARMUP * row.steps]
     if not short:
         return []
     worst = max(short, key=lambda row: row.warmup_steps / row.steps)

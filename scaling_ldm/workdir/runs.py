@@ -49,7 +49,8 @@ def read_record_of(
     """The record of a planned run that is over, or None.
 
     Raises:
-      ConfigError: the record is of another recipe, number of steps or budget.
+      ConfigError: the record is of another recipe, number of steps or budget; or the
+        run was not measured at a smaller budget of the trajectory.
     """
     record = read_record(workdir, spec.run_id)
     if record is None:
@@ -62,7 +63,26 @@ def read_record_of(
             f"{spec.recipe_hash}, {spec.steps}, {spec.budget_flops}): use another "
             "--workdir"
         )
+    if unmeasured := unmeasured_points(workdir, record, spec):
+        budgets = ", ".join(f"{point.budget_flops:.6g}" for point in unmeasured)
+        raise config.ConfigError(
+            f"{spec.run_id} was not measured at {budgets} FLOPs, as config.plan.reuse "
+            f"asks: remove {run_files(workdir, spec.run_id).folder} to train it again, "
+            "or use another --workdir"
+        )
     return record
+
+
+def unmeasured_points(
+    workdir: pathlib.Path, record: records.TrainRecord, spec: records.RunSpec
+) -> list[records.RunSpec]:
+    """The smaller budgets of a trajectory that it reached, but has no loss of."""
+    if not spec.smaller_budgets:  # no file is read
+        return []
+    path = run_files(workdir, spec.run_id).measurements
+    rows = table.read_rows(path)[0] if path.is_file() else []
+    measured = {row.step for row in rows if row.metric == LOSS} | {spec.steps}
+    return [p for p in results.reached(record, spec) if p.steps not in measured]
 
 
 def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:

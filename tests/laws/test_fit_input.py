@@ -254,6 +254,66 @@ def test_rows_of_several_protocols_are_not_mixed():
     assert isinstance(result.laws["N_opt"], Refusal)
 
 
+def trajectories(points):
+    """Records of one run for each place in the grid, and its rows at every budget."""
+    budgets = sorted({p[0] for p in points})
+    grids = [[p for p in points if p[0] == budget] for budget in budgets]
+    runs, rows = [], []
+    for k, along in enumerate(zip(*grids, strict=True)):
+        last = record(k, *along[-1][:3], steps=len(along), steps_planned=len(along))
+        runs.append(last)
+        for step, point in enumerate(along, 1):
+            at = record(k, *point[:3], steps=step)
+            rows.append(row(at, point[3]))
+    return runs, rows
+
+
+def test_points_of_trajectories_have_the_laws_of_separate_runs():
+    points = study()
+    separate = fit.fit_records(*of_table(points), weights="ema", bootstrap=50)
+    assert isinstance(separate.laws["N_opt"], PowerLaw) and separate.held_out
+    runs, rows = trajectories(points)
+    assert len(rows) == len(points) > len(runs)
+    between = dataclasses.replace(rows[-1], step=99, value=9.0)  # no budget's step
+    found = fit.fit_records(runs, [*rows, between], weights="ema", bootstrap=50)
+    (note,) = set(found.notes) - set(separate.notes)
+    assert dataclasses.replace(found, notes=separate.notes) == separate
+    assert note.startswith(f"{len(rows)} points lie on {len(runs)} trajectories: those")
+    (kept, _) = points_of(rows)
+    assert {p.run for p in kept} == {r.run_id for r in runs}
+
+
+def points_of(rows):
+    return points.read(rows, "value", "params_without_embeddings")
+
+
+def test_a_trajectory_counts_as_far_as_it_came():
+    runs, rows = trajectories(study())
+    last = runs[2].steps
+    lost = dataclasses.replace(runs[2], status="non_finite_loss", steps=last - 1)
+    found = fit.fit_records(
+        [*runs[:2], lost, *runs[3:]], rows, weights="ema", bootstrap=50
+    )
+    assert found.excluded == ("run2: non_finite_loss",)
+    counts = [p.points for p in found.parabolas]
+    assert counts == [len(runs)] * (last - 2) + [len(runs) - 1] * 2
+
+
+def test_a_budget_of_a_trajectory_without_the_number_is_named():
+    runs, rows = trajectories(study())
+    first = [r for r in rows if (r.run_id, r.step) != ("run2", 1)]
+    first.append(dataclasses.replace(rows[0], run_id="run2", step=1, metric="other"))
+    found = fit.fit_records(runs, first, weights="ema", bootstrap=50)
+    budget = f"{rows[0].budget_flops:.6g}"
+    said = f"run2: no validation loss, average ema at step 1 ({budget} FLOPs)"
+    assert found.excluded == (said,)
+    # A protocol that lacks one budget of one trajectory is not that of all.
+    both = [*first, *(dataclasses.replace(r, protocol_hash="q") for r in rows[3:])]
+    found = fit.fit_records(runs, both, weights="ema", bootstrap=50)
+    law = found.laws["N_opt"]
+    assert isinstance(law, Refusal) and f"all of {len(rows)} runs" in law.detail
+
+
 def test_no_laws_of_a_metric_of_which_more_is_better():
     runs, rows = of_table(study(), metric="precision_lite0")
     result = fit.fit_records(

@@ -1,0 +1,61 @@
+"""Joins planned runs of one size into a trajectory, where `plan.reuse` is nested.
+
+A trajectory is the run of the largest budget. The smaller budgets are steps of it at
+which it is measured. That stands for separate runs only if these would have taken the
+same steps: everything that the plan says of a run must be the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from scaling_ldm.records.runs import RunSpec
+
+# What a point of a trajectory has from the whole run.
+_OF_THE_RUN = ("run_id", "hours")
+
+
+def joined(rows: Iterable[RunSpec]) -> tuple[list[RunSpec], list[str]]:
+    """One row for each size and combination of axes, in the order of their budgets.
+
+    Args:
+      rows: of separate runs, budgets ascending.
+
+    Returns:
+      The rows, and a line for each reason why some of them do not nest.
+    """
+    same: dict[str, list[RunSpec]] = {}
+    for row in rows:
+        key = f"{row.width} x {row.depth} {sorted(row.overrides.items())}"
+        same.setdefault(key, []).append(row)
+    whole, problems = [], []
+    for separate in same.values():
+        longest = separate[-1]
+        smaller = tuple(row.budget_flops for row in separate[:-1])
+        whole.append(dataclasses.replace(longest, smaller_budgets=smaller))
+        problems += _problems(whole[-1], separate)
+    order = {row.run_id: number for number, row in enumerate(rows)}
+    return sorted(whole, key=lambda row: order[row.run_id]), problems
+
+
+def _problems(whole: RunSpec, separate: Sequence[RunSpec]) -> list[str]:
+    """Why the points of a trajectory are not these separate runs."""
+    points, found = whole.points(), []
+    for a, b in zip(points, points[1:], strict=False):
+        if a.steps == b.steps:
+            found.append(
+                f"{whole.run_id}: {a.budget_flops:.6g} and {b.budget_flops:.6g} FLOPs "
+                f"are both step {a.steps} of one trajectory; leave out one of these "
+                "budgets, lower train.batch_size, or set plan.reuse = 'separate'"
+            )
+    names = [f.name for f in dataclasses.fields(RunSpec) if f.name not in _OF_THE_RUN]
+    for point, row in zip(points[:-1], separate, strict=False):
+        found += [
+            f"{row.run_id}: its {name} is {getattr(row, name)!r}, and that of the "
+            f"longer run {whole.run_id} is {getattr(point, name)!r}, so it is not the "
+            "beginning of it; set plan.reuse = 'separate'"
+            for name in names
+            if getattr(row, name) != getattr(point, name)
+        ]
+    return found
