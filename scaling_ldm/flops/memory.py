@@ -47,6 +47,7 @@ _VIEWS = frozenset(
     sharding_constraint squeeze stop_gradient""".split()
 )
 _LARGEST = 8  # arrays that a result names
+_TRANSPOSED = "transposed_stack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Compiler:
         gathered arrays of two blocks exist at once, and arrays to be scattered live
         until the body ends.
       copies_stacks: whether an array stacked by one loop is copied, with its axes
-        reordered, for the loop that reads it.
+        reordered, for the loop that reads it. Both exist while it is copied.
       merges: whether stored elementwise results of one array come from one kernel, and
         so exist at once.
       hoists: whether the conditions and values of `where` that are the same in every
@@ -206,6 +207,8 @@ class _Flattener:
                         made.nbytes = size
                         self.copies[whole, what] = made
                         before.append(Operation(what, [whole], [made]))
+                    if what == _TRANSPOSED:  # nothing reads the stack itself
+                        inputs[:] = [v for v in inputs if v is not whole]
                     inputs.append(self.copies[whole, what])
             begin = params["num_consts"]
             one.early = self._early(body, set(body.inputs[begin:first]))
@@ -242,7 +245,7 @@ class _Flattener:
                 yield "cast_of_stack", size
         if self.compiler.copies_stacks and whole in self.stacked:
             if len(whole.shape) >= 4:  # loop, rows, tokens and features
-                yield "transposed_stack", whole.nbytes
+                yield _TRANSPOSED, whole.nbytes
 
     def _hoisted(
         self, operations: list[Operation], changing: set[Value]
