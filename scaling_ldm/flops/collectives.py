@@ -3,6 +3,9 @@
 A collective in the body of a loop runs once per turn. The number of turns stands beside
 the loop, or is the constant that its counter is compared with. If neither is there, one
 turn is counted, and the result says so.
+
+On TPUs one collective may be spread over several operations, in each of which its text
+stands again. It is counted where it starts.
 """
 
 import collections
@@ -22,6 +25,12 @@ _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # A loop of JAX counts from 0 while the counter is less than a constant.
 _COUNTER = re.compile(r" compare\((.*?)\), direction=LT")
 _CONSTANT = re.compile(r"^\s+%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+# A collective that is under way in a fusion, or ends there, has started before.
+_STARTS, _ENDS, _UNDER_WAY = (
+    '"AsyncCollectiveStart"',
+    '"AsyncCollectiveDone"',
+    "async_collective_fusion",
+)
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 
 
@@ -40,8 +49,9 @@ def collectives(text: str) -> list[Collective]:
     uncertain: set[tuple[str, str]] = set()
 
     def run(name: str, times: int, known: bool) -> None:
+        started_before = _started_before(name, bodies[name])
         for line in bodies[name]:
-            for kind, dtype, size in _of(line):
+            for kind, dtype, size in () if started_before else _of(line):
                 counts[kind, dtype] += times
                 nbytes[kind, dtype] += times * size
                 uncertain.update([(kind, dtype)] * (not known))
@@ -76,6 +86,12 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     if not entry:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY")
     return bodies, entry
+
+
+def _started_before(name: str, lines: list[str]) -> bool:
+    """Whether the collective of this computation is one that was started before."""
+    text = "\n".join(lines)
+    return _ENDS in text or (name.startswith(_UNDER_WAY) and _STARTS not in text)
 
 
 def _calls(line: str, bodies: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:

@@ -108,6 +108,41 @@ def test_gathers_that_the_compiler_has_joined_are_all_counted():
     assert counts["bf16"].nbytes == 24 * 8 * 16 * 2 + 32 * 2
 
 
+SPREAD = """
+%start.1 (param.1: bf16[2,2]) -> (bf16[2,2], bf16[8,2], u32[]) {
+  %gather.1 = bf16[8,2]{1,0} all-gather(%param.1), channel_id=1, dimensions={0}
+  ROOT %c = bf16[2,2] custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (param.2: bf16[2,2]) -> (f32[4], bf16[2,2], bf16[8,2]) {
+  %gather.2 = bf16[8,2]{1,0} all-gather(%param.2), channel_id=1, dimensions={0}
+  ROOT %tuple.2 = (f32[4], bf16[2,2], bf16[8,2]) tuple(%work, %param.2, %gather.2)
+}
+
+%end.1 (param.3: bf16[2,2]) -> bf16[8,2] {
+  %gather.3 = bf16[8,2]{1,0} all-gather(%param.3), channel_id=1, dimensions={0}
+  ROOT %c = bf16[8,2] custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main.1 (p: bf16[2,2]) -> bf16[8,2] {
+  %f1 = (bf16[2,2], bf16[8,2]) fusion(%p), kind=kCustom, calls=%start.1
+  %f2 = (f32[4], bf16[2,2], bf16[8,2]) fusion(%f1), calls=%async_collective_fusion.7
+  %f3 = (f32[4], bf16[2,2], bf16[8,2]) fusion(%f2), calls=%async_collective_fusion.7
+  %f4 = bf16[8,2] fusion(%f3), kind=kCustom, calls=%end.1
+  %other = bf16[4] all-gather(%q), channel_id=1, dimensions={0}
+}
+"""
+
+
+def test_a_gather_that_is_spread_over_other_work_is_counted_once():
+    """Its form on TPUs, where each operation beside it repeats its text."""
+    (found,) = collectives(SPREAD)
+    assert (found.count, found.nbytes) == (2, 8 * 2 * 2 + 4 * 2)
+    # One that starts beside other work.
+    beside = SPREAD.replace("%start.1", "%async_collective_fusion.1")
+    assert collectives(beside) == [found]
+
+
 def test_turns_that_are_not_known_are_said():
     found = {(one.kind, one.dtype): one for one in collectives(text(limit="data"))}
     assert found["reduce-scatter", "f32"].at_least
