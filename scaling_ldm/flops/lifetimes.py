@@ -114,6 +114,35 @@ def needed(operations: list[Operation], outputs: list[Value]) -> list[Operation]
     return found[::-1]
 
 
+def waits_alone(operations: list[Operation], outputs: list[Value]) -> set[Operation]:
+    """The products that nothing but a reduce-scatter waits for."""
+    readers: dict[Value, list[Operation]] = defaultdict(list)
+    for one in operations:
+        for value in one.inputs:
+            readers[value].append(one)
+    wanted = set(outputs)
+    found: set[Operation] = set()
+    for one in reversed(operations):
+        read = [reader for value in one.outputs for reader in readers[value]]
+        alone = read and found.issuperset(read) and wanted.isdisjoint(one.outputs)
+        if alone or one.name == "reduce_scatter":
+            found.add(one)
+    return {one for one in found if one.name == "dot_general"}
+
+
+def postponed(operations: list[Operation], outputs: list[Value]) -> list[Operation]:
+    """The operations with `waits_alone`, and what follows from them, at the end."""
+    late, made = waits_alone(operations, outputs), set[Value]()
+    first, last = [], []
+    for one in operations:
+        if one in late or not made.isdisjoint(one.inputs):
+            made.update(one.outputs)
+            last.append(one)
+        else:
+            first.append(one)
+    return first + last
+
+
 def lives(
     operations: list[Operation], outputs: list[Value]
 ) -> tuple[set[Value], dict[Value, int]]:

@@ -38,6 +38,8 @@ from scaling_ldm.flops.lifetimes import (
     merge,
     needed,
     padded_bytes,
+    postponed,
+    waits_alone,
 )
 from scaling_ldm.flops.operations import inner_jaxprs, open_jaxpr
 
@@ -46,7 +48,9 @@ _VIEWS = frozenset(
     """expand_dims name optimization_barrier pcast pvary reshape reshard
     sharding_constraint squeeze stop_gradient""".split()
 )
+_SUMS = frozenset(("psum", "psum_invariant"))
 _LARGEST = 8  # arrays that a result names
+_TRANSPOSED = "transposed_stack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class Compiler:
         gathered arrays of two blocks exist at once, and arrays to be scattered live
         until the body ends.
       copies_stacks: whether an array stacked by one loop is copied, with its axes
-        reordered, for the loop that reads it.
+        reordered, for the loop that reads it. Both exist while it is copied.
       merges: whether stored elementwise results of one array come from one kernel, and
         so exist at once.
       hoists: whether the conditions and values of `where` that are the same in every
@@ -71,6 +75,10 @@ class Compiler:
       peels: whether the compiler moves the first turn out, before the loop. What that
         turn computes again from stacked inputs alone is then computed early, and lives
         during the loops before.
+      postpones: whether products that only a reduce-scatter waits for, gradients of
+        weights, are computed last: outside of loops, and in the first turn of a loop
+        whose reduce-scatters nothing else follows. Of such a loop a second turn is
+        moved out, and what these products read lives during it.
     """
 
     tile: tuple[int, int] = (1, 1)
@@ -80,11 +88,14 @@ class Compiler:
     merges: bool = False
     hoists: bool = False
     peels: bool = False
+    postpones: bool = False
 
 
 COMPILERS = {
     "tpu": Compiler(tile=(8, 128), casts_before_loops=True, overlaps=True),
-    "gpu": Compiler(copies_stacks=True, merges=True, hoists=True, peels=True),
+    "gpu": Compiler(
+        copies_stacks=True, merges=True, hoists=True, peels=True, postpones=True
+    ),
 }
 
 
@@ -166,7 +177,7 @@ class _Flattener:
         found: list[Operation] = []
         for eqn in jaxpr.eqns:
             called = _called(eqn)
-            if eqn.primitive.name in _VIEWS and len(eqn.invars) == len(eqn.outvars):
+            if _is_view(eqn):
                 seen = [self._read(env, atom) for atom in eqn.invars]
                 env.update(zip(eqn.outvars, seen, strict=True))
                 continue
@@ -206,6 +217,8 @@ class _Flattener:
                         made.nbytes = size
                         self.copies[whole, what] = made
                         before.append(Operation(what, [whole], [made]))
+                    if what == _TRANSPOSED:  # nothing reads the stack itself
+                        inputs[:] = [v for v in inputs if v is not whole]
                     inputs.append(self.copies[whole, what])
             begin = params["num_consts"]
             one.early = self._early(body, set(body.inputs[begin:first]))
@@ -242,7 +255,7 @@ class _Flattener:
                 yield "cast_of_stack", size
         if self.compiler.copies_stacks and whole in self.stacked:
             if len(whole.shape) >= 4:  # loop, rows, tokens and features
-                yield "transposed_stack", whole.nbytes
+                yield _TRANSPOSED, whole.nbytes
 
     def _hoisted(
         self, operations: list[Operation], changing: set[Value]
@@ -283,13 +296,34 @@ class _Flattener:
         outputs = [env[v] for v in opened.outvars if isinstance(v, jex_core.Var)]
         given = [env[v] for v in opened.invars]
         held, largest = self.most(operations, outputs, in_loop=True)
+        held += self._waiting(operations, outputs, set(given))
         return _Body(operations, given, held, largest)
+
+    def _waiting(
+        self, operations: list[Operation], outputs: list[Value], given: set[Value]
+    ) -> int:
+        """What the postponed products of a turn read, beside the body's inputs."""
+        scattered = {
+            value
+            for one in operations
+            if one.name == "reduce_scatter"
+            for value in one.outputs
+        }
+        if not self.compiler.postpones or not scattered:
+            return 0
+        if any(not scattered.isdisjoint(one.inputs) for one in operations):
+            return 0  # they are added up once more, among copies of the parameters
+        late = waits_alone(operations, outputs)
+        read = {value for one in late for value in one.inputs}
+        return sum(value.nbytes for value in read - given)
 
     def most(
         self, operations: list[Operation], outputs: list[Value], in_loop: bool
     ) -> tuple[int, Largest]:
         """The most that a flat program holds at once beside its inputs, and of what."""
         operations = needed(operations, outputs)
+        if self.compiler.postpones and not in_loop:
+            operations = postponed(operations, outputs)
         early = sum(one.early for one in operations)
         for one in operations:  # what later loops need is there already
             early -= one.early
@@ -325,6 +359,18 @@ class _Flattener:
                 now -= value.nbytes
                 del alive[value]
         return most, largest
+
+
+def _is_view(eqn: Any) -> bool:
+    """Whether an equation gives the same array another shape or name."""
+    if eqn.primitive.name in _SUMS:  # over an axis of one device it is no sum
+        mesh = getattr(eqn.invars[0].aval.sharding, "mesh", None)
+        axes = eqn.params.get("axes", ())
+        if mesh is None or any(mesh.shape.get(axis, 2) > 1 for axis in axes):
+            return False
+    elif eqn.primitive.name not in _VIEWS:
+        return False
+    return len(eqn.invars) == len(eqn.outvars)
 
 
 def _called(eqn: Any) -> Any:

@@ -161,8 +161,11 @@ def _step_memory(
             placed(uncond, mesh.REPLICATED),
             placed(hyper, mesh.REPLICATED),
         )
+    compiler = memory.COMPILERS[backend]
+    if not part.mesh.overlap_collectives:
+        compiler = dataclasses.replace(compiler, postpones=False)
     donated = len(jax.tree.leaves(state))
-    return memory.peak(jaxpr, memory.COMPILERS[backend], donated=donated)
+    return memory.peak(jaxpr, compiler, donated=donated)
 
 
 # Kinds of devices as jax names them: the choice of an attention kernel goes by them.

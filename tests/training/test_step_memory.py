@@ -35,6 +35,15 @@ def test_sharing_saves_state_and_remat_saves_activations(tiny):
     assert remat.temporaries < 0.8 * one.temporaries
 
 
+def test_flags_for_overlap_hold_more_on_gpus(tiny):
+    e = on(tiny, remat=True)
+    mesh = dataclasses.replace(e.mesh, overlap_collectives=False)
+    without = dataclasses.replace(e, mesh=mesh)
+    assert held(without, fsdp=4).temporaries < held(e, fsdp=4).temporaries
+    on_tpu = {"fsdp": 4, "accelerator": "tpu-v5p"}
+    assert held(without, **on_tpu) == held(e, **on_tpu)
+
+
 def test_devices_that_do_not_divide_are_refused(tiny):
     with pytest.raises(ValueError, match="16 rows in passes of 0 on 3 devices"):
         held(on(tiny), devices=3)
