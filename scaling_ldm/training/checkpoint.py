@@ -316,7 +316,7 @@ class Checkpoints:
             f"({storage_faults.cause(error)}); it is renamed to damaged-{step}, and "
             "the one before is used"
         )
-        self._manager.close()
+        self.close()
         if mesh.is_primary():
             damaged = self._directory / f"damaged-{step}"
             if isinstance(damaged, ObjectPath):
@@ -332,8 +332,13 @@ class Checkpoints:
         return sorted(self._directory.glob("damaged-*"))
 
     def close(self) -> None:
-        """Waits for a write under way and releases the folder."""
-        self._manager.close()
+        """Waits for a write under way and releases the folder.
+
+        Raises:
+          OSError: the folder is in a store, which failed meanwhile.
+        """
+        with storage_faults.asking(self._directory):
+            self._manager.close()
 
 
 def saved_identity(folder: pathlib.Path, step: int) -> str:

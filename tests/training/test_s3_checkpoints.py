@@ -1,5 +1,8 @@
 """What orbax and tensorstore are told of checkpoints on s3://."""
 
+import pathlib
+import types
+
 import pytest
 import tensorstore
 from etils import epath
@@ -7,7 +10,8 @@ from orbax.checkpoint._src.path import atomicity, atomicity_defaults, gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from scaling_ldm.records import backends
-from scaling_ldm.training import s3_checkpoints
+from scaling_ldm.records.objects import ObjectPath
+from scaling_ldm.training import checkpoint, s3_checkpoints
 
 PLACES = ("gs://bucket/a/b", "s3://bucket/a/b", "/a/b")
 
@@ -82,3 +86,24 @@ def test_aws_itself_is_left_to_tensorstore(monkeypatch):
 def test_other_stores_and_folders_leave_orbax_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(s3_checkpoints, "_enable", pytest.fail)
     s3_checkpoints.enable_for(tmp_path)
+
+
+class Failed(Exception):
+    """As botocore says that a connection was cut."""
+
+    __module__ = "botocore.exceptions"
+
+
+@pytest.mark.parametrize(
+    "url, expected", [("memory://b/x", OSError), ("/nowhere/x", Failed)]
+)
+def test_a_store_that_fails_while_the_last_write_ends_is_storage(url, expected):
+    def close():
+        raise Failed("the connection was closed")
+
+    kept = object.__new__(checkpoint.Checkpoints)
+    kept._directory = ObjectPath.of(url) if "://" in url else pathlib.Path(url)
+    kept._manager = types.SimpleNamespace(close=close)
+    with pytest.raises(expected, match="the connection was closed") as raised:
+        kept.close()
+    assert getattr(raised.value, "filename", url) == url
