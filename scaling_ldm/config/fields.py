@@ -140,9 +140,10 @@ class OptimizerConfig:
     """AdamW, its learning rate, and the averages of the weights."""
 
     learning_rate: float = 1e-4  # peak, which is reached at the end of the warm-up
-    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width.
+    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width, and
+    # "mup" scales each tensor by its role.
     learning_rate_policy: str = "fixed"
-    policy_width: int = 64  # width at which "by_width" leaves the rate as it is
+    policy_width: int = 64  # width at which the policy is "fixed"
     # Course of the rate after the warm-up; one of LEARNING_RATE_SCHEDULES. cosine and
     # wsd (warm-up, stable, decay) fall to 0 at the end of the run.
     schedule: str = "constant"

@@ -91,7 +91,13 @@ LARGEST_VOCABULARY = 65536  # caption words that records keep, the most frequent
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
-LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
+LEARNING_RATE_POLICIES = {
+    "fixed": (),
+    "by_width": ("policy_width",),
+    "mup": ("policy_width",),
+}
+# Policies that train tensors of one network by unlike rules.
+BY_TENSOR = ("mup",)
 LEARNING_RATE_SCHEDULES = {
     "constant": (),
     "cosine": (),

@@ -18,6 +18,7 @@ from scaling_ldm.training import (
     capacity,
     optimizer,
     progress,
+    rate_policies,
     step_memory,
     train_step,
 )
@@ -356,7 +357,7 @@ def _row(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         tokens=image_tokens + text_tokens,
-        learning_rate=optimizer.peak_learning_rate(experiment.optimizer, width),
+        learning_rate=rate_policies.peak_learning_rate(experiment.optimizer, width),
         warmup_steps=optimizer.warmup_steps(experiment.optimizer, steps, batch_size),
         seed=experiment.train.seed,
         state_bytes=cost.state_bytes,

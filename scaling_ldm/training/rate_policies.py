@@ -1,0 +1,72 @@
+"""The policies of the learning rate: what a run of another size is trained with.
+
+A policy has a rate for each run, which is data of the compiled step, and factors of
+single tensors, which are compiled in; see `width_scaling`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from scaling_ldm import config
+from scaling_ldm.training import width_scaling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One policy.
+
+    source: where it comes from.
+    peak(cfg, width) -> the peak of the rate of a run.
+    tensors: role of a tensor -> the powers of width / policy_width of its factors;
+      None: all tensors are trained alike.
+    """
+
+    source: str
+    peak: Callable[[config.OptimizerConfig, int], float]
+    tensors: Mapping[str, width_scaling.Powers] | None = None
+
+
+def _as_given(cfg: config.OptimizerConfig, width: int) -> float:
+    del width
+    return cfg.learning_rate
+
+
+def _by_width(cfg: config.OptimizerConfig, width: int) -> float:
+    return cfg.learning_rate * cfg.policy_width / width
+
+
+# The names are those of config.LEARNING_RATE_POLICIES.
+POLICIES: dict[str, Policy] = {
+    "fixed": Policy(
+        source="Liang et al. 2024, arXiv 2410.08184: one rate for all sizes",
+        peak=_as_given,
+    ),
+    "by_width": Policy(
+        source="Yang et al. 2022, arXiv 2203.03466: its rate of hidden matrices, here "
+        "of all tensors",
+        peak=_by_width,
+    ),
+    "mup": Policy(
+        source="Yang et al. 2022, arXiv 2203.03466; of diffusion transformers Zheng et "
+        "al. 2025, arXiv 2505.15270",
+        peak=_as_given,
+        tensors=width_scaling.MUP,
+    ),
+}
+
+
+def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
+    """The rate of a network of this width, by the named policy."""
+    return POLICIES[cfg.learning_rate_policy].peak(cfg, width)
+
+
+def scaling(
+    experiment: config.Experiment, width: int, depth: int
+) -> width_scaling.Scaling | None:
+    """The factors of the tensors of one size; None where all of them are 1."""
+    policy = POLICIES[experiment.optimizer.learning_rate_policy]
+    if policy.tensors is None:
+        return None
+    return width_scaling.of_network(experiment, width, depth, policy.tensors)
