@@ -21,6 +21,7 @@ from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
 from scaling_ldm.laws.points import IsoflopPoint, read, without_diverged
 from scaling_ldm.laws.published import PublishedLaw, published
+from scaling_ldm.laws.rates import rate_law, rate_records
 from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
@@ -42,6 +43,8 @@ __all__ = [
     "parametric",
     "power_law",
     "published",
+    "rate_law",
+    "rate_records",
     "summary",
 ]
 
