@@ -144,6 +144,12 @@ class OptimizerConfig:
     # "mup" scales each tensor by its role.
     learning_rate_policy: str = "fixed"
     policy_width: int = 64  # width at which the policy is "fixed"
+    # Law of the peak in the size, the length and the batch of a run; one of RATE_LAWS.
+    rate_law: str = "none"
+    rate_law_constants: tuple[float, ...] = ()  # of own: (a, b, c, d) of a N^b D^c B^d
+    # Where learning_rate is the peak: (parameters without embeddings, tokens of a run,
+    # batch size). (): the law's own coefficient gives it.
+    rate_law_at: tuple[float, ...] = ()
     # Course of the rate after the warm-up; one of LEARNING_RATE_SCHEDULES. cosine and
     # wsd (warm-up, stable, decay) fall to 0 at the end of the run.
     schedule: str = "constant"

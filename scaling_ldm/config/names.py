@@ -98,6 +98,13 @@ LEARNING_RATE_POLICIES = {
 }
 # Policies that train tensors of one network by unlike rules.
 BY_TENSOR = ("mup",)
+# Laws of the rate; their constants are in rate_laws.py.
+RATE_LAWS = {
+    "none": (),
+    "step_law": ("rate_law_at",),
+    "marin": ("rate_law_at",),
+    "own": ("rate_law_at", "rate_law_constants"),
+}
 LEARNING_RATE_SCHEDULES = {
     "constant": (),
     "cosine": (),
@@ -191,6 +198,7 @@ CHOICES = {
     "objective.timestep_sampling": TIMESTEP_SAMPLING,
     "objective.reconstruction": RECONSTRUCTION,
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "optimizer.rate_law": RATE_LAWS,
     "optimizer.schedule": LEARNING_RATE_SCHEDULES,
     "optimizer.decay_shape": DECAY_SHAPES,
     "optimizer.first_moment_dtype": DTYPES,

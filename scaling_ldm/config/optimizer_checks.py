@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from scaling_ldm.config import fields, names
+from scaling_ldm.config import fields, names, rate_laws
 
 
 def check_optimizer(e: fields.Experiment) -> list[str]:
     """Every reason why a well-typed `config.optimizer` cannot train."""
     cfg = e.optimizer
-    return [*_check_averages(cfg), *_check_schedule(cfg), *_check_policy(e)]
+    return [
+        *_check_averages(cfg),
+        *_check_schedule(cfg),
+        *_check_policy(e),
+        *rate_laws.problems_of(cfg),
+    ]
 
 
 def _check_policy(e: fields.Experiment) -> list[str]:

@@ -1,15 +1,18 @@
 """The policies of the learning rate: what a run of another size is trained with.
 
 A policy has a rate for each run, which is data of the compiled step, and factors of
-single tensors, which are compiled in; see `width_scaling`.
+single tensors, which are compiled in; see `width_scaling`. The rate at the base width
+may follow a law, see `config.rate_laws`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 from scaling_ldm import config
+from scaling_ldm.config import rate_laws
 from scaling_ldm.training import width_scaling
 
 
@@ -18,23 +21,24 @@ class Policy:
     """One policy.
 
     source: where it comes from.
-    peak(cfg, width) -> the peak of the rate of a run.
+    peak(cfg, rate, width) -> the peak of the rate of a run; `rate` is that at the base
+      width.
     tensors: role of a tensor -> the powers of width / policy_width of its factors;
       None: all tensors are trained alike.
     """
 
     source: str
-    peak: Callable[[config.OptimizerConfig, int], float]
+    peak: Callable[[config.OptimizerConfig, float, int], float]
     tensors: Mapping[str, width_scaling.Powers] | None = None
 
 
-def _as_given(cfg: config.OptimizerConfig, width: int) -> float:
-    del width
-    return cfg.learning_rate
+def _as_given(cfg: config.OptimizerConfig, rate: float, width: int) -> float:
+    del cfg, width
+    return rate
 
 
-def _by_width(cfg: config.OptimizerConfig, width: int) -> float:
-    return cfg.learning_rate * cfg.policy_width / width
+def _by_width(cfg: config.OptimizerConfig, rate: float, width: int) -> float:
+    return rate * cfg.policy_width / width
 
 
 # The names are those of config.LEARNING_RATE_POLICIES.
@@ -57,9 +61,27 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
-    """The rate of a network of this width, by the named policy."""
-    return POLICIES[cfg.learning_rate_policy].peak(cfg, width)
+def peak_learning_rate(
+    cfg: config.OptimizerConfig, width: int, run: tuple[float, float, float]
+) -> float:
+    """The peak of the rate of a run, by the named law and policy.
+
+    Args:
+      run: its parameters without embeddings, tokens and batch size.
+    """
+    rate = rate_laws.rate(cfg, *run)
+    return POLICIES[cfg.learning_rate_policy].peak(cfg, rate, width)
+
+
+def compiled_part(cfg: config.OptimizerConfig) -> config.OptimizerConfig:
+    """Without what decides a run's rate alone; the rate is infinite."""
+    return dataclasses.replace(
+        cfg,
+        learning_rate=math.inf,
+        rate_law="none",
+        rate_law_constants=(),
+        rate_law_at=(),
+    )
 
 
 def scaling(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,7 +119,7 @@ def compiled_part(experiment: config.Experiment) -> config.Experiment:
             init_exceptions=(),
             init_checksum="",
         ),
-        optimizer=dataclasses.replace(experiment.optimizer, learning_rate=math.inf),
+        optimizer=rate_policies.compiled_part(experiment.optimizer),
     )
 
 

@@ -403,7 +403,8 @@ def test_a_policys_fields_do_what_the_table_says(policy):
     experiment = changed(base("in_context"), {"optimizer.learning_rate_policy": policy})
     other = changed(experiment, {"optimizer.policy_width": 32})
     rates = {
-        rate_policies.peak_learning_rate(e.optimizer, 16) for e in (experiment, other)
+        rate_policies.peak_learning_rate(e.optimizer, 16, (1, 1, 1))
+        for e in (experiment, other)
     }
     factors = {str(rate_policies.scaling(e, 32, 1)) for e in (experiment, other)}
     assert len(rates) == (2 if policy == "by_width" else 1)
