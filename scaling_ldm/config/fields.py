@@ -141,9 +141,10 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-4  # peak, which is reached at the end of the warm-up
     # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width, and
-    # "mup" scales each tensor by its role.
+    # "mup" scales each tensor by its role; "completep" is mup for the depth, too.
     learning_rate_policy: str = "fixed"
     policy_width: int = 64  # width at which the policy is "fixed"
+    policy_depth: int = 2  # depth at which it is, too
     # Law of the peak in the size, the length and the batch of a run; one of RATE_LAWS.
     rate_law: str = "none"
     rate_law_constants: tuple[float, ...] = ()  # of own: (a, b, c, d) of a N^b D^c B^d

@@ -71,6 +71,7 @@ SINCE: dict[Field, Any] = {
     ("mesh", "overlap_collectives"): True,
     ("train", "microbatch"): 0,  # decides no number but by rounding
     ("optimizer", "first_moment_dtype"): "float32",
+    ("optimizer", "policy_depth"): 2,
     ("optimizer", "rate_law"): "none",
     ("optimizer", "rate_law_constants"): (),
     ("optimizer", "rate_law_at"): (),

@@ -95,9 +95,10 @@ LEARNING_RATE_POLICIES = {
     "fixed": (),
     "by_width": ("policy_width",),
     "mup": ("policy_width",),
+    "completep": ("policy_width", "policy_depth"),
 }
 # Policies that train tensors of one network by unlike rules.
-BY_TENSOR = ("mup",)
+BY_TENSOR = ("mup", "completep")
 # Laws of the rate; their constants are in rate_laws.py.
 RATE_LAWS = {
     "none": (),

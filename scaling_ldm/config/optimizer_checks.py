@@ -27,6 +27,10 @@ def _check_policy(e: fields.Experiment) -> list[str]:
             f"{where} knows the roles of a denoiser's tensors, and not those of "
             f"config.objective.kind = {e.objective_kind!r}"
         )
+    if policy == "completep" and model.architecture == "unet":
+        problems.append(
+            f"{where} follows the depth, and a unet's second number is its resolutions"
+        )
     if model.heads:
         problems.append(
             f"{where} needs heads of one width, since attention divides its scores by "

@@ -30,8 +30,9 @@ def adamw(
         same tree with it and without it.
     """
     clip = optax.clip_by_global_norm(cfg.clip_norm)
+    eps = cfg.eps if scaling is None else cfg.eps * scaling.epsilon
     adam = optax.scale_by_adam(
-        b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.first_moment_dtype
+        b1=cfg.b1, b2=cfg.b2, eps=eps, mu_dtype=cfg.first_moment_dtype
     )
     decay = optax.add_decayed_weights(cfg.weight_decay)
     if scaling is None:

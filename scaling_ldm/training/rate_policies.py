@@ -25,11 +25,13 @@ class Policy:
       width.
     tensors: role of a tensor -> the powers of width / policy_width of its factors;
       None: all tensors are trained alike.
+    with_depth: whether factors follow depth / policy_depth, too.
     """
 
     source: str
     peak: Callable[[config.OptimizerConfig, float, int], float]
     tensors: Mapping[str, width_scaling.Powers] | None = None
+    with_depth: bool = False
 
 
 def _as_given(cfg: config.OptimizerConfig, rate: float, width: int) -> float:
@@ -57,6 +59,12 @@ POLICIES: dict[str, Policy] = {
         "al. 2025, arXiv 2505.15270",
         peak=_as_given,
         tensors=width_scaling.MUP,
+    ),
+    "completep": Policy(
+        source="Dey et al. 2025, arXiv 2505.01618, with alpha = 1",
+        peak=_as_given,
+        tensors=width_scaling.MUP,
+        with_depth=True,
     ),
 }
 
@@ -91,4 +99,6 @@ def scaling(
     policy = POLICIES[experiment.optimizer.learning_rate_policy]
     if policy.tensors is None:
         return None
-    return width_scaling.of_network(experiment, width, depth, policy.tensors)
+    return width_scaling.of_network(
+        experiment, width, depth, policy.tensors, policy.with_depth
+    )

@@ -1,4 +1,4 @@
-"""How each tensor of a denoiser is trained at another width than the base width.
+"""How each tensor of a denoiser is trained at another size than the base size.
 
 Maximal update parametrisation (muP) for Adam: Yang et al. 2022 (arXiv 2203.03466), in
 the form of their package `mup`; for diffusion transformers Zheng et al. 2025 (arXiv
@@ -11,6 +11,12 @@ the shapes of the network at two widths, not from names:
   finite  no growing axis: the table of words, the norms of a head, the last bias
 
 The heads' width must not grow, so that attention keeps its scale of 1 / sqrt(head).
+
+CompleteP (Dey et al. 2025, arXiv 2505.01618, with alpha = 1) adds the depth. With l =
+depth / base depth, what a branch adds to the residual stream is multiplied by 1 / l,
+and Adam's epsilon by 1 / (m l). The branches of a transformer end in matrices with
+names of their own, `_LAST`; their biases belong to them. A U-Net's second number is not
+a depth.
 
 A forward multiplier a of a tensor W is not applied in the network. The stored tensor is
 a W. Its gradient is multiplied by a, which gives that of W, and its update, too. So
@@ -56,6 +62,9 @@ MUP: Mapping[str, Powers] = {
     OUTPUT: Powers(multiplier=-1.0),
     FINITE: Powers(),
 }
+# The last layers of the branches, in the parts of a network that are its depth.
+_DEPTH = ("blocks", "last", "single_blocks")
+_LAST = ("out", "mlp_down", "image_out", "text_out", "image_down", "text_down")
 # Tensors whose usual initial deviation falls as 1 / sqrt(width), other than matrices
 # that sum over a growing axis.
 _SHRINKING = ("modulation_table",)
@@ -69,12 +78,14 @@ class Scaling:
     gradient: of the gradient, before it is clipped.
     update: of Adam's direction.
     decay: of the weight decay.
+    epsilon: of Adam's epsilon; one number for all tensors.
     """
 
     initial: Any
     gradient: Any
     update: Any
     decay: Any
+    epsilon: float = 1.0
 
 
 def multiply(tree: Any, factors: Any) -> Any:
@@ -83,32 +94,53 @@ def multiply(tree: Any, factors: Any) -> Any:
 
 
 def of_network(
-    experiment: config.Experiment, width: int, depth: int, powers: Mapping[str, Powers]
+    experiment: config.Experiment,
+    width: int,
+    depth: int,
+    powers: Mapping[str, Powers],
+    with_depth: bool = False,
 ) -> Scaling | None:
-    """The factors at one size; None at the base width, where all of them are 1.
+    """The factors at one size; None at the base size, where all of them are 1.
 
     Args:
       powers: role -> powers, such as `MUP`.
+      with_depth: whether the factors follow the depth, as in CompleteP.
     """
-    m = width / experiment.optimizer.policy_width
-    if m == 1.0:
+    cfg = experiment.optimizer
+    m = width / cfg.policy_width
+    branches = depth / cfg.policy_depth if with_depth else 1.0
+    if m == 1.0 and branches == 1.0:
         return None
     shapes, wider = (
         from_config.parameter_shapes(from_config.network_config(experiment, w, depth))
         for w in (width, 2 * width)
     )
-    return scaling(shapes, roles(shapes, wider), m, powers)
+    found = scaling(shapes, roles(shapes, wider), m, powers, branches)
+    epsilon = 1.0 / (m * branches) if with_depth else 1.0
+    return dataclasses.replace(found, epsilon=epsilon)
 
 
-def scaling(shapes: Any, found: Any, m: float, powers: Mapping[str, Powers]) -> Scaling:
-    """The factors of tensors of these shapes and roles at m = width / base width."""
+def scaling(
+    shapes: Any,
+    found: Any,
+    m: float,
+    powers: Mapping[str, Powers],
+    branches: float = 1.0,
+) -> Scaling:
+    """The factors of tensors of these shapes and roles at m = width / base width.
+
+    Args:
+      branches: what the residual branches are divided by.
+    """
 
     def factors(keys: Any, shape: Any, role: str) -> tuple[float, ...]:
         del shape
-        p = powers[role]
-        sums = keys[-1].key == "kernel" and role in (HIDDEN, OUTPUT)
-        usual = -0.5 if sums or keys[-1].key in _SHRINKING else 0.0
+        p, path = powers[role], [key.key for key in keys]
+        sums = path[-1] == "kernel" and role in (HIDDEN, OUTPUT)
+        usual = -0.5 if sums or path[-1] in _SHRINKING else 0.0
         multiplier = m**p.multiplier
+        if path[0] in _DEPTH and path[-2] in _LAST:
+            multiplier /= branches
         return (
             multiplier * m ** (p.deviation - usual),
             multiplier,

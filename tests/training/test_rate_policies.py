@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling_ldm import config
 from scaling_ldm.models import from_config
+from scaling_ldm.models.denoisers import dit
 from scaling_ldm.training import (
     objective_checks,
     optimizer,
@@ -284,11 +285,86 @@ def test_a_stored_multiplier_trains_like_one_in_the_network():
     assert_allclose(stored["out"], plain["out"] / m, rtol=1e-5, atol=1e-7)
 
 
+# The last layers of what is added to a residual stream, written by hand.
+BRANCHES = {
+    "in_context": ["blocks/attention/out", "blocks/mlp_down"],
+    "cross_attention": ["blocks/attention/out", "blocks/cross_attention/out"]
+    + ["blocks/mlp_down"],
+    "adaln_zero": ["blocks/attention/out", "blocks/mlp_down"],
+    "mmdit": [f"blocks/{s}_{end}" for s in ("image", "text") for end in ("out", "down")]
+    + ["last/image_out", "last/image_down"],
+    "flux": [f"blocks/{s}_{end}" for s in ("image", "text") for end in ("out", "down")]
+    + ["single_blocks/out"],
+}
+
+
+@pytest.mark.parametrize("architecture", BRANCHES)
+def test_completep_divides_every_branch_by_the_depth(architecture):
+    e = experiment(architecture, "completep")
+    assert rate_policies.scaling(e, BASE, 2) is None
+    deep = rate_policies.scaling(e, BASE, 6)
+    ends = ("kernel", "bias")
+    divided = {f"{name}/{end}" for name in BRANCHES[architecture] for end in ends}
+    for part in (deep.initial, deep.gradient, deep.update):
+        factors = by_path(part)
+        assert {path for path, f in factors.items() if f != 1} == divided
+        assert {factors[path] for path in divided} == {1 / 3}
+    assert {*jax.tree.leaves(deep.decay)} == {1}
+    assert deep.epsilon == 1 / 3
+    wide = rate_policies.scaling(e, 2 * BASE, 6)
+    assert wide.epsilon == pytest.approx(1 / 6)
+    mup = by_path(rate_policies.scaling(experiment(architecture), 2 * BASE, 6).update)
+    for path, factor in by_path(wide.update).items():
+        third = 1 / 3 if path in divided else 1
+        assert factor == pytest.approx(mup[path] * third), path
+
+
+def test_a_divided_last_layer_divides_what_a_block_adds():
+    e = experiment("in_context", "completep")
+    network = from_config.network_config(e, BASE, 6)
+    params = jax.jit(lambda: dit.init(network, jax.random.key(0)))()
+    scaled = width_scaling.multiply(params, rate_policies.scaling(e, BASE, 6).initial)
+    x = jax.random.normal(jax.random.key(1), (2, 20, BASE))
+    mask = jnp.ones((2, 1, 1, 20), bool)
+
+    def added(params, without):
+        block = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
+        block = {**block, "attention": {**block["attention"]}}
+        holder = block if without == "mlp_down" else block["attention"]
+        holder[without] = jax.tree.map(jnp.zeros_like, holder[without])
+        return dit.DiTBlock(network).apply({"params": block}, x, {"mask": mask}) - x
+
+    for without in ("mlp_down", "out"):  # the other branch is left
+        whole = added(params, without)
+        assert float(jnp.abs(whole).mean()) > 0.1
+        assert_allclose(added(scaled, without), whole / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_the_epsilon_of_completep_is_that_of_adam():
+    """A gradient as large as epsilon is halved; of a third of it, three quarters."""
+    cfg = config.OptimizerConfig(eps=1e-3, clip_norm=1e9)
+    one = {"w": 1.0}
+    for epsilon, left in ((1.0, 1 / 2), (1 / 3, 3 / 4)):
+        factors = width_scaling.Scaling(
+            initial=one, gradient=one, update=one, decay=one, epsilon=epsilon
+        )
+        adamw = optimizer.adamw(cfg, factors)
+        params = {"w": jnp.ones(3)}
+        slope = {"w": jnp.full(3, 1e-3)}
+        direction, _ = adamw.update(slope, adamw.init(params), params)
+        assert_allclose(direction["w"], left, rtol=1e-5)
+
+
 def test_the_policies_are_those_of_the_table_of_names():
     assert rate_policies.POLICIES.keys() == config.LEARNING_RATE_POLICIES.keys()
     by_tensor = [name for name, p in rate_policies.POLICIES.items() if p.tensors]
     assert tuple(by_tensor) == config.names.BY_TENSOR
     assert all(policy.source for policy in rate_policies.POLICIES.values())
+
+
+def test_the_depth_of_a_unet_is_not_one():
+    with pytest.raises(config.ConfigError, match="second number is its resolutions"):
+        experiment("unet", "completep")
 
 
 @pytest.mark.parametrize("policy", config.names.BY_TENSOR)
