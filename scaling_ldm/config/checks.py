@@ -43,7 +43,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
     if e.objective_kind != "reconstruction":
         problems += _check_objective(e.objective)
     problems += ranges.problems_of(e)
-    problems += optimizer_checks.check_optimizer(e.optimizer)
+    problems += optimizer_checks.check_optimizer(e)
     problems += nested.problems_of(e)
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)

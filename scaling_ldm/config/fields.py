@@ -140,9 +140,17 @@ class OptimizerConfig:
     """AdamW, its learning rate, and the averages of the weights."""
 
     learning_rate: float = 1e-4  # peak, which is reached at the end of the warm-up
-    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width.
+    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width, and
+    # "mup" scales each tensor by its role; "completep" is mup for the depth, too.
     learning_rate_policy: str = "fixed"
-    policy_width: int = 64  # width at which "by_width" leaves the rate as it is
+    policy_width: int = 64  # width at which the policy is "fixed"
+    policy_depth: int = 2  # depth at which it is, too
+    # Law of the peak in the size, the length and the batch of a run; one of RATE_LAWS.
+    rate_law: str = "none"
+    rate_law_constants: tuple[float, ...] = ()  # of own: (a, b, c, d) of a N^b D^c B^d
+    # Where learning_rate is the peak: (parameters without embeddings, tokens of a run,
+    # batch size). (): the law's own coefficient gives it.
+    rate_law_at: tuple[float, ...] = ()
     # Course of the rate after the warm-up; one of LEARNING_RATE_SCHEDULES. cosine and
     # wsd (warm-up, stable, decay) fall to 0 at the end of the run.
     schedule: str = "constant"

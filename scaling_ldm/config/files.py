@@ -223,6 +223,8 @@ _PAIRS = {
 }
 # Each tuple that may be empty -> an element of the right type.
 _MAY_BE_EMPTY: dict[str, Any] = {
+    "config.optimizer.rate_law_constants": 1.0,
+    "config.optimizer.rate_law_at": 1.0,
     "config.plan.budgets_flops": 1.0,
     "config.train.checkpoint_flops": 1.0,
     "config.train.save_signals": "SIGUSR1",

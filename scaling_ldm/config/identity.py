@@ -72,6 +72,10 @@ SINCE: dict[Field, Any] = {
     ("mesh", "overlap_collectives"): True,
     ("train", "microbatch"): 0,  # decides no number but by rounding
     ("optimizer", "first_moment_dtype"): "float32",
+    ("optimizer", "policy_depth"): 2,
+    ("optimizer", "rate_law"): "none",
+    ("optimizer", "rate_law_constants"): (),
+    ("optimizer", "rate_law_at"): (),
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.

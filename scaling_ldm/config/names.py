@@ -91,7 +91,21 @@ LARGEST_VOCABULARY = 65536  # caption words that records keep, the most frequent
 RECORD_DTYPES = ("float16", "bfloat16")
 RECONSTRUCTION = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
-LEARNING_RATE_POLICIES = {"fixed": (), "by_width": ("policy_width",)}
+LEARNING_RATE_POLICIES = {
+    "fixed": (),
+    "by_width": ("policy_width",),
+    "mup": ("policy_width",),
+    "completep": ("policy_width", "policy_depth"),
+}
+# Policies that train tensors of one network by unlike rules.
+BY_TENSOR = ("mup", "completep")
+# Laws of the rate; their constants are in rate_laws.py.
+RATE_LAWS = {
+    "none": (),
+    "step_law": ("rate_law_at",),
+    "marin": ("rate_law_at",),
+    "own": ("rate_law_at", "rate_law_constants"),
+}
 LEARNING_RATE_SCHEDULES = {
     "constant": (),
     "cosine": (),
@@ -186,6 +200,7 @@ CHOICES = {
     "objective.timestep_sampling": TIMESTEP_SAMPLING,
     "objective.reconstruction": RECONSTRUCTION,
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "optimizer.rate_law": RATE_LAWS,
     "optimizer.schedule": LEARNING_RATE_SCHEDULES,
     "optimizer.decay_shape": DECAY_SHAPES,
     "optimizer.first_moment_dtype": DTYPES,

@@ -1,13 +1,43 @@
-"""Averages, schedules and warm-ups that contradict one another."""
+"""Averages, schedules, warm-ups and policies of the rate that contradict others."""
 
 from __future__ import annotations
 
-from scaling_ldm.config import fields, names
+from scaling_ldm.config import fields, names, rate_laws
 
 
-def check_optimizer(cfg: fields.OptimizerConfig) -> list[str]:
+def check_optimizer(e: fields.Experiment) -> list[str]:
     """Every reason why a well-typed `config.optimizer` cannot train."""
-    return [*_check_averages(cfg), *_check_schedule(cfg)]
+    cfg = e.optimizer
+    return [
+        *_check_averages(cfg),
+        *_check_schedule(cfg),
+        *_check_policy(e),
+        *rate_laws.problems_of(cfg),
+    ]
+
+
+def _check_policy(e: fields.Experiment) -> list[str]:
+    policy, model = e.optimizer.learning_rate_policy, e.model
+    if policy not in names.BY_TENSOR:
+        return []
+    where = f"config.optimizer.learning_rate_policy = {policy!r}"
+    problems = []
+    if e.objective_kind != "denoising":
+        problems.append(
+            f"{where} knows the roles of a denoiser's tensors, and not those of "
+            f"config.objective.kind = {e.objective_kind!r}"
+        )
+    if policy == "completep" and model.architecture == "unet":
+        problems.append(
+            f"{where} follows the depth, and a unet's second number is its resolutions"
+        )
+    if model.heads:
+        problems.append(
+            f"{where} needs heads of one width, since attention divides its scores by "
+            "the root of that: give config.model.head_dim instead of "
+            f"config.model.heads = {model.heads}"
+        )
+    return problems
 
 
 def _check_averages(cfg: fields.OptimizerConfig) -> list[str]:

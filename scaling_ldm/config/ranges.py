@@ -29,7 +29,7 @@ _POSITIVE = {
         "groups",
     ),
     "objective": ("min_snr_gamma", "p2_k", "time_scale", "time_shift"),
-    "optimizer": ("learning_rate", "policy_width", "eps", "clip_norm"),
+    "optimizer": ("learning_rate", "policy_width", "policy_depth", "eps", "clip_norm"),
     "plan": ("expected_coef", "expected_exponent", "minimum_steps", "devices"),
     "train": (
         "batch_size",

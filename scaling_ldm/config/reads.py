@@ -85,6 +85,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "optimizer.learning_rate_policy": _by_field(
         "optimizer", names.LEARNING_RATE_POLICIES
     ),
+    "optimizer.rate_law": _by_field("optimizer", names.RATE_LAWS),
     "optimizer.schedule": _by_field("optimizer", names.LEARNING_RATE_SCHEDULES),
 }
 # FROZEN: fields of config.encode that only a frozen network reads. RECORDS: fields that

@@ -27,6 +27,7 @@ from scaling_ldm.laws.points import (
     without_diverged,
 )
 from scaling_ldm.laws.published import PublishedLaw, published
+from scaling_ldm.laws.rates import rate_law, rate_records
 from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
@@ -48,6 +49,8 @@ __all__ = [
     "parametric",
     "power_law",
     "published",
+    "rate_law",
+    "rate_records",
     "summary",
 ]
 

@@ -54,7 +54,7 @@ def read(
     kept, excluded = [], []
     names = ("budget_flops", size, "tokens", metric)
     for number, point in enumerate(points):
-        values = _values(point, names, number)
+        values = values_of(point, names, number)
         bad = [
             f"{name} is {value:.6g}"
             for name, value in zip(names[:3], values[:3], strict=True)
@@ -151,22 +151,27 @@ def _deviations(group: Sequence[IsoflopPoint]) -> np.ndarray:
     return found
 
 
-def _values(point: Any, names: Sequence[str], number: int) -> tuple[float, ...]:
+def values_of(point: Any, names: Sequence[str], number: int) -> tuple[float, ...]:
+    """The values of one point, as numbers; None becomes NaN.
+
+    Raises:
+      ValueError: it is neither that many numbers nor has fields of these names.
+    """
     named = _by_name(point)
     if named is not None or not isinstance(point, (Sequence, np.ndarray)):
         found = point if named is None else named
         values = [_field(found, name, number, type(point)) for name in names]
     elif isinstance(point, (str, bytes)):
         raise ValueError(
-            f"point {number} is the text {point!r}; 4 numbers or named fields are "
-            "needed. Of a data frame give its rows: frame.itertuples()"
+            f"point {number} is the text {point!r}; {len(names)} numbers or named "
+            "fields are needed. Of a data frame give its rows: frame.itertuples()"
         )
-    elif len(point) == 4:
+    elif len(point) == len(names):
         values = point
     else:
         raise ValueError(
-            f"point {number} has {len(point)} values; 4 are needed: "
-            "(budget_flops, params, tokens, loss)"
+            f"point {number} has {len(point)} values; {len(names)} are needed: "
+            f"({', '.join(names)})"
         )
     return tuple(math.nan if v is None else float(v) for v in values)
 

@@ -1,11 +1,11 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `measurements`, `goodput`, `laws` and `frontier` hold the records, and `errors`
-holds every exception of the library. `files` writes and reads records, `whole_files`
-writes files whole or not at all, `upgrade` reads the files of older versions. `table`
-reads the measurements of studies as one table, `rows_of` makes its rows, `joined` adds
-them to evaluations and the frontier, and `results` finds those of the last steps of
-runs.
+`runs`, `measurements`, `goodput`, `laws`, `rate_laws` and `frontier` hold the records,
+and `errors` holds every exception of the library. `files` writes and reads records,
+`whole_files` writes files whole or not at all, `upgrade` reads the files of older
+versions. `table` reads the measurements of studies as one table, `rows_of` makes its
+rows, `joined` adds them to evaluations and the frontier, and `results` finds those of
+the last steps of runs.
 
 `places` tells local folders from URLs, `objects` has the paths of the latter, and
 `backends` asks their stores.
@@ -56,6 +56,7 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.measurements import Measurement
+from scaling_ldm.records.rate_laws import BestRate, RateFit, RateLaw
 from scaling_ldm.records.runs import (
     EvalRecord,
     Evaluation,
@@ -86,6 +87,7 @@ __all__ = [
     "Advice",
     "Attempt",
     "BestGuidance",
+    "BestRate",
     "Cell",
     "COLLECTIVES",
     "Choice",
@@ -109,6 +111,8 @@ __all__ = [
     "Parabola",
     "Parametric",
     "PowerLaw",
+    "RateFit",
+    "RateLaw",
     "Refusal",
     "RunSpec",
     "SCHEMA",

@@ -20,6 +20,7 @@ from scaling_ldm.training import (
     capacity,
     optimizer,
     progress,
+    rate_policies,
     step_memory,
     train_step,
 )
@@ -338,6 +339,7 @@ def _row(
     images = steps * batch_size
     image_tokens = images * size.objective.image_tokens
     text_tokens = images * size.objective.other_tokens
+    tokens, bare = image_tokens + text_tokens, size.params_without_embeddings
     return records.RunSpec(
         run_id=run_names.run_id(
             variant.study,
@@ -354,14 +356,16 @@ def _row(
         depth=depth,
         heads=experiment.model.heads_at(width),
         params=size.params,
-        params_without_embeddings=size.params_without_embeddings,
+        params_without_embeddings=bare,
         batch_size=batch_size,
         steps=steps,
         images=images,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
-        tokens=image_tokens + text_tokens,
-        learning_rate=optimizer.peak_learning_rate(experiment.optimizer, width),
+        tokens=tokens,
+        learning_rate=rate_policies.peak_learning_rate(
+            experiment.optimizer, width, (bare, tokens, batch_size)
+        ),
         warmup_steps=optimizer.warmup_steps(experiment.optimizer, steps, batch_size),
         seed=experiment.train.seed,
         state_bytes=cost.state_bytes,

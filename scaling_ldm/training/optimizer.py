@@ -13,34 +13,50 @@ from jaxtyping import Float
 
 from scaling_ldm import config
 from scaling_ldm.models.shapes import Count, Scalar
-from scaling_ldm.training import averages
+from scaling_ldm.training import averages, width_scaling
 
 
-def adamw(cfg: config.OptimizerConfig) -> optax.GradientTransformation:
+def adamw(
+    cfg: config.OptimizerConfig, scaling: width_scaling.Scaling | None = None
+) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam, decoupled weight decay; without the rate.
 
     Its update is a direction, which `descend` multiplies by the learning rate. So the
     rate is data, and runs of one size share a compiled step. The first moment is stored
     in `cfg.first_moment_dtype`, the second in float32.
+
+    Args:
+      scaling: factors of single tensors; None: all are trained alike. The state is the
+        same tree with it and without it.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.scale_by_adam(
-            b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.first_moment_dtype
-        ),
-        optax.add_decayed_weights(cfg.weight_decay),
+    clip = optax.clip_by_global_norm(cfg.clip_norm)
+    eps = cfg.eps if scaling is None else cfg.eps * scaling.epsilon
+    adam = optax.scale_by_adam(
+        b1=cfg.b1, b2=cfg.b2, eps=eps, mu_dtype=cfg.first_moment_dtype
     )
+    decay = optax.add_decayed_weights(cfg.weight_decay)
+    if scaling is None:
+        return optax.chain(clip, adam, decay)
+    factors = scaling
 
+    def clipped(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        gradient = width_scaling.multiply(updates, factors.gradient)
+        return clip.update(gradient, state, params)
 
-def peak_learning_rate(cfg: config.OptimizerConfig, width: int) -> float:
-    """The rate of a network of this width, by the named policy.
+    def decayed(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        direction = width_scaling.multiply(updates, factors.update)
+        if cfg.weight_decay:
+            direction = jax.tree.map(
+                lambda d, p, f: d + cfg.weight_decay * f * p,
+                *(direction, params, factors.decay),
+            )
+        return direction, state
 
-    "fixed" is paper B's: one rate for all sizes. "by_width" is the hidden-matrix rule
-    of muP for Adam (Yang et al. 2022, arXiv 2203.03466, table 3): rate ~ 1 / width.
-    """
-    if cfg.learning_rate_policy == "fixed":
-        return cfg.learning_rate
-    return cfg.learning_rate * cfg.policy_width / width
+    return optax.chain(
+        optax.GradientTransformation(clip.init, clipped),
+        adam,
+        optax.GradientTransformation(decay.init, decayed),
+    )
 
 
 def learning_rate(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,8 @@ from scaling_ldm.training import (
     objective,
     objective_checks,
     optimizer,
+    rate_policies,
+    width_scaling,
 )
 
 Batch = objective.Batch
@@ -118,7 +119,7 @@ def compiled_part(experiment: config.Experiment) -> config.Experiment:
             init_exceptions=(),
             init_checksum="",
         ),
-        optimizer=dataclasses.replace(experiment.optimizer, learning_rate=math.inf),
+        optimizer=rate_policies.compiled_part(experiment.optimizer),
     )
 
 
@@ -134,7 +135,8 @@ def train_functions(
     cfg = experiment.optimizer
     learnt = objective.build(experiment, width, depth, unroll)
     accumulation.check(experiment, learnt)
-    adamw = optimizer.adamw(cfg)
+    factors = rate_policies.scaling(experiment, width, depth)
+    adamw = optimizer.adamw(cfg, factors)
 
     def start(key: jax.Array, params: Any) -> TrainState:
         aux = learnt.init_aux(jax.random.fold_in(key, 1), params)
@@ -149,7 +151,10 @@ def train_functions(
         )
 
     def init(key: jax.Array) -> TrainState:
-        return start(key, learnt.init(key))
+        params = learnt.init(key)
+        if factors is not None:
+            params = width_scaling.multiply(params, factors.initial)
+        return start(key, params)
 
     def step(
         state: TrainState, batch: Batch, uncond: Batch, hyper: dict[str, jax.Array]

@@ -18,6 +18,7 @@ from scaling_ldm.stages import generate
 from scaling_ldm.training import (
     mesh,
     objective_checks,
+    rate_policies,
     train_step,
 )
 from scaling_ldm.training import (
@@ -402,13 +403,17 @@ def test_a_policys_fields_do_what_the_table_says(policy):
     experiment = changed(base("in_context"), {"optimizer.learning_rate_policy": policy})
     other = changed(experiment, {"optimizer.policy_width": 32})
     rates = {
-        optimizer_lib.peak_learning_rate(e.optimizer, 16) for e in (experiment, other)
+        rate_policies.peak_learning_rate(e.optimizer, 16, (1, 1, 1))
+        for e in (experiment, other)
     }
+    factors = {str(rate_policies.scaling(e, 32, 1)) for e in (experiment, other)}
     assert len(rates) == (2 if policy == "by_width" else 1)
-    if policy == "by_width":
-        resolved(other)
+    assert len(factors) == (2 if policy in ("mup", "completep") else 1)
+    if policy == "fixed":
+        said = refusals(other)["config.optimizer.policy_width"]
+        assert "it is for: by_width, mup, completep" in said
     else:
-        assert "it is for: by_width" in refusals(other)["config.optimizer.policy_width"]
+        resolved(other)
 
 
 @pytest.mark.parametrize("schedule", config.LEARNING_RATE_SCHEDULES)

@@ -197,6 +197,17 @@ def test_learning_rate_policies(tiny):
     assert plan.plan(config.resolve(c))[0].learning_rate == 1e-2
 
 
+def test_rates_by_a_law_of_size_length_and_batch(tiny):
+    c = tiny.copy_and_resolve_references()
+    c.unlock()
+    c.optimizer.rate_law, c.optimizer.learning_rate = "own", 1e-4
+    c.optimizer.rate_law_constants = (3.0, -0.5, 0.25, -0.125)
+    for row in plan.plan(config.resolve(c)):
+        n, d, b = row.params_without_embeddings, row.tokens, row.batch_size
+        wanted = 3.0 * n**-0.5 * d**0.25 * b**-0.125
+        assert row.learning_rate == pytest.approx(wanted, rel=1e-9)
+
+
 def test_memory_counts_state_and_activations(tiny):
     row = plan.plan(changed(tiny))[0]
     # parameters, EMA, two Adam moments and gradients, float32, and two counters
