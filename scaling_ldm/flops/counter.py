@@ -226,7 +226,8 @@ class _Walker:
         for eqn in jaxpr.eqns:
             inputs = [constant(atom, known) for atom in eqn.invars]
             added, outputs = self._equation(eqn, inputs, makers, place.of(eqn))
-            tally.update(added)
+            if added:
+                tally.update(added)
             for var, value in zip(eqn.outvars, outputs, strict=False):
                 if value is not None:
                     known[var] = value
@@ -273,9 +274,11 @@ class _Walker:
         if not jaxprs:
             flops, repeated = leaf_flops(eqn, makers, place)
             tally: _Tally = Counter()
-            tally[place.scope, name, place.recomputed] += flops
-            tally[place.scope, name, True] += repeated
-            return +tally, [fold(eqn, inputs)]  # + drops zeros
+            if flops:
+                tally[place.scope, name, place.recomputed] += flops
+            if repeated:
+                tally[place.scope, name, True] += repeated
+            return tally, [fold(eqn, inputs)]
         if len(jaxprs) == 1 and len(open_jaxpr(jaxprs[0])[0].invars) == len(inputs):
             # jit, remat, custom derivatives, ...: a call, so constants pass through.
             return self.walk(jaxprs[0], inputs, place)

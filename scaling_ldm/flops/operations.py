@@ -273,14 +273,20 @@ def _product_except(shape: Sequence[int], dims: Sequence[int]) -> int:
 
 def inner_jaxprs(value: Any) -> Iterator[Any]:
     """All jaxprs in an equation's parameters."""
-    if isinstance(value, jex_core.ClosedJaxpr | jex_core.Jaxpr):
+    if isinstance(value, _JAXPRS):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
+        return
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return
+    for item in value:
+        if type(item) not in _PLAIN:  # most are; this is what a count asks most often
             yield from inner_jaxprs(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from inner_jaxprs(item)
+
+
+_JAXPRS = jex_core.ClosedJaxpr, jex_core.Jaxpr
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, dict[Any, int]]:

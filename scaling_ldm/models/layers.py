@@ -6,6 +6,7 @@ patches are cut and joined one axis at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import zlib
@@ -41,6 +42,28 @@ def init_module(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
 def apply_module(module: nn.Module, params: Params, *inputs: Any) -> Any:
     """What a flax module returns; it changes no variables."""
     return module.apply({"params": params}, *inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """init(key) -> parameters, of which the shapes are known without drawing them.
+
+    draw(key) -> parameters.
+    shapes() -> the same tree of `jax.ShapeDtypeStruct`s.
+    """
+
+    draw: Callable[[jax.Array], Params]
+    shapes: Callable[[], Params]
+
+    def __call__(self, key: jax.Array) -> Params:
+        return self.draw(key)
+
+
+def initial_shapes(init: Callable[[jax.Array], Any]) -> Any:
+    """Shapes and types of what `init(key)` returns; traced if it is no `Initial`."""
+    if isinstance(init, Initial):
+        return init.shapes()
+    return jax.eval_shape(lambda: init(jax.random.key(0)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -149,23 +172,37 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: LatentBHWC) -> LatentBHWC:
-        B, C, G = x_BHWC.shape[0], x_BHWC.shape[-1], self.groups
+        C = x_BHWC.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
-        x = x_BHWC.astype(jnp.float32)
+        return _group_norm(x_BHWC, scale, bias, self.groups, self.epsilon, self.dtype)
 
-        def group_mean(of_BHWC: Array) -> jax.Array:
-            """The mean over pixels and over a group's channels, [B, 1, 1, C]."""
-            of_BGF = jnp.mean(of_BHWC, axis=(1, 2)).reshape(B, G, C // G)
-            mean_BG1 = jnp.mean(of_BGF, axis=-1, keepdims=True)
-            return jnp.broadcast_to(mean_BG1, of_BGF.shape).reshape(B, C)[:, None, None]
 
-        mean = group_mean(x)
-        # The mean square minus the squared mean would lose digits far from zero.
-        variance = group_mean((x - mean) ** 2)
-        gain = jax.lax.rsqrt(variance + self.epsilon) * scale[None, None, None]
-        y = (x - mean) * gain + bias[None, None, None]
-        return y.astype(self.dtype)
+# Norms of one shape share a trace. It is copied inline, so the program is the same.
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def _group_norm(
+    x_BHWC: Array,
+    scale_C: Array,
+    bias_C: Array,
+    groups: int,
+    epsilon: float,
+    dtype: Any,
+) -> Array:
+    B, C, G = x_BHWC.shape[0], x_BHWC.shape[-1], groups
+    x = x_BHWC.astype(jnp.float32)
+
+    def group_mean(of_BHWC: Array) -> jax.Array:
+        """The mean over pixels and over a group's channels, [B, 1, 1, C]."""
+        of_BGF = jnp.mean(of_BHWC, axis=(1, 2)).reshape(B, G, C // G)
+        mean_BG1 = jnp.mean(of_BGF, axis=-1, keepdims=True)
+        return jnp.broadcast_to(mean_BG1, of_BGF.shape).reshape(B, C)[:, None, None]
+
+    mean = group_mean(x)
+    # The mean square minus the squared mean would lose digits far from zero.
+    variance = group_mean((x - mean) ** 2)
+    gain = jax.lax.rsqrt(variance + epsilon) * scale_C[None, None, None]
+    y = (x - mean) * gain + bias_C[None, None, None]
+    return y.astype(dtype)
 
 
 def norm(
@@ -225,10 +262,16 @@ def join_heads(
     dtype: Any,
     name: str,
     use_bias: bool = True,
+    kernel_init: Any = nn.linear.default_kernel_init,
 ) -> Float[Array, "B T D"]:
     """The output projection of an attention: all heads to `width` features."""
     dense = nn.DenseGeneral(
-        width, axis=(-2, -1), use_bias=use_bias, dtype=dtype, name=name
+        width,
+        axis=(-2, -1),
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
     )
     return dense(x_BTKH)
 

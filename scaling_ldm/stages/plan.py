@@ -22,12 +22,14 @@ from scaling_ldm.training import (
     progress,
     rate_policies,
     step_memory,
+    tracing,
     train_step,
 )
 from scaling_ldm.training.objective import Objective
 from scaling_ldm.workdir import init_record, initial_weights
 
 
+@tracing.collecting_seldom()
 def plan(
     experiment: config.Experiment, workdir: pathlib.Path | None = None
 ) -> list[records.RunSpec]:

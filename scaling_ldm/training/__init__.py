@@ -15,6 +15,7 @@ A step:
 - accumulation: the gradient, of the whole batch or in passes.
 - optimizer: the optimizer, its learning rates, and the averages of weights.
 - averages: averages whose length is a share of the training so far.
+- tracing: Python's garbage collector while functions are traced.
 - kernel_check: compares an attention kernel with the plain form on the device.
 
 Devices:

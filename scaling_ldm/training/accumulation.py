@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from scaling_ldm import config
+from scaling_ldm.models import layers
 from scaling_ldm.training import objective
 
 _SPLIT = "scaling_ldm.training.objective.MeanLoss"
@@ -52,13 +53,13 @@ def check(experiment: config.Experiment, learnt: objective.Objective) -> None:
             f"config.train.microbatch = 0, or make it a {_SPLIT}"
         )
 
-    def aux() -> Any:
-        key = jax.random.key(0)
-        return learnt.init_aux(key, learnt.init(key))
+    def aux_of(params: Any) -> Any:
+        return learnt.init_aux(jax.random.key(0), params)
 
+    aux = jax.eval_shape(aux_of, layers.initial_shapes(learnt.init))
     odd = [
         f"{jax.tree_util.keystr(path)} is {leaf.dtype}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(aux))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(aux)
         if not jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     if odd:

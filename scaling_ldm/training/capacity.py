@@ -24,7 +24,7 @@ from scaling_ldm.training import accumulation, objective_checks
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 _FLOAT = 4  # bytes
-_SLOW = config.CONVOLUTIONAL  # their steps take a minute to trace
+_SLOW = config.CONVOLUTIONAL  # their steps take seconds to trace, for each setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

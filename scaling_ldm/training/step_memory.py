@@ -24,12 +24,20 @@ from jax.sharding import (
 from scaling_ldm import config, records
 from scaling_ldm.config import objective_kind
 from scaling_ldm.flops import memory, peaks
-from scaling_ldm.training import capacity, mesh, objective_checks, optimizer, train_step
+from scaling_ldm.training import (
+    capacity,
+    mesh,
+    objective_checks,
+    optimizer,
+    progress,
+    train_step,
+)
 
 # A plan traces only this many networks, those that need most, and only if a device
 # needs at least LARGE bytes. A trace takes seconds, and smaller networks fit anyway.
 TRACED = 3
 LARGE = 2**30
+_UNSHARED = ("autoencoder_kl",)  # each of its many blocks is traced anew
 
 
 def estimated(
@@ -41,27 +49,18 @@ def estimated(
 
     - rows below `LARGE`;
     - all but the `TRACED` largest networks;
-    - convolutional networks, whose trace takes a minute;
+    - autoencoders, which trace every block anew;
     - objectives of a user's own, which may not be made for a mesh;
     - devices that do not share batch, passes and parameters evenly;
     - GPUs with cuDNN's attention, if cuDNN is not installed here;
     - devices without a row in `flops.peaks.PEAKS`, such as CPUs.
     """
     cfg, found, done = experiment.plan, list(rows), {}
-    order = range(len(found))
-    for i in sorted(order, key=lambda i: -found[i].memory_bytes_per_device):
+    wanted = _estimable(experiment, rows)
+    total = min(len({key for _, _, key in wanted}), TRACED)
+    shown = progress.Progress("plan", total, "steps traced", 5.0, at_once=False)
+    for i, own, key in wanted:
         row = found[i]
-        own = config.with_overrides(experiment, row.overrides)
-        if row.memory_bytes_per_device < LARGE or cfg.accelerator not in peaks.PEAKS:
-            break
-        if own.model.architecture in config.CONVOLUTIONAL:
-            continue
-        sizes = row.batch_size, own.train.microbatch
-        if not divides_evenly(*sizes, cfg.devices, own.mesh.fsdp):
-            continue
-        if objective_kind.is_own(own.objective_kind):
-            continue
-        key = train_step.compiled_part(own), row.width, row.depth
         if key not in done and len(done) == TRACED:
             continue
         if key not in done:
@@ -72,7 +71,33 @@ def estimated(
                 ).total
             except config.ConfigError:
                 continue  # no kernel of attention here; the devices may well have one
+            shown.show(len(done))
         found[i] = dataclasses.replace(row, memory_bytes_per_device=done[key])
+    return found
+
+
+def _estimable(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> list[tuple[int, config.Experiment, Any]]:
+    """Rows whose step can be traced, the largest first: (place, experiment, key).
+
+    Rows of one key have the same step.
+    """
+    cfg, found = experiment.plan, []
+    order = range(len(rows))
+    for i in sorted(order, key=lambda i: -rows[i].memory_bytes_per_device):
+        row = rows[i]
+        own = config.with_overrides(experiment, row.overrides)
+        if row.memory_bytes_per_device < LARGE or cfg.accelerator not in peaks.PEAKS:
+            break
+        if own.model.architecture in _UNSHARED:
+            continue
+        sizes = row.batch_size, own.train.microbatch
+        if not divides_evenly(*sizes, cfg.devices, own.mesh.fsdp):
+            continue
+        if objective_kind.is_own(own.objective_kind):
+            continue
+        found.append((i, own, (train_step.compiled_part(own), row.width, row.depth)))
     return found
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_ldm import config, flops
-from scaling_ldm.models import attention_backends
+from scaling_ldm.models import attention_backends, layers
 from scaling_ldm.training import (
     accumulation,
     mesh,
@@ -212,7 +212,8 @@ def abstract_state(functions: TrainFunctions) -> TrainState:
 @functools.lru_cache(maxsize=64)
 def _abstract_state(functions: TrainFunctions, _: Any) -> TrainState:
     """`abstract_state` under a mesh, which the shapes' own shardings name."""
-    return jax.eval_shape(lambda: functions.init(jax.random.key(0)))
+    params = layers.initial_shapes(functions.objective.init)
+    return jax.eval_shape(lambda p: functions.start(jax.random.key(0), p), params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling_ldm import config, flops
-from scaling_ldm.models import attention, denoisers
+from scaling_ldm.models import attention, denoisers, layers
 from scaling_ldm.models import from_config as from_config_lib
 from scaling_ldm.models.denoisers import presets, unet
 from scaling_ldm.models.weights import unet as unet_weights
@@ -136,6 +136,40 @@ def test_blocks_of_one_shape_are_traced_once():
     # At 8 x 8 and at 4 x 4: residual blocks with and without a skip connection, and a
     # transformer.
     assert len(blocks) == 24 and len(set(blocks)) == 6
+
+
+def test_norms_of_one_shape_are_traced_once(monkeypatch):
+    """A residual block of one width normalises twice; no call is left of it."""
+    block = unet.UNetResidual(32, jnp.float32)
+    x, time = jnp.zeros((3, 5, 7, 32)), jnp.zeros((3, 128))  # a shape of no other test
+    traced, rsqrt = [], jax.lax.rsqrt
+    monkeypatch.setattr(jax.lax, "rsqrt", lambda v: traced.append(v) or rsqrt(v))
+    params = jax.eval_shape(block.init, jax.random.key(0), x, time)
+    jaxpr = jax.make_jaxpr(block.apply)(params, x, time)
+    assert len(traced) == 1
+    assert [eqn.primitive.name for eqn in jaxpr.eqns].count("rsqrt") == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"vocab_size": 0, "extra_channels": 2, "remat": "blocks"},
+        {"multiples": (1, 2, 2), "blocks": 2, "heads": (2, 4, 8)},
+    ],
+)
+def test_shapes_are_those_of_what_is_drawn(change, monkeypatch):
+    spec = dataclasses.replace(SMALL, **change)
+    init = denoisers.u_net(spec).init
+    drawn = jax.eval_shape(init, jax.random.key(0))
+    monkeypatch.setattr(unet.layers, "initialise", None)  # nothing is drawn for them
+    shapes = layers.initial_shapes(init)
+    assert jax.tree.structure(shapes) == jax.tree.structure(drawn)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+        shapes,
+        drawn,
+    )
 
 
 @pytest.mark.slow  # those of its parts: transformers and the autoencoder by day

@@ -92,6 +92,36 @@ def test_a_plan_traces_its_largest_networks_once(tiny, monkeypatch):
     assert step_memory.estimated(on_cpu, rows) == rows
 
 
+@pytest.mark.parametrize(
+    ("architecture", "count"), [("unet", 3), ("autoencoder_kl", 0)]
+)
+def test_u_nets_are_traced_and_autoencoders_are_not(
+    architecture, count, tiny, monkeypatch, capsys
+):
+    e = on(tiny)
+    (row, *_) = plan.plan(e)
+    e = dataclasses.replace(
+        e, model=dataclasses.replace(e.model, architecture=architecture)
+    )
+    rows = [
+        dataclasses.replace(row, width=w, memory_bytes_per_device=w)
+        for w in (32, 64, 96, 128)
+    ]
+    monkeypatch.setattr(step_memory, "LARGE", 0)
+    monkeypatch.setattr(
+        step_memory,
+        "step_memory",
+        lambda *_: step_memory.memory.PeakMemory(inputs=999, temporaries=0),
+    )
+    clock = iter(range(0, 600, 6))
+    monkeypatch.setattr(step_memory.progress.time, "perf_counter", lambda: next(clock))
+    found = step_memory.estimated(e, rows)
+    assert [one.memory_bytes_per_device == 999 for one in found].count(True) == count
+    assert found[0] == rows[0]  # the smallest of four
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == count and all("of 3 steps traced" in one for one in lines)
+
+
 def test_the_table_marks_what_is_only_parts(tiny):
     e = on(tiny)
     (row, *_) = plan.plan(e)

@@ -164,7 +164,10 @@ def u_net(config: unet.UNetConfig) -> Denoiser:
         raise ValueError(f"a {H} x {W} input cannot be halved {halvings} times")
     extra = ("image",) if config.extra_channels else ()
     return Denoiser(
-        init=functools.partial(unet.init, config),
+        init=layers.Initial(
+            draw=functools.partial(unet.init, config),
+            shapes=functools.partial(unet.shapes, config),
+        ),
         apply=sharded.on_rows(functools.partial(unet.apply, config)),
         conditioning=("text", "mask", *extra),
         image_tokens=H * W // 4,
@@ -179,8 +182,7 @@ def count_params(denoiser: Any) -> tuple[int, int]:
     Args:
       denoiser: anything with `init` and `embeddings`.
     """
-    shapes = jax.eval_shape(lambda: denoiser.init(jax.random.key(0)))
-    return count_shapes(shapes, denoiser.embeddings)
+    return count_shapes(layers.initial_shapes(denoiser.init), denoiser.embeddings)
 
 
 def count_shapes(params: Any, embeddings: Collection[str]) -> tuple[int, int]:

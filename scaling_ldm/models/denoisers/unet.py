@@ -42,6 +42,12 @@ MULTIPLES = (1, 2, 4, 4)  # widths of the resolutions, in c
 BLOCKS = 2  # residual blocks at each on the way down; one more on the way up
 GROUPS = 32
 
+# Modules begin at zero, and `init` draws the values: flax traces the initial value of a
+# module at each use, to compare its shape.
+_ZEROS = nn.initializers.zeros
+_Dense = functools.partial(nn.Dense, kernel_init=_ZEROS)
+_Heads = functools.partial(nn.DenseGeneral, use_bias=False, kernel_init=_ZEROS)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -99,6 +105,7 @@ def _conv(features: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
         strides=stride,
         padding=((1, 1), (1, 1)),
         dtype=dtype,
+        kernel_init=_ZEROS,
         name=name,
     )
 
@@ -119,12 +126,12 @@ class UNetResidual(nn.Module):
     ) -> Float[Array, "B H W width"]:
         h = nn.silu(_norm(self.dtype, "norm1")(x_BHWC))
         h = _conv(self.width, self.dtype, "conv1")(h)
-        time = nn.Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
+        time = _Dense(self.width, dtype=self.dtype, name="time")(nn.silu(time_BD))
         h = h + time[:, None, None, :]
         h = nn.silu(_norm(self.dtype, "norm2")(h))
         h = _conv(self.width, self.dtype, "conv2")(h)
         if x_BHWC.shape[-1] != self.width:
-            x_BHWC = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
+            x_BHWC = _Dense(self.width, dtype=self.dtype, name="shortcut")(x_BHWC)
         return x_BHWC + h
 
 
@@ -146,13 +153,11 @@ class UNetAttention(nn.Module):
         head = (self.heads, width // self.heads)
 
         def project(name: str, tokens: Float[Array, "B _ _"]) -> jax.Array:
-            return nn.DenseGeneral(head, use_bias=False, dtype=self.dtype, name=name)(
-                tokens
-            )
+            return _Heads(head, dtype=self.dtype, name=name)(tokens)
 
         q, k, v = project("q", x_BTD), project("k", source), project("v", source)
         out_BTKH = attention_backends.attend(q, k, v, mask, self.kernel)
-        return layers.join_heads(out_BTKH, width, self.dtype, "out")
+        return layers.join_heads(out_BTKH, width, self.dtype, "out", kernel_init=_ZEROS)
 
 
 class UNetTransformer(nn.Module):
@@ -166,7 +171,7 @@ class UNetTransformer(nn.Module):
     def __call__(self, x_BHWC: LatentBHWC, text_BSE: TextBSE, mask: Any) -> LatentBHWC:
         B, H, W, C = x_BHWC.shape
         h = _norm(self.dtype, "norm", 1e-6)(x_BHWC).reshape(B, H * W, C)
-        h = nn.Dense(C, dtype=self.dtype, name="enter")(h)
+        h = _Dense(C, dtype=self.dtype, name="enter")(h)
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
@@ -176,12 +181,12 @@ class UNetTransformer(nn.Module):
         h = h + UNetAttention(*how, name="self_attention")(n, n, None)
         n = norm("norm2")(h)
         h = h + UNetAttention(*how, name="cross_attention")(n, text_BSE, mask)
-        n = nn.Dense(8 * C, dtype=self.dtype, name="up")(norm("norm3")(h))
+        n = _Dense(8 * C, dtype=self.dtype, name="up")(norm("norm3")(h))
         value, gate = jnp.split(n, 2, axis=-1)
-        h = h + nn.Dense(C, dtype=self.dtype, name="down")(
+        h = h + _Dense(C, dtype=self.dtype, name="down")(
             value * nn.gelu(gate, approximate=False)
         )
-        h = nn.Dense(C, dtype=self.dtype, name="leave")(h)
+        h = _Dense(C, dtype=self.dtype, name="leave")(h)
         return x_BHWC + h.reshape(B, H, W, C)
 
 
@@ -235,14 +240,16 @@ class UNetBlock(nn.Module):
             x, *rest = inputs
             return block(x, self.variables["params"], *rest)
         leaves, tree = jax.tree.flatten(inputs)
-        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        output, variables = jax.tree.map(
-            lambda shape: jnp.zeros(shape.shape, shape.dtype),
-            _block_shapes(self.kind, self.how, tree, shapes),
-        )
+        B, H, W, C = inputs[0].shape
+        # No parameter depends on height and width, so resolutions share a trace.
+        shapes = [(B, 1, 1, C), *(x.shape for x in leaves[1:])]
+        types = (x.dtype for x in leaves)
+        pixel = tuple(map(jax.ShapeDtypeStruct, shapes, types))
+        output, variables = _block_shapes(self.kind, self.how, tree, pixel)
         for name, params in variables["params"].items():
-            self.put_variable("params", name, params)
-        return output
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
+            self.put_variable("params", name, zeros)
+        return jnp.zeros((B, H, W, output.shape[-1]), output.dtype)
 
 
 class UNet(nn.Module):
@@ -334,7 +341,18 @@ def _shapes(config: UNetConfig) -> Params:
             None,
         )
 
-    return jax.eval_shape(modules, jax.eval_shape(lambda: jax.random.key(0)))
+    found = jax.eval_shape(modules, jax.eval_shape(lambda: jax.random.key(0)))
+    # Without a mesh, which is not part of the key of this cache.
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), found)
+
+
+def shapes(config: UNetConfig) -> Params:
+    """Shapes and types of what `init` returns."""
+    found = dict(_shapes(dataclasses.replace(config, remat="none", vocab_size=0)))
+    if config.vocab_size:
+        table = (config.vocab_size, config.text_width)
+        found["entry"] = {"word_embedding": jax.ShapeDtypeStruct(table, jnp.float32)}
+    return found
 
 
 def init(config: UNetConfig, key: jax.Array) -> Params:
@@ -343,8 +361,8 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
     With a vocabulary, its table is "entry"/"word_embedding".
     """
     word_key, key = jax.random.split(key)
-    shapes = _shapes(dataclasses.replace(config, remat="none"))
-    params = layers.initialise(shapes, key, _inputs)
+    modules = shapes(dataclasses.replace(config, vocab_size=0))
+    params = layers.initialise(modules, key, _inputs)
     if config.vocab_size:
         table = jax.random.normal(word_key, (config.vocab_size, config.text_width))
         params["entry"] = {"word_embedding": table}
