@@ -130,9 +130,9 @@ def rate_records(
         else:
             detail = f" ({record.detail})" if record.detail else ""
             excluded.append(f"{record.run_id}: {record.status}{detail}")
-    last = {run_id: record.steps for run_id, record in finished.items()}
-    found = [r for r in ends.of(rows, metric, weights) if r.step == last.get(r.run_id)]
-    protocol, measured = ends.shared_protocol(found, finished, asked)
+    last = {(run_id, record.steps) for run_id, record in finished.items()}
+    found = [r for r in ends.of(rows, metric, weights) if (r.run_id, r.step) in last]
+    protocol, measured = ends.shared_protocol(found, last, asked)
     if protocol is None and measured:
         raise ValueError(ends.why_none_is_shared(measured, len(finished), {}))
     values = {r.run_id: r.value for r in found if r.protocol_hash == protocol}

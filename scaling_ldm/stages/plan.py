@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -10,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.config import axes, names, nested, objective_kind, run_names
+from scaling_ldm.config import axes, names, nested, run_names
+from scaling_ldm.evaluation import planned_metrics
 from scaling_ldm.flops import peaks
 from scaling_ldm.models import denoisers
 from scaling_ldm.records import trajectories
-from scaling_ldm.records.measurements import LOSS, STRATA, TRAIN_LOSS, stratum
 from scaling_ldm.records.runs import steps_of
 from scaling_ldm.training import (
     capacity,
@@ -53,7 +52,7 @@ def plan(
     cfg = experiment.plan
     possible, problems = _possible(experiment)
     problems = [*_known_beforehand(experiment), *problems]
-    problems += _metrics_of_no_run(experiment, workdir)
+    problems += planned_metrics.of_no_run(experiment, workdir)
     if problems:  # reported before FLOPs are counted, which takes longer
         raise _refusal(problems)
     variants = _variants(experiment, possible)
@@ -191,39 +190,6 @@ def _known_beforehand(experiment: config.Experiment) -> list[str]:
             "config.plan.flops_per_second_per_device to its speed; config.plan.probe "
             "measures that of this machine"
         )
-    return found
-
-
-def _metrics_of_no_run(
-    experiment: config.Experiment, workdir: pathlib.Path | None
-) -> list[str]:
-    """A line for each metric of config.fit.metrics that no run can have.
-
-    A user's own objective may have any metric, and so may rows measured earlier.
-    """
-    known = {LOSS, TRAIN_LOSS, *map(stratum, range(STRATA))}
-    strange = [metric for metric in experiment.fit.metrics if metric not in known]
-    own = objective_kind.is_own(experiment.objective_kind)
-    if not strange or own or not experiment.plan.budgets_flops:
-        return []
-    from scaling_ldm.evaluation import measures  # a second that few plans need
-
-    cfg = experiment.evaluate
-    if cfg.network != "none":
-        for metric in cfg.metrics:
-            known.update(measures.names(metric, cfg.network))
-    if workdir is not None and (workdir / "runs.jsonl").exists():
-        with contextlib.suppress(records.MeasurementConflict):  # fit says which
-            known.update(row.metric for row in records.read_table(workdir))
-    found = []
-    for metric in strange:
-        if metric not in known:
-            close = names.nearest(metric, known)
-            hint = f"did you mean {close}? " if close else ""
-            found.append(
-                f"config.fit.metrics = {experiment.fit.metrics}: no run will have "
-                f"{metric}; {hint}these settings measure {', '.join(sorted(known))}"
-            )
     return found
 
 

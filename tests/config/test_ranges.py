@@ -15,6 +15,8 @@ PAIRS = {"data.mix", "data.parts", "plan.axes", "plan.axes_only"}
 # The type of an element of each tuple that is empty by default.
 EMPTY = {
     "train.checkpoint_flops": float,
+    "optimizer.rate_law_constants": float,
+    "optimizer.rate_law_at": float,
     "train.init_exceptions": str,
     "generate.captions": str,
     "fit.protocols": str,

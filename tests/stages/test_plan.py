@@ -9,6 +9,7 @@ import pytest
 from processes import run_main
 
 from scaling_ldm import config, records
+from scaling_ldm.evaluation import planned_metrics
 from scaling_ldm.flops import peaks
 from scaling_ldm.stages import plan
 from scaling_ldm.workdir import plan_table
@@ -165,7 +166,7 @@ def test_a_metric_that_no_run_will_have_is_refused(tiny, monkeypatch, tmp_path):
     with pytest.raises(config.ConfigError, match="did you mean fd_lite0?"):
         plan.plan(config.resolve(c), tmp_path)
     c.fit.metrics = ("loss", "loss_t9", "train_loss_smoothed", "fd_lite0")
-    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
+    assert planned_metrics.of_no_run(config.resolve(c), tmp_path) == []
 
 
 def test_a_metric_that_was_measured_before_is_known(tiny, monkeypatch, tmp_path):
@@ -174,8 +175,8 @@ def test_a_metric_that_was_measured_before_is_known(tiny, monkeypatch, tmp_path)
     (tmp_path / "runs.jsonl").write_text("")
     row = SimpleNamespace(metric="fid")
     monkeypatch.setattr(records, "read_table", lambda _: [row])
-    assert plan._metrics_of_no_run(config.resolve(c), tmp_path) == []
-    assert len(plan._metrics_of_no_run(config.resolve(c), None)) == 1
+    assert planned_metrics.of_no_run(config.resolve(c), tmp_path) == []
+    assert len(planned_metrics.of_no_run(config.resolve(c), None)) == 1
 
 
 def test_hours_follow_the_stated_utilisation(tiny):
