@@ -211,8 +211,10 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
     """
     try:
         value = parse_object(line)
-        version = upgrade.version_of(value, where)
-        found = from_json(upgrade.unstamped(value, where), version)
+        version = upgrade.known_version(value, where)
+        if upgrade.is_changed(value):
+            raise ValueError(upgrade.CHANGED)
+        found = from_json(upgrade.bare(value), version)
     except NewerVersion:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as e:

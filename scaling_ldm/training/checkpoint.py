@@ -185,7 +185,6 @@ class Checkpoints:
         }
         meta["checksum"] = sum(meta["parts"].values()) % 2**32
         meta = records.stamped(meta)
-        meta["digest"] = records.digest(meta)
         try:
             saved = self._manager.save(
                 step,
@@ -280,8 +279,7 @@ class Checkpoints:
         """
         try:
             meta = self._part(step, meta=ocp.args.JsonRestore())
-            if meta.pop("digest") != records.digest(meta):
-                raise ValueError("meta has changed since it was saved")
+            _check_digest(meta)
             if meta.get("step", step) != step:  # 0.1.0 did not say it
                 raise ValueError(f"it is that of step {meta['step']}")
             version = records.version_of(meta, self._directory / str(step))
@@ -352,12 +350,17 @@ def saved_identity(folder: pathlib.Path, step: int) -> str:
     path = folder / str(step) / "meta" / "metadata"
     try:
         meta = records.read_json(path)
+        _check_digest(meta)
     except (FileNotFoundError, records.Damaged) as e:
         raise CheckpointError(f"{folder} has no readable checkpoint {step}") from e
-    if meta.pop("digest", None) != records.digest(meta):
-        raise CheckpointError(f"{path} has changed since it was saved")
     spec = records.from_json(meta["spec"], records.version_of(meta, path))
     return records.digest([step, meta["checksum"], spec.recipe_hash, spec.seed])
+
+
+def _check_digest(meta: dict[str, Any]) -> None:
+    """Checks and removes the digest that was in metadata before they had a seal."""
+    if "digest" in meta and meta.pop("digest") != records.digest(meta):
+        raise records.Damaged("meta has changed since it was saved")
 
 
 def _difference(state: Any, meta: dict[str, Any], whole: Any) -> ValueError | None:
