@@ -343,7 +343,13 @@ def _restored(
     """
     import jax
 
-    from scaling_ldm.training import checkpoint, mesh, progress, train_step
+    from scaling_ldm.training import (
+        checkpoint,
+        mesh,
+        progress,
+        storage_faults,
+        train_step,
+    )
 
     recipe = train_step.compiled_part(experiment)  # runs of a size share its functions
     functions = train_step.train_functions(recipe, spec.width, spec.depth, unroll=False)
@@ -365,9 +371,10 @@ def _restored(
     )
     saved.close()
     if restored is None:
-        raise checkpoint.CheckpointError(
-            f"{spec.run_id} has no readable checkpoint of step {step}"
-        )
+        folder = run_files(workdir, spec.run_id).checkpoints
+        before = [s for s in steps(folder) if s < step]
+        missing = FileNotFoundError("there is no such folder")
+        raise storage_faults.damaged_end(folder, step, max(before, default=0), missing)
     return restored.state
 
 
