@@ -16,6 +16,7 @@ gs:// fsspec and gcsfs.
 from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
+    check_owner,
     complete_lines,
     digest,
     dumps,
@@ -113,6 +114,7 @@ __all__ = [
     "SCHEMA",
     "SampleRecord",
     "TrainRecord",
+    "check_owner",
     "complete_lines",
     "digest",
     "in_one_line",

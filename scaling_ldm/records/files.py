@@ -289,6 +289,21 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     return json_object(places.place(path).read_bytes(), path, *keys)
 
 
+def check_owner(held: Mapping[str, Any], of: str, path: object) -> None:
+    """Refuses the file of another run, which somebody has put in its place.
+
+    Args:
+      held: what the file holds; "of" is the recipe hash of its run, if it says one.
+      of: the recipe hash that is wanted; "": any.
+
+    Raises:
+      Damaged: the recipes differ.
+    """
+    theirs = held.get("of") or of
+    if of and theirs != of:
+        raise Damaged(f"{path} is that of another run (recipe {theirs}; wanted {of})")
+
+
 def read_experiment(path: str | os.PathLike) -> dict[str, Any]:
     """What an experiment.json holds: name, recipe, and config with its sections.
 

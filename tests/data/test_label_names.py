@@ -18,6 +18,19 @@ def test_names_are_read_as_they_were_written(tmp_path):
         label_names.read(path)
 
 
+def test_names_of_another_run_are_refused(tmp_path):
+    path = tmp_path / label_names.FILE
+    label_names.write(path, ("cat",), "ours")
+    for of in ("", "ours"):
+        assert label_names.read(path, of) == ("cat",)
+    with pytest.raises(
+        records.Damaged, match=r"another run \(recipe ours; wanted theirs"
+    ):
+        label_names.read(path, "theirs")
+    label_names.write(path, ("cat",))  # as an older version did
+    assert label_names.read(path, "theirs") == ("cat",)
+
+
 def test_labels_of_other_classes_are_refused():
     label_names.refuse_others((), ("cat",), "a run")  # of an older version
     label_names.refuse_others(("cat",), (), "a run")
