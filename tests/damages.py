@@ -1,11 +1,19 @@
 """What happens to a JSON file on a disk, and what a message about it must say."""
 
+import re
+
 import pytest
 
 from scaling_ldm import records
 from scaling_ldm.records.errors import ConfigError, Damaged
 
 OTHER = records.dumps(records.Interval(low=0.0, high=1.0, level=0.9))
+
+
+def unsealed(data):
+    """JSON without its seals, as if it were made by hand: it may be edited."""
+    return re.sub(rb',\s*"seal": "[0-9a-f]{16}"', b"", data)
+
 
 # What a file becomes, from its bytes. None of it is the record that was there.
 DAMAGES = {

@@ -237,6 +237,13 @@ def _check_transformer(e: fields.Experiment) -> list[str]:
         p > 0 and h % max(p, 1) == 0 and w % max(p, 1) == 0,
         f"config.model.patch_size = {p} does not divide the {h}x{w} input",
     )
+    patches = (h // max(p, 1)) * (w // max(p, 1))
+    require(
+        patches <= names.MOST_PATCHES,
+        f"config.data.shape = {e.data.shape}: {patches:,} patches of config.model."
+        f"patch_size = {p}; a network has a table of them, of at most "
+        f"{names.MOST_PATCHES:,}",
+    )
     require(
         e.model.architecture != "adaln_zero" or e.model.classes > 0,
         "config.model.classes = 0: adaln_zero needs labels, as many as the source has",
@@ -255,8 +262,7 @@ def _check_transformer(e: fields.Experiment) -> list[str]:
     divisor = max(getattr(e.model, name), 1)
     widths = sorted({width for width, *_ in e.plan.sizes if width > 0})
     odd = [width for width in widths if width % divisor]
-    common = math.gcd(*widths) if widths else 1
-    fits = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
+    fits = ", ".join(map(str, ranges.divisors(math.gcd(*widths) or 1)))
     require(
         not odd,
         f"config.model.{name} = {divisor} does not divide the widths {odd} of "

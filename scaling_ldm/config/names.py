@@ -143,6 +143,7 @@ SAMPLERS = (
     "unipc2",
     "unipc3",
 )
+MOST_PATCHES = 2**24  # of a picture: their places are an array while a step is traced
 MOST_SAMPLER_STEPS = 100_000  # a grid of times is held whole
 SPACINGS = (
     "uniform",

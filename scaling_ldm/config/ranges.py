@@ -7,6 +7,7 @@ Every whole number has an upper limit, because devices count in 32 bits.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,12 +145,18 @@ def _check_microbatch(cfg: fields.TrainConfig) -> list[str]:
     rows, part = cfg.batch_size, cfg.microbatch
     if rows <= 0 or part <= 0 or rows % part == 0:
         return []
-    fits = [n for n in range(1, rows + 1) if rows % n == 0]
+    fits = divisors(rows)
     near = [*[n for n in fits if n < part][-1:], *[n for n in fits if n > part][:1]]
     return [
         f"config.train.microbatch = {part} does not divide config.train.batch_size = "
         f"{rows}; nearest: {' or '.join(map(str, near))}"
     ]
+
+
+def divisors(n: int) -> list[int]:
+    """The whole numbers that divide n, ascending; n is positive."""
+    low = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return low + [n // d for d in reversed(low) if d * d != n]
 
 
 def _fields(e: fields.Experiment) -> Iterator[tuple[str, Any]]:

@@ -115,22 +115,30 @@ def refuse_labels(classes: int, names: Sequence[str], labels: np.ndarray) -> Non
         )
 
 
-def write(path: pathlib.Path, names: Sequence[str]) -> None:
-    """Writes the names for `read`."""
+def write(path: pathlib.Path, names: Sequence[str], of: str = "") -> None:
+    """Writes the names for `read`.
+
+    Args:
+      of: the recipe hash of the run that learns them; "": the file is of no run.
+    """
     held = {"digest": records.digest(list(names)), "names": list(names)}
-    records.write_json(path, held)
+    records.write_json(path, ({"of": of} if of else {}) | held)
 
 
-def read(path: pathlib.Path) -> Names:
+def read(path: pathlib.Path, of: str = "") -> Names:
     """The names in a file that `write` wrote; () if there is none.
 
+    Args:
+      of: the recipe hash of the run that learnt them; "": it is not compared.
+
     Raises:
-      Damaged: it is not what was written.
+      Damaged: it is not what was written, or is another run's.
       NewerVersion: a newer version of the library wrote it.
     """
     if not path.exists():
         return ()
     held = records.read_json(path)
+    records.check_owner(held, of, path)
     names = held.get("names")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise records.Damaged(f"{path} holds no list of names")

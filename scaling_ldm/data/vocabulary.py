@@ -124,22 +124,30 @@ def difference(there: Vocabulary, here: Vocabulary) -> str:
     return f"{len(there)} words there, {len(here)} here" + (first and f"; {first}")
 
 
-def write(path: pathlib.Path, vocabulary: Vocabulary) -> None:
-    """Writes the words for `read`."""
+def write(path: pathlib.Path, vocabulary: Vocabulary, of: str = "") -> None:
+    """Writes the words for `read`.
+
+    Args:
+      of: the recipe hash of the run that learns them; "": the file is of no run.
+    """
     held = {"digest": vocabulary.digest, "words": list(vocabulary.words)}
-    records.write_json(path, held)
+    records.write_json(path, ({"of": of} if of else {}) | held)
 
 
-def read(path: pathlib.Path) -> Vocabulary | None:
+def read(path: pathlib.Path, of: str = "") -> Vocabulary | None:
     """The words of a file that `write` wrote; None if there is none.
 
+    Args:
+      of: the recipe hash of the run that learnt them; "": it is not compared.
+
     Raises:
-      Damaged: it has changed since it was written.
+      Damaged: it has changed since it was written, or is another run's.
       NewerVersion: a newer version of the library wrote it.
     """
     if not path.exists():
         return None
     held = records.read_json(path)
+    records.check_owner(held, of, path)
     found = held.get("words")
     if not isinstance(found, list) or not all(isinstance(w, str) for w in found):
         raise records.Damaged(f"{path} holds no list of words")

@@ -17,6 +17,7 @@ gs:// or s3:// fsspec and gcsfs or s3fs.
 from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
+    check_owner,
     complete_lines,
     digest,
     dumps,
@@ -118,6 +119,7 @@ __all__ = [
     "SCHEMA",
     "SampleRecord",
     "TrainRecord",
+    "check_owner",
     "complete_lines",
     "digest",
     "in_one_line",

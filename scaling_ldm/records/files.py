@@ -211,8 +211,10 @@ def loads(line: str | bytes, where: object = "a record", kind: Any = object) -> 
     """
     try:
         value = parse_object(line)
-        version = upgrade.version_of(value, where)
-        found = from_json(upgrade.unstamped(value, where), version)
+        version = upgrade.known_version(value, where)
+        if upgrade.is_changed(value):
+            raise ValueError(upgrade.CHANGED)
+        found = from_json(upgrade.bare(value), version)
     except NewerVersion:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as e:
@@ -285,6 +287,21 @@ def json_object(
 def read_json(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     """The JSON object of a file; raises as `json_object`."""
     return json_object(places.place(path).read_bytes(), path, *keys)
+
+
+def check_owner(held: Mapping[str, Any], of: str, path: object) -> None:
+    """Refuses the file of another run, which somebody has put in its place.
+
+    Args:
+      held: what the file holds; "of" is the recipe hash of its run, if it says one.
+      of: the recipe hash that is wanted; "": any.
+
+    Raises:
+      Damaged: the recipes differ.
+    """
+    theirs = held.get("of") or of
+    if of and theirs != of:
+        raise Damaged(f"{path} is that of another run (recipe {theirs}; wanted {of})")
 
 
 def read_experiment(path: str | os.PathLike) -> dict[str, Any]:

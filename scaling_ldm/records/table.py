@@ -189,13 +189,21 @@ def rows_of_run(
       experiment: as `loss_protocol`.
 
     Raises:
-      Damaged: as `read_rows`, or a row is of another run.
+      Damaged: as `read_rows`, or a row is of another run: of another name, or of
+        another seed or size than the plan's.
     """
     path = folder / FILE
     rows = read_rows(path)[0] if path.is_file() else []
     for number, row in enumerate(rows, 1):
         if row.run_id != folder.name:
             raise Damaged(f"{path}:{number} is a row of {row.run_id}")
+        for name in _OF_PLAN if spec else ():
+            theirs, ours = getattr(row, name), getattr(spec, name)
+            if theirs != ours:
+                raise Damaged(
+                    f"{path}:{number} is a row of another run of this name: its {name} "
+                    f"is {theirs}, not {ours}"
+                )
     rows += _rows_of_record(folder / "record.json", spec, experiment)
     if spec is None:
         return rows
@@ -250,6 +258,8 @@ def averages_of(
     return overrides.get("optimizer.averages") or kept
 
 
+# What a row and the plan have in common, beside names and what the plan may reword.
+_OF_PLAN = ("seed", "params", "params_without_embeddings")
 # What a record and a row have in common.
 _OF_RECORD = (
     "study",

@@ -2,6 +2,8 @@
 
 Every JSON object that the library writes for itself says which schema it has: the
 release that introduced it, as text, under "version". A file without one is of FIRST.
+Under "seal" it has a digest of all the rest, so that no digit changes unnoticed. An
+object without a seal is of FIRST, or made by hand.
 Nested objects have the version of the outermost one. A function of UPGRADES turns the
 fields of one record from its version into the next one's, so an old file goes through
 all later versions in turn. May import: the standard library and the errors.
@@ -10,6 +12,8 @@ all later versions in turn. May import: the standard library and the errors.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 import re
 import sys
@@ -21,23 +25,60 @@ from scaling_ldm.records.errors import Damaged, NewerVersion
 FIRST = "0.1.0"  # its files do not say their version
 VERSIONS = (FIRST, "0.2.0")  # every schema that this library reads, oldest first
 SCHEMA = VERSIONS[-1]  # the schema that it writes
-_KEY = "version"
+_KEY, _SEAL = "version", "seal"
+CHANGED = "changed after it was written: its seal is not that of its content"
 
 Fields = dict[str, Any]
 
 
 def stamped(value: Mapping[str, Any]) -> Fields:
-    """A JSON object of a file, with the version of its schema.
+    """A JSON object of a file, with the version of its schema and its seal.
 
     Raises:
-      ValueError: the object has a key "version" already.
+      ValueError: the object has a key "version" or "seal" already.
     """
-    if _KEY in value:
-        raise ValueError(f"{_KEY!r} is the version of a file's schema")
-    return {_KEY: SCHEMA, **value}
+    for key in (_KEY, _SEAL):
+        if key in value:
+            raise ValueError(f"{key!r} is of a file's schema")
+    content = {_KEY: SCHEMA, **value}
+    return {**content, _SEAL: _seal(json.loads(json.dumps(content)))}
+
+
+def _seal(content: Fields) -> str:
+    """First 16 hex digits of the SHA-256 of an object as it is read."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_changed(value: Mapping[str, Any]) -> bool:
+    """Whether a JSON object has a seal that is not that of its content."""
+    seal = value.get(_SEAL)
+    return seal is not None and seal != _seal(bare(value, _SEAL))
+
+
+def bare(value: Mapping[str, Any], *keys: str) -> Fields:
+    """A JSON object without some keys; by default those that `stamped` added."""
+    without = keys or (_KEY, _SEAL)
+    return {k: v for k, v in value.items() if k not in without}
 
 
 def version_of(value: Mapping[str, Any], where: object) -> str:
+    """The version of a JSON object, whose seal is checked too.
+
+    Args:
+      where: the file, for a message.
+
+    Raises:
+      NewerVersion, Damaged: as `known_version`.
+      Damaged: its seal is not that of its content.
+    """
+    version = known_version(value, where)
+    if is_changed(value):
+        raise Damaged(f"{where} was {CHANGED}")
+    return version
+
+
+def known_version(value: Mapping[str, Any], where: object) -> str:
     """The version of a JSON object that `stamped` or an older version made.
 
     Args:
@@ -61,9 +102,9 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def unstamped(value: Mapping[str, Any], where: object) -> Fields:
-    """A JSON object without its version; raises as `version_of`."""
+    """A JSON object without what `stamped` added; raises as `version_of`."""
     version_of(value, where)
-    return {k: v for k, v in value.items() if k != _KEY}
+    return bare(value)
 
 
 def upgraded(value: Any, version: str) -> Any:

@@ -22,6 +22,7 @@ from scaling_ldm.records import (
 )
 from scaling_ldm.records.joined import read_evaluations, read_frontier
 from scaling_ldm.report.study import CURVE_FIELDS, Curve, Images, Study
+from scaling_ldm.workdir import sample_files
 from scaling_ldm.workdir.runs import checkpoint_steps, run_files
 
 
@@ -60,7 +61,7 @@ def read(workdir: pathlib.Path) -> Study:
         if found := reader.part(files.attempts, records.read_attempts, run.run_id):
             attempts[run.run_id] = tuple(found)
     evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
-    samples = reader.part("samples/record.json", _record, SampleRecord)
+    samples = reader.sample("samples/record.json", _record, SampleRecord)
     drawn, real = (samples.images_file, samples.real_file) if samples else ("", "")
     split = reader.part("split.json", records.read_json) or {}
     return Study(
@@ -118,7 +119,21 @@ class _Reader:
         """The pictures of a file; "": there is none. A missing file is a note."""
         if name and not (self.workdir / name).is_file():
             self.notes.append(f"{name} could not be read: no such file")
-        return self.part(name, _images) if name else None
+            return None
+        return self.sample(name, _images) if name else None
+
+    def sample(self, name: str, *read: Any) -> Any:
+        """As `part`, of a file of the stage generate: None if it was changed."""
+        only = name.removeprefix("samples/")
+        if self.part(
+            f"samples/{sample_files.NAME}",
+            lambda path: sample_files.changed(path.parents[1], only),
+        ):
+            self.notes.append(
+                f"{name} is not as it was written: the stage generate makes it again"
+            )
+            return None
+        return self.part(name, *read)
 
     def study(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
         """`read(workdir)`, of the file and its rows of the table; as `part`."""

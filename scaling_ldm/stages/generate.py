@@ -30,7 +30,7 @@ from scaling_ldm import config, records
 from scaling_ldm.config import axes
 from scaling_ldm.training import inference, mesh, progress
 from scaling_ldm.training.trained_model import TrainedModel
-from scaling_ldm.workdir import exports, runs, sample_grid, samples
+from scaling_ldm.workdir import exports, runs, sample_files, sample_grid, samples
 
 SHOWN = 256  # pictures in images.npy
 LARGEST_WEBP = 16383  # pixels of a side
@@ -60,12 +60,22 @@ def run(
         return None
     known = _record_of_these_pictures(experiment, workdir, model)
     if known is not None and _grid_path(workdir, experiment.generate.format).exists():
-        if sum(map(len, samples.read_images(workdir))) == known.images:
+        whole = sum(map(len, samples.read_images(workdir))) == known.images
+        changed = sample_files.changed(workdir)
+        if whole and not changed:
             progress.say(f"samples of {model.run_id} are there already")
             return known
-        progress.say(
-            f"samples of {model.run_id} are not all there: what is missing is drawn"
-        )
+        if not whole:
+            progress.say(
+                f"samples of {model.run_id} are not all there: what is missing is drawn"
+            )
+        if changed:
+            progress.say(
+                f"{', '.join(changed)} in {workdir / 'samples'}: gone, or not as "
+                "written; made again of the shards"
+            )
+        if samples.record_path(workdir).name in changed:
+            known = None
     device_mesh = mesh.build(experiment.mesh, {})
     with jax.set_mesh(device_mesh):
         return _sample(experiment, workdir, model, device_mesh, known)
@@ -180,8 +190,10 @@ def _sample(
         real_file="" if real is None else "samples/real.npy",
     )
     if mesh.is_primary():
-        _finish(folder, paths, captions, record.titles(), real, cfg.format)
-        records.write_text(samples.record_path(workdir), records.dumps(record))
+        made = _finish(folder, paths, captions, record.titles(), real, cfg.format)
+        path = samples.record_path(workdir)
+        records.write_text(path, records.dumps(record))
+        sample_files.add_files(workdir, of, [*made, path.name])
     mesh.barrier("samples-written")
     return record
 
@@ -239,8 +251,8 @@ def _finish(
     titles: Sequence[str],
     real: np.ndarray | None,
     form: str,
-) -> None:
-    """Writes tar, arrays and grids from the shards.
+) -> list[str]:
+    """Writes tar, arrays and grids from the shards; returns the names of the files.
 
     The grid is written last: where it exists, the others are complete.
 
@@ -275,9 +287,10 @@ def _finish(
                 tar.members.clear()  # pyrefly: ignore[missing-attribute]  # not in stubs
 
     records.write_file(folder / "images.tar", archive)
+    made = ["images.tar"]
     if real is not None:
-        _show(folder, ("real", "real"), real, titles, form)
-    _show(folder, ("images", "grid"), np.concatenate(first), titles, form)
+        made += _show(folder, ("real", "real"), real, titles, form)
+    return made + _show(folder, ("images", "grid"), np.concatenate(first), titles, form)
 
 
 def _show(
@@ -286,21 +299,25 @@ def _show(
     images: np.ndarray,
     titles: Sequence[str],
     form: str,
-) -> None:
+) -> list[str]:
     """Writes an array of pictures, and all of them in one picture.
 
     Args:
       names: of the two files, without their endings.
+
+    Returns:
+      The names of the two files.
     """
-    array, picture = names
+    array, picture = f"{names[0]}.npy", f"{names[1]}.{form}"
     records.write_file(
-        folder / f"{array}.npy", lambda file: np.save(file, images, allow_pickle=False)
+        folder / array, lambda file: np.save(file, images, allow_pickle=False)
     )
     if form == "webp":  # as many as fit into the largest picture of this format
         largest = max(sample_grid.cell(*images.shape[1:3]))
         images = images[: (LARGEST_WEBP // largest) ** 2]
     whole = encoded(sample_grid.draw(images, titles[: len(images)]), form)
-    records.write_file(folder / f"{picture}.{form}", lambda file: file.write(whole))
+    records.write_file(folder / picture, lambda file: file.write(whole))
+    return [array, picture]
 
 
 def encoded(image: np.ndarray, form: str) -> bytes:

@@ -144,10 +144,10 @@ def _trained(
             source, held_out_source = inputs.sources(own)
             read = vocabulary.read_by(training.names, source)
             if mesh.is_primary() and read and not files.vocabulary.exists():
-                vocabulary.write(files.vocabulary, read)
+                vocabulary.write(files.vocabulary, read, spec.recipe_hash)
             named = label_names.read_by(training.names, source)
             if mesh.is_primary() and named and not files.label_names.exists():
-                label_names.write(files.label_names, named)
+                label_names.write(files.label_names, named, spec.recipe_hash)
             batches = inputs.validation(own, held_out_source, training.names)
         record = training.train(source, batches)
         ledger.ended = record.status
@@ -229,12 +229,12 @@ class _Inputs:
         learnt = objective.build(own, spec.width, spec.depth, unroll=False)
         files = runs.run_files(self.workdir, spec.run_id)
         vocabulary.refuse_others(
-            vocabulary.read(files.vocabulary),
+            vocabulary.read(files.vocabulary, spec.recipe_hash),
             vocabulary.read_by(learnt.conditioning, self.sources(own)[0]),
             f"{spec.run_id} in {self.workdir}",
         )
         label_names.refuse_others(
-            label_names.read(files.label_names),
+            label_names.read(files.label_names, spec.recipe_hash),
             label_names.read_by(learnt.conditioning, self.sources(own)[0]),
             f"{spec.run_id} in {self.workdir}",
         )

@@ -184,7 +184,6 @@ class Checkpoints:
         }
         meta["checksum"] = sum(meta["parts"].values()) % 2**32
         meta = records.stamped(meta)
-        meta["digest"] = records.digest(meta)
         try:
             saved = self._manager.save(
                 step,
@@ -243,6 +242,7 @@ class Checkpoints:
             if only is not None and step != only:
                 continue
             state, meta, error = self._read(step, abstract_state, part)
+            error = storage_faults.behind(error, self._directory / str(step))
             if mesh.any_process(storage_faults.of_environment(error)):
                 raise CheckpointError(
                     f"cannot read checkpoint {step} of {self._spec.run_id} in "
@@ -279,16 +279,17 @@ class Checkpoints:
         """
         try:
             meta = self._part(step, meta=ocp.args.JsonRestore())
-            if meta.pop("digest") != records.digest(meta):
-                raise ValueError("meta has changed since it was saved")
+            _check_digest(meta)
             if meta.get("step", step) != step:  # 0.1.0 did not say it
                 raise ValueError(f"it is that of step {meta['step']}")
             version = records.version_of(meta, self._directory / str(step))
-            saved_spec = records.from_json(meta["spec"], version)
-            if _identity(saved_spec) != _identity(self._spec):
+            theirs = _identity(records.from_json(meta["spec"], version))
+            wrong = [k for k, v in _identity(self._spec).items() if theirs[k] != v]
+            if wrong:
                 raise CheckpointError(
-                    f"{self._directory / str(step)} belongs to another run: "
-                    f"{saved_spec}; wanted: {self._spec}; use another --workdir"
+                    f"{self._directory / str(step)} belongs to another run, of other "
+                    f"{', '.join(wrong)}: put the run's own back, or use another "
+                    "--workdir"
                 )
             wanted = abstract_state
             if part is not None and "parts" in meta:
@@ -356,12 +357,17 @@ def saved_identity(folder: pathlib.Path, step: int) -> str:
     path = folder / str(step) / "meta" / "metadata"
     try:
         meta = records.read_json(path)
+        _check_digest(meta)
     except (FileNotFoundError, records.Damaged) as e:
         raise CheckpointError(f"{folder} has no readable checkpoint {step}") from e
-    if meta.pop("digest", None) != records.digest(meta):
-        raise CheckpointError(f"{path} has changed since it was saved")
     spec = records.from_json(meta["spec"], records.version_of(meta, path))
     return records.digest([step, meta["checksum"], spec.recipe_hash, spec.seed])
+
+
+def _check_digest(meta: dict[str, Any]) -> None:
+    """Checks and removes the digest that was in metadata before they had a seal."""
+    if "digest" in meta and meta.pop("digest") != records.digest(meta):
+        raise records.Damaged("meta has changed since it was saved")
 
 
 def _difference(state: Any, meta: dict[str, Any], whole: Any) -> ValueError | None:
@@ -382,17 +388,10 @@ def _difference(state: Any, meta: dict[str, Any], whole: Any) -> ValueError | No
     return ValueError(f"checksum {read}, saved as {saved}")
 
 
-def _identity(spec: records.RunSpec) -> tuple[Any, ...]:
+def _identity(spec: records.RunSpec) -> dict[str, Any]:
     """The fields that a checkpoint and the run that continues it must share."""
-    return (
-        spec.run_id,
-        spec.recipe_hash,
-        spec.width,
-        spec.depth,
-        spec.heads,
-        spec.steps,
-        spec.batch_size,
-        spec.seed,
-        spec.learning_rate,
-        spec.warmup_steps,
+    fields = (
+        "run_id recipe_hash width depth heads steps batch_size seed learning_rate "
+        "warmup_steps"
     )
+    return {name: getattr(spec, name) for name in fields.split()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import pathlib
 import re
 import time
@@ -58,6 +59,27 @@ def of_environment(error: BaseException | None) -> bool:
             return True
         left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
     return False
+
+
+def behind(error: Exception | None, folder: pathlib.Path) -> Exception | None:
+    """What is behind an error of reading a folder: a part of it that cannot be read.
+
+    orbax says of a folder without permissions that its files are not there.
+
+    Args:
+      error: of reading the folder; None: there was none.
+
+    Returns:
+      The error itself if all of the folder can be read.
+    """
+    if error is None or of_environment(error) or isinstance(folder, ObjectPath):
+        return error
+    found: list[OSError] = []
+    for place, _, names in os.walk(folder, onerror=found.append):
+        for path in (os.path.join(place, name) for name in names):
+            if not os.access(path, os.R_OK):
+                found.append(PermissionError(errno.EACCES, "Permission denied", path))
+    return next(filter(of_environment, found), error)
 
 
 def cause(error: Exception | None) -> str:

@@ -312,19 +312,21 @@ def reconstructed(
     return _model(workdir, spec, step, name, load)
 
 
-def words_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...] | None:
+def words_of(workdir: pathlib.Path, spec: records.RunSpec) -> tuple[str, ...] | None:
     """The words that a run learnt, by id; None: it reads none, or is an older run."""
     from scaling_ldm.data import vocabulary
 
-    found = vocabulary.read(run_files(workdir, run_id).vocabulary)
+    path = run_files(workdir, spec.run_id).vocabulary
+    found = vocabulary.read(path, spec.recipe_hash)
     return None if found is None else found.words
 
 
-def label_names_of(workdir: pathlib.Path, run_id: str) -> tuple[str, ...]:
+def label_names_of(workdir: pathlib.Path, spec: records.RunSpec) -> tuple[str, ...]:
     """The names of the labels that a run learnt; (): none, or an older version's."""
     from scaling_ldm.data import label_names
 
-    return label_names.read(run_files(workdir, run_id).label_names)
+    path = run_files(workdir, spec.run_id).label_names
+    return label_names.read(path, spec.recipe_hash)
 
 
 def _model(
@@ -343,8 +345,8 @@ def _model(
         load=load,
         weights=weights,
         overrides=spec.overrides,
-        words=words_of(workdir, spec.run_id),
-        label_names=label_names_of(workdir, spec.run_id),
+        words=words_of(workdir, spec),
+        label_names=label_names_of(workdir, spec),
     )
 
 
@@ -363,7 +365,13 @@ def _restored(
     """
     import jax
 
-    from scaling_ldm.training import checkpoint, mesh, progress, train_step
+    from scaling_ldm.training import (
+        checkpoint,
+        mesh,
+        progress,
+        storage_faults,
+        train_step,
+    )
 
     recipe = train_step.compiled_part(experiment)  # runs of a size share its functions
     functions = train_step.train_functions(recipe, spec.width, spec.depth, unroll=False)
@@ -385,9 +393,10 @@ def _restored(
     )
     saved.close()
     if restored is None:
-        raise checkpoint.CheckpointError(
-            f"{spec.run_id} has no readable checkpoint of step {step}"
-        )
+        folder = run_files(workdir, spec.run_id).checkpoints
+        before = [s for s in steps(folder) if s < step]
+        missing = FileNotFoundError("there is no such folder")
+        raise storage_faults.damaged_end(folder, step, max(before, default=0), missing)
     return restored.state
 
 

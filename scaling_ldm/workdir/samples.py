@@ -1,8 +1,4 @@
-"""The pictures of the generate stage: their files, and the weights that drew them.
-
-checksums.json holds the identity of the study and the weights, and the checksum of
-every file of pictures. It is written before each file. Version 0.1.0 wrote none.
-"""
+"""The pictures of the generate stage: their files, and the weights that drew them."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from scaling_ldm import config, records
 from scaling_ldm.data import shards
 from scaling_ldm.records.objects import ObjectPath
 from scaling_ldm.training.trained_model import TrainedModel
-from scaling_ldm.workdir import exports, runs
+from scaling_ldm.workdir import exports, runs, sample_files
 
 
 def record_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -45,7 +41,7 @@ def read_images(workdir: pathlib.Path, check: bool = True) -> Iterator[np.ndarra
     Raises:
       records.Damaged: a file is cut off, or not the one that was written.
     """
-    checksums = (_held(workdir) or {}).get("shards", {}) if check else {}
+    checksums = (sample_files.read(workdir) or {}).get("shards", {}) if check else {}
     for path in sorted(shard_folder(workdir).glob("*.npy")):
         data = path.read_bytes() if isinstance(path, ObjectPath) else None
         try:
@@ -64,7 +60,7 @@ def read_images(workdir: pathlib.Path, check: bool = True) -> Iterator[np.ndarra
         ):
             raise records.Damaged(
                 f"{path} holds other pictures, or is damaged: its checksum is not that "
-                f"of {_CHECKSUMS}"
+                f"of {sample_files.NAME}"
             )
         yield images
 
@@ -78,9 +74,8 @@ def write_images(path: pathlib.Path, images: np.ndarray, of: str) -> None:
     workdir = path.parents[2]
     file = io.BytesIO()
     np.save(file, images, allow_pickle=False)
-    held = _held(workdir) or {"shards": {}}
-    checksums = held["shards"] | {path.name: shards.digest_of(file.getvalue())}
-    records.write_json(_checksums(workdir), {"of": of, "shards": checksums})
+    digest = shards.digest_of(file.getvalue())
+    sample_files.add_shard(workdir, of, path.name, digest)
     records.write_file(path, lambda f: f.write(file.getbuffer()))
 
 
@@ -93,24 +88,8 @@ def origin(experiment: config.Experiment, model: TrainedModel) -> str:
 
 def are_of(workdir: pathlib.Path, of: str) -> bool:
     """Whether the pictures have this `origin`; true if their origin is unknown."""
-    held = _held(workdir)
+    held = sample_files.read(workdir)
     return held is None or held["of"] == of
-
-
-_CHECKSUMS = "checksums.json"
-
-
-def _checksums(workdir: pathlib.Path) -> pathlib.Path:
-    return workdir / "samples" / _CHECKSUMS
-
-
-def _held(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What checksums.json holds; None if there is none."""
-    path = _checksums(workdir)
-    held = records.read_json(path, "of", "shards") if path.exists() else None
-    if held is not None and not isinstance(held["shards"], dict):
-        raise records.Damaged(f"{path}: its entry shards is not a list of checksums")
-    return held
 
 
 def model_to_sample(

@@ -51,7 +51,7 @@ def made(tiny, tmp_path):
     ownership.register(tiny, tmp_path)
     path = tmp_path / "experiment.json"
     held = json.loads(path.read_text())
-    for key in ("version", "made_by", "made_without"):
+    for key in ("version", "seal", "made_by", "made_without"):
         del held[key]
     path.write_text(json.dumps(held, indent=1) + "\n")
     return tmp_path
@@ -196,7 +196,7 @@ def test_an_older_directory_goes_on_with_its_ema_and_its_decay(tiny, tmp_path, c
     ownership.register(dataclasses.replace(tiny, optimizer=optimizer), tmp_path / "w")
     path = tmp_path / "w" / "experiment.json"
     held = json.loads(path.read_text())
-    del held["version"], held["made_by"], held["made_without"]
+    del held["version"], held["seal"], held["made_by"], held["made_without"]
     del held["config"]["optimizer"]["averages"]
     path.write_text(json.dumps(held))
     given = config.to_config_dict(tiny)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -109,6 +110,42 @@ def test_what_a_device_computes_with_is_a_float32(number):
         (line,) = [line for line in lines if "a float32 is 0, or between" in line]
         assert f"config.{where} = " in line and str(number) in line
     assert "float32" not in found["plan.expected_coef"]  # of the host alone
+
+
+@pytest.mark.parametrize("n", [*range(1, 200), 2**20, 3 * 2**16])
+def test_divisors_are_all_of_them(n):
+    assert ranges.divisors(n) == [d for d in range(1, n + 1) if n % d == 0]
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "said"),
+    [
+        (
+            "plan",
+            {"sizes": ((2 * 10**9 + 3, 1),)},
+            "common divisors of all widths: 1, ",
+        ),
+        (
+            "train",
+            {"batch_size": 2**31 - 1, "microbatch": 7},
+            "does not divide config.train.batch_size = 2147483647; nearest: 1 or",
+        ),
+        (
+            "data",
+            {"shape": (10**6, 10**6, 3)},
+            "patches of config.model.patch_size = 2; a network has a table of them",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be_held_are_refused_at_once(section, changed, said):
+    """Without a loop up to the number, and without an array of it."""
+    c = config.default().to_dict()
+    c[section].update(changed)
+    begin = time.process_time()
+    with pytest.raises(config.ConfigError) as refused:
+        config.resolve(c)
+    assert said in str(refused.value)
+    assert time.process_time() - begin < 5
 
 
 def test_seeds_are_those_that_the_generator_tells_apart():

@@ -282,6 +282,11 @@ def test_a_manifest_or_summary_that_was_changed_is_refused(two_folders):
     }
     for key, value in changes.items():
         path.write_text(json.dumps(held | {key: value}))
+        with pytest.raises(records.Damaged, match="manifest.json was changed"):
+            encoded.Encoded(str(ours), experiment(), "train")
+    del held["seal"]
+    for key, value in changes.items():
+        path.write_text(json.dumps(held | {key: value}))
         with pytest.raises(records.Damaged, match="manifest.json has changed"):
             encoded.Encoded(str(ours), experiment(), "train")
     del held["digest"]  # as of 0.1.0
@@ -289,6 +294,7 @@ def test_a_manifest_or_summary_that_was_changed_is_refused(two_folders):
     encoded.Encoded(str(ours), experiment(), "train").rows(np.arange(30))
     path = ours / shards.summary_name(0)
     held = json.loads(path.read_text())
+    del held["seal"]
     path.write_text(json.dumps(held | {"words": {"cat": 1}}))
     with pytest.raises(records.Damaged, match="shard-00000.json has changed"):
         seals.stored_shard(shards.Store(str(ours)), 0, "ours")
@@ -321,7 +327,9 @@ def test_the_files_of_a_folder_say_their_version(tmp_path):
     store, value = shards.Store(str(tmp_path)), {"records": 3}
     for name in (shards.MANIFEST, shards.summary_name(0)):
         store.write_json(name, value)
-        assert json.loads(store.read(name)) == {"version": records.SCHEMA, **value}
+        held = json.loads(store.read(name))
+        assert records.version_of(held, name) == records.SCHEMA
+        assert records.unstamped(held, name) == value and len(held) == 3
         assert store.read_json(name) == value
         (tmp_path / name).write_text(json.dumps(value))
         assert store.read_json(name) == value

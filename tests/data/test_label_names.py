@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from damages import unsealed
 
 from scaling_ldm import config, records
 from scaling_ldm.data import label_names
@@ -12,9 +13,22 @@ def test_names_are_read_as_they_were_written(tmp_path):
     assert label_names.read(path) == ()
     label_names.write(path, ("cat", "red fox"))
     assert label_names.read(path) == ("cat", "red fox")
-    path.write_text(path.read_text().replace("cat", "dog"))
+    path.write_bytes(unsealed(path.read_bytes()).replace(b"cat", b"dog"))
     with pytest.raises(records.Damaged, match="labels.json does not hold the names"):
         label_names.read(path)
+
+
+def test_names_of_another_run_are_refused(tmp_path):
+    path = tmp_path / label_names.FILE
+    label_names.write(path, ("cat",), "ours")
+    for of in ("", "ours"):
+        assert label_names.read(path, of) == ("cat",)
+    with pytest.raises(
+        records.Damaged, match=r"another run \(recipe ours; wanted theirs"
+    ):
+        label_names.read(path, "theirs")
+    label_names.write(path, ("cat",))  # as an older version did
+    assert label_names.read(path, "theirs") == ("cat",)
 
 
 def test_labels_of_other_classes_are_refused():

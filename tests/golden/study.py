@@ -136,8 +136,9 @@ def differences(stored: Any, found: Any, *, to_the_bit: bool) -> list[str]:
 def compare(workdir: pathlib.Path) -> list[str]:
     """The lines of `differences` between the stored study and the one in a workdir."""
     stored = json.loads(STORED.read_text())
+    version = records.version_of(stored, STORED)
+    stored = records.unstamped(stored, STORED)
     same = stored.pop("processor") == processor()
-    version = stored.pop("version", records.FIRST)
     stored = records.to_json(records.from_json(stored, version))
     print("compared", "to the bit" if same else "to rounding: another processor")
     return differences(stored, numbers(workdir), to_the_bit=same)

@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import pytest
+from damages import unsealed
 
 from scaling_ldm import records
 from scaling_ldm.data import shards
@@ -168,19 +169,67 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 def test_only_the_outermost_object_says_its_version():
     value = json.loads(records.dumps(parabola()))
     assert value.pop("version") == records.SCHEMA
-    assert "version" not in json.dumps(value)
+    assert len(value.pop("seal")) == 16
+    assert "version" not in json.dumps(value) and "seal" not in json.dumps(value)
     assert records.from_json(value) == parabola()
     line = records.dumps({"a": parabola()})
-    assert line.count("version") == 1
+    assert line.count("version") == line.count("seal") == 1
     assert records.loads(line) == {"a": parabola()}
-    with pytest.raises(ValueError, match="version of a file's schema"):
-        records.dumps({"version": 3})
+    for key in ("version", "seal"):
+        with pytest.raises(ValueError, match=f"'{key}' is of a file's schema"):
+            records.dumps({key: 3})
+
+
+@pytest.mark.parametrize("n", [1.0, 17, 1e300, float("nan"), "ü", (1, 2.5), None])
+def test_what_is_written_is_read_with_its_seal(tmp_path, n):
+    records.write_json(tmp_path / "a.json", {"b": {"z": n, "a": n}, "9": n, "10": n})
+    held = records.read_json(tmp_path / "a.json", "b")
+    assert records.unstamped(held, "") == json.loads(
+        json.dumps(records.to_json({"b": {"z": n, "a": n}, "9": n, "10": n}))
+    )
+
+
+def test_keys_that_are_numbers_are_sealed_as_they_are_read():
+    held = json.loads(json.dumps(records.stamped({"c": {2: 0, 11: 1}})))
+    assert records.version_of(held, "here") == records.SCHEMA
+
+
+def test_no_bit_of_a_line_changes_unnoticed():
+    whole = dataclasses.replace(interval(0.25), high=31.5)
+    line = records.dumps(whole).encode()
+    for at in range(len(line)):
+        for bit in range(8):
+            changed = bytearray(line)
+            changed[at] ^= 1 << bit
+            try:
+                found = records.loads(bytes(changed))
+            except (records.Damaged, records.NewerVersion):
+                continue
+            assert found == whole  # a letter of a key of the seal, or of white space
+
+
+def test_a_changed_file_is_named_and_one_without_a_seal_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"a": 125})
+    path.write_text(path.read_text().replace("125", "124"))
+    with pytest.raises(records.Damaged, match="was changed after it was written") as e:
+        records.read_json(path)
+    assert str(path) in str(e.value)
+    path.write_bytes(unsealed(path.read_bytes()))
+    assert records.read_json(path)["a"] == 124
+    lines = tmp_path / "a.jsonl"
+    records.write_jsonl(lines, [interval(1.0), interval(2.0)])
+    lines.write_text(lines.read_text().replace('high": 3.0', 'high": 2.0'))
+    with pytest.raises(records.Damaged, match=r"a.jsonl:2: .*changed after it was"):
+        records.read_jsonl(lines)
 
 
 def test_a_json_file_says_its_version(tmp_path):
     path = tmp_path / "a.json"
     records.write_json(path, {"a": (1, 2)})
-    assert records.read_json(path) == {"version": records.SCHEMA, "a": [1, 2]}
+    held = records.read_json(path)
+    assert held["version"] == records.SCHEMA
+    assert records.unstamped(held, path) == {"a": [1, 2]}
     for text, said in (("[1]", "is not a JSON object"), ("{", "is not JSON")):
         path.write_text(text)
         with pytest.raises(records.Damaged, match=said) as e:

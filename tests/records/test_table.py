@@ -118,6 +118,19 @@ def test_rows_of_a_newer_version_and_a_missing_study_are_refused(study, tmp_path
         records.read_table(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("field", ["seed", "params", "params_without_embeddings"])
+def test_rows_of_another_studys_run_of_the_same_name_are_refused(study, field):
+    other = {field: getattr(SPECS[0], field) + 1}
+    workdir, path = study([row(), dataclasses.replace(row(step=8), **other)])
+    said = f"{path}:2 is a row of another run of this name: its {field} is "
+    with pytest.raises(records.Damaged) as e:
+        records.read_table(workdir)
+    assert str(e.value).startswith(said)
+    assert str(e.value).endswith(f"{other[field]}, not {getattr(SPECS[0], field)}")
+    gone, _ = study([dataclasses.replace(row(), **other)], "gone", specs=[SPECS[1]])
+    assert len(records.read_table(gone)) == 1  # of a run that the plan lacks
+
+
 def test_a_row_is_in_the_group_that_the_plan_has_today(study):
     grouped = dataclasses.replace(SPECS[0], group="learning_rate 1e-3")
     workdir, _ = study([row()], specs=[grouped])

@@ -28,6 +28,7 @@ from scaling_ldm import records, report
 from scaling_ldm.data import stored_split
 from scaling_ldm.records import Refusal
 from scaling_ldm.report import format, html, reading, study, style, table
+from scaling_ldm.workdir import sample_files
 
 HELD_OUT = {"own": "50 of 1,000 pictures are held out by <b>"}
 TRAINING = {"": 950}
@@ -324,6 +325,20 @@ def test_plan_only_and_damaged_files_are_notes_not_crashes(tmp_path, only_svg):
         f"1 of 35 runs have no record yet ({first.name})",
     ):
         assert words in text, words
+
+    for name in ("images.npy", "record.json"):
+        make_workdir(tmp_path / name)
+        sample_files.add_files(tmp_path / name, "", ["images.npy", "record.json"])
+        whole = reading.read(tmp_path / name)
+        assert whole.images is not None and not whole.notes
+        path = tmp_path / name / "samples" / name
+        path.write_bytes(path.read_bytes().replace(b"red", b"tan") + b" ")
+        found = reading.read(tmp_path / name)
+        assert found.images is None
+        assert found.notes == (
+            f"samples/{name} is not as it was written: the stage generate makes it "
+            "again",
+        )
 
     plan = tmp_path / "other"
     records.write_jsonl(plan / "runs.jsonl", reading.read(tmp_path).runs)

@@ -136,6 +136,46 @@ def test_a_shard_lost_after_the_stage_is_drawn_again(finished, monkeypatch):
     assert said == [f"samples of {specs[0].run_id} are there already"]
 
 
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "changed"])
+@pytest.mark.parametrize(
+    "name",
+    ["images.npy", "images.tar", "real.npy", "grid.png", "real.png", "record.json"],
+)
+def test_what_is_made_of_the_shards_is_made_again(finished, monkeypatch, name, gone):
+    """As if another study's file had been put in its place: each one is whole."""
+    experiment, workdir, specs = finished
+    first = generate.run(experiment, workdir, specs)
+    folder = workdir / "samples"
+    path = folder / name
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    if gone:
+        path.unlink()
+    elif name == "record.json":
+        other = dataclasses.replace(first, captions=("of", "others"))
+        path.write_text(records.dumps(other))
+    else:
+        path.write_bytes(before[path][::-1])
+    drawn, said = [], []
+    monkeypatch.setattr(
+        inference.PictureSampler, "images", lambda *given: drawn.append(given)
+    )
+    monkeypatch.setattr(progress, "say", said.append)
+    again = generate.run(experiment, workdir, specs)
+    assert dataclasses.replace(again, seconds=first.seconds) == first and not drawn
+    after = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    own = {folder / "record.json", folder / "checksums.json"}  # they have seconds
+    assert {p: after[p] for p in before.keys() - own} == {
+        p: before[p] for p in before.keys() - own
+    }
+    if not (gone and name in ("record.json", "grid.png")):  # the stage had not ended
+        assert said[0] == (
+            f"{name} in {folder}: gone, or not as written; made again of the shards"
+        )
+    said.clear()
+    generate.run(experiment, workdir, specs)
+    assert said == [f"samples of {specs[0].run_id} are there already"]
+
+
 def test_finished_pictures_are_left_alone_and_others_settings_replace_them(
     finished, monkeypatch
 ):
@@ -239,7 +279,11 @@ def test_pictures_of_another_study_with_the_same_settings_are_not_taken(
     monkeypatch.setattr(progress, "say", said.append)
     generate.run(experiment, workdir, specs)
     assert "(of another study or other weights)" in said[0]
-    assert records.read_json(path) == held
+    again = records.read_json(path)
+    assert [again[k] for k in ("of", "shards")] == [held[k] for k in ("of", "shards")]
+    # The record has the seconds of this call.
+    differ = {k for k, v in again["files"].items() if held["files"][k] != v}
+    assert again["files"].keys() == held["files"].keys() and differ <= {"record.json"}
     path.unlink()  # as of 0.1.0
     said.clear()
     generate.run(experiment, workdir, specs)

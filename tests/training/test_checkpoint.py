@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import itertools
+import os
+import pathlib
 import shutil
 import signal
 import time
@@ -122,7 +124,8 @@ def test_another_runs_checkpoint_is_refused_and_kept(spec, tmp_path):
     saved.close()
     other = dataclasses.replace(spec, seed=spec.seed + 1)
     saved = checkpoint.Checkpoints(tmp_path, other, keep=2)
-    with pytest.raises(checkpoint.CheckpointError, match="belongs to another run"):
+    said = f"{tmp_path / '1'} belongs to another run, of other seed: put"
+    with pytest.raises(checkpoint.CheckpointError, match=said):
         saved.restore({"another": ABSTRACT["w"]})  # before its state is looked at
     saved.close()
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
@@ -195,6 +198,41 @@ def test_what_cannot_be_read_is_left_as_it_is(one, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     monkeypatch.undo()
     assert one.restore(ABSTRACT).step == 1
+
+
+@pytest.mark.parametrize("name", ["state", "meta", "1"])
+def test_a_folder_without_permissions_is_no_damage(one, tmp_path, monkeypatch, name):
+    """orbax says that what lies in it is not there; root could read it all the same."""
+    folder = next(p for p in (tmp_path, *tmp_path.rglob("*")) if p.name == name)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    scandir = os.scandir
+
+    def denied(path):
+        if pathlib.Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as without:
+        without.setattr(os, "scandir", denied)
+        with pytest.raises(checkpoint.CheckpointError) as e:
+            one.restore(ABSTRACT)
+    assert "Permission denied" in str(e.value) and str(folder) in str(e.value)
+    assert "Nothing was changed there" in str(e.value)
+    assert one.set_aside() == []
+    assert one.restore(ABSTRACT) is None  # with the permission, it is damage
+    assert one.set_aside() == [tmp_path / "damaged-1"]
+
+
+def test_a_file_without_permission_is_behind_another_error(tmp_path, monkeypatch):
+    damage, path = ValueError("its parts do not fit"), tmp_path / "d" / "chunk"
+    path.parent.mkdir()
+    path.write_bytes(b"0")
+    assert storage_faults.behind(None, tmp_path) is None
+    assert storage_faults.behind(damage, tmp_path) is damage
+    assert storage_faults.behind(damage, tmp_path / "missing") is damage
+    monkeypatch.setattr(os, "access", lambda p, mode: p != str(path))
+    assert storage_faults.behind(damage, tmp_path).filename == str(path)
 
 
 def test_a_stop_while_a_checkpoint_is_read_is_no_damage(one, tmp_path, monkeypatch):

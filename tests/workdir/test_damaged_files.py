@@ -6,7 +6,7 @@ import shutil
 
 import older_workdirs
 import pytest
-from damages import DAMAGES, damages, said_about
+from damages import DAMAGES, damages, said_about, unsealed
 
 from scaling_ldm import config, records, study
 from scaling_ldm.data.shards import file_digest
@@ -166,11 +166,43 @@ def test_who_reads_a_file_that_is_no_record_names_it(small, damaged, name, damag
     "name", ["record.json", "measurements.jsonl", "attempts.jsonl"]
 )
 def test_the_file_of_another_run_is_refused(small, damaged, name):
-    of_other = lambda data: data.replace(RUN.encode(), b"2.400e09-16x1")  # noqa: E731
+    of_other = lambda data: unsealed(data).replace(  # noqa: E731
+        RUN.encode(), b"2.400e09-16x1"
+    )
     path = damaged(f"runs/{RUN}/{name}", of_other)
     for read in READERS[f"runs/{RUN}/{name}"]:
         if read is not resumed:  # it looks at steps alone
             assert "2.400e09-16x1" in said_about(path, lambda read=read: read(small))
+
+
+def another_digit(data):
+    """The last digit before the first seal becomes another one."""
+    end = data.index(b'"seal"')
+    at = max(i for i in range(end) if data[i : i + 1].isdigit())
+    return data[:at] + (b"7" if data[at : at + 1] != b"7" else b"3") + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "runs.jsonl",
+        "complete.json",
+        "init.json",
+        f"runs/{RUN}/measurements.jsonl",
+        f"runs/{RUN}/attempts.jsonl",
+        "samples/checksums.json",
+    ],
+)
+def test_a_digit_that_changed_is_noticed(small, damaged, name):
+    """In files that today's library wrote; the record is valid with either digit."""
+    path = damaged(name, another_digit)
+    for read in READERS[name]:
+        if read is not resumed:  # it looks at steps alone
+            said = said_about(path, lambda read=read: read(small))
+            assert "changed after it was written" in said
+    path.write_bytes(unsealed(path.read_bytes()))
+    said = said_about(path, lambda: READERS[name][-1](small))
+    assert "after it was written" not in said
 
 
 def test_a_run_whose_loss_is_lost_is_not_passed_over_as_the_best(small, damaged):
@@ -257,7 +289,8 @@ def test_parts_of_time_that_nothing_measures_are_no_record(
     small, damaged, was, now, said
 ):
     whole = pages.read(small)
-    path = damaged(f"runs/{RUN}/attempts.jsonl", lambda data: data.replace(was, now))
+    change = lambda data: unsealed(data).replace(was, now)  # noqa: E731
+    path = damaged(f"runs/{RUN}/attempts.jsonl", change)
     found = pages.read(small)
     assert RUN in whole.attempts and RUN not in found.attempts
     (note,) = {*found.notes} - {*whole.notes}

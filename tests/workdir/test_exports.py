@@ -127,7 +127,10 @@ class Trained:
 
     @property
     def card(self):
-        return json.loads((self.export / exports.CARD).read_text())
+        """Without its seal: it may be edited."""
+        card = json.loads((self.export / exports.CARD).read_text())
+        del card["seal"]
+        return card
 
     def wanted(self, weights, **changes):
         """The ConfigDict that samples a folder of weights."""
@@ -644,6 +647,31 @@ def test_a_model_is_not_drawn_from_with_other_words(native, tmp_path):
         generate.run(experiment, tmp_path / "new", [])
 
 
+def test_words_of_another_study_are_not_the_runs(native, tmp_path):
+    """Its file is whole, and the words have the same ids."""
+    workdir = tmp_path / "w"
+    shutil.copytree(native.workdir, workdir)
+    (spec,) = records.read_jsonl(workdir / "runs.jsonl")
+    path = runs.run_files(workdir, spec.run_id).vocabulary
+    kept = vocabulary.read(path)
+    assert runs.words_of(workdir, spec) == kept.words
+    vocabulary.write(path, kept, "0" * 16)
+    experiment = config.resolve(native.given)
+    inputs = train._Inputs(workdir, mesh.build(experiment.mesh, {}))
+    for read in (
+        lambda: runs.trained_model(experiment, workdir, spec),
+        lambda: inputs.check(experiment, spec),
+    ):
+        with pytest.raises(records.Damaged) as e:
+            read()
+        assert str(e.value) == (
+            f"{path} is that of another run (recipe {'0' * 16}; wanted "
+            f"{spec.recipe_hash})"
+        )
+    vocabulary.write(path, kept)  # as an older version did
+    assert runs.words_of(workdir, spec) == kept.words
+
+
 def test_a_run_goes_on_only_with_its_own_words(native, tmp_path):
     workdir, experiment = tmp_path / "w", config.resolve(native.given)
     (spec,) = records.read_jsonl(native.workdir / "runs.jsonl")
@@ -680,6 +708,7 @@ def test_exports_of_before_their_words_were_kept_open(native, tmp_path):
     path = folder / "config.json"
     settings = json.loads(path.read_text())
     settings["experiment"]["data"]["source"] = "folder"
+    del settings["seal"]
     path.write_text(json.dumps(settings))
     with pytest.raises(config.ConfigError, match="without the words .* export again"):
         scaling_ldm.load(folder)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.testing import assert_allclose
 from stop_at import stop_at
 
 from scaling_ldm import config
-from scaling_ldm.records.errors import AverageError, Preempted
+from scaling_ldm.records.errors import AverageError, CheckpointError, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import mesh, train_step
 from scaling_ldm.training.averages import Profile
@@ -116,6 +117,24 @@ def test_weights_that_a_run_does_not_keep_are_refused(experiment, trained):
     other = dataclasses.replace(experiment, optimizer=other)
     with pytest.raises(config.ConfigError, match="made from power-function averages"):
         runs.reconstructed(other, workdir, spec, 0.2)
+
+
+@pytest.mark.parametrize("gone", ["the step", "all"])
+def test_a_checkpoint_that_is_gone_says_what_to_do(load, trained, tmp_path, gone):
+    workdir, record = trained
+    shutil.copytree(workdir, tmp_path / "w")
+    folder = tmp_path / "w" / "runs" / record[0].run_id
+    steps = folder / "checkpoints"
+    shutil.rmtree(steps if gone == "all" else steps / str(STEPS[0]))
+    with pytest.raises(CheckpointError) as e:
+        load("raw", workdir=tmp_path / "w")
+    before = 0 if gone == "all" else STEPS[0] - 1
+    remove = folder if gone == "all" else folder / "record.json"
+    assert str(e.value) == (
+        f"checkpoint {STEPS[0]} in {steps} is damaged (there is no such folder). Put a "
+        f"copy of it back; or remove {remove}, and the same command with --stages "
+        f"train trains this run again from step {before}"
+    )
 
 
 def test_the_end_is_measured_with_each_average(experiment, trained):
