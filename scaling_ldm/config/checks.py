@@ -43,8 +43,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
     if e.objective_kind != "reconstruction":
         problems += _check_objective(e.objective)
     problems += ranges.problems_of(e)
-    problems += optimizer_checks.check_optimizer(e)
-    problems += nested.problems_of(e)
+    problems += [*optimizer_checks.check_optimizer(e), *nested.problems_of(e)]
     if e.model.architecture in names.CONVOLUTIONAL:
         problems += _check_convolutional(e)
     else:
@@ -241,8 +240,7 @@ def _check_transformer(e: fields.Experiment) -> list[str]:
     require(
         patches <= names.MOST_PATCHES,
         f"config.data.shape = {e.data.shape}: {patches:,} patches of config.model."
-        f"patch_size = {p}; a network has a table of them, of at most "
-        f"{names.MOST_PATCHES:,}",
+        f"patch_size = {p}; a network has a table of at most {names.MOST_PATCHES:,}",
     )
     require(
         e.model.architecture != "adaln_zero" or e.model.classes > 0,
