@@ -159,7 +159,8 @@ def _check_install(words: tuple[str, ...]) -> None:
         elif word.endswith(".txt"):
             assert (ROOT / word).exists()
         else:
-            assert word in ("-q", "--no-compile", "-c", "-e", ".", "jupyterlab")
+            known = ("-q", "--no-compile", "--no-deps", "-c", "-e", ".", "jupyterlab")
+            assert word in (*known, "mup==1.0.0")
 
 
 def _check_tests(arguments: tuple[str, ...]) -> None:
