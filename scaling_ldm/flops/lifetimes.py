@@ -131,16 +131,22 @@ def waits_alone(operations: list[Operation], outputs: list[Value]) -> set[Operat
 
 
 def postponed(operations: list[Operation], outputs: list[Value]) -> list[Operation]:
-    """The operations with `waits_alone`, and what follows from them, at the end."""
-    late, made = waits_alone(operations, outputs), set[Value]()
-    first, last = [], []
+    """The operations with `waits_alone`, and what follows, behind the next loop."""
+    late = waits_alone(operations, outputs)
+    loops = sum(one.name == "scan" for one in operations)  # that are still to come
+    found: list[Operation] = []
+    waiting: list[Operation] = []
+    made: set[Value] = set()
     for one in operations:
-        if one in late or not made.isdisjoint(one.inputs):
+        if loops and (one in late or not made.isdisjoint(one.inputs)):
+            waiting.append(one)
             made.update(one.outputs)
-            last.append(one)
-        else:
-            first.append(one)
-    return first + last
+            continue
+        found.append(one)
+        if one.name == "scan":
+            found += waiting
+            waiting, made, loops = [], set(), loops - 1
+    return found + waiting
 
 
 def lives(

@@ -76,9 +76,9 @@ class Compiler:
         turn computes again from stacked inputs alone is then computed early, and lives
         during the loops before.
       postpones: whether products that only a reduce-scatter waits for, gradients of
-        weights, are computed last: outside of loops, and in the first turn of a loop
-        whose reduce-scatters nothing else follows. Of such a loop a second turn is
-        moved out, and what these products read lives during it.
+        weights, wait while a loop runs: those in front of a loop, and those in the
+        first turn of a loop whose reduce-scatters nothing else follows. Of such a loop
+        a second turn is moved out, and what these products read lives during it.
     """
 
     tile: tuple[int, int] = (1, 1)

@@ -314,23 +314,34 @@ def on_mesh(fn, replicas, *args, compiler=PLAIN):
 POSTPONING = memory.Compiler(postpones=True)
 
 
-def test_products_that_only_a_reduce_scatter_waits_for_are_computed_last():
-    def fn(x):
-        gradients = []
+def test_products_that_only_a_reduce_scatter_waits_for_wait_for_the_next_loop():
+    def loop(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]
+
+    def fn(x, then=loop):
+        parts = []
         for _ in range(3):
             x = x @ x
-            gradients.append(jax.lax.psum_scatter(x @ x, "fsdp", tiled=True))
-        return x, gradients
+            parts.append(jax.lax.psum_scatter(x @ x, "fsdp", tiled=True))
+        return then(x), parts
 
-    # In order: the last result, its product, and three parts of a quarter.
-    assert on_mesh(fn, 1, matrix) == 2 * A + 3 * A // 4
-    # Postponed: all three results and the first product.
-    assert on_mesh(fn, 1, matrix, compiler=POSTPONING) == 4 * A
+    # In order: the loop's input, its result and a product in it, three parts.
+    assert on_mesh(fn, 1, matrix) == 3 * A + 3 * A // 4
+    # All three results of the products live in the loop.
+    assert on_mesh(fn, 1, matrix, compiler=POSTPONING) == 5 * A
+
+    def without(x):
+        return fn(x, then=lambda x: x)
+
+    assert on_mesh(without, 1, matrix, compiler=POSTPONING) == on_mesh(
+        without, 1, matrix
+    )
 
     def read_elsewhere(x):
         x = x @ x
         product = x @ x
-        return jax.lax.psum_scatter(product, "fsdp", tiled=True), product @ x
+        part = jax.lax.psum_scatter(product, "fsdp", tiled=True)
+        return part, loop(product)
 
     assert on_mesh(read_elsewhere, 1, matrix, compiler=POSTPONING) == on_mesh(
         read_elsewhere, 1, matrix
