@@ -8,9 +8,12 @@ same steps: everything that the plan says of a run must be the same.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterable, Sequence
 
-from scaling_ldm.records.runs import RunSpec
+from scaling_ldm.records import results, table
+from scaling_ldm.records.measurements import LOSS
+from scaling_ldm.records.runs import RunSpec, TrainRecord
 
 # What a point of a trajectory has from the whole run.
 _OF_THE_RUN = ("run_id", "hours")
@@ -59,3 +62,16 @@ def _problems(whole: RunSpec, separate: Sequence[RunSpec]) -> list[str]:
             if getattr(row, name) != getattr(point, name)
         ]
     return found
+
+
+def unmeasured(path: pathlib.Path, record: TrainRecord, spec: RunSpec) -> list[RunSpec]:
+    """The smaller budgets of a trajectory that it reached, but has no loss of.
+
+    Args:
+      path: the run's measurements. Without smaller budgets it is not read.
+    """
+    if not spec.smaller_budgets:
+        return []
+    rows = table.read_rows(path)[0] if path.is_file() else []
+    measured = {row.step for row in rows if row.metric == LOSS} | {spec.steps}
+    return [p for p in results.reached(record, spec) if p.steps not in measured]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from scaling_ldm import config, records
 from scaling_ldm.config import names
 from scaling_ldm.laws import fit
-from scaling_ldm.records import results
+from scaling_ldm.records import results, trajectories
 from scaling_ldm.records.measurements import in_words
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
@@ -125,9 +125,10 @@ def _fit(
             missing.append(f"{spec.run_id}: not trained yet")
         else:
             found.append(record)
+            path = runs.run_files(workdir, spec.run_id).measurements
             missing += [
                 f"{spec.run_id}: nothing was measured at {point.budget_flops:.6g} FLOPs"
-                for point in runs.unmeasured_points(workdir, record, spec)
+                for point in trajectories.unmeasured(path, record, spec)
             ]
     cfg = experiment.fit
     result = fit.fit_records(

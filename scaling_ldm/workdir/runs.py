@@ -14,7 +14,7 @@ from typing import Any
 from scaling_ldm import config, records
 from scaling_ldm.config import axes
 from scaling_ldm.config.names import nearest
-from scaling_ldm.records import results, table
+from scaling_ldm.records import results, table, trajectories
 from scaling_ldm.records.measurements import LOSS
 from scaling_ldm.training.run_files import RunFiles, steps
 from scaling_ldm.training.trained_model import TrainedModel
@@ -63,7 +63,8 @@ def read_record_of(
             f"{spec.recipe_hash}, {spec.steps}, {spec.budget_flops}): use another "
             "--workdir"
         )
-    if unmeasured := unmeasured_points(workdir, record, spec):
+    path = run_files(workdir, spec.run_id).measurements
+    if unmeasured := trajectories.unmeasured(path, record, spec):
         budgets = ", ".join(f"{point.budget_flops:.6g}" for point in unmeasured)
         raise config.ConfigError(
             f"{spec.run_id} was not measured at {budgets} FLOPs, as config.plan.reuse "
@@ -71,18 +72,6 @@ def read_record_of(
             "or use another --workdir"
         )
     return record
-
-
-def unmeasured_points(
-    workdir: pathlib.Path, record: records.TrainRecord, spec: records.RunSpec
-) -> list[records.RunSpec]:
-    """The smaller budgets of a trajectory that it reached, but has no loss of."""
-    if not spec.smaller_budgets:  # no file is read
-        return []
-    path = run_files(workdir, spec.run_id).measurements
-    rows = table.read_rows(path)[0] if path.is_file() else []
-    measured = {row.step for row in rows if row.metric == LOSS} | {spec.steps}
-    return [p for p in results.reached(record, spec) if p.steps not in measured]
 
 
 def write_record(workdir: pathlib.Path, record: records.TrainRecord) -> None:

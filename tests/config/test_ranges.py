@@ -133,7 +133,7 @@ def test_divisors_are_all_of_them(n):
         (
             "data",
             {"shape": (10**6, 10**6, 3)},
-            "patches of config.model.patch_size = 2; a network has a table of them",
+            "a network has a table of at most 16,777,216",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 
 import finished_study
 import pytest
+from damages import unsealed
 from finished_study import Page, make_workdir, table_rows
 
 from scaling_ldm import config, records, report
@@ -138,7 +139,8 @@ def test_two_protocols_are_refused_unless_one_has_every_run(study):
     workdir = study()
     finished_study.evaluate(workdir, "fd_lite0", "ema")
     lines = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)
-    other = [line.replace("a" * 16, "b" * 16) for line in lines]
+    plain = [unsealed(line.encode()).decode() for line in lines]
+    other = [line.replace("a" * 16, "b" * 16) for line in plain]
     (workdir / "evaluations.jsonl").write_text("".join(lines[:20] + other[20:]))
     (result,) = fitted(workdir, ("fd_lite0",))
     law = result.laws["N_opt"]
