@@ -146,8 +146,10 @@ def _fewer(marks: Collection[Marks]) -> str:
     found = (
         f"{min(fewer)}" if min(fewer) == max(fewer) else f"{min(fewer)}-{max(fewer)}"
     )
+    beside = " beside these" if any(m.points for m in marks) else ""
     return (
-        f"{len(fewer)} of {len(marks)} runs are measured {found} times before their "
-        f"end, not {max(m.wanted for m in marks)} (config.validation.marks): more "
-        f"would take over {SHARE:.0%} of their FLOPs; all are measured at their end"
+        f"{len(fewer)} of {len(marks)} runs are measured {found} times{beside} before "
+        f"their end, not {max(m.wanted for m in marks)} (config.validation.marks): "
+        f"more would take over {SHARE:.0%} of their FLOPs; all are measured at their "
+        "end"
     )

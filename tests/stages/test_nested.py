@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import shutil
 
 import finished_study
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from scaling_ldm import config, records, report
+from scaling_ldm.evaluation import likelihoods
 from scaling_ldm.records import table
 from scaling_ldm.report import page, reading, run_tables
-from scaling_ldm.stages import fit, plan, train
+from scaling_ldm.stages import evaluate, fit, plan, train
 from scaling_ldm.training import checkpoint, loop, marks, mesh, progress
 from scaling_ldm.workdir import missing, plan_table, runs
 
@@ -33,7 +35,7 @@ def study(tiny, reuse, **changes):
     c.plan.sizes, c.plan.sizes_per_budget = SIZES, 0
     c.optimizer.warmup_fraction, c.optimizer.warmup_steps = 0.0, 5
     c.optimizer.averages = WEIGHTS[1:]
-    c.train.steps_per_dispatch = 4
+    c.train.steps_per_dispatch, c.train.checkpoints_per_run = 4, 1
     c.train.log_every_steps = 1
     c.validation.samples, c.validation.marks = 24, 3
     c.fit.bootstrap = 50
@@ -180,6 +182,7 @@ def test_every_budget_is_measured_whatever_it_takes(tiny, monkeypatch):
             assert {p.steps for p in spec.points()} <= set(got.steps)
             assert got.points == 2 and got.share > marks.SHARE and got.spaced == 0
     said = marks.line([got])
+    assert said.endswith("all are measured at their end") and "0 times beside" in said
     assert "1 of 1 runs are measured at their smaller budgets" in said
     assert f"takes up to {got.share:.2g} of a run's FLOPs" in said
     # Where there is room, other marks share what is left of it.
@@ -278,6 +281,25 @@ def test_the_report_of_trajectories_is_written(both):
     with finished_study.figures_as("svg"):
         text = report.write(workdir).read_text(encoding="utf-8")
     assert "as separate runs, FLOPs" in text and "12 points lie on" in text
+
+
+def test_bounds_are_measured_at_every_budget(both, monkeypatch, tmp_path):
+    experiment, workdir, specs = both["nested"]
+    shutil.copytree(workdir, tmp_path / "w")
+    own = dataclasses.replace(experiment.evaluate, held_out=("vlb",))
+    bound = {"vlb": lambda _, where, model, __: np.full(4, 1.0 / model.step)}
+    monkeypatch.setattr(likelihoods, "METRICS", bound)
+    asked = dataclasses.replace(experiment, evaluate=own)
+    evaluate.run(asked, tmp_path / "w", specs)
+    rows = [r for r in records.read_table(tmp_path / "w") if r.metric == "vlb"]
+    assert {(r.run_id, r.step, r.budget_flops, r.value) for r in rows} == {
+        (p.run_id, p.steps, p.budget_flops, 1.0 / p.steps)
+        for spec in specs
+        for p in spec.points()
+    }
+    laws = dataclasses.replace(asked.fit, metrics=("vlb",))
+    (found,) = fit.run(dataclasses.replace(asked, fit=laws), tmp_path / "w", specs)
+    assert not found.excluded and len(found.parabolas) == 3
 
 
 def test_a_killed_trajectory_ends_with_the_same_rows(tiny, both, tmp_path):
