@@ -149,6 +149,12 @@ def test_budgets_on_one_step_are_refused_and_so_is_what_depends_on_the_length(
     long = one | {"optimizer.warmup_steps": 400}
     with pytest.raises(config.ConfigError, match="warm-up of 400 steps"):
         plan.plan(study(tiny, "nested", **long))
+    # A law of the rate that looks at the length of a run, and one that does not.
+    law = one | {"optimizer.rate_law": "own", "optimizer.learning_rate": 1e-4}
+    own = "optimizer.rate_law_constants"
+    with pytest.raises(config.ConfigError, match="its learning_rate is .* not the beg"):
+        plan.plan(study(tiny, "nested", **law, **{own: (1.0, -0.5, -0.1, 0.0)}))
+    assert plan.plan(study(tiny, "nested", **law, **{own: (1.0, -0.5, 0.0, 0.5)}))
     # A policy whose rate depends on the budget, which no check knows by its name.
     row = plan._row
 
@@ -357,6 +363,15 @@ def test_a_trajectory_that_fails_keeps_the_budgets_before(tiny, tmp_path, monkey
     (found,) = fit.run(experiment, tmp_path, [spec])
     assert [p.budget_flops for p in found.parabolas] == [first.budget_flops]
     assert f"{spec.run_id}: non_finite_loss" in found.excluded[0]
+    seen = reading.read(tmp_path)
+    assert seen.reached(spec) == [first]
+    assert len(seen.points(first.budget_flops)) == 1
+    done = [row["finished"] for row in run_tables.losses(seen).rows]
+    assert done == [1, 0, 0]
+    # Lost before its record was read: what it had reached is asked for.
+    runs.run_files(tmp_path, spec.run_id).measurements.unlink()
+    with pytest.raises(config.ConfigError, match=r"not measured at 2e\+08 FLOPs"):
+        runs.read_record_of(tmp_path, spec)
 
 
 def test_progress_says_what_is_measured(tiny, tmp_path, monkeypatch):
