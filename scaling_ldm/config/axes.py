@@ -28,9 +28,11 @@ from scaling_ldm.records.measurements import MEASURES
 
 Overrides = Mapping[str, Any]  # "section.field" -> value
 SEED = "train.seed"
+RATE = "optimizer.learning_rate"
+BATCH = "train.batch_size"
 # Fields that may vary: all of these sections that decide a run's numbers, and these.
 SECTIONS = ("model", "objective", "optimizer")
-_OF_TRAIN = (SEED, "train.batch_size")
+_OF_TRAIN = (SEED, BATCH)
 _EVERY_FIELD = ", ".join((*(f"{s}.*" for s in SECTIONS), *_OF_TRAIN))
 # Why the other fields may not vary.
 _SHARED = "the runs of a study share their pictures and records"

@@ -66,3 +66,8 @@ class RateFit:
     excluded: tuple[str, ...]  # one line per run left out, with the reason
     noise: float | None  # deviation of one run's loss; None: the runs do not tell it
     noise_dof: int  # degrees of freedom of that
+    # (N, tokens, batch size, rate, loss) of every run that was used.
+    runs: tuple[tuple[float, ...], ...] = ()
+    group: str = ""  # what the runs share beside size, length, batch, rate and seed
+    weights: str = ""  # "raw" or an average's name; "": rows that do not say it
+    protocol_hash: str = ""  # of the rows; "": rows that do not say it
