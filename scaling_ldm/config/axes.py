@@ -39,10 +39,16 @@ _SHARED = "the runs of a study share their pictures and records"
 _AFTER = "it belongs to the stages after training"
 _FOUND = "it is found from the file, not chosen"
 _STARTS = "the runs of a study start from the same weights"
+_TUNED = "the rates of a study are tuned by one other study"
 _WHY_NOT = {
     "train.init_from": _STARTS,
     "train.init_exceptions": _STARTS,
     "train.init_checksum": _STARTS,
+    "optimizer.tuned_from": _TUNED,
+    "optimizer.tuned_group": _TUNED,
+    "optimizer.tuned_budget": _TUNED,
+    "optimizer.tuned_sizes": _TUNED,
+    "optimizer.tuned_digest": _TUNED,
     "objective.kind": "objectives have different losses; make each a study of its own",
     "objective.folder": _FOUND,
     "objective.digest": _FOUND,

@@ -23,6 +23,7 @@ class BestRate:
     loss: float  # at the best rate
     lost_at_half: float | None  # loss at half the best rate, minus `loss`
     lost_at_double: float | None  # None: the rates do not reach so far
+    budget_flops: float | None = None  # planned; None: not one budget, or not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

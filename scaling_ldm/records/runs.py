@@ -49,6 +49,8 @@ class RunSpec:
     pretraining_flops: float | None = 0.0
     # Of a trajectory (plan.reuse): the smaller budgets that it is measured at, too.
     smaller_budgets: tuple[float, ...] = ()
+    # Where the rate of the policy "tuned" is from; "": another policy.
+    rate_source: str = ""
 
     def points(self) -> tuple[RunSpec, ...]:
         """The separate runs that this one stands for, ascending; the last is itself.

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scaling_ldm import config, records
 from scaling_ldm.config import axes, names, run_names
-from scaling_ldm.laws import fit, rates, summary
+from scaling_ldm.laws import best_rates, fit, rates, summary
 from scaling_ldm.records import results, trajectories
 from scaling_ldm.records.measurements import in_words
 from scaling_ldm.training import progress
@@ -207,13 +207,17 @@ def _rate_fit(
     cfg, weights = experiment.fit, _weights(experiment, metric, specs)
     planned: dict[tuple[float, ...], set[float]] = {}
     ends: dict[tuple[float, ...], list[results.Point]] = {}
+    budgets: dict[str, float] = {}
     for point in [p for spec in specs for p in spec.points()]:
         cell = point.params, point.tokens, point.batch_size
         planned.setdefault(cell, set()).add(point.learning_rate)
         ends.setdefault(cell, []).append((point.run_id, point.steps))
+        size = float(getattr(point, cfg.size))
+        key = best_rates.name_of(size, point.tokens, point.batch_size)
+        budgets[key] = point.budget_flops
     asked = [p for c, several in planned.items() if len(several) > 1 for p in ends[c]]
     try:
-        return rates.rate_records(
+        result = rates.rate_records(
             trained,
             rows,
             metric=metric,
@@ -227,3 +231,18 @@ def _rate_fit(
         nothing = rates.rate_law([], metric=metric, size=cfg.size)
         refused = records.Refusal(quantity=rates.LAW, reason=str(e), detail="")
         return dataclasses.replace(nothing, law=refused, weights=weights)
+    if not experiment.plan.budgets_flops:  # each size has its own
+        return result
+    return dataclasses.replace(
+        result, best=tuple(_with_budget(best, budgets) for best in result.best)
+    )
+
+
+def _with_budget(
+    best: records.BestRate | records.Refusal, budgets: Mapping[str, float]
+) -> records.BestRate | records.Refusal:
+    """With the planned budget of its cell, which is found by its name."""
+    name = best.group if isinstance(best, records.Refusal) else ""
+    if isinstance(best, records.BestRate):
+        name = best_rates.name_of(best.params, best.tokens, best.batch_size)
+    return dataclasses.replace(best, budget_flops=budgets.get(name))

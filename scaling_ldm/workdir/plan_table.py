@@ -67,6 +67,9 @@ def table(
     cfg = experiment.plan
     varied = dict.fromkeys(path for row in rows for path in row.overrides)
     columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
+    if any(row.rate_source for row in rows):
+        after = [name for name, _ in columns].index("lr") + 1
+        columns.insert(after, ("rate from", lambda _, row: row.rate_source))
     if any(row.smaller_budgets for row in rows):
         columns.insert(2, ("points", lambda _, row: str(len(row.points()))))
     if pictures:
