@@ -197,8 +197,8 @@ class PlanConfig:
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681  # b of the same formula
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
-    # How the budgets of a size are trained, one of REUSE: as runs of their own, or as
-    # points of one run that is as long as the largest of them.
+    # How the budgets of a size are trained, one of REUSE: as runs of their own, as
+    # points of the run of the largest, or as runs that share its constant rate (wsd).
     reuse: str = "separate"
     # What runs vary beside size and budget: {"section.field": values}, or (name,
     # values) pairs. Fields with commas between them are tied.

@@ -116,7 +116,7 @@ LEARNING_RATE_SCHEDULES = {
     "cosine": (),
     "wsd": ("decay_fraction", "decay_shape"),
 }
-REUSE = ("separate", "nested")  # how the runs of a size share their training
+REUSE = ("separate", "nested", "decay")  # how the runs of a size share their training
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike

@@ -226,7 +226,7 @@ def _facts(study: Study, ledger: Table) -> str:
 
 def _saved(study: Study, total: Row) -> dict[str, str]:
     """What separate runs would have cost, where runs stand for several (plan.reuse)."""
-    if not any(run.smaller_budgets for run in study.runs):
+    if not study.reused:
         return {}
     separate, spent = total["separate_flops"], total["model_flops"]
     factor = f" ({separate / spent:.3g} times as much)" if spent else ""

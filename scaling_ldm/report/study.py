@@ -180,6 +180,11 @@ class Study:
             (r.run_id, r.step): r.value for r in rows if r.protocol_hash == protocol
         }
 
+    @property
+    def reused(self) -> bool:
+        """Whether runs share their training with others (plan.reuse)."""
+        return any(run.smaller_budgets or run.trunk for run in self.runs)
+
     def separate(self) -> list[RunSpec]:
         """The runs, and of trajectories the separate runs that they stand for."""
         return [point for run in self.runs for point in run.points()]

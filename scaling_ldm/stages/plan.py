@@ -78,9 +78,21 @@ def plan(
     problems += untuned
     if cfg.reuse == nested.NESTED and not problems:
         rows, problems = trajectories.joined(rows)
+    if cfg.reuse == nested.DECAY and not problems:
+        rows, problems = trajectories.branched(rows, _stable(experiment, rows))
     if problems:
         raise _refusal(problems)
     return _started(experiment, rows, workdir)
+
+
+def _stable(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> dict[str, int]:
+    """run_id -> the steps of a run before its rate falls."""
+    own = {r.run_id: config.with_overrides(experiment, r.overrides) for r in rows}
+    return {
+        r.run_id: optimizer.stable_steps(own[r.run_id].optimizer, r.steps) for r in rows
+    }
 
 
 def _tuned(
