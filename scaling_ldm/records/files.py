@@ -44,6 +44,7 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.measurements import Measurement
+from scaling_ldm.records.rate_laws import BestRate, RateFit, RateLaw
 from scaling_ldm.records.runs import (
     EvalRecord,
     Evaluation,
@@ -73,6 +74,9 @@ _RECORDS = {
         Parametric,
         HeldOut,
         FitResult,
+        BestRate,
+        RateLaw,
+        RateFit,
         Cell,
         MeasuredCell,
         Choice,
