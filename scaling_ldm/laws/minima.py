@@ -248,6 +248,7 @@ class Minima:
     budgets: Budgets  # those with a parabola
     centre: Vertices  # (ln N, ln D, loss)
     draws: DrawnVertices
+    losses: tuple[float, float]  # least and largest loss of the runs of these budgets
     notes: list[str]
 
 
@@ -309,6 +310,7 @@ def find_minima(
         )
         results[c.budget] = (parabola, vertices)
     kept = [c for c in good if isinstance(results[c.budget][0], Parabola)]
+    losses = np.concatenate([c.y for c in kept]) if kept else np.zeros(1)
     return Minima(
         parabolas=[
             c if isinstance(c, Refusal) else results[c.budget][0] for c in curves
@@ -318,5 +320,6 @@ def find_minima(
         draws=np.stack([results[c.budget][1] for c in kept], 1)
         if kept
         else np.empty((draws, 0, 3)),
+        losses=(float(losses.min()), float(losses.max())),
         notes=notes + _cubic_note(fitted),
     )
