@@ -98,6 +98,16 @@ def scatter_note(
     )
 
 
+def noise_variance(noise: np.ndarray) -> float:
+    """Of a minimum, mean over budgets; from quartiles, as a few draws may lie far off.
+
+    Args:
+      noise: drawn errors [draws, k].
+    """
+    low, high = np.quantile(noise, [0.25, 0.75], axis=0)
+    return float(np.mean(((high - low) / 1.349) ** 2))
+
+
 def usable_draws(minima: Minima, index: int) -> tuple[np.ndarray, Refusal | None]:
     """Drawn relative errors [draws, k] of the minima of one quantity."""
     value, samples = minima.centre[:, index], minima.draws[:, :, index]
@@ -137,7 +147,7 @@ def fit_law(
     design = np.stack([np.ones_like(u), u - centre], axis=1)
     solve = np.linalg.pinv(design)
     drawn = np.sum((noise - (noise @ solve.T) @ design.T) ** 2, 1)
-    squares, variance = law.rmse_log**2 * dof, float(np.mean(np.var(noise, 0)))
+    squares, variance = law.rmse_log**2 * dof, noise_variance(noise)
     scatter = excess_scatter(squares, dof, drawn, variance, rng)
     moved = scatter[:, None] * rng.standard_normal((len(noise), len(u) + 1))
     fresh = noise[np.arange(len(noise)), rng.integers(len(u), size=len(noise))]

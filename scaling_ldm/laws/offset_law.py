@@ -26,6 +26,7 @@ from scaling_ldm.laws.law_of_minima import (
     Fitted,
     Predict,
     excess_scatter,
+    noise_variance,
     scatter_note,
     usable_draws,
 )
@@ -208,7 +209,7 @@ def _fit_offset(
     fits = solve(u, fitted * _factors(noise), losses)
     notes: tuple[str, ...] = ()
     if dof:
-        variance = float(np.mean(np.var(noise, 0)))
+        variance = noise_variance(noise)
         squares = float(central.squares[0])
         scatter = excess_scatter(squares, dof, fits.squares, variance, rng)
         notes = scatter_note("L_opt", squares, dof, fits.squares, variance)

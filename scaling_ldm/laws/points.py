@@ -83,7 +83,7 @@ def read(
 
 
 def shared_seeds(points: Iterable[IsoflopPoint]) -> list[str]:
-    """A line if several points are of one run, which the intervals do not know of."""
+    """A line if several points are of one run."""
     runs = collections.Counter(point.run for point in points if point.run)
     several = [count for count in runs.values() if count > 1]
     if not several:
@@ -94,8 +94,9 @@ def shared_seeds(points: Iterable[IsoflopPoint]) -> list[str]:
         else f"lie on {len(several)} trajectories"
     )
     return [
-        f"{sum(several)} points {lie}: those of one trajectory share their seed, as "
-        "separate runs of one seed do, and the intervals take them as independent"
+        f"{sum(several)} points {lie}: those of one trajectory share their seed, and "
+        "the intervals of minima and laws allow for noise that they have in common; "
+        "those of the surface do not"
     ]
 
 

@@ -170,8 +170,14 @@ SCENARIOS = (
     Scenario(name="noise grows 10 x with the budget", ratio=10.0),
     Scenario(name="noise falls 4 x with the budget", ratio=0.25),
     Scenario(name="half of the noise is of the size", ladder=True, shared=0.5),
+    Scenario(name="90% of the noise is of the size", ladder=True, shared=0.9),
     Scenario(
-        name="90% of it, runs are trajectories", ladder=True, shared=0.9, named=True
+        name="90%, 6 trajectories and budgets over 2.5 decades",
+        ladder=True,
+        shared=0.9,
+        named=True,
+        budgets=6,
+        decades=2.5,
     ),
     Scenario(name="minima scatter by 10%, 3 budgets", scatter=0.1, budgets=3),
     Scenario(name="minima scatter by 10%", scatter=0.1),

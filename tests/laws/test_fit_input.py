@@ -339,9 +339,14 @@ def test_points_of_trajectories_have_the_laws_of_separate_runs():
     assert len(rows) == len(points) > len(runs)
     between = dataclasses.replace(rows[-1], step=99, value=9.0)  # no budget's step
     found = fit.fit_records(runs, [*rows, between], weights="ema", bootstrap=50)
-    (note,) = set(found.notes) - set(separate.notes)
-    assert dataclasses.replace(found, notes=separate.notes) == separate
-    assert note.startswith(f"{len(rows)} points lie on {len(runs)} trajectories: those")
+    said = f"{len(rows)} points lie on {len(runs)} trajectories: those"
+    assert any(n.startswith(said) for n in set(found.notes) - set(separate.notes))
+    # The same minima and laws; the intervals allow for noise that budgets share.
+    for one, other in zip(found.parabolas, separate.parabolas, strict=True):
+        assert (one.n_opt, one.l_opt) == (other.n_opt, other.l_opt)
+    for name, law in separate.laws.items():
+        again = found.laws[name]
+        assert (again.exponent, again.coef) == (law.exponent, law.coef)
     kept, *_ = points_of(rows)
     assert {p.run for p in kept} == {r.run_id for r in runs}
 
