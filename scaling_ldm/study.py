@@ -15,6 +15,7 @@ import importlib
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -92,10 +93,10 @@ def _stop(error: Exception) -> int:
         _lost(because=" ".join(str(error).split())[:300])
     else:
         progress.say(f"stopped: {error}")
-    if (
-        status == exit_status.EXIT["storage"]
-    ):  # orbax's threads fail as well; one message is enough
+    if status == exit_status.EXIT["storage"]:
+        # orbax's threads and coroutines fail as well; one message is enough.
         sys.unraisablehook = lambda _: None
+        warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
     if ending.in_a_job():  # its processes may not meet in jax's shutdown barrier
         signal_name = "a stop" if isinstance(error, Preempted) else ""
         leave = functools.partial(signals.leave, signal_name)

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import http.server
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 NOT_FORWARDED = ("content-length", "transfer-encoding", "connection")
@@ -94,9 +96,24 @@ class Bucket:
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         ) as server:
+            if method == "DELETE" and not self._is_version(server, path):
+                return 412, [], b"{}"
             server.request(method, path, body, headers)
             answer = server.getresponse()
             return answer.status, answer.getheaders(), answer.read()
+
+    def _is_version(self, server, path):
+        """Whether the object that is to be removed is the version that is named.
+
+        Google's store checks this; the emulator checks it for writes alone.
+        """
+        url = urllib.parse.urlsplit(path)
+        wanted = urllib.parse.parse_qs(url.query).get("ifGenerationMatch")
+        if not wanted:
+            return True
+        server.request("GET", url.path)
+        found = json.loads(server.getresponse().read())
+        return [found.get("generation")] == wanted
 
 
 class S3Bucket(Bucket):

@@ -103,7 +103,7 @@ def stored_shard(store: shards.Store, number: int, of: str) -> dict[str, Any]:
     summary = stored_summary(store, number, of)
     if summary is None:
         name = shards.summary_name(number)
-        raise records.Damaged(f"{store.folder}/{name} is missing")
+        raise records.Damaged(f"{store.folder}/{name} is missing", shards.MADE_ANEW)
     if store.local is not None:
         check_shard(store.local / shards.shard_name(number), summary)
     return summary
@@ -122,9 +122,12 @@ def check_shard(
     """
     where, size = known_as or path, path.stat().st_size
     if size != summary["bytes"]:
-        raise records.Damaged(f"{where}: {size} bytes; wanted {summary['bytes']}")
+        raise records.Damaged(
+            f"{where}: {size} bytes; wanted {summary['bytes']}", shards.MADE_AGAIN
+        )
     if shards.file_digest(path) != summary["checksum"]:
         raise records.Damaged(
             f"{where} is another shard, or damaged: its checksum is not that of its "
-            "summary"
+            "summary",
+            shards.MADE_AGAIN,
         )

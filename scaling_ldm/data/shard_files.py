@@ -296,7 +296,8 @@ def _check_there(store: shards.Store, count: int) -> None:
     if missing:
         raise records.Damaged(
             f"{store.folder}/{missing[0]} is missing, one of {len(missing):,} shards "
-            f"that are not there, of {count:,}"
+            f"that are not there, of {count:,}",
+            shards.MADE_ANEW,
         )
 
 

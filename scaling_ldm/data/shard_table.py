@@ -164,19 +164,22 @@ def read(store: shards.Store, manifest: Mapping[str, Any]) -> ShardTable:
         return ShardTable.of_summaries(said)
     where = f"{store.folder}/{FILE}"
     if (content := store.read(FILE)) is None:
-        raise records.Damaged(
-            f"{where} is missing: copy it from the folder where {shards.MANIFEST} came "
-            "from"
-        )
+        raise records.Damaged(f"{where} is missing", shards.MADE_ANEW)
     if shards.digest_of(content) != said["digest"]:
-        raise records.Damaged(f"{where} has changed: its digest differs")
+        raise records.Damaged(
+            f"{where} has changed: its digest differs", shards.MADE_AGAIN
+        )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
             table = ShardTable(*(found[name] for name in _COLUMNS))
     except (KeyError, ValueError, zipfile.BadZipFile) as e:
-        raise records.Damaged(f"{where} holds no table of shards: {e!r}") from e
+        raise records.Damaged(
+            f"{where} holds no table of shards: {e!r}", shards.MADE_AGAIN
+        ) from e
     if len(table) != said["count"]:
-        raise records.Damaged(f"{where}: {len(table)} shards; wanted {said['count']}")
+        raise records.Damaged(
+            f"{where}: {len(table)} shards; wanted {said['count']}", shards.MADE_AGAIN
+        )
     return table
 
 

@@ -44,6 +44,12 @@ from scaling_ldm.data.vocabulary import words
 from scaling_ldm.records import backends, store_errors
 
 IDENTITY, SPLIT, MANIFEST = "identity.json", "split.json", "manifest.json"
+# What to do about a file of records that is damaged, and about one that is missing.
+MADE_AGAIN = (
+    f"put a copy back; or remove it and {MANIFEST} beside it, and --stages encode "
+    "makes it again"
+)
+MADE_ANEW = f"put a copy back; or remove {MANIFEST}, and --stages encode makes it again"
 VERSION = 1
 SUFFIX = ".array_record"
 _HEADER = struct.Struct("<IIIIHBi")  # checksum, three lengths, tokens, flags, label

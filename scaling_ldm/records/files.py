@@ -347,8 +347,13 @@ def read_jsonl(path: str | os.PathLike, kind: Any = object) -> list[Any]:
 
 
 def read_attempts(path: str | os.PathLike, run_id: str) -> list[Attempt]:
-    """The attempts at a run; raises as `read_jsonl`, also for another run's file."""
+    """The attempts at a run; raises as `read_jsonl`.
+
+    So it does for another run's file, and for an empty one: it is written whole.
+    """
     found = read_jsonl(path, Attempt)
+    if not found:
+        raise Damaged(f"{path}: it is empty, not the attempts at a run")
     for number, attempt in enumerate(found, 1):
         if attempt.run_id != run_id:
             raise Damaged(f"{path}:{number}: it is of run {attempt.run_id}")

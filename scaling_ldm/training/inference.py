@@ -383,6 +383,15 @@ def _bytes_of_program(function: Callable[..., Any], *abstract: Any) -> int:
 
 
 def pixels(x: Samples) -> Pictures:
-    """[-1, 1] -> uint8 [n, height, width, 3]; grey becomes RGB."""
+    """[-1, 1] -> uint8 [n, height, width, 3]; grey becomes RGB.
+
+    Raises:
+      ConfigError: a value is not finite; as a byte it would be any shade.
+    """
+    if not (finite := np.isfinite(x).all(axis=(1, 2, 3))).all():
+        raise config.ConfigError(
+            f"{(~finite).sum()} of {len(x)} pictures in a batch have values that are "
+            "not finite: these weights diverge with this sampler, steps and guidance"
+        )
     found = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
     return np.repeat(found, 3, -1) if found.shape[-1] == 1 else found

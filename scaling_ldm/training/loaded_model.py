@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,14 +136,17 @@ class LoadedModel:
           bool [n, S], true where there is text.
 
         Raises:
+          TypeError: a caption is no text.
           ValueError: the network reads no captions, or knows no word of one.
           ConfigError: the text encoder is not found, or is not the one of training.
         """
         if self._captions is None:
             raise ValueError(f"{self.name} reads {self._said()}, no captions")
-        return self._captions.read(
-            [captions] if isinstance(captions, str) else captions
-        )
+        several = isinstance(captions, Iterable) and not isinstance(captions, str)
+        texts = list(captions) if several else [captions]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"captions must be text: {captions!r:.80}")
+        return self._captions.read(texts)
 
     def decode(self, x: ArrayLike) -> np.ndarray:
         """Samples [n, H, W, C] -> pictures, uint8 [n, height, width, 3].

@@ -144,9 +144,16 @@ class TrainingRun:
             records.write_text(self._files.parameters, shown + "\n")
         clock = progress.RunClock(before)
         files = self._files if mesh.is_primary() else None
-        log = progress.MetricLog(files, step, cfg.tensorboard)
+        every = cfg.log_every_steps
+        log = progress.MetricLog(files, step, cfg.tensorboard, every)
         table = measuring.RunTable(
-            self._experiment, spec, files, self.compiled, validation_batches, step
+            self._experiment,
+            spec,
+            files,
+            self.compiled,
+            validation_batches,
+            step,
+            self._marks,
         )
         goodput.starts_at(step)  # the log has no later steps any more
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}

@@ -28,6 +28,7 @@ class RunTable:
       compiled: the functions of the run's size.
       batches: the validation set.
       step: training continues from it.
+      marks: the steps at which the run is measured.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RunTable:
         compiled: train_step.CompiledFunctions,
         batches: Sequence[held_out.HeldOutBatch],
         step: int,
+        marks: Sequence[int] = (),
     ) -> None:
         self._spec, self._compiled, self._batches = spec, compiled, batches
         cfg, shown = experiment.validation, records.to_json(experiment)
@@ -60,6 +62,25 @@ class RunTable:
                     f"the last line of {spec.run_id}'s {table.FILE} was cut off and is "
                     f"dropped; everything after step {kept} is measured again"
                 )
+            self._say_what_is_gone([mark for mark in marks if mark <= kept])
+
+    def _say_what_is_gone(self, passed: Sequence[int]) -> None:
+        """Names the marks that a run has passed and whose losses are not in its file.
+
+        It was damaged or removed, or the plan has got smaller budgets since.
+        """
+        there = set()
+        if self._path is not None and self._path.is_file():
+            rows, _ = table.read_rows(self._path)
+            last = measurements.TRAIN_LOSS  # of the rows that a step writes at once
+            there = {row.step for row in rows if row.metric == last}
+        if gone := [mark for mark in passed if mark not in there]:
+            steps = ", ".join(map(str, gone))
+            progress.say(
+                f"{self._path} has no losses of steps that {self._spec.run_id} has "
+                f"passed ({steps}), and they are not measured again: put a copy back, "
+                "or remove the run's checkpoints to train it from the beginning"
+            )
 
     def measure(self, step: int, state: train_step.TrainState) -> dict[str, float]:
         """Measures the weights after a step and writes the rows.

@@ -265,12 +265,16 @@ class MetricLog:
       step: training continues from it. Lines of later steps are removed, because these
         steps will be done again.
       tensorboard: whether to write TensorBoard events, too.
+      every: steps between two lines, to notice that the last ones are gone; 0: it is
+        not looked at.
 
     Raises:
       Damaged, NewerVersion: as `metric_rows`; a line that was cut off is dropped.
     """
 
-    def __init__(self, files: RunFiles | None, step: int, tensorboard: bool) -> None:
+    def __init__(
+        self, files: RunFiles | None, step: int, tensorboard: bool, every: int = 0
+    ) -> None:
         self._file = self._events = None
         if files is None:
             return
@@ -279,7 +283,11 @@ class MetricLog:
         found, rest = metric_rows(path) if path.exists() else ([], b"")
         if rest:
             say(f"the last line of {path} was cut off and is dropped")
-        kept = b"".join(line + b"\n" for row, line in found if row["step"] <= step)
+        found = [(row, line) for row, line in found if row["step"] <= step]
+        last = max((row["step"] for row, _ in found), default=0)
+        if every and last // every < step // every:
+            say(f"{path} has no lines of steps {last + 1} to {step}; it lacks them now")
+        kept = b"".join(line + b"\n" for _, line in found)
         path.with_suffix(".tmp").unlink(missing_ok=True)  # of an older version
         records.write_file(path, lambda file: file.write(kept))
         if isinstance(path, ObjectPath):

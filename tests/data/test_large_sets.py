@@ -279,7 +279,7 @@ def test_tables_and_bytes_and_back(tmp_path):
             inside = side.within(n, places[numbers == n])
             assert inside.tolist() == [i for k, i in want if k == n]
     store.remove(shard_table.FILE)
-    with pytest.raises(records.Damaged, match="shards.npz is missing: copy it from"):
+    with pytest.raises(records.Damaged, match="shards.npz is missing: put a copy back"):
         shard_table.read(store, manifest)
 
 

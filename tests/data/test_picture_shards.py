@@ -291,9 +291,16 @@ def test_shards_far_apart_parts_are_read_one_by_one(tmp_path, originals, monkeyp
     assert sizes == [len(members[2][1]), 5]
 
 
+def without_its_end(data):
+    """A download that stopped between two samples."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        return data[: opened.getmembers()[-2].offset]
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
+        (without_its_end, "without the end mark of a tar, so it may be cut off"),
         (lambda d: b"", "empty file"),
         (lambda d: b"<html>not found</html>" * 99, "shard-00001.tar: "),
         (
@@ -303,7 +310,7 @@ def test_shards_far_apart_parts_are_read_one_by_one(tmp_path, originals, monkeyp
         (lambda d: d[:512] + d[1024:], "no header where one should be"),
         (lambda d: b"\x1f\x8b" + d, "shard-00001.tar: "),
     ],
-    ids=["empty", "html", "cut", "slipped", "gzip"],
+    ids=["between samples", "empty", "html", "cut", "slipped", "gzip"],
 )
 def test_broken_shards_are_named(tmp_path, originals, spoil, said):
     write_shards(tmp_path, originals)

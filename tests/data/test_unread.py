@@ -44,6 +44,11 @@ BETTER = {
         "write its captions as",
     ),
     "tabs": ({"all.tsv": "file_name\tcaption\n1.png\ta\n"}, "as metadata.csv, with"),
+    "flickr8k": ({"captions.txt": "image,caption\n1.png,a dog\n"}, "as metadata.csv"),
+    "flickr30k": (
+        {"results.csv.txt": "image_name| comment_number| comment\n1.png| 0| a\n"},
+        "as metadata.csv",
+    ),
     "another table": ({"all.CSV": "image,text\n1.png,a\n"}, "name it with captions="),
 }
 
@@ -60,8 +65,17 @@ def test_folder_names_are_no_captions_where_better_ones_are_beside(kind, tmp_pat
     assert open_folder(tmp_path, captions="folders").label_names == ("cat", "dog")
 
 
-def test_other_json_files_do_not_disturb(tmp_path):
+def test_folder_names_are_no_labels_where_a_table_has_them(tmp_path):
+    make(tmp_path, CLASSES | {"labels.csv": "file,class\n1.png,7\n"})
+    said = "labels.csv looks like a table of labels; folder names would be labels inste"
+    with pytest.raises(config.ConfigError, match=said):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, captions="folders").label_names == ("cat", "dog")
+
+
+def test_other_files_do_not_disturb(tmp_path):
     make(tmp_path, CLASSES | {"00000_stats.json": '{"count": 2}', "cat/about.json": ""})
+    make(tmp_path, {"classes.csv": "id,label\n0,cat\n", "readme.txt": "image, a path"})
     assert open_folder(tmp_path).label_names == ("cat", "dog")
 
 

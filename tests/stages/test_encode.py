@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -19,7 +20,7 @@ from PIL import Image
 from processes import MainProcess, start_job
 
 from scaling_ldm import config, data, flops, records
-from scaling_ldm.data import icons, pictures, shard_files, shard_table, shards
+from scaling_ldm.data import encoded, icons, pictures, shard_files, shard_table, shards
 from scaling_ldm.data.vocabulary import NULL, PADDING
 from scaling_ldm.models import pretrained
 from scaling_ldm.models.encoders import autoencoder_kl, bert
@@ -288,6 +289,33 @@ def test_a_second_encode_waits_for_the_first(
         f"waiting: {path.parent} is in use by process {first.pid}"
     )
     assert said[1].startswith(f"encoded already: {COUNT} pictures")
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (shards.shard_name(1), lambda path: path.write_bytes(path.read_bytes()[:99])),
+        (shards.shard_name(1), pathlib.Path.unlink),
+        ("shards.npz", lambda path: path.write_bytes(b"no table")),
+    ],
+    ids=["cut", "gone", "table"],
+)
+def test_what_a_message_about_records_says_makes_them_again(
+    whole, wanted, tmp_path, name, damage
+):
+    shutil.copytree(whole / "encoded", tmp_path / "encoded")
+    path = tmp_path / "encoded" / name
+    damage(path)
+    with pytest.raises(records.Damaged) as refused:
+        source = encoded.Encoded(str(path.parent), wanted(), "train")
+        source.rows(np.arange(len(source)))
+    it = "it and " if path.exists() else ""
+    assert f"{path}" in str(refused.value)
+    assert f"or remove {it}manifest.json" in str(refused.value)
+    path.unlink(missing_ok=True)
+    (path.parent / shards.MANIFEST).unlink()
+    encode.run(wanted(), tmp_path)
     assert files(tmp_path) == files(whole)
 
 

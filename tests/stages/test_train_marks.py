@@ -20,6 +20,7 @@ from scaling_ldm.training import (
     held_out,
     loop,
     marks,
+    measuring,
     mesh,
     objective,
     progress,
@@ -240,6 +241,45 @@ def test_a_run_killed_at_any_moment_has_the_same_rows(undisturbed, tmp_path, lin
     assert one == two
     cut = [line for line in lines if "was cut off and is dropped" in line]
     assert len(cut) == 4 and "everything after step 6 is measured again" in cut[1]
+
+
+def test_marks_whose_losses_are_gone_are_named(undisturbed, tmp_path, lines):
+    experiment, workdir, _ = undisturbed
+    spec, files = spec_of(experiment), files_of(experiment, tmp_path)
+    whole = files_of(experiment, workdir).measurements.read_bytes()
+    rows = whole.splitlines(keepends=True)
+    files.measurements.parent.mkdir(parents=True)
+    unused = object.__new__(train_step.CompiledFunctions)
+    for kept, gone in ((len(rows), ""), (2 * EACH + 3, "(4, 10, 12)"), (0, "(1, 2, 4")):
+        files.measurements.write_bytes(b"".join(rows[:kept]))
+        measuring.RunTable(experiment, spec, files, unused, [], 12, AT)
+        assert len(lines) == bool(gone)
+        assert all(f"{files.measurements} has no losses" in line for line in lines)
+        assert all(gone in line for line in lines)
+        lines.clear()
+
+
+@pytest.mark.slow
+def test_what_a_run_has_lost_of_its_past_is_said(experiment, tmp_path, lines):
+    def lacking():
+        found = [line for line in lines if "has no l" in line]
+        lines.clear()
+        return found
+
+    files = files_of(experiment, tmp_path)
+    with killed(checkpoint.Checkpoints, "save", 2, "after"), pytest.raises(Killed):
+        run(experiment, tmp_path)  # step 12 is saved; marks 1, 2, 4, 10 and 12 passed
+    whole = files.measurements.read_bytes().splitlines(keepends=True)
+    with killed(loop.TrainingRun, "_next_batch", 1, "before"), pytest.raises(Killed):
+        run(experiment, tmp_path)
+    assert not lacking()
+    files.measurements.write_bytes(b"".join(whole[: 2 * EACH + EACH // 2]))
+    log = files.metrics.read_bytes().splitlines(keepends=True)
+    files.metrics.write_bytes(log[0])
+    run(experiment, tmp_path)
+    metrics, measured = lacking()
+    assert f"{files.metrics} has no lines of steps " in metrics and "to 12;" in metrics
+    assert "passed (4, 10, 12), and they are not measured again: put a copy" in measured
 
 
 def test_a_loss_that_is_not_finite_is_a_row_and_ends_no_run(

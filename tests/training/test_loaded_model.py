@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling_ldm import config
 from scaling_ldm.data import vocabulary
 from scaling_ldm.diffusion import noise, samplers
 from scaling_ldm.models import encoders, pretrained
@@ -76,6 +77,26 @@ def test_what_a_loaded_model_does_not_read_is_refused(given, said):
     model = small(("text", "mask"), captions.WordReader(WORDS, 4))
     with pytest.raises(ValueError, match=said):
         model.sample(**given, steps=1)
+
+
+@pytest.mark.parametrize("given", [3, b"a red shirt", ["red", None]])
+def test_captions_that_are_no_text_are_refused(given, unchecked):
+    model = small(("text", "mask"), captions.WordReader(WORDS, 4))
+    with pytest.raises(TypeError, match="captions must be text: "):
+        model.sample(given, steps=1)
+
+
+def test_pictures_that_are_not_finite_are_refused_and_not_black():
+    model = small(("text", "mask"), captions.WordReader(WORDS, 4))
+    for guidance in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="the guidance scale must be finite, got"):
+            model.sample("red", guidance=guidance, steps=1)
+    x = np.zeros((3, 2, 2, 3), np.float32)
+    x[1, 0, 0, 0] = np.nan
+    with pytest.raises(config.ConfigError, match="1 of 3 pictures in a batch have val"):
+        model.decode(x)
+    x[1, 0, 0, 0] = 9.0  # beyond [-1, 1] is white
+    assert model.decode(x)[1, 0, 0].tolist() == [255, 128, 128]
 
 
 def test_what_a_labelled_or_coarse_model_does_not_get_is_refused():

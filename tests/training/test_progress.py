@@ -101,6 +101,23 @@ def test_the_log_drops_what_will_happen_again(tmp_path):
     assert {row["version"] for row in rows} == {records.SCHEMA}
 
 
+def test_a_log_without_its_last_lines_is_named(tmp_path, capsys):
+    log = progress.MetricLog(RunFiles(tmp_path), 0, tensorboard=False, every=5)
+    for step in (5, 10):
+        log.write(step, {"loss": 1.0 / step})
+    log.close()
+    for step in (10, 14, 15):
+        progress.MetricLog(RunFiles(tmp_path), step, False, every=5).close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    progress.MetricLog(RunFiles(tmp_path), 4, False, every=5).close()
+    progress.MetricLog(RunFiles(tmp_path), 5, False, every=5).close()
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path} has no lines of steps {steps}; it lacks them now"
+        for steps in ("11 to 15", "1 to 5")
+    ]
+
+
 def test_tensorboard_events_are_written(tmp_path):
     log = progress.MetricLog(RunFiles(tmp_path), 0, tensorboard=True)
     log.write(1, {"loss": 0.25, "mfu": None})

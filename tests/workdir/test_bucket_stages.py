@@ -46,7 +46,8 @@ PICTURES = (
     "--config.train.show_every_seconds=0",
 )
 STAGES = "--stages=plan,encode,train,generate,evaluate,frontier"
-TIMED = ("seconds", "device", "memory_bytes")  # differ between two commands
+# Differ between two commands; a seal is of all values.
+TIMED = ("seconds", "device", "memory_bytes", "seal")
 
 
 @pytest.fixture

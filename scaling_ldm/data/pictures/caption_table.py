@@ -130,14 +130,26 @@ def _pyarrow_parquet() -> Any:
     return parquet
 
 
-def is_one(head: bytes, name: str) -> bool:
-    """Whether a .csv, .tsv or .jsonl has columns for files and captions, by names."""
+def kind(head: bytes, name: str) -> str:
+    """What a table of text has a column for besides files, by the usual names.
+
+    Args:
+      head: the beginning of a .csv, .tsv, .txt or .jsonl.
+
+    Returns:
+      "captions", "labels", or "" for a file that is no table of pictures.
+    """
     first = head.decode("utf-8-sig", "replace").split("\n", 1)[0]
-    between = "\t" if name.lower().endswith(".tsv") else ","
+    ending = posixpath.splitext(name.lower())[1]
+    between = {".csv": ",", ".tsv": "\t"}.get(ending) or max("\t|,", key=first.count)
     try:
-        found = json.loads(first) if name.lower().endswith(".jsonl") else None
+        found = json.loads(first) if ending == ".jsonl" else None
         found = found or next(csv.reader([first], delimiter=between), [])
     except (ValueError, RecursionError, csv.Error):
-        return False
+        return ""
     usual = {str(key).strip().lower() for key in found}
-    return bool(usual & {*columns.FILE}) and bool(usual & {*columns.CAPTION})
+    if not usual & {*columns.FILE, "image_name"}:
+        return ""
+    if usual & {*columns.CAPTION, "comment"}:
+        return "captions"
+    return "labels" if usual & {*columns.LABEL} else ""

@@ -16,6 +16,7 @@ CAPTION = ("caption", "captions", "text", "prompt")
 IMAGE = ("image", "img", "picture", "jpg", "png", "image/encoded", "image_bytes")
 LARGEST_LABEL = 2**31 - 2  # the records have 4 bytes, and classes are one more
 FILE = ("file_name", "filename", "file", "image", "path")
+LABEL = ("label", "labels", "class", "category")
 
 
 def choose(

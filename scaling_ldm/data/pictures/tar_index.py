@@ -192,7 +192,8 @@ def read_headers(file: Any) -> Index:
       file: opened for reading bytes, seekable.
 
     Raises:
-      TarError: it is broken, or bytes that are not an archive follow its end.
+      TarError: it is broken, has no end mark, or bytes that are not an archive follow
+        its end.
     """
     samples = _TarSamples()
     end = _read_archive(file, samples)
@@ -222,7 +223,13 @@ def _read_archive(file: Any, samples: _TarSamples) -> int:
             samples.add(member)
         # tarfile stops without an error at a header that it cannot read.
         file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        block = file.read(tarfile.BLOCKSIZE)
+        if not block:
+            raise tarfile.ReadError(
+                f"it ends at byte {tar.offset} without the end mark of a tar, so it "
+                "may be cut off; if it is whole, truncate -s +1024 adds the mark"
+            )
+        if block.strip(b"\0"):
             raise tarfile.ReadError(f"no header where one should be, byte {tar.offset}")
         return tar.offset
 

@@ -11,8 +11,11 @@ from scaling_ldm.data.pictures import caption_table, record
 ARCHIVES = (".tar", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 PICKLES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib")
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", "-ubyte", "-ubyte.gz", ".mdb")
-_TABLES = (".csv", ".jsonl", ".tsv")
-_LOOKED_AT = 20  # files without an ending whose first bytes are looked at
+_TABLES = (".csv", ".jsonl", ".tsv", ".txt")
+_REMEDIES = dict.fromkeys(
+    (".tsv", ".txt"), "it is not read: write it as metadata.csv, with commas"
+)
+_LOOKED_AT = 20  # files of text or without an ending whose first bytes are looked at
 
 
 def instead(folder: storage.Folder) -> str:
@@ -59,26 +62,31 @@ def refuse_better(folder: storage.Folder) -> None:
     Raises:
       ConfigError: it names the file, and says what to do.
     """
+    texts = [n for n in folder.files if n.lower().endswith(".txt")]
+    not_looked_at = {*texts[_LOOKED_AT:]}  # as those of a detector's boxes
     for name in folder.files:
         ending = posixpath.splitext(name.lower())[1]
-        if ending in _TABLES and caption_table.is_one(
-            folder.read(name, 0, caption_table.HEAD), name
-        ):
-            if ending == ".tsv":
-                remedy = "it is not read: write it as metadata.csv, with commas"
-            else:
-                remedy = "name it with captions="
+        if ending in _TABLES and name not in not_looked_at:
+            kind = caption_table.kind(folder.read(name, 0, caption_table.HEAD), name)
+            remedy = _REMEDIES.get(ending, "name it with captions=")
+            if kind == "labels":
+                remedy = (
+                    "folder names would be labels instead: write it as metadata.csv "
+                    "with a column text"
+                )
         elif ending == ".json" and _says_captions(folder, name):
+            kind = "captions"
             remedy = (
                 "it is not read: write its captions as metadata.csv, or as .txt files "
                 "beside the pictures"
             )
         else:
             continue
-        raise config.ConfigError(
-            f"{folder.root}: {name} looks like a table of captions; {remedy}, or say "
-            "captions=folders (config.data.captions) for the names of the folders"
-        )
+        if kind:
+            raise config.ConfigError(
+                f"{folder.root}: {name} looks like a table of {kind}; {remedy}, or say "
+                "captions=folders (config.data.captions) for the names of the folders"
+            )
 
 
 def _says_captions(folder: storage.Folder, name: str) -> bool:

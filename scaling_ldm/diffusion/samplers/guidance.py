@@ -8,6 +8,7 @@ x0 and epsilon at the same x.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -56,6 +57,8 @@ class Guidance:
             )
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"channels must be at least 1, got {self.channels}")
+        if isinstance(self.scale, float | int) and not math.isfinite(self.scale):
+            raise ValueError(f"the guidance scale must be finite, got {self.scale}")
         if isinstance(self.rescale, float | int) and not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1], got {self.rescale}")
         if self.interval and not self.interval[0] < self.interval[1]:
