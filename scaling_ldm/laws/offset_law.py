@@ -7,8 +7,8 @@ For a given b, the best E >= 0 and A >= 0 follow from linear least squares of th
 relative errors, so only b is searched (variable projection; Golub and Pereyra 1973,
 SIAM J. Numer. Anal. 10, 413). The intervals are of a parametric bootstrap: the fitted
 law, with the drawn errors of the minima and their scatter, is fitted again. Three
-budgets have no scatter about three constants. There an interval is the hull of that of
-this law and that of the pure one.
+budgets have no scatter about three constants. There the interval of a prediction is the
+hull of that of this law and that of the pure one, from the noise of the minima alone.
 """
 
 from __future__ import annotations

@@ -144,6 +144,8 @@ def _law_row(
 ) -> dict[str, Any]:
     row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef offset")
     row |= {"quantity": name, "source": "this study", "model": ""} | refused(law)
+    if isinstance(law, PowerLaw) and name == "L_opt":  # of an older release
+        row["offset"] = 0.0
     if not isinstance(law, Refusal):
         row |= {"flops_min": law.x_min, "flops_max": law.x_max}
         row |= pick(law, "points rmse_log")
