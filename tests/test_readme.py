@@ -37,14 +37,16 @@ def test_there_is_one_test_command():
 def test_its_numbers_are_those_of_the_stored_result():
     rows = _rows(TEXT, 5)
     for name, law in FOUND.laws.items():
-        assert _says(rows[name][0].partition("=")[2], law.coef, law.exponent)
+        assert _says(rows[name][0].partition("=")[2], *_constants(law))
         assert _says(rows[name][1], *_ends(law.exponent_interval))
     for check in FOUND.held_out:
         _, _, predicted, measured, verdict = rows[check.quantity]
         interval = check.predicted_interval
         assert _says(predicted, check.predicted, *_ends(interval))
         assert _says(measured, check.measured)
-        assert verdict == ("inside" if _inside(check) else "**failed**")
+        assert verdict == ("inside" if check.inside else "**failed**")
+    (said,) = re.findall(r"its interval is (.*)\.$", TEXT, re.MULTILINE)
+    assert _says(said, *_ends(FOUND.laws["L_opt"].offset_interval))
 
 
 def test_numbers_elsewhere_are_those_of_the_stored_result():
@@ -53,7 +55,7 @@ def test_numbers_elsewhere_are_those_of_the_stored_result():
     laws, checks = _rows(tutorial, 3), _rows(tutorial, 5)
     for name, law in FOUND.laws.items():
         formula, exponent, interval = laws[name]
-        assert _says(formula.partition("=")[2], law.coef, law.exponent)
+        assert _says(formula.partition("=")[2], *_constants(law))
         assert _says(exponent, law.exponent)
         assert _says(interval, *_ends(law.exponent_interval))
     for check in FOUND.held_out:
@@ -61,13 +63,17 @@ def test_numbers_elsewhere_are_those_of_the_stored_result():
         assert _says(predicted, check.predicted)
         assert _says(interval, *_ends(check.predicted_interval))
         assert _says(measured, check.measured)
-        assert verdict == ("yes" if _inside(check) else "**no**")
+        assert verdict == ("yes" if check.inside else "**no**")
     loss = {check.quantity: check for check in FOUND.held_out}["L_opt"]
-    (said,) = re.findall(r"The quickstart shows it: (.*)$", _read("docs/laws.md"), re.M)
+    page = _read("docs/laws.md")
+    (said,) = re.findall(r"The quickstart shows it: (.*?)\. Version", page)
     assert _says(said, loss.predicted, *_ends(loss.predicted_interval), loss.measured)
-    (note,) = FOUND.notes
-    (ratio,) = re.findall(r"[\d.]+ times what the noise", note)
-    assert ratio in tutorial
+    assert not [note for note in FOUND.notes if "_opt: " in note]
+    (said,) = re.findall(r"Its interval is (.*): these four budgets", tutorial)
+    assert _says(said, *_ends(FOUND.laws["L_opt"].offset_interval))
+    shown = r"with an error of (.*)%, the law with an offset with (.*)%"
+    wanted = [f"{100 * form.left_out_error:.1f}" for form in FOUND.loss_forms]
+    assert re.findall(shown, tutorial) == [tuple(wanted)]
     experiment = _read("experiments/quickstart.py")
     (said,) = re.findall(r"N_opt ~ C\^(.* )\(90%\s+interval (.*?)\)", experiment)
     law = FOUND.laws["N_opt"]
@@ -84,9 +90,9 @@ def _ends(interval):
     return interval.low, interval.high
 
 
-def _inside(check):
-    low, high = _ends(check.predicted_interval)
-    return low <= check.measured <= high
+def _constants(law):
+    offset = (law.offset,) if isinstance(law, records.OffsetLaw) else ()
+    return *offset, law.coef, law.exponent
 
 
 def _says(text, *values):

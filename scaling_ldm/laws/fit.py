@@ -1,24 +1,24 @@
 """Fits an isoFLOP study: records or points in, laws or refusals out. No jax.
 
-`minima` fits a parabola per budget. The power laws over budgets are straight lines in
-log-log through the vertices of these parabolas. Every bootstrap draw of the vertices
-goes through the laws, their bands and the prediction of the largest budget from the
-smaller ones. The vertices may scatter about a law by more than the noise of the losses
-explains. Then the law's intervals are widened by the ratio (Birge), and a note says so.
+`minima` fits a parabola per budget. `law_of_minima` fits straight lines in log-log
+through the vertices of these parabolas, `offset_law` the law of the loss with an
+offset. `checked_laws` predicts the largest budget from the smaller ones and refuses a
+law of the loss that misses it. Every bootstrap draw of the vertices goes through all of
+them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from scaling_ldm.laws import law_of_minima
+from scaling_ldm.laws.checked_laws import fit_laws
 from scaling_ldm.laws.forms import power_law
-from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima, fit_curves
+from scaling_ldm.laws.law_of_minima import QUANTITIES
+from scaling_ldm.laws.minima import find_minima, fit_curves
 from scaling_ldm.laws.points import (
     RUN,
     IsoflopPoint,
@@ -32,10 +32,8 @@ from scaling_ldm.laws.summary import summary
 from scaling_ldm.laws.surface import refuse, surface
 from scaling_ldm.records import (
     FitResult,
-    HeldOut,
     Measurement,
     Parametric,
-    PowerLaw,
     Refusal,
     TrainRecord,
 )
@@ -53,58 +51,6 @@ __all__ = [
     "rate_records",
     "summary",
 ]
-
-
-def _held_out(
-    curves: Sequence[IsoflopCurve | Refusal],
-    minima: Minima,
-    draws: int,
-    level: float,
-    extend: float,
-    seed: int,
-) -> list[HeldOut | Refusal]:
-    """The largest measured minimum, predicted by laws that never saw its budget."""
-    if not len(minima.budgets):
-        return []
-    largest = float(minima.budgets[-1])
-    rest = [c for c in curves if isinstance(c, IsoflopCurve) and c.budget < largest]
-    smaller = find_minima(rest, draws, level, [seed, 3])
-    out: list[HeldOut | Refusal] = []
-    for index, name in enumerate(law_of_minima.QUANTITIES):
-        law, predict, _ = law_of_minima.fit_law(
-            smaller, index, level, extend, [seed, 4, index]
-        )
-        value, noise = float(minima.centre[-1, index]), minima.draws[:, -1, index]
-        if name == "L_opt":
-            with np.errstate(invalid="ignore", divide="ignore"):
-                value, noise = float(np.log(value)), np.log(noise)
-        reason, detail = "loss not positive", "a power law cannot predict it"
-        if isinstance(law, Refusal):
-            reason, detail = law.reason, f"{law.detail}, the largest left out"
-        if predict is None or not math.isfinite(value):
-            out.append(
-                Refusal(
-                    quantity=f"{name} held out",
-                    budget_flops=largest,
-                    reason=reason,
-                    detail=detail,
-                )
-            )
-            continue
-        noise = noise[np.isfinite(noise)] - value
-        measured = math.exp(value)
-        predicted, interval = predict(largest, noise)
-        out.append(
-            HeldOut(
-                quantity=name,
-                budget_flops=largest,
-                predicted=predicted,
-                predicted_interval=interval,
-                measured=measured,
-                relative_error=predicted / measured - 1,
-            )
-        )
-    return out
 
 
 def isoflop(
@@ -125,9 +71,9 @@ def isoflop(
       points: one per run: (budget_flops, params, tokens, loss), or a mapping or object
         with budget_flops, tokens and the fields `size` and `metric`. What has names,
         such as a named tuple, is read by them, and points with the same text as
-        `run_id` are of one trajectory. Budgets are grouped by equality, up to rounding
-        (1e-6). Runs of equal budget and size are seeds: each is a point. FLOPs are 2 x
-        multiply-adds, tokens those the trunk processes.
+        `run_id` are of one trajectory. Budgets that differ by 2% or less are one. A
+        point that is given twice counts once. Runs of equal budget and size are seeds:
+        each is a point. FLOPs are 2 x multiply-adds, tokens those the trunk processes.
       metric: field with the loss; for tuples only a label.
       size: field with the number of parameters; for tuples only a label.
       confidence: level of all intervals and bands.
@@ -147,7 +93,7 @@ def isoflop(
       ValueError: options out of range, or points of another form.
 
     Example:
-      >>> points = [(c, n, c / (6 * n), 1 + 0.1 * math.log(n / (c / 6) ** 0.5) ** 2)
+      >>> points = [(c, n, c / (6 * n), 1 + 0.1 * np.log(n / (c / 6) ** 0.5) ** 2)
       ...           for c in (1e12, 1e13, 1e14) for n in (1e5, 5e5, 1e6, 5e6, 1e7)]
       >>> round(isoflop(points, bootstrap=50).laws["N_opt"].exponent, 6)
       0.5
@@ -160,31 +106,31 @@ def isoflop(
         raise ValueError(f"window must be a factor above 1 or None, given {window}")
     if not extend >= 1:
         raise ValueError(f"extend must be a factor of at least 1, given {extend}")
-    kept, excluded = read(points, metric, size)
+    kept, excluded, doubts = read(points, metric, size)
     kept, diverged = without_diverged(kept, metric)
     curves, outside = fit_curves(kept, window)
     minima = find_minima(curves, bootstrap, confidence, [seed, 1])
-    notes = [*minima.notes, *shared_seeds(kept)]
-    by_quantity: dict[str, PowerLaw | Refusal] = {}
-    for index, name in enumerate(law_of_minima.QUANTITIES):
-        by_quantity[name], _, more = law_of_minima.fit_law(
-            minima, index, confidence, extend, [seed, 2, index]
-        )
-        notes += more
-    held_out: list[HeldOut | Refusal] = []
-    if hold_out_largest:
-        held_out = _held_out(curves, minima, bootstrap, confidence, extend, seed)
+    found = fit_laws(
+        curves,
+        minima,
+        draws=bootstrap,
+        level=confidence,
+        extend=extend,
+        seed=seed,
+        hold_out_largest=hold_out_largest,
+    )
     return FitResult(
         metric=metric,
         size=size,
         parabolas=tuple(minima.parabolas),
-        laws=by_quantity,
+        laws=found.laws,
+        loss_forms=found.loss_forms,
         parametric=_surface(kept, None, confidence, bootstrap, seed),
-        held_out=tuple(held_out),
+        held_out=found.held_out,
         excluded=tuple(excluded + diverged + outside),
         bootstrap=bootstrap,
         seed=seed,
-        notes=tuple(notes),
+        notes=(*doubts, *minima.notes, *shared_seeds(kept), *found.notes),
     )
 
 
@@ -227,7 +173,7 @@ def parametric(
     Raises:
       ValueError: points of another form.
     """
-    kept, excluded = read(points, metric, size)
+    kept, excluded, _ = read(points, metric, size)
     if huber is None:
         excluded += without_diverged(kept, metric)[1]
     if excluded:
@@ -332,7 +278,7 @@ def _nothing(
         metric="",
         size="",
         parabolas=tuple(minima),
-        laws={name: Refusal(quantity=name, **why) for name in law_of_minima.QUANTITIES},
+        laws={name: Refusal(quantity=name, **why) for name in QUANTITIES},
         parametric=refuse(reason, detail),
         held_out=(),
         excluded=(),

@@ -23,6 +23,7 @@ MAX_FAILED_DRAWS = 0.1  # share of failed draws above which a fit is not identif
 
 Points = Float[np.ndarray, "points"]
 Draws = Float[np.ndarray, "draws"]
+ManyDraws = Float[np.ndarray, "draws *columns"]
 
 
 def exchangeable(residuals: Points, leverage: Points, dof: int) -> np.ndarray:
@@ -38,12 +39,23 @@ def exchangeable(residuals: Points, leverage: Points, dof: int) -> np.ndarray:
     return pool * (math.sqrt(np.sum(residuals**2) / dof) / rms) if rms else pool
 
 
+def central(draws: ManyDraws, level: float) -> np.ndarray:
+    """The ends of the central interval of each column of draws: [2, columns]."""
+    return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
 def percentiles(draws: Draws, level: float) -> Interval:
     """The central interval of the finite draws."""
-    low, high = np.quantile(
-        draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2]
-    )
+    low, high = central(draws[np.isfinite(draws)], level)
     return Interval(low=float(low), high=float(high), level=level)
+
+
+def band(
+    x: Points, low: Points, high: Points
+) -> tuple[tuple[float, float, float], ...]:
+    """Rows (x, low, high) of a law's prediction band."""
+    rows = zip(x, low, high, strict=True)
+    return tuple((float(g), float(a), float(b)) for g, a, b in rows)
 
 
 def band_grid(x: Points, extend: float, points: int = 41) -> np.ndarray:
@@ -101,7 +113,6 @@ def power_law(
     offset = np.log(grid) - centre
     middle = v.mean() + exponent * offset
     width = t * s * np.sqrt(1 + 1 / len(x) + offset**2 / spread)
-    band = zip(grid, np.exp(middle - width), np.exp(middle + width), strict=True)
 
     def interval(low: float, high: float) -> Interval:
         return Interval(low=float(low), high=float(high), level=confidence)
@@ -117,7 +128,7 @@ def power_law(
         x_min=float(x.min()),
         x_max=float(x.max()),
         rmse_log=s,
-        band=tuple((float(g), float(low), float(high)) for g, low, high in band),
+        band=band(grid, np.exp(middle - width), np.exp(middle + width)),
     )
 
 

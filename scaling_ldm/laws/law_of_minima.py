@@ -1,4 +1,11 @@
-"""One power law over budgets, through the minima of their curves."""
+"""A straight line in log-log over budgets, through the minima of their curves.
+
+The minima may scatter about a law by more than the noise of the losses explains. How
+much more is as uncertain as the few budgets make it, so each bootstrap draw has its own
+scatter, of which `excess_scatter` says the source. It moves the drawn minima and the
+new minimum of a prediction. No test decides whether there is scatter: such a test
+rarely finds it in three or four budgets.
+"""
 
 from __future__ import annotations
 
@@ -7,100 +14,174 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.minima import Minima
-from scaling_ldm.records import Interval, PowerLaw, Refusal
+from scaling_ldm.records import Interval, OffsetLaw, PowerLaw, Refusal
 
 QUANTITIES = ("N_opt", "D_opt", "L_opt")
 MIN_BUDGETS = 3  # a line has two
+MIN_SPAN = 2.0  # largest over smallest budget
+_EXACT = 1e-9  # deviations of logarithms below this are rounding
+
+Draws = Float[np.ndarray, "draws"]
+Places = Float[np.ndarray, "places"]
+# Budgets, and the drawn relative errors of a measured minimum there, if it has some ->
+# the law's values, and the ends of the intervals of a minimum measured there.
+Predict = Callable[[Places, Draws | None], tuple[Places, Places, Places]]
 
 
-Predict = Callable[..., tuple[float, Interval]]
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A law of one quantity, what it predicts, and doubts; or why there is none."""
+
+    law: PowerLaw | OffsetLaw | Refusal
+    predict: Predict | None = None
+    notes: tuple[str, ...] = ()
+
+
+def unusable(minima: Minima, name: str) -> Refusal | None:
+    """Why no law of `name` goes through these budgets; None if one may."""
+    k = len(minima.budgets)
+    reason = detail = ""
+    if k < MIN_BUDGETS:
+        reason = f"fewer than {MIN_BUDGETS} budgets"
+        detail = f"{k} budget{' has' if k == 1 else 's have'} a parabola"
+    elif (span := minima.budgets.max() / minima.budgets.min()) < MIN_SPAN:
+        reason = f"budgets span less than a factor {MIN_SPAN:g}"
+        detail = f"{minima.budgets.min():.6g} to {minima.budgets.max():.6g} FLOPs, a "
+        detail += f"factor {span:.3g}"
+    elif name == "L_opt" and minima.losses[0] <= 0:
+        low, high = minima.losses
+        reason = "loss changes sign" if high > 0 else "loss not positive"
+        detail = f"losses from {low:.6g} to {high:.6g}; a power law is of positive ones"
+    return Refusal(quantity=name, reason=reason, detail=detail) if reason else None
+
+
+def excess_scatter(
+    squares: float, dof: int, drawn: Draws, variance: float, rng: np.random.Generator
+) -> Draws:
+    """The scatter of minima about a law beyond their noise, a deviation for each draw.
+
+    The squares about the law are (noise + scatter^2) times a chi2 with `dof` degrees of
+    freedom. Solved for the scatter, with a drawn chi2, this is the Q-profile
+    (Viechtbauer 2007, Stat. Med. 26, 37; as a generalised interval: Iyer, Wang and
+    Mathew 2004, JASA 99, 1060). Where the squares are below the median of those that
+    noise alone gives, there is none.
+
+    Args:
+      squares: sum of squares about the law.
+      dof: budgets minus constants, at least 1.
+      drawn: the sums of squares of draws that have noise and no scatter.
+      variance: of the noise of a minimum, mean over budgets.
+      rng: of the draws.
+    """
+    if squares <= max(_EXACT**2 * dof, float(np.median(drawn))):
+        return np.zeros(len(drawn))
+    total = squares / rng.chisquare(dof, len(drawn))
+    return np.sqrt(np.maximum(0.0, total - variance))
+
+
+def scatter_note(
+    name: str, squares: float, dof: int, drawn: Draws, variance: float
+) -> tuple[str, ...]:
+    """A line if noise alone gives such squares in fewer than 5% of cases."""
+    if squares <= max(_EXACT**2 * dof, float(np.quantile(drawn, 0.95))):
+        return ()
+    ratio = math.sqrt(squares / max(float(np.median(drawn)), 1e-300))
+    scatter = math.sqrt(max(0.0, squares / dof - variance))
+    return (
+        f"{name}: minima scatter about the law {min(ratio, 1e6):.1f} times what the "
+        f"noise of the losses explains, by {scatter:.2g} beyond it (in logarithms); "
+        "the intervals allow for it",
+    )
+
+
+def noise_variance(noise: np.ndarray) -> float:
+    """Of a minimum, mean over budgets; from quartiles, as a few draws may lie far off.
+
+    Args:
+      noise: drawn errors [draws, k].
+    """
+    low, high = np.quantile(noise, [0.25, 0.75], axis=0)
+    return float(np.mean(((high - low) / 1.349) ** 2))
+
+
+def usable_draws(minima: Minima, index: int) -> tuple[np.ndarray, Refusal | None]:
+    """Drawn relative errors [draws, k] of the minima of one quantity."""
+    value, samples = minima.centre[:, index], minima.draws[:, :, index]
+    if QUANTITIES[index] == "L_opt":
+        value, samples = np.log(value), np.log(np.where(samples > 0, samples, np.nan))
+    usable = np.all(np.isfinite(samples), axis=1)
+    if usable.sum() >= 20:
+        return samples[usable] - value, None
+    detail = f"{usable.sum()} of {len(usable)} bootstrap draws have all minima"
+    reason = "minimum not identified"
+    return samples, Refusal(quantity=QUANTITIES[index], reason=reason, detail=detail)
+
+
+def fit_law(
+    minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
+) -> Fitted:
+    """The power law of one quantity, with bootstrap intervals."""
+    name = QUANTITIES[index]
+    if refusal := unusable(minima, name):
+        return Fitted(refusal)
+    noise, refusal = usable_draws(minima, index)
+    if refusal:
+        return Fitted(refusal)
+    budgets, value = minima.budgets, minima.centre[:, index]
+    law = forms.power_law(
+        budgets,
+        value if name == "L_opt" else np.exp(value),
+        x_name="budget_flops",
+        y_name=name,
+        confidence=level,
+        extend=extend,
+    )
+    if isinstance(law, Refusal):
+        return Fitted(law)
+    u, rng = np.log(budgets), np.random.default_rng(seed)
+    centre, dof = u.mean(), len(budgets) - 2
+    design = np.stack([np.ones_like(u), u - centre], axis=1)
+    solve = np.linalg.pinv(design)
+    drawn = np.sum((noise - (noise @ solve.T) @ design.T) ** 2, 1)
+    squares, variance = law.rmse_log**2 * dof, noise_variance(noise)
+    scatter = excess_scatter(squares, dof, drawn, variance, rng)
+    moved = scatter[:, None] * rng.standard_normal((len(noise), len(u) + 1))
+    fresh = noise[np.arange(len(noise)), rng.integers(len(u), size=len(noise))]
+    lines = (noise + moved[:, :-1]) @ solve.T  # errors of (ln y at the centre, slope)
+
+    def predict(x, own=None):
+        new = moved[:, -1] + (fresh if own is None else np.resize(own, len(fresh)))
+        at = np.stack([np.ones(len(x)), np.log(x) - centre], axis=1)
+        error = lines @ at.T + new[:, None]
+        low, high = forms.central(error, level)
+        middle = law.coef * np.asarray(x) ** law.exponent
+        with np.errstate(over="ignore"):
+            return middle, middle * np.exp(low), middle * np.exp(high)
+
+    at_one = forms.percentiles(lines @ [1.0, -centre], level)  # of ln coef
+    exponent = forms.percentiles(lines[:, 1], level)
+    grid = forms.band_grid(budgets, extend)
+    complete = dataclasses.replace(
+        law,
+        coef_interval=_exp_interval(math.log(law.coef), at_one),
+        exponent_interval=interval(
+            law.exponent + exponent.low, law.exponent + exponent.high, level
+        ),
+        band=forms.band(grid, *predict(grid)[1:]),
+    )
+    notes = scatter_note(name, squares, dof, drawn, variance)
+    return Fitted(complete, predict, notes)
+
+
+def interval(low: float, high: float, level: float) -> Interval:
+    return Interval(low=float(low), high=float(high), level=level)
 
 
 def _exp_interval(middle: float, i: Interval) -> Interval:
     """The interval of exp(middle + error); where it overflows it is infinite."""
     with np.errstate(over="ignore"):
-        low, high = np.exp([middle + i.low, middle + i.high])
-    return Interval(low=float(low), high=float(high), level=i.level)
-
-
-def fit_law(
-    minima: Minima, index: int, level: float, extend: float, seed: Sequence[int]
-) -> tuple[PowerLaw | Refusal, Predict | None, list[str]]:
-    """One law with bootstrap intervals, its prediction of a new minimum, and notes.
-
-    The prediction uses the noise of the new minimum's logarithm if it is given.
-    Otherwise the noise is drawn from the errors of the fitted minima.
-    """
-    name = QUANTITIES[index]
-    budgets, value = minima.budgets, minima.centre[:, index]
-    if len(budgets) < MIN_BUDGETS:
-        have = "budget has" if len(budgets) == 1 else "budgets have"
-        reason = f"fewer than {MIN_BUDGETS} budgets"
-        detail = f"{len(budgets)} {have} a parabola"
-        return Refusal(quantity=name, reason=reason, detail=detail), None, []
-    samples = minima.draws[:, :, index]
-    if name == "L_opt":
-        y = value
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value, samples = np.log(value), np.log(samples)
-    else:
-        y = np.exp(value)
-    law = forms.power_law(
-        budgets, y, x_name="budget_flops", y_name=name, confidence=level, extend=extend
-    )
-    if isinstance(law, Refusal):
-        return law, None, []
-    usable = np.all(np.isfinite(samples), axis=1)
-    if usable.sum() < 20:
-        refusal = Refusal(
-            quantity=name,
-            reason="minimum not identified",
-            detail=f"{usable.sum()} of {len(usable)} bootstrap draws have all minima",
-        )
-        return refusal, None, []
-    samples = samples[usable]
-    u = np.log(budgets)
-    design = np.stack([np.ones_like(u), u], axis=1)
-    solve = np.linalg.pinv(design)
-    noise = samples - value
-    lines = noise @ solve.T  # [draws, 2]: error of (ln coef, exponent)
-    scatter = np.sqrt(np.sum((noise - lines @ design.T) ** 2, 1) / (len(u) - 2))
-    notes, ratio = [], 1.0
-    if law.rmse_log > max(1e-9, np.quantile(scatter, 0.95)):
-        ratio = law.rmse_log / float(np.median(scatter))
-        notes.append(
-            f"{name}: minima scatter about the power law {ratio:.1f} times what the "
-            "noise of the losses explains; intervals widened by that (does it bend?)"
-        )
-    lines, noise = lines * ratio, noise * ratio
-    rng = np.random.default_rng(seed)
-    fresh = rng.permutation(noise)[
-        np.arange(len(noise)), rng.integers(len(u), size=len(noise))
-    ]
-
-    def predict(x: float, own_noise: np.ndarray | None = None):
-        middle = math.log(law(x))
-        extra = fresh if own_noise is None else ratio * own_noise[: len(lines)]
-        i = forms.percentiles(lines[: len(extra)] @ [1.0, math.log(x)] + extra, level)
-        return law(x), _exp_interval(middle, i)
-
-    coef = forms.percentiles(lines[:, 0], level)
-    exponent = forms.percentiles(lines[:, 1], level)
-    band = []
-    for x in forms.band_grid(budgets, extend):
-        i = predict(float(x))[1]
-        band.append((float(x), i.low, i.high))
-    complete = dataclasses.replace(
-        law,
-        coef_interval=_exp_interval(math.log(law.coef), coef),
-        exponent_interval=Interval(
-            low=law.exponent + exponent.low,
-            high=law.exponent + exponent.high,
-            level=level,
-        ),
-        band=tuple(band),
-    )
-    return complete, predict, notes
+        return interval(np.exp(middle + i.low), np.exp(middle + i.high), i.level)

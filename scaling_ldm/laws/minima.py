@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.points import IsoflopPoint, run_name
+from scaling_ldm.laws.shared_noise import SharedNoise, groups, shared_noise
 from scaling_ldm.records import Interval, Parabola, Refusal
 
 MIN_SIZES = 4  # a parabola has three coefficients
@@ -54,6 +55,7 @@ class IsoflopCurve:
     coefs: Coefs
     residuals: Points
     leverage: Points
+    runs: tuple[str, ...]  # of each point; "": not known
 
     @property
     def dof(self) -> int:
@@ -113,6 +115,7 @@ def fit_curve(points: Sequence[IsoflopPoint], near: int = 0) -> IsoflopCurve | R
         coefs=coefs,
         residuals=y - design @ coefs,
         leverage=np.sum(design * solve.T, axis=1),
+        runs=tuple(p.run for p in points),
     )
     grid = f"the grid of {sizes[0]:.4g} to {sizes[-1]:.4g} parameters"
     if coefs[2] <= 1e-12 * max(1e-300, np.abs(y).max()):
@@ -196,6 +199,18 @@ def _draw(
         if mean_square > 0:
             pool = pool * math.sqrt(rss.sum() / dof.sum() / mean_square)
         common = pool, np.sqrt(dof.sum() / rng.chisquare(dof.sum(), (draws, 1)))
+        if mean_square > exact**2 and (shared := _shared(curves, draws, rng)):
+            if shared.p < 0.05:
+                notes.append(
+                    "losses of one size, or trajectory, share "
+                    f"{np.median(shared.rho):.0%} of their noise between budgets "
+                    f"({np.quantile(shared.rho, 0.05):.0%} to "
+                    f"{np.quantile(shared.rho, 0.95):.0%}): the intervals allow for it"
+                )
+            noise = shared.noise(pool / np.sqrt(np.mean(pool**2)), rng)
+            ends = np.cumsum([len(c.x) for c in curves])[:-1]
+            each = zip(curves, np.split(noise, ends, axis=1), strict=True)
+            return [c.coefs + part @ c.solve.T for c, part in each], notes
     out = []
     for c, part in zip(curves, parts, strict=True):
         if common is None:
@@ -205,6 +220,19 @@ def _draw(
         noise = rng.choice(pool, (draws, len(c.x))) * scale
         out.append(c.coefs + noise @ c.solve.T)
     return out, notes
+
+
+def _shared(
+    curves: Sequence[IsoflopCurve], draws: int, rng: np.random.Generator
+) -> SharedNoise | None:
+    """The noise that budgets have in common; None if no size is at two of them."""
+    sizes = np.exp(np.concatenate([c.x + c.centre for c in curves])).tolist()
+    runs = [run for c in curves for run in c.runs]
+    group = groups(sizes, runs, [c.budget for c in curves for _ in c.x])
+    if group is None:
+        return None
+    residuals = np.concatenate([c.residuals for c in curves])
+    return shared_noise(residuals, [c.design for c in curves], group, draws, rng)
 
 
 def _cubic_note(fitted: Sequence[tuple[IsoflopCurve, Interval]]) -> list[str]:
@@ -248,6 +276,7 @@ class Minima:
     budgets: Budgets  # those with a parabola
     centre: Vertices  # (ln N, ln D, loss)
     draws: DrawnVertices
+    losses: tuple[float, float]  # least and largest loss of the runs of these budgets
     notes: list[str]
 
 
@@ -309,6 +338,7 @@ def find_minima(
         )
         results[c.budget] = (parabola, vertices)
     kept = [c for c in good if isinstance(results[c.budget][0], Parabola)]
+    losses = np.concatenate([c.y for c in kept]) if kept else np.zeros(1)
     return Minima(
         parabolas=[
             c if isinstance(c, Refusal) else results[c.budget][0] for c in curves
@@ -318,5 +348,6 @@ def find_minima(
         draws=np.stack([results[c.budget][1] for c in kept], 1)
         if kept
         else np.empty((draws, 0, 3)),
+        losses=(float(losses.min()), float(losses.max())),
         notes=notes + _cubic_note(fitted),
     )

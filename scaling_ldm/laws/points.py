@@ -2,8 +2,9 @@
 
 A point whose values have names is read by name, whatever their order: a mapping, an
 object, a named tuple, a row of a structured array or of a database. Budgets that differ
-by rounding are one budget. A run whose loss lies far above those of its budget is left
-out by name: it diverged, though its loss is a number.
+by 2% or less are one budget. A point that is given twice counts once. A run whose loss
+lies far above those of its budget is left out by name: it diverged, though its loss is
+a number.
 
 Points may name their run. Points of one run are measured along one trajectory: they
 share its seed, so what is noise at one budget is partly the same noise at the next.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,7 +32,10 @@ class IsoflopPoint:
 
 
 RUN = "run_id"  # the field of a named point that is `IsoflopPoint.run`; a text
-SAME_BUDGET = 1e-6  # relative difference up to which two budgets are equal
+SAME_BUDGET = 0.02  # relative difference up to which two budgets are one
+NEAR_BUDGET = 0.05  # relative difference up to which a note asks whether they are one
+_ROUNDING = 1e-6  # relative difference of budgets that needs no note
+_UNITS = (0.1, 10.0)  # of 6 N D / C; beyond it one of the three has another unit
 # A loss counts as far above the parabola through the others if its distance is larger
 # than the range of the others, and than this many times the largest deviation of a
 # usual budget.
@@ -45,8 +50,8 @@ def run_name(budget: float, n: float) -> str:
 
 def read(
     points: Iterable[Any], metric: str, size: str
-) -> tuple[list[IsoflopPoint], list[str]]:
-    """Usable points in a fixed order, and a line for each that is not usable.
+) -> tuple[list[IsoflopPoint], list[str], list[str]]:
+    """Usable points in a fixed order, a line for each that is left out, and notes.
 
     Raises:
       ValueError: a point is not four numbers and lacks one of the fields.
@@ -66,11 +71,19 @@ def read(
             excluded.append(f"{run_name(*values[:2])}: {', '.join(bad)}")
         else:
             kept.append(IsoflopPoint(*values, run=_run(point)))
-    return _with_equal_budgets(sorted(kept)), sorted(excluded)
+    counts = collections.Counter(kept)
+    excluded += [
+        f"{run_name(point.budget, point.n)}: given {count} times with the same tokens "
+        f"and {metric}, counted once"
+        for point, count in counts.items()
+        if count > 1
+    ]
+    kept, notes = _with_equal_budgets(sorted(counts))
+    return kept, sorted(excluded), notes + _odd_units(kept)
 
 
 def shared_seeds(points: Iterable[IsoflopPoint]) -> list[str]:
-    """A line if several points are of one run, which the intervals do not know of."""
+    """A line if several points are of one run."""
     runs = collections.Counter(point.run for point in points if point.run)
     several = [count for count in runs.values() if count > 1]
     if not several:
@@ -81,24 +94,58 @@ def shared_seeds(points: Iterable[IsoflopPoint]) -> list[str]:
         else f"lie on {len(several)} trajectories"
     )
     return [
-        f"{sum(several)} points {lie}: those of one trajectory share their seed, as "
-        "separate runs of one seed do, and the intervals take them as independent"
+        f"{sum(several)} points {lie}: those of one trajectory share their seed, and "
+        "the intervals of minima and laws allow for noise that they have in common; "
+        "those of the surface do not"
     ]
 
 
-def _with_equal_budgets(points: list[IsoflopPoint]) -> list[IsoflopPoint]:
-    """Sorted points; budgets that differ by rounding become the middle one of them."""
+def _with_equal_budgets(
+    points: list[IsoflopPoint],
+) -> tuple[list[IsoflopPoint], list[str]]:
+    """Sorted points, and notes; nearly equal budgets become the middle one of them."""
     groups: list[list[IsoflopPoint]] = []
     for point in points:
         first = groups[-1][0].budget if groups else 0.0
         if point.budget - first > SAME_BUDGET * point.budget:
             groups.append([])
         groups[-1].append(point)
-    return sorted(
-        dataclasses.replace(point, budget=group[len(group) // 2].budget)
+    notes, middle = [], [group[len(group) // 2].budget for group in groups]
+    united = [
+        f"{group[0].budget:.6g} to {group[-1].budget:.6g}"
         for group in groups
+        if group[-1].budget - group[0].budget > _ROUNDING * group[-1].budget
+    ]
+    if united:
+        notes.append(
+            f"budgets within {SAME_BUDGET:.0%} of each other are one budget "
+            f"({', '.join(united)} FLOPs)"
+        )
+    notes += [
+        f"budgets {low:.6g} and {high:.6g} FLOPs differ by {high / low - 1:.1%} and "
+        "count as two: runs of one budget should have the budget they were planned for"
+        for low, high in itertools.pairwise(middle)
+        if high - low <= NEAR_BUDGET * high
+    ]
+    found = [
+        dataclasses.replace(point, budget=budget)
+        for group, budget in zip(groups, middle, strict=True)
         for point in group
-    )
+    ]
+    return sorted(found), notes
+
+
+def _odd_units(points: list[IsoflopPoint]) -> list[str]:
+    """A line if 6 N D is not nearly C: a unit may be another one."""
+    ratios = [6 * p.n * p.d / p.budget for p in points]
+    odd = [r for r in ratios if not _UNITS[0] <= r <= _UNITS[1]]
+    if not odd:
+        return []
+    return [
+        f"6 N D / C lies between {min(ratios):.3g} and {max(ratios):.3g}, outside "
+        f"{_UNITS[0]:g} to {_UNITS[1]:g} at {len(odd)} of {len(ratios)} points: are "
+        "parameters, tokens and FLOPs given as whole numbers, not in millions?"
+    ]
 
 
 def without_diverged(

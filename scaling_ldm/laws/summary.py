@@ -7,6 +7,8 @@ from typing import Any
 from scaling_ldm.records import (
     FitResult,
     HeldOut,
+    LossForm,
+    OffsetLaw,
     PowerLaw,
     RateFit,
     RateLaw,
@@ -31,17 +33,34 @@ def summary(result: FitResult) -> list[str]:
                 f"({i.level:.0%} interval of the exponent {i.low:.3f} to {i.high:.3f}, "
                 f"{found.points} budgets)"
             )
+        if isinstance(found, OffsetLaw):
+            i, e = found.exponent_interval, found.offset_interval
+            known = "" if found.identified else ": not identified"
+            return (
+                f"{found.y_name} = {found.offset:.4g} + {found.coef:.3g} "
+                f"C^{found.exponent:.3f}  ({i.level:.0%} intervals: E {e.low:.4g} to "
+                f"{e.high:.4g}{known}; exponent {i.low:.3f} to {i.high:.3f}; "
+                f"{found.points} budgets)"
+            )
         if isinstance(found, HeldOut):
+            i = found.predicted_interval
             return (
                 f"held out {found.quantity} at {found.budget_flops:.3g} FLOPs: "
-                f"predicted {found.predicted:.4g}, measured {found.measured:.4g} "
-                f"({found.relative_error:+.1%})"
+                f"predicted {found.predicted:.4g} ({i.low:.4g} to {i.high:.4g}), "
+                f"measured {found.measured:.4g} ({found.relative_error:+.1%})"
+            )
+        if isinstance(found, LossForm) and found.left_out_error is not None:
+            name = "L = A C^b" if found.form == "power" else "L = E + A C^b"
+            return (
+                f"form of L_opt, {name}: budgets left out in turn are predicted within "
+                f"{found.left_out_error:.2%} (rms)"
             )
         return None  # parabolas and surfaces are in the record
 
     everything = (
         *result.parabolas,
         *result.laws.values(),
+        *result.loss_forms,
         *result.held_out,
         result.parametric,
     )

@@ -85,6 +85,43 @@ class PowerLaw:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OffsetLaw:
+    """y = offset + coef * x^exponent: a loss that levels off at `offset`.
+
+    `offset` is at least 0, and 0 where the pure power law predicts budgets that are
+    left out at least as well. The intervals are in either case those of the law with an
+    offset. `band` is as in PowerLaw.
+    """
+
+    x_name: str
+    y_name: str
+    offset: float
+    coef: float
+    exponent: float
+    offset_interval: Interval
+    coef_interval: Interval
+    exponent_interval: Interval
+    points: int
+    x_min: float
+    x_max: float
+    rmse_log: float  # error of ln y around the law: sqrt(RSS / degrees of freedom)
+    band: tuple[tuple[float, float, float], ...]
+
+    def __call__(self, x: float) -> float:
+        return self.offset + self.coef * x**self.exponent
+
+    @property
+    def bends(self) -> bool:
+        """Whether the interval of the offset excludes 0, by 0.1% of the last y."""
+        return self.offset_interval.low > 1e-3 * self(self.x_max)
+
+    @property
+    def identified(self) -> bool:
+        """Whether the points bound the offset: from below, or well below the last y."""
+        return self.bends or self.offset_interval.high < 0.95 * self(self.x_max)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parametric:
     """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3)."""
 
@@ -121,6 +158,24 @@ class HeldOut:
     measured: float
     relative_error: float  # predicted / measured - 1
 
+    @property
+    def inside(self) -> bool:
+        """Whether the measured value lies inside the predicted interval."""
+        i = self.predicted_interval
+        return i.low <= self.measured <= i.high
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossForm:
+    """One form of the law of L_opt, and how well it predicts."""
+
+    form: str  # "power": E = 0, the pure power law; "offset": E is fitted
+    law: PowerLaw | OffsetLaw | Refusal
+    # The rms of predicted / measured - 1, each budget predicted from all others; None:
+    # fewer than 4 budgets.
+    left_out_error: float | None
+    held_out: HeldOut | Refusal | None  # None: no budget was held out
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
@@ -129,7 +184,8 @@ class FitResult:
     metric: str  # what was fitted as the loss, e.g. "loss"; see Measurement
     size: str  # which N, e.g. "params_without_embeddings"
     parabolas: tuple[Parabola | Refusal, ...]
-    laws: Mapping[str, PowerLaw | Refusal]  # "N_opt", "D_opt", "L_opt" against budget
+    # "N_opt", "D_opt", "L_opt" against budget; 0.1.0 had a PowerLaw of L_opt, too
+    laws: Mapping[str, PowerLaw | OffsetLaw | Refusal]
     parametric: Parametric | Refusal
     held_out: tuple[HeldOut | Refusal, ...]
     excluded: tuple[str, ...]  # one line per point left out, with the reason
@@ -139,3 +195,4 @@ class FitResult:
     group: str = ""  # RunSpec.group of the runs; "": the study has one group
     weights: str = ""  # "raw" or an average's name; "": points that do not say it
     protocol_hash: str = ""  # of the fitted rows; "": points that do not say it
+    loss_forms: tuple[LossForm, ...] = ()  # of L_opt, side by side; 0.1.0 had one

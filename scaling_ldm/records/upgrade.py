@@ -125,9 +125,11 @@ def upgraded(value: Any, version: str) -> Any:
             before, value = value, upgrade(value)
             if value != before and (names := RENAMED.get(step, {}).get(name)):
                 _say_once(f"a {name} of {step}: {names}")
-    # Files that 0.2.0 wrote before its release hold values, too.
+    # Files that 0.2.0 wrote before its release hold values, too, or one form of a law.
     if "value" in value and (upgrade := _WITH_VALUES.get(value.get("record", ""))):
         value = upgrade(value)
+    if value.get("record") == "FitResult":
+        value = {"loss_forms": [], **value}
     return {k: upgraded(v, version) for k, v in value.items()}
 
 

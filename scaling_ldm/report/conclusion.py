@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
 from scaling_ldm.report import format as fmt
-from scaling_ldm.report import law_tables
 
 FEW_BUDGETS = 4  # a line through three points has one degree of freedom
 SHORT_RANGE = 10.0  # largest over smallest budget
@@ -84,7 +83,7 @@ def _against(fit: FitResult, law: PowerLaw) -> Iterator[str]:
         if math.log10(high / low) > WIDE:
             yield f"the interval for {what} is wide"
     checks = [h for h in fit.held_out if isinstance(h, HeldOut)]
-    if outside := [h for h in checks if not law_tables.inside(h)]:
+    if outside := [h for h in checks if not h.inside]:
         named = ", ".join(fmt.SYMBOLS[h.quantity] for h in outside)
         yield f"it did not predict {named} of the budget that was held out"
     if not checks:

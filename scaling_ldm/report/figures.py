@@ -18,6 +18,7 @@ from scaling_ldm.records import (
     FitResult,
     HeldOut,
     Interval,
+    OffsetLaw,
     Parabola,
     PowerLaw,
     Refusal,
@@ -183,7 +184,7 @@ def law(
     reach = [p.budget_flops for p in minima] or study.budgets()
     left, right = min(reach) / 1.35, max(reach) * 1.45
     heights = []
-    if isinstance(fitted, PowerLaw):
+    if isinstance(fitted, (PowerLaw, OffsetLaw)):
         heights += _fitted(axes, symbol, fitted, np.geomspace(left, right, 60))
     heights += _minima(axes, quantity, minima, {h.budget_flops for h in held})
     for h in held:
@@ -206,8 +207,9 @@ def law(
     if labels:
         handles = [entries[words] for words in labels]
         figure.legend(handles, labels, loc="outside lower left")
-    if isinstance(fitted, PowerLaw):
-        caption = f"{symbol} of each budget's minimum, and the power law through it."
+    if isinstance(fitted, (PowerLaw, OffsetLaw)):
+        offset = " with an offset" * isinstance(fitted, OffsetLaw)
+        caption = f"{symbol} of each budget's minimum, and the power law{offset}."
     else:
         reason = fitted.reason if fitted is not None else "not in laws.json"
         caption = f"{symbol} of each budget's minimum. No law: {reason}."
@@ -215,14 +217,17 @@ def law(
 
 
 def _fitted(
-    axes: Axes, symbol: str, fitted: PowerLaw, inside: np.ndarray
+    axes: Axes, symbol: str, fitted: PowerLaw | OffsetLaw, inside: np.ndarray
 ) -> tuple[float, float]:
     """The law and its band; returns the lowest and the highest of the band."""
     x, low, high = np.array(fitted.band).T
     low, high = (np.interp(np.log(inside), np.log(x), v) for v in (low, high))
     axes.fill_between(inside, low, high, color=LAW, alpha=0.14, linewidth=0)
     line = np.array([fitted(float(c)) for c in inside])
-    label = f"fit: {symbol} ∝ C^{_signed(fitted.exponent)}, prediction band"
+    power = f"C^{_signed(fitted.exponent)}"
+    offset = getattr(fitted, "offset", 0.0)
+    left = f"{symbol} − {fmt.loss(offset)}" if offset else symbol
+    label = f"fit: {left} ∝ {power}, prediction band"
     axes.plot(inside, line, color=LAW, linewidth=1.5, label=label)
     return float(low.min()), float(high.max())
 

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaling_ldm.laws.published import PublishedLaw
-from scaling_ldm.records import FitResult, HeldOut, Parabola, PowerLaw, Refusal
+from scaling_ldm.records import (
+    FitResult,
+    HeldOut,
+    OffsetLaw,
+    Parabola,
+    PowerLaw,
+    Refusal,
+)
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import (
@@ -24,8 +31,9 @@ from scaling_ldm.report.table import (
 )
 
 _LAW = (
-    "quantity source model exponent exponent_low exponent_high coef coef_low coef_high "
-    "flops_min flops_max points rmse_log at_top_budget refused"
+    "quantity source model exponent exponent_low exponent_high for_10 coef coef_low "
+    "coef_high offset offset_low offset_high flops_min flops_max points rmse_log "
+    "at_top_budget refused"
 )
 
 
@@ -38,6 +46,7 @@ def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
         every = [
             minima(part.fit),
             laws(part.fit, published, max(part.budgets())),
+            loss_forms(part.fit),
             held_out(part.fit),
             parametric(part.fit),
             excluded(part.fit),
@@ -92,16 +101,18 @@ def laws(fit: FitResult, published: Sequence[PublishedLaw], top: float) -> Table
         text("quantity", "quantity"),
         Column("source", lambda r: fmt.cited(r["source"]), False),
         ranged("exponent", "exponent", fmt.plain),
-        cell("for 10 × C", "exponent", lambda x: fmt.plain(x and 10**x)),
+        cell("for 10 × C", "for_10", fmt.plain),
         ranged("coefficient", "coef", fmt.compact),
+        ranged("offset E", "offset", fmt.loss),
         Column("fitted over, FLOPs", _fitted_over),
         cell("budgets", "points", fmt.count),
         Column(f"law at {fmt.scientific(top)} FLOPs", _shown("at_top_budget")),
         text("refused", "refused"),
     )
     caption = (
-        "quantity = coefficient × C^exponent, C in FLOPs, N in parameters, D in "
-        f"tokens; {level(fit)} intervals. Published laws are extrapolated far "
+        "quantity = offset + coefficient × C^exponent, C in FLOPs, N in parameters, D "
+        f"in tokens; {level(fit)} intervals. An exponent belongs to its offset: only "
+        "those of equal offset may be compared. Published laws are extrapolated far "
         "outside the budgets they were fitted over: compare exponents, not values."
     )
     return Table("laws", caption, rows, columns)
@@ -128,18 +139,28 @@ def published_laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
     return Table("published", caption, rows, columns)
 
 
-def _law_row(name: str, law: PowerLaw | Refusal, top: float) -> dict[str, Any]:
-    row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef")
+def _law_row(
+    name: str, law: PowerLaw | OffsetLaw | Refusal, top: float
+) -> dict[str, Any]:
+    row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef offset")
     row |= {"quantity": name, "source": "this study", "model": ""} | refused(law)
-    if isinstance(law, PowerLaw):
+    if isinstance(law, PowerLaw) and name == "L_opt":  # of an older release
+        row["offset"] = 0.0
+    if not isinstance(law, Refusal):
         row |= {"flops_min": law.x_min, "flops_max": law.x_max}
-        row |= pick(law, "points rmse_log") | {"at_top_budget": law(top)}
+        row |= pick(law, "points rmse_log")
+        row |= {"at_top_budget": law(top), "for_10": law(10 * top) / law(top)}
     return row
 
 
 def _published_row(law: PublishedLaw, top: float) -> dict[str, Any]:
     row = dict.fromkeys(_LAW.split()) | pick(law, "quantity source model")
     row |= {"exponent": law.constants.get("exponent"), "refused": ""}
+    row["offset"] = law.constants.get(
+        "offset", 0.0 if law.quantity == "L_opt" else None
+    )
+    if row["exponent"] is not None and not row["offset"]:
+        row["for_10"] = 10 ** row["exponent"]
     if law.input_scale == law.output_scale == 1.0:
         row["coef"] = law.constants.get("coef")
         if None not in law.constants.values():
@@ -166,7 +187,7 @@ def held_out(fit: FitResult) -> Table:
     for h in fit.held_out:
         row = pick(h, "quantity budget_flops") | spread(h, "predicted")
         row |= pick(h, "measured relative_error")
-        row["inside"] = ("yes" if inside(h) else "no") if isinstance(h, HeldOut) else ""
+        row["inside"] = _inside(h)
         rows.append(row | refused(h))
     columns = (
         text("quantity", "quantity"),
@@ -187,10 +208,44 @@ def held_out(fit: FitResult) -> Table:
     return Table("held_out", caption, rows, columns)
 
 
-def inside(check: HeldOut) -> bool:
-    """Whether the measured value lies inside the predicted interval."""
-    i = check.predicted_interval
-    return i.low <= check.measured <= i.high
+def loss_forms(fit: FitResult) -> Table:
+    """The law of L_opt without and with an offset, and how well each predicts."""
+    rows = []
+    for one in fit.loss_forms:
+        row = {"form": _FORMS[one.form]} | spread(one.law, "offset exponent coef")
+        if isinstance(one.law, PowerLaw):
+            row["offset"] = 0.0
+        row |= pick(one, "left_out_error") | spread(one.held_out, "predicted")
+        row["inside"] = _inside(one.held_out)
+        rows.append(row | refused(one.law))
+    columns = (
+        text("form", "form"),
+        ranged("offset E", "offset", fmt.loss),
+        ranged("exponent", "exponent", fmt.plain),
+        ranged("coefficient", "coef", fmt.compact),
+        Column("error of a budget left out", _left_out),
+        ranged("held-out budget, predicted", "predicted", fmt.loss),
+        text("measured inside", "inside"),
+        text("refused", "refused"),
+    )
+    caption = (
+        "Both forms of the law of L. The error is the rms of predicted / measured "
+        "− 1, each budget predicted from all others; the form with the "
+        "smaller one is the law. The intervals of the pure law hold only if E is 0."
+    )
+    return Table("loss_forms", caption, rows, columns)
+
+
+_FORMS = {"power": "L = A C^b (E = 0)", "offset": "L = E + A C^b"}
+
+
+def _left_out(row: Row) -> str:
+    error = row["left_out_error"]
+    return fmt.NONE if error is None else f"{100 * error:.2g}%"
+
+
+def _inside(check: HeldOut | Refusal | None) -> str:
+    return ("yes" if check.inside else "no") if isinstance(check, HeldOut) else ""
 
 
 def parametric(fit: FitResult) -> Table:

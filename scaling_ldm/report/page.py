@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from scaling_ldm.records import FitResult, HeldOut, PowerLaw, Refusal
+from scaling_ldm.records import FitResult, HeldOut, OffsetLaw, PowerLaw, Refusal
 from scaling_ldm.report import (
     conclusion,
     frontier_tables,
@@ -156,11 +156,13 @@ def _found(fit: FitResult, epochs: float) -> str:
       epochs: of its runs, the most.
     """
     laws = {q: fit.laws.get(q) for q in QUANTITIES}
-    fitted = {q: law for q, law in laws.items() if isinstance(law, PowerLaw)}
+    fitted = {
+        q: law for q, law in laws.items() if isinstance(law, (PowerLaw, OffsetLaw))
+    }
     formulas = ""
     if fitted:
         shown = ", ".join(
-            f'<span class="law">{fmt.SYMBOLS[q]} ∝ '
+            f'<span class="law">{fmt.SYMBOLS[q]} {_rises(law)} '
             f"C<sup>{fmt.plain(law.exponent)}</sup> "
             f"{fmt.bracket(law.exponent_interval, fmt.plain)}</span>"
             for q, law in fitted.items()
@@ -189,6 +191,15 @@ def _found(fit: FitResult, epochs: float) -> str:
     )
 
 
+def _rises(law: PowerLaw | OffsetLaw) -> str:
+    """What stands between a quantity and C: "∝", or its offset with the interval."""
+    if isinstance(law, PowerLaw):
+        return "∝"
+    known = "" if law.identified else ", not identified"
+    interval = fmt.bracket(law.offset_interval, fmt.loss)
+    return f"− {fmt.loss(law.offset)} {interval}{known} ∝"
+
+
 def _held_out(fit: FitResult) -> list[str]:
     """The largest budget, predicted from the smaller ones: errors, how many inside."""
     found = [h for h in fit.held_out if isinstance(h, HeldOut)]
@@ -198,7 +209,7 @@ def _held_out(fit: FitResult) -> list[str]:
         f"{fmt.SYMBOLS[h.quantity]}\N{NO-BREAK SPACE}{fmt.percent(h.relative_error)}"
         for h in found
     )
-    inside = sum(map(law_tables.inside, found))
+    inside = sum(h.inside for h in found)
     return [
         f"Held out, C = {fmt.scientific(found[0].budget_flops)} FLOPs: error "
         f"{', '.join(errors)}; {inside} of {len(found)} measurements inside the "
@@ -288,6 +299,7 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
         "drawn through the middle of these minima: that law was fitted at other "
         "budgets (see the table) to other data, so its own values lie elsewhere.</p>",
         table("laws"),
+        table("loss_forms"),
     ]
     return [
         *curves,

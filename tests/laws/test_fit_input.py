@@ -167,10 +167,73 @@ def test_budgets_that_differ_by_rounding_are_one():
     assert len({p.budget for p in points.read(measured, "loss", "params")[0]}) == len(
         {c for c, *_ in exact}
     )
-    # A percent is more than rounding: nothing is united, and the refusal says why.
-    apart = [(c * (1 + 0.01 * rng.normal()), *rest) for c, *rest in exact]
-    said = fit.isoflop(apart, bootstrap=50).parabolas[0]
-    assert "more have nearly this budget" in said.detail
+    assert found.notes == wanted.notes
+
+
+def test_budgets_as_they_were_measured_are_united_and_a_note_says_so():
+    rng, exact = np.random.default_rng(0), study()
+    measured = [(c * (1 + rng.uniform(0, 0.019)), *rest) for c, *rest in exact]
+    found, wanted = (fit.isoflop(p, bootstrap=50) for p in (measured, exact))
+    assert_allclose(
+        [p.n_opt for p in found.parabolas], [p.n_opt for p in wanted.parabolas]
+    )
+    (note,) = (n for n in found.notes if "of each other are one budget" in n)
+    assert note.startswith("budgets within 2%") and note.count(" to ") == len(BUDGETS)
+    # More than that is not united: a note asks, and the refusal says why.
+    half = [(c * (1.04 if k % 2 else 1), *p) for k, (c, *p) in enumerate(exact)]
+    apart = fit.isoflop(half, bootstrap=50)
+    assert sum("differ by 4.0%" in n for n in apart.notes) == len(BUDGETS)
+    assert "more have nearly this budget" in apart.parabolas[0].detail
+
+
+def test_a_point_that_is_given_twice_counts_once():
+    once = study(np.random.default_rng(0), 0.01)
+    twice = fit.isoflop([*once, once[3], once[3]], bootstrap=50)
+    (line,) = twice.excluded
+    assert line.startswith(points.run_name(*once[3][:2])) and "given 3 times" in line
+    wanted = fit.isoflop(once, bootstrap=50)
+    assert dataclasses.replace(twice, excluded=()) == wanted
+    names = ("budget_flops", "params", "tokens", "loss")
+    named = [dict(zip(names, p, strict=True)) for p in once]
+    seeds = [{**p, "run_id": f"seed {k}"} for k in (0, 1) for p in named]
+    assert fit.isoflop(seeds, bootstrap=50).excluded == ()  # two runs, equal losses
+
+
+def test_sizes_in_billions_are_noted():
+    points_in_billions = [(c, n / 1e9, d, y) for c, n, d, y in study()]
+    (note,) = fit.isoflop(points_in_billions, bootstrap=50).notes
+    assert note.startswith("6 N D / C lies between 1e-09 and 1e-09")
+    assert f"at {len(study())} of {len(study())} points" in note
+    few = [
+        (c, n, d * (20 if k == 5 else 1), y) for k, (c, n, d, y) in enumerate(study())
+    ]
+    assert any(f"at 1 of {len(few)}" in n for n in fit.isoflop(few, bootstrap=50).notes)
+
+
+def test_budgets_within_a_factor_of_two_have_no_law():
+    narrow = study(np.random.default_rng(0), 0.01, budgets=(1e12, 1.3e12, 1.9e12))
+    for law in fit.isoflop(narrow, bootstrap=50).laws.values():
+        assert law.reason == "budgets span less than a factor 2"
+        assert law.detail == "1e+12 to 1.9e+12 FLOPs, a factor 1.9"
+
+
+def test_a_law_that_lost_budgets_to_the_edge_of_the_grid_says_so_or_is_refused():
+    budgets = tuple(np.geomspace(1e12, 1e14, 6))
+    rng = np.random.default_rng(0)
+
+    def with_lost(number):
+        lost = study(rng, 1e-3, budgets=budgets[6 - number :], off=2.0)
+        return fit.isoflop(study(rng, 1e-3, budgets[: 6 - number]) + lost, bootstrap=50)
+
+    kept = with_lost(2)
+    assert isinstance(kept.laws["N_opt"], PowerLaw)
+    (note,) = (n for n in kept.notes if "have no minimum inside" in n)
+    assert note.startswith("2 of 6 budgets") and "1e+14" in note
+    refused = with_lost(3)
+    assert not any("inside their grid" in n for n in refused.notes)
+    for law in (*refused.laws.values(), *(f.law for f in refused.loss_forms)):
+        assert law.reason == "too many minima outside their grids"
+        assert law.detail.startswith("3 of 6 budgets")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +277,7 @@ def test_good_runs_of_any_grid_are_not_taken_for_diverged(seeds):
                 grid = surface_study(CHINCHILLA, span, 9, noise, rng)
                 for first in (0, 1, 2):  # the centre of 7 sizes is off the optimum
                     kept = [p for i, p in enumerate(grid) if 0 <= i % 9 - first < 7]
-                    read, _ = points.read(kept, "loss", "params")
+                    read, *_ = points.read(kept, "loss", "params")
                     assert points.without_diverged(read, "loss") == (read, [])
 
 
@@ -276,10 +339,15 @@ def test_points_of_trajectories_have_the_laws_of_separate_runs():
     assert len(rows) == len(points) > len(runs)
     between = dataclasses.replace(rows[-1], step=99, value=9.0)  # no budget's step
     found = fit.fit_records(runs, [*rows, between], weights="ema", bootstrap=50)
-    (note,) = set(found.notes) - set(separate.notes)
-    assert dataclasses.replace(found, notes=separate.notes) == separate
-    assert note.startswith(f"{len(rows)} points lie on {len(runs)} trajectories: those")
-    (kept, _) = points_of(rows)
+    said = f"{len(rows)} points lie on {len(runs)} trajectories: those"
+    assert any(n.startswith(said) for n in set(found.notes) - set(separate.notes))
+    # The same minima and laws; the intervals allow for noise that budgets share.
+    for one, other in zip(found.parabolas, separate.parabolas, strict=True):
+        assert (one.n_opt, one.l_opt) == (other.n_opt, other.l_opt)
+    for name, law in separate.laws.items():
+        again = found.laws[name]
+        assert (again.exponent, again.coef) == (law.exponent, law.coef)
+    kept, *_ = points_of(rows)
     assert {p.run for p in kept} == {r.run_id for r in runs}
 
 

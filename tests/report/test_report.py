@@ -118,8 +118,11 @@ def test_headline_states_the_laws_and_the_held_out_error(plain):
     assert abs(law.exponent - EXPONENT) < 0.1  # the study is what it should be
     low, high = law.exponent_interval.low, law.exponent_interval.high
     assert f"N ∝ C{law.exponent:.3f} [{low:.3f}, {high:.3f}]" in page.text
-    loss = result.laws["L_opt"].exponent
-    assert f"L ∝ C{loss:.4f}".replace("-", "−") in page.text
+    loss = result.laws["L_opt"]  # its exponent is never without its offset
+    i = loss.offset_interval
+    said = f"L − {format.loss(loss.offset)} [{format.loss(i.low)}, "
+    said += f"{format.loss(i.high)}]{', not identified' * (not loss.identified)} ∝ C"
+    assert said + format.plain(loss.exponent) in page.text
     held = {h.quantity: h for h in result.held_out}
     shown = f"N {100 * held['N_opt'].relative_error:+.2f}%".replace("-", "−")
     if abs(held["N_opt"].relative_error) >= 0.1:
@@ -149,6 +152,20 @@ def test_held_out_table_agrees_with_the_fit(plain):
         assert row["inside"] == ("yes" if inside else "no")
     shown = page.cells("inside the interval")
     assert shown[2][3] == f"{result.held_out[2].measured:.4f}"
+
+
+def test_both_forms_of_the_loss_law_stand_side_by_side(plain):
+    workdir, _, page = plain
+    result = records.loads((workdir / "laws.json").read_text())
+    rows = table_rows(workdir, "loss_forms")
+    assert [r["form"] for r in rows] == ["L = A C^b (E = 0)", "L = E + A C^b"]
+    for row, one in zip(rows, result.loss_forms, strict=True):
+        assert float(row["left_out_error"]) == one.left_out_error
+        assert float(row["predicted"]) == one.held_out.predicted
+        assert float(row["exponent"]) == one.law.exponent
+        assert float(row["offset"]) == getattr(one.law, "offset", 0.0)
+    shown = page.cells("error of a budget left out")
+    assert [line[0] for line in shown] == [r["form"] for r in rows]
 
 
 def test_figures_exist_as_png_and_pdf(plain):
@@ -198,8 +215,8 @@ def test_ledger_and_its_totals_are_those_of_the_records(plain):
 def test_every_csv_is_rectangular_and_the_page_shows_itsrows(plain):
     workdir, _, page = plain
     paths = sorted((workdir / "report" / "tables").glob("*.csv"))
-    names = "config environment excluded held_out laws ledger minima parametric"
-    expected = {*names.split(), "costs", "published", "runs", "samples"}
+    names = "config environment excluded held_out laws ledger loss_forms minima"
+    expected = {*names.split(), "costs", "parametric", "published", "runs", "samples"}
     expected |= {"measurements"}
     optional = {"parametric"}  # only where the fit did not refuse it
     assert expected - optional <= {p.stem for p in paths} <= expected
