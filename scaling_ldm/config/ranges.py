@@ -40,7 +40,7 @@ _POSITIVE = {
         "log_every_steps",
     ),
     "validation": ("samples", "batch_size"),
-    "mesh": ("fsdp",),
+    "mesh": ("fsdp", "runs"),
     "compile": ("slices",),
     "generate": ("images", "batch_size"),
     "evaluate": ("reference_images", "batch_size", "held_out_draws"),

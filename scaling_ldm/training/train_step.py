@@ -20,10 +20,12 @@ from scaling_ldm import config, flops
 from scaling_ldm.models import attention_backends, layers
 from scaling_ldm.training import (
     accumulation,
+    compiler_options,
     mesh,
     objective,
     objective_checks,
     optimizer,
+    packs,
     rate_policies,
     width_scaling,
 )
@@ -285,6 +287,11 @@ class CompiledFunctions:
     steps(state, batches, count, uncond, hyper, request) -> (state, metrics): the first
       `count` of stacked batches; metrics are [batches].
     per_example_loss: as in `Objective`.
+    slots: states of single runs <-> the state of a pack.
+
+    On a mesh of packed runs `init`, `start` and `abstract_state` are of one run. Of the
+    others, the arguments state, count, hyper and params and all results have a leading
+    axis of runs.
     """
 
     objective: objective.Objective
@@ -295,6 +302,7 @@ class CompiledFunctions:
     step: Any
     steps: Any
     per_example_loss: Any
+    slots: packs.Slots
 
 
 @functools.lru_cache(maxsize=64)
@@ -307,16 +315,17 @@ def compile_functions(
     """The functions of one size, compiled at their first call; its runs share them."""
     attention_backends.check(experiment.model.attention, _platform(device_mesh))
     unroll = experiment.model.unroll
+    on_cpu = unroll == "auto" and _platform(device_mesh) == "cpu"
     functions = train_functions(
-        experiment,
-        width,
-        depth,
-        unroll=unroll == "always"
-        or (unroll == "auto" and _platform(device_mesh) == "cpu"),
+        experiment, width, depth, unroll=on_cpu or unroll == "always"
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
-    replicated = mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    every_run = functools.partial(packs.on_every_run, device_mesh)
+    run, flags = mesh.PACKED, mesh.flags_spec(device_mesh)
+    after: Any = placed, mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    if mesh.RUNS in device_mesh.axis_names:
+        after = (mesh.named_sharding(device_mesh, run),) * 2
 
     def step(
         state: TrainState, batch: Any, uncond: Any, hyper: Any, request: jax.Array
@@ -349,16 +358,10 @@ def compile_functions(
         batch = objective.widened(batch)
         return functions.objective.per_example_loss(params, batch, *draws)
 
+    options = compiler_options.quick_to_compile(_platform(device_mesh))
+    quick = functools.partial(jax.jit, out_shardings=placed, compiler_options=options)
     jit = functools.partial(
-        jax.jit,
-        compiler_options=None
-        if experiment.train.optimize_code
-        else quick_to_compile(_platform(device_mesh)),
-    )
-    quick = functools.partial(
-        jax.jit,
-        out_shardings=placed,
-        compiler_options=quick_to_compile(_platform(device_mesh)),
+        jax.jit, compiler_options=None if experiment.train.optimize_code else options
     )
     return CompiledFunctions(
         objective=functions.objective,
@@ -370,25 +373,26 @@ def compile_functions(
         ),
         init=quick(functions.init),
         start=quick(functions.start),
-        step=jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
-        steps=jit(steps, donate_argnums=0, out_shardings=(placed, replicated)),
-        per_example_loss=jit(per_example_loss, out_shardings=replicated),
+        step=jit(
+            every_run(step, (run, mesh.BATCH, mesh.REPLICATED, run, flags)),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        steps=jit(
+            every_run(
+                steps, (run, mesh.STACKED_BATCHES, run, mesh.REPLICATED, run, flags)
+            ),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        per_example_loss=jit(
+            every_run(per_example_loss, (run, *(mesh.BATCH,) * 3, mesh.REPLICATED)),
+            out_shardings=after[1],
+        ),
+        slots=packs.slots(device_mesh, options),
     )
 
 
 def _platform(device_mesh: jax.sharding.Mesh) -> str:
     """Where functions will run; a compiler may be for devices that are not here."""
     return device_mesh.devices.flat[0].platform
-
-
-def quick_to_compile(platform: str) -> dict[str, int | bool] | None:
-    """Compiler options for functions that run seldom; None for the usual ones.
-
-    On a CPU, LLVM's optimisations would take longer than the function itself runs.
-    """
-    if platform != "cpu":
-        return None
-    return {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    }

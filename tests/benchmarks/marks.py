@@ -44,7 +44,13 @@ import timing
 from experiments import quickstart
 from scaling_ldm import config, records
 from scaling_ldm.stages import plan, train
-from scaling_ldm.training import marks, measuring, optimizer, train_step
+from scaling_ldm.training import (
+    compiler_options,
+    marks,
+    measuring,
+    optimizer,
+    train_step,
+)
 
 TWO = config.Experiment().optimizer.averages  # the default
 WAYS = {"end": (0, ("ema",)), "marks": (20, ("ema",)), "marks, two": (20, TWO)}
@@ -83,18 +89,18 @@ class RunTimes:
 
 def times(e: config.Experiment, spec: records.RunSpec) -> RunTimes:
     """Trains a whole run."""
-    measure, spent = measuring.RunTable.measure, {}
+    measure, spent = measuring.of_state, {}
 
-    def timed(table: measuring.RunTable, step: int, state: Any) -> dict[str, float]:
+    def timed(compiled: Any, batches: Any, state: Any) -> list[measuring.Measured]:
         begin = time.perf_counter()
-        found = measure(table, step, state)
-        spent[step] = time.perf_counter() - begin
+        found = measure(compiled, batches, state)
+        spent[int(state.step)] = time.perf_counter() - begin
         return found
 
     begin = time.process_time()
     with (
         tempfile.TemporaryDirectory() as name,
-        mock.patch.object(measuring.RunTable, "measure", timed),
+        mock.patch.object(measuring, "of_state", timed),
     ):
         (record,) = train.run(e, pathlib.Path(name), [(0, spec)], 1)
     assert record.status == "finished", record
@@ -158,7 +164,7 @@ def updates(width: int) -> None:
 
         return jax.lax.fori_loop(0, count, body, given)
 
-    quick = train_step.quick_to_compile(jax.default_backend())
+    quick = compiler_options.quick_to_compile(jax.default_backend())
     forms = {
         "leaf by leaf": (params, quick),
         "one flat array": (flat, quick),

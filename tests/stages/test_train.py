@@ -23,6 +23,7 @@ from scaling_ldm.training import (
     checkpoint,
     held_out,
     loop,
+    members,
     mesh,
     progress,
     signals,
@@ -166,10 +167,10 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
     device_mesh = mesh.build(experiment.mesh, {})
     row = row_of(experiment)
     with jax.set_mesh(device_mesh):
+        files = runs.run_files(pathlib.Path(), row.run_id)
+        member = members.Member(experiment, row, files)
         training = loop.TrainingRun(
-            experiment,
-            row,
-            runs.run_files(pathlib.Path(), row.run_id),
+            [member],
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
             signals.StopSignal(),
@@ -181,15 +182,15 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             rows=np.arange(row.batch_size),
             prefetch=0,
         )
-        hyper = mesh.put(
+        hyper = training._hyper() | mesh.put(
             device_mesh,
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.REPLICATED,
-        ) | {"key": training._key("steps")}
+        )
         uncond = {name: source.uncond[name] for name in training.names if name != "x"}
         uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
         flags = [mesh.request_flags(device_mesh, r) for r in range(4)]
-        state = training.compiled.init(training._key("init"))
+        state = member._first_state(training.compiled, device_mesh)
         ema = jax.tree.map(np.asarray, state.averages["ema"])
         for done in range(5):
             state, metrics = training.compiled.step(
@@ -283,7 +284,7 @@ def marked(experiment):
 
 
 def test_chosen_flops_are_the_nearest_steps_of_a_run(experiment, marked):
-    assert loop.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
+    assert members.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
 
 
 @pytest.mark.slow  # by day, one at chosen FLOPs stays among those of the clock
