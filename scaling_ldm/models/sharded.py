@@ -145,13 +145,16 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
         def of_device(leaves: list[jax.Array], inputs: Any) -> jax.Array:
             parts = [
-                _part(leaf, spec, own)
-                for leaf, spec in zip(leaves, specs, strict=True)
+                _part(leaf, spec, own) for leaf, spec in zip(leaves, specs, strict=True)
             ]
             return apply(tree.unflatten(parts), *inputs)
 
         return jax.shard_map(
-            of_device, in_specs=(specs, spec), out_specs=spec, mesh=mesh, axis_names={*own}
+            of_device,
+            in_specs=(specs, spec),
+            out_specs=spec,
+            mesh=mesh,
+            axis_names={*own},
         )(leaves, inputs)
 
     return applied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Sequence
@@ -12,6 +13,7 @@ import jax
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
 from scaling_ldm.data import label_names, vocabulary
+from scaling_ldm.records.errors import Held
 from scaling_ldm.training import (
     capacity,
     goodput,
@@ -35,12 +37,16 @@ def run(
     workdir: pathlib.Path,
     numbered: Sequence[tuple[int, records.RunSpec]],
     planned: int,
+    share: bool = False,
 ) -> list[records.TrainRecord]:
     """Trains the given runs, skipping those that have a record.
 
     Args:
       numbered: (number in the plan, spec) of the runs to train.
       planned: how many runs the whole plan has.
+      share: whether other commands may have some of these runs: each is trained by the
+        command that comes first, and left out by the others. In a job of several
+        processes it has no effect.
 
     Returns:
       The records of `numbered`, old and new. A run with a non-finite loss has one too.
@@ -52,15 +58,9 @@ def run(
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
     """
-    with lock.holding(
-        (
-            runs.run_files(workdir, spec.run_id).folder / lock.NAME
-            for _, spec in missing.rows(workdir, numbered)
-        ),
-        primary=mesh.is_primary(),
-        any_process=mesh.any_process,
-    ):
-        done = _run(experiment, workdir, numbered, planned)
+    share = share and jax.process_count() == 1
+    with _locked(workdir, [] if share else missing.rows(workdir, numbered)):
+        done = _run(experiment, workdir, numbered, planned, share)
     failed = [r for r in done if r.status != "finished"]
     finished = len(done) - len(failed)
     progress.say(f"trained: {finished} of {planned} runs finished")
@@ -69,19 +69,30 @@ def run(
     return done
 
 
+def _locked(
+    workdir: pathlib.Path, rows: Sequence[tuple[int, records.RunSpec]]
+) -> contextlib.AbstractContextManager[None]:
+    """Holds the locks of runs within a block (Held: another process trains one)."""
+    return lock.holding(
+        (runs.run_files(workdir, spec.run_id).folder / lock.NAME for _, spec in rows),
+        primary=mesh.is_primary(),
+        any_process=mesh.any_process,
+    )
+
+
 def _run(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     numbered: Sequence[tuple[int, records.RunSpec]],
     planned: int,
+    share: bool,
 ) -> list[records.TrainRecord]:
-    """See `run`; the runs without a record are locked."""
+    """See `run`; the runs without a record are locked, or are when their turn comes."""
     done = _records(workdir, numbered)
     left = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not left:
         return [done[spec.run_id] for _, spec in numbered]
-    together = packing.packs(experiment, left)
-    device_mesh = _mesh(experiment, [spec for _, spec in left])
+    together, device_mesh = _mesh(experiment, left)
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in left:  # refuse what does not fit before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
@@ -113,16 +124,23 @@ def _run(
     with jax.set_mesh(device_mesh):
         for pack in together:
             sweep.begin([number for number, _ in pack], _title(pack))
-            specs = [spec for _, spec in pack]
-            trained = _trained(inputs, experiment, specs, sweep)
-            sweep.end()
+            try:
+                with _locked(workdir, pack if share else []):
+                    # Another command may have trained some of them meanwhile.
+                    specs = [spec for _, spec in missing.rows(workdir, pack)]
+                    trained = _trained(inputs, experiment, specs, sweep)
+            except Held:
+                if not share:
+                    raise
+                trained = []
+            sweep.end(begun=bool(trained))
             for member in trained:
                 assert (record := member.record) is not None
                 done[record.run_id] = record
                 if record.status == "finished":
                     loss = member.losses[member.experiment.optimizer.averages[0]]
                     sweep.result(loss, record.run_id if len(pack) > 1 else "")
-    return [done[spec.run_id] for _, spec in numbered]
+    return [done[spec.run_id] for _, spec in numbered if spec.run_id in done]
 
 
 def _title(pack: Sequence[tuple[int, records.RunSpec]]) -> str:
@@ -135,9 +153,7 @@ def _title(pack: Sequence[tuple[int, records.RunSpec]]) -> str:
         for name, value in specs[0].overrides.items()
         if all(spec.overrides[name] == value for spec in specs)
     ]
-    return "  ".join(
-        (f"{said} FLOPs", f"{specs[0].width} x {specs[0].depth}", *shared)
-    )
+    return "  ".join((f"{said} FLOPs", f"{specs[0].width} x {specs[0].depth}", *shared))
 
 
 def _trained(
@@ -146,7 +162,9 @@ def _trained(
     specs: Sequence[records.RunSpec],
     sweep: progress.SweepProgress,
 ) -> list[members.Member]:
-    """Trains runs side by side, or one alone, and writes their records."""
+    """Trains runs side by side, or one alone or none, and writes their records."""
+    if not specs:
+        return []
     files = {s.run_id: runs.run_files(inputs.workdir, s.run_id) for s in specs}
     writes = {name: f if mesh.is_primary() else None for name, f in files.items()}
     device_mesh, stop, first = inputs.mesh, signals.current(), specs[0].run_id
@@ -195,13 +213,12 @@ def _write_names(
 
 
 def _mesh(
-    experiment: config.Experiment, specs: Sequence[records.RunSpec]
-) -> jax.sharding.Mesh:
-    """The mesh of runs; their batch sizes must fit it (ConfigError)."""
-    packing.check(experiment, jax.process_count())
-    together = packing.packs(experiment, [*enumerate(specs)])
-    sizes = {spec.batch_size: spec.run_id for spec in specs}
-    return mesh.build(
+    experiment: config.Experiment, rows: packing.Rows
+) -> tuple[list[packing.Rows], jax.sharding.Mesh]:
+    """The packs of runs and their mesh; batch sizes must fit it (ConfigError)."""
+    together, places = packing.choose(experiment, rows)
+    sizes = {spec.batch_size: spec.run_id for _, spec in rows}
+    return together, mesh.build(
         experiment.mesh,
         {
             "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
@@ -209,7 +226,7 @@ def _mesh(
         }
         | {"config.validation.batch_size": experiment.validation.batch_size}
         | {"config.train.microbatch": experiment.train.microbatch},
-        runs=packing.slots(experiment, together),
+        runs=places,
     )
 
 
@@ -231,8 +248,8 @@ def check_rows(
     """
     left = [s for s in specs if runs.read_record(workdir, s.run_id) is None]
     if left:
-        shape = _mesh(experiment, left).shape
-        capacity.check(experiment, left, stages, shape["fsdp"])
+        _, built = _mesh(experiment, [*enumerate(left)])
+        capacity.check(experiment, left, stages, built.shape["fsdp"])
 
 
 class _Inputs:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling_ldm import data, records
+from scaling_ldm import data
 from scaling_ldm.records.errors import NonFiniteLoss, Preempted
 from scaling_ldm.training import (
     goodput,
@@ -229,9 +229,7 @@ class TrainingRun:
                 for run in due:
                     run.measured(step, found[run.spec.run_id])
 
-    def _save(
-        self, step: int, state: Any, batches: data.Batches, request: int
-    ) -> bool:
+    def _save(self, step: int, state: Any, batches: data.Batches, request: int) -> bool:
         """Saves the runs that have a checkpoint at this step, or all, if asked for.
 
         Returns:

@@ -258,6 +258,4 @@ class Member:
             last = self.losses | {"smoothed training loss": found.smoothed}
             finite = all(math.isfinite(value) for value in last.values())
             steps, why = spec.steps, "" if finite else f"{last}"
-        self.record = self._costs.record(
-            self._clock, self.restarts, steps, failure=why
-        )
+        self.record = self._costs.record(self._clock, self.restarts, steps, failure=why)

@@ -114,9 +114,10 @@ def build(
         )
     replica = devices // cfg.fsdp if cfg.replica == -1 else cfg.replica
     if replica * cfg.fsdp != devices:
+        each = " for each run" if runs > 1 else ""
         raise config.ConfigError(
             f"config.mesh asks for {replica} x {cfg.fsdp} devices, this job has "
-            f"{devices}{' for each run' if runs > 1 else ''}; set mesh.replica = -1 to use all that are left"
+            f"{devices}{each}; set mesh.replica = -1 to use all that are left"
         )
     for key, size in batch_sizes.items():
         if size % devices:

@@ -192,9 +192,15 @@ class SweepProgress:
             sums[0] += steps
             sums[1] += seconds
 
-    def end(self) -> None:
-        """The run is over; steps that it did not do will not be done."""
+    def end(self, begun: bool = True) -> None:
+        """The run is over; steps that it did not do will not be done.
+
+        Args:
+          begun: whether it was trained here at all.
+        """
         self._steps_left = 0
+        if not begun:
+            return
         first = self._run.size not in self._compiled
         self._compiled.add(self._run.size)
         took = time.perf_counter() - self._begun

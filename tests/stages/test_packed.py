@@ -14,6 +14,7 @@ from scaling_ldm.records import table
 from scaling_ldm.records.errors import Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
+    capacity,
     checkpoint,
     loop,
     marks,
@@ -21,9 +22,10 @@ from scaling_ldm.training import (
     mesh,
     packing,
     progress,
+    signals,
     train_step,
 )
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import plan_table, runs
 
 STEPS = (12, 20)
 SLOTS = 4  # of three runs; one is empty
@@ -133,11 +135,15 @@ def assert_close(given, ours, theirs):
             last_state(given, w, r) for w, r in ((ours[0], a), (theirs[0], b))
         )
         assert at == there == a.steps
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
-            state,
-            other,
-        )
+        # Adam makes steps of rounding errors where a gradient is zero.
+        apart = jax.tree.map(np.subtract, state.params, other.params)
+        assert norm(apart) < 1e-3 * norm(state.params)
+        assert state.smoothed_loss == pytest.approx(other.smoothed_loss, rel=1e-5)
+        assert int(state.step) == int(other.step) == a.steps
+
+
+def norm(tree):
+    return sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)) ** 0.5
 
 
 def assert_identical(given, workdir, reference):
@@ -171,6 +177,7 @@ def attempts_of(workdir, record):
     return records.read_attempts(path, record.run_id)
 
 
+@pytest.mark.slow  # programs for parts of several devices take long to compile
 def test_devices_that_share_a_run_change_rounding_alone(given, alone, tmp_path):
     found = trained(study(given, 2), tmp_path, 4)  # two packs
     assert {record.devices for record in found} == {2}
@@ -185,7 +192,10 @@ def test_no_collective_of_a_step_crosses_runs(given, tmp_path):
         files = runs.run_files(tmp_path, spec.run_id)
         member = members.Member(experiment, spec, files)
         training = loop.TrainingRun(
-            [member], device_mesh, progress.SweepProgress(1, [], 1.0), None
+            [member],
+            device_mesh,
+            progress.SweepProgress(1, [], 1.0),
+            signals.StopSignal(),
         )
         compiled = training.compiled
         state = compiled.slots.spread(member._first_state(compiled, device_mesh))
@@ -237,14 +247,14 @@ def test_a_stopped_pack_goes_on_packed_or_alone(
     given, packed, tmp_path, monkeypatch, again
 ):
     with monkeypatch.context() as patch:
-        stop_at(patch, 5)  # after step 12, where one run ends
-        with pytest.raises(Preempted, match="saved at step 16"):
+        stop_at(patch, 9)  # after step 12, where one run ends
+        with pytest.raises(Preempted, match="saved at step 15"):
             trained(study(given, SLOTS), tmp_path, SLOTS)
     saved = [max(runs.checkpoint_steps(tmp_path, s)) for _, s in rows_of(study(given))]
-    assert saved == [12, 16, 16]
+    assert saved == [12, 15, 15]
     short, long = (attempts_of(tmp_path, packed[1][i])[-1] for i in (0, 1))
     assert (short.ended, short.last_step) == ("finished", 12)
-    assert (long.ended, long.last_step) == ("stopped", 16)
+    assert (long.ended, long.last_step) == ("stopped", 15)
     slots = SLOTS if again == "packed" else 1
     found = trained(study(given, slots), tmp_path, slots)
     assert [r.restarts for r in found] == [0, 1, 1]
@@ -257,7 +267,7 @@ def test_a_stopped_pack_goes_on_packed_or_alone(
 def test_runs_that_were_begun_alone_go_on_in_a_pack(
     given, packed, tmp_path, monkeypatch
 ):
-    """They come from different steps: one from 8, the others from the start."""
+    """They come from different steps: one from a later one, the others from 0."""
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         with pytest.raises(Preempted):
@@ -279,7 +289,8 @@ def test_packs_hold_runs_of_one_shape_and_similar_length(given):
         plan__sizes_per_budget=0,
     )
     rows = [*enumerate(plan.plan(experiment))]
-    together = packing.packs(experiment, rows)
+    together, places = packing.choose(experiment, rows)
+    assert places == 2
     assert sorted(row for pack in together for row in pack) == rows
     for pack in together:
         assert len(pack) == 2
@@ -287,11 +298,41 @@ def test_packs_hold_runs_of_one_shape_and_similar_length(given):
             (s.width, s.steps, s.overrides["optimizer.weight_decay"]) for _, s in pack
         }
         assert len(shapes) == 1 and {s.seed for _, s in pack} == {0, 1}
-    assert packing.slots(experiment, together) == 2
+    specs = [spec for _, spec in rows]
+    said = f"{len(rows)} runs train in {len(together)} packs of up to 2, side by side"
+    assert said in plan_table.table(experiment, specs)
+    assert "side by side" not in plan_table.table(study(given), specs)
     one_each = [[row] for row in rows]
-    assert packing.packs(study(given), rows) == one_each
-    assert packing.slots(experiment, one_each) == 1
+    assert packing.choose(study(given), rows) == (one_each, 1)
+    alone = rows[:1]
+    assert packing.choose(experiment, alone) == ([alone], 1)
     assert "2 places are empty" in packing.line([rows[:2], rows[2:4]], 3)
+    assert packing.line(one_each, 1) == ""
+
+
+def test_auto_is_as_many_as_fit(given, monkeypatch):
+    experiment = study(given, 0)
+    rows = [*enumerate(plan.plan(experiment))]  # four that may share a pack
+    devices = jax.devices()
+
+    def auto(rows=rows, count=4, **fields):
+        return packing.auto(study(given, 0, **fields), rows, devices[:1] * count)
+
+    assert auto() == 4
+    assert [auto(rows[:n]) for n in (1, 2, 3)] == [1, 2, 2]
+    assert [auto(count=n) for n in (1, 3, 6, 8)] == [1, 3, 3, 4]
+    assert auto(mesh__fsdp=2) == 1
+    spec = rows[0][1]
+    held = [
+        capacity.step_bytes(spec.state_bytes, spec.activation_bytes, n, 1)
+        for n in (1, 2, 4)
+    ]
+    # A run on two devices has room, and one on a single device has none.
+    for there, found in ((held[0], 4), (held[1], 2), (held[2], 1)):
+        monkeypatch.setattr(capacity, "device_bytes", lambda _, n=there: 2 * n)
+        assert auto() == found
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert auto() == 1
 
 
 @pytest.mark.parametrize(

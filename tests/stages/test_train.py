@@ -17,7 +17,7 @@ from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
 from scaling_ldm.records import goodput as records_goodput
 from scaling_ldm.records import table
-from scaling_ldm.records.errors import CheckpointError, Preempted
+from scaling_ldm.records.errors import CheckpointError, Held, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
     checkpoint,
@@ -29,7 +29,7 @@ from scaling_ldm.training import (
     signals,
     train_step,
 )
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import lock, runs
 
 STEPS = (24, 36)  # of the two runs, which have one size
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -550,6 +550,22 @@ def test_a_non_finite_loss_ends_its_run_alone(
     again, _ = run(experiment, tmp_path)
     assert again.status == "non_finite_loss"
     assert any("is skipped: non_finite_loss" in line for line in lines)
+
+
+def test_of_shared_rows_those_of_another_command_are_left_out(experiment, tmp_path):
+    rows = [*enumerate(planned(experiment))]
+    first, second = (spec for _, spec in rows)
+    folder = runs.run_files(tmp_path, second.run_id).folder
+    with lock.holding([folder / lock.NAME]):
+        with pytest.raises(Held):
+            train.run(experiment, tmp_path, rows, len(rows))
+        (record,) = train.run(experiment, tmp_path, rows[::-1], len(rows), share=True)
+        assert record.run_id == first.run_id
+        assert runs.read_record(tmp_path, second.run_id) is None
+    assert not list(tmp_path.rglob(lock.NAME))
+    # The other command has ended without a record of it.
+    found = train.run(experiment, tmp_path, rows, len(rows), share=True)
+    assert [r.run_id for r in found] == [first.run_id, second.run_id]
 
 
 def data_files(folder):
