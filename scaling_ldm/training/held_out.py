@@ -84,6 +84,6 @@ def losses(
     found = []
     for b in batches:
         loss = compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key)
-        found.append(np.float64(mesh.to_host(loss))[..., : b.samples])
+        found.append(np.asarray(loss, np.float64)[..., : b.samples])
         goodput.batch_measured()
     return np.concatenate(found, axis=-1)

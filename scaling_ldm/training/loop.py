@@ -308,7 +308,7 @@ class TrainingRun:
           The most urgent request of all processes.
         """
         with goodput.part("STEP"):
-            metrics = mesh.to_host(metrics)
+            metrics = jax.device_get(metrics)
         request = int(np.max(metrics["request"]))
         seen = []
         for slot, run in enumerate(self.runs):

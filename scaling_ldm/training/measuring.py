@@ -16,7 +16,7 @@ import numpy as np
 from scaling_ldm import config, records
 from scaling_ldm.diffusion.losses import validation
 from scaling_ldm.records import measurements, table
-from scaling_ldm.training import held_out, mesh, progress, train_step
+from scaling_ldm.training import held_out, progress, train_step
 from scaling_ldm.training.run_files import RunFiles
 
 
@@ -49,7 +49,7 @@ def of_state(
         name: np.atleast_2d(held_out.losses(compiled, params, batches))
         for name, params in weights.items()
     }
-    smoothed = np.atleast_1d(mesh.to_host(state.smoothed_loss))
+    smoothed = np.atleast_1d(np.asarray(state.smoothed_loss))
     return [
         Measured(
             losses={name: found[slot] for name, found in losses.items()},

@@ -253,12 +253,10 @@ def _from_rows_of_process(
     mesh: Mesh, own: np.ndarray, sharding: NamedSharding
 ) -> jax.Array:
     if AXES not in sharding.spec:
-        return jax.make_array_from_callback(own.shape, sharding, lambda i: own[i])
+        return jax.make_array_from_process_local_data(sharding, own)
     axis = sharding.spec.index(AXES)
-    places = len(rows_of_process(mesh, devices_of_run(mesh)))
-    each = own.shape[axis] // places
-    whole = each * devices_of_run(mesh)
-    shape = (*own.shape[:axis], whole, *own.shape[axis + 1 :])
+    each = own.shape[axis] // len(mesh.local_devices)
+    shape = (*own.shape[:axis], each * mesh.size, *own.shape[axis + 1 :])
     held = rows_of_process(mesh, shape[axis])
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -267,17 +265,6 @@ def _from_rows_of_process(
         return own[(slice(None),) * axis + (slice(first, first + each),)]
 
     return jax.make_array_from_callback(shape, sharding, part)
-
-
-def to_host(tree: Any) -> Any:
-    """The numpy arrays of a tree, on every process, also of one split over processes.
-
-    Every process must call this.
-    """
-    leaves = jax.tree.leaves(tree)
-    if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def named_sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
