@@ -1,24 +1,19 @@
-"""What validation through training takes: a run with marks against one without.
+"""What validation through training takes: marks, and averages of the weights.
 
-python tests/benchmarks/marks.py [--budget 4.8e11] [--width 32] [--rounds 5]
+python tests/benchmarks/marks.py [--budget 4.8e11] [--width 24] [--rounds 400]
 python tests/benchmarks/marks.py --counts
-python tests/benchmarks/marks.py --updates
 
-A run of experiments/quickstart.py, on pixels instead of latents, so that nothing is
-encoded first. Three ways take turns in one process, compiled before: measured at the
-end alone; with marks; with marks and two averages by power functions. Each is a whole
-run, with its checkpoints. Ratios are to the first way in the same round, and medians
-over the rounds: of the wall time of the training loop, and of the processor time of
-this process, which other processes change less. Rounds that others disturb are
-repeated. The shares of a run that are spent on measuring are of its own wall time:
-before its end, which is limited in FLOPs, and at its end, which is not.
+The recipe is that of experiments/quickstart.py, on pixels instead of latents, so that
+nothing is encoded first.
+
+Two things take time. A training step with averages is timed against one without, in
+short blocks that take turns: medians and ranges of the ratios, pair by pair. Rounds
+that others disturb are repeated. And a whole run with marks says which share of its
+wall time was spent on measuring before its end, which is limited in FLOPs, and at its
+end, which is not. Times of whole runs are not compared: they scatter by a tenth.
 
 --counts trains nothing. It counts the marks of every run of the quickstart, with its
 one average and with two, and their FLOPs as shares of those of training.
-
---updates times the updates of two averages alone, of one size on one device, in
-processor time: leaf by leaf as in training, as one flat array, and with all of the
-compiler's optimisations.
 """
 
 from __future__ import annotations
@@ -33,27 +28,27 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+import throughput
 import timing
 
 from experiments import quickstart
 from scaling_ldm import config, records
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
-    compiler_options,
     marks,
     measuring,
-    optimizer,
+    mesh,
+    objective_checks,
     train_step,
 )
 
 TWO = config.Experiment().optimizer.averages  # the default
-WAYS = {"end": (0, ("ema",)), "marks": (20, ("ema",)), "marks, two": (20, TWO)}
+AVERAGES = {"one": ("ema",), "two": TWO}
 
 
 def experiment(
@@ -71,24 +66,31 @@ def experiment(
     return config.resolve(c)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunTimes:
-    """Seconds of a whole run.
+def step_times(
+    ways: dict[str, config.Experiment], width: int, seconds: float, rounds: int
+) -> timing.Times:
+    """Times a training step of each recipe, in turns."""
+    recipe = next(iter(ways.values()))
+    device_mesh = mesh.build(recipe.mesh, {})
+    with jax.set_mesh(device_mesh):
+        contenders = {}
+        for name, e in ways.items():
+            learnt = train_step.train_functions(
+                train_step.compiled_part(e), width, 2, True
+            ).objective
+            rows = e.train.batch_size
+            shapes = objective_checks.abstract_inputs(e, learnt, rows)
+            batch, uncond = jax.tree.map(
+                lambda one: np.ones(one.shape, one.dtype), shapes
+            )
+            contenders[name] = throughput.Ours(
+                e, (width, 2), device_mesh, batch, uncond
+            ).advance
+        return timing.alternate(contenders, seconds, rounds)
 
-    wall: inside its loop.
-    processor: of this process, all threads, with what comes before and after the loop.
-    marks: of `wall`, measuring before the end.
-    end: of `wall`, measuring at the end.
-    """
 
-    wall: float
-    processor: float
-    marks: float
-    end: float
-
-
-def times(e: config.Experiment, spec: records.RunSpec) -> RunTimes:
-    """Trains a whole run."""
+def spent_measuring(e: config.Experiment, spec: records.RunSpec) -> dict[str, float]:
+    """Trains a whole run: its seconds, and the shares that were spent on measuring."""
     measure, spent = measuring.of_state, {}
 
     def timed(compiled: Any, batches: Any, state: Any) -> list[measuring.Measured]:
@@ -97,38 +99,23 @@ def times(e: config.Experiment, spec: records.RunSpec) -> RunTimes:
         spent[int(state.step)] = time.perf_counter() - begin
         return found
 
-    begin = time.process_time()
     with (
         tempfile.TemporaryDirectory() as name,
         mock.patch.object(measuring, "of_state", timed),
     ):
         (record,) = train.run(e, pathlib.Path(name), [(0, spec)], 1)
     assert record.status == "finished", record
-    return RunTimes(
-        wall=record.seconds,
-        processor=time.process_time() - begin,
-        end=spent.pop(spec.steps),
-        marks=sum(spent.values()),
-    )
-
-
-def summary(
-    runs: Sequence[RunTimes], bare: Sequence[RunTimes], clock: str
-) -> dict[str, Any]:
-    """The ratio of two ways by a clock, pair by pair."""
-    ratios = [
-        getattr(one, clock) / getattr(other, clock)
-        for one, other in zip(runs, bare, strict=True)
-    ]
+    end = spent.pop(spec.steps)
     return {
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        "seconds": record.seconds,
+        "marks_share_of_time": sum(spent.values()) / record.seconds,
+        "end_share_of_time": end / record.seconds,
     }
 
 
 def counts() -> None:
     """Prints, for each budget, the marks of each size and the range of FLOPs."""
-    for averages in WAYS["marks"][1], TWO:
+    for averages in AVERAGES["one"], TWO:
         c = quickstart.get_config()
         c.optimizer.averages = averages
         e = config.resolve(c)
@@ -147,98 +134,48 @@ def counts() -> None:
             )
 
 
-def updates(width: int) -> None:
-    """Prints what a step of two averages takes, in three forms."""
-    e = experiment(0, TWO, width, 1)
-    of = train_step.train_functions(train_step.compiled_part(e), width, 2, True)
-    shapes = train_step.abstract_state(of).params
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
-    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
-
-    def steps(given: dict[str, Any], newest: Any, count: jax.Array) -> dict[str, Any]:
-        def body(i: jax.Array, now: dict[str, Any]) -> dict[str, Any]:
-            return {
-                name: optimizer.average(e.optimizer, name, one, newest, i + 1000)
-                for name, one in now.items()
-            }
-
-        return jax.lax.fori_loop(0, count, body, given)
-
-    quick = compiler_options.quick_to_compile(jax.default_backend())
-    forms = {
-        "leaf by leaf": (params, quick),
-        "one flat array": (flat, quick),
-        "leaf by leaf, optimised": (params, None),
-    }
-    took: dict[str, list[float]] = {name: [] for name in forms}
-    run = {}
-    for name, (tree, options) in forms.items():
-        jitted = jax.jit(steps, donate_argnums=0, compiler_options=options)
-        state = {average: jax.tree.map(jnp.copy, tree) for average in TWO}
-        run[name] = jitted.lower(state, tree, jnp.int32(0)).compile(), [state], tree
-    for _ in range(10):
-        for name, (compiled, box, tree) in run.items():
-            begin = time.process_time()
-            box[0] = jax.block_until_ready(compiled(box[0], tree, jnp.int32(200)))
-            took[name].append((time.process_time() - begin) / 200)
-    leaves = len(jax.tree.leaves(params))
-    print(f"{flat.size} parameters in {leaves} leaves, two averages")
-    for name, seconds in took.items():
-        median, each = statistics.median(seconds), min(seconds) / 2 / flat.size
-        print(
-            f"{name}: {1e6 * median:.0f} us a step, at least {1e9 * each:.2f} ns each"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=4.8e11)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--counts", action="store_true")
-    parser.add_argument("--updates", action="store_true")
     args = parser.parse_args()
     if args.counts:
         return counts()
-    if args.updates:
-        return updates(args.width)
     cores = len(os.sched_getaffinity(0))
     jax.config.update("jax_num_cpu_devices", cores)
-    ways = {}
-    for name, (wanted, averages) in WAYS.items():
-        e = experiment(wanted, averages, args.width, cores)
+    ways = {
+        name: experiment(20, averages, args.width, cores)
+        for name, averages in AVERAGES.items()
+    }
+    # No experiment may have none; a step without is timed for comparison.
+    bare = dataclasses.replace(ways["one"].optimizer, averages=())
+    ways = {"none": dataclasses.replace(ways["one"], optimizer=bare)} | ways
+    measured = step_times(ways, args.width, args.seconds, args.rounds)
+    found: dict[str, Any] = {"disturbed_rounds": measured.disturbed}
+    for name, e in ways.items():
+        pairs = zip(measured.seconds[name], measured.seconds["none"], strict=True)
+        ratios = [ours / bare for ours, bare in pairs]
+        found[name] = {
+            "microseconds": 1e6 * statistics.median(measured.seconds[name]),
+            "ratio": statistics.median(ratios),
+            "ratio_quartiles": statistics.quantiles(ratios)[::2],
+        }
+        if not e.optimizer.averages:
+            continue
         specs = {spec.budget_flops: spec for spec in plan.plan(e)}
         if args.budget not in specs:
             sys.exit(f"--budget must be one of {list(specs)}")
-        ways[name] = e, specs[args.budget]
-        times(e, specs[min(specs)])  # compile
-    done: list[tuple[float, dict[str, RunTimes]]] = []
-    while len(done) < 3 * args.rounds:
-        others, begin = timing.used_by_others(), time.perf_counter()
-        took = {name: times(*way) for name, way in ways.items()}
-        wall = time.perf_counter() - begin
-        done.append(((timing.used_by_others() - others) / wall / cores, took))
-        if sum(x <= timing.DISTURBANCE for x, _ in done) == args.rounds:
-            break
-    done.sort(key=lambda entry: entry[0])
-    kept = done[: args.rounds]
-    found = {}
-    for name, way in ways.items():
-        got = marks.marks_of(*way)
-        runs = [took[name] for _, took in kept]
-        bare = [took["end"] for _, took in kept]
-        found[name] = {
-            "steps": way[1].steps,
+        spec, got = specs[args.budget], marks.marks_of(e, specs[args.budget])
+        spent_measuring(e, specs[min(specs)])  # compile
+        found[name] |= {
+            "steps": spec.steps,
             "marks": len(got.steps) - 1,
-            "share_of_flops": got.share,
-            "share_of_time": statistics.median(r.marks / r.wall for r in runs),
-            "end_share_of_time": statistics.median(r.end / r.wall for r in runs),
-            "seconds": statistics.median(r.wall for r in runs),
-            "wall": summary(runs, bare, "wall"),
-            "processor": summary(runs, bare, "processor"),
-        }
-    disturbed = sum(share > timing.DISTURBANCE for share, _ in kept)
-    print(json.dumps({"disturbed_rounds": disturbed, **found}, indent=1))
+            "marks_share_of_flops": got.share,
+        } | spent_measuring(e, spec)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
