@@ -283,11 +283,11 @@ class TrainingRun:
         """How many of the next `chunk` steps each slot takes: all or none."""
         if not self._packed:
             counts: tuple[int, ...] = (chunk,)
-            value, spec = np.int32(chunk), mesh.REPLICATED
+            value, spec = np.array(chunk, np.int32), mesh.REPLICATED
         else:
             taken = [chunk * run.trains_at(step) for run in self.runs]
             counts = *taken, *[0] * (mesh.runs_of(self._mesh) - len(taken))
-            value, spec = np.int32(counts), mesh.PACKED
+            value, spec = np.array(counts, np.int32), mesh.PACKED
         if counts not in self._counts:
             self._counts[counts] = mesh.put(self._mesh, value, spec)
         return self._counts[counts]

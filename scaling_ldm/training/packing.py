@@ -79,9 +79,8 @@ def auto(
     if experiment.mesh.fsdp > 1 or jax.process_count() > 1 or (slow and on_cpu):
         return 1
     largest = max(map(len, _alike(experiment, rows)))
-    there = capacity.device_bytes(devices[0])
-    if there is None:
-        there = capacity.host_bytes() // len(devices)
+    own = capacity.device_bytes(devices[0])
+    there = capacity.host_bytes() // len(devices) if own is None else own
 
     def fits(runs: int) -> bool:
         each = len(devices) // runs

@@ -313,11 +313,11 @@ def compile_functions(
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
     """The functions of one size, compiled at their first call; its runs share them."""
-    attention_backends.check(experiment.model.attention, _platform(device_mesh))
-    unroll = experiment.model.unroll
-    on_cpu = unroll == "auto" and _platform(device_mesh) == "cpu"
+    platform = compiler_options.platform_of(device_mesh)
+    attention_backends.check(experiment.model.attention, platform)
+    unrolled = {"always", "auto"} if platform == "cpu" else {"always"}
     functions = train_functions(
-        experiment, width, depth, unroll=on_cpu or unroll == "always"
+        experiment, width, depth, unroll=experiment.model.unroll in unrolled
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
@@ -332,6 +332,49 @@ def compile_functions(
     ) -> tuple[TrainState, Any]:
         state, metrics = functions.step(state, batch, uncond, hyper)
         return state, metrics | {"request": request.max()}
+
+    def per_example_loss(params: Any, batch: Batch, *draws: Any) -> jax.Array:
+        batch = objective.widened(batch)
+        return functions.objective.per_example_loss(params, batch, *draws)
+
+    options = compiler_options.quick_to_compile(platform)
+    quick = functools.partial(jax.jit, out_shardings=placed, compiler_options=options)
+    jit = functools.partial(
+        jax.jit, compiler_options=None if experiment.train.optimize_code else options
+    )
+    return CompiledFunctions(
+        objective=functions.objective,
+        metrics=functions.metrics,
+        abstract_state=jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            placed,
+        ),
+        init=quick(functions.init),
+        start=quick(functions.start),
+        step=jit(
+            every_run(step, (run, mesh.BATCH, mesh.REPLICATED, run, flags)),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        steps=jit(
+            every_run(
+                _several(functions),
+                (run, mesh.STACKED_BATCHES, run, mesh.REPLICATED, run, flags),
+            ),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        per_example_loss=jit(
+            every_run(per_example_loss, (run, *(mesh.BATCH,) * 3, mesh.REPLICATED)),
+            out_shardings=after[1],
+        ),
+        slots=packs.slots(device_mesh, options),
+    )
+
+
+def _several(functions: TrainFunctions) -> Callable[..., tuple[TrainState, Any]]:
+    """`CompiledFunctions.steps` of one run, before it is compiled."""
 
     def steps(
         state: TrainState,
@@ -354,45 +397,4 @@ def compile_functions(
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"request": request.max()}
 
-    def per_example_loss(params: Any, batch: Batch, *draws: Any) -> jax.Array:
-        batch = objective.widened(batch)
-        return functions.objective.per_example_loss(params, batch, *draws)
-
-    options = compiler_options.quick_to_compile(_platform(device_mesh))
-    quick = functools.partial(jax.jit, out_shardings=placed, compiler_options=options)
-    jit = functools.partial(
-        jax.jit, compiler_options=None if experiment.train.optimize_code else options
-    )
-    return CompiledFunctions(
-        objective=functions.objective,
-        metrics=functions.metrics,
-        abstract_state=jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            placed,
-        ),
-        init=quick(functions.init),
-        start=quick(functions.start),
-        step=jit(
-            every_run(step, (run, mesh.BATCH, mesh.REPLICATED, run, flags)),
-            donate_argnums=0,
-            out_shardings=after,
-        ),
-        steps=jit(
-            every_run(
-                steps, (run, mesh.STACKED_BATCHES, run, mesh.REPLICATED, run, flags)
-            ),
-            donate_argnums=0,
-            out_shardings=after,
-        ),
-        per_example_loss=jit(
-            every_run(per_example_loss, (run, *(mesh.BATCH,) * 3, mesh.REPLICATED)),
-            out_shardings=after[1],
-        ),
-        slots=packs.slots(device_mesh, options),
-    )
-
-
-def _platform(device_mesh: jax.sharding.Mesh) -> str:
-    """Where functions will run; a compiler may be for devices that are not here."""
-    return device_mesh.devices.flat[0].platform
+    return steps
