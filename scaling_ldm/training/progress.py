@@ -247,12 +247,10 @@ class SweepProgress:
     def result(self, loss: float, name: str = "") -> None:
         """Prints the last line of a run; `name` says which of those side by side."""
         said = f"{self._line}{name and '  '}{name}  done  validation loss {loss:.5f}"
-        say(f"{said}{left(self.seconds_left())}")
+        say(said + left(self.seconds_left()))
 
 
-def metric_rows(
-    path: pathlib.Path,
-) -> tuple[list[tuple[dict[str, Any], bytes]], bytes]:
+def metric_rows(path: pathlib.Path) -> tuple[list[tuple[dict[str, Any], bytes]], bytes]:
     """((values, line) of each line of a metrics.jsonl, the bytes that were cut off).
 
     Raises:
@@ -277,8 +275,7 @@ class MetricLog:
       step: training continues from it. Lines of later steps are removed, because these
         steps will be done again.
       tensorboard: whether to write TensorBoard events, too.
-      every: steps between two lines, to notice that the last ones are gone; 0: it is
-        not looked at.
+      every: steps between two lines, to notice lost ones; 0: it is not looked at.
 
     Raises:
       Damaged, NewerVersion: as `metric_rows`; a line that was cut off is dropped.

@@ -130,10 +130,9 @@ def test_a_branch_that_is_killed_ends_as_one_that_is_not(tiny, both, tmp_path, s
     shutil.rmtree(runs.run_files(tmp_path / "w", spec.run_id).folder)
     experiment = wsd(tiny, "decay", **ONE, **{"train.checkpoints_per_run": 10})
     # A second save begins when the first one is on the disk.
-    place = (
-        (checkpoint.Checkpoints, "save") if saved else (loop.TrainingRun, "_dispatch")
-    )
-    with killed(*place, 2), pytest.raises(Killed):
+    steps = loop.TrainingRun, "_next_batch", 3
+    moment = (checkpoint.Checkpoints, "save", 2) if saved else steps
+    with killed(*moment), pytest.raises(Killed):
         trained(experiment, tmp_path / "w", rows=[branch])
     found = runs.run_files(tmp_path / "w", spec.run_id)
     assert any(found.checkpoints.glob("[0-9]*")) == saved

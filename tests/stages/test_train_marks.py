@@ -249,10 +249,9 @@ def test_marks_whose_losses_are_gone_are_named(undisturbed, tmp_path, lines):
     whole = files_of(experiment, workdir).measurements.read_bytes()
     rows = whole.splitlines(keepends=True)
     files.measurements.parent.mkdir(parents=True)
-    unused = object.__new__(train_step.CompiledFunctions)
     for kept, gone in ((len(rows), ""), (2 * EACH + 3, "(4, 10, 12)"), (0, "(1, 2, 4")):
         files.measurements.write_bytes(b"".join(rows[:kept]))
-        measuring.RunTable(experiment, spec, files, unused, [], 12, AT)
+        measuring.RunTable(experiment, spec, files, 12, AT)
         assert len(lines) == bool(gone)
         assert all(f"{files.measurements} has no losses" in line for line in lines)
         assert all(gone in line for line in lines)
