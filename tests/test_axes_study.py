@@ -103,7 +103,10 @@ def test_a_run_is_that_of_an_experiment_with_its_values(given, study, tmp_path):
 @pytest.mark.slow
 def test_each_group_is_fitted_alone_and_reported(study):
     _, workdir, specs, _ = study
-    found = records.read_jsonl(workdir / "laws.json")
+    *found, in_context, cross = records.read_jsonl(workdir / "laws.json")
+    for rates in (in_context, cross):  # two rates of one size
+        assert [b.reason for b in rates.best] == ["fewer than 3 rates"]
+    assert (in_context.group, cross.group) == ("in_context", "cross_attention")
     assert [r.group for r in found] == list(dict.fromkeys(s.group for s in specs))
     assert len(found) == 4
     for result in found:  # two seeds of one size
@@ -208,7 +211,8 @@ def test_a_study_with_axes_by_the_launcher(tmp_path):
     assert len(specs) == 8
     for spec in specs:
         assert runs.read_record_of(workdir, spec).status == "finished"
-    assert len(records.read_jsonl(workdir / "laws.json")) == 4
+    # Four groups, and the rates of each architecture.
+    assert len(records.read_jsonl(workdir / "laws.json")) == 4 + 2
     assert "learning_rate 1e-3, cross_attention:" in err
 
     alone = tmp_path / "alone"

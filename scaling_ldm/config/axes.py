@@ -28,19 +28,27 @@ from scaling_ldm.records.measurements import MEASURES
 
 Overrides = Mapping[str, Any]  # "section.field" -> value
 SEED = "train.seed"
+RATE = "optimizer.learning_rate"
+BATCH = "train.batch_size"
 # Fields that may vary: all of these sections that decide a run's numbers, and these.
 SECTIONS = ("model", "objective", "optimizer")
-_OF_TRAIN = (SEED, "train.batch_size")
+_OF_TRAIN = (SEED, BATCH)
 _EVERY_FIELD = ", ".join((*(f"{s}.*" for s in SECTIONS), *_OF_TRAIN))
 # Why the other fields may not vary.
 _SHARED = "the runs of a study share their pictures and records"
 _AFTER = "it belongs to the stages after training"
 _FOUND = "it is found from the file, not chosen"
 _STARTS = "the runs of a study start from the same weights"
+_TUNED = "the rates of a study are tuned by one other study"
 _WHY_NOT = {
     "train.init_from": _STARTS,
     "train.init_exceptions": _STARTS,
     "train.init_checksum": _STARTS,
+    "optimizer.tuned_from": _TUNED,
+    "optimizer.tuned_group": _TUNED,
+    "optimizer.tuned_budget": _TUNED,
+    "optimizer.tuned_sizes": _TUNED,
+    "optimizer.tuned_digest": _TUNED,
     "objective.kind": "objectives have different losses; make each a study of its own",
     "objective.folder": _FOUND,
     "objective.digest": _FOUND,

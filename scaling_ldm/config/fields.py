@@ -140,11 +140,18 @@ class OptimizerConfig:
     """AdamW, its learning rate, and the averages of the weights."""
 
     learning_rate: float = 1e-4  # peak, which is reached at the end of the warm-up
-    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width, and
-    # "mup" scales each tensor by its role; "completep" is mup for the depth, too.
+    # One of LEARNING_RATE_POLICIES; "by_width" multiplies by policy_width / width,
+    # "mup" scales each tensor by its role, "completep" is mup for the depth, too, and
+    # "tuned" takes the best rate of each size from another study.
     learning_rate_policy: str = "fixed"
     policy_width: int = 64  # width at which the policy is "fixed"
     policy_depth: int = 2  # depth at which it is, too
+    tuned_from: str = ""  # workdir or laws.json of a study with an axis of rates
+    tuned_group: str = ""  # the group of its runs, if it has several
+    tuned_budget: float = 0.0  # the budget of its runs, in FLOPs; 0: it has one
+    # One of TUNED_SIZES; "law": other sizes are by a power law in N through these, too.
+    tuned_sizes: str = "measured"
+    tuned_digest: str = ""  # identity of these rates; filled in when they are read
     # Law of the peak in the size, the length and the batch of a run; one of RATE_LAWS.
     rate_law: str = "none"
     rate_law_constants: tuple[float, ...] = ()  # of own: (a, b, c, d) of a N^b D^c B^d
@@ -190,8 +197,8 @@ class PlanConfig:
     expected_coef: float = 0.0009
     expected_exponent: float = 0.5681  # b of the same formula
     minimum_steps: int = 100  # a row with fewer optimizer steps is refused
-    # How the budgets of a size are trained, one of REUSE: as runs of their own, or as
-    # points of one run that is as long as the largest of them.
+    # How the budgets of a size are trained, one of REUSE: as runs of their own, as
+    # points of the run of the largest, or as runs that share its constant rate (wsd).
     reuse: str = "separate"
     # What runs vary beside size and budget: {"section.field": values}, or (name,
     # values) pairs. Fields with commas between them are tied.

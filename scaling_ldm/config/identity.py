@@ -76,6 +76,11 @@ SINCE: dict[Field, Any] = {
     ("optimizer", "rate_law"): "none",
     ("optimizer", "rate_law_constants"): (),
     ("optimizer", "rate_law_at"): (),
+    ("optimizer", "tuned_from"): "",
+    ("optimizer", "tuned_group"): "",
+    ("optimizer", "tuned_budget"): 0.0,
+    ("optimizer", "tuned_sizes"): "measured",
+    ("optimizer", "tuned_digest"): "",
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.
@@ -121,6 +126,7 @@ _NOT_IDENTITY: tuple[Field, ...] = (
     ("model", "remat_policy"),
     ("model", "attention"),
     ("objective", "folder"),
+    ("optimizer", "tuned_from"),
     ("train", "init_from"),
     ("train", "microbatch"),
     ("train", "steps_per_dispatch"),

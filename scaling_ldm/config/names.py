@@ -96,9 +96,14 @@ LEARNING_RATE_POLICIES = {
     "by_width": ("policy_width",),
     "mup": ("policy_width",),
     "completep": ("policy_width", "policy_depth"),
+    "tuned": (
+        *("tuned_from", "tuned_group", "tuned_budget"),
+        *("tuned_sizes", "tuned_digest"),
+    ),
 }
 # Policies that train tensors of one network by unlike rules.
 BY_TENSOR = ("mup", "completep")
+TUNED_SIZES = ("measured", "law")  # which sizes have a rate of the policy tuned
 # Laws of the rate; their constants are in rate_laws.py.
 RATE_LAWS = {
     "none": (),
@@ -111,7 +116,7 @@ LEARNING_RATE_SCHEDULES = {
     "cosine": (),
     "wsd": ("decay_fraction", "decay_shape"),
 }
-REUSE = ("separate", "nested")  # how the runs of a size share their training
+REUSE = ("separate", "nested", "decay")  # how the runs of a size share their training
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
 LARGEST_SIGMA_REL = 12**-0.5  # of the average that weighs all steps alike
@@ -201,6 +206,7 @@ CHOICES = {
     "objective.timestep_sampling": TIMESTEP_SAMPLING,
     "objective.reconstruction": RECONSTRUCTION,
     "optimizer.learning_rate_policy": LEARNING_RATE_POLICIES,
+    "optimizer.tuned_sizes": TUNED_SIZES,
     "optimizer.rate_law": RATE_LAWS,
     "optimizer.schedule": LEARNING_RATE_SCHEDULES,
     "optimizer.decay_shape": DECAY_SHAPES,

@@ -12,6 +12,7 @@ def check_optimizer(e: fields.Experiment) -> list[str]:
         *_check_averages(cfg),
         *_check_schedule(cfg),
         *_check_policy(e),
+        *_check_tuned(cfg),
         *rate_laws.problems_of(cfg),
     ]
 
@@ -36,6 +37,29 @@ def _check_policy(e: fields.Experiment) -> list[str]:
             f"{where} needs heads of one width, since attention divides its scores by "
             "the root of that: give config.model.head_dim instead of "
             f"config.model.heads = {model.heads}"
+        )
+    return problems
+
+
+def _check_tuned(cfg: fields.OptimizerConfig) -> list[str]:
+    if cfg.learning_rate_policy != "tuned":
+        return []
+    where = "config.optimizer.learning_rate_policy = 'tuned'"
+    problems = []
+    if not cfg.tuned_from:
+        problems.append(
+            f"{where} needs config.optimizer.tuned_from, the working directory of a "
+            "study with an axis of learning rates"
+        )
+    if cfg.rate_law != "none":
+        problems.append(
+            f"{where} and config.optimizer.rate_law = {cfg.rate_law!r} both say the "
+            "rate"
+        )
+    if cfg.learning_rate != _DEFAULTS.learning_rate:
+        problems.append(
+            f"config.optimizer.learning_rate = {cfg.learning_rate} is not read by "
+            f"{where}; its default is {_DEFAULTS.learning_rate}"
         )
     return problems
 

@@ -50,7 +50,7 @@ _NOT_NEGATIVE = {
     "encode": ("pictures",),
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
-    "optimizer": ("weight_decay", "warmup_steps", "warmup_samples"),
+    "optimizer": ("weight_decay", "warmup_steps", "warmup_samples", "tuned_budget"),
     "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
     "train": (
         "microbatch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import decimal
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from scaling_ldm import records
@@ -21,18 +21,28 @@ _SHORT = {
 LONGEST_ID = 120  # characters; a file system allows 255
 
 
-def group_of(plan: PlanConfig, overrides: Overrides) -> str:
+def group_of(
+    plan: PlanConfig, overrides: Overrides, within: Collection[str] = (axes.SEED,)
+) -> str:
     """The part of a study whose runs differ in size, budget and seed alone.
 
     "learning_rate 2e-3, cross_attention"; "" where there is one group.
+
+    Args:
+      within: the fields in which runs of one group may differ.
     """
     several = _several(plan)
     said = []
     for path, value in overrides.items():
-        if path != axes.SEED and path in several:
+        if path not in within and path in several:
             name = f"{short_name(path)} " if _SHORT.get(path) != "" else ""
             said.append(f"{name}{value_text(value)}")
     return ", ".join(said)
+
+
+def varies_rate(plan: PlanConfig) -> bool:
+    """Whether runs of a study differ in their learning rate by an axis of rates."""
+    return axes.RATE in _several(plan)
 
 
 def _several(plan: PlanConfig) -> set[str]:

@@ -2,7 +2,7 @@
 
 The parabola goes through the rates next to the best measured one. Far from it the loss
 is no parabola: it rises slowly to small rates and abruptly to large ones. A best rate
-at the edge of its grid is refused.
+at the edge of its grid is refused, and so is one beside a rate that diverges.
 
 The interval of a best rate is Fieller's: the rates at which the parabola's slope is
 not significantly different from 0. It takes the uncertain curvature into account, and
@@ -26,11 +26,18 @@ from jaxtyping import Float
 from scaling_ldm.records import BestRate, Interval, Refusal
 
 BEST = "best learning rate"  # what a refusal is about
+# A rise of the loss this many times any rise on the other side is no parabola's.
+CLIFF = 10.0
 SAME = 1e-6  # relative difference up to which two numbers are equal
 
 Values = Float[np.ndarray, "runs"]
 Coefs = Float[np.ndarray, "3"]
 Covariance = Float[np.ndarray, "3 3"]
+
+
+def name_of(params: float, tokens: float, batch_size: float) -> str:
+    """What a refusal calls the runs of one size, length and batch."""
+    return f"{params:.6g} parameters, {tokens:.6g} tokens, batch {batch_size:.6g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +50,7 @@ class RateCell:
 
     @property
     def name(self) -> str:
-        n, d, b = self.at
-        return f"{n:.6g} parameters, {d:.6g} tokens, batch {b:.6g}"
+        return name_of(*self.at)
 
     def refusal(self, reason: str, detail: str) -> Refusal:
         return Refusal(quantity=BEST, group=self.name, reason=reason, detail=detail)
@@ -83,7 +89,14 @@ def fit_curve(cell: RateCell, neighbours: int) -> RateCurve | Refusal:
             "best rate at the edge of the grid",
             f"least loss {means[k]:.6g} at rate {rates[k]:.4g}, an end of {grid}",
         )
-    reach = min(neighbours, k, len(groups) - 1 - k)
+    reach = _reach(means, k, neighbours)
+    if not reach:
+        above = k + 1 if means[k + 1] > means[k - 1] else k - 1
+        return cell.refusal(
+            "loss rises abruptly beside the best rate",
+            f"{means[k]:.6g} at rate {rates[k]:.4g}, {means[above]:.6g} at "
+            f"{rates[above]:.4g}: train rates between",
+        )
     used = np.concatenate(groups[k - reach : k + reach + 1])
     x, y = cell.x[used], cell.y[used]
     centre = float(cell.x[groups[k][0]])
@@ -117,6 +130,26 @@ def fit_curve(cell: RateCell, neighbours: int) -> RateCurve | Refusal:
             f"{rates[k]:.4g} of {grid}",
         )
     return curve
+
+
+def _reach(means: np.ndarray, k: int, neighbours: int) -> int:
+    """How many rates on each side of the best one lie on its parabola; 0: none do.
+
+    A parabola with its minimum near rate k rises alike on both sides. Where training
+    diverges, the loss rises many times more, and a parabola through it has its minimum
+    in the middle between two rates, whatever the loss is there.
+
+    Args:
+      means: the loss of each rate, ascending in the rate; k is the best of them.
+      neighbours: the most on each side.
+    """
+    rise = means - means[k]
+    below, above = rise[:k].max(), rise[k + 1 :].max()
+    for reach in range(min(neighbours, k, len(means) - 1 - k), 0, -1):
+        left, right = rise[k - reach : k].max(), rise[k + 1 : k + reach + 1].max()
+        if right <= CLIFF * below and left <= CLIFF * above:
+            return reach
+    return 0
 
 
 def _vertex_of_three(x: Coefs, y: Coefs) -> float:

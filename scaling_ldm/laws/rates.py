@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,11 @@ def rate_law(
         excluded=tuple(excluded),
         noise=math.sqrt(variance) if dof else None,
         noise_dof=dof,
+        runs=tuple(
+            (*cell.at, float(np.exp(x)), float(y))
+            for cell in cells
+            for x, y in zip(cell.x, cell.y, strict=True)
+        ),
     )
 
 
@@ -101,12 +106,13 @@ def rate_records(
     weights: str,
     size: str = "params_without_embeddings",
     asked: Sequence[str] = (),
+    points: Collection[ends.Point] | None = None,
     **options: Any,
 ) -> RateFit:
-    """`rate_law` of what runs have measured at their last step (`records.read_table`).
+    """`rate_law` of what runs have measured at their ends (`records.read_table`).
 
-    Give the runs of one group: what they vary beside size, length, batch and rate would
-    be taken for noise.
+    A trajectory has an end at each of its budgets. Give the runs of one group: what
+    they vary beside size, length, batch and rate would be taken for noise.
 
     Args:
       records: of the runs; those that are not finished are excluded by name.
@@ -115,6 +121,7 @@ def rate_records(
       weights: "raw" or the name of an average.
       size: "params" or "params_without_embeddings".
       asked: the first characters of the hashes of protocols, as config.fit.protocols.
+      points: (run_id, step) of the ends that are used; None: all.
       options: of `rate_law`.
 
     Raises:
@@ -123,39 +130,51 @@ def rate_records(
     """
     if metric.startswith(HIGHER_IS_BETTER):
         raise ValueError(f"larger values of {metric} are better: it is no loss")
-    finished, excluded = {}, []
-    for record in records:
-        if record.status == "finished":
-            finished[record.run_id] = record
-        else:
-            detail = f" ({record.detail})" if record.detail else ""
-            excluded.append(f"{record.run_id}: {record.status}{detail}")
-    last = {(run_id, record.steps) for run_id, record in finished.items()}
-    found = [r for r in ends.of(rows, metric, weights) if (r.run_id, r.step) in last]
-    protocol, measured = ends.shared_protocol(found, last, asked)
+    trained = {record.run_id: record for record in records}
+    excluded = [
+        f"{run_id}: {r.status}" + (f" ({r.detail})" if r.detail else "")
+        for run_id, r in trained.items()
+        if r.status != "finished"
+    ]
+    found = [
+        row
+        for row in ends.of(rows, metric, weights)
+        if ends.is_result(row, trained.get(row.run_id))
+    ]
+    wanted = {(i, r.steps) for i, r in trained.items() if r.status == "finished"}
+    wanted |= {(row.run_id, row.step) for row in found}
+    if points is not None:
+        wanted &= set(points)
+    protocol, measured = ends.shared_protocol(found, wanted, asked)
     if protocol is None and measured:
-        raise ValueError(ends.why_none_is_shared(measured, len(finished), {}))
-    values = {r.run_id: r.value for r in found if r.protocol_hash == protocol}
-    for run_id in finished.keys() - values.keys():
+        raise ValueError(ends.why_none_is_shared(measured, len(wanted), {}))
+    used = {
+        (row.run_id, row.step): row
+        for row in found
+        if row.protocol_hash == protocol and (row.run_id, row.step) in wanted
+    }
+    for run_id, _ in wanted - used.keys():
         excluded.append(f"{run_id}: no {in_words(metric, weights)} at its last step")
     result = rate_law(
         [
             (
-                getattr(record, size),
-                record.tokens,
-                record.images / record.steps,
-                record.learning_rate,
-                values[run_id],
+                getattr(row, size),
+                row.tokens,
+                trained[run_id].images / trained[run_id].steps,
+                trained[run_id].learning_rate,
+                row.value,
             )
-            for run_id, record in finished.items()
-            if run_id in values
+            for (run_id, _), row in used.items()
         ],
         metric=metric,
         size=size,
         **options,
     )
     return dataclasses.replace(
-        result, excluded=tuple(sorted(excluded)) + result.excluded
+        result,
+        excluded=tuple(sorted(excluded)) + result.excluded,
+        weights=weights,
+        protocol_hash=protocol or "",
     )
 
 

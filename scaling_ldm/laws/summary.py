@@ -10,6 +10,8 @@ from scaling_ldm.records import (
     LossForm,
     OffsetLaw,
     PowerLaw,
+    RateFit,
+    RateLaw,
     Refusal,
 )
 from scaling_ldm.records.measurements import in_words
@@ -69,3 +71,34 @@ def summary(result: FitResult) -> list[str]:
         *(f"note: {note}" for note in result.notes),
         *(f"left out: {why}" for why in result.excluded),
     ]
+
+
+def rates_summary(result: RateFit) -> list[str]:
+    """The best learning rates, their law and every refusal, one line each."""
+    measured = result.weights and in_words(result.metric, result.weights)
+    lines = [f"best learning rates of: {measured}"] if measured else []
+    for best in result.best:
+        if isinstance(best, Refusal):
+            lines.append(f"refused: {best.what}: {best.why}")
+            continue
+        i = best.rate_interval
+        lines.append(
+            f"{best.params:.6g} parameters, {best.tokens:.6g} tokens, batch "
+            f"{best.batch_size:.6g}: {best.rate:.3g} ({i.level:.0%} interval "
+            f"{i.low:.3g} to {i.high:.3g})"
+        )
+    law = result.law
+    if isinstance(law, RateLaw):
+        shown = [
+            f"{name}^{value:.3f} ({i.low:.3f} to {i.high:.3f})"
+            for name, value in law.exponents.items()
+            for i in [law.intervals[name]]
+        ]
+        level = law.intervals["coef"].level
+        lines.append(
+            f"best rate = {law.coef:.3g} {' '.join(shown)}  ({level:.0%} intervals, "
+            f"{law.points} best rates)"
+        )
+    else:
+        lines.append(f"refused: {law.what}: {law.why}")
+    return [*lines, *(f"left out: {why}" for why in result.excluded)]

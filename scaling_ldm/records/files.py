@@ -46,6 +46,7 @@ from scaling_ldm.records.laws import (
     Refusal,
 )
 from scaling_ldm.records.measurements import Measurement
+from scaling_ldm.records.rate_laws import BestRate, RateFit, RateLaw
 from scaling_ldm.records.runs import (
     EvalRecord,
     Evaluation,
@@ -77,6 +78,9 @@ _RECORDS = {
         HeldOut,
         LossForm,
         FitResult,
+        BestRate,
+        RateLaw,
+        RateFit,
         Cell,
         MeasuredCell,
         Choice,

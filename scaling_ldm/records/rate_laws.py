@@ -23,6 +23,7 @@ class BestRate:
     loss: float  # at the best rate
     lost_at_half: float | None  # loss at half the best rate, minus `loss`
     lost_at_double: float | None  # None: the rates do not reach so far
+    budget_flops: float | None = None  # planned; None: not one budget, or not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,3 +67,8 @@ class RateFit:
     excluded: tuple[str, ...]  # one line per run left out, with the reason
     noise: float | None  # deviation of one run's loss; None: the runs do not tell it
     noise_dof: int  # degrees of freedom of that
+    # (N, tokens, batch size, rate, loss) of every run that was used.
+    runs: tuple[tuple[float, ...], ...] = ()
+    group: str = ""  # what the runs share beside size, length, batch, rate and seed
+    weights: str = ""  # "raw" or an average's name; "": rows that do not say it
+    protocol_hash: str = ""  # of the rows; "": rows that do not say it

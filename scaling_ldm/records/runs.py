@@ -49,6 +49,14 @@ class RunSpec:
     pretraining_flops: float | None = 0.0
     # Of a trajectory (plan.reuse): the smaller budgets that it is measured at, too.
     smaller_budgets: tuple[float, ...] = ()
+    # Of a decay branch (plan.reuse): the run of the largest budget, all of its steps,
+    # and how many of them are this run's own first steps.
+    trunk: str = ""
+    trunk_steps: int = 0
+    shared_steps: int = 0
+    branch_steps: tuple[int, ...] = ()  # of a trunk: where other runs leave it
+    # Where the rate of the policy "tuned" is from; "": another policy.
+    rate_source: str = ""
 
     def points(self) -> tuple[RunSpec, ...]:
         """The separate runs that this one stands for, ascending; the last is itself.
@@ -56,6 +64,11 @@ class RunSpec:
         They have this run's run_id. All else is as a run of that budget would have it.
         """
         return (*map(self._shorter, self.smaller_budgets), self)
+
+    @property
+    def own_share(self) -> float:
+        """The share of the steps that are not taken over from the trunk."""
+        return 1 - self.shared_steps / self.steps
 
     def budget_at(self, step: int) -> float:
         """The budget that a step stands for; that of the run where it is no other's."""
@@ -117,6 +130,14 @@ class TrainRecord:
     recipe_hash: str
     # Spent on the weights that it started from, beside `flops`; None: unknown.
     pretraining_flops: float | None = 0.0
+    # Of `steps`, those that another run had taken (plan.reuse). All of what is counted
+    # above, but for the seconds, is with them.
+    shared_steps: int = 0
+
+    @property
+    def own_share(self) -> float:
+        """The share of the steps that this run has taken itself."""
+        return 1 - self.shared_steps / max(self.steps, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,19 @@
-"""Joins planned runs of one size into a trajectory, where `plan.reuse` is nested.
+"""Joins planned runs of one size where `plan.reuse` says so.
 
-A trajectory is the run of the largest budget. The smaller budgets are steps of it at
-which it is measured. That stands for separate runs only if these would have taken the
-same steps: everything that the plan says of a run must be the same.
+Nested: a trajectory is the run of the largest budget. The smaller budgets are steps of
+it at which it is measured. That stands for separate runs only if these would have taken
+the same steps: everything that the plan says of a run must be the same.
+
+Decay: each budget has a run of its own, whose rate falls at its end. Up to there, a
+smaller budget has the steps of the largest one, the trunk. So it leaves the trunk at
+that step (Haegele et al. 2024, arXiv 2405.18392).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from scaling_ldm.records import results, table
 from scaling_ldm.records.measurements import LOSS
@@ -62,6 +66,53 @@ def _problems(whole: RunSpec, separate: Sequence[RunSpec]) -> list[str]:
             if getattr(row, name) != getattr(point, name)
         ]
     return found
+
+
+# What a branch may have otherwise than its trunk: what follows from its length.
+_OF_LENGTH = (
+    *("run_id", "budget_flops", "planned_flops", "steps", "images", "image_tokens"),
+    *("text_tokens", "tokens", "hours"),
+)
+
+
+def branched(
+    rows: Sequence[RunSpec], stable: Mapping[str, int]
+) -> tuple[list[RunSpec], list[str]]:
+    """The rows, trunks first, with what the others share with these.
+
+    Args:
+      rows: of separate runs, budgets ascending.
+      stable: run_id -> its steps before the rate falls.
+
+    Returns:
+      The rows, and a line for each reason why one is no branch of its trunk.
+    """
+    same: dict[str, list[RunSpec]] = {}
+    for row in rows:
+        key = f"{row.width} x {row.depth} {sorted(row.overrides.items())}"
+        same.setdefault(key, []).append(row)
+    trunks, found, problems = [], {}, []
+    names = [f.name for f in dataclasses.fields(RunSpec) if f.name not in _OF_LENGTH]
+    for separate in same.values():
+        *shorter, trunk = separate
+        leaves = {stable[row.run_id] for row in shorter} - {0}
+        trunks.append(dataclasses.replace(trunk, branch_steps=tuple(sorted(leaves))))
+        for row in shorter:
+            problems += [
+                f"{row.run_id}: its {name} is {getattr(row, name)!r}, and that of the "
+                f"longer run {trunk.run_id} is {getattr(trunk, name)!r}, so it is no "
+                "branch of it; set plan.reuse = 'separate'"
+                for name in names
+                if getattr(row, name) != getattr(trunk, name)
+            ]
+            if shared := stable[row.run_id]:
+                given = {"trunk": trunk.run_id, "trunk_steps": trunk.steps}
+                row = dataclasses.replace(row, **given, shared_steps=shared)
+            found[row.run_id] = row
+    ids = {trunk.run_id for trunk in trunks}
+    order = {row.run_id: number for number, row in enumerate(rows)}
+    trunks.sort(key=lambda row: order[row.run_id])
+    return [*trunks, *(found[r.run_id] for r in rows if r.run_id not in ids)], problems
 
 
 def unmeasured(path: pathlib.Path, record: TrainRecord, spec: RunSpec) -> list[RunSpec]:

@@ -30,6 +30,7 @@ from scaling_ldm.report import (
     goodput_tables,
     law_tables,
     page,
+    rate_tables,
     reading,
     run_tables,
     study,
@@ -82,6 +83,7 @@ def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
     every = [
         law_tables.published_laws(found, list(fit.published().values())),
         *law_tables.tables(found, beside),
+        *rate_tables.tables(found),
         *([run_tables.losses(found)] if found.varied else []),
         run_tables.strata(found),
         goodput_tables.whole(found),

@@ -29,6 +29,7 @@ from scaling_ldm.report import (
     frontier_figures,
     learning_figures,
     quality_figures,
+    rate_figures,
     training_quality,
 )
 from scaling_ldm.report.plotting import (
@@ -75,6 +76,7 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
         pictures = []
         for part in study.parts():
             pictures += _of_group(part, published)
+        pictures += rate_figures.draw(study)
         if study.frontier is not None:
             pictures += frontier_figures.draw(study.frontier)
         pictures += [
@@ -187,16 +189,17 @@ def law(
     heights += _minima(axes, quantity, minima, {h.budget_flops for h in held})
     for h in held:
         heights += _held_out(axes, h)
-    if other is not None and minima:
-        _slope(axes, quantity, minima, other, np.array([left, right]))
+    above = [p for p in minima if getattr(p, quantity.lower()) > 0]
+    if other is not None and above:  # a parabola may have its minimum below 0
+        _slope(axes, quantity, above, other, np.array([left, right]))
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlim(left, right)
-    if heights:
-        low, high = min(v for v in heights if v > 0), np.nanmax(heights)
-        axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
     log_ticks(axes.xaxis, left, right, fmt.flops_tick, most=4)
-    log_ticks(axes.yaxis, *axes.get_ylim(), fmt.tick, most=5)
+    if heights := [v for v in heights if v > 0]:
+        axes.set_yscale("log")
+        low, high = min(heights), max(heights)
+        axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
+        log_ticks(axes.yaxis, *axes.get_ylim(), fmt.tick, most=5)
     axes.set_xlabel("C, FLOPs")
     axes.set_ylabel(f"{symbol} at the minimum{_UNITS[quantity]}")
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -15,6 +15,7 @@ from scaling_ldm.report import (
     law_tables,
     learning_figures,
     pictures,
+    rate_tables,
     run_tables,
     style,
 )
@@ -87,12 +88,13 @@ def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
     ]
     frontier = _frontier(study, figures, tables)
     seen = [*pictures.samples(study), *pictures.measured(study, figures, tables)]
+    rates = _rates(study, figures, tables)
     if study.by_steps:
-        return [*frontier, *seen, *training]
+        return [*rates, *frontier, *seen, *training]
     every = [one for part in parts for one in part.by_metric()]
     laws = [piece for part in every for piece in _laws(part, figures, tables)]
     published = html.folded("Published laws", html.table(tables["published"]))
-    return [*laws, published, *training, *frontier, *seen]
+    return [*laws, published, *rates, *training, *frontier, *seen]
 
 
 def _headline(study: Study) -> str:
@@ -235,7 +237,7 @@ def _facts(study: Study, ledger: Table) -> str:
 
 def _saved(study: Study, total: Row) -> dict[str, str]:
     """What separate runs would have cost, where runs stand for several (plan.reuse)."""
-    if not any(run.smaller_budgets for run in study.runs):
+    if not study.reused:
         return {}
     separate, spent = total["separate_flops"], total["model_flops"]
     factor = f" ({separate / spent:.3g} times as much)" if spent else ""
@@ -310,6 +312,22 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
         else table("parametric"),
         *(("<h3>Points left out</h3>", excluded) if excluded else ()),
     ]
+
+
+def _rates(study: Study, figures: Figures, tables: Tables) -> list[str]:
+    """The best learning rates, where the study has an axis of rates."""
+    parts = []
+    for name, title, fit in rate_tables.named(study):
+        of = f": {escape(title)}" if title else ""
+        parts += [
+            f"<h2>Best learning rates{of}</h2>",
+            html.paragraphs(rate_tables.said(fit)),
+            html.paragraphs(rate_tables.refusals(fit), "Refused:"),
+            html.figure(figures.get(name), "wide"),
+            html.table(tables.get(name)),
+            html.folded("Runs left out", html.table(tables.get(f"{name}_excluded"))),
+        ]
+    return parts
 
 
 def _frontier(study: Study, figures: Figures, tables: Tables) -> list[str]:

@@ -14,6 +14,7 @@ from scaling_ldm.records import (
     Evaluation,
     FitResult,
     Measurement,
+    RateFit,
     RunSpec,
     SampleRecord,
     TrainRecord,
@@ -63,6 +64,7 @@ def read(workdir: pathlib.Path) -> Study:
     evaluations = tuple(reader.study("evaluations.jsonl", read_evaluations) or ())
     samples = reader.sample("samples/record.json", _record, SampleRecord)
     drawn, real = (samples.images_file, samples.real_file) if samples else ("", "")
+    laws = reader.part("laws.json", _laws) or ()
     split = reader.part("split.json", records.read_json) or {}
     return Study(
         name=str(experiment.get("name", runs[0].study)),
@@ -77,7 +79,8 @@ def read(workdir: pathlib.Path) -> Study:
         records=trained,
         curves=curves,
         rows=reader.rows(runs, experiment.get("config", {}), evaluations),
-        fits=reader.part("laws.json", _fits) or (),
+        fits=tuple(found for found in laws if isinstance(found, FitResult)),
+        rates=tuple(found for found in laws if isinstance(found, RateFit)),
         frontier=reader.study("frontier.json", read_frontier),
         evaluations=evaluations,
         checkpoints=kept,
@@ -204,11 +207,12 @@ def _record(path: pathlib.Path, kind: type) -> Any:
     return records.read(path, kind)
 
 
-def _fits(path: pathlib.Path) -> tuple[FitResult, ...]:
-    """A line of each group; an older file has one group."""
-    if not (fits := records.read_jsonl(path, FitResult)):
+def _laws(path: pathlib.Path) -> tuple[FitResult | RateFit, ...]:
+    """A line of each fit; an older file has one group."""
+    found = records.read_jsonl(path)
+    if not found or not all(isinstance(one, (FitResult, RateFit)) for one in found):
         raise ValueError("it holds no FitResult")
-    return tuple(fits)
+    return tuple(found)
 
 
 def _images(path: pathlib.Path) -> Images:

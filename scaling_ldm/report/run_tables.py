@@ -21,8 +21,8 @@ from scaling_ldm.report.table import Column, Row, Table, cell, pick, ranged, tex
 
 _SEPARATE = "separate_flops"
 _REUSED = (
-    " Separate runs: what they would have cost, one for each budget that a run was "
-    "measured at."
+    " Separate runs: what they would have cost, one for each budget that was measured. "
+    "The steps that a branch takes over from its trunk are counted there alone."
 )
 _ADDITIVE = (
     "budget_flops model_flops hardware_flops six_nd_flops images tokens seconds "
@@ -213,16 +213,21 @@ def _at(run: RunSpec) -> results.Point:
 
 def ledger(study: Study) -> Table:
     """What each run cost, and all of them together."""
-    rows, reused = [], any(run.smaller_budgets for run in study.runs)
+    rows, reused = [], study.reused
     for run in study.runs:
         if (r := study.records.get(run.run_id)) is None:
             continue
-        row = pick(r, "run_id budget_flops") | {"model_flops": r.flops}
+        own = r.own_share  # a branch has spent nothing on what its trunk has
+        row = pick(r, "run_id budget_flops") | {"model_flops": r.flops * own}
         if reused:  # a separate run would have failed where the trajectory did
             row[_SEPARATE] = sum(min(p.planned_flops, r.flops) for p in run.points())
-        row |= {"hardware_flops": r.hardware_flops, "six_nd_flops": r.six_nd}
+        row |= {
+            "hardware_flops": r.hardware_flops * own,
+            "six_nd_flops": r.six_nd * own,
+        }
         row["six_nd_over_model"] = _ratio(r.six_nd, r.flops)
-        row |= pick(r, "images tokens seconds devices")
+        row |= {"images": round(r.images * own), "tokens": round(r.tokens * own)}
+        row |= pick(r, "seconds devices")
         row["device_hours"] = r.seconds * r.devices / 3600
         rows.append(row | pick(r, "flops_per_second mfu mfu_reason device"))
     caption = (
@@ -258,7 +263,7 @@ def costs(study: Study) -> Table:
     columns = (
         cell("C, FLOPs", "budget_flops", lambda c: fmt.scientific(c) if c else "all"),
         cell("runs", "runs", fmt.count),
-        *_costs(any(run.smaller_budgets for run in study.runs))[1:],
+        *_costs(study.reused)[1:],
     )
     return Table("costs", every.caption, rows, columns, total)
 

@@ -18,6 +18,7 @@ from scaling_ldm.records import (
     Frontier,
     Measurement,
     Parabola,
+    RateFit,
     Refusal,
     RunSpec,
     SampleRecord,
@@ -62,6 +63,7 @@ class Study:
     attempts: Mapping[str, tuple[Attempt, ...]] = dataclasses.field(
         default_factory=dict
     )
+    rates: tuple[RateFit, ...] = ()  # of each group of runs that differ in their rate
     group: str = ""  # of `parts`: the one group of its runs
     title: str = ""  # of `parts` and `by_metric`: which of several this one is
     suffix: str = ""  # of both: ends the names of its figures and tables
@@ -177,6 +179,11 @@ class Study:
         return {
             (r.run_id, r.step): r.value for r in rows if r.protocol_hash == protocol
         }
+
+    @property
+    def reused(self) -> bool:
+        """Whether runs share their training with others (plan.reuse)."""
+        return any(run.smaller_budgets or run.trunk for run in self.runs)
 
     def separate(self) -> list[RunSpec]:
         """The runs, and of trajectories the separate runs that they stand for."""

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling_ldm import config, records
-from scaling_ldm.config import axes, names, nested, run_names
+from scaling_ldm.config import axes, nested, run_names
 from scaling_ldm.evaluation import planned_metrics
 from scaling_ldm.flops import peaks
+from scaling_ldm.laws import tuned_rates
 from scaling_ldm.models import denoisers
 from scaling_ldm.records import trajectories
 from scaling_ldm.records.runs import steps_of
@@ -25,7 +26,7 @@ from scaling_ldm.training import (
     train_step,
 )
 from scaling_ldm.training.objective import Objective
-from scaling_ldm.workdir import init_record, initial_weights
+from scaling_ldm.workdir import init_record, initial_weights, tuned_from
 
 
 @tracing.collecting_seldom()
@@ -51,11 +52,13 @@ def plan(
     """
     cfg = experiment.plan
     possible, problems = _possible(experiment)
-    problems = [*_known_beforehand(experiment), *problems]
+    problems = [*capacity.problems_of_plan(experiment), *problems]
     problems += planned_metrics.of_no_run(experiment, workdir)
     if problems:  # reported before FLOPs are counted, which takes longer
         raise _refusal(problems)
     variants = _variants(experiment, possible)
+    rows, problems = [], []
+    texts = run_names.budget_texts(cfg.budgets_flops)
     if cfg.steps:
         rows = [
             _row(variant, float(cfg.steps * size.cost.flops.model), size)
@@ -63,21 +66,61 @@ def plan(
             for size in variant.ladder
             if variant.allows(None, size)
         ]
-        return _started(experiment, rows, workdir)
-    rows = []
-    texts = run_names.budget_texts(cfg.budgets_flops)
     for budget in cfg.budgets_flops:
         for variant in variants:
             for size in _around(variant.ladder, budget, cfg):
                 if variant.allows(budget, size):
                     rows.append(_row(variant, budget, size, texts[budget]))
-    problems = [line for row in rows for line in _problems(row, cfg)]
-    problems += _values_of_no_run(cfg, rows)
+    if not cfg.steps:
+        problems = [line for row in rows for line in _problems(row, cfg)]
+        problems += _values_of_no_run(cfg, rows)
+    rows, untuned = _tuned(experiment, rows, workdir)
+    problems += untuned
     if cfg.reuse == nested.NESTED and not problems:
         rows, problems = trajectories.joined(rows)
+    if cfg.reuse == nested.DECAY and not problems:
+        rows, problems = trajectories.branched(rows, _stable(experiment, rows))
     if problems:
         raise _refusal(problems)
     return _started(experiment, rows, workdir)
+
+
+def _stable(
+    experiment: config.Experiment, rows: Sequence[records.RunSpec]
+) -> dict[str, int]:
+    """run_id -> the steps of a run before its rate falls."""
+    own = {r.run_id: config.with_overrides(experiment, r.overrides) for r in rows}
+    return {
+        r.run_id: optimizer.stable_steps(own[r.run_id].optimizer, r.steps) for r in rows
+    }
+
+
+def _tuned(
+    experiment: config.Experiment,
+    rows: list[records.RunSpec],
+    workdir: pathlib.Path | None,
+) -> tuple[list[records.RunSpec], list[str]]:
+    """The rows with their measured rates (policy "tuned"), and why some have none.
+
+    Raises:
+      ConfigError: there are no measured rates.
+    """
+    if not tuned_from.is_tuned(experiment):
+        return rows, []
+    cfg, fit = experiment.optimizer, tuned_from.rates(experiment, workdir)
+    found, problems = [], []
+    for row in rows:
+        params, by_law = getattr(row, fit.size), cfg.tuned_sizes == "law"
+        rate = tuned_rates.tuned_rate(
+            fit, params, row.batch_size, cfg.tuned_budget, by_law
+        )
+        if isinstance(rate, records.Refusal):
+            size = f"{row.width} x {row.depth}"
+            problems.append(f"{size}: {rate.what}: {rate.why}")
+            continue
+        given = {"learning_rate": rate.rate, "rate_source": rate.source}
+        found.append(dataclasses.replace(row, **given))
+    return found, list(dict.fromkeys(problems))
 
 
 def _started(
@@ -159,38 +202,6 @@ class _Variant:
         """Whether these values are for this budget (None: there are none) and size."""
         at = (size.width, size.depth)
         return axes.allows(self.study.plan, self.overrides, budget, at)
-
-
-def _known_beforehand(experiment: config.Experiment) -> list[str]:
-    """What is wrong with a plan before the cost of its networks is counted."""
-    cfg, found = experiment.plan, []
-    if cfg.steps and cfg.steps < cfg.minimum_steps:
-        found.append(
-            f"config.plan.steps = {cfg.steps}, fewer than config.plan.minimum_steps = "
-            f"{cfg.minimum_steps}"
-        )
-    if not capacity.is_cpu(cfg.accelerator) and cfg.devices % experiment.mesh.fsdp:
-        found.append(
-            f"config.mesh.fsdp = {experiment.mesh.fsdp} does not divide "
-            f"config.plan.devices = {cfg.devices}, the devices of one run"
-        )
-    dtypes = {one.model.compute_dtype for one in axes.variants(experiment)}
-    row = peaks.PEAKS.get(cfg.accelerator)
-    for dtype in () if cfg.flops_per_second_per_device else sorted(dtypes):
-        if dtype not in config.DTYPES or (row and dtype in row.flops_per_second):
-            continue
-        known = [n for n, r in peaks.PEAKS.items() if dtype in r.flops_per_second]
-        given = cfg.accelerator.lower()
-        close = [n for n in known if given and given in n]
-        close = close or [n for n in [names.nearest(given, known)] if n]
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        found.append(
-            f"config.plan.accelerator = {cfg.accelerator!r} has no published peak for "
-            f"{dtype}; {hint}known: {', '.join(known)}. For other hardware set "
-            "config.plan.flops_per_second_per_device to its speed; config.plan.probe "
-            "measures that of this machine"
-        )
-    return found
 
 
 _Sizes = list[tuple[int, int]]

@@ -3,7 +3,8 @@
 `check` counts only what is certainly held at the same time, so its refusal is never a
 guess. It is the parameters, the optimizer's state and the averages; the batches that
 are prepared; and the validation set. Activations, gradients and the compiler's
-temporaries are not counted. `step_memory` estimates these.
+temporaries are not counted. `step_memory` estimates these. `problems_of_plan` is about
+the devices that a plan states.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from scaling_ldm import config, records
-from scaling_ldm.config import objective_kind
+from scaling_ldm.config import axes, names, objective_kind
 from scaling_ldm.flops import peaks
 from scaling_ldm.training import accumulation, objective_checks
 
@@ -238,3 +239,35 @@ def _refusal(held: list[Allocation], there: int, where: str) -> config.ConfigErr
 
 def _gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:.4g} GiB"
+
+
+def problems_of_plan(experiment: config.Experiment) -> list[str]:
+    """What is wrong with a plan, its devices too, before its networks are counted."""
+    cfg, found = experiment.plan, []
+    if cfg.steps and cfg.steps < cfg.minimum_steps:
+        found.append(
+            f"config.plan.steps = {cfg.steps}, fewer than config.plan.minimum_steps = "
+            f"{cfg.minimum_steps}"
+        )
+    if not is_cpu(cfg.accelerator) and cfg.devices % experiment.mesh.fsdp:
+        found.append(
+            f"config.mesh.fsdp = {experiment.mesh.fsdp} does not divide "
+            f"config.plan.devices = {cfg.devices}, the devices of one run"
+        )
+    dtypes = {one.model.compute_dtype for one in axes.variants(experiment)}
+    row = peaks.PEAKS.get(cfg.accelerator)
+    for dtype in () if cfg.flops_per_second_per_device else sorted(dtypes):
+        if dtype not in config.DTYPES or (row and dtype in row.flops_per_second):
+            continue
+        known = [n for n, r in peaks.PEAKS.items() if dtype in r.flops_per_second]
+        given = cfg.accelerator.lower()
+        close = [n for n in known if given and given in n]
+        close = close or [n for n in [names.nearest(given, known)] if n]
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        found.append(
+            f"config.plan.accelerator = {cfg.accelerator!r} has no published peak for "
+            f"{dtype}; {hint}known: {', '.join(known)}. For other hardware set "
+            "config.plan.flops_per_second_per_device to its speed; config.plan.probe "
+            "measures that of this machine"
+        )
+    return found

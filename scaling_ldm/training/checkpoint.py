@@ -35,11 +35,13 @@ class ResumeState:
     data: the state of the data iterator.
     seconds: wall time in the train loop so far.
     restarts: how often the run was continued.
+    shared_steps: its first steps, which another run had taken (plan.reuse).
     """
 
     data: dict[str, Any]
     seconds: float
     restarts: int
+    shared_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

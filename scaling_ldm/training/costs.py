@@ -67,8 +67,13 @@ class RunCosts:
         steps: int,
         *,
         failure: str,
+        shared: int = 0,
     ) -> records.TrainRecord:
-        """The record of a run that ended after `steps` steps."""
+        """The record of a run that ended after `steps` steps.
+
+        Args:
+          shared: the steps that were taken over from another run.
+        """
         spec = self._spec
         speed = clock.steps_per_second() * spec.flops_per_step
         utilisation, reason = self._mfu(speed)
@@ -100,4 +105,5 @@ class RunCosts:
             learning_rate=spec.learning_rate,
             recipe_hash=spec.recipe_hash,
             pretraining_flops=spec.pretraining_flops,
+            shared_steps=shared,
         )

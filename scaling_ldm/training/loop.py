@@ -17,6 +17,7 @@ import numpy as np
 from scaling_ldm import config, data, records
 from scaling_ldm.records.errors import CheckpointError, NonFiniteLoss, Preempted
 from scaling_ldm.training import (
+    branches,
     checkpoint,
     costs,
     goodput,
@@ -35,10 +36,11 @@ from scaling_ldm.training.run_files import RunFiles
 def checkpoint_steps(experiment: config.Experiment, spec: records.RunSpec) -> set[int]:
     """The steps of a run that are nearest to the marks of train.checkpoint_flops.
 
-    And those of a trajectory's budgets. Their checkpoints are never removed. Marks
-    beyond the end of the run have no step.
+    And those of a trajectory's budgets, and where branches leave a trunk. Their
+    checkpoints are never removed. Marks beyond the end of the run have no step.
     """
     steps = {round(f / spec.flops_per_step) for f in experiment.train.checkpoint_flops}
+    steps |= set(spec.branch_steps)
     if spec.smaller_budgets:
         steps |= {point.steps for point in spec.points()}
     return {step for step in steps if 1 <= step <= spec.steps}
@@ -96,6 +98,7 @@ class TrainingRun:
         self._save_steps = sorted((spaced | self._always_kept) - {0})
         self._marks = marks.marks_of(experiment, spec).steps
         self.losses: dict[str, float] = {}
+        self._shared = 0  # first steps that were taken over from another run
         self._held: contextlib.ExitStack | None = None  # before the first step
 
     def train(
@@ -127,8 +130,12 @@ class TrainingRun:
         )
         with goodput.part("UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"):
             restored = saved.restore(self.compiled.abstract_state)
+            if restored is None:
+                _check_start(saved, self._files)
+                restored = branches.start(
+                    spec, self._files, self.compiled.abstract_state
+                )
         if restored is None:
-            _check_start(saved, self._files)
             step, before, restarts = 0, 0.0, 0
             with goodput.part("TRAINING_PREP"):
                 state = self._first_state()
@@ -136,6 +143,7 @@ class TrainingRun:
             step, state = restored.step, restored.state
             before = restored.progress.seconds
             restarts = restored.progress.restarts + 1
+            self._shared = restored.progress.shared_steps
             batches.set_state(restored.progress.data)
             self._sweep.skip(step)
             progress.say(f"{spec.run_id} continues from step {step} of {spec.steps}")
@@ -170,7 +178,7 @@ class TrainingRun:
                     saved.wait()
             except NonFiniteLoss as e:
                 progress.say(f"{spec.run_id} stopped: {e}")
-                return self._costs.record(clock, restarts, e.step, failure=str(e))
+                return self._record(clock, restarts, e.step, str(e))
         with goodput.part("EVAL_STEP"):
             self.losses = table.measure(spec.steps, state)
         if len(state.averages) > 1:
@@ -178,7 +186,14 @@ class TrainingRun:
             progress.say(f"{spec.run_id} validation loss: {said}")
         last = self.losses | {"smoothed training loss": float(state.smoothed_loss)}
         failure = "" if all(map(math.isfinite, last.values())) else f"{last}"
-        return self._costs.record(clock, restarts, spec.steps, failure=failure)
+        return self._record(clock, restarts, spec.steps, failure)
+
+    def _record(
+        self, clock: progress.RunClock, restarts: int, steps: int, failure: str
+    ) -> records.TrainRecord:
+        """The record of the run, which ended after `steps` steps."""
+        given = {"failure": failure, "shared": self._shared}
+        return self._costs.record(clock, restarts, steps, **given)
 
     def _first_state(self) -> train_step.TrainState:
         """The state before the first step."""
@@ -250,9 +265,7 @@ class TrainingRun:
                         table.measure(step, state)
             if step in self._save_steps or request:
                 log.flush()
-                position = checkpoint.ResumeState(
-                    data=batches.get_state(), seconds=clock.seconds(), restarts=restarts
-                )
+                position = self._position(batches, clock, restarts)
                 said = request >= signals.SAVE_AND_SAY and step < spec.steps
                 with goodput.part("UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"):
                     saved.save(step, state, position)
@@ -268,6 +281,17 @@ class TrainingRun:
                 clock.resume()
         profile.close()
         return state
+
+    def _position(
+        self, batches: data.Batches, clock: progress.RunClock, restarts: int
+    ) -> checkpoint.ResumeState:
+        """What is saved beside the arrays."""
+        return checkpoint.ResumeState(
+            data=batches.get_state(),
+            seconds=clock.seconds(),
+            restarts=restarts,
+            shared_steps=self._shared,
+        )
 
     def _dispatch(
         self, state: train_step.TrainState, batch: Any, count: Any, *given: Any

@@ -134,6 +134,11 @@ def warmup_steps(cfg: config.OptimizerConfig, steps: int, batch_size: int) -> in
     return warmup
 
 
+def stable_steps(cfg: config.OptimizerConfig, steps: int) -> int:
+    """The steps of a run of "wsd" before its rate falls, with those of its warm-up."""
+    return steps - _decay_steps(cfg, steps)
+
+
 def _decay_steps(cfg: config.OptimizerConfig, steps: int) -> int:
     return round(cfg.decay_fraction * steps)
 

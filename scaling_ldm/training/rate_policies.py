@@ -43,6 +43,11 @@ def _by_width(cfg: config.OptimizerConfig, rate: float, width: int) -> float:
     return rate * cfg.policy_width / width
 
 
+def _measured(cfg: config.OptimizerConfig, rate: float, width: int) -> float:
+    del cfg, rate, width
+    return math.nan
+
+
 # The names are those of config.LEARNING_RATE_POLICIES.
 POLICIES: dict[str, Policy] = {
     "fixed": Policy(
@@ -60,6 +65,11 @@ POLICIES: dict[str, Policy] = {
         peak=_as_given,
         tensors=width_scaling.MUP,
     ),
+    "tuned": Policy(
+        source="the best rate of each size, measured in another study: "
+        "config.optimizer.tuned_from",
+        peak=_measured,
+    ),
     "completep": Policy(
         source="Dey et al. 2025, arXiv 2505.01618, with alpha = 1",
         peak=_as_given,
@@ -73,6 +83,8 @@ def peak_learning_rate(
     cfg: config.OptimizerConfig, width: int, run: tuple[float, float, float]
 ) -> float:
     """The peak of the rate of a run, by the named law and policy.
+
+    Of the policy "tuned" it is not a number: the stage plan reads it from measurements.
 
     Args:
       run: its parameters without embeddings, tokens and batch size.
@@ -89,6 +101,11 @@ def compiled_part(cfg: config.OptimizerConfig) -> config.OptimizerConfig:
         rate_law="none",
         rate_law_constants=(),
         rate_law_at=(),
+        tuned_from="",
+        tuned_group="",
+        tuned_budget=0.0,
+        tuned_sizes="measured",
+        tuned_digest="",
     )
 
 

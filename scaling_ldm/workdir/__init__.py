@@ -27,6 +27,7 @@ Weights:
 
 - initial_weights: finds the weights that training starts from.
 - init_record: these weights, as the directory records them.
+- tuned_from: the best learning rates that a study takes from another one.
 - loading: opens what was trained as a model that draws pictures.
 - pipelines: opens a folder of diffusers.
 - scheduler_config: what its scheduler_config.json says.

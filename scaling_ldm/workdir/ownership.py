@@ -24,7 +24,7 @@ from scaling_ldm.config import identity
 from scaling_ldm.config.files import continued
 from scaling_ldm.records import table
 from scaling_ldm.training import progress
-from scaling_ldm.workdir import init_record, lock, runs
+from scaling_ldm.workdir import init_record, lock, runs, tuned_from
 
 
 def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -86,6 +86,8 @@ def as_made(
 
             known = initial_weights.identified(experiment, workdir)
         experiment = known
+    if tuned_from.is_tuned(experiment):
+        experiment = tuned_from.identified(experiment, workdir)
     held = _held(workdir)
     return experiment if held is None else continued(experiment, _unknown(held))
 
@@ -125,6 +127,8 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
         from scaling_ldm.workdir import initial_weights  # it needs jax
 
         initial_weights.record(experiment, workdir)
+    if tuned_from.is_tuned(experiment):
+        tuned_from.record(experiment, workdir)
     return experiment
 
 

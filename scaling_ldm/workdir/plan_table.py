@@ -31,7 +31,7 @@ _COLUMNS = (
     ("tok./param", lambda k, r: f"{r.tokens / r.params_without_embeddings:.0f}"),
     ("lr", lambda k, r: f"{r.learning_rate:.2g}"),
     ("GiB/device", lambda k, r: f"{r.memory_bytes_per_device / 2**30:.2f}"),
-    ("time", lambda k, r: duration(3600 * r.hours)),
+    ("time", lambda k, r: duration(3600 * r.hours * r.own_share)),
 )
 
 
@@ -67,8 +67,14 @@ def table(
     cfg = experiment.plan
     varied = dict.fromkeys(path for row in rows for path in row.overrides)
     columns = [*_COLUMNS[:3], *map(_axis_column, varied), *_COLUMNS[3:]]
+    if any(row.rate_source for row in rows):
+        after = [name for name, _ in columns].index("lr") + 1
+        columns.insert(after, ("rate from", lambda _, row: row.rate_source))
     if any(row.smaller_budgets for row in rows):
         columns.insert(2, ("points", lambda _, row: str(len(row.points()))))
+    if any(row.trunk for row in rows):
+        after = [name for name, _ in columns].index("steps") + 1
+        columns.insert(after, ("from the trunk", lambda _, row: str(row.shared_steps)))
     if pictures:
         seen = [epochs(experiment, row, pictures) for row in rows]
         columns.insert(-1, ("epochs", lambda k, _: f"{seen[k - first]:.3g}"))
@@ -91,11 +97,11 @@ def table(
         )
     else:
         speed = f"{cfg.utilisation:.0%} of peak (assumed, config.plan.utilisation)"
-    total = duration(3600 * sum(row.hours for row in rows))
+    total = duration(3600 * sum(row.hours * row.own_share for row in rows))
     lines += [
         "",
-        f"{len(rows)} runs, {sum(row.planned_flops for row in rows):.4g} FLOPs, "
-        f"{si(sum(row.images for row in rows))} images, {total} on "
+        f"{len(rows)} runs, {_spent(rows):.4g} FLOPs, "
+        f"{si(sum(row.images * row.own_share for row in rows))} images, {total} on "
         f"{cfg.devices} x {cfg.accelerator} at {speed}.",
         "FLOPs are 2 x multiply-adds, forward and backward, counted. Memory is an "
         f"estimate of a step's peak on {_devices(cfg.devices)}; after > it is state / "
@@ -110,12 +116,25 @@ def table(
     return "\n".join([*lines, *cautions(experiment, rows, pictures)])
 
 
+def _spent(rows: Sequence[records.RunSpec]) -> float:
+    """Training FLOPs of these runs, without the steps that they take from others."""
+    return sum(row.planned_flops * row.own_share for row in rows)
+
+
 def reused(rows: Sequence[records.RunSpec]) -> str:
-    """What trajectories save; "" where there are none."""
+    """What trajectories and branches save; "" where there are none."""
+    spent = _spent(rows)
+    if branches := [row for row in rows if row.trunk]:
+        separate = sum(row.planned_flops for row in rows)
+        hours = duration(3600 * sum(row.hours for row in rows))
+        return (
+            f"{len(branches)} of them are decay branches of the others "
+            f"(config.plan.reuse). Separate runs would take {separate:.4g} FLOPs and "
+            f"{hours}, {separate / spent:.3g} times as much."
+        )
     points = [point for row in rows for point in row.points()]
     if len(points) == len(rows):
         return ""
-    spent = sum(row.planned_flops for row in rows)
     separate = sum(point.planned_flops for point in points)
     hours = duration(3600 * sum(point.hours for point in points))
     return (

@@ -17,9 +17,19 @@ from scaling_ldm.training import coordinate_check
 
 
 def experiment(
-    architecture: str, policy: str, base_width: int, rate: float, batch: int
+    architecture: str,
+    policy: str,
+    base_width: int,
+    rate: float,
+    batch: int,
+    eps: float = 1e-15,
 ) -> config.Experiment:
-    """A small network on pictures of 8 x 8, with heads of 16."""
+    """A small network on pictures of 8 x 8, with heads of 16.
+
+    Args:
+      eps: Adam's. Gradients behind a gate that starts at zero are as small as the usual
+        1e-8 in the first steps, and smaller the wider the network.
+    """
     c = config.default()
     c.data.shape = (8, 8, 3)
     c.data.text_tokens, c.data.vocab_size = 4, 32
@@ -35,7 +45,7 @@ def experiment(
     c.optimizer.learning_rate_policy = policy
     if policy != "fixed":
         c.optimizer.policy_width = base_width
-    c.optimizer.learning_rate = rate
+    c.optimizer.learning_rate, c.optimizer.eps = rate, eps
     c.plan.sizes = ((base_width, 2),)
     c.train.batch_size = batch
     return config.resolve(c)
@@ -47,7 +57,8 @@ def main() -> None:
     parser.add_argument("--policies", default="fixed,mup")
     parser.add_argument("--widths", default="64,128,256,512")
     parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--eps", type=float, default=1e-15)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
@@ -56,8 +67,9 @@ def main() -> None:
     widths = tuple(int(width) for width in given.widths.split(","))
     for architecture in given.architectures.split(","):
         for policy in given.policies.split(","):
+            given_to = widths[0], given.rate, given.batch, given.eps
             found = coordinate_check.check(
-                experiment(architecture, policy, widths[0], given.rate, given.batch),
+                experiment(architecture, policy, *given_to),
                 widths,
                 given.depth,
                 steps=given.steps,

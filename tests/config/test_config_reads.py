@@ -409,7 +409,7 @@ def test_a_policys_fields_do_what_the_table_says(policy):
     factors = {str(rate_policies.scaling(e, 32, 1)) for e in (experiment, other)}
     assert len(rates) == (2 if policy == "by_width" else 1)
     assert len(factors) == (2 if policy in ("mup", "completep") else 1)
-    if policy == "fixed":
+    if policy in ("fixed", "tuned"):
         said = refusals(other)["config.optimizer.policy_width"]
         assert "it is for: by_width, mup, completep" in said
     else:

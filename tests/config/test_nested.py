@@ -33,8 +33,8 @@ def test_a_constant_rate_nests_whatever_says_how_long_its_warm_up_is():
             {"plan.budgets_flops": (), "plan.steps": 200},
             "plan.steps = 200: runs of the same steps",
         ),
-        ({"plan.reuse": "nest"}, "'nest'; known: separate, nested (did you mean"),
-        ({"plan.reuse": "decay"}, "plan.reuse = 'decay'; known: separate, nested"),
+        ({"plan.reuse": "nest"}, "'nest'; known: separate, nested, decay (did you"),
+        ({"plan.reuse": "decay"}, "schedule = 'constant': a branch is the decay of"),
     ],
 )
 def test_what_makes_nesting_wrong_is_refused(changes, said):
@@ -44,6 +44,18 @@ def test_what_makes_nesting_wrong_is_refused(changes, said):
     assert len(str(refused.value).splitlines()) == 2
     if "plan.reuse" not in changes:
         assert resolve(**changes, **{"plan.reuse": "separate"})
+
+
+def test_decay_branches_need_wsd_and_what_nesting_needs_beside_the_schedule():
+    decay = {"plan.reuse": "decay", "optimizer.schedule": "wsd"}
+    assert resolve(**decay).plan.reuse == "decay"
+    for changes, said in (
+        ({"optimizer.warmup_fraction": 0.01}, "warmup_fraction = 0.01: the warm-up"),
+        ({"plan.budgets_flops": (), "plan.steps": 200}, "runs of the same steps"),
+        ({"optimizer.schedule": "cosine"}, "schedule = 'cosine': a branch is the dec"),
+    ):
+        with pytest.raises(config.ConfigError, match=said):
+            resolve(**(decay | changes))
 
 
 def test_an_axis_may_not_vary_what_nesting_needs(monkeypatch):

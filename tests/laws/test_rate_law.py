@@ -167,6 +167,24 @@ def test_a_narrow_parabola_leaves_far_rates_out():
     assert dataclasses.replace(near).points == 6
 
 
+def cliffed(first):
+    """`runs` whose losses explode from this multiple of the best rate on."""
+    return [
+        (*row[:4], row[4] + (60.0 if row[3] > first * best_rate(*row[:3]) else 0.0))
+        for row in runs(seeds=2, noise=1e-4, off=1.0)
+    ]
+
+
+def test_a_parabola_does_not_go_through_a_rate_that_diverged():
+    """It would have its minimum between two rates, with a narrow interval."""
+    found = fit.rate_law(cliffed(3.0)).best[0]
+    assert found.points == 6  # without the rate that is four times the best one
+    assert found.rate == pytest.approx(best_rate(1e4, 1e8, 32), rel=0.02)
+    beside = fit.rate_law(cliffed(1.5)).best[0]
+    why = refusal(beside, "loss rises abruptly beside the best rate")
+    assert "train rates between" in why and "61.0" in why
+
+
 def record(number, run, **changes):
     """A finished run and its rows: of the last step, and some that do not count."""
     n, d, b, rate, loss = run

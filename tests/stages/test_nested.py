@@ -1,8 +1,6 @@
 """Nested budgets: a trajectory and its marks against separate runs, to the bit."""
 
-import contextlib
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -10,73 +8,29 @@ import finished_study
 import jax
 import numpy as np
 import pytest
+from reused_studies import (
+    BUDGETS,
+    SIZES,
+    WEIGHTS,
+    Killed,
+    killed,
+    planned,
+    study,
+    trained,
+)
 
 from scaling_ldm import config, records, report
 from scaling_ldm.evaluation import likelihoods
 from scaling_ldm.records import table
 from scaling_ldm.report import page, reading, run_tables
-from scaling_ldm.stages import evaluate, fit, plan, train
+from scaling_ldm.stages import evaluate, fit, plan
 from scaling_ldm.training import checkpoint, loop, marks, mesh, progress
 from scaling_ldm.workdir import missing, plan_table, runs
-
-WEIGHTS = ("raw", "ema", "power_0.1")
-SIZES = ((8, 1), (16, 1), (16, 2), (24, 1))
-BUDGETS = (2e8, 3e8, 4.5e8)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one(one_device):
     """Programs are for one device."""
-
-
-def study(tiny, reuse, **changes):
-    c = tiny.copy_and_resolve_references()
-    c.plan.reuse, c.plan.budgets_flops = reuse, BUDGETS
-    c.plan.sizes, c.plan.sizes_per_budget = SIZES, 0
-    c.optimizer.warmup_fraction, c.optimizer.warmup_steps = 0.0, 5
-    c.optimizer.averages = WEIGHTS[1:]
-    c.train.steps_per_dispatch, c.train.checkpoints_per_run = 4, 1
-    c.train.log_every_steps = 1
-    c.validation.samples, c.validation.marks = 24, 3
-    c.fit.bootstrap = 50
-    c.update_from_flattened_dict(changes)
-    return config.resolve(c)
-
-
-class Killed(BaseException):
-    """What ends a process of these tests."""
-
-
-@contextlib.contextmanager
-def killed(place, name, call):
-    """In it, a process is killed after a function's call of this number."""
-    whole, calls = getattr(place, name), []
-
-    def cut(*arguments):
-        whole(*arguments)
-        calls.append(arguments)
-        if len(calls) == call:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, name, cut)
-        yield
-
-
-@functools.cache
-def planned(experiment):
-    return plan.plan(experiment)
-
-
-def trained(experiment, workdir, rows=None):
-    specs = planned(experiment)
-    plan.write(specs, workdir)
-    records.write_json(
-        workdir / "experiment.json",
-        {"config": records.to_json(experiment), "name": experiment.name},
-    )
-    numbered = [(k, s) for k, s in enumerate(specs) if rows is None or k in rows]
-    return train.run(experiment, workdir, numbered, len(specs))
 
 
 @pytest.fixture(scope="module")
