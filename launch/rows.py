@@ -232,18 +232,14 @@ def numbers(text: str, planned: int) -> set[int]:
     Args:
       planned: how many rows the plan has; a row that it has not is refused.
     """
-    must = f"--rows={text}: must be rows of the plan, as in 0-9,12"
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        refuse(must)
-    found: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(first) > int(last or first):
-            refuse(must)
-        if int(last or first) >= planned:
+    try:
+        asked = command_line.rows(text, "rows") or ()
+    except ConfigError as e:
+        refuse(str(e))
+    for some in asked:
+        if some.stop > planned:
             refuse(f"--rows={text}: the last row of the plan is {planned - 1}")
-        found |= {*range(int(first), int(last or first) + 1)}
-    return found
+    return {row for some in asked for row in some}
 
 
 def ranges(rows: Iterable[int]) -> str:

@@ -17,9 +17,9 @@ from scaling_ldm.workdir import exit_status
 
 flags.DEFINE_list("stages", None, command_line.FLAGS["stages"])
 flags.DEFINE_boolean("list_missing", False, command_line.FLAGS["list_missing"])
-for _name in ("workdir", "coordinator"):
+for _name in ("workdir", "run", "coordinator"):
     flags.DEFINE_string(_name, None, command_line.FLAGS[_name])
-for _name in ("run", "num_processes", "process_id"):
+for _name in ("num_processes", "process_id"):
     flags.DEFINE_integer(_name, None, command_line.FLAGS[_name])
 
 

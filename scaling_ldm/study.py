@@ -44,7 +44,7 @@ def run(
     *,
     workdir: str | None,
     stages: Sequence[str] | None,
-    only: int | None,
+    only: str | None,
     cluster: tuple[str | None, int | None, int | None],
     list_missing: bool = False,
 ) -> int:
@@ -57,7 +57,7 @@ def run(
       given: the experiment, as `config.resolve` takes it.
       workdir: its folder; None: runs/ and the name of the experiment.
       stages: names of stages; None: all, or those of one run.
-      only: the row of the plan to train; None: every row.
+      only: the rows of the plan to train, as "3" or "7,0-2"; None: every row.
       cluster: (host:port of process 0, processes, number of this process) of a job.
       list_missing: print number and run_id of each row without a record, and no more.
     """
@@ -70,12 +70,14 @@ def run(
             missing.show(experiment, at)
             return exit_status.EXIT["done"]
         command_line.check_job(*cluster)
-        names = command_line.stages_to_run(stages, only)
+        asked = command_line.rows(only)
+        names = command_line.stages_to_run(stages, asked)
         lock.when_lost(
             lambda why: ending.now(why, exit_status.EXIT["bad configuration"])
         )
         signals.configure(experiment.train)
-        return _Study(experiment, at, names, stages is not None, only, cluster).run()
+        named = stages is not None
+        return _Study(experiment, at, names, named, asked, cluster).run()
     except Exception as e:
         if exit_status.of(e) == exit_status.EXIT["defect"] and not ending.in_a_job():
             raise
@@ -137,7 +139,7 @@ class _Study:
     workdir: pathlib.Path
     stages: tuple[str, ...]
     asked: bool  # whether the caller named the stages
-    only: int | None
+    only: Sequence[range] | None
     cluster: tuple[str | None, int | None, int | None]
     primary: bool = True  # whether this is process 0
     mesh: ModuleType | None = None  # training.mesh, once devices are started
@@ -280,10 +282,13 @@ class _Study:
         rows = dict(enumerate(specs))
         if self.only is None:
             return rows
-        if self.only not in rows:
-            last = len(rows) - 1
-            raise ConfigError(f"--run={self.only}: the plan has rows 0 to {last}")
-        return {self.only: rows[self.only]}
+        last = len(rows) - 1
+        for some in self.only:
+            if some.stop - 1 > last:
+                raise ConfigError(
+                    f"--run={some.stop - 1}: the plan has rows 0 to {last}"
+                )
+        return {number: rows[number] for some in self.only for number in some}
 
     def _specs(self) -> list[records.RunSpec]:
         """The plan."""
@@ -324,7 +329,8 @@ class _Study:
 
         specs = self._specs()
         asked = [*self._asked(specs).items()]
-        train.run(self.experiment, self.workdir, asked, len(specs))
+        share = self.only is not None and len(asked) > 1
+        train.run(self.experiment, self.workdir, asked, len(specs), share=share)
 
     def _fit(self) -> None:
         if self.primary:

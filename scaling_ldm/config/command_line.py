@@ -24,7 +24,8 @@ FLAGS = {
     "--run: plan, encode and train.",
     "list_missing": "Print ROW RUN_ID of each row of the plan without a record, and do "
     "nothing else.",
-    "run": "Train only this row of the plan (from 0).",
+    "run": "Train only these rows of the plan (from 0), in this order, as in 3 or "
+    "7,0-2. Of several rows, those that another command trains are left out.",
     "coordinator": "host:port of process 0 of a job of several processes.",
     "num_processes": "Number of processes of this job.",
     "process_id": "Number of this process in the job (from 0).",
@@ -153,7 +154,25 @@ def check_stages(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in given)
 
 
-def stages_to_run(given: Sequence[str] | None, only: int | None) -> tuple[str, ...]:
+def rows(text: str | None, flag: str = "run") -> list[range] | None:
+    """ "7,0-2" -> rows 7, and 0 to 2, of the plan; None where the flag is not given.
+
+    Raises:
+      ConfigError: it is anything else.
+    """
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        pairs = [part.partition("-") for part in text.split(",")]
+        found = [range(int(a), int(b or a) + 1) for a, _, b in pairs]
+        if all(found):  # 5-2 has no rows
+            return found
+    raise ConfigError(f"--{flag}={text}: must be rows of the plan, as in 0-9,12")
+
+
+def stages_to_run(
+    given: Sequence[str] | None, only: Sequence[range] | None
+) -> tuple[str, ...]:
     """The stages in order: those given, or all, or those of one run of the plan.
 
     Raises:

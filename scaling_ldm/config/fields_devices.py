@@ -14,6 +14,10 @@ class MeshConfig:
 
     replica: int = -1  # copies of the parameters; -1: as many as devices allow
     fsdp: int = 1  # devices that share one copy of the parameters
+    # Runs that train side by side, each on its own part of the devices, if they differ
+    # in their seed, rate, warm-up or length alone; 0: as many as devices and memory
+    # allow.
+    runs: int = 1
     cpu_devices: int = 0  # simulated devices on a CPU host; 0: one per core
     heartbeat_seconds: int = 100  # of silence, after which a process counts as lost
     # Seconds without progress in training after which each process prints where it is;

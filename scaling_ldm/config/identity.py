@@ -70,6 +70,7 @@ SINCE: dict[Field, Any] = {
     ("mesh", "stall_limit_seconds"): 1800.0,
     ("mesh", "compilation_cache"): "auto",
     ("mesh", "overlap_collectives"): True,
+    ("mesh", "runs"): 1,
     ("train", "microbatch"): 0,  # decides no number but by rounding
     ("optimizer", "first_moment_dtype"): "float32",
     ("optimizer", "policy_depth"): 2,

@@ -84,6 +84,7 @@ _RANGES = (
     ("validation", "seed", 0, LARGEST_SEED),
     ("validation", "marks", 0, 1000),
     ("mesh", "cpu_devices", 0, 4096),
+    ("mesh", "runs", 0, 4096),
     ("mesh", "heartbeat_seconds", 5, 86_400),
     ("generate", "steps", 1, names.MOST_SAMPLER_STEPS),
     ("generate", "seed", 0, LARGEST_SEED),

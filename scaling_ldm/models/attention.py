@@ -3,14 +3,14 @@
 Letters: B batch, T queries, S keys, K heads, H features of a head.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Bool, Float
 
+from scaling_ldm.models import sharded
 from scaling_ldm.models.shapes import Array
 
 # From this many scores of one head on, the gradient computes them again.
@@ -159,14 +159,15 @@ def _by_heads(fn: Any, like: tuple[Any, ...], *args: Any) -> tuple[jax.Array, ..
         return jax.tree.map(lambda a: a.reshape(B, K, *a.shape[2:]), found)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if math.prod(mesh.axis_sizes) > 1:
+    if sharded.devices() > 1:
         return fn(*args)
-    if not mesh.empty:  # of one device: no axis is divided, so axes may be merged
+    explicit = AxisType.Explicit in mesh.axis_types
+    if explicit:  # of one device: no axis is divided, so axes may be merged
         args = jax.tree.map(lambda a: jax.sharding.reshard(a, PartitionSpec()), args)
     found = jax.lax.platform_dependent(
         *args, cpu=one_by_one, default=lambda *args: fn(*args)
     )
-    if not mesh.empty:
+    if explicit:
         found = tuple(
             jax.sharding.reshard(a, jax.typeof(b).sharding.spec)
             for a, b in zip(found, like, strict=True)

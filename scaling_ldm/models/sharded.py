@@ -23,6 +23,8 @@ from scaling_ldm.models.shapes import Params
 
 # The gradient of a smaller leaf is added up once for all blocks.
 _LARGE = 2**16  # values
+# The axis of a mesh along which each device has another run; see `training.mesh`.
+RUNS = "runs"
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +70,17 @@ def gather(tree: Any, dtype: Any = None) -> Any:
 
 def is_manual() -> bool:
     """Whether this is traced inside of `on_rows`."""
-    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(
+        kind == AxisType.Manual and name != RUNS
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    )
+
+
+def devices() -> int:
+    """The devices of the mesh that share one run; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(size for name, size in sizes.items() if name != RUNS)
 
 
 def _whole(part: ParameterPart, dtype: Any) -> jax.Array:
@@ -116,14 +128,15 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @functools.wraps(apply)
     def applied(params: Params, x: jax.Array, *rest: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1 or is_manual():
+        if mesh.empty or devices() == 1 or is_manual():
             return apply(params, x, *rest)
         rows = jax.typeof(x).sharding.spec[0]
         names = rows if isinstance(rows, tuple) else (rows,)
-        split = {name for name, size in mesh.shape.items() if size > 1}
+        split = {name for name, size in mesh.shape.items() if size > 1 and name != RUNS}
         if not split <= set(names):
             return apply(params, x, *rest)
         spec = PartitionSpec(rows)
+        own = tuple(name for name in mesh.axis_names if name != RUNS)
         inputs = jax.tree.map(
             lambda a: _of_rows(jnp.asarray(a), x.shape[0], rows), (x, *rest)
         )
@@ -132,13 +145,16 @@ def on_rows(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
         def of_device(leaves: list[jax.Array], inputs: Any) -> jax.Array:
             parts = [
-                _part(leaf, spec, mesh.axis_names)
-                for leaf, spec in zip(leaves, specs, strict=True)
+                _part(leaf, spec, own) for leaf, spec in zip(leaves, specs, strict=True)
             ]
             return apply(tree.unflatten(parts), *inputs)
 
         return jax.shard_map(
-            of_device, in_specs=(specs, spec), out_specs=spec, mesh=mesh
+            of_device,
+            in_specs=(specs, spec),
+            out_specs=spec,
+            mesh=mesh,
+            axis_names={*own},
         )(leaves, inputs)
 
     return applied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Sequence
@@ -12,16 +13,20 @@ import jax
 from scaling_ldm import config, data, records
 from scaling_ldm.config import axes, run_names
 from scaling_ldm.data import label_names, vocabulary
+from scaling_ldm.records.errors import Held
 from scaling_ldm.training import (
     capacity,
     goodput,
     held_out,
     loop,
     marks,
+    members,
     mesh,
     objective,
     objective_checks,
+    packing,
     progress,
+    run_files,
     signals,
 )
 from scaling_ldm.workdir import initial_weights, lock, missing, plan_table, runs
@@ -32,12 +37,16 @@ def run(
     workdir: pathlib.Path,
     numbered: Sequence[tuple[int, records.RunSpec]],
     planned: int,
+    share: bool = False,
 ) -> list[records.TrainRecord]:
     """Trains the given runs, skipping those that have a record.
 
     Args:
       numbered: (number in the plan, spec) of the runs to train.
       planned: how many runs the whole plan has.
+      share: whether other commands may have some of these runs: each is trained by the
+        command that comes first, and left out by the others. In a job of several
+        processes it has no effect.
 
     Returns:
       The records of `numbered`, old and new. A run with a non-finite loss has one too.
@@ -49,15 +58,9 @@ def run(
       ConfigError: batch sizes and devices do not fit.
       CheckpointError: a checkpoint cannot be written.
     """
-    with lock.holding(
-        (
-            runs.run_files(workdir, spec.run_id).folder / lock.NAME
-            for _, spec in missing.rows(workdir, numbered)
-        ),
-        primary=mesh.is_primary(),
-        any_process=mesh.any_process,
-    ):
-        done = _run(experiment, workdir, numbered, planned)
+    share = share and jax.process_count() == 1
+    with _locked(workdir, [] if share else missing.rows(workdir, numbered)):
+        done = _run(experiment, workdir, numbered, planned, share)
     failed = [r for r in done if r.status != "finished"]
     finished = len(done) - len(failed)
     progress.say(f"trained: {finished} of {planned} runs finished")
@@ -66,18 +69,30 @@ def run(
     return done
 
 
+def _locked(
+    workdir: pathlib.Path, rows: Sequence[tuple[int, records.RunSpec]]
+) -> contextlib.AbstractContextManager[None]:
+    """Holds the locks of runs within a block (Held: another process trains one)."""
+    return lock.holding(
+        (runs.run_files(workdir, spec.run_id).folder / lock.NAME for _, spec in rows),
+        primary=mesh.is_primary(),
+        any_process=mesh.any_process,
+    )
+
+
 def _run(
     experiment: config.Experiment,
     workdir: pathlib.Path,
     numbered: Sequence[tuple[int, records.RunSpec]],
     planned: int,
+    share: bool,
 ) -> list[records.TrainRecord]:
-    """See `run`; the runs without a record are locked."""
+    """See `run`; the runs without a record are locked, or are when their turn comes."""
     done = _records(workdir, numbered)
     left = [(k, spec) for k, spec in numbered if spec.run_id not in done]
     if not left:
         return [done[spec.run_id] for _, spec in numbered]
-    device_mesh = _mesh(experiment, [spec for _, spec in left])
+    together, device_mesh = _mesh(experiment, left)
     inputs = _Inputs(workdir, device_mesh)
     for _, spec in left:  # refuse what does not fit before anything is trained
         inputs.check(config.with_overrides(experiment, spec.overrides), spec)
@@ -92,77 +107,118 @@ def _run(
     pictures = data.training_pictures(experiment, workdir)
     for line in plan_table.repeated(experiment, specs, pictures):
         progress.say(f"caution: {line}")
+    if line := packing.line(together, mesh.runs_of(device_mesh)):
+        progress.say(line)
     sweep = progress.SweepProgress(
         planned,
         [
             progress.RemainingRun(
-                size=(spec.width, spec.depth),
-                steps=spec.steps,
-                flops_per_step=spec.flops_per_step,
+                size=(pack[0][1].width, pack[0][1].depth),
+                steps=max(spec.steps for _, spec in pack),
+                flops_per_step=pack[0][1].flops_per_step,
             )
-            for _, spec in left
+            for pack in together
         ],
         experiment.train.show_every_seconds,
     )
     with jax.set_mesh(device_mesh):
-        for number, spec in left:
-            sweep.begin(
-                number,
-                "  ".join(
-                    (
-                        f"{spec.budget_flops:.2g} FLOPs",
-                        f"{spec.width} x {spec.depth}",
-                        *map(run_names.value_text, spec.overrides.values()),
-                    )
-                ),
-            )
-            own = config.with_overrides(experiment, spec.overrides)
-            record, losses = _trained(inputs, own, spec, sweep)
-            done[spec.run_id] = record
-            sweep.end()
-            if record.status == "finished":
-                sweep.result(losses[own.optimizer.averages[0]])
-    return [done[spec.run_id] for _, spec in numbered]
+        for pack in together:
+            sweep.begin([number for number, _ in pack], _title(pack))
+            try:
+                with _locked(workdir, pack if share else []):
+                    # Another command may have trained some of them meanwhile.
+                    specs = [spec for _, spec in missing.rows(workdir, pack)]
+                    trained = _trained(inputs, experiment, specs, sweep)
+            except Held:
+                if not share:
+                    raise
+                trained = []
+            sweep.end(begun=bool(trained))
+            for member in trained:
+                assert (record := member.record) is not None
+                done[record.run_id] = record
+                if record.status == "finished":
+                    loss = member.losses[member.experiment.optimizer.averages[0]]
+                    sweep.result(loss, record.run_id if len(pack) > 1 else "")
+    return [done[spec.run_id] for _, spec in numbered if spec.run_id in done]
+
+
+def _title(pack: Sequence[tuple[int, records.RunSpec]]) -> str:
+    """The budget, the size and the overrides of a run; what they share in a pack."""
+    specs = [spec for _, spec in pack]
+    budgets = sorted({spec.budget_flops for spec in specs})
+    said = "-".join(f"{budget:.2g}" for budget in budgets[:: len(budgets) - 1 or 1])
+    shared = [
+        run_names.value_text(value)
+        for name, value in specs[0].overrides.items()
+        if all(spec.overrides[name] == value for spec in specs)
+    ]
+    return "  ".join((f"{said} FLOPs", f"{specs[0].width} x {specs[0].depth}", *shared))
 
 
 def _trained(
     inputs: _Inputs,
-    own: config.Experiment,
-    spec: records.RunSpec,
+    experiment: config.Experiment,
+    specs: Sequence[records.RunSpec],
     sweep: progress.SweepProgress,
-) -> tuple[records.TrainRecord, dict[str, float]]:
-    """Trains one run; returns its record and its held-out losses by weights."""
-    files = runs.run_files(inputs.workdir, spec.run_id)
-    device_mesh, stop = inputs.mesh, signals.current()
-    writes = files if mesh.is_primary() else None
-    with goodput.attempt(spec.run_id, writes, device_mesh.size) as ledger:
+) -> list[members.Member]:
+    """Trains runs side by side, or one alone or none, and writes their records."""
+    if not specs:
+        return []
+    files = {s.run_id: runs.run_files(inputs.workdir, s.run_id) for s in specs}
+    writes = {name: f if mesh.is_primary() else None for name, f in files.items()}
+    device_mesh, stop, first = inputs.mesh, signals.current(), specs[0].run_id
+    devices = mesh.devices_of_run(device_mesh)
+    with goodput.attempt(first, writes[first], devices) as ledger:
+        for spec in specs[1:]:
+            ledger.add(spec.run_id, writes[spec.run_id])
         with goodput.part("TRAINING_PREP"):
-            initial = inputs.initial(own, spec)
-            training = loop.TrainingRun(
-                own, spec, files, device_mesh, sweep, stop, initial
-            )
+            found = []
+            for spec in specs:
+                own = config.with_overrides(experiment, spec.overrides)
+                initial = inputs.initial(own, spec)
+                found.append(members.Member(own, spec, files[spec.run_id], initial))
+            own = found[0].experiment
+            training = loop.TrainingRun(found, device_mesh, sweep, stop)
             source, held_out_source = inputs.sources(own)
-            read = vocabulary.read_by(training.names, source)
-            if mesh.is_primary() and read and not files.vocabulary.exists():
-                vocabulary.write(files.vocabulary, read, spec.recipe_hash)
-            named = label_names.read_by(training.names, source)
-            if mesh.is_primary() and named and not files.label_names.exists():
-                label_names.write(files.label_names, named, spec.recipe_hash)
+            for spec in specs:
+                _write_names(files[spec.run_id], spec, training.names, source)
             batches = inputs.validation(own, held_out_source, training.names)
-        record = training.train(source, batches)
-        ledger.ended = record.status
-        if mesh.is_primary():
-            runs.write_record(inputs.workdir, record)
-        mesh.barrier(f"record-{spec.run_id}")
-    return record, training.losses
+
+        def ended(member: members.Member) -> None:
+            record = member.record
+            assert record is not None
+            if mesh.is_primary():
+                runs.write_record(inputs.workdir, record)
+            mesh.barrier(f"record-{record.run_id}")
+            ledger.close(record.run_id, record.status)
+
+        training.train(source, batches, ended)
+    return found
+
+
+def _write_names(
+    files: run_files.RunFiles,
+    spec: records.RunSpec,
+    names: Sequence[str],
+    source: data.Source,
+) -> None:
+    """Writes the words and the names of labels that a run reads, if it reads some."""
+    read = vocabulary.read_by(names, source)
+    if mesh.is_primary() and read and not files.vocabulary.exists():
+        vocabulary.write(files.vocabulary, read, spec.recipe_hash)
+    named = label_names.read_by(names, source)
+    if mesh.is_primary() and named and not files.label_names.exists():
+        label_names.write(files.label_names, named, spec.recipe_hash)
 
 
 def _mesh(
-    experiment: config.Experiment, specs: Sequence[records.RunSpec]
-) -> jax.sharding.Mesh:
-    """The mesh of runs; their batch sizes must fit it (ConfigError)."""
-    sizes = {spec.batch_size: spec.run_id for spec in specs}
-    return mesh.build(
+    experiment: config.Experiment, rows: packing.Rows
+) -> tuple[list[packing.Rows], jax.sharding.Mesh]:
+    """The packs of runs and their mesh; batch sizes must fit it (ConfigError)."""
+    together, places = packing.choose(experiment, rows)
+    sizes = {spec.batch_size: spec.run_id for _, spec in rows}
+    return together, mesh.build(
         experiment.mesh,
         {
             "config.train.batch_size" + f" of {run_id}" * (len(sizes) > 1): size
@@ -170,6 +226,7 @@ def _mesh(
         }
         | {"config.validation.batch_size": experiment.validation.batch_size}
         | {"config.train.microbatch": experiment.train.microbatch},
+        runs=places,
     )
 
 
@@ -191,8 +248,8 @@ def check_rows(
     """
     left = [s for s in specs if runs.read_record(workdir, s.run_id) is None]
     if left:
-        shape = _mesh(experiment, left).shape
-        capacity.check(experiment, left, stages, shape["fsdp"])
+        _, built = _mesh(experiment, [*enumerate(left)])
+        capacity.check(experiment, left, stages, built.shape["fsdp"])
 
 
 class _Inputs:
@@ -290,6 +347,7 @@ def check(experiment: config.Experiment) -> None:
     cfg = experiment.train
     loops = {"steps_per_dispatch": (cfg.steps_per_dispatch, 1)}
     loops["microbatch"] = (cfg.microbatch, 0)
+    packed = experiment.mesh.runs > 1  # their steps are always in a loop
     for name in {one.model.architecture for one in axes.variants(experiment)}:
         slow = name in config.CONVOLUTIONAL and jax.default_backend() == "cpu"
         for field, (value, best) in loops.items():
@@ -299,6 +357,12 @@ def check(experiment: config.Experiment) -> None:
                     f"{name}'s convolutions is some thirty times slower in a loop; set "
                     f"it to {best}"
                 )
+        if packed and name in config.CONVOLUTIONAL and jax.default_backend() == "cpu":
+            raise config.ConfigError(
+                f"config.mesh.runs = {experiment.mesh.runs}: runs side by side take "
+                "their steps in a loop, and on a CPU the gradient of "
+                f"{name}'s convolutions is some thirty times slower there; set it to 1"
+            )
 
 
 def _check_data_identity(workdir: pathlib.Path, source: object) -> None:

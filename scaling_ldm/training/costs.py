@@ -8,7 +8,7 @@ import jax
 
 from scaling_ldm import config, records
 from scaling_ldm.flops import peaks
-from scaling_ldm.training import progress
+from scaling_ldm.training import mesh, progress
 
 
 class RunCosts:
@@ -56,7 +56,7 @@ class RunCosts:
         return peaks.mfu(
             flops_per_second,
             device.device_kind,
-            self._mesh.size,
+            mesh.devices_of_run(self._mesh),
             self._experiment.model.compute_dtype,
         )
 
@@ -96,7 +96,7 @@ class RunCosts:
             tokens=steps * spec.tokens // spec.steps,
             seconds=clock.seconds(),
             device=self._mesh.devices.flat[0].device_kind,
-            devices=self._mesh.size,
+            devices=mesh.devices_of_run(self._mesh),
             flops_per_second=speed,
             mfu=utilisation,
             mfu_reason=reason,

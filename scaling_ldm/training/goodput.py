@@ -122,6 +122,8 @@ class Ledger:
       ended: how the attempt ends if no error ends it.
       data_seconds, host_seconds: as of `records.Attempt`; `pulse` sets them.
       parts: the seconds so far.
+      beside: the ledgers of runs that train in the same steps; see `add`.
+      closed: whether the attempt is over and written.
 
     Raises:
       Damaged, NewerVersion: the file of earlier attempts cannot be read.
@@ -155,14 +157,57 @@ class Ledger:
             )
         self._written = self.parts.began
         self._told = False  # that the file cannot be written
+        self.beside: list[Ledger] = []
+        self.closed = False
 
-    def starts_at(self, step: int) -> None:
-        """The run starts, or continues, after this step; writes the attempt."""
-        self.first_step = step
-        self.write_if_possible("")
+    def add(self, run_id: str, files: RunFiles | None) -> None:
+        """Another run trains in the same steps from the start; its time is the same."""
+        other = Ledger(run_id, files, self._devices)
+        other.parts, other._began = self.parts, self._began
+        other._starting = self._starting
+        self.beside.append(other)
+
+    def _together(self) -> list[Ledger]:
+        """The ledgers whose attempts go on, with what happened to the process."""
+        for other in self.beside:
+            other.compilations, other.cache_hits = self.compilations, self.cache_hits
+            other.host_seconds, other.data_seconds = (
+                self.host_seconds,
+                self.data_seconds,
+            )
+        return [one for one in (self, *self.beside) if not one.closed]
+
+    def starts_at(self, step: int, run_id: str = "") -> None:
+        """A run starts, or continues, after this step; writes its attempt.
+
+        Args:
+          run_id: of the run; "": of this ledger.
+        """
+        for one in self._together():
+            if one.run_id == (run_id or self.run_id):
+                one.first_step = step
+                one.write_if_possible("")
+
+    def close(self, run_id: str, ended: str) -> None:
+        """The attempt at a run ends like this, whatever comes after it."""
+        for one in self._together():
+            if one.run_id == run_id:
+                one.write_if_possible(ended)
+                one.closed = True
+
+    def close_all(self, ended: str) -> None:
+        """All attempts that go on end like this (OSError: one cannot be written)."""
+        for one in self._together():
+            one.write(ended)
 
     def steps_done(self, step: int) -> None:
-        """The steps up to this one are done; writes the attempt if it is time."""
+        """The steps up to this one are done; writes the attempts if it is time."""
+        self.step = step
+        for one in self._together():
+            if step > (one.first_step or 0):
+                one._step_done(step)
+
+    def _step_done(self, step: int) -> None:
         self.step = step
         now = time.perf_counter()
         age = now - self.parts.began
@@ -204,7 +249,7 @@ class Ledger:
             seconds=sum(parts.values()),
             ended=ended,
             first_step=self.first_step,
-            last_step=(self.first_step or 0) if self.step is None else self.step,
+            last_step=max(self.first_step or 0, self.step or 0),
             parts=parts,
             compiled=self.compilations,
             cache_hits=self.cache_hits,
@@ -249,11 +294,12 @@ def attempt(
         yield ledger
     except Exception as e:
         with contextlib.suppress(OSError):  # what ended it is said, not this
-            ledger.write("stopped" if isinstance(e, Preempted) else "failed")
+            ledger.close_all("stopped" if isinstance(e, Preempted) else "failed")
         raise
     finally:
         _ledger = None
-    ledger.write_if_possible(ledger.ended)
+    if not ledger.closed:
+        ledger.write_if_possible(ledger.ended)
 
 
 def current() -> Ledger | None:
@@ -300,10 +346,10 @@ def steps_done(step: int) -> None:
         _ledger.steps_done(step)
 
 
-def starts_at(step: int) -> None:
-    """The run starts, or continues, after this step; see `Ledger.starts_at`."""
+def starts_at(step: int, run_id: str = "") -> None:
+    """A run starts, or continues, after this step; see `Ledger.starts_at`."""
     if _ledger:
-        _ledger.starts_at(step)
+        _ledger.starts_at(step, run_id)
 
 
 def batch_measured() -> None:

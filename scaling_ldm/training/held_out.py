@@ -77,10 +77,13 @@ def held_out_batches(
 def losses(
     compiled: CompiledFunctions, params: Any, batches: Sequence[HeldOutBatch]
 ) -> np.ndarray:
-    """The error of each validation picture in their order, float64 [samples]."""
+    """The error of each validation picture in their order, float64 [samples].
+
+    On a mesh of packed runs `params` and the result have a leading axis of runs.
+    """
     found = []
     for b in batches:
         loss = compiled.per_example_loss(params, b.batch, b.times, b.indices, b.key)
-        found.append(np.asarray(loss, np.float64)[: b.samples])
+        found.append(np.asarray(loss, np.float64)[..., : b.samples])
         goodput.batch_measured()
-    return np.concatenate(found)
+    return np.concatenate(found, axis=-1)

@@ -1,4 +1,4 @@
-"""Measures the losses of a run during its training and writes them to its table.
+"""Measures the losses of runs during their training and writes them to their tables.
 
 The rows of a step are on the disk before a checkpoint of that step or of a later one is
 begun. So a run that continues from a step has all rows up to it. Rows of later steps,
@@ -8,7 +8,8 @@ that was killed and continued ends with the same file as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,14 +20,51 @@ from scaling_ldm.training import held_out, progress, train_step
 from scaling_ldm.training.run_files import RunFiles
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The losses of the weights of a run.
+
+    losses: name of the weights -> that of each validation picture, float64 [samples].
+    smoothed: the smoothed training loss.
+    """
+
+    losses: Mapping[str, np.ndarray]
+    smoothed: float
+
+
+def of_state(
+    compiled: train_step.CompiledFunctions,
+    batches: Sequence[held_out.HeldOutBatch],
+    state: train_step.TrainState,
+) -> list[Measured]:
+    """Measures all weights of a state, of each of its runs in the order of their slots.
+
+    All processes measure. A state without an axis of runs is that of one.
+
+    Args:
+      batches: the validation set.
+    """
+    weights = {config.RAW: state.params, **state.averages}
+    losses = {
+        name: np.atleast_2d(held_out.losses(compiled, params, batches))
+        for name, params in weights.items()
+    }
+    smoothed = np.atleast_1d(np.asarray(state.smoothed_loss))
+    return [
+        Measured(
+            losses={name: found[slot] for name, found in losses.items()},
+            smoothed=float(value),
+        )
+        for slot, value in enumerate(smoothed)
+    ]
+
+
 class RunTable:
-    """What measures the weights of a run and writes the rows.
+    """What writes the rows of a run.
 
     Args:
       experiment: with the run's overrides.
       files: of the run; None in a process that does not write.
-      compiled: the functions of the run's size.
-      batches: the validation set.
       step: training continues from it.
       marks: the steps at which the run is measured.
     """
@@ -36,12 +74,10 @@ class RunTable:
         experiment: config.Experiment,
         spec: records.RunSpec,
         files: RunFiles | None,
-        compiled: train_step.CompiledFunctions,
-        batches: Sequence[held_out.HeldOutBatch],
         step: int,
         marks: Sequence[int] = (),
     ) -> None:
-        self._spec, self._compiled, self._batches = spec, compiled, batches
+        self._spec = spec
         cfg, shown = experiment.validation, records.to_json(experiment)
         self._protocols = {
             metric: table.loss_protocol_hash(metric, shown, {})
@@ -82,10 +118,10 @@ class RunTable:
                 "or remove the run's checkpoints to train it from the beginning"
             )
 
-    def measure(self, step: int, state: train_step.TrainState) -> dict[str, float]:
-        """Measures the weights after a step and writes the rows.
+    def write(self, step: int, measured: Measured) -> dict[str, float]:
+        """Writes the rows of the weights after a step.
 
-        All processes measure. A loss that is not finite is a row like any other.
+        A loss that is not finite is a row like any other.
 
         Returns:
           Name of the weights -> the loss.
@@ -95,14 +131,13 @@ class RunTable:
         """
         rows: list[records.Measurement] = []
         found = {}
-        for weights, params in {config.RAW: state.params, **state.averages}.items():
-            losses = held_out.losses(self._compiled, params, self._batches)
+        for weights, losses in measured.losses.items():
             found[weights] = float(np.mean(losses))
             rows.append(self._row(step, measurements.LOSS, found[weights], weights))
             for number, value in self._strata(losses).items():
                 metric = measurements.stratum(number)
                 rows.append(self._row(step, metric, value, weights))
-        smoothed = float(state.smoothed_loss)
+        smoothed = measured.smoothed
         rows.append(self._row(step, measurements.TRAIN_LOSS, smoothed, config.RAW))
         if self._path is not None:
             table.append_rows(self._path, rows)

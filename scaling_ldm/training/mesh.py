@@ -1,7 +1,8 @@
 """Devices: the explicit mesh, and where each array lives.
 
 The axes are ("replica", "fsdp"). Parameters are copied over the first and sharded over
-the second; the batch is split over both.
+the second; the batch is split over both. A mesh of packed runs has the axis "runs"
+before them: each group of devices along it trains another run on the same batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from scaling_ldm import config, records
+from scaling_ldm.models import sharded
 
 RowNumbers = Int64[np.ndarray, "n"]
 
@@ -27,6 +29,8 @@ AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)  # rows over all devices
 STACKED_BATCHES = PartitionSpec(None, AXES)  # several batches, stacked
 REPLICATED = PartitionSpec()  # a copy on every device
+RUNS = sharded.RUNS  # the axis of packed runs
+PACKED = PartitionSpec(RUNS)  # a leading axis of runs, one for each group of devices
 
 # Path pattern -> the axis to shard over "fsdp", counted after the layer axis of stacked
 # blocks. The first match wins. Smaller leaves are copied to every device.
@@ -82,17 +86,27 @@ def build(
     cfg: config.MeshConfig,
     batch_sizes: dict[str, int],
     use: Sequence[jax.Device] | None = None,
+    runs: int = 1,
 ) -> Mesh:
     """The mesh over all devices of the job.
 
     Args:
-      batch_sizes: config key -> a batch size that must be a multiple of the devices.
+      batch_sizes: config key -> a batch size that must be a multiple of the devices
+        that share a run.
       use: the devices; by default all of them.
+      runs: how many runs train at once. The mesh has the axis RUNS if there are two or
+        more, and `cfg` says how the devices of one of them are used.
 
     Raises:
       ConfigError: the mesh or a batch size does not fit the number of devices.
     """
     devices = jax.device_count() if use is None else len(use)
+    if devices % runs:
+        raise config.ConfigError(
+            f"config.mesh.runs = {runs} does not divide the {devices} devices; it may "
+            f"be one of {_divisors(devices)}"
+        )
+    devices //= runs
     if cfg.replica == -1 and devices % cfg.fsdp:
         raise config.ConfigError(
             f"config.mesh.fsdp = {cfg.fsdp} does not divide the {devices} devices; "
@@ -100,9 +114,10 @@ def build(
         )
     replica = devices // cfg.fsdp if cfg.replica == -1 else cfg.replica
     if replica * cfg.fsdp != devices:
+        each = " for each run" if runs > 1 else ""
         raise config.ConfigError(
             f"config.mesh asks for {replica} x {cfg.fsdp} devices, this job has "
-            f"{devices}; set mesh.replica = -1 to use all that are left"
+            f"{devices}{each}; set mesh.replica = -1 to use all that are left"
         )
     for key, size in batch_sizes.items():
         if size % devices:
@@ -112,11 +127,24 @@ def build(
                 f"{' or '.join(str(n) for n in (below, above) if n)}"
             )
     used = jax.devices() if use is None else list(use)
+    grid = device_grid((runs * replica, cfg.fsdp), used)
+    if runs == 1:
+        return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 2)
     return Mesh(
-        device_grid((replica, cfg.fsdp), used),
-        AXES,
-        axis_types=(AxisType.Explicit,) * 2,
+        grid.reshape(runs, replica, cfg.fsdp),
+        (RUNS, *AXES),
+        axis_types=(AxisType.Explicit,) * 3,
     )
+
+
+def runs_of(mesh: Mesh) -> int:
+    """How many runs train on the mesh at once."""
+    return mesh.shape.get(RUNS, 1)
+
+
+def devices_of_run(mesh: Mesh) -> int:
+    """How many devices share a run."""
+    return mesh.size // runs_of(mesh)
 
 
 def device_grid(shape: tuple[int, int], devices: Sequence[Any]) -> np.ndarray:
@@ -194,13 +222,15 @@ def rows_of_process(mesh: Mesh, rows: int, process: int | None = None) -> RowNum
     links between devices, not the hosts.
 
     Args:
-      rows: of the global batch, a multiple of the devices.
+      rows: of the global batch, a multiple of the devices of a run.
       process: None for this one.
     """
     process = jax.process_index() if process is None else process
-    each = rows // mesh.size
+    each = rows // devices_of_run(mesh)
     owners = np.array([device.process_index for device in mesh.devices.flat])
-    (places,) = np.nonzero(owners == process)
+    # Every run of a pack has the same rows.
+    own = (owners == process).reshape(runs_of(mesh), -1).any(axis=0)
+    (places,) = np.nonzero(own)
     return (places[:, None] * each + np.arange(each)).reshape(-1)
 
 
@@ -248,8 +278,15 @@ def request_flags(mesh: Mesh, request: int) -> jax.Array:
     Args:
       request: this process's, one of GO_ON, SAVE, SAVE_AND_SAY and STOP of `signals`.
     """
-    mine = np.full(len(mesh.local_devices), request, np.int32)
-    return put(mesh, mine)
+    mine = np.full(1, request, np.int32)
+    return jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, flags_spec(mesh)), lambda _: mine
+    )
+
+
+def flags_spec(mesh: Mesh) -> PartitionSpec:
+    """One value on each device."""
+    return PartitionSpec(mesh.axis_names)
 
 
 def is_primary() -> bool:

@@ -165,9 +165,15 @@ class SweepProgress:
         self._compiled: set[tuple[int, int]] = set()
         self._line = ""
 
-    def begin(self, number: int, title: str) -> None:
-        """The next remaining run starts; `number` is its row of the plan, from 0."""
-        self._line = f"run {number + 1} of {self._runs}  {title}"
+    def begin(self, numbers: Sequence[int], title: str) -> None:
+        """The next remaining runs start, side by side.
+
+        Args:
+          numbers: of their rows in the plan, from 0.
+        """
+        said = " and ".join(str(number + 1) for number in numbers)
+        runs = "run" if len(numbers) == 1 else "runs"
+        self._line = f"{runs} {said} of {self._runs}  {title}"
         self._run = self._remaining.pop(0)
         self._steps_left = self._run.steps
         self._shown = self._begun = time.perf_counter()
@@ -186,9 +192,15 @@ class SweepProgress:
             sums[0] += steps
             sums[1] += seconds
 
-    def end(self) -> None:
-        """The run is over; steps that it did not do will not be done."""
+    def end(self, begun: bool = True) -> None:
+        """The run is over; steps that it did not do will not be done.
+
+        Args:
+          begun: whether it was trained here at all.
+        """
         self._steps_left = 0
+        if not begun:
+            return
         first = self._run.size not in self._compiled
         self._compiled.add(self._run.size)
         took = time.perf_counter() - self._begun
@@ -232,9 +244,9 @@ class SweepProgress:
             f"{format_rate(flops_per_second)}{left(self.seconds_left())}"
         )
 
-    def result(self, loss: float) -> None:
-        """Prints the last line of a run."""
-        said = f"{self._line}  done  validation loss {loss:.5f}"
+    def result(self, loss: float, name: str = "") -> None:
+        """Prints the last line of a run; `name` says which of those side by side."""
+        said = f"{self._line}{name and '  '}{name}  done  validation loss {loss:.5f}"
         say(f"{said}{left(self.seconds_left())}")
 
 

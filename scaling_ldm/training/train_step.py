@@ -20,10 +20,12 @@ from scaling_ldm import config, flops
 from scaling_ldm.models import attention_backends, layers
 from scaling_ldm.training import (
     accumulation,
+    compiler_options,
     mesh,
     objective,
     objective_checks,
     optimizer,
+    packs,
     rate_policies,
     width_scaling,
 )
@@ -285,6 +287,11 @@ class CompiledFunctions:
     steps(state, batches, count, uncond, hyper, request) -> (state, metrics): the first
       `count` of stacked batches; metrics are [batches].
     per_example_loss: as in `Objective`.
+    slots: states of single runs <-> the state of a pack.
+
+    On a mesh of packed runs `init`, `start` and `abstract_state` are of one run. Of the
+    others, the arguments state, count, hyper and params and all results have a leading
+    axis of runs.
     """
 
     objective: objective.Objective
@@ -295,6 +302,7 @@ class CompiledFunctions:
     step: Any
     steps: Any
     per_example_loss: Any
+    slots: packs.Slots
 
 
 @functools.lru_cache(maxsize=64)
@@ -305,24 +313,68 @@ def compile_functions(
     device_mesh: jax.sharding.Mesh,
 ) -> CompiledFunctions:
     """The functions of one size, compiled at their first call; its runs share them."""
-    attention_backends.check(experiment.model.attention, _platform(device_mesh))
-    unroll = experiment.model.unroll
+    platform = compiler_options.platform_of(device_mesh)
+    attention_backends.check(experiment.model.attention, platform)
+    unrolled = {"always", "auto"} if platform == "cpu" else {"always"}
     functions = train_functions(
-        experiment,
-        width,
-        depth,
-        unroll=unroll == "always"
-        or (unroll == "auto" and _platform(device_mesh) == "cpu"),
+        experiment, width, depth, unroll=experiment.model.unroll in unrolled
     )
     abstract = abstract_state(functions)
     placed = mesh.shardings(device_mesh, abstract)
-    replicated = mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    every_run = functools.partial(packs.on_every_run, device_mesh)
+    run, flags = mesh.PACKED, mesh.flags_spec(device_mesh)
+    after: Any = placed, mesh.named_sharding(device_mesh, mesh.REPLICATED)
+    if mesh.RUNS in device_mesh.axis_names:
+        after = (mesh.named_sharding(device_mesh, run),) * 2
 
     def step(
         state: TrainState, batch: Any, uncond: Any, hyper: Any, request: jax.Array
     ) -> tuple[TrainState, Any]:
         state, metrics = functions.step(state, batch, uncond, hyper)
         return state, metrics | {"request": request.max()}
+
+    def per_example_loss(params: Any, batch: Batch, *draws: Any) -> jax.Array:
+        batch = objective.widened(batch)
+        return functions.objective.per_example_loss(params, batch, *draws)
+
+    options = compiler_options.quick_to_compile(platform)
+    quick = functools.partial(jax.jit, out_shardings=placed, compiler_options=options)
+    jit = functools.partial(
+        jax.jit, compiler_options=None if experiment.train.optimize_code else options
+    )
+    return CompiledFunctions(
+        objective=functions.objective,
+        metrics=functions.metrics,
+        abstract_state=jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            placed,
+        ),
+        init=quick(functions.init),
+        start=quick(functions.start),
+        step=jit(
+            every_run(step, (run, mesh.BATCH, mesh.REPLICATED, run, flags)),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        steps=jit(
+            every_run(
+                _several(functions),
+                (run, mesh.STACKED_BATCHES, run, mesh.REPLICATED, run, flags),
+            ),
+            donate_argnums=0,
+            out_shardings=after,
+        ),
+        per_example_loss=jit(
+            every_run(per_example_loss, (run, *(mesh.BATCH,) * 3, mesh.REPLICATED)),
+            out_shardings=after[1],
+        ),
+        slots=packs.slots(device_mesh, options),
+    )
+
+
+def _several(functions: TrainFunctions) -> Callable[..., tuple[TrainState, Any]]:
+    """`CompiledFunctions.steps` of one run, before it is compiled."""
 
     def steps(
         state: TrainState,
@@ -345,50 +397,4 @@ def compile_functions(
         state, metrics = jax.lax.fori_loop(0, count, body, (state, metrics))
         return state, metrics | {"request": request.max()}
 
-    def per_example_loss(params: Any, batch: Batch, *draws: Any) -> jax.Array:
-        batch = objective.widened(batch)
-        return functions.objective.per_example_loss(params, batch, *draws)
-
-    jit = functools.partial(
-        jax.jit,
-        compiler_options=None
-        if experiment.train.optimize_code
-        else quick_to_compile(_platform(device_mesh)),
-    )
-    quick = functools.partial(
-        jax.jit,
-        out_shardings=placed,
-        compiler_options=quick_to_compile(_platform(device_mesh)),
-    )
-    return CompiledFunctions(
-        objective=functions.objective,
-        metrics=functions.metrics,
-        abstract_state=jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            placed,
-        ),
-        init=quick(functions.init),
-        start=quick(functions.start),
-        step=jit(step, donate_argnums=0, out_shardings=(placed, replicated)),
-        steps=jit(steps, donate_argnums=0, out_shardings=(placed, replicated)),
-        per_example_loss=jit(per_example_loss, out_shardings=replicated),
-    )
-
-
-def _platform(device_mesh: jax.sharding.Mesh) -> str:
-    """Where functions will run; a compiler may be for devices that are not here."""
-    return device_mesh.devices.flat[0].platform
-
-
-def quick_to_compile(platform: str) -> dict[str, int | bool] | None:
-    """Compiler options for functions that run seldom; None for the usual ones.
-
-    On a CPU, LLVM's optimisations would take longer than the function itself runs.
-    """
-    if platform != "cpu":
-        return None
-    return {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    }
+    return steps

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
-from scaling_ldm.training import capacity, step_memory
+from scaling_ldm.training import capacity, packing, step_memory
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
@@ -111,6 +111,9 @@ def table(
     ]
     if line := reused(rows):
         lines.append(line)
+    if (most := experiment.mesh.runs) > 1:
+        packs = packing.packs(experiment, [*enumerate(rows)], most)
+        lines.append(packing.line(packs, most))
     if not pictures and experiment.encoded:
         lines.append("How often a run sees a picture is known when they are encoded.")
     return "\n".join([*lines, *cautions(experiment, rows, pictures)])

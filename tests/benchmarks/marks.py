@@ -91,17 +91,17 @@ def step_times(
 
 def spent_measuring(e: config.Experiment, spec: records.RunSpec) -> dict[str, float]:
     """Trains a whole run: its seconds, and the shares that were spent on measuring."""
-    measure, spent = measuring.RunTable.measure, {}
+    measure, spent = measuring.of_state, {}
 
-    def timed(table: measuring.RunTable, step: int, state: Any) -> dict[str, float]:
+    def timed(compiled: Any, batches: Any, state: Any) -> list[measuring.Measured]:
         begin = time.perf_counter()
-        found = measure(table, step, state)
-        spent[step] = time.perf_counter() - begin
+        found = measure(compiled, batches, state)
+        spent[int(state.step)] = time.perf_counter() - begin
         return found
 
     with (
         tempfile.TemporaryDirectory() as name,
-        mock.patch.object(measuring.RunTable, "measure", timed),
+        mock.patch.object(measuring, "of_state", timed),
     ):
         (record,) = train.run(e, pathlib.Path(name), [(0, spec)], 1)
     assert record.status == "finished", record

@@ -213,6 +213,16 @@ def test_flags_of_a_job_are_checked(flags, said):
         command_line.check_job(*flags)
 
 
+def test_rows_of_the_plan_as_text():
+    assert command_line.rows(None) is None
+    assert command_line.rows("3") == [range(3, 4)]
+    assert command_line.rows("7,0-2") == [range(7, 8), range(3)]
+    assert command_line.rows("0-99999999999999999999")[0].stop == 10**20
+    for wrong in ("", "x", "-1", "2-", "5-2", "1,,2", "1.0"):
+        with pytest.raises(config.ConfigError, match="must be rows of the plan"):
+            command_line.rows(wrong)
+
+
 def test_flags_of_a_job_that_fit():
     command_line.check_job(None, None, None)
     command_line.check_job("host.domain:1234", 2, 1)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import types
 
 import launch_programs
 import older_workdirs
@@ -129,6 +130,44 @@ def test_local_starts_each_row(here, programs, capsys):
     third = len(words) // 3
     for k, row in enumerate((0, 1, 5)):
         assert of_row(words[k * third : (k + 1) * third], row, "runs/iso")
+
+
+def test_local_gives_each_core_all_rows(here, programs, capsys, monkeypatch):
+    """The largest budget first, and another size first on each core."""
+    local = launch_programs.load("local")
+    sizes = ((8, 1), (16, 1), (32, 1), (8, 1))
+    plan = [
+        types.SimpleNamespace(width=w, depth=d, budget_flops=budget)
+        for budget in (1e9, 2e9)
+        for w, d in sizes
+    ]
+    monkeypatch.setattr(local.records, "read_plan", lambda path: plan)
+    monkeypatch.setattr(rows, "listed", lambda flags: [0, 1, 2, 3, 4, 5, 6, 7])
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda pid: {3, 5})
+    monkeypatch.setattr(local, "platform", lambda: "cpu")
+    monkeypatch.setattr(local.shutil, "which", lambda name: name)
+    launch_programs.records_its_words(programs, "taskset")
+    this = ("local", *AWKWARD, "--at_once=auto")
+    done = bash(dry_run(capsys, *this), programs, here)
+    assert done.returncode == 0, done.stderr
+    words = words_of(programs, "taskset")
+    half = len(words) // 2
+    orders = ["4,7,5,6,0,3,1,2", "5,6,4,7,1,2,0,3"]
+    for i, (core, order) in enumerate(zip((3, 5), orders, strict=True)):
+        some = words[i * half : (i + 1) * half]
+        assert some[:2] == ["--cpu-list", str(core)]
+        assert of_row(some, order, "runs/iso")
+        assert some[-2:] == [
+            "--config.mesh.cpu_devices=1",
+            "--config.mesh.compilation_cache=runs/iso/compiled",
+        ]
+    monkeypatch.setattr(local, "platform", lambda: "gpu")
+    assert "taskset" not in dry_run(capsys, *this)
+    monkeypatch.setattr(local, "platform", lambda: "cpu")
+    place = "--config.mesh.compilation_cache=/c"
+    assert "iso/compiled" not in dry_run(capsys, *this, place)
+    with pytest.raises(SystemExit, match="2"):
+        started(*this, "--config.mesh.cpu_devices=2", "--dry-run")
 
 
 def test_slurm_gives_the_task_the_same_words(here, programs, capsys):
@@ -492,6 +531,7 @@ def test_a_bucket_has_the_same_name_from_every_folder():
         ("local", ["--stages=fit"], "not known: --stages=fit; --help shows the flags"),
         ("local", ["--config.trian.seed=1"], "did you mean config.train?"),
         ("local", ["--at_once=0"], "--at_once=0"),
+        ("local", ["--at_once=some"], "must be at least 1, or auto"),
         ("local", ["--work=x"], "not known: --work=x; did you mean --workdir?"),
         ("slurm", ["--signal=KILL@3"], "--signal=KILL@3"),
         ("gke", ["--gpu=x"], "--tpu and --topology, or --gpu and --nodes"),

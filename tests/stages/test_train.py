@@ -17,18 +17,19 @@ from scaling_ldm import config, records
 from scaling_ldm import data as data_lib
 from scaling_ldm.records import goodput as records_goodput
 from scaling_ldm.records import table
-from scaling_ldm.records.errors import CheckpointError, Preempted
+from scaling_ldm.records.errors import CheckpointError, Held, Preempted
 from scaling_ldm.stages import plan, train
 from scaling_ldm.training import (
     checkpoint,
     held_out,
     loop,
+    members,
     mesh,
     progress,
     signals,
     train_step,
 )
-from scaling_ldm.workdir import runs
+from scaling_ldm.workdir import lock, runs
 
 STEPS = (24, 36)  # of the two runs, which have one size
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -166,10 +167,10 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
     device_mesh = mesh.build(experiment.mesh, {})
     row = row_of(experiment)
     with jax.set_mesh(device_mesh):
+        files = runs.run_files(pathlib.Path(), row.run_id)
+        member = members.Member(experiment, row, files)
         training = loop.TrainingRun(
-            experiment,
-            row,
-            runs.run_files(pathlib.Path(), row.run_id),
+            [member],
             device_mesh,
             progress.SweepProgress(1, [], 1.0),
             signals.StopSignal(),
@@ -181,15 +182,15 @@ def test_step_keeps_types_and_places_and_averages_new_weights(experiment):
             rows=np.arange(row.batch_size),
             prefetch=0,
         )
-        hyper = mesh.put(
+        hyper = training._hyper() | mesh.put(
             device_mesh,
             {"peak": np.float32(1e-2), "warmup": np.float32(3)},
             mesh.REPLICATED,
-        ) | {"key": training._key("steps")}
+        )
         uncond = {name: source.uncond[name] for name in training.names if name != "x"}
         uncond = mesh.put(device_mesh, uncond, mesh.REPLICATED)
         flags = [mesh.request_flags(device_mesh, r) for r in range(4)]
-        state = training.compiled.init(training._key("init"))
+        state = member._first_state(training.compiled, device_mesh)
         ema = jax.tree.map(np.asarray, state.averages["ema"])
         for done in range(5):
             state, metrics = training.compiled.step(
@@ -283,7 +284,7 @@ def marked(experiment):
 
 
 def test_chosen_flops_are_the_nearest_steps_of_a_run(experiment, marked):
-    assert loop.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
+    assert members.checkpoint_steps(marked, row_of(experiment)) == {2, 9, 16}
 
 
 @pytest.mark.slow  # by day, one at chosen FLOPs stays among those of the clock
@@ -549,6 +550,22 @@ def test_a_non_finite_loss_ends_its_run_alone(
     again, _ = run(experiment, tmp_path)
     assert again.status == "non_finite_loss"
     assert any("is skipped: non_finite_loss" in line for line in lines)
+
+
+def test_of_shared_rows_those_of_another_command_are_left_out(experiment, tmp_path):
+    rows = [*enumerate(planned(experiment))]
+    first, second = (spec for _, spec in rows)
+    folder = runs.run_files(tmp_path, second.run_id).folder
+    with lock.holding([folder / lock.NAME]):
+        with pytest.raises(Held):
+            train.run(experiment, tmp_path, rows, len(rows))
+        (record,) = train.run(experiment, tmp_path, rows[::-1], len(rows), share=True)
+        assert record.run_id == first.run_id
+        assert runs.read_record(tmp_path, second.run_id) is None
+    assert not list(tmp_path.rglob(lock.NAME))
+    # The other command has ended without a record of it.
+    found = train.run(experiment, tmp_path, rows, len(rows), share=True)
+    assert [r.run_id for r in found] == [first.run_id, second.run_id]
 
 
 def data_files(folder):

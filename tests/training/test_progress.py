@@ -34,7 +34,7 @@ def said(monkeypatch):
 
 
 def finish(sweep, clock, steps, seconds, beyond):
-    sweep.begin(0, "")
+    sweep.begin([0], "")
     sweep.spend(1, None)  # compiles
     sweep.spend(steps - 1, seconds * (steps - 1))
     clock[0] += seconds * (steps - 1) + beyond
@@ -58,7 +58,7 @@ def test_time_left_counts_steps_by_size_and_what_is_beyond_them(clock):
 
 def test_steps_of_an_earlier_process_are_not_left(clock):
     sweep = progress.SweepProgress(1, remaining(1e7), 0.0)
-    sweep.begin(0, "")
+    sweep.begin([0], "")
     sweep.skip(60)
     sweep.spend(1, None)
     sweep.spend(9, 90.0)
@@ -67,7 +67,7 @@ def test_steps_of_an_earlier_process_are_not_left(clock):
 
 def test_a_failed_run_leaves_nothing(clock):
     sweep = progress.SweepProgress(1, remaining(1e7), 0.0)
-    sweep.begin(0, "")
+    sweep.begin([0], "")
     sweep.spend(1, None)
     sweep.spend(1, 5.0)
     sweep.end()
@@ -76,7 +76,7 @@ def test_a_failed_run_leaves_nothing(clock):
 
 def test_lines_come_at_intervals_and_not_before_there_is_a_speed(clock, said):
     sweep = progress.SweepProgress(7, remaining(1e7), every_seconds=5.0)
-    sweep.begin(2, "1e+11 FLOPs  64 x 2")
+    sweep.begin([2], "1e+11 FLOPs  64 x 2")
     for second in range(12):
         clock[0] = float(second)
         sweep.show(second, 100, 0.5, 0.0 if second < 6 else 2e9)

@@ -10,7 +10,14 @@ import pytest
 
 from scaling_ldm import config
 from scaling_ldm.stages import plan
-from scaling_ldm.training import checkpoint, checksum, mesh, objective, train_step
+from scaling_ldm.training import (
+    checkpoint,
+    checksum,
+    compiler_options,
+    mesh,
+    objective,
+    train_step,
+)
 
 
 @functools.partial(
@@ -145,7 +152,9 @@ def test_text_features_in_their_stored_type_give_the_same_step(tiny, dtype):
     c.data.source, c.encode.text_encoder = "memory", "owner/encoder"
     e = config.resolve(c)
     functions = train_step.train_functions(e, 16, 1, unroll=False)
-    step = jax.jit(functions.step, compiler_options=train_step.quick_to_compile("cpu"))
+    step = jax.jit(
+        functions.step, compiler_options=compiler_options.quick_to_compile("cpu")
+    )
     rng = np.random.default_rng(0)
     stored = rng.standard_normal((4, 5, 12), np.float32).astype(np.dtype(dtype))
     x = rng.standard_normal((4, *e.data.shape), np.float32)

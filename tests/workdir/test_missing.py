@@ -76,7 +76,7 @@ def test_what_is_refused_lists_nothing(workdir, listed, tmp_path):
     assert not (tmp_path / "new").exists()
     for more in (
         {"stages": ["plan"]},
-        {"only": 1},
+        {"only": "1"},
         {"cluster": ("h:1", None, None)},
         {"cluster": (None, None, 0)},
     ):
