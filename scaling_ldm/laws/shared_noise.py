@@ -103,7 +103,7 @@ def shared_noise(
         below.append(np.mean(np.sum((r @ z) ** 2, 1) / totals[-1] <= agreement))
     chance = np.minimum.accumulate(below)  # of a T up to that of the residuals
     u = rng.uniform(size=draws)
-    rho = np.where(u >= chance[0], 0.0, np.interp(-u, -chance, SHARES))
+    rho = np.interp(-u, -chance, SHARES)  # 0 above chance[0]
     nearest = np.abs(rho[:, None] - SHARES).argmin(1)
     total = np.array(totals)[nearest, rng.integers(_SIMULATED, size=draws)]
     return SharedNoise(group, rho, np.sqrt(squares / total), float(1 - chance[0]))

@@ -147,9 +147,15 @@ def test_the_laws_are_the_same(example, unpacked, run_here):
     assert found.pop("protocol_hash") and before.pop("protocol_hash") == ""
     _, same = as_made(example)
     if same:
-        assert found == before
+        # Intervals are wider since 0.2.0, and the law of the loss has an offset.
+        for now, then in zip(found["parabolas"], before["parabolas"], strict=True):
+            for name in ("n_opt", "d_opt", "l_opt", "curvature"):
+                assert now.get(name) == then.get(name)
+        for name in ("N_opt", "D_opt"):
+            assert found["laws"][name]["exponent"] == before["laws"][name]["exponent"]
     for name, law in before["laws"].items():
-        assert found["laws"][name]["record"] == law["record"]
+        now = found["laws"][name]["record"]
+        assert now == law["record"] or (name, now) == ("L_opt", "OffsetLaw")
 
 
 @pytest.mark.slow  # by day, test_train_step reads such a checkpoint
