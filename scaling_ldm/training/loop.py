@@ -128,13 +128,7 @@ class TrainingRun:
             rows=mesh.rows_of_process(self._mesh, spec.batch_size),
             prefetch=self._experiment.data.prefetch_batches,
         )
-        with goodput.part("UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"):
-            restored = saved.restore(self.compiled.abstract_state)
-            if restored is None:
-                _check_start(saved, self._files)
-                restored = branches.start(
-                    spec, self._files, self.compiled.abstract_state
-                )
+        restored = self._restored(saved)
         if restored is None:
             step, before, restarts = 0, 0.0, 0
             with goodput.part("TRAINING_PREP"):
@@ -161,7 +155,7 @@ class TrainingRun:
             self.compiled,
             validation_batches,
             step,
-            self._marks,
+            [mark for mark in self._marks if mark > self._shared],
         )
         goodput.starts_at(step)  # the log has no later steps any more
         uncond = {n: value for n, value in source.uncond.items() if n in self.names}
@@ -194,6 +188,15 @@ class TrainingRun:
         """The record of the run, which ended after `steps` steps."""
         given = {"failure": failure, "shared": self._shared}
         return self._costs.record(clock, restarts, steps, **given)
+
+    def _restored(self, saved: checkpoint.Checkpoints) -> checkpoint.Restored | None:
+        """What the run continues from; None: it starts."""
+        abstract = self.compiled.abstract_state
+        with goodput.part("UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"):
+            if found := saved.restore(abstract):
+                return found
+            _check_start(saved, self._files)
+            return branches.start(self.spec, self._files, abstract)
 
     def _first_state(self) -> train_step.TrainState:
         """The state before the first step."""
