@@ -49,11 +49,9 @@ class RunSpec:
     pretraining_flops: float | None = 0.0
     # Of a trajectory (plan.reuse): the smaller budgets that it is measured at, too.
     smaller_budgets: tuple[float, ...] = ()
-    # Of a decay branch (plan.reuse): the run of the largest budget, all of its steps,
-    # and how many of them are this run's own first steps.
-    trunk: str = ""
-    trunk_steps: int = 0
-    shared_steps: int = 0
+    trunk: str = ""  # of a decay branch (plan.reuse): the run of the largest budget
+    trunk_steps: int = 0  # all of the trunk's
+    shared_steps: int = 0  # of a decay branch: its first steps, which the trunk takes
     branch_steps: tuple[int, ...] = ()  # of a trunk: where other runs leave it
     # Where the rate of the policy "tuned" is from; "": another policy.
     rate_source: str = ""

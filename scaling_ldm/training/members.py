@@ -126,9 +126,8 @@ class Member:
         every = cfg.log_every_steps
         self._log = progress.MetricLog(files, self.first, cfg.tensorboard, every)
         held.enter_context(contextlib.closing(self._log))
-        self._table = measuring.RunTable(
-            self.experiment, spec, files, self.first, self.marks
-        )
+        own = [mark for mark in self.marks if mark > self._shared]
+        self._table = measuring.RunTable(self.experiment, spec, files, self.first, own)
         return state
 
     def _check_start(self) -> None:

@@ -151,6 +151,7 @@ def test_a_cell_that_was_planned_at_one_rate_is_not_asked(tmp_path):
         f for f in fit.run(e, tmp_path, specs) if isinstance(f, records.RateFit)
     ]
     assert len(rates.best) == 4 and not rates.excluded
+    assert {b.budget_flops for b in rates.best} == {1e11}
 
 
 def test_rates_are_fitted_where_all_sizes_take_the_same_steps(tmp_path):

@@ -18,7 +18,8 @@ MARKS = (1e9, 4e9, 1.6e10, 6.4e10)
 
 def spec(run_id, params, width=16, depth=2):
     """A planned run; what the report does not look at is 1, or its default."""
-    own = {"overrides", "group", "smaller_budgets"}
+    own = {"overrides", "group", "smaller_budgets", "branch_steps"}
+    own |= {"trunk", "trunk_steps", "shared_steps", "rate_source"}
     every = {f.name for f in dataclasses.fields(records.RunSpec)}
     given = dict.fromkeys(every - own, 1)
     named = {"study": "s", "accelerator": "cpu", "recipe_hash": "0", "run_id": run_id}
