@@ -205,9 +205,9 @@ def test_the_same_laws_are_fitted(both, weights):
     separate, nested = found
     assert dataclasses.replace(nested, notes=separate.notes) == separate
     assert [n for n in nested.notes if n not in separate.notes] == [
-        "12 points lie on 4 trajectories: those of one trajectory share their seed, and "
-        "the intervals of minima and laws allow for noise that they have in common; "
-        "those of the surface do not"
+        "12 points lie on 4 trajectories: those of one trajectory share their seed, "
+        "and the intervals of minima and laws allow for noise that they have in "
+        "common; those of the surface do not"
     ]
     assert not nested.excluded and len(nested.parabolas) == 3
 
