@@ -31,7 +31,15 @@ NOTICE = (
     "<!-- Written by tools/build_pages.py from the code. Change the code, then run it. "
     "-->\n"
 )
-RECORD_MODULES = ("runs", "goodput", "measurements", "laws", "frontier", "compiled")
+RECORD_MODULES = (
+    "runs",
+    "goodput",
+    "measurements",
+    "laws",
+    "rate_laws",
+    "frontier",
+    "compiled",
+)
 # Packages whose modules are public too, and the modules that others of the same package
 # share. Any other package hands on everything public by its own __all__.
 OPEN_PACKAGES = ("denoisers", "encoders", "losses", "metrics", "weights")

@@ -18,8 +18,8 @@ class BestRate:
     rates: int  # distinct rates that were trained
     points: int  # runs that the parabola in ln rate goes through
     curvature: float  # a > 0 of loss = a (ln rate - ln best)^2 + loss
-    rate: float
-    rate_interval: Interval
+    rate: float  # the vertex
+    rate_interval: Interval  # by Fieller's theorem
     loss: float  # at the best rate
     lost_at_half: float | None  # loss at half the best rate, minus `loss`
     lost_at_double: float | None  # None: the rates do not reach so far
@@ -63,7 +63,7 @@ class RateFit:
     metric: str  # what was fitted as the loss
     size: str  # which N, e.g. "params_without_embeddings"
     best: tuple[BestRate | Refusal, ...]  # by size, length and batch, ascending
-    law: RateLaw | Refusal
+    law: RateLaw | Refusal  # through the best rates
     excluded: tuple[str, ...]  # one line per run left out, with the reason
     noise: float | None  # deviation of one run's loss; None: the runs do not tell it
     noise_dof: int  # degrees of freedom of that
