@@ -156,7 +156,7 @@ def test_a_batch_is_whole_where_the_places_of_hosts_alternate():
 
 def test_rows_follow_the_places_of_a_hosts_devices(unchecked):
     class Placed:
-        size = 4
+        size, shape = 4, {"replica": 4, "fsdp": 1}
         devices = np.array(
             [[Device(i, host, 0)] for i, host in enumerate([1, 0, 0, 1])]
         )
