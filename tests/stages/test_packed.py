@@ -355,3 +355,31 @@ def test_devices_that_the_runs_cannot_share_are_refused(given):
     assert (mesh.runs_of(built), mesh.devices_of_run(built)) == (2, 2)
     with pytest.raises(config.ConfigError, match="batch_size = 3 is not divisible"):
         mesh.build(cfg, {"config.train.batch_size": 3}, runs=2)
+
+
+@pytest.mark.parametrize("reuse", ["nested", "decay"])
+def test_runs_that_share_steps_train_side_by_side(given, tmp_path, reuse):
+    """A trajectory is measured at each budget; branches follow the pack of trunks."""
+    changes = {"plan__reuse": reuse, "optimizer__warmup_fraction": 0.0}
+    changes |= {"optimizer__warmup_steps": 3, "train__log_every_steps": 1}
+    if reuse == "decay":
+        changes |= {"optimizer__schedule": "wsd", "optimizer__decay_fraction": 0.25}
+    whole, found = mesh.build, []
+    for slots, devices in ((1, 1), (2, 2)):
+        workdir = tmp_path / f"{slots}"
+        experiment = study(given, slots, **changes)
+        rows = [*enumerate(plan.plan(experiment))]
+        build = functools.partial(whole, use=jax.devices()[:devices])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mesh, "build", build)
+            done = train.run(experiment, workdir, rows, len(rows))
+        assert len(done) == (4 if reuse == "decay" else 2)
+        assert {record.status for record in done} == {"finished"}
+        assert any(record.shared_steps for record in done) == (reuse == "decay")
+        found.append({r.run_id: measured(workdir, r) for r in done})
+    assert found[0].keys() == found[1].keys()
+    for run_id, rows in found[0].items():
+        assert {step for step, _, _ in rows} >= (
+            {12, 20} if reuse == "nested" else set()
+        )
+        assert found[1][run_id] == pytest.approx(rows, rel=1e-5)
