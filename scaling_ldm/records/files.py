@@ -121,36 +121,34 @@ def from_json(value: Any, version: str = upgrade.SCHEMA) -> Any:
     """The inverse of `to_json`.
 
     Args:
-      version: schema of the file that holds the value. In a file of an older schema,
-        fields that have a default may be missing.
+      version: schema of the file that holds the value. Fields that have a default may
+        be missing: they are newer than the file.
 
     Raises:
       ValueError: an unknown record name, fields that are missing or unknown, or a field
         whose value is of another type.
     """
-    return _built(upgrade.upgraded(value, version), version == upgrade.SCHEMA)
+    return _built(upgrade.upgraded(value, version))
 
 
-def _built(value: Any, complete: bool) -> Any:
-    """Records from JSON values of the current schema; `complete`: with every field."""
+def _built(value: Any) -> Any:
+    """Records from JSON values of the current schema."""
     if isinstance(value, list):
-        return tuple(_built(v, complete) for v in value)
+        return tuple(map(_built, value))
     if not isinstance(value, dict):
         return value
     if "record" not in value:
-        return {k: _built(v, complete) for k, v in value.items()}
+        return {k: _built(v) for k, v in value.items()}
     name = value["record"]
     if name not in _RECORDS:
         raise ValueError(
             f"unknown record {name!r}; known: {', '.join(sorted(_RECORDS))}"
         )
     cls = _RECORDS[name]
-    given = {k: _built(v, complete) for k, v in value.items() if k != "record"}
+    given = {k: _built(v) for k, v in value.items() if k != "record"}
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    missing = {
-        k for k, f in fields.items() if k not in given and (complete or _required(f))
-    }
+    missing = {k for k, f in fields.items() if k not in given and _required(f)}
     if missing or given.keys() - fields.keys():
         raise ValueError(
             f"{name}: missing {sorted(missing)}, "
