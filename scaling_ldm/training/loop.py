@@ -144,8 +144,7 @@ class TrainingRun:
             records.write_text(self._files.parameters, shown + "\n")
         clock = progress.RunClock(before)
         files = self._files if mesh.is_primary() else None
-        every = cfg.log_every_steps
-        log = progress.MetricLog(files, step, cfg.tensorboard, every)
+        log = progress.MetricLog(files, step, cfg.tensorboard, cfg.log_every_steps)
         table = measuring.RunTable(
             self._experiment,
             spec,
