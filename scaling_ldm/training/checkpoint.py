@@ -150,16 +150,17 @@ class Checkpoints:
                 (jax.Array, arrays)
             )
         )
-        return ocp.CheckpointManager(
-            str(self._directory),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._kept,
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
-            ),
-            item_handlers={"state": state, "meta": ocp.JsonCheckpointHandler()},
-        )
+        with storage_faults.named_metadata(self._directory):
+            return ocp.CheckpointManager(
+                str(self._directory),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._kept,
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                    enable_async_checkpointing=True,
+                    cleanup_tmp_directories=True,
+                ),
+                item_handlers={"state": state, "meta": ocp.JsonCheckpointHandler()},
+            )
 
     def _report_unfinished(self) -> None:
         """Says which writes were cut off; orbax removes them."""

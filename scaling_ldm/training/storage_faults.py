@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
@@ -104,6 +105,25 @@ def damaged_end(
         f"back; or remove {remove}, and the same command with --stages train trains "
         f"this run again from step {before}"
     )
+
+
+@contextlib.contextmanager
+def named_metadata(folder: pathlib.Path) -> Iterator[None]:
+    """Around orbax's opening of a run's checkpoints, which reads a file in each.
+
+    Raises:
+      CheckpointError: one of these files is JSON, but no object. It may be removed.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as e:
+        for path in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
+            with contextlib.suppress(ValueError):
+                if not isinstance(json.loads(path.read_bytes()), dict):
+                    raise CheckpointError(
+                        f"{path} is damaged ({cause(e)}): remove it or put a copy back"
+                    ) from e
+        raise
 
 
 @contextlib.contextmanager

@@ -50,6 +50,20 @@ def test_what_is_saved_is_restored_with_its_position(spec, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
 
+@pytest.mark.parametrize("content", ["[]", "17"])
+def test_a_file_of_orbax_that_is_no_object_is_named(spec, tmp_path, content):
+    saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
+    saved.save(1, STATE, progress(1))
+    saved.close()
+    path = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    path.write_text(content)
+    with pytest.raises(checkpoint.CheckpointError) as refused:
+        checkpoint.Checkpoints(tmp_path, spec, keep=2).restore(ABSTRACT)
+    assert f"{path} is damaged" in str(refused.value)
+    path.unlink()  # as it says
+    assert checkpoint.Checkpoints(tmp_path, spec, keep=2).restore(ABSTRACT).step == 1
+
+
 def test_a_part_is_read_alone_and_checked(spec, tmp_path, monkeypatch):
     """Also where its leaves are not the first ones; the others are not looked at."""
     saved = checkpoint.Checkpoints(tmp_path, spec, keep=2)
