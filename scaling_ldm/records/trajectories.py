@@ -58,14 +58,21 @@ def _problems(whole: RunSpec, separate: Sequence[RunSpec]) -> list[str]:
             )
     names = [f.name for f in dataclasses.fields(RunSpec) if f.name not in _OF_THE_RUN]
     for point, row in zip(points[:-1], separate, strict=False):
-        found += [
-            f"{row.run_id}: its {name} is {getattr(row, name)!r}, and that of the "
-            f"longer run {whole.run_id} is {getattr(point, name)!r}, so it is not the "
-            "beginning of it; set plan.reuse = 'separate'"
-            for name in names
-            if getattr(row, name) != getattr(point, name)
-        ]
+        found += _differences(row, point, names, "not the beginning")
     return found
+
+
+def _differences(
+    row: RunSpec, longer: RunSpec, names: Sequence[str], what: str
+) -> list[str]:
+    """A line for each field in which a row differs, so that it is not `what` of it."""
+    return [
+        f"{row.run_id}: its {name} is {getattr(row, name)!r}, and that of the longer "
+        f"run {longer.run_id} is {getattr(longer, name)!r}, so it is {what} of it; set "
+        "plan.reuse = 'separate'"
+        for name in names
+        if getattr(row, name) != getattr(longer, name)
+    ]
 
 
 # What a branch may have otherwise than its trunk: what follows from its length.
@@ -98,13 +105,7 @@ def branched(
         leaves = {stable[row.run_id] for row in shorter} - {0}
         trunks.append(dataclasses.replace(trunk, branch_steps=tuple(sorted(leaves))))
         for row in shorter:
-            problems += [
-                f"{row.run_id}: its {name} is {getattr(row, name)!r}, and that of the "
-                f"longer run {trunk.run_id} is {getattr(trunk, name)!r}, so it is no "
-                "branch of it; set plan.reuse = 'separate'"
-                for name in names
-                if getattr(row, name) != getattr(trunk, name)
-            ]
+            problems += _differences(row, trunk, names, "no branch")
             if shared := stable[row.run_id]:
                 given = {"trunk": trunk.run_id, "trunk_steps": trunk.steps}
                 row = dataclasses.replace(row, **given, shared_steps=shared)
