@@ -7,8 +7,8 @@ tokens and 15 caption words. Two settings differ from paper B's, for the sake of
 laptop: batch 16 instead of 1024, and a learning rate that suits short runs. Both move
 the optimum, so the laws hold for this setting alone.
 
-Cost: 1.3e13 FLOPs, about ten minutes on 2 CPU cores. Expect N_opt ~ C^0.10 (90%
-interval -0.13 to 0.30), every minimum inside its grid, and the loss of the largest
+Cost: 1.3e13 FLOPs, about ten minutes on 2 CPU cores. Expect N_opt ~ C^0.07 (90%
+interval -0.10 to 0.23), every minimum inside its grid, and the loss of the largest
 budget, held out, predicted within 3%.
 Command: python -m scaling_ldm.main --config experiments/quickstart.py
 """

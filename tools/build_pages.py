@@ -194,7 +194,7 @@ def config_page() -> str:
     )
     classes = {
         found.name: found
-        for module in ("fields", "fields_devices")
+        for module in ("fields", "fields_devices", "fields_fit")
         for found in dataclasses_of(ROOT / f"scaling_ldm/config/{module}.py")
     }
     experiment = classes.pop("Experiment")

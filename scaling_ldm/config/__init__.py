@@ -5,11 +5,11 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields (`fields_devices` those about
-devices), `identity` which of them decide a
-run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment
-must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names`
-what they are called. `objective_kind` finds a user's own objective, `init_from` reads
-which weights it starts from, `files` loads it, `command_line` checks the flags.
+devices, `fields_fit` those of fits), `identity` which of them decide a run's numbers.
+`checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment must fulfil,
+`mix` the parts of its pictures, `axes` what its runs vary, `run_names` what they are
+called. `objective_kind` finds a user's own objective, `init_from` reads which weights
+it starts from, `files` loads it, `command_line` checks the flags.
 
 May import: records.
 """
@@ -26,7 +26,6 @@ from scaling_ldm.config.fields import (
     EncodeConfig,
     EvaluateConfig,
     Experiment,
-    FitConfig,
     FrontierConfig,
     GenerateConfig,
     ModelConfig,
@@ -37,6 +36,7 @@ from scaling_ldm.config.fields import (
     ValidationConfig,
 )
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
+from scaling_ldm.config.fields_fit import FitConfig
 from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
     ACTIVATIONS,
@@ -55,6 +55,7 @@ from scaling_ldm.config.names import (
     ENDLESS,
     FD_BACKENDS,
     FEATURE_NETWORKS,
+    FIT_ESTIMATORS,
     FIT_SIZES,
     HELD_OUT_METRICS,
     LARGEST_SIGMA_REL,
@@ -117,6 +118,7 @@ __all__ = [
     "ExperimentDict",
     "FD_BACKENDS",
     "FEATURE_NETWORKS",
+    "FIT_ESTIMATORS",
     "FIT_SIZES",
     "FitConfig",
     "FrontierConfig",

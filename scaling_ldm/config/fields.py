@@ -1,8 +1,8 @@
 """Every field of an experiment, with its default and its unit.
 
-Those about devices are in fields_devices.py. The comment of a field stands on its line
-or directly above it. The config reference of the documentation is made from these
-comments and from the tables in names.py.
+Those about devices are in fields_devices.py, those of fits in fields_fit.py. The
+comment of a field stands on its line or directly above it. The config reference of the
+documentation is made from these comments and from the tables in names.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from scaling_ldm.config import identity, names
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
+from scaling_ldm.config.fields_fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -330,22 +331,6 @@ class AdviseConfig:
     device: str = ""
     dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
     utilisation: float = 0.3  # assumed share of that peak
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Which laws are fitted."""
-
-    # What counts as the loss: metrics of the table of measurements, e.g. "fd_clip".
-    metrics: tuple[str, ...] = ("loss",)
-    weights: str = ""  # "raw", an average's name, or "": the run's first average
-    # Which protocol to fit if a metric was measured by several: the first characters of
-    # its hash, at most one for each metric. Otherwise the one that all runs have.
-    protocols: tuple[str, ...] = ()
-    size: str = "params_without_embeddings"  # what N counts; one of FIT_SIZES
-    confidence: float = 0.9  # level of the intervals
-    bootstrap: int = 1000  # draws, at least 50
-    seed: int = 0  # seed of the bootstrap draws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,10 @@ SINCE: dict[Field, Any] = {
     ("encode", "choose"): "first",  # the default since 0.2.0 is another
     ("generate", "captions"): (),
     ("fit", "protocols"): (),
+    ("fit", "estimator"): "auto",
+    ("fit", "window"): 0.0,
+    ("fit", "huber"): 0.0,
+    ("fit", "extend"): 4.0,
     ("evaluate", "held_out"): (),
     ("evaluate", "held_out_draws"): 16,
     ("mesh", "heartbeat_seconds"): 100,  # as all of mesh, it decides no number

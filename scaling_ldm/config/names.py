@@ -130,6 +130,7 @@ ATTENTION = {"auto": (), "plain": (), "cudnn": ("gpu",), "pallas": ("tpu",)}
 UNROLL = ("auto", "always", "never")
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # SIGTERM and Ctrl-C always stop
 FIT_SIZES = ("params", "params_without_embeddings")
+FIT_ESTIMATORS = ("auto", "parabola", "cubic", "shape", "akima")
 SAMPLERS = (
     "ddim",
     "ddpm",
@@ -220,6 +221,7 @@ CHOICES = {
     "advise.unit": ADVICE_UNITS,
     "advise.dtype": DTYPES,
     "fit.size": FIT_SIZES,
+    "fit.estimator": FIT_ESTIMATORS,
 }
 # Run in this order.
 STAGES = (

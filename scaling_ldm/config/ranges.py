@@ -63,6 +63,7 @@ _NOT_NEGATIVE = {
     "evaluate": ("input_size",),
     "frontier": ("images",),
     "advise": ("budget",),
+    "fit": ("window", "huber"),
 }
 _RANGES = (
     ("data", "validation_fraction", 0.001, 0.5),
@@ -94,6 +95,7 @@ _RANGES = (
     ("advise", "utilisation", 0.001, 1.0),
     ("fit", "bootstrap", 50, 1_000_000),
     ("fit", "confidence", 0.5, 0.999),
+    ("fit", "extend", 1.0, 1e12),
     ("fit", "seed", 0, LARGEST_SEED),
 )
 # Sections whose numbers a device computes with, as float32: beyond these bounds they
@@ -135,6 +137,10 @@ def problems_of(e: fields.Experiment) -> list[str]:
                 f"{SMALLEST_FLOAT32:.4g} and {LARGEST_FLOAT32:.4g} in size"
             )
     problems += _check_microbatch(e.train)
+    if 0 < e.fit.window <= 1:
+        problems.append(
+            f"config.fit.window = {e.fit.window}: must be a factor above 1, or 0"
+        )
     if len(e.data.shape) != 3 or min(e.data.shape) <= 0:
         problems.append(
             f"config.data.shape = {e.data.shape}: must be (height, width, channels)"

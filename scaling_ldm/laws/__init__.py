@@ -1,7 +1,10 @@
 """Scaling laws: minima of isoFLOP curves, power laws, the parametric surface.
 
-`fit` is the public module. `points` reads the input, `minima` fits a parabola per
-budget, with noise that budgets share from `shared_noise`. `law_of_minima` and
+`fit` is the public module. `points` reads the input, `isoflop_curve` the runs of one
+budget. `curve_models` fits parabolas or curves of one shape (`shared_shape`, by
+`separable` least squares), `estimators` has every way to a minimum, `curve_noise` draws
+the noise of runs, and what budgets share of it is from `shared_noise`. `minima` puts
+them together, `estimates` sets all estimators side by side. `law_of_minima` and
 `offset_law` fit laws through the minima, `checked_laws` holds them against the largest
 budget. `forms` fits a power law and `surface` the loss over N and D. `best_rates` fits
 best learning rates, and `rates` the law that they follow. `summary` writes a fit as

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from scaling_ldm.laws import law_of_minima, offset_law
+from scaling_ldm.laws.isoflop_curve import IsoflopCurve
 from scaling_ldm.laws.law_of_minima import QUANTITIES, Fitted
-from scaling_ldm.laws.minima import IsoflopCurve, Minima, find_minima
-from scaling_ldm.records import HeldOut, LossForm, OffsetLaw, PowerLaw, Refusal
+from scaling_ldm.laws.minima import Minima, find_minima
+from scaling_ldm.records import HeldOut, LeftOut, LossForm, OffsetLaw, PowerLaw, Refusal
 
 REFUTED = "held-out budget outside its interval"
 TOO_MANY_OUTSIDE = "too many minima outside their grids"
@@ -26,7 +27,7 @@ OUTSIDE = (
     "smallest loss at the edge of the grid",
     "minimum not identified",
 )
-MAX_OUTSIDE = 1 / 3  # part of the budgets that a law may lose to that
+MAX_OUTSIDE = 1 / 4  # part of the budgets that a law may lose to that
 AnyLaw = PowerLaw | OffsetLaw | Refusal
 _EXACT = 1e-6  # a prediction as close as this is right, whatever its interval
 
@@ -38,6 +39,7 @@ class Laws:
     laws: Mapping[str, PowerLaw | OffsetLaw | Refusal]
     loss_forms: tuple[LossForm, ...]
     held_out: tuple[HeldOut | Refusal, ...]
+    left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
 
@@ -50,6 +52,7 @@ def fit_laws(
     extend: float,
     seed: int,
     hold_out_largest: bool,
+    estimator: str,
 ) -> Laws:
     """The laws of the minima of these curves.
 
@@ -61,6 +64,7 @@ def fit_laws(
       extend: the bands reach this factor beyond the largest budget.
       seed: of the draws.
       hold_out_largest: whether the largest budget is also predicted.
+      estimator: of the minima of the smaller budgets, as in `find_minima`.
     """
     n, d, loss = _fit(minima, level, extend, [seed, 2])
     lost, censored = _censored(minima)
@@ -68,7 +72,11 @@ def fit_laws(
     if hold_out_largest and len(minima.budgets):
         largest = minima.budgets[-1]
         rest = [c for c in curves if isinstance(c, IsoflopCurve) and c.budget < largest]
-        smaller = find_minima(rest, draws, level, [seed, 3])
+        # The same noise as of all budgets: what a prediction and the minimum beside it
+        # have in common is drawn for both.
+        there = [c.budget < largest for c in curves if isinstance(c, IsoflopCurve)]
+        noise = [n for n, one in zip(minima.noise, there, strict=True) if one]
+        smaller = find_minima(rest, draws, level, [seed, 1], estimator, noise)
         of_n, of_d, of_loss = _fit(smaller, level, extend, [seed, 4])
         fits = {"N_opt": of_n, "D_opt": of_d, "L_opt": of_loss.chosen}
         fits |= {"power": of_loss.pure, "offset": of_loss.offset}
@@ -101,6 +109,7 @@ def fit_laws(
         },
         loss_forms=forms,
         held_out=tuple(c for q in QUANTITIES if (c := checks.get(q)) is not None),
+        left_out=tuple(_left_out(minima, loss)),
         notes=tuple(notes),
     )
 
@@ -133,6 +142,30 @@ def _censored(
         return refuse, []
     line = f"{said} ({listed} FLOPs): laws of the rest lean to the grids' centres"
     return lambda name, law: law, [line]
+
+
+def _left_out(minima: Minima, loss: offset_law.LossLaws) -> Iterator[LeftOut]:
+    """Each budget's minimum, predicted by the laws of all other budgets.
+
+    The loss is predicted by the form that predicts better.
+    """
+    if len(minima.budgets) <= law_of_minima.MIN_BUDGETS:
+        return
+    predicted = np.exp(law_of_minima.left_out(minima))
+    measured = minima.centre.copy()
+    measured[:, :2] = np.exp(measured[:, :2])
+    losses = loss.left_out
+    if losses is not None:
+        predicted = np.stack([*predicted.T, losses[:, np.argmin(loss.errors)]], 1)
+    for name, said, value in zip(QUANTITIES, predicted.T, measured.T, strict=False):
+        for budget, one, other in zip(minima.budgets, said, value, strict=True):
+            yield LeftOut(
+                quantity=name,
+                budget_flops=float(budget),
+                predicted=float(one),
+                measured=float(other),
+                relative_error=float(one / other - 1),
+            )
 
 
 def _fit(
@@ -169,7 +202,7 @@ def _check(minima: Minima, name: str, fitted: Fitted) -> HeldOut | Refusal:
             reason=reason,
             detail=detail,
         )
-    noise = noise[np.isfinite(noise)] - value
+    noise = np.nan_to_num(noise - value)  # a draw without a minimum counts as exact
     (said,), (low,), (high,) = fitted.predict(np.array([largest]), noise)
     measured = math.exp(value)
     level = law.exponent_interval.level

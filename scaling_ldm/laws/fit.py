@@ -1,10 +1,10 @@
 """Fits an isoFLOP study: records or points in, laws or refusals out. No jax.
 
-`minima` fits a parabola per budget. `law_of_minima` fits straight lines in log-log
-through the vertices of these parabolas, `offset_law` the law of the loss with an
-offset. `checked_laws` predicts the largest budget from the smaller ones and refuses a
-law of the loss that misses it. Every bootstrap draw of the vertices goes through all of
-them.
+`minima` finds the minimum of each budget. `law_of_minima` fits straight lines in
+log-log through these minima, `offset_law` the law of the loss with an offset.
+`checked_laws` predicts the largest budget from the smaller ones and refuses a law of
+the loss that misses it. `estimates` sets all estimators of the minima side by side.
+Every bootstrap draw of the vertices goes through all of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm.laws.checked_laws import fit_laws
+from scaling_ldm.laws.estimates import estimates, lack_of_fit
 from scaling_ldm.laws.forms import power_law
+from scaling_ldm.laws.isoflop_curve import IsoflopCurve, fit_curves
 from scaling_ldm.laws.law_of_minima import QUANTITIES
-from scaling_ldm.laws.minima import find_minima, fit_curves
+from scaling_ldm.laws.minima import find_minima
 from scaling_ldm.laws.points import (
     RUN,
     IsoflopPoint,
@@ -64,6 +66,8 @@ def isoflop(
     hold_out_largest: bool = True,
     window: float | None = None,
     extend: float = 4.0,
+    estimator: str = "auto",
+    huber: float | None = None,
 ) -> FitResult:
     """Fits the minima, laws and surface of an isoFLOP study, or says why it cannot.
 
@@ -81,9 +85,11 @@ def isoflop(
       seed: of the draws; the order of the points does not matter.
       hold_out_largest: also predict the largest minimum from the other budgets.
       window: None, or the largest factor in N around the size of smallest loss that a
-        parabola uses. A wide grid off its centre biases a parabola (isoFLOP curves are
-        steeper on one side); a note says when a cubic term would move the vertex.
+        curve uses.
       extend: law bands reach this factor beyond the largest budget.
+      estimator: of the minima: a name of `estimators.ESTIMATORS`, or "auto", the better
+        of "parabola" and "shape" at runs that are left out in turn.
+      huber: of the surface, as in `parametric`.
 
     Returns:
       A FitResult. A parabola, law, surface or prediction that the points do not
@@ -98,18 +104,44 @@ def isoflop(
       >>> round(isoflop(points, bootstrap=50).laws["N_opt"].exponent, 6)
       0.5
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, given {confidence}")
-    if bootstrap < 50:
-        raise ValueError(f"bootstrap must be at least 50 draws, given {bootstrap}")
-    if window is not None and not window > 1:
-        raise ValueError(f"window must be a factor above 1 or None, given {window}")
-    if not extend >= 1:
-        raise ValueError(f"extend must be a factor of at least 1, given {extend}")
+    _check(confidence, bootstrap, window, extend)
     kept, excluded, doubts = read(points, metric, size)
     kept, diverged = without_diverged(kept, metric)
     curves, outside = fit_curves(kept, window)
-    minima = find_minima(curves, bootstrap, confidence, [seed, 1])
+    result = _fitted(
+        kept,
+        curves,
+        confidence=confidence,
+        bootstrap=bootstrap,
+        seed=seed,
+        hold_out_largest=hold_out_largest,
+        extend=extend,
+        estimator=estimator,
+        huber=huber,
+    )
+    return dataclasses.replace(
+        result,
+        metric=metric,
+        size=size,
+        excluded=tuple(excluded + diverged + outside),
+        notes=(*doubts, *result.notes),
+    )
+
+
+def _fitted(
+    points: Sequence[IsoflopPoint],
+    curves: Sequence[IsoflopCurve | Refusal],
+    *,
+    confidence: float,
+    bootstrap: int,
+    seed: int,
+    hold_out_largest: bool,
+    extend: float,
+    estimator: str,
+    huber: float | None,
+) -> FitResult:
+    """All of a result but what is known of the points alone."""
+    minima = find_minima(curves, bootstrap, confidence, [seed, 1], estimator)
     found = fit_laws(
         curves,
         minima,
@@ -118,20 +150,50 @@ def isoflop(
         extend=extend,
         seed=seed,
         hold_out_largest=hold_out_largest,
+        estimator=estimator,
+    )
+    surface = _surface(points, huber, confidence, bootstrap, seed)
+    surface = lack_of_fit(surface, curves, minima) or surface
+    every, disagreement, apart = estimates(
+        curves,
+        minima,
+        surface,
+        confidence,
+        seed,
+        law=found.laws["N_opt"],
+        held_out=found.held_out,
     )
     return FitResult(
-        metric=metric,
-        size=size,
+        metric="",
+        size="",
         parabolas=tuple(minima.parabolas),
         laws=found.laws,
         loss_forms=found.loss_forms,
-        parametric=_surface(kept, None, confidence, bootstrap, seed),
+        parametric=surface,
         held_out=found.held_out,
-        excluded=tuple(excluded + diverged + outside),
+        left_out=found.left_out,
+        estimator=minima.chosen.name if minima.chosen else "parabola",
+        estimates=every,
+        disagreement=disagreement,
+        excluded=(),
         bootstrap=bootstrap,
         seed=seed,
-        notes=(*doubts, *minima.notes, *shared_seeds(kept), *found.notes),
+        notes=(*minima.notes, *shared_seeds(points), *found.notes, *apart),
     )
+
+
+def _check(
+    confidence: float, bootstrap: int, window: float | None, extend: float
+) -> None:
+    """Refuses options out of range (ValueError)."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, given {confidence}")
+    if bootstrap < 50:
+        raise ValueError(f"bootstrap must be at least 50 draws, given {bootstrap}")
+    if window is not None and not window > 1:
+        raise ValueError(f"window must be a factor above 1 or None, given {window}")
+    if not extend >= 1:
+        raise ValueError(f"extend must be a factor of at least 1, given {extend}")
 
 
 def _surface(

@@ -26,7 +26,7 @@ Draws = Float[np.ndarray, "draws"]
 ManyDraws = Float[np.ndarray, "draws *columns"]
 
 
-def exchangeable(residuals: Points, leverage: Points, dof: int) -> np.ndarray:
+def exchangeable(residuals: Points, leverage: Points, dof: float) -> np.ndarray:
     """Residuals scaled to equal variance, RSS / dof.
 
     Points of leverage one are fitted exactly, whatever their value. They hold no

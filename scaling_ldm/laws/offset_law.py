@@ -18,10 +18,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float
 
 from scaling_ldm.laws import forms
 from scaling_ldm.laws.law_of_minima import (
+    CALM,
     MIN_BUDGETS,
     Fitted,
     Predict,
@@ -86,7 +88,7 @@ def solve(u: Budgets, losses: Losses, scale: Budgets) -> Constants:
         e, a = linear(np.sum(f * f, 1), f @ w, np.sum(f * y, 1))
         return e, a, np.sum((y - e[:, None] * w - a[:, None] * f) ** 2, 1)
 
-    grid = np.linspace(math.log(_LEAST_FALL / np.ptp(u)), math.log(MAX_DECAY), 40)
+    grid = _decays(u, 40)
     squares = np.empty((len(grid), len(losses)))
     for row, ln_b in zip(squares, grid, strict=True):
         f = np.exp(-math.exp(ln_b) * u) * w
@@ -114,6 +116,11 @@ def solve(u: Budgets, losses: Losses, scale: Budgets) -> Constants:
     return Constants(e, a, np.exp(ln_b), squares)
 
 
+def _decays(u: Budgets, number: int) -> np.ndarray:
+    """The ln b that are searched."""
+    return np.linspace(math.log(_LEAST_FALL / np.ptp(u)), math.log(MAX_DECAY), number)
+
+
 @dataclasses.dataclass(frozen=True)
 class LossLaws:
     """Both forms, and the one that is the law of L_opt."""
@@ -121,7 +128,9 @@ class LossLaws:
     pure: Fitted
     offset: Fitted
     chosen: Fitted  # constants of one form; intervals and predictions of the offset law
-    errors: tuple[float | None, float | None]  # of both forms, budgets left out in turn
+    left_out: np.ndarray | None  # [k, 2], as of left_out_losses
+
+    errors: tuple[float | None, float | None] = (None, None)  # rms of both forms there
 
 
 def fit_loss(
@@ -137,7 +146,10 @@ def fit_loss(
       pure: the power law of the same minima.
     """
     offset = _fit_offset(minima, pure, level, extend, seed)
-    errors = left_out_errors(minima)
+    left_out, errors = left_out_losses(minima), (None, None)
+    if left_out is not None:
+        ratio = left_out / minima.centre[:, LOSS, None]
+        errors = tuple(map(float, np.sqrt(np.mean((ratio - 1) ** 2, 0))))
     chosen, law, line = offset, offset.law, pure.law
     if isinstance(law, OffsetLaw) and not isinstance(line, Refusal):
         of_pure, of_offset = errors
@@ -151,23 +163,26 @@ def fit_loss(
                 exponent=e,
                 coef_interval=_hull(law.coef_interval, c, c),
                 exponent_interval=_hull(law.exponent_interval, e, e),
+                middle_coef=line.middle_coef,
+                middle_coef_interval=_hull(
+                    law.middle_coef_interval, line.middle_coef, line.middle_coef
+                ),
                 rmse_log=line.rmse_log,
             )
             chosen = dataclasses.replace(
                 offset, law=of_pure_form, predict=_around(of_pure_form, offset.predict)
             )
-    return LossLaws(pure, offset, chosen, errors)
+    return LossLaws(pure, offset, chosen, left_out, errors)
 
 
-def left_out_errors(minima: Minima) -> tuple[float | None, float | None]:
-    """The rms relative error of the pure and the offset law at budgets left out.
+def left_out_losses(minima: Minima) -> np.ndarray | None:
+    """The least losses by the pure and by the offset law of all other budgets: [k, 2].
 
-    Each budget is predicted from all others. None: fewer than four budgets, or losses
-    that are not positive.
+    None: fewer than four budgets, or losses that are not positive.
     """
     losses, u = minima.centre[:, LOSS], np.log(minima.budgets)
     if len(u) <= MIN_BUDGETS or not (losses > 0).all():
-        return None, None
+        return None
     found = []
     for left_out in range(len(u)):
         rest = np.arange(len(u)) != left_out
@@ -175,10 +190,8 @@ def left_out_errors(minima: Minima) -> tuple[float | None, float | None]:
         at = u[left_out] - centre
         line = np.polyfit(u[rest] - centre, np.log(losses[rest]), 1)
         of = solve(u[rest] - centre, losses[None, rest], losses[rest])
-        said = math.exp(np.polyval(line, at)), float(of(np.array([at]))[0, 0])
-        found.append([s / losses[left_out] - 1 for s in said])
-    pure, offset = np.sqrt(np.mean(np.square(found), 0))
-    return float(pure), float(offset)
+        found.append([math.exp(np.polyval(line, at)), of(np.array([at]))[0, 0]])
+    return np.array(found)
 
 
 def _fit_offset(
@@ -187,7 +200,7 @@ def _fit_offset(
     """The offset law with its intervals, or a refusal."""
     if isinstance(pure.law, Refusal):
         return Fitted(pure.law)
-    noise, refusal = usable_draws(minima, LOSS)
+    noise, usable, refusal = usable_draws(minima, LOSS)
     if refusal:
         return Fitted(refusal)
     budgets, losses = minima.budgets, minima.centre[:, LOSS]
@@ -196,14 +209,9 @@ def _fit_offset(
     central = solve(u, losses[None], losses)
     if not central.A[0] > 0:
         low, high = losses[[0, -1]]
-        return Fitted(
-            Refusal(
-                quantity="L_opt",
-                reason="loss does not fall with the budget",
-                detail=f"{low:.6g} at {budgets[0]:.6g}, {high:.6g} at "
-                f"{budgets[-1]:.6g} FLOPs",
-            )
-        )
+        detail = f"{low:.6g} at {budgets[0]:.6g}, {high:.6g} at {budgets[-1]:.6g} FLOPs"
+        reason = "loss does not fall with the budget"
+        return Fitted(Refusal(quantity="L_opt", reason=reason, detail=detail))
     rng = np.random.default_rng(seed)
     fitted, scatter = central(u)[0], np.zeros(len(noise))
     fits = solve(u, fitted * _factors(noise), losses)
@@ -221,7 +229,7 @@ def _fit_offset(
     fresh = noise[np.arange(len(noise)), rng.integers(len(u), size=len(noise))]
 
     def predict(x, own=None):
-        new = moved[:, -1] + (fresh if own is None else np.resize(own, len(fresh)))
+        new = moved[:, -1] - (fresh if own is None else own[usable])
         at = np.log(x) - centre
         drawn = fits(at) * _factors(new)[:, None]
         low, high = forms.central(drawn, level)
@@ -232,14 +240,16 @@ def _fit_offset(
             low, high = np.minimum(low, pure_low), np.maximum(high, pure_high)
         return central(at)[0], low, high
 
-    offset = forms.percentiles(fits.E, level)
+    offset = _profile(budgets, losses, central, noise, level)
     exponent = forms.percentiles(-fits.b, level)
     with np.errstate(over="ignore"):
         coef = forms.percentiles(fits.A * np.exp(fits.b * centre), level)
+        middle = forms.percentiles(fits.A, level)
     if not dof:
-        offset = _hull(offset, 0.0, 0.0)
-        i, j = pure.law.exponent_interval, pure.law.coef_interval
+        offset, line = _hull(offset, 0.0, 0.0), pure.law
+        i, j, k = line.exponent_interval, line.coef_interval, line.middle_coef_interval
         exponent, coef = _hull(exponent, i.low, i.high), _hull(coef, j.low, j.high)
+        middle = _hull(middle, k.low, k.high)
     grid = forms.band_grid(budgets, extend)
     law = OffsetLaw(
         x_name="budget_flops",
@@ -255,8 +265,86 @@ def _fit_offset(
         x_max=float(budgets.max()),
         rmse_log=math.sqrt(float(central.squares[0]) / max(dof, 1)),
         band=forms.band(grid, *predict(grid)[1:]),
+        middle=math.exp(centre),
+        middle_coef=float(central.A[0]),
+        middle_coef_interval=middle,
     )
     return Fitted(law, predict, notes)
+
+
+def _profile(
+    budgets: Budgets, losses: Budgets, central: Constants, noise: Losses, level: float
+) -> Interval:
+    """The offsets that the losses do not refute: a profile-likelihood interval.
+
+    For each E the best A and b are sought; E is refuted where the squares in standard
+    deviations of the noise rise above the best by more than chi2 with one degree of
+    freedom. Where the best squares themselves are more than noise gives, they set the
+    scale instead, and the limit is that of F. The interval holds the fitted E. It
+    begins at 0, and ends at the least loss, where the profile is flat.
+
+    Args:
+      losses: at the budgets.
+      noise: drawn relative errors of the losses, [draws, k].
+    """
+    u, dof = np.log(budgets) - np.mean(np.log(budgets)), len(budgets) - 3
+    spread = np.cov(noise.T) + np.eye(len(u)) * _ROUNDING**2
+    white = np.linalg.inv(np.linalg.cholesky(spread))
+    flat = white @ (1 / losses)
+
+    def squares(E):
+        """The least squares of each E, over A and ever finer grids of b."""
+        grid = np.broadcast_to(_decays(u, 100), (len(E), 100))
+        step = grid[0, 1] - grid[0, 0]
+        rest = (white @ np.ones(len(u)) - E[:, None] * flat)[:, None]  # [E, 1, k]
+        for again in (True, True, False):
+            falling = np.exp(-np.exp(grid)[:, :, None] * u) / losses @ white.T
+            A = np.sum(falling * rest, -1) / np.sum(falling**2, -1)
+            found = np.sum((rest - np.maximum(A, 0)[..., None] * falling) ** 2, -1)
+            if again:
+                best = np.take_along_axis(grid, found.argmin(1)[:, None], 1)
+                grid = best + step * np.linspace(-1, 1, 41)
+                step /= 20
+        return _lowest(found)
+
+    top, fitted = float(losses.min()), float(central.E[0])
+    every = np.sort(np.append(np.linspace(0, top, 200, endpoint=False), fitted))
+    best = every[squares(every).argmin()]
+    width = top / 100
+    for _ in range(3):  # finer around the best
+        near = np.clip(np.linspace(best - width, best + width, 101), 0, top)
+        best, width = near[squares(near).argmin()], width / 25
+    least = float(squares(np.array([best]))[0])
+    limit = float(scipy.stats.chi2.ppf(level, 1))
+    if dof and least > scipy.stats.chi2.ppf(CALM[min(dof, len(CALM)) - 1], dof):
+        limit = least / dof * float(scipy.stats.f.ppf(level, 1, dof))
+    inside = squares(every) <= least + limit
+    held = np.append(every[inside], best)
+    # Each end lies between one that is held and one that is refuted, if there is one.
+    held = np.array([held.min(), held.max()])
+    out = np.array([0.0, top])
+    if (below := every[every < held[0]]).size:
+        out[0] = below.max()
+    if (above := every[every > held[1]]).size:
+        out[1] = above.min()
+    for _ in range(40):
+        middle = (held + out) / 2
+        near = squares(middle) <= least + limit
+        held, out = np.where(near, middle, held), np.where(near, out, middle)
+    low, high = (float(e) for e in held)
+    if high > top * (1 - 1e-3):
+        high = top
+    return Interval(low=min(low, fitted), high=max(high, fitted), level=level)
+
+
+def _lowest(values: np.ndarray) -> np.ndarray:
+    """The minimum of each row, by a parabola through the least and its neighbours."""
+    i, row = np.clip(values.argmin(1), 1, values.shape[1] - 2), np.arange(len(values))
+    low, middle, high = (values[row, i + d] for d in (-1, 0, 1))
+    bend = low - 2 * middle + high
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(bend > 0, middle - (high - low) ** 2 / (8 * bend), middle)
+    return np.maximum(np.minimum(found, values.min(1)), 0)
 
 
 def _factors(errors: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ Runs of one size and seed see the same pictures in the same order from the same 
 and points of one trajectory are the same run. What is noise at one budget is then
 partly the same noise at the next, and the errors of the minima are not independent.
 
-The residuals of all parabolas are r = M (own + common), with M the projection off the
-parabolas. The common part has one value for each size, or trajectory. Its share of the
+The residuals of all curves are r = M (own + common), with M the projection off the
+curves. The common part has one value for each size, or trajectory. Its share of the
 variance, rho, is read from T = |Z'r|^2 / |r|^2, where Z has a column for each size: T
 is large where residuals of a size agree. Few budgets leave rho uncertain. So each draw
 of the bootstrap has its own, from the confidence distribution of rho: the rho at which
@@ -72,7 +72,7 @@ def groups(
 
 def shared_noise(
     residuals: Points,
-    designs: Sequence[np.ndarray],
+    design: np.ndarray,
     group: Groups,
     draws: int,
     rng: np.random.Generator,
@@ -80,17 +80,13 @@ def shared_noise(
     """The share of common noise that these residuals allow, for each draw.
 
     Args:
-      residuals: of all parabolas, one after the other; not all 0.
-      designs: of each parabola: [its points, 3].
+      residuals: of the curves of all budgets, one after the other; not all 0.
+      design: [points, coefficients] of these curves.
       group: as from `groups`.
       draws: of the bootstrap.
       rng: of the draws.
     """
-    off, start = np.zeros((len(residuals), len(residuals))), 0
-    for design in designs:
-        part = slice(start, start + len(design))
-        off[part, part] = np.eye(len(design)) - design @ np.linalg.pinv(design)
-        start += len(design)
+    off = np.eye(len(residuals)) - design @ np.linalg.pinv(design)
     z = np.eye(int(group.max()) + 1)[group]
     squares = float(residuals @ residuals)
     agreement = float(np.sum((residuals @ z) ** 2)) / squares

@@ -8,6 +8,7 @@ from scaling_ldm.records import (
     FitResult,
     HeldOut,
     LossForm,
+    MinimaEstimate,
     OffsetLaw,
     PowerLaw,
     RateFit,
@@ -49,6 +50,8 @@ def summary(result: FitResult) -> list[str]:
                 f"predicted {found.predicted:.4g} ({i.low:.4g} to {i.high:.4g}), "
                 f"measured {found.measured:.4g} ({found.relative_error:+.1%})"
             )
+        if isinstance(found, MinimaEstimate):
+            return _estimate(found)
         if isinstance(found, LossForm) and found.left_out_error is not None:
             name = "L = A C^b" if found.form == "power" else "L = E + A C^b"
             return (
@@ -63,14 +66,39 @@ def summary(result: FitResult) -> list[str]:
         *result.loss_forms,
         *result.held_out,
         result.parametric,
+        *result.estimates,
     )
     measured = result.weights and in_words(result.metric, result.weights)
     return [
         *([f"laws of: {measured}"] if measured else []),
         *filter(None, map(line, everything)),
+        *_disagreement(result),
         *(f"note: {note}" for note in result.notes),
         *(f"left out: {why}" for why in result.excluded),
     ]
+
+
+def _disagreement(result: FitResult) -> list[str]:
+    if result.disagreement is None:
+        return []
+    said = "above 1, they disagree by more than their noise"
+    index = f"disagreement index of the estimators: {result.disagreement:.2g} ({said})"
+    return [f"the laws use the minima by {result.estimator}; {index}"]
+
+
+def _estimate(found: MinimaEstimate) -> str | None:
+    """What one estimator of the minima says; None if it has no exponent."""
+    if found.exponent is None:
+        return None
+    line = f"minima by {found.estimator}: N_opt ~ C^{found.exponent:.3f}"
+    if (i := found.exponent_interval) is not None:
+        line += f" ({i.low:.3f} to {i.high:.3f})"
+    if found.run_error is not None:
+        line += f"; runs left out are predicted within {found.run_error:.3g} (rms)"
+    if (h := found.held_out) is not None:
+        line += f"; held-out N_opt {h.predicted:.4g} for {h.measured:.4g} "
+        line += f"({h.relative_error:+.1%})"
+    return line
 
 
 def rates_summary(result: RateFit) -> list[str]:

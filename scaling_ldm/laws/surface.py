@@ -1,24 +1,37 @@
 """The parametric surface L = E + A / N^alpha + B / D^beta.
 
 Hoffmann et al. 2022 (arXiv 2203.15556), approach 3.
+
+Its intervals are of a bootstrap of residuals. Where sizes have runs at several token
+counts, these may share noise, which is drawn as for the minima (`shared_noise`). Else
+each residual keeps its run and changes its sign at random (wild bootstrap; Liu 1988,
+Ann. Stat. 16, 1696), so that noise may differ from run to run. Whether the surface is
+identified is read from profiles of the squares, not from draws: no seed changes it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
+import scipy.stats
 from jaxtyping import Float
 
+from scaling_ldm.laws import separable
 from scaling_ldm.laws.forms import MAX_FAILED_DRAWS, exchangeable, percentiles
+from scaling_ldm.laws.shared_noise import groups, shared_noise
 from scaling_ldm.records import Parametric, Refusal
 
 EXPONENT_BOUNDS = (0.02, 2.0)
 SURFACE_DRAWS = 500  # at most; each is a non-linear fit
-MAX_EXPONENT_RATIO = 10.0  # high / low of an exponent's interval
+COLLINEAR = "N and D are collinear"
+MAX_EXPONENT_RATIO = 10.0  # high / low of an exponent's profile
+_GRID = np.geomspace(*EXPONENT_BOUNDS, 25)  # of both exponents
+_STEPS = 12  # of Gauss and Newton, for a draw
 
 Points = Float[np.ndarray, "points"]
 Constants = Float[np.ndarray, "5"]  # E, A, B, alpha, beta; A and B for centred ln N, D
@@ -55,7 +68,7 @@ def surface(
     Returns:
       The surface, or a refusal when it is not identified: fewer than 6 points or 3
       sizes, N and D on one line, an exponent at its bound, a term that vanishes, no
-      convergence, or exponents whose interval spans a decade.
+      convergence, or an exponent whose profile spans a decade or reaches a bound.
     """
     n, d, loss = (np.asarray(v, dtype=np.float64) for v in (n, d, loss))
     if refusal := _unusable(n, d, loss, huber):
@@ -65,12 +78,9 @@ def surface(
     u, w = log_n - centre[0], log_d - centre[1]
     correlation = float(u @ w / math.sqrt((u @ u) * (w @ w)))
     if abs(correlation) > 0.999:
-        return refuse(
-            "N and D are collinear",
-            f"correlation of ln N and ln D {correlation:.5f}: more than one budget "
-            "is needed",
-        )
-    start = _start(u, w, loss)
+        said = f"correlation of ln N and ln D {correlation:.5f}"
+        return refuse(COLLINEAR, f"{said}: more than one budget is needed")
+    start, squares = _start(u, w, loss)
     if not (start[:3] > 0).all():
         return refuse("not identified", "best fit has " + _unsound(start))
     result = _refine(u, w, loss, start, huber)
@@ -78,30 +88,33 @@ def surface(
         return refuse("no convergence", f"{result.message} ({result.nfev} evaluations)")
     if wrong := _unsound(result.x):
         return refuse("not identified", wrong)
+    wrong = "" if huber else _vague(squares, result.x, len(loss), confidence)
+    if wrong:
+        return refuse("not identified", wrong)
     fits = _draws(u, w, loss, result, huber, min(bootstrap, SURFACE_DRAWS), seed)
     lost = np.isnan(fits[:, 0])
     if np.mean(lost) > MAX_FAILED_DRAWS:
-        return refuse(
-            "not identified",
-            f"{np.mean(lost):.0%} of {len(fits)} bootstrap draws have no surface",
-        )
+        said = f"{np.mean(lost):.0%} of {len(fits)} bootstrap draws have no surface"
+        return refuse("not identified", said)
 
     intervals = {
         name: percentiles(draws, confidence)
         for name, draws in _named(fits[~lost], *centre).items()
     }
-    for name in ("alpha", "beta"):
+    intervals["E"] = dataclasses.replace(
+        intervals["E"], low=max(0.0, intervals["E"].low)
+    )
+    for name in ("alpha", "beta") if huber else ():
         i = intervals[name]
         if i.high > MAX_EXPONENT_RATIO * i.low:
-            return refuse(
-                "not identified", f"{name} lies in {i.low:.3g} to {i.high:.3g}"
-            )
-    squares = float(np.sum((loss - _model(result.x, u, w)) ** 2))
+            wrong = f"{name} lies in {i.low:.3g} to {i.high:.3g}"
+            return refuse("not identified", wrong)
+    rss = float(np.sum((loss - _model(result.x, u, w)) ** 2))
     return Parametric(
         **{name: float(value) for name, value in _named(result.x, *centre).items()},
         intervals=intervals,
         points=len(n),
-        rmse=math.sqrt(squares / (len(n) - 5)),
+        rmse=math.sqrt(rss / (len(n) - 5)),
         huber_delta=huber,
     )
 
@@ -145,19 +158,44 @@ def _named(q: np.ndarray, ln_n: float, ln_d: float) -> dict[str, Any]:
     }
 
 
-def _start(u: Points, w: Points, loss: Points) -> Constants:
-    """The best constants on a grid of exponents; E, A and B are at least 0."""
+def _start(u: Points, w: Points, loss: Points) -> tuple[Constants, np.ndarray]:
+    """The best constants on a grid of exponents, and the squares on the grid.
+
+    E, A and B are at least 0.
+    """
     best, start = math.inf, np.zeros(5)
-    grid = np.geomspace(*EXPONENT_BOUNDS, 25)
+    squares = np.empty((len(_GRID), len(_GRID)))
     design = np.ones((len(loss), 3))
-    for alpha in grid:
+    for i, alpha in enumerate(_GRID):
         design[:, 1] = np.exp(-alpha * u)
-        for beta in grid:
+        for j, beta in enumerate(_GRID):
             design[:, 2] = np.exp(-beta * w)
-            linear, rss = scipy.optimize.nnls(design, loss)
-            if rss < best:
-                best, start = rss, np.array([*linear, alpha, beta])
-    return start
+            linear, norm = scipy.optimize.nnls(design, loss)
+            squares[i, j] = norm**2
+            if norm < best:
+                best, start = norm, np.array([*linear, alpha, beta])
+    return start, squares
+
+
+def _vague(squares: np.ndarray, fitted: Constants, points: int, level: float) -> str:
+    """Which exponent the points do not bound; "" if they bound both.
+
+    The profile of an exponent is the least squares over all other constants. Values
+    whose profile is above the least by less than the quantile of F are not refuted.
+
+    Args:
+      squares: on the grid, by alpha and beta.
+      fitted: the constants of least squares.
+    """
+    least = float(squares.min())
+    limit = float(scipy.stats.f.ppf(level, 1, points - 5)) / (points - 5)
+    for name, value, axis in (("alpha", fitted[3], 1), ("beta", fitted[4], 0)):
+        profile = squares.min(axis)
+        near = np.append(_GRID[profile <= least * (1 + limit)], value)
+        low, high = float(near.min()), float(near.max())
+        if high > MAX_EXPONENT_RATIO * low or low <= _GRID[0] or high >= _GRID[-1]:
+            return f"{name} lies in {low:.3g} to {high:.3g}"
+    return ""
 
 
 def _refine(
@@ -207,20 +245,76 @@ def _draws(
     draws: int,
     seed: int,
 ) -> ConstantsOfDraws:
-    """Constants refitted to resampled residuals; NaN where a draw has no surface."""
-    dof = len(loss) - 5
+    """Constants refitted to drawn noise; NaN where a draw has no surface."""
     model = _model(fitted.x, u, w)
-    residuals = loss - model if huber is None else np.log(loss) - np.log(model)
-    leverage = np.sum(np.linalg.qr(fitted.jac)[0] ** 2, axis=1)
-    if huber is not None:  # scipy scales the Jacobian by the weights
-        leverage = np.full(len(loss), 5 / len(loss))
-    pool = exchangeable(residuals, leverage, dof)
     rng = np.random.default_rng([seed, 5])
+    if huber is None:
+        drawn = model + _noise(u, w, loss - model, fitted.jac, draws, rng)
+        return _refitted(u, w, drawn, fitted.x)
+    residuals = np.log(loss) - np.log(model)
+    leverage = np.full(len(loss), 5 / len(loss))  # scipy scales the Jacobian
+    pool = exchangeable(residuals, leverage, len(loss) - 5)
     fits = np.full((draws, 5), np.nan)
     for k in range(draws):
-        noise = rng.choice(pool, len(loss)) * math.sqrt(dof / rng.chisquare(dof))
-        drawn = model + noise if huber is None else model * np.exp(noise)
-        again = _refine(u, w, drawn, fitted.x, huber)
+        scale = math.sqrt((len(loss) - 5) / rng.chisquare(len(loss) - 5))
+        again = _refine(
+            u, w, model * np.exp(scale * rng.choice(pool, len(loss))), fitted.x, huber
+        )
         if again.status > 0 and not _unsound(again.x):
             fits[k] = again.x
     return fits
+
+
+def _noise(
+    u: Points,
+    w: Points,
+    residuals: Points,
+    jacobian: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The noise of the runs, [draws, points]."""
+    leverage = np.sum(np.linalg.qr(jacobian)[0] ** 2, axis=1)
+    pool = exchangeable(residuals, leverage, len(u) - 5)
+    exact = not np.mean(pool**2) > 0
+    group = groups(np.exp(u).tolist(), [""] * len(u), np.exp(w).tolist())
+    if group is None or exact:
+        signs = rng.choice([-1.0, 1.0], (draws, len(u)))
+        return residuals / np.maximum(1 - leverage, 0.1) * signs
+    shared = shared_noise(residuals, jacobian, group, draws, rng)
+    return shared.noise(pool / np.sqrt(np.mean(pool**2)), rng)
+
+
+def _refitted(
+    u: Points, w: Points, drawn: np.ndarray, fitted: Constants
+) -> ConstantsOfDraws:
+    """The surfaces of least squares near the fitted one; NaN: a term vanishes.
+
+    E may be negative there: the other constants are then those of a law as good.
+    """
+
+    def columns(pair):
+        alpha, beta = pair.T[:, :, None, None]
+        one, two = np.exp(-alpha * u), np.exp(-beta * w)
+
+        def tangents(a, b):
+            return -a * u * one, -b * w * two
+
+        return separable.Columns(one, two, tangents)
+
+    low, high = EXPONENT_BOUNDS
+    problem = separable.Problem(
+        columns=columns,
+        losses=drawn[:, None],
+        weights=np.ones((1, len(u))),
+        prior=np.zeros((len(drawn), 2)),
+        precision=0.0,
+        low=low,
+        high=high,
+        longest=0.1,
+    )
+    start = np.broadcast_to(fitted[3:], (len(drawn), 2))
+    found = separable.solve(problem, start, _STEPS)
+    fits = np.concatenate([found.coefs[:, 0], found.pair], 1)
+    inside = ((found.pair > low) & (found.pair < high)).all(1)
+    return np.where((inside & (fits[:, 1:3] > 0).all(1))[:, None], fits, np.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 
@@ -46,7 +47,9 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parabola:
-    """loss = a (ln N - ln n_opt)^2 + l_opt at one budget, and its minimum."""
+    """The curve of one budget, a parabola unless `estimator` says another, with its
+    minimum: loss = a (ln N - ln n_opt)^2 + l_opt.
+    """
 
     budget_flops: float
     points: int
@@ -57,7 +60,19 @@ class Parabola:
     n_opt_interval: Interval
     d_opt_interval: Interval
     l_opt_interval: Interval
-    rmse: float  # error of the loss around the parabola: sqrt(RSS / (points - 3))
+    rmse: float  # error of the loss around the curve: sqrt(RSS / degrees of freedom)
+    estimator: str = "parabola"  # "shape", ...: see laws.estimators
+    # a and b of a shared shape, E + A e^(-a x) + B e^(b x) with x = ln N; else None.
+    exponents: tuple[float, float] | None = None
+
+    def __call__(self, n: float) -> float:
+        """The loss of the curve at a size; near the minimum for other estimators."""
+        x = math.log(n / self.n_opt)
+        if self.exponents is None:
+            return self.curvature * x * x + self.l_opt
+        a, b = self.exponents
+        bent = (math.exp(b * x) - 1) / b + (math.exp(-a * x) - 1) / a
+        return self.l_opt + 2 * self.curvature / (a + b) * bent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +94,11 @@ class PowerLaw:
     x_max: float
     rmse_log: float  # error of ln y around the law: sqrt(RSS / (points - 2))
     band: tuple[tuple[float, float, float], ...]
+    # y = middle_coef (x / middle)^exponent, with middle the mean x in logarithms: coef
+    # is at x = 1, far from all points. 0: of an older file, or of `forms.power_law`.
+    middle: float = 0.0
+    middle_coef: float = 0.0
+    middle_coef_interval: Interval | None = None
 
     def __call__(self, x: float) -> float:
         return self.coef * x**self.exponent
@@ -106,6 +126,10 @@ class OffsetLaw:
     x_max: float
     rmse_log: float  # error of ln y around the law: sqrt(RSS / degrees of freedom)
     band: tuple[tuple[float, float, float], ...]
+    # y = offset + middle_coef (x / middle)^exponent; as in PowerLaw.
+    middle: float = 0.0
+    middle_coef: float = 0.0
+    middle_coef_interval: Interval | None = None
 
     def __call__(self, x: float) -> float:
         return self.offset + self.coef * x**self.exponent
@@ -178,6 +202,36 @@ class LossForm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """The minimum of a budget, predicted by the law of all other budgets."""
+
+    quantity: str  # "N_opt" | "D_opt" | "L_opt"
+    budget_flops: float
+    predicted: float
+    measured: float
+    relative_error: float  # predicted / measured - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinimaEstimate:
+    """What one estimator of the minima says about N_opt, beside the others."""
+
+    estimator: str  # see laws.estimators; "parabola, window 8"; "surface"
+    minima: tuple[tuple[float, float, float], ...]  # budget, N_opt and L_opt
+    exponent: float | None  # of N_opt; None: no law
+    exponent_interval: Interval | None
+    # The rms error of the loss at runs left out in turn; None: not known.
+    run_error: float | None
+    # The rms of ln(predicted / measured N_opt), budgets left out in turn.
+    left_out_error: float | None
+    held_out: HeldOut | None  # N_opt of the largest budget
+    # Of the exponent from that of the first estimate, over the budgets of both, with
+    # the interval of what noise makes of it; None: the first estimate, or no law.
+    difference: float | None = None
+    difference_interval: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
     """All results of one fit: laws, or the reasons why there is none."""
 
@@ -196,3 +250,11 @@ class FitResult:
     weights: str = ""  # "raw" or an average's name; "": points that do not say it
     protocol_hash: str = ""  # of the fitted rows; "": points that do not say it
     loss_forms: tuple[LossForm, ...] = ()  # of L_opt, side by side; 0.1.0 had one
+    estimator: str = "parabola"  # of the minima that the laws go through
+    estimates: tuple[
+        MinimaEstimate, ...
+    ] = ()  # by all estimators, that of the laws first
+    # The largest difference of an exponent of N_opt, over half of its interval: above
+    # 1, estimators disagree; None: there is no other.
+    disagreement: float | None = None
+    left_out: tuple[LeftOut, ...] = ()  # each budget by the law of all others

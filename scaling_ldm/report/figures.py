@@ -131,7 +131,7 @@ def isoflop(study: Study) -> Plot:
             continue
         ends = (n.min(), n.max(), found.n_opt)
         x = np.geomspace(min(ends), max(ends), 100)
-        curve = found.curvature * np.log(x / found.n_opt) ** 2 + found.l_opt
+        curve = [found(float(n)) for n in x]
         axes.plot(x, curve, color=colour, linewidth=1.3)
         axes.errorbar(
             [found.n_opt],
@@ -151,7 +151,7 @@ def isoflop(study: Study) -> Plot:
     figure.legend(loc="outside lower center", ncols=columns, **title)
     caption = "Loss of every finished run against its size, a colour per budget. "
     caption += (
-        "Lines: parabolas in ln N. Diamonds: their minima, with the intervals of N "
+        "Lines: the fitted curves. Diamonds: their minima, with the intervals of N "
         "and L. Grey and dotted: budgets whose minimum was refused."
         if minima
         else "No fit has been made yet."

@@ -15,6 +15,7 @@ from scaling_ldm.records import (
     PowerLaw,
     Refusal,
 )
+from scaling_ldm.report import estimate_tables
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.study import QUANTITIES, Study
 from scaling_ldm.report.table import (
@@ -32,7 +33,8 @@ from scaling_ldm.report.table import (
 
 _LAW = (
     "quantity source model exponent exponent_low exponent_high for_10 coef coef_low "
-    "coef_high offset offset_low offset_high flops_min flops_max points rmse_log "
+    "coef_high middle middle_coef middle_coef_low middle_coef_high offset offset_low "
+    "offset_high flops_min flops_max points rmse_log "
     "at_top_budget refused"
 )
 
@@ -45,9 +47,11 @@ def tables(study: Study, published: Sequence[PublishedLaw]) -> list[Table]:
             continue
         every = [
             minima(part.fit),
+            estimate_tables.estimates(part.fit),
             laws(part.fit, published, max(part.budgets())),
             loss_forms(part.fit),
             held_out(part.fit),
+            estimate_tables.left_out(part.fit),
             parametric(part.fit),
             excluded(part.fit),
         ]
@@ -67,7 +71,7 @@ def _of_group(table: Table, part: Study) -> Table:
 
 
 def minima(fit: FitResult) -> Table:
-    """The vertex of each budget's parabola, or the refusal."""
+    """The minimum of each budget's curve, or the refusal."""
     rows = []
     for p in fit.parabolas:
         row = pick(p, "budget_flops points") | spread(p, "n_opt d_opt l_opt")
@@ -84,7 +88,8 @@ def minima(fit: FitResult) -> Table:
         text("refused", "refused"),
     )
     caption = (
-        f"Minimum of each isoFLOP parabola, with {level(fit)} intervals. L is the "
+        f"Minimum of each isoFLOP curve ({fit.estimator}), with {level(fit)} "
+        "intervals. L is the "
         f"{fmt.measure(fit.metric, fit.weights)}."
     )
     return Table("minima", caption, rows, columns)
@@ -103,6 +108,7 @@ def laws(fit: FitResult, published: Sequence[PublishedLaw], top: float) -> Table
         ranged("exponent", "exponent", fmt.plain),
         cell("for 10 × C", "for_10", fmt.plain),
         ranged("coefficient", "coef", fmt.compact),
+        Column("coefficient at the middle budget", _in_the_middle),
         ranged("offset E", "offset", fmt.loss),
         Column("fitted over, FLOPs", _fitted_over),
         cell("budgets", "points", fmt.count),
@@ -111,9 +117,11 @@ def laws(fit: FitResult, published: Sequence[PublishedLaw], top: float) -> Table
     )
     caption = (
         "quantity = offset + coefficient × C^exponent, C in FLOPs, N in parameters, D "
-        f"in tokens; {level(fit)} intervals. An exponent belongs to its offset: only "
-        "those of equal offset may be compared. Published laws are extrapolated far "
-        "outside the budgets they were fitted over: compare exponents, not values."
+        f"in tokens; {level(fit)} intervals. At the middle budget, C is divided by "
+        "that budget: the coefficient is far better known there than at C = 1. An "
+        "exponent belongs to its offset: only those of equal offset may be compared. "
+        "Published laws are extrapolated far outside the budgets they were fitted "
+        "over: compare exponents, not values."
     )
     return Table("laws", caption, rows, columns)
 
@@ -142,7 +150,8 @@ def published_laws(study: Study, published: Sequence[PublishedLaw]) -> Table:
 def _law_row(
     name: str, law: PowerLaw | OffsetLaw | Refusal, top: float
 ) -> dict[str, Any]:
-    row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef offset")
+    row = dict.fromkeys(_LAW.split()) | spread(law, "exponent coef offset middle_coef")
+    row |= pick(law, "middle")
     row |= {"quantity": name, "source": "this study", "model": ""} | refused(law)
     if isinstance(law, PowerLaw) and name == "L_opt":  # of an older release
         row["offset"] = 0.0
@@ -175,6 +184,13 @@ def _fitted_over(row: Row) -> str:
         return fmt.NONE
     low, high = (fmt.scientific(row[k], 2) for k in ("flops_min", "flops_max"))
     return f"{low} to {high}"
+
+
+def _in_the_middle(row: Row) -> str:
+    if not row["middle_coef"]:
+        return fmt.NONE
+    show = fmt.quantity(row["quantity"])
+    return f"{bracketed(row, 'middle_coef', show)} at {fmt.scientific(row['middle'])}"
 
 
 def _shown(key: str) -> Any:

@@ -169,9 +169,10 @@ def _found(fit: FitResult, epochs: float) -> str:
         )
         law = next(iter(fitted.values()))
         formulas = (
-            f"<p>At the best size for each budget C: {shown}, fitted "
-            f"over {law.points} budgets from {fmt.scientific(law.x_min)} to "
-            f"{fmt.scientific(law.x_max)} FLOPs; N in parameters, D in tokens, L the "
+            f"<p>At the best size for each budget C: {shown}, fitted to the minima by "
+            f"{escape(fit.estimator)} over {law.points} budgets from "
+            f"{fmt.scientific(law.x_min)} to {fmt.scientific(law.x_max)} FLOPs; N in "
+            "parameters, D in tokens, L the "
             f"{escape(fmt.measure(fit.metric, fit.weights))}; in brackets "
             f"{law_tables.level(fit)} intervals.</p>"
         )
@@ -286,12 +287,13 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
     def table(name: str) -> str:
         return html.table(tables.get(name + study.suffix))
 
-    drawn = [figure("isoflop", "plot"), table("minima")]
+    drawn = [figure("isoflop", "plot"), table("minima"), table("estimates")]
     curves = [f"<h2>IsoFLOP curves{of}</h2>", *drawn] if any(drawn) else []
     if study.fit is None:
         return curves
     trio = "".join(figure(f"law_{fmt.SYMBOLS[q]}") for q in QUANTITIES)
     surface, held_out = study.fit.parametric, table("held_out")
+    left_out = table("left_out")
     excluded = table("excluded")
     laws = [
         f'<div class="three">{trio}</div>',
@@ -306,6 +308,7 @@ def _laws(study: Study, figures: Figures, tables: Tables) -> list[str]:
         f"<h2>Laws{of}</h2>",
         *(laws if trio else ["<p>No budget has a minimum, so there are no laws.</p>"]),
         *(("<h3>Held-out budget</h3>", held_out) if held_out else ()),
+        *(("<h3>Budgets left out in turn</h3>", left_out) if left_out else ()),
         "<h3>Parametric fit</h3>",
         html.paragraphs([f"{surface.why}."], "Refused:")
         if isinstance(surface, Refusal)

@@ -161,6 +161,10 @@ def _fit(
         confidence=cfg.confidence,
         bootstrap=cfg.bootstrap,
         seed=cfg.seed,
+        estimator=cfg.estimator,
+        window=cfg.window or None,
+        huber=cfg.huber or None,
+        extend=cfg.extend,
     )
     return dataclasses.replace(
         result, excluded=(*missing, *result.excluded), group=group

@@ -101,6 +101,7 @@ def test_default_resolves_and_round_trips():
         (lambda c: c["mesh"].update(replica=0), "must be positive, or -1 for"),
         (lambda c: c["fit"].update(metrics=("fd", "fd")), "of the table of"),
         (lambda c: c["fit"].update(metrics=()), "must be a non-empty tuple"),
+        (lambda c: c["fit"].update(window=0.5), "must be a factor above 1, or 0"),
         (
             lambda c: c["objective"].update(schedule="rectified_flows"),
             "edm (did you mean 'rectified_flow'?)",

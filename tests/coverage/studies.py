@@ -60,6 +60,19 @@ LOPSIDED = Surface(alpha=0.45, beta=0.22)
 CHINCHILLA = Surface(
     E=1.8172, near=0.7362, alpha=0.3478, beta=0.3658, C0=1e20, N0=8.5348e8
 )
+
+
+def published(E, A, B, alpha, beta, C0=1e20) -> Surface:
+    """L = E + A / N^alpha + B / D^beta around the best size of a budget."""
+    scale = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    n = scale * (C0 / 6) ** (beta / (alpha + beta))
+    near = A / n**alpha + B / (C0 / 6 / n) ** beta
+    return Surface(E=E, near=near, alpha=alpha, beta=beta, C0=C0, N0=n)
+
+
+# Of arXiv 2603.22339.
+SODA = published(3.169, 215886.0, 4750.0, 0.684, 0.439)
+REVERSED = Surface(alpha=0.22, beta=0.45)
 PURE = Surface(E=0.0, near=0.5, alpha=0.15, beta=0.15)  # a pure power law
 
 
@@ -158,6 +171,24 @@ SCENARIOS = (
         off=2.0,
         width=64.0,
         noise=0.001,
+    ),
+    Scenario(
+        name="unequal, 64 x wide, noise 0.2%",
+        surface=LOPSIDED,
+        width=64.0,
+        noise=0.002,
+    ),
+    Scenario(
+        name="unequal the other way, 64 x wide, noise 0.2%",
+        surface=REVERSED,
+        width=64.0,
+        noise=0.002,
+    ),
+    Scenario(
+        name="SODA's constants, 64 x wide, noise 0.2%",
+        surface=SODA,
+        width=64.0,
+        noise=0.002,
     ),
     Scenario(
         name="one 32 x grid for 6 budgets over 2.5 decades, noise 2%",

@@ -111,6 +111,28 @@ def test_an_offset_that_nothing_bounds_is_not_identified():
     assert inside(clear.offset_interval, 0.35)
 
 
+def test_an_offset_has_a_profile():
+    """The ends are where the best law with that E is refuted, by a general solver."""
+    losses = 0.35 + 0.1 * (C / 1e18) ** -0.3
+    of = found(C, losses * np.exp([1e-3, -1e-3, 5e-4, -5e-4, 5e-4]), noise=2e-3)
+    i, u = loss_laws(of).offset.law.offset_interval, np.log(C) - np.log(C).mean()
+    y = of.centre[:, 2]
+    errors = np.log(of.draws[:, :, 2]) - np.log(y)
+    white = np.linalg.inv(np.linalg.cholesky(np.cov(errors.T)))
+
+    def squares(E):
+        def rest(p):
+            return white @ ((E + np.exp(p[0]) * np.exp(-np.exp(p[1]) * u)) / y - 1)
+
+        starts = [(math.log(0.1), math.log(b)) for b in (0.1, 0.3, 1.0)]
+        return min(2 * scipy.optimize.least_squares(rest, s).cost for s in starts)
+
+    least = min(squares(E) for E in np.linspace(0.3, 0.38, 81))
+    assert 0.3 < i.low < 0.35 < i.high < 0.38
+    for end in (i.low, i.high):
+        assert_allclose(squares(end) - least, 2.7055, rtol=0.03)
+
+
 def test_excess_scatter_is_what_was_added_and_none_where_there_is_none():
     rng = np.random.default_rng(0)
     noise, dof, medians, none = 0.1, 3, [], 0
@@ -125,7 +147,7 @@ def test_excess_scatter_is_what_was_added_and_none_where_there_is_none():
             of_noise, dof, drawn, noise**2, rng
         ).any()
     assert 0.3 < np.median(medians) < 0.5
-    assert 70 < none < 130  # half of the studies without scatter
+    assert 115 < none < 165  # 70% of the studies without scatter
 
 
 @pytest.mark.parametrize("budgets", [3, 4, 6])
@@ -218,6 +240,6 @@ def test_the_quickstarts_largest_budget_is_predicted():
     """The pure law of version 0.1.0 said 0.601 (0.582 to 0.617)."""
     stored = records.loads(refit_quickstart.LAWS.read_text("utf-8"))
     (check,) = (h for h in stored.held_out if h.quantity == "L_opt")
-    assert check.inside and abs(check.measured - 0.635) < 5e-4
+    assert check.inside and abs(check.measured - 0.633) < 5e-4
     assert abs(check.predicted - 0.620) < 2e-3
     assert check.predicted_interval.high < 0.66

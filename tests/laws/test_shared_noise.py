@@ -23,7 +23,7 @@ def residuals(rho, rng):
 def read(rho, seed, draws=300):
     rng = np.random.default_rng(seed)
     return shared_noise.shared_noise(
-        residuals(rho, rng), [DESIGN] * BUDGETS, GROUP, draws, rng
+        residuals(rho, rng), np.kron(np.eye(BUDGETS), DESIGN), GROUP, draws, rng
     )
 
 

@@ -168,6 +168,24 @@ def test_both_forms_of_the_loss_law_stand_side_by_side(plain):
     assert [line[0] for line in shown] == [r["form"] for r in rows]
 
 
+def test_all_estimators_and_budgets_left_out_are_on_the_page(plain):
+    workdir, _, page = plain
+    result = records.loads((workdir / "laws.json").read_text())
+    rows = table_rows(workdir, "estimates")
+    assert [r["estimator"] for r in rows] == [e.estimator for e in result.estimates]
+    assert [r["of_the_laws"] for r in rows] == ["yes", *[""] * (len(rows) - 1)]
+    first = result.estimates[0]
+    assert float(rows[0]["n_opt_0"]) == first.minima[0][1]
+    assert float(rows[0]["exponent_low"]) == first.exponent_interval.low
+    shown = page.cells("error of L, a run left out")
+    assert [line[0] for line in shown] == [r["estimator"] for r in rows]
+    assert f"Disagreement index {result.disagreement:.2g}" in page.text
+    left_out = table_rows(workdir, "left_out")
+    assert [float(r["predicted"]) for r in left_out] == [
+        one.predicted for one in result.left_out
+    ]
+
+
 def test_figures_exist_as_png_and_pdf(plain):
     workdir, _, page = plain
     folder = workdir / "report" / "figures"
@@ -217,7 +235,7 @@ def test_every_csv_is_rectangular_and_the_page_shows_itsrows(plain):
     paths = sorted((workdir / "report" / "tables").glob("*.csv"))
     names = "config environment excluded held_out laws ledger loss_forms minima"
     expected = {*names.split(), "costs", "parametric", "published", "runs", "samples"}
-    expected |= {"measurements"}
+    expected |= {"measurements", "estimates", "left_out"}
     optional = {"parametric"}  # only where the fit did not refuse it
     assert expected - optional <= {p.stem for p in paths} <= expected
     for path in paths:

@@ -15,10 +15,10 @@ from scaling_ldm.stages import fit
 from scaling_ldm.workdir import exit_status
 
 
-def fitted(workdir, metrics=("loss",), weights="", protocols=()):
+def fitted(workdir, metrics=("loss",), weights="", protocols=(), **options):
     """The results of the stage, which are those of laws.json."""
     cfg = config.FitConfig(
-        metrics=metrics, weights=weights, protocols=protocols, bootstrap=50
+        metrics=metrics, weights=weights, protocols=protocols, bootstrap=50, **options
     )
     kept = config.OptimizerConfig(averages=("ema",))  # as in finished_study
     e = dataclasses.replace(config.Experiment(), fit=cfg, optimizer=kept)
@@ -88,6 +88,21 @@ def test_the_report_shows_the_laws_of_each_metric(reported):
     assert float(runs[0]["fd_lite0"]) == 100 * float(runs[0]["loss_average"])
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
+
+
+def test_the_fields_of_the_fit_reach_it(study):
+    workdir = study()
+    (auto,) = fitted(workdir)
+    (cubic,) = fitted(workdir, estimator="cubic", extend=2.0, huber=1e-3)
+    (windowed,) = fitted(workdir, estimator="parabola", window=3.0)
+    assert auto.estimator in ("parabola", "shape") and cubic.estimator == "cubic"
+    top = auto.laws["N_opt"].x_max
+    assert auto.laws["N_opt"].band[-1][0] == pytest.approx(4 * top)
+    assert cubic.laws["N_opt"].band[-1][0] == pytest.approx(2 * top)
+    assert any("outside the window" in line for line in windowed.excluded)
+    for found, width in ((auto, None), (cubic, 1e-3)):
+        if isinstance(found.parametric, records.Parametric):
+            assert found.parametric.huber_delta == width
 
 
 def test_raw_weights_and_the_training_loss(study):
