@@ -45,7 +45,15 @@ def block(
       policy: "none", or a key of POLICIES.
       dtype: the type of the block's arithmetic, in which its parameters are gathered.
       prevent_cse: as in `jax.checkpoint`; False inside of a loop.
+
+    Raises:
+      ValueError: no such policy, such as the True or False of version 0.1.0.
     """
+    if policy != "none" and policy not in POLICIES:
+        raise ValueError(
+            f"remat = {policy!r}; known: none, {', '.join(POLICIES)} (0.1.0 had True "
+            'for "blocks" and False for "none")'
+        )
 
     def gathers(x: Any, params: Any, *rest: Any) -> Any:
         if policy == "offload":
