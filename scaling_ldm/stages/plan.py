@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -251,7 +252,7 @@ def _variants(
     for overrides, experiment, keys in wanted:
         for key in keys:
             if key not in traced:
-                traced[key] = _size(experiment, *key[1])
+                traced[key] = _size(key[0], *key[1])
                 shown.show(len(traced))
         ladder = [traced[key] for key in keys]
         ladder.sort(key=lambda size: size.params_without_embeddings)
@@ -275,11 +276,11 @@ class _Size:
     cost: train_step.StepCost
 
 
-def _size(experiment: config.Experiment, width: int, depth: int) -> _Size:
-    functions = train_step.train_functions(
-        train_step.compiled_part(experiment), width, depth, unroll=False
-    )
-    cost = train_step.cost(experiment, functions, experiment.train.batch_size)
+@functools.lru_cache(maxsize=64)
+def _size(part: config.Experiment, width: int, depth: int) -> _Size:
+    """A size of experiments with this `compiled_part`, whatever their budgets are."""
+    functions = train_step.train_functions(part, width, depth, unroll=False)
+    cost = train_step.cost(part, functions, part.train.batch_size)
     # Tracing a network's initial values takes long: they are not traced once more.
     embeddings = functions.objective.embeddings
     params, bare = denoisers.count_shapes(cost.params, embeddings)
