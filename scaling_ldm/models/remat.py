@@ -57,6 +57,30 @@ def block(
     return jax.checkpoint(gathers, prevent_cse=prevent_cse, policy=POLICIES[policy])
 
 
+@jax.custom_vjp
+def joined(x: Any, params: Any) -> tuple[Any, Any]:
+    """Its inputs; their gradients are given on only when all are computed.
+
+    A block that begins with it, with whole parameters, has computed the gradients of
+    its weights before that of its input leaves it. Without a loop around the blocks,
+    nothing but a reduce-scatter waits for the gradients of weights. XLA's scheduler for
+    GPUs then computes them at the end of the step, and what they are made of lives
+    until then. What is scattered may still travel during the next block.
+    """
+    return x, params
+
+
+def _joined_forward(x: Any, params: Any) -> tuple[tuple[Any, Any], None]:
+    return (x, params), None
+
+
+def _joined_backward(_: None, gradients: Any) -> Any:
+    return jax.lax.optimization_barrier(gradients)
+
+
+joined.defvjp(_joined_forward, _joined_backward)
+
+
 def _gathered_twice(apply: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     """The block for "none" where devices share its parameters.
 
