@@ -168,7 +168,7 @@ def test_of_settings_that_hold_less_and_less_the_first_is_found(
         if 2000 // (64 * n) + 200 // n <= there
     ][:1]
     assert ways == expected
-    assert len(set(asked_for)) <= 13  # each is a trace of seconds
+    assert 0 < len(set(asked_for)) <= 13  # each is a trace of seconds
 
 
 def test_autoencoders_are_not_traced_for_what_fits(tiny):
