@@ -219,7 +219,7 @@ class _Study:
             "generate": ("train" in self.stages,),
             "frontier": (),
             "compile": (),
-            "advise": (self.workdir, "frontier" in self.stages),
+            "advise": (self.workdir, self.stages),
         }
         for name in more:
             if name in self.stages:
@@ -382,7 +382,11 @@ class _Study:
             return
         from scaling_ldm.stages import advise
 
-        found = advise.run(self.experiment, self.workdir)
+        def planned(e: config.Experiment) -> list[records.RunSpec]:
+            plan = importlib.import_module("scaling_ldm.stages.plan")
+            return plan.plan(e, self.workdir)
+
+        found = advise.run(self.experiment, self.workdir, planned)
         for line in advise.lines(found):
             print(line, flush=True)
         if isinstance(found, records.Refusal):

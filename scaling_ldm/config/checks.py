@@ -13,6 +13,7 @@ from scaling_ldm.config import (
     nested,
     objective_kind,
     optimizer_checks,
+    questions,
     ranges,
     reads,
 )
@@ -48,8 +49,7 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
         problems += _check_convolutional(e)
     else:
         problems += _check_transformer(e)
-    problems += _check_plan(e)
-    problems += _check_signals(e.train)
+    problems += [*_check_plan(e), *questions.problems_of(e), *_check_signals(e.train)]
     problems += _check_evaluation(e)
     problems += _check_fit(e)
     return problems

@@ -1,6 +1,7 @@
 """Every field of an experiment, with its default and its unit.
 
-Those about devices are in fields_devices.py. The comment of a field stands on its line
+Those about devices are in fields_devices.py, those about answers in
+fields_answers.py. The comment of a field stands on its line
 or directly above it. The config reference of the documentation is made from these
 comments and from the tables in names.py.
 """
@@ -11,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from scaling_ldm.config import identity, names
+from scaling_ldm.config.fields_answers import AdviseConfig, ReportConfig
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
 
 
@@ -214,6 +216,14 @@ class PlanConfig:
     flops_per_second_per_device: float = 0.0
     # Whether the stage plan times a few steps of two sizes on the devices it finds.
     probe: bool = False
+    # One run by fitted laws, instead of `budgets_flops`: the size that they say for
+    # `budget`, in the shape of `sizes`. Where the laws are, as in advise.laws; "": the
+    # runs are those of the budgets and sizes.
+    from_laws: str = ""
+    budget: float = 0.0  # training FLOPs of that run, or of what `next` is to narrow
+    # How many more runs the stage plan proposes, for a study that is fitted; 0: none.
+    next: int = 0
+    next_of: str = "N_opt"  # what they are to narrow at `budget`; one of NEXT_OF
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,18 +331,6 @@ class FrontierConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdviseConfig:
-    """What sampling one image may cost; see frontier/advise.py."""
-
-    budget: float = 0.0  # cost of one image, in `unit`; 0: none given
-    unit: str = "seconds"  # one of ADVICE_UNITS
-    # A device with a known peak (flops/peaks.py); "": where seconds were measured.
-    device: str = ""
-    dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
-    utilisation: float = 0.3  # assumed share of that peak
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Which laws are fitted."""
 
@@ -369,6 +367,7 @@ class Experiment:
     advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
 
     @property
     def encoded(self) -> bool:

@@ -233,6 +233,7 @@ _MAY_BE_EMPTY: dict[str, Any] = {
     "config.generate.captions": "",
     "config.evaluate.held_out": "",
     "config.fit.protocols": "",
+    "config.report.published": "",
 }
 
 

@@ -116,6 +116,7 @@ LEARNING_RATE_SCHEDULES = {
     "cosine": (),
     "wsd": ("decay_fraction", "decay_shape"),
 }
+NEXT_OF = ("N_opt", "D_opt", "L_opt")  # what plan.next narrows
 REUSE = ("separate", "nested", "decay")  # how the runs of a size share their training
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
@@ -212,6 +213,7 @@ CHOICES = {
     "optimizer.decay_shape": DECAY_SHAPES,
     "optimizer.first_moment_dtype": DTYPES,
     "plan.reuse": REUSE,
+    "plan.next_of": NEXT_OF,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
     "generate.format": PICTURE_FORMATS,

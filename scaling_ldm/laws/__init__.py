@@ -5,8 +5,9 @@ budget, with noise that budgets share from `shared_noise`. `law_of_minima` and
 `offset_law` fit laws through the minima, `checked_laws` holds them against the largest
 budget. `forms` fits a power law and `surface` the loss over N and D. `best_rates` fits
 best learning rates, and `rates` the law that they follow. `summary` writes a fit as
-lines of text, `published` holds the laws of papers as data. Everything is float64 numpy
-and scipy. No jax is imported.
+lines of text, `published` holds the laws of papers as data, `converted` in one
+convention. `planning` says what laws mean for one budget, `advice` what to train, and
+`narrate` says it in lines. Everything is float64 numpy and scipy. No jax is imported.
 
 May import: records.
 """

@@ -26,7 +26,7 @@ from scaling_ldm.training import (
     train_step,
 )
 from scaling_ldm.training.objective import Objective
-from scaling_ldm.workdir import init_record, initial_weights, tuned_from
+from scaling_ldm.workdir import init_record, initial_weights, laws_from, tuned_from
 
 
 @tracing.collecting_seldom()
@@ -39,7 +39,8 @@ def plan(
     expected optimum; N is that of the combination's network. The number of steps is
     such that the counted FLOPs meet the budget. With `plan.steps`, every size takes
     that many steps, and its budget is what they cost. With nested budgets, there is
-    one RunSpec for each combination and size, that of its largest budget.
+    one RunSpec for each combination and size, that of its largest budget. With
+    `plan.from_laws`, there is one size and budget for each combination.
 
     Args:
       workdir: of the study. It records the FLOPs spent on the weights that runs start
@@ -50,6 +51,8 @@ def plan(
         steps misses the budget by more than 1%, or an axis makes it impossible; the
         message has all such runs. Or the weights to start from do not fit.
     """
+    if experiment.plan.from_laws:
+        experiment = laws_from.one_run(experiment, workdir)
     cfg = experiment.plan
     possible, problems = _possible(experiment)
     problems = [*capacity.problems_of_plan(experiment), *problems]

@@ -28,9 +28,10 @@ Weights:
 - initial_weights: finds the weights that training starts from.
 - init_record: these weights, as the directory records them.
 - tuned_from: the best learning rates that a study takes from another one.
+- laws_from: the laws that advice and a plan are made from.
 - loading: opens what was trained as a model that draws pictures.
 - pipelines: opens a folder of diffusers.
 - scheduler_config: what its scheduler_config.json says.
 
-May import: records, config, models, diffusion, data, training.
+May import: records, config, laws, models, diffusion, data, training.
 """

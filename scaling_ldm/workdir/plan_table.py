@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
+from scaling_ldm.laws.narrate import si
 from scaling_ldm.training import capacity, packing, step_memory
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
@@ -293,12 +294,3 @@ def duration(seconds: float) -> str:
         return f"{seconds / 60:.3g} min"
     hours = seconds / 3600
     return f"{hours:.3g} h" if hours < 1000 else f"{hours:,.0f} h"
-
-
-def si(value: float) -> str:
-    """Three significant digits with k, M, G, T."""
-    for suffix in ("", "k", "M", "G", "T"):
-        if abs(value) < 999.5:
-            return f"{value:.3g}{suffix}"
-        value /= 1000
-    return f"{value:.3g}P"

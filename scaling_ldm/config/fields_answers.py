@@ -1,0 +1,44 @@
+"""Fields about what is asked of a finished study, and what its report shows.
+
+The comment of a field stands on its line or directly above it, as in fields.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdviseConfig:
+    """One of two questions. `budget` asks for a sampler, the other three for a run."""
+
+    # How to sample: what one image may cost, in `unit`; see frontier/advise.py.
+    budget: float = 0.0
+    unit: str = "seconds"  # one of ADVICE_UNITS
+    # What to train, from one of these; see laws/planning.py. Training FLOPs,
+    flops: float = 0.0
+    hours: float = 0.0  # or hours of `chips` devices,
+    loss: float = 0.0  # or the loss to reach
+    chips: int = 1  # devices that train the run together
+    # A device with a known peak (flops/peaks.py); "": where seconds were measured, or
+    # none for training.
+    device: str = ""
+    dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
+    utilisation: float = 0.3  # assumed share of that peak
+    # Model FLOP/s of one device in training, instead of `device`. 0: not given.
+    flops_per_second: float = 0.0
+    run: str = ""  # a finished run whose measured FLOP/s per device count instead
+    price: float = 0.0  # of one device for an hour, in any currency; 0: not asked
+    images: float = 0.0  # to be sampled with the model; their cost is counted, too
+    # Where the laws are from: laws.json or a workdir, with #GROUP if it has several, or
+    # published:STUDY of laws/published.json; "": this workdir.
+    laws: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What the report shows beside the study."""
+
+    # Studies of laws/published.json whose laws are drawn in the figures of the laws,
+    # converted to C in FLOPs, N in parameters and D in tokens; "all": every one.
+    published: tuple[str, ...] = ()
