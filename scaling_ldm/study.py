@@ -396,4 +396,5 @@ class _Study:
         if self.primary:
             from scaling_ldm import report
 
-            progress.say(f"report: {report.write(self.workdir)}")
+            published = self.experiment.report.published
+            progress.say(f"report: {report.write(self.workdir, published)}")

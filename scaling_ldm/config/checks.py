@@ -82,8 +82,7 @@ def name_problems(name: str) -> list[str]:
 
 def _check_plan(e: fields.Experiment) -> list[str]:
     """Budgets, sizes, checkpoints and devices that contradict one another."""
-    problems = _Problems()
-    require = problems.require
+    require = (problems := _Problems()).require
     require(
         len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
     )
@@ -181,6 +180,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         ("evaluate.held_out", names.HELD_OUT_METRICS),
         ("compile.programs", names.PROGRAMS),
         ("frontier.samplers", names.SAMPLERS),
+        ("report.published", names.PUBLISHED),
     ):
         values = reads.value(e, where)
         unknown = [value for value in values if value not in known]

@@ -99,6 +99,11 @@ def _of_plan(e: fields.Experiment) -> list[str]:
             f"config.plan.next_of = {cfg.next_of!r} is not read without "
             "config.plan.next"
         )
+    if cfg.next and not (cfg.reuse == "separate" and cfg.budgets_flops):
+        problems.append(
+            f"config.plan.next = {cfg.next} proposes single runs of budgets: it needs "
+            "config.plan.budgets_flops and config.plan.reuse = 'separate'"
+        )
     if cfg.from_laws and cfg.axes_only:
         problems.append(
             "config.plan.axes_only with config.plan.from_laws: that plan has one "

@@ -16,6 +16,8 @@ Its runs:
 - runs: the files, records and weights of the runs.
 - missing: rows of a plan that are still to be trained.
 - plan_table: the plan as text for people.
+- laws_from: the laws that advice and a plan are made from.
+- proposals: which runs to add to a fitted study.
 
 Its samples and exports:
 
@@ -28,7 +30,6 @@ Weights:
 - initial_weights: finds the weights that training starts from.
 - init_record: these weights, as the directory records them.
 - tuned_from: the best learning rates that a study takes from another one.
-- laws_from: the laws that advice and a plan are made from.
 - loading: opens what was trained as a model that draws pictures.
 - pipelines: opens a folder of diffusers.
 - scheduler_config: what its scheduler_config.json says.

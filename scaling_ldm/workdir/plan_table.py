@@ -14,6 +14,7 @@ from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
 from scaling_ldm.laws.narrate import si
 from scaling_ldm.training import capacity, packing, step_memory
+from scaling_ldm.workdir import proposals
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
@@ -45,9 +46,14 @@ def show(
     workdir: pathlib.Path,
     rows: Mapping[int, records.RunSpec],
 ) -> None:
-    """Prints `table` of some rows of the plan, {number: row}, and what is held out."""
+    """Prints `table` of some rows of the plan, {number: row}, and what is held out.
+
+    With config.plan.next, also which runs to add.
+    """
     pictures = data.training_pictures(experiment, workdir)
     lines = [table(experiment, [*rows.values()], min(rows), pictures)]
+    if experiment.plan.next:
+        lines += proposals.lines(experiment, workdir, records.read_plan(workdir))
     print("\n".join([*lines, *stored_split.lines(experiment, workdir)]), flush=True)
 
 
