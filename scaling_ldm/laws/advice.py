@@ -176,12 +176,11 @@ def _others(
     sampling: Callable[[RunSpec], float],
 ) -> tuple[list[Alternative | Refusal], str]:
     """Other sizes, with tokens and sampling in proportion to those of the run."""
-    what = "the cost of other sizes"
     if not isinstance(laws, FitResult):
-        why = "published laws have no curves of the loss against the size"
+        what, why = "published laws", "no curves of the loss against the size"
         return [Refusal(quantity=what, reason=why, detail="")], ""
     if run is None:
-        return [Refusal(quantity=what, reason="no run is planned", detail="")], ""
+        return [Refusal(quantity="network", reason="none planned", detail="")], ""
     own = float(getattr(run, laws.size))
     tokens, each = run.tokens / run.planned_flops * own, sampling(run) / own
     return planning.alternatives(

@@ -33,9 +33,9 @@ def _rows(found: TrainingAdvice) -> Iterator[tuple[str, str]]:
     yield "compute", f"{found.budget_flops:.4g} FLOPs{_reached(found)}"
     size = f"{si(found.size)}{_between(found.size_interval, si)}{level}"
     yield "best N", f"{size}, {found.counts}"
-    yield "best D", f"{_said(found.tokens, si)}, tokens"
+    yield "best D", _said(found.tokens, si, "tokens")
     if found.metric:
-        yield "loss", f"{_said(found.loss, _loss)}, {found.metric}"
+        yield "loss", _said(found.loss, _loss, found.metric)
     run = found.run
     if run is not None:
         without = f"{si(run.params)} parameters, "
@@ -73,10 +73,10 @@ def _reached(found: TrainingAdvice) -> str:
     return f" [{low}, {high}] at {100 * i.level:g}%"
 
 
-def _said(value: Prediction | Refusal, show: Callable[[float], str]) -> str:
+def _said(value: Prediction | Refusal, show: Callable[[float], str], what: str) -> str:
     if isinstance(value, Refusal):
         return f"not known: {value.why}"
-    return f"{show(value.value)}{_between(value.interval, show)}"
+    return f"{show(value.value)}{_between(value.interval, show)}, {what}"
 
 
 def _between(interval: Interval | None, show: Callable[[float], str]) -> str:
@@ -88,7 +88,8 @@ def _between(interval: Interval | None, show: Callable[[float], str]) -> str:
 def _others(found: TrainingAdvice) -> list[str]:
     """A table of other sizes and of overtraining."""
     if len(found.others) == 1 and isinstance(found.others[0], Refusal):
-        return [f"no {found.others[0].what}: {found.others[0].why}"]
+        refusal = found.others[0]
+        return [f"other sizes: not known, {refusal.what}: {refusal.why}"]
     rows = [row for row in found.others if isinstance(row, Alternative)]
     best, images = rows[0], found.images
     speed = found.speed

@@ -65,7 +65,7 @@ def runs(path: str | os.PathLike) -> list[dict[str, float]]:
     """The rows of a table with the columns budget_flops, params, tokens and loss."""
     with open(path, newline="", encoding="utf-8") as file:
         columns = ("budget_flops", "params", "tokens", "loss")
-            rows = csv.DictReader(file)
+        rows = csv.DictReader(file)
         return [{name: float(row[name]) for name in columns} for row in rows]
 
 

@@ -164,7 +164,7 @@ def test_advice_without_a_network_says_why_and_keeps_the_laws(found):
     assert "48 at 3 for a device hour" in text
     assert "warning   no such network" in text
     assert "warning   20 times outside of the fitted budgets" in text
-    assert "no the cost of other sizes: no run is planned" in text
+    assert "other sizes: not known, network: none planned" in text
     assert "abra2026 (" in text and "porian" not in text
     asked = advise(found, loss=1e-3, sampling=lambda _: 1.0)
     assert isinstance(asked, Refusal) and asked.quantity == "advice for loss 0.001"
