@@ -32,7 +32,9 @@ def _rows(found: TrainingAdvice) -> Iterator[tuple[str, str]]:
     level = "" if found.level is None else f" at {100 * found.level:g}%"
     yield "compute", f"{found.budget_flops:.4g} FLOPs{_reached(found)}"
     size = f"{si(found.size)}{_between(found.size_interval, si)}{level}"
-    yield "best N", f"{size}, {found.counts}"
+    yield "best N", f"{size}, {found.counts}" if found.metric else f"{size} parameters"
+    if not found.metric:
+        yield "counts", found.counts
     yield "best D", _said(found.tokens, si, "tokens")
     if found.metric:
         yield "loss", _said(found.loss, _loss, found.metric)

@@ -50,7 +50,8 @@ class Reached:
 
     loss: float
     budget_flops: float
-    # Where the ends of the loss's interval reach it; infinite: the upper one does not.
+    # Where the ends of the loss's interval reach it. 0: the lower one lies below it all
+    # along the band. Infinite: the upper one never reaches it.
     interval: Interval
     outside: float
 
@@ -197,8 +198,8 @@ def budget_of_loss(fit: FitResult, loss: float) -> Reached | Refusal:
                 raise AssertionError(there.why)
             return getattr(there.interval, end) - loss
 
-        least = math.log(law.band[0][0])
-        most = math.log(law.x_max * MOST * (1 - 1e-9))
+        least = math.log(law.band[0][0]) + 1e-9
+        most = math.log(law.x_max * MOST) - 1e-9
         if above(least) <= 0:
             return 0.0
         if above(most) > 0:

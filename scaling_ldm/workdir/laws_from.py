@@ -164,8 +164,10 @@ def one_run(
         f"{shape[0]} x {shape[1]} has {si(own)} ({source.size})"
     )
     if far is None or far > 1:
-        where = "unknown" if far is None else f"{far:.3g} times away"
-        progress.say(f"caution: the fitted budgets are {where}: an extrapolation")
+        how = f"is {far:.3g} times outside of the fitted budgets: an extrapolation"
+        if far is None:
+            how = "may be far from the fitted budgets, which are not known"
+        progress.say(f"caution: {cfg.budget:.4g} FLOPs {how}")
     changed = dataclasses.replace(
         cfg, budgets_flops=(cfg.budget,), sizes=(shape,), from_laws="", budget=0.0
     )

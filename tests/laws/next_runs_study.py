@@ -25,7 +25,7 @@ import studies  # noqa: E402
 from scaling_ldm.laws import fit, next_runs  # noqa: E402
 from scaling_ldm.records import Refusal  # noqa: E402
 
-BUDGETS = studies.C0 * np.geomspace(0.1, 10**0.5, 4)
+BUDGETS = studies.EQUAL.C0 * np.geomspace(0.1, 10**0.5, 4)
 FIRST = np.geomspace(1 / 4, 4, 5)  # sizes of each budget, over the best one
 GRID = np.geomspace(1 / 4, 4, 9)  # sizes that may be added
 SPENT = 1.0  # FLOPs that are added, over those of the first runs

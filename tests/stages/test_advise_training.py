@@ -1,15 +1,17 @@
 """What to train, from the command line: advice, a plan by laws, and the next runs."""
 
 import dataclasses
+import itertools
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from scaling_ldm import config, records, study
+from scaling_ldm.config import shapes
 from scaling_ldm.laws import fit
 from scaling_ldm.records import PowerLaw, Refusal
-from scaling_ldm.stages import plan
+from scaling_ldm.stages import advise, plan
 from scaling_ldm.training import shape_search
 from scaling_ldm.workdir import exit_status, laws_from, proposals
 
@@ -73,7 +75,7 @@ def test_advice_is_a_run_that_can_be_built(given, laws, file, runs, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     budget = 0.5 * 3600 * 2e6
     assert f"  compute   {budget:.4g} FLOPs" in lines
-    (network,) = (line for line in lines if "network" in line)
+    (network,) = (line for line in lines if line.startswith("  network "))
     assert "24 x 1: " in network  # the middle size
     (run,) = (line for line in lines if line.startswith("  run "))
     wanted = runs[2].flops_per_step
@@ -82,7 +84,7 @@ def test_advice_is_a_run_that_can_be_built(given, laws, file, runs, tmp_path, ca
     assert "time      0.5 h on 2 x 1e+06 FLOP/s (stated); 1 device hours" in text
     assert "money     3 at 3 for a device hour" in text
     assert "1.2 times outside of the fitted budgets" in text
-    (best,) = (line.split() for line in lines if "best size" in line)
+    (best,) = (line.split() for line in lines if line.startswith("  best size"))
     nfe = 2 * given.generate.steps  # guidance doubles it
     images = 50 * nfe * wanted / given.train.batch_size / 3
     assert float(best[-3]) == pytest.approx(images, rel=0.1)  # of the law's N
@@ -146,18 +148,17 @@ def test_what_is_not_there_is_named(given, file, tmp_path, capsys, how, said):
 
 
 def test_a_measured_speed_is_that_of_one_device(given, laws, file, tmp_path, capsys):
-    record = records.TrainRecord(
-        **{f.name: 0 for f in dataclasses.fields(records.TrainRecord)}
-        | {"run_id": "a", "device": "cpu", "flops_per_second": 8e6, "devices": 4}
-    )
+    kinds = {"str": "", "int": 0, "float": 0.0, "float | None": None}
+    fields = dataclasses.fields(records.TrainRecord)
+    told = {f.name: kinds[str(f.type)] for f in fields}
+    told |= {"run_id": "a", "device": "cpu", "flops_per_second": 8e6, "devices": 4}
+    record = records.TrainRecord(**told)
     folder = tmp_path / "w" / "runs" / "a"
     folder.mkdir(parents=True)
     assert (
         ask(given, tmp_path / "w", ("plan",)) == exit_status.EXIT["bad configuration"]
     )
     (folder / "record.json").write_text(records.dumps(record))
-    from scaling_ldm.stages import advise
-
     e = config.resolve(given)
     e = dataclasses.replace(
         e, advise=config.AdviseConfig(hours=1.0, run="a", chips=3, laws=str(file))
@@ -185,10 +186,11 @@ def test_the_plan_by_laws_is_the_one_run_of_its_size(
     assert row.budget_flops == 2e9
     assert row.steps == round(2e9 / like.flops_per_step)
     assert row.recipe_hash == like.recipe_hash  # the plan is no part of a recipe
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "at 2e+09 FLOPs; 24 x 1 has" in said and "caution" not in said
-    plan.plan(config.resolve(by_laws(given, file, 9e9)))
-    assert "caution: the fitted budgets are 3 times away" in capsys.readouterr().out
+    laws_from.one_run(config.resolve(by_laws(given, file, 9e9)), None)
+    said = capsys.readouterr().err
+    assert "caution: 9e+09 FLOPs is 3 times outside of the fitted budgets" in said
     c = by_laws(given, file)
     c.plan.axes = {"train.seed": (0, 1)}
     assert [r.seed for r in plan.plan(config.resolve(c))] == [0, 1]
@@ -201,11 +203,11 @@ def test_the_laws_belong_to_the_study_not_their_path(
     run = dict(workdir=str(workdir), stages=["plan"], only=None, cluster=CLUSTER)
     assert study.run(c, **run) == 0
     held = (workdir / "runs.jsonl").read_text()
+    assert records.read(workdir / "planned_from.json") == laws
     moved = file.rename(tmp_path / "elsewhere.json")
-    assert study.run(c, **run) == 0  # as recorded
+    assert laws_from.planned(config.resolve(c), workdir).found == laws  # as recorded
     c.plan.from_laws = str(moved)
-    assert study.run(c, **run) == 0
-    assert (workdir / "runs.jsonl").read_text() == held
+    assert laws_from.planned(config.resolve(c), workdir).found == laws
     law = laws.laws["N_opt"]
     assert isinstance(law, PowerLaw)
     larger = dataclasses.replace(law, coef=2 * law.coef)
@@ -217,16 +219,28 @@ def test_the_laws_belong_to_the_study_not_their_path(
     assert (workdir / "runs.jsonl").read_text() == held
 
 
-def test_a_size_beyond_the_ladder_goes_on_with_its_family(given, runs):
-    e = config.resolve(given)
-    size = "params_without_embeddings"
-    for run in runs[:5]:
-        found = shape_search.nearest(e, run.params_without_embeddings, size)
-        assert found == ((run.width, run.depth), run.params_without_embeddings)
-    shape, n = shape_search.nearest(e, 3e5, size)
-    assert shape[1] == 1 and shape[0] % 8 == 0 and abs(n / 3e5 - 1) < 0.1
+def test_a_size_beyond_the_ladder_goes_on_with_its_family(given, runs, monkeypatch):
+    e, size = config.resolve(given), "params_without_embeddings"
+    n = runs[1].params_without_embeddings
+    assert shape_search.nearest(e, n, size) == ((16, 1), n)
+
+    def counted(_, shape):  # as of a transformer
+        width, depth = shape
+        return 12 * width * width * depth + 300 * width + 999, 12 * width**2 * depth
+
+    monkeypatch.setattr(shape_search, "counted", counted)
+    for ladder in (SIZES, ((16, 2), (24, 3), (32, 4)), ((16, 1), (32, 2), (64, 3))):
+        c = given.copy_and_resolve_references()
+        c.plan.sizes = ladder
+        e = config.resolve(c)
+        family = [*itertools.islice(shapes.family(e), 400)]
+        for wanted in (5e3, 1e5, 3e6, 1e8):
+            found, n = shape_search.nearest(e, wanted, size)
+            assert n == counted(e, found)[1]
+            off = min(abs(np.log(counted(e, s)[1] / wanted)) for s in family)
+            assert abs(np.log(n / wanted)) == pytest.approx(off)
     with pytest.raises(config.ConfigError, match="no network of the family"):
-        shape_search.nearest(e, 1e15, size)
+        shape_search.nearest(e, 1e18, size)
 
 
 def test_a_refused_law_plans_nothing(given, laws, file):
