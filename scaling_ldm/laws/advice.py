@@ -124,7 +124,6 @@ def training_advice(
     run, why = plan(n, budget)
     others, others_from = _others(laws, budget, run, sampling)
     fitted = isinstance(laws, FitResult)
-    law = laws.laws["N_opt"]
     return TrainingAdvice(
         source=source,
         budget_flops=budget,
@@ -137,7 +136,7 @@ def training_advice(
         tokens=_at(laws, "D_opt", budget),
         loss=_at(laws, "L_opt", budget),
         outside=far,
-        domain=(law.x_min, law.x_max) if fitted else laws.domain,
+        domain=_domain(laws),
         run=run,
         speed=speed,
         others=others,
@@ -213,7 +212,7 @@ def _doubts(
     if far is None:
         yield "the budgets that these laws were fitted over are not known"
     elif far > 1:
-        low, high = _domain(laws)
+        low, high = _domain(laws) or (math.nan, math.nan)
         yield (
             f"{far:.3g} times outside of the fitted budgets, {low:.3g} to {high:.3g} "
             "FLOPs: an extrapolation"
@@ -237,10 +236,9 @@ def _doubts(
         yield "other data, networks and losses than yours, and N and D as they count"
 
 
-def _domain(laws: FitResult | ConvertedStudy) -> tuple[float, float]:
-    if isinstance(laws, FitResult):
-        law = laws.laws["N_opt"]
-        assert not isinstance(law, Refusal)
-        return law.x_min, law.x_max
-    assert laws.domain is not None
-    return laws.domain
+def _domain(laws: FitResult | ConvertedStudy) -> tuple[float, float] | None:
+    """FLOPs of the fitted budgets."""
+    if not isinstance(laws, FitResult):
+        return laws.domain
+    law = laws.laws["N_opt"]
+    return (law.x_min, law.x_max) if not isinstance(law, Refusal) else None

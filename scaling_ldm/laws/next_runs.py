@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -244,9 +245,7 @@ def _learn(
 
 def _half_width(level: float) -> float:
     """Standard deviations on each side of a normal interval of this level."""
-    from scipy import stats
-
-    return float(stats.norm.ppf(0.5 + level / 2))
+    return statistics.NormalDist().inv_cdf(0.5 + level / 2)
 
 
 def _refuse(quantity: str, reason: str, detail: str) -> Refusal:

@@ -204,7 +204,7 @@ def budget_of_loss(fit: FitResult, loss: float) -> Reached | Refusal:
             return 0.0
         if above(most) > 0:
             return math.inf
-        return math.exp(optimize.brentq(above, least, most, xtol=1e-6))
+        return math.exp(_root(above, least, most))
 
     level = found.interval.level
     return Reached(
@@ -324,7 +324,13 @@ def _overtrained(
         )
     if at == 0:
         return budget
-    return math.exp(optimize.brentq(above, places[at - 1], places[at], xtol=1e-9))
+    return math.exp(_root(above, float(places[at - 1]), float(places[at])))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that changes its sign between two places is 0."""
+    found = optimize.root_scalar(function, bracket=(low, high), xtol=1e-9)
+    return float(found.root)
 
 
 def pays_from(best: Alternative, other: Alternative) -> float | None:
