@@ -55,7 +55,7 @@ def _rows(found: TrainingAdvice) -> Iterator[tuple[str, str]]:
         hours = speed.hours(found.budget_flops)
         yield (
             "time",
-            f"{amount(hours)} h on {speed.devices} x {speed.basis}; "
+            f"{duration(3600 * hours)} on {speed.devices} x {speed.basis}; "
             f"{amount(hours * speed.devices)} device hours",
         )
         if speed.price:
@@ -98,7 +98,7 @@ def _others(found: TrainingAdvice) -> list[str]:
     head = ["", "N", "D", "training", "loss", "more loss", "an image"]
     head += [f"{si(images)} images", "in all"] if images else ["pays from"]
     if speed is not None:
-        head.append("hours")
+        head.append("time")
     cells = [head]
     for row in rows:
         more = row.loss - best.loss
@@ -111,7 +111,7 @@ def _others(found: TrainingAdvice) -> list[str]:
         else:
             cell.append(_pays(best, row, more))
         if speed is not None:
-            cell.append(amount(speed.hours(row.train_flops)))
+            cell.append(duration(3600 * speed.hours(row.train_flops)))
         cells.append(cell)
     said = ["other sizes, training and drawing in FLOPs", *table(cells)]
     said += [
@@ -153,6 +153,16 @@ def amount(value: float) -> str:
     if not value or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits in a unit that fits: 9.1 s, 12.5 min, 3.2 h."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.3g} min"
+    hours = seconds / 3600
+    return f"{hours:.3g} h" if hours < 1000 else f"{hours:,.0f} h"
 
 
 def si(value: float) -> str:

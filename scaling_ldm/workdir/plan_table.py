@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
-from scaling_ldm.laws.narrate import si
+from scaling_ldm.laws.narrate import duration, si
 from scaling_ldm.training import capacity, packing, step_memory
 from scaling_ldm.workdir import proposals
 
@@ -290,13 +290,3 @@ def _devices(count: int) -> str:
 
 def _listed(numbers: set[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
-
-
-def duration(seconds: float) -> str:
-    """Three significant digits in a unit that fits: 9.1 s, 12.5 min, 3.2 h."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.3g} min"
-    hours = seconds / 3600
-    return f"{hours:.3g} h" if hours < 1000 else f"{hours:,.0f} h"

@@ -124,7 +124,7 @@ def _said(
     spent = sum(run.budget for run in found.runs)
     whole = sum(spec.planned_flops * spec.own_share for spec in specs)
     said.append(
-        f"together {spent:.4g} FLOPs, {spent / whole:.2g} of what the plan takes"
+        f"together {spent:.4g} FLOPs, {spent / whole:.2%} of what the plan takes"
     )
     every = {*experiment.plan.sizes, *(shape for _, shape in chosen)}
     ordered = sorted(every, key=lambda shape: sizes.get(shape, math.inf))

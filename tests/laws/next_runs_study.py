@@ -1,7 +1,7 @@
 """How much better proposed runs narrow a prediction than a uniform grid does.
 
     python tests/laws/next_runs_study.py
-    python tests/laws/next_runs_study.py --replicates 400
+    python tests/laws/next_runs_study.py --replicates 40 --only N_opt
 
 Each replicate simulates a small study whose law is known. Then it spends the same FLOPs
 twice: on the runs that `next_runs.propose` names, one after the other, and on a grid of
@@ -106,8 +106,9 @@ def study(replicates, quantity="N_opt"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicates", type=int, default=200)
+    parser.add_argument("--only", choices=("N_opt", "L_opt"), help="one quantity")
     given = parser.parse_args()
-    for quantity in ("N_opt", "L_opt"):
+    for quantity in (given.only,) if given.only else ("N_opt", "L_opt"):
         proposed, uniform, count = study(given.replicates, quantity)
         print(
             f"{quantity}: rms error of ln {proposed:.4f} with proposed runs, "

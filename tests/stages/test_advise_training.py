@@ -81,7 +81,7 @@ def test_advice_is_a_run_that_can_be_built(given, laws, file, runs, tmp_path, ca
     wanted = runs[2].flops_per_step
     assert f"{round(budget / wanted):,} steps of 8 images" in run
     text = "\n".join(lines)
-    assert "time      0.5 h on 2 x 1e+06 FLOP/s (stated); 1 device hours" in text
+    assert "time      30 min on 2 x 1e+06 FLOP/s (stated); 1 device hours" in text
     assert "money     3 at 3 for a device hour" in text
     assert "1.2 times outside of the fitted budgets" in text
     (best,) = (line.split() for line in lines if line.startswith("  best size"))
