@@ -1,8 +1,8 @@
 """The family of networks that a ladder of sizes belongs to, also beyond the ladder.
 
-A ladder grows in one of three ways: in width at one depth, with a fixed ratio of width
-and depth, or with a depth that is a power of the width. The shapes between and beyond
-its sizes follow the same rule, in steps of width that every size of the ladder has.
+A ladder grows in width at one depth, or with a depth that is a power of the width, as it
+is at a fixed ratio of both. The shapes between and beyond its sizes follow the same
+rule, in steps of width that every size of the ladder has.
 """
 
 from __future__ import annotations
@@ -41,9 +41,6 @@ def depth_at(e: fields.Experiment, width: int) -> int:
         return exact[0]
     if len(depths) == 1 or len(widths) == 1 or _convolutional(e):
         return max(depths, key=[depth for _, depth in sizes].count)
-    ratios = {w / depth for w, depth in sizes}
-    if len(ratios) == 1:
-        return max(round(width / ratios.pop()), 1)
     x = [math.log(w) for w, _ in sizes]
     y = [math.log(depth) for _, depth in sizes]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)

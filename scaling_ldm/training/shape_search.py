@@ -60,11 +60,8 @@ def nearest(
 
 
 def _at(values: Sequence[int], wanted: float) -> int:
-    """The place of the value that is nearest in its logarithm; all are ascending."""
-    after = min(bisect.bisect_left(values, wanted), len(values) - 1)
-    before = max(after - 1, 0)
-    nearer_before = values[before] * values[after] > wanted**2
-    return before if nearer_before else after
+    """The place of the first value that is not smaller, or else the last place."""
+    return min(bisect.bisect_left(values, wanted), len(values) - 1)
 
 
 def counted(experiment: config.Experiment, shape: shapes.Shape) -> tuple[int, int]:
