@@ -1,7 +1,7 @@
 """The family of networks that a ladder of sizes belongs to, also beyond the ladder.
 
-A ladder grows in width at one depth, or with a depth that is a power of the width, as it
-is at a fixed ratio of both. The shapes between and beyond its sizes follow the same
+A ladder grows in width at one depth, or with a depth that is a power of the width, as
+it is at a fixed ratio of both. The shapes between and beyond its sizes follow the same
 rule, in steps of width that every size of the ladder has.
 """
 
