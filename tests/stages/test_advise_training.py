@@ -87,8 +87,8 @@ def test_advice_is_a_run_that_can_be_built(given, laws, file, runs, tmp_path, ca
     (best,) = (line.split() for line in lines if line.startswith("  best size"))
     nfe = 2 * given.generate.steps  # guidance doubles it
     images = 50 * nfe * wanted / given.train.batch_size / 3
-    assert float(best[-3]) == pytest.approx(images, rel=0.1)  # of the law's N
-    assert float(best[-2]) == pytest.approx(budget + images, rel=0.02)
+    assert float(best[-4]) == pytest.approx(images, rel=0.1)  # of the law's N
+    assert float(best[-3]) == pytest.approx(budget + images, rel=0.02)
     assert not (tmp_path / "w" / "runs.jsonl").exists()
 
 
