@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scaling_ldm.laws.checked_laws import fit_laws
+from scaling_ldm.laws.comparison import compare
 from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.law_of_minima import QUANTITIES
 from scaling_ldm.laws.minima import find_minima, fit_curves
@@ -42,6 +43,7 @@ from scaling_ldm.records.measurements import HIGHER_IS_BETTER, LOSS, in_words
 
 __all__ = [
     "PublishedLaw",
+    "compare",
     "fit_records",
     "isoflop",
     "parametric",
