@@ -35,7 +35,8 @@ LOST = (
 )
 # Stages that only one command at a time may run in a workdir; others may read it
 # meanwhile. With --run, commands share the stages of ROW: each trains its own row.
-WRITING = tuple(s for s in command_line.STAGES if s not in ("fit", "report", "advise"))
+READING = ("fit", "report", "compare", "advise")
+WRITING = tuple(s for s in command_line.STAGES if s not in READING)
 ROW = ("plan", "encode", "train")
 
 
@@ -62,7 +63,7 @@ def run(
       list_missing: print number and run_id of each row without a record, and no more.
     """
     try:
-        name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
+        name = workdir or command_line.default_workdir(given)
         at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
         if list_missing:
@@ -219,6 +220,7 @@ class _Study:
             "generate": ("train" in self.stages,),
             "frontier": (),
             "compile": (),
+            "compare": (self.workdir,),
             "advise": (self.workdir, "frontier" in self.stages),
         }
         for name in more:
@@ -279,16 +281,7 @@ class _Study:
 
     def _asked(self, specs: Sequence[records.RunSpec]) -> dict[int, records.RunSpec]:
         """The rows of the plan that are asked for, by number."""
-        rows = dict(enumerate(specs))
-        if self.only is None:
-            return rows
-        last = len(rows) - 1
-        for some in self.only:
-            if some.stop - 1 > last:
-                raise ConfigError(
-                    f"--run={some.stop - 1}: the plan has rows 0 to {last}"
-                )
-        return {number: rows[number] for some in self.only for number in some}
+        return command_line.asked_rows(specs, self.only)
 
     def _specs(self) -> list[records.RunSpec]:
         """The plan."""
@@ -376,6 +369,17 @@ class _Study:
 
             rows = [*self._asked(self._specs()).values()]
             compile.run(self.experiment, self.workdir, rows)
+
+    def _compare(self) -> None:
+        if not self.primary:
+            return
+        from scaling_ldm.report import comparison_page
+        from scaling_ldm.stages import compare
+
+        found = compare.run(self.experiment, self.workdir)
+        progress.say(f"comparison: {comparison_page.write(self.workdir)}")
+        if all(isinstance(one, records.Refusal) for one in found):
+            self.status = exit_status.EXIT["no answer"]
 
     def _advise(self) -> None:
         if not self.primary:

@@ -25,6 +25,7 @@ CHECKED = [
     "scaling_ldm.config.checks",
     "scaling_ldm.config.command_line",
     "scaling_ldm.config.experiment_dict",
+    "scaling_ldm.config.fields_compare",
     "scaling_ldm.config.files",
     "scaling_ldm.config.identity",
     "scaling_ldm.config.init_from",

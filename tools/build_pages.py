@@ -37,6 +37,7 @@ RECORD_MODULES = (
     "measurements",
     "laws",
     "rate_laws",
+    "comparison",
     "frontier",
     "compiled",
 )
@@ -194,7 +195,7 @@ def config_page() -> str:
     )
     classes = {
         found.name: found
-        for module in ("fields", "fields_devices")
+        for module in ("fields", "fields_compare", "fields_devices")
         for found in dataclasses_of(ROOT / f"scaling_ldm/config/{module}.py")
     }
     experiment = classes.pop("Experiment")
@@ -216,6 +217,7 @@ def config_page() -> str:
         "advise": "the question about a sampling budget",
         "compile": "devices that are not here, and what is compiled for them",
         "fit": "which metrics and which size the laws are about",
+        "compare": "whose laws are held against each other",
     }
     for section in sections:
         said = first[section.name]

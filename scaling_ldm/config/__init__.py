@@ -5,7 +5,7 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields (`fields_devices` those about
-devices), `identity` which of them decide a
+devices, `fields_compare` those of a comparison), `identity` which of them decide a
 run's numbers. `checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment
 must fulfil, `mix` the parts of its pictures, `axes` what its runs vary, `run_names`
 what they are called. `objective_kind` finds a user's own objective, `init_from` reads
@@ -36,6 +36,7 @@ from scaling_ldm.config.fields import (
     TrainConfig,
     ValidationConfig,
 )
+from scaling_ldm.config.fields_compare import CompareConfig
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
 from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
@@ -99,6 +100,7 @@ __all__ = [
     "ATTENTION",
     "AUTOENCODERS",
     "AdviseConfig",
+    "CompareConfig",
     "CompileConfig",
     "CHOICES",
     "CHOOSE",

@@ -7,6 +7,7 @@ import os
 
 from scaling_ldm.config import (
     fields,
+    fields_compare,
     init_from,
     mix,
     names,
@@ -48,10 +49,8 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
         problems += _check_convolutional(e)
     else:
         problems += _check_transformer(e)
-    problems += _check_plan(e)
-    problems += _check_signals(e.train)
-    problems += _check_evaluation(e)
-    problems += _check_fit(e)
+    problems += [*_check_plan(e), *_check_signals(e.train), *_check_evaluation(e)]
+    problems += [*_check_fit(e), *fields_compare.problems_of(e.compare)]
     return problems
 
 
@@ -165,6 +164,7 @@ def _check_fit(e: fields.Experiment) -> list[str]:
         )
     known = (names.RAW, *e.optimizer.averages)
     varied = any("optimizer.averages" in name for name, _ in e.plan.axes)
+    varied |= len(e.compare.studies) > 0  # the runs are theirs
     if not varied and e.fit.weights not in ("", *known):
         problems.append(
             f"config.fit.weights = {e.fit.weights!r}: the runs have "

@@ -1,8 +1,7 @@
-"""Every field of an experiment, with its default and its unit.
+"""Every field of an experiment, with its default and its unit; and `fields_*.py`.
 
-Those about devices are in fields_devices.py. The comment of a field stands on its line
-or directly above it. The config reference of the documentation is made from these
-comments and from the tables in names.py.
+The comment of a field stands on its line or directly above it. The config reference is
+made from these comments and from names.py.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from scaling_ldm.config import identity, names
+from scaling_ldm.config.fields_compare import CompareConfig
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
 
 
@@ -273,8 +273,7 @@ class GenerateConfig:
 
     run: str = ""  # run_id of the finished run to draw from; "": the best one
     weights: str = ""  # folder of weights to draw from instead of a run
-    # Captions of your own, which the pictures have in turn; (): held-out ones.
-    captions: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()  # your own, drawn in turn; (): held-out ones
     images: int = 16  # how many pictures
     batch_size: int = 256  # pictures in one call and one file, over all devices
     sampler: str = "euler"  # one of SAMPLERS
@@ -368,6 +367,7 @@ class Experiment:
     frontier: FrontierConfig = dataclasses.field(default_factory=FrontierConfig)
     advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    compare: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
 
     @property
@@ -396,5 +396,5 @@ class Experiment:
 
     @property
     def recipe_hash(self) -> str:
-        """Digest of all that decides a run's numbers; see identity.recipe_hash."""
+        """Digest of all that decides a run's numbers; see identity."""
         return identity.recipe_hash(dataclasses.asdict(self))

@@ -82,6 +82,9 @@ SINCE: dict[Field, Any] = {
     ("optimizer", "tuned_budget"): 0.0,
     ("optimizer", "tuned_sizes"): "measured",
     ("optimizer", "tuned_digest"): "",
+    ("compare", "studies"): (),
+    ("compare", "groups"): (),
+    ("compare", "budgets"): (),
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.
@@ -107,6 +110,7 @@ _NO_RECIPE = (
     "frontier",
     "advise",
     "fit",
+    "compare",
     "compile",
     "question",
     "record",

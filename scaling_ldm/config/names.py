@@ -233,7 +233,7 @@ STAGES = (
     "report",
 )
 # Run after the others, and only if --stages names them.
-STAGES_ON_REQUEST = ("compile", "export", "advise")
+STAGES_ON_REQUEST = ("compile", "export", "compare", "advise")
 PROGRAMS = ("train", "loss", "sample")  # what the stage compile compiles
 
 

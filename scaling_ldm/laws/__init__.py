@@ -4,9 +4,11 @@
 budget, with noise that budgets share from `shared_noise`. `law_of_minima` and
 `offset_law` fit laws through the minima, `checked_laws` holds them against the largest
 budget. `forms` fits a power law and `surface` the loss over N and D. `best_rates` fits
-best learning rates, and `rates` the law that they follow. `summary` writes a fit as
-lines of text, `published` holds the laws of papers as data. Everything is float64 numpy
-and scipy. No jax is imported.
+best learning rates, and `rates` the law that they follow. `comparison` holds the laws
+of two sets of runs against each other: `compared_minima` finds the minima of both,
+`compared_lines` fits the lines, `comparison_summary` says it. `fitted_rows` chooses the
+rows of a table. `summary` writes a fit as lines of text, `published` holds the laws of
+papers as data. Everything is float64 numpy and scipy. No jax is imported.
 
 May import: records.
 """

@@ -8,7 +8,14 @@ import pathlib
 import pytest
 
 from scaling_ldm import config
-from scaling_ldm.config import command_line, fields, fields_devices, identity, names
+from scaling_ldm.config import (
+    command_line,
+    fields,
+    fields_compare,
+    fields_devices,
+    identity,
+    names,
+)
 from scaling_ldm.records.errors import UnknownKey
 from scaling_ldm.workdir import ownership
 
@@ -174,7 +181,7 @@ def test_every_field_has_a_comment_and_every_choice_is_a_field():
     """The config reference of the documentation is made from them."""
     lines = [
         line
-        for module in (fields, fields_devices)
+        for module in (fields, fields_compare, fields_devices)
         for line in pathlib.Path(module.__file__).read_text().splitlines()
     ]
     for section in dataclasses.fields(config.Experiment):
