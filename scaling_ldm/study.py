@@ -220,7 +220,7 @@ class _Study:
             "generate": ("train" in self.stages,),
             "frontier": (),
             "compile": (),
-            "compare": (self.workdir,),
+            "compare": (self.workdir, "plan" in self.stages),
             "advise": (self.workdir, "frontier" in self.stages),
         }
         for name in more:

@@ -30,6 +30,7 @@ Budgets = Float[np.ndarray, "k"]
 Noise = Float[np.ndarray, "draws k"]
 Draws = Float[np.ndarray, "draws"]
 Places = Float[np.ndarray, "places"]
+Everywhere = Float[np.ndarray, "everywhere"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def places(u: Budgets) -> Places:
 
 
 def band(
-    line: Line, at: Places, over: Places, level: float
+    line: Line, at: Places, over: Everywhere, level: float
 ) -> tuple[Places, Places, Places]:
     """The line at these places with ends of a band that holds everywhere `over`.
 
@@ -196,7 +197,7 @@ def equal_loss(
         with np.errstate(divide="ignore", invalid="ignore"):
             along = -drawn / slopes
         pure = np.where(np.abs(drawn) < _SAME, 0.0, along)
-        pure = np.where(slopes < 0, pure, np.sign(drawn) * NEVER)
+        pure = np.where(slopes < 0, pure, np.copysign(NEVER, drawn))
         other = _ends(pure, level)
         low, high = min(low, other[0]), max(high, other[1])
     return value, low, high
@@ -208,7 +209,7 @@ def _shift(law: offset_law.Constants, d: Draws, u: float) -> Draws:
     with np.errstate(divide="ignore", invalid="ignore"):
         left = ((law.E + fall) * np.exp(-d) - law.E) / fall
         moved = np.where(left > 0, -np.log(left) / law.b, NEVER)
-    moved = np.where(fall > 0, moved, np.sign(d) * NEVER)
+    moved = np.where(fall > 0, moved, np.copysign(NEVER, d))
     return np.where(np.abs(d) < _SAME, 0.0, moved)
 
 

@@ -336,11 +336,11 @@ def _refusal(quantity: str, reason: str, detail: str) -> Refusal:
     return Refusal(quantity=quantity, reason=reason, detail=detail)
 
 
-def _rows(first: Sequence[float], *others: Any) -> tuple[Any, ...]:
+def _rows(*columns: Any) -> tuple[Any, ...]:
     """Rows of numbers from columns; none where a column is empty."""
-    if any(len(column) == 0 for column in others):
+    if not all(len(column) for column in columns):
         return ()
-    rows = zip(first, *others, strict=True)
+    rows = zip(*columns, strict=True)
     return tuple(tuple(map(float, row)) for row in rows)
 
 

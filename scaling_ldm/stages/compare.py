@@ -83,14 +83,18 @@ class Side:
         return loss_protocol(of_loss, self.experiment, overrides)
 
 
-def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+def check(experiment: config.Experiment, workdir: pathlib.Path, planned: bool) -> None:
     """Refuses, before any stage runs, studies that cannot be read.
+
+    Args:
+      planned: whether this call plans the study of `workdir` first.
 
     Raises:
       config.ConfigError: a folder without a plan; fewer than two groups of runs; a
         group that no study has.
     """
-    _chosen(experiment.compare, _studies(experiment.compare, workdir))
+    if experiment.compare.studies or not planned:
+        _chosen(experiment.compare, _studies(experiment.compare, workdir))
 
 
 def run(
@@ -248,20 +252,36 @@ def _compared(
     )
     if isinstance(found, Refusal):
         return found
-    notes = []
-    if not as_tokens:
-        each = [", ".join(f"{p:g}" for p in sorted(s.positions())) for s in both]
-        notes.append(
-            f"D is counted in pictures: a picture is {each[0]} tokens in {first.name} "
-            f"and {each[1]} in {second.name}"
-        )
     return dataclasses.replace(
         found,
         weights=weights[0],
         protocol_hash=fitted[0].protocol or "",
         excluded=(*left_out, *found.excluded),
-        notes=(*notes, *found.notes),
+        notes=(*_notes(first, second, data), *found.notes),
     )
+
+
+def _notes(first: Side, second: Side, data: str) -> list[str]:
+    """What both sides do not have in common, but what is no obstacle."""
+    notes = []
+    if data == "pictures":
+        of_a, of_b = (
+            ", ".join(f"{p:g}" for p in sorted(side.positions()))
+            for side in (first, second)
+        )
+        notes.append(
+            f"D is counted in pictures: a picture is {of_a} tokens in {first.name} "
+            f"and {of_b} in {second.name}"
+        )
+    of_a, of_b = (
+        side.experiment.get("data", {}).get("path", "") for side in (first, second)
+    )
+    if of_a != of_b:
+        notes.append(
+            f"data.path is {of_a!r} in {first.name} and {of_b!r} in {second.name}: "
+            "their pictures count as the same, since all else is"
+        )
+    return notes
 
 
 def _point(row: Measurement, size: str, data: str) -> dict[str, float | str]:

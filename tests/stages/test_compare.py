@@ -11,7 +11,9 @@ from finished_study import BUDGETS, Page, figures_as, make_workdir
 
 from scaling_ldm import config, records
 from scaling_ldm import study as entry
+from scaling_ldm.config import command_line
 from scaling_ldm.records import Comparison, Refusal, table
+from scaling_ldm.report import comparison_page
 from scaling_ldm.workdir import exit_status
 
 FALL = 0.05  # the second study's loss falls faster by this exponent
@@ -31,14 +33,16 @@ def pair(tmp_path_factory):
     return a, b
 
 
-def changed(workdir, value=lambda row: row.value, **fields):
-    """Every loss of a study becomes value(row), and its fields others."""
+def changed(workdir, value=lambda row: row.value, of=("ema", "raw"), **fields):
+    """Every loss of these weights becomes value(row), and its fields others."""
     for path in workdir.glob(f"runs/*/{table.FILE}"):
         rows, _ = table.read_rows(path)
         path.unlink()
-        table.append_rows(
-            path, [dataclasses.replace(r, value=value(r), **fields) for r in rows]
-        )
+        rows = [
+            dataclasses.replace(r, value=value(r), **fields) if r.weights in of else r
+            for r in rows
+        ]
+        table.append_rows(path, rows)
 
 
 @pytest.fixture
@@ -49,21 +53,24 @@ def copies(pair, tmp_path):
     return tmp_path / "a", tmp_path / "b"
 
 
-def compared(workdir, *studies, status="done", **changes):
-    """The result of the command, and the page if there is one."""
+def compared(workdir, *studies, status="done", page=False, **changes):
+    """The result of the command; without its page, whose figure takes a second."""
     c = config.default()
     c.compare.studies = tuple(map(str, studies))
     c.fit.bootstrap = 200
     for name, value in changes.items():
         section, field = name.split("__")
         c[section][field] = value
-    found = entry.run(
-        c,
-        workdir=None if workdir is None else str(workdir),
-        stages=["compare"],
-        only=None,
-        cluster=(None, None, None),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not page:
+            patch.setattr(comparison_page, "write", lambda at: at)
+        found = entry.run(
+            c,
+            workdir=str(workdir),
+            stages=["compare"],
+            only=None,
+            cluster=(None, None, None),
+        )
     assert found == exit_status.EXIT[status]
     if status == "bad configuration":
         return None
@@ -73,7 +80,7 @@ def compared(workdir, *studies, status="done", **changes):
 def test_two_studies_have_their_difference_and_a_page(pair, tmp_path):
     before = {p: p.read_bytes() for of in pair for p in of.rglob("*") if p.is_file()}
     with figures_as("svg"):
-        (found,) = compared(tmp_path / "w", *pair)
+        (found,) = compared(tmp_path / "w", *pair, page=True)
     assert isinstance(found, Comparison)
     assert (found.first, found.second) == ("a", "b") and found.paired
     assert found.data == "tokens" and found.weights == "ema" and found.protocol_hash
@@ -106,8 +113,7 @@ def test_runs_of_other_seeds_are_not_paired(copies, tmp_path):
         b / "runs.jsonl", [dataclasses.replace(s, seed=1) for s in specs]
     )
     changed(b, seed=1)
-    with figures_as():
-        (found,) = compared(tmp_path / "w", *copies)
+    (found,) = compared(tmp_path / "w", *copies)
     assert isinstance(found, Comparison) and not found.paired
     assert found.correlation is None
     law = found.laws["L_opt"]
@@ -124,13 +130,12 @@ def compared_again(tmp_path, copies, b):
         b / "runs.jsonl", [dataclasses.replace(s, seed=0) for s in specs]
     )
     changed(b, seed=0)
-    with figures_as():
-        return compared(tmp_path / "w2", *copies)
+    return compared(tmp_path / "w2", *copies)
 
 
 def unlike(workdir, *studies, **changes):
     """Why two studies are not compared."""
-    (found,) = compared(workdir, *studies, status="no answer", **changes)
+    (found,) = compared(workdir, *studies, status="no answer", page=True, **changes)
     assert isinstance(found, Refusal) and found.quantity == "comparison"
     page = Page((workdir / "compare/index.html").read_text(encoding="utf-8"))
     assert f"Refused: {found.why}" in page.text
@@ -164,7 +169,7 @@ def test_other_weights_and_other_held_out_pictures_are_refused(copies, tmp_path)
     a, b = copies
     records.write_json(a / "split.json", {"held_out": {"": "50 of 1,000"}})
     experiment_with(b, optimizer={"averages": ["power_0.1"]})
-    changed(b, weights="power_0.1")
+    changed(b, of=("ema",), weights="power_0.1")
     reason, detail = unlike(tmp_path / "w", a, b)
     assert reason == "measured unlike"
     assert "weights: 'ema' in a, 'power_0.1' in b" in detail
@@ -194,8 +199,7 @@ def test_tokens_of_another_picture_make_d_a_number_of_pictures(copies, tmp_path)
         ],
     )
     changed(b, seed=1)
-    with figures_as():
-        (found,) = compared(tmp_path / "w", a, b)
+    (found,) = compared(tmp_path / "w", a, b)
     assert found.data == "pictures"
     assert found.notes[0] == (
         "D is counted in pictures: a picture is 80 tokens in a and 64 in b"
@@ -231,6 +235,26 @@ def test_what_cannot_be_read_ends_the_command(pair, tmp_path, capsys):
     assert "each at most once" in capsys.readouterr().err
 
 
+def test_a_comparison_needs_no_experiment_file_and_has_a_folder_of_its_own():
+    command_line.check_left("", [], ["compare"])
+    with pytest.raises(config.ConfigError, match="no experiment is given"):
+        command_line.check_left("", [], ["compare", "fit"])
+    c = config.default()
+    assert command_line.default_workdir(c) == "runs/experiment"
+    c.compare.studies = ("runs/a", "gs://bucket/b/")
+    assert command_line.default_workdir(c) == "runs/b_against_a"
+    c.name = "mine"
+    assert command_line.default_workdir(c) == "runs/mine"
+    assert command_line.default_workdir({}) == "runs/experiment"
+
+
+def test_another_folder_of_pictures_is_a_note(copies, tmp_path):
+    experiment_with(copies[1], data={"path": "there"})
+    (found,) = compared(tmp_path / "w", *copies)
+    assert found.paired
+    assert "data.path is '' in a and 'there' in b" in found.notes[0]
+
+
 def test_groups_of_one_study_are_held_against_the_first(copies, tmp_path):
     a, b = copies
     specs = records.read_jsonl(a / "runs.jsonl")
@@ -250,11 +274,10 @@ def test_groups_of_one_study_are_held_against_the_first(copies, tmp_path):
                 folder / table.FILE, [dataclasses.replace(r, **given) for r in rows]
             )
     records.write_jsonl(tmp_path / "one" / "runs.jsonl", every)
-    with figures_as():
-        first, second = compared(tmp_path / "w", tmp_path / "one")
-        (chosen,) = compared(
-            tmp_path / "w2", tmp_path / "one", compare__groups=("wider", "plain")
-        )
+    first, second = compared(tmp_path / "w", tmp_path / "one")
+    (chosen,) = compared(
+        tmp_path / "w2", tmp_path / "one", compare__groups=("wider", "plain")
+    )
     assert (first.first, first.second) == ("plain", "wide")
     assert (second.first, second.second) == ("plain", "wider")
     assert (chosen.first, chosen.second) == ("wider", "plain")
