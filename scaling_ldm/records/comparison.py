@@ -26,16 +26,16 @@ class ComparedLaw:
 
     quantity: str  # "N_opt" | "D_opt" | "L_opt"
     exponents: tuple[float, float]  # of the first and of the second
-    exponent_intervals: tuple[Interval, Interval]
+    exponent_intervals: tuple[Interval, Interval]  # of the same
     difference: float  # of the exponents, second minus first
-    difference_interval: Interval
+    difference_interval: Interval  # of the difference of the exponents
     at_middle: tuple[float, float]  # value of the line at the middle budget
-    at_middle_intervals: tuple[Interval, Interval]
+    at_middle_intervals: tuple[Interval, Interval]  # of the same
     ratio: float  # of these values, second / first
-    ratio_interval: Interval
+    ratio_interval: Interval  # of that ratio
     rmse_log: float  # of ln(second / first) about its line: sqrt(RSS / (budgets - 2))
     minima: tuple[tuple[float, float, float], ...]  # (budget, first, second)
-    band: tuple[tuple[float, float, float, float], ...]
+    band: tuple[tuple[float, float, float, float], ...]  # rows of four, see above
     # (budget, difference of the exponents without it); (): there are three budgets.
     left_out: tuple[tuple[float, float], ...]
 
@@ -51,7 +51,7 @@ class CrossingBudget:
     """The budget at which both have the same least loss."""
 
     budget_flops: float
-    interval: Interval
+    interval: Interval  # of that budget, Fieller's
     better_beyond: str  # "first" | "second": the one with the lower loss above it
 
 
@@ -60,7 +60,7 @@ class EqualLoss:
     """The compute that the second needs for the loss that the first has at a budget."""
 
     ratio: float  # over the first's budget; below 1 the second needs less
-    interval: Interval
+    interval: Interval  # of the ratio
     extrapolated: bool  # whether the second's budget lies outside of those compared
 
 
@@ -70,8 +70,8 @@ class AtBudget:
 
     budget_flops: float
     loss_ratio: float  # second / first
-    loss_ratio_interval: Interval
-    compute: EqualLoss | Refusal
+    loss_ratio_interval: Interval  # of that ratio
+    compute: EqualLoss | Refusal  # that the second needs for equal loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,9 @@ class Comparison:
     shown to have the lower loss, by intervals that hold together over all budgets.
     """
 
-    first: str  # names of the sides
-    second: str
-    metric: str
+    first: str  # name of the side that the other is held against
+    second: str  # name of the other
+    metric: str  # what is compared as the loss
     size: str  # which N
     data: str  # which D: "tokens" or "pictures"
     weights: str  # "": points that do not say it
@@ -92,19 +92,20 @@ class Comparison:
     budgets: tuple[float, ...]  # those compared, ascending
     middle: float  # their geometric mean
     paired: bool  # whether noise that both sides share is taken out
-    # Correlation of the noise of runs of a pair, as drawn; None: not paired.
+    # Of the drawn errors of the least losses of both, mean over budgets; None: the
+    # sides are not paired.
     correlation: float | None
     laws: Mapping[str, ComparedLaw | Refusal]  # by quantity
     # Of L_opt with an offset, over the same budgets: of the first and of the second.
     offset_laws: tuple[OffsetLaw | Refusal, OffsetLaw | Refusal]
-    crossing: CrossingBudget | Refusal
-    at_budgets: tuple[AtBudget | Refusal, ...]
+    crossing: CrossingBudget | Refusal  # where the least losses are equal
+    at_budgets: tuple[AtBudget | Refusal, ...]  # both at stated budgets
     verdict: str  # one of VERDICTS
-    better: tuple[tuple[float, float, str], ...]
+    better: tuple[tuple[float, float, str], ...]  # rows, see above
     excluded: tuple[str, ...]  # a line for each run or budget left out
     notes: tuple[str, ...]  # doubts that are no refusals
     bootstrap: int
-    seed: int
+    seed: int  # of the draws
 
 
 RECORDS = (ComparedLaw, CrossingBudget, EqualLoss, AtBudget, Comparison)
