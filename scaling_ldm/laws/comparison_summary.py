@@ -36,9 +36,9 @@ def verdict(found: Comparison) -> str:
     over = f"over {least:.3g} to {largest:.3g} FLOPs"
     names = _names(found)
     if found.verdict == comparison.NO_VERDICT:
-        return f"no verdict {over}"
+        return f"No verdict {over}"
     if found.verdict == comparison.NO_DIFFERENCE:
-        return f"no difference of the loss is shown {over}"
+        return f"No difference of the loss is shown {over}"
     parts = [
         f"{names[side]} has the lower loss from {low:.3g} to {high:.3g} FLOPs"
         for low, high, side in found.better
@@ -91,9 +91,9 @@ def crossing_said(found: Comparison) -> str:
     """The budget of equal losses, or why there is none."""
     crossing = found.crossing
     if not isinstance(crossing, CrossingBudget):
-        return f"refused: {crossing.what}: {crossing.why}"
+        return f"Refused: {crossing.what}: {crossing.why}"
     return (
-        f"the losses are equal at {crossing.budget_flops:.3g} FLOPs "
+        f"The losses are equal at {crossing.budget_flops:.3g} FLOPs "
         f"{_ends(crossing.interval, '.3g')}; beyond it "
         f"{_names(found)[crossing.better_beyond]} has the lower one"
     )

@@ -23,8 +23,8 @@ from scaling_ldm.report.plotting import (
 )
 
 _LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": LAW, "marker": "o"},
-    {"color": OTHER, "marker": "s"},
+    {"color": LAW, "marker": "o", "ms": 4.5},
+    {"color": OTHER, "marker": "s", "ms": 7.0, "markerfacecolor": "none"},
 )
 _UNITS = {"N_opt": ", parameters", "L_opt": ""}
 
@@ -77,7 +77,7 @@ def _both(axes: Axes, found: Comparison, law: ComparedLaw) -> None:
         name = (found.first, found.second)[i]
         line = law.at_middle[i] * (fine / found.middle) ** law.exponents[i]
         axes.plot(fine, line, color=look["color"], linewidth=1.4)
-        axes.plot(budgets, values, linestyle="none", ms=4.5, label=name, **look)
+        axes.plot(budgets, values, linestyle="none", label=name, **look)
     _log_axis(axes, np.concatenate(sides))
     unit = _UNITS.get(law.quantity, f", {found.data}")
     axes.set_ylabel(f"{fmt.SYMBOLS[law.quantity]} at the minimum{unit}")

@@ -65,7 +65,8 @@ def _page(found: Sequence[Comparison | Refusal], parts: Sequence[str]) -> str:
     names = dict.fromkeys(_title(one) for one in found)
     title = "; ".join(names)
     headline = "".join(
-        _heading(one, len(found)) + html.paragraphs([f"{_answer(one)}."])
+        _heading(one, len(found))
+        + html.paragraphs([f"{comparison_summary.verdict(one)}."])
         if isinstance(one, Comparison)
         else _heading(one, len(found)) + html.paragraphs([f"{one.why}."], "Refused:")
         for one in found
@@ -99,11 +100,6 @@ def _heading(one: Comparison | Refusal, count: int) -> str:
     return f'<p class="group">{escape(_title(one) + of)}</p>'
 
 
-def _answer(found: Comparison) -> str:
-    said = comparison_summary.verdict(found)
-    return said[0].upper() + said[1:]
-
-
 def _part(
     found: Comparison | Refusal,
     plot: Plot | None,
@@ -118,9 +114,7 @@ def _part(
     crossing = comparison_summary.crossing_said(found)
     pieces = [
         f"<h2>{escape(f'{_title(found)}: {measure}')}</h2>" if suffix else "",
-        html.paragraphs(
-            [_how(found, measure), f"{crossing[0].upper()}{crossing[1:]}."]
-        ),
+        html.paragraphs([_how(found, measure), f"{crossing}."]),
         html.paragraphs([f"{note}." for note in found.notes], kind="alarm"),
         html.figure(plot, "wide"),
         html.table(of.get("laws")),

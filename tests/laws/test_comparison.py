@@ -207,8 +207,8 @@ def test_the_summary_says_what_was_found(exact):
     for words in (
         "N_opt: exponents 0.500",
         "difference -0.030",
-        "the losses are equal",
+        "The losses are equal",
     ):
         assert words in said
     alike = compared(noisy(FIRST), noisy(FIRST, seed=1))
-    assert "no difference of the loss is shown" in fit.comparison_summary(alike)[0]
+    assert "No difference of the loss is shown" in fit.comparison_summary(alike)[0]
