@@ -34,7 +34,7 @@ def refuse(names: Sequence[str], reason: str, detail: str) -> Refusal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class UsableRuns:
     """The usable points of one side, and where each stands in what was given."""
 
     points: list[IsoflopPoint]
@@ -43,18 +43,18 @@ class Side:
     doubts: list[str]
 
 
-def read(given: Sequence[Any], metric: str, size: str) -> Side:
+def read(given: Sequence[Any], metric: str, size: str) -> UsableRuns:
     kept, excluded, doubts = points.read(given, metric, size)
     kept, diverged = points.without_diverged(kept, metric)
     names = ("budget_flops", size, "tokens", metric)
     values = [points.values_of(p, names, i) for i, p in enumerate(given)]
     place = {v[1:]: i for i, v in reversed(list(enumerate(values)))}
-    return Side(
+    return UsableRuns(
         kept, [place[p.n, p.d, p.loss] for p in kept], excluded + diverged, doubts
     )
 
 
-def in_pairs(sides: Sequence[Side]) -> tuple[list[Side], bool, list[str]]:
+def in_pairs(sides: Sequence[UsableRuns]) -> tuple[list[UsableRuns], bool, list[str]]:
     """Both sides with their pairs alone, in one order; or as they are, and why."""
     found = [dict(zip(s.places, s.points, strict=True)) for s in sides]
     together = sorted(found[0].keys() & found[1].keys())
@@ -106,7 +106,7 @@ class Both:
 
 
 def minima_of_both(
-    sides: Sequence[Side],
+    sides: Sequence[UsableRuns],
     names: Sequence[str],
     paired: bool,
     draws: int,

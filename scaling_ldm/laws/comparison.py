@@ -30,9 +30,9 @@ from scaling_ldm.records import OffsetLaw, Refusal, comparison
 from scaling_ldm.records.comparison import (
     AtBudget,
     ComparedLaw,
-    Comparison,
     CrossingBudget,
     EqualLoss,
+    LawComparison,
 )
 from scaling_ldm.records.measurements import HIGHER_IS_BETTER
 
@@ -56,23 +56,20 @@ def compare(
     bootstrap: int = 1000,
     seed: int = 0,
     conventions: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
-) -> Comparison | Refusal:
+) -> LawComparison | Refusal:
     """Compares the laws of two sets of runs (paper B, arXiv 2410.08184, section 4).
 
     Args:
       first: one point per run, as `fit.isoflop` takes them.
       second: the same, of what is held against the first.
       names: of both sides.
-      metric: as for `fit.isoflop`; of less is better.
-      size: as for `fit.isoflop`.
+      metric, size: as for `fit.isoflop`.
       data: what the points give as tokens: "tokens" or "pictures".
       paired: point i of both is of one seed and the same data. A pair of which one is
         unusable is left out. Of pairs whose budgets differ, nothing is paired.
       budgets: FLOPs at which losses and equal compute are stated, within those
         compared; (): the least, the middle and the largest of these.
-      confidence: level of all intervals.
-      bootstrap: number of draws, at least 50.
-      seed: of the draws.
+      confidence, bootstrap, seed: as for `fit.isoflop`.
       conventions: of each side {what: value}; where one differs, nothing is compared.
 
     Returns:
@@ -90,43 +87,38 @@ def compare(
       >>> compare(a, b, bootstrap=50).verdict
       'second better'
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, given {confidence}")
-    if bootstrap < 50:
-        raise ValueError(f"bootstrap must be at least 50 draws, given {bootstrap}")
+    if not 0 < confidence < 1 or bootstrap < 50:
+        raise ValueError(
+            "confidence must lie between 0 and 1, and bootstrap be at least 50 draws, "
+            f"given {confidence} and {bootstrap}"
+        )
     if metric.startswith(HIGHER_IS_BETTER):
         return refuse(names, "larger is better", "laws are of minima")
     if unlike := difference_of(*conventions, names):
         return refuse(names, UNLIKE, unlike)
     sides = [read(list(given), metric, size) for given in (first, second)]
-    notes = [
-        f"{name}: {doubt}"
-        for name, side in zip(names, sides, strict=True)
-        for doubt in side.doubts
-    ]
+    notes: list[str] = []
     if paired:
-        sides, paired, why = in_pairs(sides)
-        notes += why
+        sides, paired, notes = in_pairs(sides)
     both = minima_of_both(sides, names, paired, bootstrap, confidence, seed)
     if isinstance(both, Refusal):
         return both
-    notes += both.notes
-    excluded = [
-        f"{name}: {line}"
-        for name, side in zip(names, sides, strict=True)
-        for line in side.excluded
-    ]
-    said = {"metric": metric, "size": size, "data": data, "paired": paired}
-    said |= {"correlation": both.correlation if paired else None}
-    return Comparison(
+    each = [*zip(names, sides, strict=True)]
+    excluded = [f"{name}: {line}" for name, side in each for line in side.excluded]
+    doubts = [f"{name}: {doubt}" for name, side in each for doubt in side.doubts]
+    return LawComparison(
         first=names[0],
         second=names[1],
-        **said,
+        metric=metric,
+        size=size,
+        data=data,
+        paired=paired,
+        correlation=both.correlation if paired else None,
         **_Fitted(both, confidence, seed).compared(budgets, names),
         weights="",
         protocol_hash="",
         excluded=tuple(excluded + both.excluded),
-        notes=tuple(notes),
+        notes=tuple(doubts + notes + both.notes),
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -159,7 +151,7 @@ class _Fitted:
     def compared(
         self, budgets: Sequence[float], names: Sequence[str]
     ) -> dict[str, Any]:
-        """The fields of a `Comparison` that follow from the lines."""
+        """The fields of a `LawComparison` that follow from the lines."""
         loss = self.laws["L_opt"]
         crossing = loss if isinstance(loss, Refusal) else self._crossing()
         if isinstance(crossing, Refusal):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from scaling_ldm.records import (
     AtBudget,
     ComparedLaw,
-    Comparison,
     CrossingBudget,
     EqualLoss,
     Interval,
+    LawComparison,
     Refusal,
     comparison,
 )
@@ -18,7 +18,7 @@ from scaling_ldm.records import (
 _SYMBOLS = {"N_opt": "N", "D_opt": "D", "L_opt": "L"}
 
 
-def comparison_summary(found: Comparison | Refusal) -> list[str]:
+def comparison_summary(found: LawComparison | Refusal) -> list[str]:
     """The verdict, the laws, the crossing and every refusal, a line or two each."""
     if isinstance(found, Refusal):
         return [f"refused: {found.what}: {found.why}"]
@@ -30,7 +30,7 @@ def comparison_summary(found: Comparison | Refusal) -> list[str]:
     return lines + [f"left out: {line}" for line in found.excluded]
 
 
-def verdict(found: Comparison) -> str:
+def verdict(found: LawComparison) -> str:
     """What the loss says, in a sentence without its end."""
     least, largest = found.budgets[0], found.budgets[-1]
     over = f"over {least:.3g} to {largest:.3g} FLOPs"
@@ -52,7 +52,7 @@ def verdict(found: Comparison) -> str:
     return "; ".join(parts) + f"; elsewhere {over} no difference is shown"
 
 
-def law_said(name: str, law: ComparedLaw | Refusal, found: Comparison) -> str:
+def law_said(name: str, law: ComparedLaw | Refusal, found: LawComparison) -> str:
     """The exponents of one quantity and their difference."""
     if isinstance(law, Refusal):
         return f"refused: {law.what}: {law.why}"
@@ -69,7 +69,7 @@ def law_said(name: str, law: ComparedLaw | Refusal, found: Comparison) -> str:
     )
 
 
-def at_said(at: AtBudget | Refusal, found: Comparison) -> str:
+def at_said(at: AtBudget | Refusal, found: LawComparison) -> str:
     """Loss and equal compute at one budget."""
     if isinstance(at, Refusal):
         return f"refused: {at.what}: {at.why}"
@@ -87,7 +87,7 @@ def at_said(at: AtBudget | Refusal, found: Comparison) -> str:
     return f"{said}; compute for equal loss refused: {at.compute.why}"
 
 
-def crossing_said(found: Comparison) -> str:
+def crossing_said(found: LawComparison) -> str:
     """The budget of equal losses, or why there is none."""
     crossing = found.crossing
     if not isinstance(crossing, CrossingBudget):
@@ -99,7 +99,7 @@ def crossing_said(found: Comparison) -> str:
     )
 
 
-def _names(found: Comparison) -> Mapping[str, str]:
+def _names(found: LawComparison) -> Mapping[str, str]:
     return {"first": found.first, "second": found.second}
 
 

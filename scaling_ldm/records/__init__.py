@@ -17,9 +17,9 @@ gs:// or s3:// fsspec and gcsfs or s3fs.
 from scaling_ldm.records.comparison import (
     AtBudget,
     ComparedLaw,
-    Comparison,
     CrossingBudget,
     EqualLoss,
+    LawComparison,
 )
 from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
@@ -104,7 +104,7 @@ __all__ = [
     "Choice",
     "Collective",
     "ComparedLaw",
-    "Comparison",
+    "LawComparison",
     "CompiledProgram",
     "Crossing",
     "CrossingBudget",

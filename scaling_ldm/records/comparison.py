@@ -75,7 +75,7 @@ class AtBudget:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
+class LawComparison:
     """The laws of two sides over the budgets that both have.
 
     `better` rows are (from, to, "first" | "second"): budgets at which that side is
@@ -108,4 +108,4 @@ class Comparison:
     seed: int  # of the draws
 
 
-RECORDS = (ComparedLaw, CrossingBudget, EqualLoss, AtBudget, Comparison)
+RECORDS = (ComparedLaw, CrossingBudget, EqualLoss, AtBudget, LawComparison)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling_ldm.records import ComparedLaw, Comparison, CrossingBudget
+from scaling_ldm.records import ComparedLaw, CrossingBudget, LawComparison
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.plotting import (
     INK,
@@ -29,7 +29,7 @@ _LOOKS: tuple[dict[str, Any], ...] = (
 _UNITS = {"N_opt": ", parameters", "L_opt": ""}
 
 
-def draw(found: Comparison, name: str) -> Plot | None:
+def draw(found: LawComparison, name: str) -> Plot | None:
     """The figure of one comparison; None: it has no law.
 
     Args:
@@ -52,7 +52,7 @@ def draw(found: Comparison, name: str) -> Plot | None:
         return render(figure, name, _caption(found))
 
 
-def _caption(found: Comparison) -> str:
+def _caption(found: LawComparison) -> str:
     level = next(
         law.difference_interval.level
         for law in found.laws.values()
@@ -69,7 +69,7 @@ def _caption(found: Comparison) -> str:
     return said
 
 
-def _both(axes: Axes, found: Comparison, law: ComparedLaw) -> None:
+def _both(axes: Axes, found: LawComparison, law: ComparedLaw) -> None:
     """The minima of both sides and their lines."""
     budgets, *sides = np.array(law.minima).T
     fine = np.geomspace(budgets.min(), budgets.max(), 60)
@@ -83,7 +83,7 @@ def _both(axes: Axes, found: Comparison, law: ComparedLaw) -> None:
     axes.set_ylabel(f"{fmt.SYMBOLS[law.quantity]} at the minimum{unit}")
 
 
-def _ratio(axes: Axes, found: Comparison, law: ComparedLaw) -> None:
+def _ratio(axes: Axes, found: LawComparison, law: ComparedLaw) -> None:
     """The second over the first with its band; of the loss also the crossing."""
     budgets, first, second = np.array(law.minima).T
     x, line, low, high = np.array(law.band).T

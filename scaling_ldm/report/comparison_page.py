@@ -9,7 +9,7 @@ from html import escape
 
 from scaling_ldm import records
 from scaling_ldm.laws import comparison_summary
-from scaling_ldm.records import Comparison, Refusal, places
+from scaling_ldm.records import LawComparison, Refusal, places
 from scaling_ldm.report import comparison_figures, comparison_tables, html, style
 from scaling_ldm.report import format as fmt
 from scaling_ldm.report.plotting import Plot
@@ -34,7 +34,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     """
     workdir = places.place(workdir)
     found = records.read_jsonl(workdir / FILE)
-    if not all(isinstance(one, (Comparison, Refusal)) for one in found):
+    if not all(isinstance(one, (LawComparison, Refusal)) for one in found):
         raise records.Damaged(f"{workdir / FILE}: it holds no comparison")
     folder = workdir / FOLDER
     for name, kinds in (("figures", ("png", "pdf")), ("tables", ("csv",))):
@@ -46,7 +46,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     for number, one in enumerate(found, 1):
         suffix = f"_{number}" if len(found) > 1 else ""
         plot, tables = None, []
-        if isinstance(one, Comparison):
+        if isinstance(one, LawComparison):
             plot = comparison_figures.draw(one, f"laws{suffix}")
             tables = comparison_tables.tables(one, suffix)
         if plot is not None:
@@ -61,13 +61,13 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     return index
 
 
-def _page(found: Sequence[Comparison | Refusal], parts: Sequence[str]) -> str:
+def _page(found: Sequence[LawComparison | Refusal], parts: Sequence[str]) -> str:
     names = dict.fromkeys(_title(one) for one in found)
     title = "; ".join(names)
     headline = "".join(
         _heading(one, len(found))
         + html.paragraphs([f"{comparison_summary.verdict(one)}."])
-        if isinstance(one, Comparison)
+        if isinstance(one, LawComparison)
         else _heading(one, len(found)) + html.paragraphs([f"{one.why}."], "Refused:")
         for one in found
     )
@@ -86,22 +86,22 @@ def _page(found: Sequence[Comparison | Refusal], parts: Sequence[str]) -> str:
     )
 
 
-def _title(one: Comparison | Refusal) -> str:
+def _title(one: LawComparison | Refusal) -> str:
     if isinstance(one, Refusal):
         return one.group
     return f"{one.second} against {one.first}"
 
 
-def _heading(one: Comparison | Refusal, count: int) -> str:
+def _heading(one: LawComparison | Refusal, count: int) -> str:
     """Which comparison it is, where there are several."""
     if count < 2:
         return ""
-    of = f", {fmt.measure(one.metric, '')}" if isinstance(one, Comparison) else ""
+    of = f", {fmt.measure(one.metric, '')}" if isinstance(one, LawComparison) else ""
     return f'<p class="group">{escape(_title(one) + of)}</p>'
 
 
 def _part(
-    found: Comparison | Refusal,
+    found: LawComparison | Refusal,
     plot: Plot | None,
     tables: Sequence[Table],
     suffix: str,
@@ -129,7 +129,7 @@ def _part(
     return "\n".join(filter(None, pieces))
 
 
-def _how(found: Comparison, measure: str) -> str:
+def _how(found: LawComparison, measure: str) -> str:
     """What was compared, and whether runs were paired."""
     said = (
         f"Compared is the {measure} over {len(found.budgets)} budgets from "

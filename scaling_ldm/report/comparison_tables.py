@@ -7,9 +7,9 @@ from typing import Any
 from scaling_ldm.records import (
     AtBudget,
     ComparedLaw,
-    Comparison,
     EqualLoss,
     Interval,
+    LawComparison,
     Refusal,
 )
 from scaling_ldm.report import format as fmt
@@ -27,7 +27,7 @@ from scaling_ldm.report.table import (
 _LAW = "first second difference at_middle_first at_middle_second ratio"
 
 
-def tables(found: Comparison, suffix: str) -> list[Table]:
+def tables(found: LawComparison, suffix: str) -> list[Table]:
     """Those that have rows.
 
     Args:
@@ -43,7 +43,7 @@ def tables(found: Comparison, suffix: str) -> list[Table]:
     return [table for table in every if table.rows]
 
 
-def laws(found: Comparison, suffix: str) -> Table:
+def laws(found: LawComparison, suffix: str) -> Table:
     """Exponents and values in the middle, of both and of their difference."""
     rows = []
     for name, law in found.laws.items():
@@ -88,7 +88,7 @@ def laws(found: Comparison, suffix: str) -> Table:
     return Table(f"laws{suffix}", caption, rows, columns)
 
 
-def budgets(found: Comparison, suffix: str) -> Table:
+def budgets(found: LawComparison, suffix: str) -> Table:
     """The losses, and the compute for equal loss, at each budget that is stated."""
     rows = []
     for at in found.at_budgets:
@@ -117,7 +117,7 @@ def budgets(found: Comparison, suffix: str) -> Table:
     return Table(f"budgets{suffix}", caption, rows, columns)
 
 
-def offsets(found: Comparison, suffix: str) -> Table:
+def offsets(found: LawComparison, suffix: str) -> Table:
     """The law of the loss with an offset, of each side."""
     rows = []
     for name, law in zip((found.first, found.second), found.offset_laws, strict=True):
@@ -137,7 +137,7 @@ def offsets(found: Comparison, suffix: str) -> Table:
     return Table(f"offsets{suffix}", caption, rows, columns)
 
 
-def minima(found: Comparison, suffix: str) -> Table:
+def minima(found: LawComparison, suffix: str) -> Table:
     """The minima of both at each budget."""
     rows = []
     for name, law in found.laws.items():
@@ -166,7 +166,7 @@ def minima(found: Comparison, suffix: str) -> Table:
     return Table(f"minima{suffix}", "The minima that are compared.", rows, columns)
 
 
-def left_out(found: Comparison, suffix: str) -> Table:
+def left_out(found: LawComparison, suffix: str) -> Table:
     """The difference of the exponents without each budget in turn."""
     rows = [
         {"quantity": name, "budget_flops": budget, "difference": difference}
@@ -188,7 +188,7 @@ def _with(key: str, value: float | None, i: Interval | None) -> dict[str, Any]:
     return {key: value, f"{key}_low": ends[0], f"{key}_high": ends[1]}
 
 
-def _level(found: Comparison) -> str:
+def _level(found: LawComparison) -> str:
     levels = (
         law.difference_interval.level
         for law in found.laws.values()

@@ -16,7 +16,14 @@ from scaling_ldm import config, records
 from scaling_ldm.config import identity
 from scaling_ldm.laws import fit, fitted_rows
 from scaling_ldm.laws.comparison_summary import comparison_summary
-from scaling_ldm.records import Comparison, Measurement, Refusal, places, results, table
+from scaling_ldm.records import (
+    LawComparison,
+    Measurement,
+    Refusal,
+    places,
+    results,
+    table,
+)
 from scaling_ldm.records.measurements import LOSS, loss_protocol
 from scaling_ldm.training import progress
 from scaling_ldm.workdir import runs
@@ -27,7 +34,7 @@ Key = tuple[float, int, int, int]  # budget, width, depth, seed
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class SideRuns:
     """One group of runs of one study."""
 
     name: str
@@ -99,7 +106,7 @@ def check(experiment: config.Experiment, workdir: pathlib.Path, planned: bool) -
 
 def run(
     experiment: config.Experiment, workdir: pathlib.Path
-) -> list[Comparison | Refusal]:
+) -> list[LawComparison | Refusal]:
     """Holds every side against the first, for each of config.fit.metrics.
 
     Returns:
@@ -188,11 +195,13 @@ def _side_name(study: str, group: str, studies: int, groups: int) -> str:
     return f"{study}: {group}" if group and groups > 1 else study
 
 
-def _read(name: str, workdir: pathlib.Path, specs: tuple[records.RunSpec, ...]) -> Side:
+def _read(
+    name: str, workdir: pathlib.Path, specs: tuple[records.RunSpec, ...]
+) -> SideRuns:
     ids = {spec.run_id for spec in specs}
     rows = results.at_points(records.read_table(workdir), specs)
     found = [runs.read_record(workdir, spec.run_id) for spec in specs]
-    return Side(
+    return SideRuns(
         name=name,
         workdir=workdir,
         specs=specs,
@@ -207,8 +216,8 @@ def _read(name: str, workdir: pathlib.Path, specs: tuple[records.RunSpec, ...]) 
 
 
 def _compared(
-    experiment: config.Experiment, metric: str, first: Side, second: Side
-) -> Comparison | Refusal:
+    experiment: config.Experiment, metric: str, first: SideRuns, second: SideRuns
+) -> LawComparison | Refusal:
     """One side against the other, by one metric."""
     cfg, both = experiment.fit, (first, second)
     weights = [side.weights(metric, cfg.weights) for side in both]
@@ -261,7 +270,7 @@ def _compared(
     )
 
 
-def _notes(first: Side, second: Side, data: str) -> list[str]:
+def _notes(first: SideRuns, second: SideRuns, data: str) -> list[str]:
     """What both sides do not have in common, but what is no obstacle."""
     notes = []
     if data == "pictures":
@@ -294,14 +303,14 @@ def _point(row: Measurement, size: str, data: str) -> dict[str, float | str]:
     }
 
 
-def _same_data(first: Side, second: Side) -> bool:
+def _same_data(first: SideRuns, second: SideRuns) -> bool:
     """Whether both sides draw the same pictures in the same order."""
     deciding = [identity.deciding(side.experiment) for side in (first, second)]
     return all(deciding[0].get(s) == deciding[1].get(s) for s in ("data", "encode"))
 
 
 def _one_protocol(
-    metric: str, weights: Sequence[str], both: Sequence[Side], asked: Sequence[str]
+    metric: str, weights: Sequence[str], both: Sequence[SideRuns], asked: Sequence[str]
 ) -> list[fitted_rows.FittedRows]:
     """The rows of each side; of the one protocol that both have, if there is one."""
 
@@ -325,7 +334,7 @@ def _one_protocol(
 def _conventions(
     metric: str,
     weights: Sequence[str],
-    both: Sequence[Side],
+    both: Sequence[SideRuns],
     fitted: Sequence[fitted_rows.FittedRows],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What must be equal on both sides, {what: value} of each."""

@@ -12,7 +12,7 @@ from finished_study import BUDGETS, Page, figures_as, make_workdir
 from scaling_ldm import config, records
 from scaling_ldm import study as entry
 from scaling_ldm.config import command_line
-from scaling_ldm.records import Comparison, Refusal, table
+from scaling_ldm.records import LawComparison, Refusal, table
 from scaling_ldm.report import comparison_page
 from scaling_ldm.workdir import exit_status
 
@@ -81,7 +81,7 @@ def test_two_studies_have_their_difference_and_a_page(pair, tmp_path):
     before = {p: p.read_bytes() for of in pair for p in of.rglob("*") if p.is_file()}
     with figures_as("svg"):
         (found,) = compared(tmp_path / "w", *pair, page=True)
-    assert isinstance(found, Comparison)
+    assert isinstance(found, LawComparison)
     assert (found.first, found.second) == ("a", "b") and found.paired
     assert found.data == "tokens" and found.weights == "ema" and found.protocol_hash
     law = found.laws["L_opt"]
@@ -114,7 +114,7 @@ def test_runs_of_other_seeds_are_not_paired(copies, tmp_path):
     )
     changed(b, seed=1)
     (found,) = compared(tmp_path / "w", *copies)
-    assert isinstance(found, Comparison) and not found.paired
+    assert isinstance(found, LawComparison) and not found.paired
     assert found.correlation is None
     law = found.laws["L_opt"]
     assert law.difference == pytest.approx(-FALL, abs=1e-3)
