@@ -43,8 +43,19 @@ class UsableRuns:
     doubts: list[str]
 
 
-def read(given: Sequence[Any], metric: str, size: str) -> UsableRuns:
+def read(given: Sequence[Any], metric: str, size: str, data: str) -> UsableRuns:
+    """The usable runs of one side.
+
+    Args:
+      given: points, as `fit.isoflop` takes them.
+      data: "tokens"; with anything else 6 N D is not meant to be C.
+
+    Raises:
+      ValueError: points of another form.
+    """
     kept, excluded, doubts = points.read(given, metric, size)
+    if data != "tokens":
+        doubts = [line for line in doubts if not line.startswith("6 N D")]
     kept, diverged = points.without_diverged(kept, metric)
     names = ("budget_flops", size, "tokens", metric)
     values = [points.values_of(p, names, i) for i, p in enumerate(given)]

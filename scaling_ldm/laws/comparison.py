@@ -96,7 +96,7 @@ def compare(
         return refuse(names, "larger is better", "laws are of minima")
     if unlike := difference_of(*conventions, names):
         return refuse(names, UNLIKE, unlike)
-    sides = [read(list(given), metric, size) for given in (first, second)]
+    sides = [read([*given], metric, size, data) for given in (first, second)]
     notes: list[str] = []
     if paired:
         sides, paired, notes = in_pairs(sides)
