@@ -14,6 +14,11 @@ A run that ends with exit status 75 (preempted) is started again. SIGTERM or Ctr
 handed to the runs: each saves its state, and the launcher ends with 75, too; the same
 command continues. When all records are there, run the entry point with
 --stages fit,generate,report.
+
+--whole does all of it: it plans and encodes, trains the missing runs, and then gives
+the entry point's own command for the stages that are left.
+
+    python launch/local.py --config EXPERIMENT --workdir W --at_once auto --whole
 """
 
 import argparse
@@ -23,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import rows
 
@@ -38,6 +43,9 @@ def flags_of(words: Sequence[str]) -> argparse.Namespace:
     parser = rows.parser(__doc__)
     parser.add_argument(
         "--at_once", default="1", help="runs side by side; auto: one on each CPU core"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="the stages before and after, too"
     )
     flags = rows.parse(parser, words)
     if flags.at_once != AUTO and not (
@@ -118,45 +126,82 @@ def commands_of(
     return commands, len(commands)
 
 
-def main(words: Sequence[str]) -> int:
-    flags = flags_of(words)
-    missing = rows.missing(flags)
-    rows.say_and_check(missing)
-    commands, most = commands_of(flags, missing)
-    if flags.dry_run:
-        starts = [rows.Start(command=command) for command in commands.values()]
-        return rows.start(starts, dry_run=True)
-    running: dict[str, subprocess.Popen] = {}
-    waiting, failed = [*commands], []
-    stopped = False
+class Running:
+    """The commands that run now; SIGTERM and Ctrl-C are handed to them."""
 
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        for process in running.values():
+    def __init__(self) -> None:
+        self.stopped = False
+        self._processes: dict[str, subprocess.Popen] = {}
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+        for process in self._processes.values():
             process.terminate()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    while running or (waiting and not stopped):
-        while waiting and not stopped and len(running) < most:
-            name = waiting.pop(0)
-            running[name] = subprocess.Popen(commands[name])
-            if stopped:  # while it was started
-                running[name].terminate()
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                at_once = stopped and process.returncode < 0  # before it could hear
-                if process.returncode == rows.PREEMPTED or at_once:
-                    waiting.append(name)
-                elif process.returncode:
-                    failed.append(name)
-                    print(f"{name} ended with {process.returncode}", flush=True)
-        time.sleep(0.5)
-    if stopped and waiting:
-        return rows.PREEMPTED
-    return 1 if failed else 0
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        self._processes[name] = subprocess.Popen(command)
+        if self.stopped:  # while it was started
+            self._processes[name].terminate()
+
+    def one(self, command: Sequence[str]) -> int:
+        """Runs a command to its end; its exit status."""
+        if self.stopped:
+            return rows.PREEMPTED
+        self._start("", command)
+        status = self._processes[""].wait()
+        del self._processes[""]
+        return rows.PREEMPTED if self.stopped and status < 0 else status
+
+    def every(self, commands: Mapping[str, Sequence[str]], most: int) -> int:
+        """Runs the commands, a few at a time, and again those that were preempted.
+
+        Returns:
+          0, 1 if a command failed, or PREEMPTED.
+        """
+        waiting, failed = [*commands], []
+        while self._processes or (waiting and not self.stopped):
+            while waiting and not self.stopped and len(self._processes) < most:
+                name = waiting.pop(0)
+                self._start(name, commands[name])
+            for name, process in list(self._processes.items()):
+                if process.poll() is not None:
+                    del self._processes[name]
+                    # Before it could hear the signal.
+                    at_once = self.stopped and process.returncode < 0
+                    if process.returncode == rows.PREEMPTED or at_once:
+                        waiting.append(name)
+                    elif process.returncode:
+                        failed.append(name)
+                        print(f"{name} ended with {process.returncode}", flush=True)
+            time.sleep(0.5)
+        if self.stopped and waiting:
+            return rows.PREEMPTED
+        return 1 if failed else 0
+
+
+def main(words: Sequence[str]) -> int:
+    flags = flags_of(words)
+    entry, running = rows.command(flags, sys.executable), Running()
+    before = [*entry, "--stages", "plan,encode"]
+    if flags.whole and flags.dry_run:
+        # Which rows are missing is known when there is a plan.
+        again = [w for w in words if w not in ("--whole", "--dry-run", "--dry_run")]
+        commands = before, [sys.executable, __file__, *again], entry
+        return rows.start([rows.Start(command=c) for c in commands], True)
+    if flags.whole and (status := running.one(before)):
+        return status
+    missing = rows.missing(flags)
+    if missing or not flags.whole:
+        rows.say_and_check(missing)
+        side_by_side, most = commands_of(flags, missing)
+        if flags.dry_run:
+            starts = [rows.Start(command=one) for one in side_by_side.values()]
+            return rows.start(starts, dry_run=True)
+        if status := running.every(side_by_side, most):
+            return status
+    return running.one(entry) if flags.whole else 0
 
 
 if __name__ == "__main__":

@@ -132,6 +132,41 @@ def test_local_starts_each_row(here, programs, capsys):
         assert of_row(words[k * third : (k + 1) * third], row, "runs/iso")
 
 
+def test_local_does_the_stages_before_and_after(here, capsys, monkeypatch):
+    """--whole: plan and encode, the missing rows, and what the entry point has left."""
+    local = launch_programs.load("local")
+    done, statuses, left = [], {}, [0, 1, 5]
+
+    def one(self, command):
+        stages = command[command.index("--stages") + 1] if "--stages" in command else ""
+        done.append(stages)
+        return statuses.get(stages, 0)
+
+    def every(self, commands, most):
+        done.append([command[-1] for command in commands.values()])
+        return statuses.get("train", 0)
+
+    monkeypatch.setattr(local.Running, "one", one)
+    monkeypatch.setattr(local.Running, "every", every)
+    monkeypatch.setattr(rows, "listed", lambda flags: left)
+    this = ("local", *AWKWARD, "--whole")
+    assert started(*this) == 0
+    assert done == ["plan,encode", ["0", "1", "5"], ""]
+    left, done[:] = [], []  # the rows are there; the stages behind them may not be
+    assert started(*this) == 0
+    assert done == ["plan,encode", ""]
+    left = [7]
+    for stages, ended in (("plan,encode", 1), ("train", 2)):
+        statuses, done[:] = {stages: rows.PREEMPTED}, []
+        assert started(*this) == rows.PREEMPTED
+        assert len(done) == ended
+    printed = dry_run(capsys, *this).splitlines()
+    assert "--stages plan,encode" in printed[0]
+    assert "local.py" in printed[1]
+    assert "--whole" not in printed[1]
+    assert "--stages" not in printed[2]
+
+
 def test_local_gives_each_core_all_rows(here, programs, capsys, monkeypatch):
     """The largest budget first, and another size first on each core."""
     local = launch_programs.load("local")
