@@ -24,7 +24,7 @@ from scaling_ldm.records import Interval
 REACH = 4.0  # a crossing, or an equal loss, is looked for this far beyond the budgets
 NEVER = math.inf  # ln of a ratio: no compute is enough
 _SAME = 1e-9  # differences of logarithms below this are rounding
-_PLACES = 41
+_PLACES = 21
 
 Budgets = Float[np.ndarray, "k"]
 Noise = Float[np.ndarray, "draws k"]
@@ -110,9 +110,10 @@ def band(
       at: where it is wanted.
       over: where it must hold.
     """
-    low, high = forms.central(line.errors_at(over), level)
+    everywhere = line.errors_at(over)
+    low, high = forms.central(everywhere, level)
     half = np.maximum((high - low) / 2, 1e-300)
-    largest = np.max(np.abs(line.errors_at(over)) / half, axis=1)
+    largest = np.max(np.abs(everywhere) / half, axis=1)
     factor = float(np.quantile(largest, level))
     low, high = forms.central(line.errors_at(at), level)
     width = factor * (high - low) / 2
@@ -135,14 +136,25 @@ def crossing(line: Line, u: Budgets, level: float) -> tuple[float, float, float]
         return math.nan, -math.inf, math.inf
     at = -line.middle / line.slope
     far = math.log(REACH)
-    fine = np.unique(np.append(np.linspace(u[0] - far, u[-1] + far, 2001), at))
-    low, high = forms.central(line.errors_at(fine), level)
-    may_be = fine[(line.at(fine) + low <= _SAME) & (line.at(fine) + high >= -_SAME)]
-    if not len(may_be):
+    coarse = np.unique(np.append(np.linspace(u[0] - far, u[-1] + far, 101), at))
+    inside = np.flatnonzero(_may_be_zero(line, coarse, level))
+    if not len(inside):
         return at, math.nan, math.nan
-    first = -math.inf if may_be[0] == fine[0] else float(may_be[0])
-    last = math.inf if may_be[-1] == fine[-1] else float(may_be[-1])
-    return at, first, last
+    first, last = inside[0], inside[-1]
+    ends = [-math.inf, math.inf]
+    if first > 0:
+        fine = np.linspace(coarse[first - 1], coarse[first], 41)
+        ends[0] = float(fine[_may_be_zero(line, fine, level).argmax()])
+    if last < len(coarse) - 1:
+        fine = np.linspace(coarse[last + 1], coarse[last], 41)
+        ends[1] = float(fine[_may_be_zero(line, fine, level).argmax()])
+    return at, ends[0], ends[1]
+
+
+def _may_be_zero(line: Line, at: Places, level: float) -> np.ndarray:
+    """Where the pointwise interval of a line contains 0."""
+    low, high = forms.central(line.errors_at(at), level)
+    return (line.at(at) + low <= _SAME) & (line.at(at) + high >= -_SAME)
 
 
 @dataclasses.dataclass(frozen=True)
