@@ -201,6 +201,16 @@ def test_equal_loss_that_may_never_be_reached_is_refused():
         )
 
 
+def test_equal_loss_far_beyond_the_budgets_is_refused():
+    """A loss 1.1 times as large needs 1.1^25 = 10.8 times the compute."""
+    found = compared(study(law=FIRST), study(law=(0.4, 0.5, 11.0, -0.04)))
+    first, middle, last = (at.compute for at in found.at_budgets)
+    assert_allclose([first.ratio, middle.ratio], 1.1**25, rtol=1e-3)
+    assert (first.extrapolated, middle.extrapolated) == (False, True)
+    assert isinstance(last, Refusal) and last.budget_flops == BUDGETS[-1]
+    assert last.reason == "more than 4 times beyond the budgets compared"
+
+
 def test_the_summary_says_what_was_found(exact):
     said = "\n".join(fit.comparison_summary(exact))
     assert said.startswith("b against a: a has the lower loss from 1e+12 to")
