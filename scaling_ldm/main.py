@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> list[str]:
         experiment = config.load(path) if path else config.default()
         config_flags.DEFINE_config_dict("config", experiment, sys_argv=rest)
         left = flags.FLAGS([arguments[0], *rest])
-        command_line.check_left(path, left[1:])
+        command_line.check_left(path, left[1:], flags.FLAGS.stages)
         return left
     except (config.ConfigError, flags.Error) as e:
         print(f"error: {command_line.said_of(e)}", file=sys.stderr)

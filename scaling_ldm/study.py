@@ -35,7 +35,8 @@ LOST = (
 )
 # Stages that only one command at a time may run in a workdir; others may read it
 # meanwhile. With --run, commands share the stages of ROW: each trains its own row.
-WRITING = tuple(s for s in command_line.STAGES if s not in ("fit", "report", "advise"))
+READING = ("fit", "report", "compare", "advise")
+WRITING = tuple(s for s in command_line.STAGES if s not in READING)
 ROW = ("plan", "encode", "train")
 
 
@@ -62,7 +63,7 @@ def run(
       list_missing: print number and run_id of each row without a record, and no more.
     """
     try:
-        name = workdir or f"runs/{given.get('name', config.Experiment.name)}"
+        name = workdir or command_line.default_workdir(given)
         at = places.place(name, "--workdir")
         experiment = config.resolve(given, ownership.unknown(at))
         if list_missing:
@@ -219,12 +220,12 @@ class _Study:
             "generate": ("train" in self.stages,),
             "frontier": (),
             "compile": (),
-            "advise": (self.workdir, "frontier" in self.stages),
+            "compare": (self.workdir, "plan" in self.stages),
+            "advise": (self.workdir, self.stages),
         }
-        for name in more:
-            if name in self.stages:
-                stage = importlib.import_module(f"scaling_ldm.stages.{name}")
-                stage.check(self.experiment, *more[name])
+        for name in (name for name in more if name in self.stages):
+            stage = importlib.import_module(f"scaling_ldm.stages.{name}")
+            stage.check(self.experiment, *more[name])
 
     def _own_workdir(self, held: contextlib.ExitStack) -> None:
         """Makes the workdir this experiment's, or refuses; process 0 decides for all.
@@ -274,21 +275,8 @@ class _Study:
         if self.mesh and "train" in self.stages:
             from scaling_ldm.stages import train
 
-            asked = [*self._asked(specs).values()]
+            asked = [*command_line.asked_rows(specs, self.only).values()]
             train.check_rows(self.experiment, self.workdir, asked, self.stages)
-
-    def _asked(self, specs: Sequence[records.RunSpec]) -> dict[int, records.RunSpec]:
-        """The rows of the plan that are asked for, by number."""
-        rows = dict(enumerate(specs))
-        if self.only is None:
-            return rows
-        last = len(rows) - 1
-        for some in self.only:
-            if some.stop - 1 > last:
-                raise ConfigError(
-                    f"--run={some.stop - 1}: the plan has rows 0 to {last}"
-                )
-        return {number: rows[number] for some in self.only for number in some}
 
     def _specs(self) -> list[records.RunSpec]:
         """The plan."""
@@ -306,7 +294,7 @@ class _Study:
         from scaling_ldm.workdir import plan_table
 
         specs = plan.plan(self.experiment, self.workdir)
-        asked = self._asked(specs)
+        asked = command_line.asked_rows(specs, self.only)
         if self.primary:
             plan.write(specs, self.workdir)
             plan_table.show(self.experiment, self.workdir, asked)
@@ -328,7 +316,7 @@ class _Study:
         from scaling_ldm.stages import train
 
         specs = self._specs()
-        asked = [*self._asked(specs).items()]
+        asked = [*command_line.asked_rows(specs, self.only).items()]
         share = self.only is not None and len(asked) > 1
         train.run(self.experiment, self.workdir, asked, len(specs), share=share)
 
@@ -374,15 +362,30 @@ class _Study:
         if self.primary:
             from scaling_ldm.stages import compile
 
-            rows = [*self._asked(self._specs()).values()]
+            rows = [*command_line.asked_rows(self._specs(), self.only).values()]
             compile.run(self.experiment, self.workdir, rows)
+
+    def _compare(self) -> None:
+        if not self.primary:
+            return
+        from scaling_ldm.report import comparison_page
+        from scaling_ldm.stages import compare
+
+        found = compare.run(self.experiment, self.workdir)
+        progress.say(f"comparison: {comparison_page.write(self.workdir)}")
+        if all(isinstance(one, records.Refusal) for one in found):
+            self.status = exit_status.EXIT["no answer"]
 
     def _advise(self) -> None:
         if not self.primary:
             return
         from scaling_ldm.stages import advise
 
-        found = advise.run(self.experiment, self.workdir)
+        def planned(e: config.Experiment) -> list[records.RunSpec]:
+            plan = importlib.import_module("scaling_ldm.stages.plan")
+            return plan.plan(e, self.workdir)
+
+        found = advise.run(self.experiment, self.workdir, planned)
         for line in advise.lines(found):
             print(line, flush=True)
         if isinstance(found, records.Refusal):
@@ -392,4 +395,5 @@ class _Study:
         if self.primary:
             from scaling_ldm import report
 
-            progress.say(f"report: {report.write(self.workdir)}")
+            published = self.experiment.report.published
+            progress.say(f"report: {report.write(self.workdir, published)}")

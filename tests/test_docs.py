@@ -129,7 +129,9 @@ def _flags_of(arguments: tuple[str, ...]) -> dict[str, str]:
 
 def _experiment(given: dict[str, str]) -> config.Experiment:
     """The experiment of a command, checked."""
-    c = config.load(ROOT / given["config"])
+    alone = given.get("stages") == "compare"  # of other studies: needs no file
+    path = given.get("config", "") if alone else given["config"]
+    c = config.load(ROOT / path) if path else config.default()
     for name, value in given.items():
         if name.startswith("config."):
             _, section, field = name.split(".")

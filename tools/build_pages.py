@@ -37,6 +37,7 @@ RECORD_MODULES = (
     "measurements",
     "laws",
     "rate_laws",
+    "comparison",
     "frontier",
     "compiled",
 )
@@ -194,7 +195,7 @@ def config_page() -> str:
     )
     classes = {
         found.name: found
-        for module in ("fields", "fields_devices", "fields_fit")
+        for module in ("fields", "fields_answers", "fields_devices")
         for found in dataclasses_of(ROOT / f"scaling_ldm/config/{module}.py")
     }
     experiment = classes.pop("Experiment")
@@ -213,9 +214,11 @@ def config_page() -> str:
         "generate": "which pictures to draw, from which weights",
         "evaluate": "which numbers of image quality to measure",
         "frontier": "the grid of samplers, steps and guidances",
-        "advise": "the question about a sampling budget",
+        "advise": "a question about a sampler, or about a run to train",
         "compile": "devices that are not here, and what is compiled for them",
         "fit": "which metrics and which size the laws are about",
+        "compare": "whose laws are held against each other",
+        "report": "published laws that the report shows",
     }
     for section in sections:
         said = first[section.name]

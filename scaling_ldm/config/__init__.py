@@ -5,11 +5,12 @@ mutable `ExperimentDict` into a frozen `Experiment`, or raises one `ConfigError`
 lists everything that is wrong: what was given, what is allowed, what to do.
 
 `names` has the tables of names, `fields` the fields (`fields_devices` those about
-devices, `fields_fit` those of fits), `identity` which of them decide a run's numbers.
-`checks`, `optimizer_checks`, `ranges` and `reads` say what an experiment must fulfil,
-`mix` the parts of its pictures, `axes` what its runs vary, `run_names` what they are
-called. `objective_kind` finds a user's own objective, `init_from` reads which weights
-it starts from, `files` loads it, `command_line` checks the flags.
+devices, `fields_answers` those of fits, questions and the report), `identity` which of
+them decide a run's numbers. `checks`, `optimizer_checks`, `questions`, `ranges` and
+`reads` say what an experiment must fulfil, `mix` the parts of its pictures, `axes` what
+its runs vary, `shapes` which sizes a family has, `run_names` what runs are called.
+`objective_kind` finds a user's own objective, `init_from` reads which weights it starts
+from, `files` loads it, `command_line` checks the flags.
 
 May import: records.
 """
@@ -21,7 +22,6 @@ from scaling_ldm.config.experiment_dict import (
     to_config_dict,
 )
 from scaling_ldm.config.fields import (
-    AdviseConfig,
     DataConfig,
     EncodeConfig,
     EvaluateConfig,
@@ -35,8 +35,13 @@ from scaling_ldm.config.fields import (
     TrainConfig,
     ValidationConfig,
 )
+from scaling_ldm.config.fields_answers import (
+    AdviseConfig,
+    CompareConfig,
+    FitConfig,
+    ReportConfig,
+)
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
-from scaling_ldm.config.fields_fit import FitConfig
 from scaling_ldm.config.files import load, resolve
 from scaling_ldm.config.names import (
     ACTIVATIONS,
@@ -66,6 +71,7 @@ from scaling_ldm.config.names import (
     METRICS,
     MINILM_PACKAGES,
     MINILM_WIDTH,
+    NEXT_OF,
     NORMS,
     OBJECTIVES,
     PICTURE_FORMATS,
@@ -100,6 +106,7 @@ __all__ = [
     "ATTENTION",
     "AUTOENCODERS",
     "AdviseConfig",
+    "CompareConfig",
     "CompileConfig",
     "CHOICES",
     "CHOOSE",
@@ -134,6 +141,7 @@ __all__ = [
     "MINILM_WIDTH",
     "MeshConfig",
     "ModelConfig",
+    "NEXT_OF",
     "NORMS",
     "OBJECTIVES",
     "ObjectiveConfig",
@@ -147,6 +155,7 @@ __all__ = [
     "RAW",
     "RECONSTRUCTION",
     "RECORD_DTYPES",
+    "ReportConfig",
     "SAMPLERS",
     "SCHEDULES",
     "SIGNALS",

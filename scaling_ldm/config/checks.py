@@ -13,6 +13,7 @@ from scaling_ldm.config import (
     nested,
     objective_kind,
     optimizer_checks,
+    questions,
     ranges,
     reads,
 )
@@ -48,10 +49,8 @@ def _problems_of_part(e: fields.Experiment) -> list[str]:
         problems += _check_convolutional(e)
     else:
         problems += _check_transformer(e)
-    problems += _check_plan(e)
-    problems += _check_signals(e.train)
-    problems += _check_evaluation(e)
-    problems += _check_fit(e)
+    problems += [*_check_plan(e), *questions.problems_of(e), *_check_signals(e.train)]
+    problems += [*_check_evaluation(e), *_check_fit(e)]
     return problems
 
 
@@ -82,8 +81,7 @@ def name_problems(name: str) -> list[str]:
 
 def _check_plan(e: fields.Experiment) -> list[str]:
     """Budgets, sizes, checkpoints and devices that contradict one another."""
-    problems = _Problems()
-    require = problems.require
+    require = (problems := _Problems()).require
     require(
         len(set(e.plan.sizes)) == len(e.plan.sizes), "config.plan.sizes has duplicates"
     )
@@ -165,6 +163,7 @@ def _check_fit(e: fields.Experiment) -> list[str]:
         )
     known = (names.RAW, *e.optimizer.averages)
     varied = any("optimizer.averages" in name for name, _ in e.plan.axes)
+    varied |= len(e.compare.studies) > 0  # the runs are theirs
     if not varied and e.fit.weights not in ("", *known):
         problems.append(
             f"config.fit.weights = {e.fit.weights!r}: the runs have "
@@ -181,6 +180,7 @@ def _check_evaluation(e: fields.Experiment) -> list[str]:
         ("evaluate.held_out", names.HELD_OUT_METRICS),
         ("compile.programs", names.PROGRAMS),
         ("frontier.samplers", names.SAMPLERS),
+        ("report.published", names.PUBLISHED),
     ):
         values = reads.value(e, where)
         unknown = [value for value in values if value not in known]

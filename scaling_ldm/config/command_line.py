@@ -170,6 +170,22 @@ def rows(text: str | None, flag: str = "run") -> list[range] | None:
     raise ConfigError(f"--{flag}={text}: must be rows of the plan, as in 0-9,12")
 
 
+def asked_rows(every: Sequence[Any], only: Sequence[range] | None) -> dict[int, Any]:
+    """The rows of a plan that --run asks for, by number; None: all of them.
+
+    Raises:
+      ConfigError: the plan has no such row.
+    """
+    found = dict(enumerate(every))
+    if only is None:
+        return found
+    last = len(found) - 1
+    for some in only:
+        if some.stop - 1 > last:
+            raise ConfigError(f"--run={some.stop - 1}: the plan has rows 0 to {last}")
+    return {number: found[number] for some in only for number in some}
+
+
 def stages_to_run(
     given: Sequence[str] | None, only: Sequence[range] | None
 ) -> tuple[str, ...]:
@@ -182,6 +198,20 @@ def stages_to_run(
         return check_stages(given)
     # One run of a sweep does not complete the study, so nothing is fitted yet.
     return names.STAGES if only is None else ("plan", "encode", "train")
+
+
+def default_workdir(given: Any) -> str:
+    """Where a study is unless --workdir says it.
+
+    Args:
+      given: the experiment, as `config.resolve` takes it.
+    """
+    name = given.get("name", Experiment.name)
+    studies = given.get("compare", {}).get("studies", ())
+    if name == Experiment.name and len(studies) > 0:
+        first, *others = [re.split(r"[/\\]", str(s).rstrip("/"))[-1] for s in studies]
+        name = "_".join([*others, "against", first])
+    return f"runs/{name}"
 
 
 def check_alone(*others: object) -> None:
@@ -243,20 +273,27 @@ def _of_a_number(said: str) -> str:
     return f"--config.{match[1]}: must be {number}, got {match[2]!r}"
 
 
-def check_left(path: str, words: Sequence[str]) -> None:
+def check_left(
+    path: str, words: Sequence[str], stages: Sequence[str] | None = None
+) -> None:
     """Checks the words that are left when all flags are parsed.
+
+    Args:
+      path: the experiment file; "": none. A comparison of other studies needs none.
+      words: what is left.
+      stages: those that are named.
 
     Raises:
       ConfigError: no experiment file is given, or words that belong to no flag.
     """
     if words:
-        stages = [names.nearest(word, STAGES) for word in words]
-        meant = ",".join(stage for stage in stages if stage)
+        near = [names.nearest(word, STAGES) for word in words]
+        meant = ",".join(stage for stage in near if stage)
         hint = "--help shows the flags"
-        if None not in stages:
+        if None not in near:
             hint = f"did you mean --stages={meant}?"
         raise ConfigError(f"{' '.join(words)!r} is no flag; {hint}")
-    if not path:
+    if not path and [*(stages or ())] != ["compare"]:
         raise ConfigError(
             "no experiment is given: add --config=FILE, as in "
             "--config=experiments/tiny.py"

@@ -1,8 +1,7 @@
-"""Every field of an experiment, with its default and its unit.
+"""Every field of an experiment, with its default and its unit; and `fields_*.py`.
 
-Those about devices are in fields_devices.py, those of fits in fields_fit.py. The
-comment of a field stands on its line or directly above it. The config reference of the
-documentation is made from these comments and from the tables in names.py.
+The comment of a field stands on its line or directly above it. The config reference is
+made from these comments and from names.py.
 """
 
 from __future__ import annotations
@@ -11,8 +10,13 @@ import dataclasses
 from typing import Any
 
 from scaling_ldm.config import identity, names
+from scaling_ldm.config.fields_answers import (
+    AdviseConfig,
+    CompareConfig,
+    FitConfig,
+    ReportConfig,
+)
 from scaling_ldm.config.fields_devices import CompileConfig, MeshConfig
-from scaling_ldm.config.fields_fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,6 +219,14 @@ class PlanConfig:
     flops_per_second_per_device: float = 0.0
     # Whether the stage plan times a few steps of two sizes on the devices it finds.
     probe: bool = False
+    # One run by fitted laws, instead of `budgets_flops`: the size that they say for
+    # `budget`, in the shape of `sizes`. Where the laws are, as in advise.laws; "": the
+    # runs are those of the budgets and sizes.
+    from_laws: str = ""
+    budget: float = 0.0  # training FLOPs of that run, or of what `next` is to narrow
+    # How many more runs the stage plan proposes, for a study that is fitted; 0: none.
+    next: int = 0
+    next_of: str = "N_opt"  # what they are to narrow at `budget`; one of NEXT_OF
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,8 +286,7 @@ class GenerateConfig:
 
     run: str = ""  # run_id of the finished run to draw from; "": the best one
     weights: str = ""  # folder of weights to draw from instead of a run
-    # Captions of your own, which the pictures have in turn; (): held-out ones.
-    captions: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()  # your own, drawn in turn; (): held-out ones
     images: int = 16  # how many pictures
     batch_size: int = 256  # pictures in one call and one file, over all devices
     sampler: str = "euler"  # one of SAMPLERS
@@ -322,18 +333,6 @@ class FrontierConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdviseConfig:
-    """What sampling one image may cost; see frontier/advise.py."""
-
-    budget: float = 0.0  # cost of one image, in `unit`; 0: none given
-    unit: str = "seconds"  # one of ADVICE_UNITS
-    # A device with a known peak (flops/peaks.py); "": where seconds were measured.
-    device: str = ""
-    dtype: str = "bfloat16"  # on another device: its peak for this type; one of DTYPES
-    utilisation: float = 0.3  # assumed share of that peak
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment, checked and frozen; `resolve` makes it."""
 
@@ -353,7 +352,9 @@ class Experiment:
     frontier: FrontierConfig = dataclasses.field(default_factory=FrontierConfig)
     advise: AdviseConfig = dataclasses.field(default_factory=AdviseConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    compare: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
 
     @property
     def encoded(self) -> bool:
@@ -381,5 +382,5 @@ class Experiment:
 
     @property
     def recipe_hash(self) -> str:
-        """Digest of all that decides a run's numbers; see identity.recipe_hash."""
+        """Digest of all that decides a run's numbers; see identity."""
         return identity.recipe_hash(dataclasses.asdict(self))

@@ -233,6 +233,10 @@ _MAY_BE_EMPTY: dict[str, Any] = {
     "config.generate.captions": "",
     "config.evaluate.held_out": "",
     "config.fit.protocols": "",
+    "config.report.published": "",
+    "config.compare.studies": "",
+    "config.compare.groups": "",
+    "config.compare.budgets": 1.0,
 }
 
 

@@ -86,6 +86,23 @@ SINCE: dict[Field, Any] = {
     ("optimizer", "tuned_budget"): 0.0,
     ("optimizer", "tuned_sizes"): "measured",
     ("optimizer", "tuned_digest"): "",
+    ("plan", "from_laws"): "",
+    ("plan", "budget"): 0.0,
+    ("plan", "next"): 0,
+    ("plan", "next_of"): "N_opt",
+    ("advise", "flops"): 0.0,
+    ("advise", "hours"): 0.0,
+    ("advise", "loss"): 0.0,
+    ("advise", "chips"): 1,
+    ("advise", "flops_per_second"): 0.0,
+    ("advise", "run"): "",
+    ("advise", "price"): 0.0,
+    ("advise", "images"): 0.0,
+    ("advise", "laws"): "",
+    ("report", "published"): (),
+    ("compare", "studies"): (),
+    ("compare", "groups"): (),
+    ("compare", "budgets"): (),
 }
 # Renamed fields: current name -> first name. The recipe hash uses the first names, so
 # that working directories made before the renaming continue.
@@ -111,7 +128,9 @@ _NO_RECIPE = (
     "frontier",
     "advise",
     "fit",
+    "compare",
     "compile",
+    "report",
     "question",
     "record",
 )

@@ -116,6 +116,38 @@ LEARNING_RATE_SCHEDULES = {
     "cosine": (),
     "wsd": ("decay_fraction", "decay_shape"),
 }
+# Studies with laws in laws/published.json; "all" stands for every one.
+PUBLISHED = (
+    "all",
+    "liang2024_in_context",
+    "liang2024_cross_attention",
+    "abra2026",
+    "abra2026_isoflop_free",
+    "abra2026_isoflop_balanced",
+    "abra2026_60m_free",
+    "abra2026_60m_sum",
+    "abra2026_60m_balanced",
+    "abra2026_envelope_free",
+    "abra2026_envelope_sum",
+    "abra2026_raw_60m",
+    "abra2026_raw",
+    "abra2026_smaller",
+    "hunyuanvideo2024_image",
+    "hunyuanvideo2024_video",
+    "yin2024_video_envelope",
+    "yin2024_video_surface",
+    "yin2024_video_rates",
+    "hoffmann2022",
+    "besiroglu2024",
+    "porian2024_kaplan_setup",
+    "porian2024_last_layer",
+    "porian2024_warmup",
+    "porian2024_cosine",
+    "porian2024_tuned",
+    "deepseek2024",
+    "discrete_diffusion2025",
+)
+NEXT_OF = ("N_opt", "D_opt", "L_opt")  # what plan.next narrows
 REUSE = ("separate", "nested", "decay")  # how the runs of a size share their training
 DECAY_SHAPES = ("linear", "1-sqrt")  # of the rate at the end of wsd
 POWER = "power_"  # followed by sigma_rel: an average by a power function
@@ -213,6 +245,7 @@ CHOICES = {
     "optimizer.decay_shape": DECAY_SHAPES,
     "optimizer.first_moment_dtype": DTYPES,
     "plan.reuse": REUSE,
+    "plan.next_of": NEXT_OF,
     "generate.sampler": SAMPLERS,
     "generate.spacing": ("auto", *SPACINGS),
     "generate.format": PICTURE_FORMATS,
@@ -235,7 +268,7 @@ STAGES = (
     "report",
 )
 # Run after the others, and only if --stages names them.
-STAGES_ON_REQUEST = ("compile", "export", "advise")
+STAGES_ON_REQUEST = ("compile", "export", "compare", "advise")
 PROGRAMS = ("train", "loss", "sample")  # what the stage compile compiles
 
 

@@ -42,6 +42,7 @@ _POSITIVE = {
     "validation": ("samples", "batch_size"),
     "mesh": ("fsdp",),
     "compile": ("slices",),
+    "advise": ("chips",),
     "generate": ("images", "batch_size"),
     "evaluate": ("reference_images", "batch_size", "held_out_draws"),
 }
@@ -51,7 +52,10 @@ _NOT_NEGATIVE = {
     "model": ("classes", "head_dim", "heads"),
     "objective": ("p2_gamma", "kl_weight"),
     "optimizer": ("weight_decay", "warmup_steps", "warmup_samples", "tuned_budget"),
-    "plan": ("steps", "sizes_per_budget", "flops_per_second_per_device"),
+    "plan": (
+        *("steps", "sizes_per_budget", "flops_per_second_per_device"),
+        *("budget", "next"),
+    ),
     "train": (
         "microbatch",
         "checkpoint_minutes",
@@ -62,7 +66,9 @@ _NOT_NEGATIVE = {
     "generate": ("guidance",),
     "evaluate": ("input_size",),
     "frontier": ("images",),
-    "advise": ("budget",),
+    "advise": (
+        *("budget", "flops", "hours", "loss", "flops_per_second", "price", "images"),
+    ),
     "fit": ("window", "huber"),
 }
 _RANGES = (

@@ -5,7 +5,7 @@ processes of one host, and folders with the same shards, share them. So do all h
 with this folder on one file system. A copy appears when it is complete and its bytes
 have been compared with its checksum. Before a fetch, the copies that were used longest
 ago are removed until there is room. A copy that is being read has a shared lock, and is
-never removed.
+never removed. One that will be read soon counts as used whenever `keep` says so.
 
 NFS gives an exclusive lock only on a file that is open for writing, and a shared one
 only on a file that is open for reading.
@@ -62,7 +62,7 @@ class ShardCache:
           Damaged: the remote bytes are not those of the summary, in two fetches.
           ConfigError: the cache is on a file system without locks.
         """
-        target = self._folder / f"{summary['checksum']}{shards.SUFFIX}"
+        target = self._target(summary)
         while True:
             if (held := self._held(target)) is None:
                 with self._alone(f".{target.name}.lock"):
@@ -78,7 +78,7 @@ class ShardCache:
                             target.unlink()
                     continue
                 self._sound.add(target)
-            os.utime(held.fileno())
+            _use(held.fileno())
             if _is_at(held, target):
                 return target, held
             held.close()  # somebody has removed it
@@ -87,6 +87,14 @@ class ShardCache:
     def prepare(self, number: int, summary: Mapping[str, Any]) -> None:
         """Fetches a shard that will be needed soon, as `hold`."""
         self.hold(number, summary)[1].close()
+
+    def keep(self, summary: Mapping[str, Any]) -> None:
+        """Says that a copy, if it is there, will be read: others go before it."""
+        with contextlib.suppress(FileNotFoundError):
+            _use(self._target(summary))
+
+    def _target(self, summary: Mapping[str, Any]) -> pathlib.Path:
+        return self._folder / f"{summary['checksum']}{shards.SUFFIX}"
 
     def _held(self, target: pathlib.Path) -> BinaryIO | None:
         """The file with a shared lock; None if it is not there."""
@@ -113,6 +121,7 @@ class ShardCache:
                     partial.unlink()
                     self._fetch(name, partial)
                     seals.check_shard(partial, summary, f"{self._remote}/{name}")
+                _use(partial)
                 os.replace(partial, target)
         self._sound.add(target)
 
@@ -213,6 +222,15 @@ class ShardCache:
         finally:
             path.unlink(missing_ok=True)
             file.close()
+
+
+def _use(copy: pathlib.Path | int) -> None:
+    """Says that a copy, by its path or open file, is used now.
+
+    The time is this process's: a file system's own clock has ticks of milliseconds.
+    """
+    now = time.time_ns()
+    os.utime(copy, ns=(now, now))
 
 
 def _remove(path: pathlib.Path) -> bool:

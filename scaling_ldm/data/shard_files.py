@@ -98,15 +98,19 @@ class ShardFiles:
         """Says which shards are read now, and which now or next.
 
         It does nothing for a local folder. Shards that are not read now are closed, so
-        that they may leave the cache. All that are wanted are fetched in the
-        background; one that fails is fetched again when it is read.
+        that they may leave the cache: before those that are wanted and not read yet.
+        All that are wanted are fetched in the background; one that fails is fetched
+        again when it is read.
         """
         if self._cache is None:
             return
         with self._lock:
             left = [self._open.pop(n) for n in [*self._open] if n not in current]
             new = sorted(wanted - self._wanted, key=lambda n: n not in current)
+            unread = wanted - self._open.keys() if left else set()
             self._wanted = wanted
+        for number in sorted(unread, key=lambda n: n in current):
+            self._cache.keep(self._table.summary(number))
         for shard in left:
             shard.close()
         for number in new:

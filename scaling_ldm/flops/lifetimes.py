@@ -181,7 +181,9 @@ def merge(
     """Lets elementwise results of one stored array live until the last is made.
 
     One kernel makes all elementwise results of an array, except where one depends on
-    another. So each lives until the last is made.
+    another. So each lives until the last is made. An array that is broadcast to a
+    result, such as a bias, does not put it into a kernel with others: blocks read the
+    same bias in the forward pass and again in the backward pass.
     """
     sources: dict[Value, set[Value]] = {}  # fused, not stored -> stored arrays
     results: dict[Value, list[tuple[int, Value]]] = defaultdict(list)
@@ -196,7 +198,8 @@ def merge(
                 sources[value] = read
             else:
                 for source in read:
-                    results[source].append((place, value))
+                    if math.prod(source.shape) >= math.prod(value.shape):
+                        results[source].append((place, value))
     follows = _follows(operations)
     largest = max((value.nbytes for value in stored), default=0)
     for made in results.values():

@@ -156,7 +156,8 @@ def _left_out(minima: Minima, loss: offset_law.LossLaws) -> Iterator[LeftOut]:
     measured[:, :2] = np.exp(measured[:, :2])
     losses = loss.left_out
     if losses is not None:
-        predicted = np.stack([*predicted.T, losses[:, np.argmin(loss.errors)]], 1)
+        best = int(np.argmin(np.array(loss.errors, float)))
+        predicted = np.stack([*predicted.T, losses[:, best]], 1)
     for name, said, value in zip(QUANTITIES, predicted.T, measured.T, strict=False):
         for budget, one, other in zip(minima.budgets, said, value, strict=True):
             yield LeftOut(

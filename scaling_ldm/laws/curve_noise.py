@@ -20,6 +20,8 @@ from scaling_ldm.laws.isoflop_curve import IsoflopCurve
 from scaling_ldm.laws.points import run_name
 from scaling_ldm.laws.shared_noise import SharedNoise, groups, shared_noise
 
+SHARED = "losses of one size, or trajectory, share"  # begins a note
+_LEFT = 1e-3  # share of the squares that the other runs must have to judge one
 _FAR = 0.05  # chance that a run of a study without far ones is named
 
 
@@ -56,8 +58,7 @@ def draw(
     if mean_square > exact**2 and (shared := _shared(curves, model, draws, rng)):
         if shared.p < 0.05:
             notes.append(
-                "losses of one size, or trajectory, share "
-                f"{np.median(shared.rho):.0%} of their noise between budgets "
+                f"{SHARED} {np.median(shared.rho):.0%} of their noise between budgets "
                 f"({np.quantile(shared.rho, 0.05):.0%} to "
                 f"{np.quantile(shared.rho, 0.95):.0%}): the intervals allow for it"
             )
@@ -105,8 +106,9 @@ def far_runs(curves: Sequence[IsoflopCurve], model: CurveModel) -> list[str]:
             total, free = squares.sum(), dof.sum()
         if free < 2 or total <= _rounding(curves) ** 2 * free:
             continue
-        rest = np.maximum(total - r * r / left, 1e-300) / (free - 1)
-        t = r / np.sqrt(rest * left)
+        rest = (total - r * r / left) / (free - 1)
+        known = rest * free > _LEFT * total  # without it, the others' noise is not
+        t = np.where(known, r / np.sqrt(np.where(known, rest, 1.0) * left), 0.0)
         limit = float(scipy.stats.t.isf(_FAR / every / 2, free - 1))
         found += [
             f"{run_name(c.budget, math.exp(c.x[j] + c.centre))}: its loss {c.y[j]:.6g} "

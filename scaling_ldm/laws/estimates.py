@@ -121,6 +121,7 @@ def _of_estimator(
     A budget without a minimum inside its grid in nearly all draws is left out.
     """
     chosen, noise = minima.chosen, minima.noise
+    assert chosen is not None  # there are curves
     if of_budget is None:
         model = curve_models.shapes(curves)
         if model is None:
@@ -130,11 +131,13 @@ def _of_estimator(
     else:
         centre = np.array([of_budget(c, c.y[None])[0] for c in curves])
         drawn = redrawn(of_budget, curves, chosen.model, noise)
-    kept = [
-        outside(c, centre[i, 0]) is None
-        and np.mean(np.isfinite(drawn[:, i, 0])) >= 1 - MAX_FAILED_DRAWS
-        for i, c in enumerate(curves)
-    ]
+    kept = np.array(
+        [
+            outside(c, centre[i, 0]) is None
+            and np.mean(np.isfinite(drawn[:, i, 0])) >= 1 - MAX_FAILED_DRAWS
+            for i, c in enumerate(curves)
+        ]
+    )
     return dataclasses.replace(
         minima,
         parabolas=[],
@@ -147,6 +150,7 @@ def _of_estimator(
 def _row(name: str, minima: Minima, level: float, seed: int) -> MinimaEstimate:
     """What one estimator says, without a comparison."""
     law = law_of_minima.fit_law(minima, 0, level, 1.0, [seed, 6]).law
+    assert minima.chosen is not None  # there are curves
     fitted = isinstance(law, PowerLaw)
     largest = len(minima.budgets) - 1
     return MinimaEstimate(
@@ -164,9 +168,15 @@ def _row(name: str, minima: Minima, level: float, seed: int) -> MinimaEstimate:
 
 
 def _without_law(row: MinimaEstimate) -> MinimaEstimate:
-    nothing = ("exponent", "exponent_interval", "held_out", "left_out_error")
-    nothing += ("difference", "difference_interval")
-    return dataclasses.replace(row, **dict.fromkeys(nothing))
+    return dataclasses.replace(
+        row,
+        exponent=None,
+        exponent_interval=None,
+        held_out=None,
+        left_out_error=None,
+        difference=None,
+        difference_interval=None,
+    )
 
 
 def _without_interval(row: MinimaEstimate) -> MinimaEstimate:

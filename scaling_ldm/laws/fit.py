@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from scaling_ldm.laws import fitted_rows
 from scaling_ldm.laws.checked_laws import fit_laws
+from scaling_ldm.laws.comparison import compare
+from scaling_ldm.laws.comparison_summary import comparison_summary
 from scaling_ldm.laws.estimates import estimates, lack_of_fit
 from scaling_ldm.laws.forms import power_law
 from scaling_ldm.laws.isoflop_curve import IsoflopCurve, fit_curves
@@ -40,10 +43,12 @@ from scaling_ldm.records import (
     TrainRecord,
 )
 from scaling_ldm.records import results as ends
-from scaling_ldm.records.measurements import HIGHER_IS_BETTER, LOSS, in_words
+from scaling_ldm.records.measurements import HIGHER_IS_BETTER, LOSS
 
 __all__ = [
     "PublishedLaw",
+    "compare",
+    "comparison_summary",
     "fit_records",
     "isoflop",
     "parametric",
@@ -273,30 +278,17 @@ def fit_records(
       protocols: hash -> parts of the known protocols, to say how they differ.
       options: of `isoflop`.
     """
-    over, excluded = {record.run_id: record for record in records}, []
-    for record in over.values():
-        if record.status != "finished":
-            detail = f" ({record.detail})" if record.detail else ""
-            excluded.append(f"{record.run_id}: {record.status}{detail}")
-    every = [r for r in rows if ends.is_result(r, over.get(r.run_id))]
-    wanted = {(r.run_id, r.step): r.budget_flops for r in every}
-    for record in over.values():
-        if record.status == "finished":
-            wanted[record.run_id, record.steps] = record.budget_flops
-    found = ends.of(every, metric, weights)
-    protocol, measured = ends.shared_protocol(found, wanted, asked)
-    by_point = {(r.run_id, r.step): r for r in found if r.protocol_hash == protocol}
+    found = fitted_rows.choose(records, rows, metric, weights, asked)
+    excluded = found.unfinished
     if metric.startswith(HIGHER_IS_BETTER):
-        result = _nothing("larger is better", "laws are of minima", found, **options)
-    elif protocol is None and measured:
-        detail = ends.why_none_is_shared(measured, len(wanted), protocols or {})
-        result = _nothing("measured by several protocols", detail, found, **options)
+        reason, detail = "larger is better", "laws are of minima"
+        result = _nothing(reason, detail, found.rows, **options)
+    elif found.protocol is None and found.measured:
+        detail = ends.why_none_is_shared(found.measured, found.wanted, protocols or {})
+        reason = "measured by several protocols"
+        result = _nothing(reason, detail, found.rows, **options)
     else:
-        what = in_words(metric, weights)
-        for run_id, step in wanted.keys() - by_point.keys():
-            at = f"step {step} ({wanted[run_id, step]:.6g} FLOPs)"
-            at = "its last step" if step == over[run_id].steps else at
-            excluded.append(f"{run_id}: no {what} at {at}")
+        excluded = tuple(sorted(excluded + found.missing))
         result = isoflop(
             [
                 {
@@ -306,7 +298,7 @@ def fit_records(
                     metric: r.value,
                     RUN: r.run_id,
                 }
-                for r in by_point.values()
+                for r in found.rows
             ],
             metric=metric,
             size=size,
@@ -317,8 +309,8 @@ def fit_records(
         metric=metric,
         size=size,
         weights=weights,
-        protocol_hash=protocol or "",
-        excluded=tuple(sorted(excluded)) + result.excluded,
+        protocol_hash=found.protocol or "",
+        excluded=excluded + result.excluded,
     )
 
 

@@ -94,6 +94,7 @@ def choose(curves: Sequence[IsoflopCurve], estimator: str = AUTO) -> Chosen | st
         return "too few runs for a shared shape"
     if estimator in ("parabola", "shape", AUTO):
         head = {"parabola": parabola, "shape": shape}.get(estimator, better)
+        assert head is not None  # without a shape, "shape" has returned
         return Chosen(
             name=head.name,
             vertices=head.vertices,
@@ -104,6 +105,7 @@ def choose(curves: Sequence[IsoflopCurve], estimator: str = AUTO) -> Chosen | st
             errors=errors,
         )
     of_budget = ESTIMATORS[estimator]
+    assert of_budget is not None  # of the two that are models
     return Chosen(
         name=estimator,
         vertices=np.array([of_budget(c, c.y[None])[0] for c in curves]),
@@ -148,7 +150,8 @@ def find_minima(
       noise: drawn already for the runs of each curve; None: it is drawn.
     """
     good = [c for c in curves if isinstance(c, IsoflopCurve)]
-    if good and isinstance(chosen := choose(good, estimator), Chosen):
+    chosen = choose(good, estimator) if good else ""
+    if isinstance(chosen, Chosen):
         notes: list[str] = []
         if noise is None:
             rng = np.random.default_rng(seed)
@@ -156,8 +159,9 @@ def find_minima(
         drawn = chosen.redraw(good, noise, redraw_rng(seed))
         notes += curve_noise.far_runs(good, chosen.model)
     else:
-        why = chosen if good else ""
-        refused = [c if isinstance(c, Refusal) else _refuse(c, why, "") for c in curves]
+        refused: list[Parabola | Refusal] = [
+            c if isinstance(c, Refusal) else _refuse(c, chosen, "") for c in curves
+        ]
         nothing = np.empty((draws, 0, 3))
         return Minima(refused, np.empty(0), nothing[0], nothing, (0.0, 0.0), [])
     results = [_minimum(c, i, chosen, drawn[:, i], level) for i, c in enumerate(good)]

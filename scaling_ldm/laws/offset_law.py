@@ -146,16 +146,21 @@ def fit_loss(
       pure: the power law of the same minima.
     """
     offset = _fit_offset(minima, pure, level, extend, seed)
-    left_out, errors = left_out_losses(minima), (None, None)
+    left_out = left_out_losses(minima)
+    errors: tuple[float | None, float | None] = (None, None)
     if left_out is not None:
         ratio = left_out / minima.centre[:, LOSS, None]
-        errors = tuple(map(float, np.sqrt(np.mean((ratio - 1) ** 2, 0))))
+        of_pure, of_offset = map(float, np.sqrt(np.mean((ratio - 1) ** 2, 0)))
+        errors = of_pure, of_offset
     chosen, law, line = offset, offset.law, pure.law
     if isinstance(law, OffsetLaw) and not isinstance(line, Refusal):
         of_pure, of_offset = errors
         better = of_pure is not None and of_offset is not None and of_pure <= of_offset
         if better and not law.bends:
-            c, e = line.coef, line.exponent
+            c, e, middle = line.coef, line.exponent, line.middle_coef
+            around = law.middle_coef_interval
+            assert middle is not None
+            assert around is not None
             of_pure_form = dataclasses.replace(
                 law,
                 offset=0.0,
@@ -163,10 +168,8 @@ def fit_loss(
                 exponent=e,
                 coef_interval=_hull(law.coef_interval, c, c),
                 exponent_interval=_hull(law.exponent_interval, e, e),
-                middle_coef=line.middle_coef,
-                middle_coef_interval=_hull(
-                    law.middle_coef_interval, line.middle_coef, line.middle_coef
-                ),
+                middle_coef=middle,
+                middle_coef_interval=_hull(around, middle, middle),
                 rmse_log=line.rmse_log,
             )
             chosen = dataclasses.replace(
@@ -248,6 +251,7 @@ def _fit_offset(
     if not dof:
         offset, line = _hull(offset, 0.0, 0.0), pure.law
         i, j, k = line.exponent_interval, line.coef_interval, line.middle_coef_interval
+        assert k is not None
         exponent, coef = _hull(exponent, i.low, i.high), _hull(coef, j.low, j.high)
         middle = _hull(middle, k.low, k.high)
     grid = forms.band_grid(budgets, extend)

@@ -13,15 +13,22 @@ from collections.abc import Mapping
 class PublishedLaw:
     """A law as a paper prints it. It is called in FLOPs, parameters and tokens.
 
-    `form` is "power", (coef (C / input_scale)^exponent + offset) x output_scale, or
-    "surface", E + A / N^alpha + B / D^beta. A constant that was never published, or
-    whose unit is not known, is None; then the law cannot be called.
+    `form` is "power", (coef (C / input_scale)^exponent + offset) x output_scale,
+    "surface", E + A / N^alpha + B / D^beta, or "product", coef D^tokens N^params. A
+    constant that was never published, or whose unit is not known, is None; then the law
+    cannot be called.
     """
 
     key: str
+    study: str  # laws of one data set, network and estimator have the same
+    headline: bool  # whether its source recommends this estimate
+    subject: str  # e.g. "text to image"
     source: str
     quantity: str
     model: str
+    estimator: str  # how the minima were found
+    counts: str  # what C, N and D are
+    tokens: str  # what D counts: "all" | "image and text" | "image" | "unknown"
     form: str
     constants: Mapping[str, float | None]
     input_unit: str  # unit in the printed law
@@ -33,7 +40,7 @@ class PublishedLaw:
     note: str
 
     def __call__(self, *inputs: float) -> float:
-        """y(C) for a power law, L(N, D) for a surface.
+        """y(C) for a power law, L(N, D) for a surface, y(N, D) for a product.
 
         Raises:
           ValueError: a constant or unit is not known.
@@ -48,6 +55,10 @@ class PublishedLaw:
         if self.form == "surface":
             n, d = inputs
             return c["E"] + c["A"] / n ** c["alpha"] + c["B"] / d ** c["beta"]
+        if self.form == "product":
+            n, d = inputs
+            y = c["coef"] * d ** c["tokens"] * n ** c["params"]
+            return y * self.output_scale
         (flops,) = inputs
         y = c["coef"] * (flops / self.input_scale) ** c["exponent"]
         return (y + c.get("offset", 0.0)) * self.output_scale

@@ -316,5 +316,6 @@ def _refitted(
     start = np.broadcast_to(fitted[3:], (len(drawn), 2))
     found = separable.solve(problem, start, _STEPS)
     fits = np.concatenate([found.coefs[:, 0], found.pair], 1)
-    inside = ((found.pair > low) & (found.pair < high)).all(1)
-    return np.where((inside & (fits[:, 1:3] > 0).all(1))[:, None], fits, np.nan)
+    inside = np.all((found.pair > low) & (found.pair < high), axis=1)
+    usable = np.asarray(inside & np.all(fits[:, 1:3] > 0, axis=1))
+    return np.where(usable[:, None], fits, np.nan)

@@ -45,7 +45,15 @@ def block(
       policy: "none", or a key of POLICIES.
       dtype: the type of the block's arithmetic, in which its parameters are gathered.
       prevent_cse: as in `jax.checkpoint`; False inside of a loop.
+
+    Raises:
+      ValueError: no such policy, such as the True or False of version 0.1.0.
     """
+    if policy != "none" and policy not in POLICIES:
+        raise ValueError(
+            f"remat = {policy!r}; known: none, {', '.join(POLICIES)} (0.1.0 had True "
+            'for "blocks" and False for "none")'
+        )
 
     def gathers(x: Any, params: Any, *rest: Any) -> Any:
         if policy == "offload":
@@ -55,6 +63,30 @@ def block(
     if policy == "none":
         return _gathered_twice(apply, dtype) if sharded.is_manual() else gathers
     return jax.checkpoint(gathers, prevent_cse=prevent_cse, policy=POLICIES[policy])
+
+
+@jax.custom_vjp
+def joined(x: Any, params: Any) -> tuple[Any, Any]:
+    """Its inputs; their gradients are given on only when all are computed.
+
+    A block that begins with it, with whole parameters, has computed the gradients of
+    its weights before that of its input leaves it. Without a loop around the blocks,
+    nothing but a reduce-scatter waits for the gradients of weights. XLA's scheduler for
+    GPUs then computes them at the end of the step, and what they are made of lives
+    until then. What is scattered may still travel during the next block.
+    """
+    return x, params
+
+
+def _joined_forward(x: Any, params: Any) -> tuple[tuple[Any, Any], None]:
+    return (x, params), None
+
+
+def _joined_backward(_: None, gradients: Any) -> Any:
+    return jax.lax.optimization_barrier(gradients)
+
+
+joined.defvjp(_joined_forward, _joined_backward)
 
 
 def _gathered_twice(apply: Callable[..., Any], dtype: Any) -> Callable[..., Any]:

@@ -1,11 +1,11 @@
 """The frozen values that stages hand to one another, their files, and the errors.
 
-`runs`, `measurements`, `goodput`, `laws`, `rate_laws` and `frontier` hold the records,
-and `errors` holds every exception of the library. `files` writes and reads records,
-`whole_files` writes files whole or not at all, `upgrade` reads the files of older
-versions. `table` reads the measurements of studies as one table, `rows_of` makes its
-rows, `joined` adds them to evaluations and the frontier, and `results` finds those of
-the last steps of runs.
+`runs`, `measurements`, `goodput`, `laws`, `rate_laws`, `comparison` and `frontier` hold
+the records, and `errors` holds every exception of the library. `files` writes and reads
+records, `whole_files` writes files whole or not at all, `upgrade` reads the files of
+older versions. `table` reads the measurements of studies as one table, `rows_of` makes
+its rows, `joined` adds them to evaluations and the frontier, and `results` finds those
+of the last steps of runs.
 
 `places` tells local folders from URLs, `objects` has the paths of the latter, and
 `backends` asks their stores.
@@ -14,6 +14,13 @@ May import: the standard library alone; `write_parquet` imports pyarrow, and a p
 gs:// or s3:// fsspec and gcsfs or s3fs.
 """
 
+from scaling_ldm.records.comparison import (
+    AtBudget,
+    ComparedLaw,
+    CrossingBudget,
+    EqualLoss,
+    LawComparison,
+)
 from scaling_ldm.records.compiled import COLLECTIVES, Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, MeasurementConflict, NewerVersion
 from scaling_ldm.records.files import (
@@ -90,6 +97,7 @@ from scaling_ldm.records.whole_files import (
 
 __all__ = [
     "Advice",
+    "AtBudget",
     "Attempt",
     "BestGuidance",
     "BestRate",
@@ -97,9 +105,13 @@ __all__ = [
     "COLLECTIVES",
     "Choice",
     "Collective",
+    "ComparedLaw",
+    "LawComparison",
     "CompiledProgram",
     "Crossing",
+    "CrossingBudget",
     "Damaged",
+    "EqualLoss",
     "MinimaEstimate",
     "EvalRecord",
     "Evaluation",

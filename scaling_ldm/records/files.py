@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scaling_ldm.records import places, upgrade
+from scaling_ldm.records import comparison, places, upgrade
 from scaling_ldm.records.compiled import Collective, CompiledProgram
 from scaling_ldm.records.errors import Damaged, NewerVersion
 from scaling_ldm.records.frontier import (
@@ -96,6 +96,7 @@ _RECORDS = {
         Frontier,
         Collective,
         CompiledProgram,
+        *comparison.RECORDS,
     )
 }
 

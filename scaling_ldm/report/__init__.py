@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from scaling_ldm import records
-from scaling_ldm.laws import fit
+from scaling_ldm.laws import converted, fit
+from scaling_ldm.laws.converted import ConvertedStudy
 from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.records import places
 from scaling_ldm.report import (
@@ -30,6 +32,7 @@ from scaling_ldm.report import (
     goodput_tables,
     law_tables,
     page,
+    published_laws,
     rate_tables,
     reading,
     run_tables,
@@ -48,17 +51,26 @@ BESIDE = {
 }
 
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
+def write(workdir: str | os.PathLike, published: Sequence[str] = ()) -> pathlib.Path:
     """Writes `workdir`/report and returns the path of its index.html.
+
+    Args:
+      published: studies of laws/published.json whose laws are drawn in the figures;
+        "all": every one. As config.report.published.
 
     Raises:
       FileNotFoundError: `workdir` holds no plan.
+      KeyError: there is no such published study.
     """
+    names, unknown = converted.named(published)
+    if unknown:
+        raise KeyError(f"no published laws {unknown}; known: {converted.studies()}")
+    overlaid = [converted.converted(name) for name in names]
     workdir = places.place(workdir)
     found = reading.read(workdir)
     beside = {q: fit.published()[key] for q, key in BESIDE.items()}
-    pictures = figures.draw(found, beside)
-    tables = _tables(found, list(beside.values()))
+    pictures = figures.draw(found, beside, overlaid)
+    tables = _tables(found, list(beside.values()), overlaid)
     folder = workdir / "report"
     for name, kinds in (("figures", ("png", "pdf")), ("tables", ("csv",))):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -78,10 +90,13 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     return index
 
 
-def _tables(found: study.Study, beside: list[PublishedLaw]) -> list[Table]:
+def _tables(
+    found: study.Study, beside: list[PublishedLaw], overlaid: list[ConvertedStudy]
+) -> list[Table]:
     """Every table that has rows; `runs`, `ledger` and `costs` always."""
     every = [
         law_tables.published_laws(found, list(fit.published().values())),
+        published_laws.table(overlaid, max(found.budgets())),
         *law_tables.tables(found, beside),
         *rate_tables.tables(found),
         *([run_tables.losses(found)] if found.varied else []),

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from scaling_ldm.laws.converted import ConvertedStudy
 from scaling_ldm.laws.published import PublishedLaw
 from scaling_ldm.records import (
     FitResult,
@@ -28,6 +29,7 @@ from scaling_ldm.report import format as fmt
 from scaling_ldm.report import (
     frontier_figures,
     learning_figures,
+    published_laws,
     quality_figures,
     rate_figures,
     training_quality,
@@ -48,7 +50,7 @@ from scaling_ldm.report.plotting import (
 from scaling_ldm.report.study import QUANTITIES, Images, Study, smooth
 
 # Legend entries by their first word, in the order in which they are read.
-_ORDER = ("fit:", "minimum", "held-out", "predicted", "slope")
+_ORDER = ("fit:", "minimum", "held-out", "predicted", "slope", "published:")
 _UNITS = {"N_opt": ", parameters", "D_opt": ", tokens", "L_opt": ""}
 # Looks: of a vertex, the minimum of a budget, a prediction, the words at a picture.
 _BAR: dict[str, Any] = {"fmt": "o", "zorder": 4}
@@ -63,19 +65,24 @@ _WORDS: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 5.5}
 _WORDS |= {"parse_math": False}
 
 
-def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
+def draw(
+    study: Study,
+    published: Mapping[str, PublishedLaw],
+    overlaid: Sequence[ConvertedStudy] = (),
+) -> list[Plot]:
     """Every figure the study has the data for, in the order of the page.
 
     Args:
       study: what was read.
       published: by quantity, the law whose slope is drawn beside the fitted one.
+      overlaid: published laws that are drawn themselves.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         pictures = []
         for part in study.parts():
-            pictures += _of_group(part, published)
+            pictures += _of_group(part, published, overlaid)
         pictures += rate_figures.draw(study)
         if study.frontier is not None:
             pictures += frontier_figures.draw(study.frontier)
@@ -88,7 +95,11 @@ def draw(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
     return pictures
 
 
-def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]:
+def _of_group(
+    study: Study,
+    published: Mapping[str, PublishedLaw],
+    overlaid: Sequence[ConvertedStudy],
+) -> list[Plot]:
     """The figures of one group of runs."""
     pictures = []
     for part in () if study.by_steps else study.by_metric():
@@ -96,7 +107,9 @@ def _of_group(study: Study, published: Mapping[str, PublishedLaw]) -> list[Plot]
             pictures.append(isoflop(part))
         # Without a minimum there is nothing to draw.
         if part.fit and any(isinstance(p, Parabola) for p in part.fit.parabolas):
-            pictures += [law(part, part.fit, q, published.get(q)) for q in QUANTITIES]
+            pictures += [
+                law(part, part.fit, q, published.get(q), overlaid) for q in QUANTITIES
+            ]
     if any(run.run_id in study.curves for run in study.runs):
         pictures.append(training(study))
     if learning_figures.runs_with_curves(study):
@@ -166,7 +179,11 @@ def _bars(value: float, interval: Interval) -> np.ndarray:
 
 
 def law(
-    study: Study, fit: FitResult, quantity: str, other: PublishedLaw | None
+    study: Study,
+    fit: FitResult,
+    quantity: str,
+    other: PublishedLaw | None,
+    overlaid: Sequence[ConvertedStudy] = (),
 ) -> Plot:
     """One quantity's minima against budget, its law, band, and the held-out budget.
 
@@ -174,6 +191,7 @@ def law(
       study: of one group. The axis spans its budgets where no minimum was found.
       fit: the laws of the group.
       other: the published law whose slope is drawn.
+      overlaid: published laws that are drawn themselves.
     """
     symbol, fitted = fmt.SYMBOLS[quantity], fit.laws.get(quantity)
     figure = Figure(figsize=(3.7, 4.1), layout="constrained")
@@ -192,6 +210,7 @@ def law(
     above = [p for p in minima if getattr(p, quantity.lower()) > 0]
     if other is not None and above:  # a parabola may have its minimum below 0
         _slope(axes, quantity, above, other, np.array([left, right]))
+    heights += published_laws.draw(axes, quantity, overlaid, np.array([left, right]))
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     log_ticks(axes.xaxis, left, right, fmt.flops_tick, most=4)

@@ -94,7 +94,8 @@ def _answers(study: Study, figures: Figures, tables: Tables) -> list[str]:
     every = [one for part in parts for one in part.by_metric()]
     laws = [piece for part in every for piece in _laws(part, figures, tables)]
     published = html.folded("Published laws", html.table(tables["published"]))
-    return [*laws, published, *rates, *training, *frontier, *seen]
+    overlaid = html.shown("Published laws in the figures", tables.get("overlaid"))
+    return [*laws, overlaid, published, *rates, *training, *frontier, *seen]
 
 
 def _headline(study: Study) -> str:

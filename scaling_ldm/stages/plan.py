@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from scaling_ldm.training import (
     train_step,
 )
 from scaling_ldm.training.objective import Objective
-from scaling_ldm.workdir import init_record, initial_weights, tuned_from
+from scaling_ldm.workdir import init_record, initial_weights, laws_from, tuned_from
 
 
 @tracing.collecting_seldom()
@@ -39,7 +40,8 @@ def plan(
     expected optimum; N is that of the combination's network. The number of steps is
     such that the counted FLOPs meet the budget. With `plan.steps`, every size takes
     that many steps, and its budget is what they cost. With nested budgets, there is
-    one RunSpec for each combination and size, that of its largest budget.
+    one RunSpec for each combination and size, that of its largest budget. With
+    `plan.from_laws`, there is one size and budget for each combination.
 
     Args:
       workdir: of the study. It records the FLOPs spent on the weights that runs start
@@ -50,6 +52,8 @@ def plan(
         steps misses the budget by more than 1%, or an axis makes it impossible; the
         message has all such runs. Or the weights to start from do not fit.
     """
+    if experiment.plan.from_laws:
+        experiment = laws_from.one_run(experiment, workdir)
     cfg = experiment.plan
     possible, problems = _possible(experiment)
     problems = [*capacity.problems_of_plan(experiment), *problems]
@@ -251,7 +255,7 @@ def _variants(
     for overrides, experiment, keys in wanted:
         for key in keys:
             if key not in traced:
-                traced[key] = _size(experiment, *key[1])
+                traced[key] = _size(key[0], *key[1])
                 shown.show(len(traced))
         ladder = [traced[key] for key in keys]
         ladder.sort(key=lambda size: size.params_without_embeddings)
@@ -275,11 +279,11 @@ class _Size:
     cost: train_step.StepCost
 
 
-def _size(experiment: config.Experiment, width: int, depth: int) -> _Size:
-    functions = train_step.train_functions(
-        train_step.compiled_part(experiment), width, depth, unroll=False
-    )
-    cost = train_step.cost(experiment, functions, experiment.train.batch_size)
+@functools.lru_cache(maxsize=64)
+def _size(part: config.Experiment, width: int, depth: int) -> _Size:
+    """A size of experiments with this `compiled_part`, whatever their budgets are."""
+    functions = train_step.train_functions(part, width, depth, unroll=False)
+    cost = train_step.cost(part, functions, part.train.batch_size)
     # Tracing a network's initial values takes long: they are not traced once more.
     embeddings = functions.objective.embeddings
     params, bare = denoisers.count_shapes(cost.params, embeddings)

@@ -25,7 +25,8 @@ from scaling_ldm.training import accumulation, objective_checks
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 _FLOAT = 4  # bytes
-_SLOW = config.CONVOLUTIONAL  # their steps take seconds to trace, for each setting
+# Their steps are not traced: each of many blocks would be traced anew.
+NOT_TRACED = ("autoencoder_kl",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +128,9 @@ def ways_to_fit(
       devices: of the job that is too small.
       there: bytes of a device.
       held: (experiment, devices, fsdp) -> bytes of a step on one device, estimated. It
-        is called where the state alone fits and the batch can be split. Of
-        convolutional networks state and saved activations stand for it.
+        may take seconds, so of settings that hold less and less it is asked for a few.
+        It is called where the state alone fits and the batch can be split. Of
+        autoencoders state and saved activations stand for it.
     """
     more = dataclasses.replace(experiment.model, remat=True)
     remat = dataclasses.replace(experiment, model=more)
@@ -138,7 +140,7 @@ def ways_to_fit(
             return False
         if spec.state_bytes // fsdp > there:
             return False
-        if changed.model.architecture not in _SLOW:
+        if changed.model.architecture not in NOT_TRACED:
             return held(changed, devices, fsdp) <= there
         saved = 0  # with remat: not known
         if changed.model.remat == experiment.model.remat:
@@ -148,20 +150,37 @@ def ways_to_fit(
 
     ways, fsdp = [], experiment.mesh.fsdp
     larger = [n for n in range(fsdp + 1, devices + 1) if devices % n == 0]
-    for size in larger:
-        if fits(experiment, devices, size):
-            ways.append(f"mesh.fsdp = {size}")
-            break
+    size = _first(larger, lambda size: fits(experiment, devices, size))
+    if size is not None:
+        ways.append(f"mesh.fsdp = {size}")
     ways += _smaller_passes(experiment, spec, devices, fits, [fsdp, *larger])
     if not experiment.model.remat and fits(remat, devices, devices):
         saved = f"mesh.fsdp = {devices}" if devices > fsdp else "these devices"
         ways.append(f"model.remat = True with {saved}")
-    for times in (2, 4, 8, 16, 32):
-        more_devices = devices * times
-        if fits(experiment, more_devices, more_devices):
-            ways.append(f"{more_devices} devices with mesh.fsdp = {more_devices}")
-            break
+    sizes = spec.batch_size, experiment.train.microbatch
+    jobs = [devices * times for times in (2, 4, 8, 16, 32)]
+    jobs = [count for count in jobs if not any(size % count for size in sizes)]
+    count = _first(jobs, lambda count: fits(experiment, count, count))
+    if count is not None:
+        ways.append(f"{count} devices with mesh.fsdp = {count}")
     return ways
+
+
+def _first(settings: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of settings that hold less and less with which a step fits, if any.
+
+    If one holds more than the one before, a later setting that fits may be returned.
+    """
+    if not settings or not fits(settings[-1]):
+        return None
+    low, high = 0, len(settings) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if fits(settings[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return settings[high]
 
 
 def _smaller_passes(
@@ -180,18 +199,18 @@ def _smaller_passes(
     if objective_kind.is_own(experiment.objective_kind):
         return []  # its loss may not be one that can be taken in parts
     rows = spec.batch_size // accumulation.passes(experiment.train)
-    for part in range(rows - 1, 0, -1):
-        if rows % part or part % devices:
-            continue
+
+    def fits_in(part: int, size: int) -> bool:
         train = dataclasses.replace(experiment.train, microbatch=part)
-        changed = dataclasses.replace(experiment, train=train)
-        for size in shards:
-            if fits(changed, devices, size):
-                also = (
-                    f" with mesh.fsdp = {size}" if size > experiment.mesh.fsdp else ""
-                )
-                return [f"train.microbatch = {part}{also}"]
-    return []
+        return fits(dataclasses.replace(experiment, train=train), devices, size)
+
+    parts = [n for n in range(rows - 1, 0, -1) if rows % n == n % devices == 0]
+    part = _first(parts, lambda part: fits_in(part, shards[-1]))
+    if part is None:
+        return []
+    size = _first(shards, lambda size: fits_in(part, size))
+    also = f" with mesh.fsdp = {size}" if size != experiment.mesh.fsdp else ""
+    return [f"train.microbatch = {part}{also}"]
 
 
 def check(

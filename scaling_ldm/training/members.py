@@ -123,7 +123,8 @@ class Member:
         self._clock = progress.RunClock(before)
         self._costs = costs.RunCosts(self.experiment, spec, device_mesh)
         files = self.files if mesh.is_primary() else None
-        every = cfg.log_every_steps
+        # A branch that leaves its trunk has no lines of the steps before.
+        every = cfg.log_every_steps if self.first > self._shared else 0
         self._log = progress.MetricLog(files, self.first, cfg.tensorboard, every)
         held.enter_context(contextlib.closing(self._log))
         own = [mark for mark in self.marks if mark > self._shared]

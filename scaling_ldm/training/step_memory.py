@@ -37,7 +37,6 @@ from scaling_ldm.training import (
 # needs at least LARGE bytes. A trace takes seconds, and smaller networks fit anyway.
 TRACED = 3
 LARGE = 2**30
-_UNSHARED = ("autoencoder_kl",)  # each of its many blocks is traced anew
 
 
 def estimated(
@@ -49,7 +48,7 @@ def estimated(
 
     - rows below `LARGE`;
     - all but the `TRACED` largest networks;
-    - autoencoders, which trace every block anew;
+    - architectures of `capacity.NOT_TRACED`;
     - objectives of a user's own, which may not be made for a mesh;
     - devices that do not share batch, passes and parameters evenly;
     - GPUs with cuDNN's attention, if cuDNN is not installed here;
@@ -90,7 +89,7 @@ def _estimable(
         own = config.with_overrides(experiment, row.overrides)
         if row.memory_bytes_per_device < LARGE or cfg.accelerator not in peaks.PEAKS:
             break
-        if own.model.architecture in _UNSHARED:
+        if own.model.architecture in capacity.NOT_TRACED:
             continue
         sizes = row.batch_size, own.train.microbatch
         if not divides_evenly(*sizes, cfg.devices, own.mesh.fsdp):

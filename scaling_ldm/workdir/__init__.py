@@ -16,6 +16,8 @@ Its runs:
 - runs: the files, records and weights of the runs.
 - missing: rows of a plan that are still to be trained.
 - plan_table: the plan as text for people.
+- laws_from: the laws that advice and a plan are made from.
+- proposals: which runs to add to a fitted study.
 
 Its samples and exports:
 
@@ -32,5 +34,5 @@ Weights:
 - pipelines: opens a folder of diffusers.
 - scheduler_config: what its scheduler_config.json says.
 
-May import: records, config, models, diffusion, data, training.
+May import: records, config, laws, models, diffusion, data, training.
 """

@@ -17,7 +17,7 @@ EXIT = {
     "bad configuration": 2,
     "storage": 3,
     "lost a process": 4,
-    "no answer": 5,  # advise recommends nothing
+    "no answer": 5,  # advise recommends nothing, compare refuses everything
     "preempted, run the same command again": 75,
 }
 # Each error that a user can act on -> the exit status. See also `of`.

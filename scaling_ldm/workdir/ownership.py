@@ -24,7 +24,7 @@ from scaling_ldm.config import identity
 from scaling_ldm.config.files import continued
 from scaling_ldm.records import table
 from scaling_ldm.training import progress
-from scaling_ldm.workdir import init_record, lock, runs, tuned_from
+from scaling_ldm.workdir import init_record, laws_from, lock, runs, tuned_from
 
 
 def check(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -129,6 +129,8 @@ def register(experiment: config.Experiment, workdir: pathlib.Path) -> config.Exp
         initial_weights.record(experiment, workdir)
     if tuned_from.is_tuned(experiment):
         tuned_from.record(experiment, workdir)
+    if experiment.plan.from_laws:
+        laws_from.record(experiment, workdir)
     return experiment
 
 

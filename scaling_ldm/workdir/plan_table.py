@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from scaling_ldm import config, data, records
 from scaling_ldm.config import run_names
 from scaling_ldm.data import stored_split
+from scaling_ldm.laws.narrate import duration, si
 from scaling_ldm.training import capacity, packing, step_memory
+from scaling_ldm.workdir import proposals
 
 LONG_WARMUP = 0.25  # share of a run's steps; a longer warm-up gives a caution
 
@@ -44,9 +46,14 @@ def show(
     workdir: pathlib.Path,
     rows: Mapping[int, records.RunSpec],
 ) -> None:
-    """Prints `table` of some rows of the plan, {number: row}, and what is held out."""
+    """Prints `table` of some rows of the plan, {number: row}, and what is held out.
+
+    With config.plan.next, also which runs to add.
+    """
     pictures = data.training_pictures(experiment, workdir)
     lines = [table(experiment, [*rows.values()], min(rows), pictures)]
+    if experiment.plan.next:
+        lines += proposals.lines(experiment, workdir, records.read_plan(workdir))
     print("\n".join([*lines, *stored_split.lines(experiment, workdir)]), flush=True)
 
 
@@ -283,22 +290,3 @@ def _devices(count: int) -> str:
 
 def _listed(numbers: set[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
-
-
-def duration(seconds: float) -> str:
-    """Three significant digits in a unit that fits: 9.1 s, 12.5 min, 3.2 h."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.3g} min"
-    hours = seconds / 3600
-    return f"{hours:.3g} h" if hours < 1000 else f"{hours:,.0f} h"
-
-
-def si(value: float) -> str:
-    """Three significant digits with k, M, G, T."""
-    for suffix in ("", "k", "M", "G", "T"):
-        if abs(value) < 999.5:
-            return f"{value:.3g}{suffix}"
-        value /= 1000
-    return f"{value:.3g}P"

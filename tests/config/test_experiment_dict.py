@@ -11,8 +11,8 @@ from scaling_ldm import config
 from scaling_ldm.config import (
     command_line,
     fields,
+    fields_answers,
     fields_devices,
-    fields_fit,
     identity,
     names,
 )
@@ -40,7 +40,7 @@ def test_an_unknown_field_names_the_nearest():
     for kind in (AttributeError, KeyError):
         with pytest.raises(kind, match="^unknown key batchsize"):
             c.train.batchsize = 3
-    with pytest.raises(UnknownKey, match="^unknown key x: known: advise, compile"):
+    with pytest.raises(UnknownKey, match="^unknown key x: known: advise, compare"):
         c["x"] = 3
     with pytest.raises(UnknownKey, match="did you mean patch_size"):
         c.update({"model": {"patch_sise": 2}})
@@ -181,7 +181,7 @@ def test_every_field_has_a_comment_and_every_choice_is_a_field():
     """The config reference of the documentation is made from them."""
     lines = [
         line
-        for module in (fields, fields_devices, fields_fit)
+        for module in (fields, fields_answers, fields_devices)
         for line in pathlib.Path(module.__file__).read_text().splitlines()
     ]
     for section in dataclasses.fields(config.Experiment):

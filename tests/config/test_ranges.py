@@ -15,6 +15,10 @@ from scaling_ldm.config import command_line, files, ranges
 PAIRS = {"data.mix", "data.parts", "plan.axes", "plan.axes_only"}
 # The type of an element of each tuple that is empty by default.
 EMPTY = {
+    "report.published": str,
+    "compare.studies": str,
+    "compare.groups": str,
+    "compare.budgets": float,
     "train.checkpoint_flops": float,
     "optimizer.rate_law_constants": float,
     "optimizer.rate_law_at": float,

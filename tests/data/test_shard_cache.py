@@ -126,6 +126,28 @@ def test_the_shard_used_longest_ago_goes(far, cache):
     assert there == want and no_others(cache)
 
 
+def wait_until(true):
+    limit = time.monotonic() + 20
+    while not true() and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert true()
+
+
+def test_what_was_read_goes_before_what_was_fetched_ahead(far, fetched):
+    """Also where the shard that was fetched ahead came first, long before."""
+    gigabytes = (3 * size_of_shard(far) + 1) / 1e9
+    files = opened(far, shuffle_window=1, cache_gigabytes=gigabytes)._files
+    first = np.zeros(1, np.int64)
+    files.ahead({0}, {0, 1})
+    wait_until(lambda: len(fetched) == 2)
+    time.sleep(0.02)  # more than a tick of the file system's clock
+    files.read(first, first)
+    files.ahead({1}, {1, 2, 3})  # room for two of these and one more
+    wait_until(lambda: len(fetched) == 4)
+    files.read(first + 1, first)
+    assert sorted(fetched) == [shards.shard_name(n) for n in range(4)]
+
+
 def test_a_shard_that_is_read_stays_and_a_full_cache_says_so(far, cache):
     store, table = table_of(far)
     held = shard_cache.ShardCache(store.copy, 2 * size_of_shard(far) + 1, FAR)

@@ -229,6 +229,25 @@ def test_results_of_one_kernel_exist_at_once():
     )
 
 
+def test_results_that_share_no_more_than_a_bias_are_not_of_one_kernel():
+    bias = jax.ShapeDtypeStruct((1, N), jnp.float32)
+
+    def fn(x, b):
+        one = jnp.exp(x @ x + b) @ x
+        return jnp.sin(one @ x + b) @ x  # exp(x @ x + b) is gone
+
+    merging = memory.Compiler(merges=True)
+    found = peak(fn, matrix, bias, compiler=merging).temporaries
+    assert found == peak(fn, matrix, bias).temporaries
+
+    def shared(x, b):  # in the forward pass and once more, as remat does
+        one = jnp.exp(x @ x + b) @ x
+        return (one @ jnp.sin(x @ x.T + b)) @ x
+
+    found = peak(shared, matrix, bias, compiler=merging).temporaries
+    assert found == peak(shared, matrix, bias).temporaries
+
+
 def test_collectives_beside_arithmetic_hold_two_turns_of_a_loop():
     mesh = AbstractMesh((4,), ("b",), axis_types=(AxisType.Explicit,))
     sharding = NamedSharding(mesh, PartitionSpec(None, "b"))

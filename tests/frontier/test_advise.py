@@ -166,7 +166,7 @@ def test_planned_memory_is_not_of_a_device_that_was_not_measured(found):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({}, "--stages advise needs a finite budget"),
+        ({}, "--stages advise answers one question: --config.advise.budget=0.5"),
         ({"budget": -1.0}, "config.advise.budget = -1.0: must be >= 0"),
         ({"budget": math.inf}, "config.advise.budget = inf: must be finite"),
         ({"budget": 1.0, "unit": "hours"}, "config.advise.unit = 'hours'; known: sec"),
@@ -193,9 +193,9 @@ def test_no_frontier_is_said_and_leaves_nothing_behind(tiny, tmp_path, capsys):
     assert not where.exists()
     given = tiny.copy_and_resolve_references()
     given.advise.budget = 1.0
-    advise.check(config.resolve(given), where, made=True)
+    advise.check(config.resolve(given), where, ("frontier",))
     with pytest.raises(config.ConfigError, match="no frontier in"):
-        advise.run(config.resolve(given), where)
+        advise.run(config.resolve(given), where, lambda _: [])
 
 
 OTHER = records.dumps(records.Refusal(quantity="a", reason="b", detail="c"))

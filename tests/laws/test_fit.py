@@ -308,7 +308,7 @@ def test_published_laws_say_where_they_come_from():
     for key, law in p.items():
         assert key == law.key and law.note and "arXiv" in law.source
         assert law.reliability in ("paper", "quoted", "digest")
-        assert law.form in ("power", "surface")
+        assert law.form in ("power", "surface", "product")
         if law.domain:
             assert law.domain[0] < law.domain[1]
     m, d = p["deepseek2024_m_opt"], p["deepseek2024_d_opt"]

@@ -183,3 +183,9 @@ def test_what_is_not_split_keeps_its_type(shared):
 
 def test_the_policies_are_those_of_the_config():
     assert tuple(remat.POLICIES) == config.REMAT_POLICIES
+
+
+@pytest.mark.parametrize("policy", [True, False, "block"])
+def test_a_policy_that_is_not_known_is_refused(policy, unchecked):
+    with pytest.raises(ValueError, match=f"remat = {policy!r}; known: none, blocks, "):
+        remat.block(lambda x, params: x, policy, jnp.float32)

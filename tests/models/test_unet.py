@@ -11,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling_ldm import config, flops
+from scaling_ldm.flops.operations import inner_jaxprs, open_jaxpr
 from scaling_ldm.models import attention, denoisers, layers
 from scaling_ldm.models import from_config as from_config_lib
 from scaling_ldm.models.denoisers import presets, unet
@@ -187,6 +188,46 @@ def test_a_mesh_changes_nothing(reference):
     jax.tree.map(
         lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-7), slopes, gradient
     )
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_jaxprs(eqn.params):
+            yield from equations(open_jaxpr(inner)[0])
+
+
+@pytest.mark.parametrize(
+    "remat", [pytest.param("none", marks=pytest.mark.slow), "blocks"]
+)
+def test_gradients_of_weights_are_made_before_that_of_the_input_leaves_a_block(remat):
+    """On a mesh; else a compiler may make them at the end, from arrays that live."""
+    spec = dataclasses.replace(SMALL, remat=remat, multiples=(1,))
+    blocks = 6  # three residuals around the resolution's one, a transformer between two
+    shapes = jax.eval_shape(lambda: unet.init(spec, jax.random.key(0)))
+    apply = denoisers.u_net(spec).apply
+    slope = jax.grad(lambda p, x, t, c: jnp.mean(apply(p, x, t, c)))
+
+    def barriers(*arguments):
+        found = equations(jax.make_jaxpr(slope)(*arguments).jaxpr)
+        return [e for e in found if e.primitive.name == "optimization_barrier"]
+
+    assert barriers(shapes, *inputs()) == []
+    axes = (jax.sharding.AxisType.Explicit,) * 2
+    device_mesh = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=axes)
+    with jax.set_mesh(device_mesh):
+        placed = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            shapes,
+            mesh.shardings(device_mesh, shapes),
+        )
+        rows = jax.NamedSharding(device_mesh, jax.P(("replica", "fsdp")))
+        found = barriers(placed, *jax.device_put(inputs(), rows))
+    joined = [[v.aval.shape for v in e.outvars] for e in found]
+    assert len(joined) == blocks
+    for of_input, *of_weights in joined:
+        assert of_input[:3] == (BATCH // 4, 8, 8)
+        assert sum(len(shape) > 1 for shape in of_weights) >= 3  # whole kernels
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from processes import ROOT
 from scaling_ldm import config, records, study
 from scaling_ldm.records.compiled import COMPILED
 from scaling_ldm.stages import compile as compile_stage
-from scaling_ldm.training import accumulation, capacity, topologies
+from scaling_ldm.stages import plan
+from scaling_ldm.training import accumulation, capacity, step_memory, topologies
 from scaling_ldm.workdir import exit_status
 
 
@@ -128,6 +129,74 @@ def test_passes_are_proposed_where_the_sum_of_gradients_fits_too(tiny):
     # Passes that the plan knows already have their sum in the state.
     assert proposed(800 + 800, microbatch=32) == ["train.microbatch = 16"]
     assert proposed(800 + 800, microbatch=2) == ["train.microbatch = 1"]
+
+
+def of_architecture(tiny, architecture, **train):
+    e = config.resolve(tiny)
+    model = dataclasses.replace(e.model, architecture=architecture, remat=True)
+    return dataclasses.replace(
+        e, model=model, train=dataclasses.replace(e.train, **train)
+    )
+
+
+@pytest.mark.parametrize("architecture", ["in_context", "unet"])
+@pytest.mark.parametrize("there", range(10, 420, 25))
+def test_of_settings_that_hold_less_and_less_the_first_is_found(
+    architecture, there, tiny
+):
+    """Every setting is compared with a search that asks for all of them."""
+    spec, asked_for = spec_of(2000, 12_800, batch=1024), []
+    e = of_architecture(tiny, architecture, batch_size=1024)
+
+    def held(experiment, devices, fsdp):
+        asked_for.append((experiment.train.microbatch, devices, fsdp))
+        kept = spec.activation_bytes // accumulation.passes(experiment.train)
+        return capacity.step_bytes(spec.state_bytes, kept, devices, fsdp)
+
+    ways = capacity.ways_to_fit(e, spec, 64, there, held)
+    shards = (1, 2, 4, 8, 16, 32, 64)
+    expected = [f"mesh.fsdp = {n}" for n in shards[1:] if 2000 // n + 200 <= there][:1]
+    expected += [
+        f"train.microbatch = {part}" + (f" with mesh.fsdp = {n}" if n > 1 else "")
+        for part in (512, 256, 128, 64)
+        for n in shards
+        if 2000 // n + 12_800 // (1024 // part) // 64 <= there
+    ][:1]
+    expected += [
+        f"{64 * n} devices with mesh.fsdp = {64 * n}"
+        for n in (2, 4, 8, 16)  # 1,024 pictures are not for 2,048 devices
+        if 2000 // (64 * n) + 200 // n <= there
+    ][:1]
+    assert ways == expected
+    assert 0 < len(set(asked_for)) <= 13  # each is a trace of seconds
+
+
+def test_autoencoders_are_not_traced_for_what_fits(tiny):
+    def held(*_):
+        raise AssertionError
+
+    e = of_architecture(tiny, "autoencoder_kl", batch_size=64)
+    ways = capacity.ways_to_fit(e, spec_of(800, 80), 8, 150, held)
+    assert ways[0] == "mesh.fsdp = 8"
+
+
+@pytest.mark.slow
+def test_what_fits_of_a_u_net_is_by_its_traced_step():
+    c = config.load("experiments/unet_family.py")
+    c.plan.sizes, c.data.shape = ((64, 4),), (32, 32, 4)
+    c.train.batch_size = c.validation.batch_size = 64
+    c.plan.devices, c.mesh.fsdp = 4, 1
+    e = config.resolve(c)
+    (spec,) = plan.plan(e)
+
+    def held(changed, devices, fsdp):
+        found = step_memory.step_memory(changed, 64, 4, devices, fsdp, "tpu-v5e")
+        return found.total
+
+    there = held(e, 4, 4)
+    assert there < held(e, 4, 2) < held(e, 4, 1)
+    ways = capacity.ways_to_fit(e, spec, 4, there, held)
+    assert ways[0] == "mesh.fsdp = 4" and ways[-1] == "8 devices with mesh.fsdp = 8"
 
 
 def row(**fields):

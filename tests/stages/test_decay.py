@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from reused_studies import BUDGETS, WEIGHTS, Killed, killed, planned, study, trained
+from reused_studies import WEIGHTS, Killed, killed, planned, study, trained
 
 from scaling_ldm import config, records
 from scaling_ldm.report import reading, run_tables
@@ -14,6 +14,7 @@ from scaling_ldm.training import checkpoint, loop
 from scaling_ldm.workdir import plan_table, runs
 
 SIZES = ((8, 1), (16, 1))
+BUDGETS = (5e7, 7.5e7, 1.125e8)
 ONE = {"plan.sizes": SIZES[:1]}  # of the studies that are trained
 
 
@@ -23,8 +24,9 @@ def _one(one_device):
 
 
 def wsd(tiny, reuse, **changes):
-    given = {"plan.sizes": SIZES, "optimizer.schedule": "wsd"}
-    given |= {"optimizer.decay_fraction": 0.25, "optimizer.decay_shape": "1-sqrt"}
+    given = {"plan.sizes": SIZES, "plan.budgets_flops": BUDGETS}
+    given |= {"optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.25}
+    given |= {"optimizer.decay_shape": "1-sqrt"}
     return study(tiny, reuse, **(given | changes))
 
 
@@ -46,7 +48,7 @@ def test_a_plan_has_the_runs_of_separate_ones_and_what_they_share(tiny):
     trunks, branches = decay[:2], decay[2:]
     assert [(t.budget_flops, t.width) for t in trunks] == [
         (BUDGETS[-1], 8),
-        (4.5e8, 16),
+        (BUDGETS[-1], 16),
     ]
     by_id = {row.run_id: row for row in separate}
     alone = {"trunk": "", "trunk_steps": 0, "shared_steps": 0, "branch_steps": ()}
@@ -121,7 +123,9 @@ def test_the_report_says_what_was_spent_and_what_separate_runs_cost(both):
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_branch_that_is_killed_ends_as_one_that_is_not(tiny, both, tmp_path, saved):
+def test_a_branch_that_is_killed_ends_as_one_that_is_not(
+    tiny, both, tmp_path, saved, capsys
+):
     """Before its first checkpoint it leaves the trunk anew; after it, it does not."""
     _, workdir, specs = both["decay"]
     branch = len(specs) - 1
@@ -130,7 +134,7 @@ def test_a_branch_that_is_killed_ends_as_one_that_is_not(tiny, both, tmp_path, s
     shutil.rmtree(runs.run_files(tmp_path / "w", spec.run_id).folder)
     experiment = wsd(tiny, "decay", **ONE, **{"train.checkpoints_per_run": 10})
     # A second save begins when the first one is on the disk.
-    steps = loop.TrainingRun, "_next_batch", 3
+    steps = loop.TrainingRun, "_next_batch", 2
     moment = (checkpoint.Checkpoints, "save", 2) if saved else steps
     with killed(*moment), pytest.raises(Killed):
         trained(experiment, tmp_path / "w", rows=[branch])
@@ -141,6 +145,7 @@ def test_a_branch_that_is_killed_ends_as_one_that_is_not(tiny, both, tmp_path, s
     record = runs.read_record_of(tmp_path / "w", spec)
     assert record.shared_steps == spec.shared_steps
     assert record.restarts == (1 if saved else 0)
+    assert "it lacks them now" not in capsys.readouterr().err
 
 
 def test_a_branch_waits_for_its_trunk(tiny, both, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -66,9 +67,10 @@ def study(given, slots=1, **fields):
     return config.resolve(c)
 
 
+@functools.cache
 def rows_of(experiment):
     """Two runs of 20 steps, and one of 12."""
-    rows = [*enumerate(plan.plan(experiment))]
+    rows = (*enumerate(plan.plan(experiment)),)
     assert [spec.steps for _, spec in rows] == [12, 12, 20, 20]
     return rows[1:]
 
@@ -105,15 +107,26 @@ def logged(workdir, record):
     return {row["step"]: row for row in map(json.loads, text.splitlines())}
 
 
+STATES = {}  # (workdir, run_id) -> what `last_state` gave; it is read once
+
+
 def last_state(given, workdir, record):
+    """The arrays of the last checkpoint of a run that is over."""
+    key = workdir, record.run_id
+    if key not in STATES:
+        STATES[key] = read_state(given, *key)
+    return STATES[key]
+
+
+def read_state(given, workdir, run_id):
     """The arrays of a run's last checkpoint, read for one device."""
     experiment = study(given)
-    (spec,) = [s for _, s in rows_of(experiment) if s.run_id == record.run_id]
+    (spec,) = [s for _, s in rows_of(experiment) if s.run_id == run_id]
     one = mesh.build(experiment.mesh, {}, use=jax.devices()[:1])
     part = train_step.compiled_part(experiment)
     with jax.set_mesh(one):
         like = train_step.compile_functions(part, 16, 1, one).abstract_state
-        folder = runs.run_files(workdir, record.run_id).checkpoints
+        folder = runs.run_files(workdir, run_id).checkpoints
         saved = checkpoint.Checkpoints(folder, spec, 9)
         restored = saved.restore(like)
         saved.close()
@@ -242,14 +255,22 @@ def test_a_run_that_fails_leaves_the_others_to_the_bit(
     assert_identical(given, tmp_path, others)
 
 
+@pytest.fixture(scope="module")
+def stopped(given, tmp_path_factory):
+    """A pack that was stopped after step 12, where one run ends."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Preempted, match="saved at step 15"):
+            trained(study(given, SLOTS), workdir, SLOTS)
+    return workdir
+
+
 @pytest.mark.parametrize("again", ["packed", "alone"])
 def test_a_stopped_pack_goes_on_packed_or_alone(
-    given, packed, tmp_path, monkeypatch, again
+    given, packed, stopped, tmp_path, again
 ):
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)  # after step 12, where one run ends
-        with pytest.raises(Preempted, match="saved at step 15"):
-            trained(study(given, SLOTS), tmp_path, SLOTS)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     saved = [max(runs.checkpoint_steps(tmp_path, s)) for _, s in rows_of(study(given))]
     assert saved == [12, 15, 15]
     short, long = (attempts_of(tmp_path, packed[1][i])[-1] for i in (0, 1))

@@ -12,6 +12,7 @@ from scaling_ldm import config, records
 from scaling_ldm.evaluation import planned_metrics
 from scaling_ldm.flops import peaks
 from scaling_ldm.stages import plan
+from scaling_ldm.training import train_step
 from scaling_ldm.workdir import plan_table
 
 
@@ -401,3 +402,17 @@ def test_runs_that_differ_in_seed_and_rate_are_traced_once(tiny, monkeypatch):
     monkeypatch.setattr(plan, "_size", lambda *a: traced.append(a) or size(*a))
     e = changed(tiny, axes=(("train.seed", (0, 1, 2)), (RATE, (1e-2, 2e-3))))
     assert len(plan.plan(e)) == 6 and len(traced) == 1
+
+
+def test_plans_of_one_network_count_it_once(tiny, monkeypatch):
+    counted, cost = [], train_step.cost
+    monkeypatch.setattr(train_step, "cost", lambda *a: counted.append(a) or cost(*a))
+    plan._size.cache_clear()  # of what other tests have counted
+    for budgets in ((6e8,), (6e8, 12e8)):
+        rows = plan.plan(changed(tiny, budgets_flops=budgets))
+        assert len(rows) == len(budgets) and len(counted) == 1
+    c = tiny.copy_and_resolve_references()
+    c.plan.budgets_flops, c.train.batch_size = (6e8,), 16
+    (other,) = plan.plan(config.resolve(c))
+    assert len(counted) == 2
+    assert other.flops_per_step > rows[0].flops_per_step

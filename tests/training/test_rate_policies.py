@@ -188,7 +188,8 @@ def test_initial_values_have_the_deviation_of_their_role(architecture):
 
     def drawn(width):
         functions = train_step.train_functions(e, width, 2, unroll=False)
-        return by_path(jax.jit(functions.init)(jax.random.key(0)).params)
+        params = jax.jit(lambda key: functions.init(key).params)(jax.random.key(0))
+        return by_path(params)
 
     base, wide = drawn(BASE), drawn(4 * BASE)
     seen = set()
@@ -224,11 +225,11 @@ def steps(e, width, count=3):
     numbers = optimizer.schedule_numbers(e.optimizer, 1e-2, 0, count)
     hyper = {"key": jax.random.key(1)} | numbers
     state = jax.jit(functions.init)(jax.random.key(0))
-    program = str(jax.make_jaxpr(functions.step)(state, batch, uncond, hyper))
-    step = jax.jit(functions.step)
+    traced = jax.jit(functions.step).trace(state, batch, uncond, hyper)  # once
+    step = traced.lower().compile()
     for _ in range(count):
         state, _ = step(state, batch, uncond, hyper)
-    return state, program
+    return state, str(traced.jaxpr)
 
 
 def test_mup_at_the_base_width_is_fixed_to_the_bit():

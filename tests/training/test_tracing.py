@@ -40,6 +40,7 @@ def test_a_plan_counts_its_networks_with_few_collections(tiny, monkeypatch):
         return cost(*args)
 
     monkeypatch.setattr(train_step, "cost", spied)
+    plan._size.cache_clear()  # of what other tests have counted
     assert plan.plan(config.resolve(tiny))
     assert seen and min(seen) > 10_000
     assert gc.get_threshold() == (700, 11, 12)

@@ -97,7 +97,7 @@ READERS = {
     ),
     "complete.json": (lambda w: ownership.is_complete(experiment(), w),),
     "init.json": (init_record.read,),
-    "frontier.json": (lambda w: advise.run(experiment(), w),),
+    "frontier.json": (lambda w: advise.run(experiment(), w, lambda _: []),),
     "evaluations.jsonl": (records.read_table,),
     f"runs/{RUN}/record.json": (
         lambda w: runs.read_record(w, RUN),

@@ -207,6 +207,8 @@ def _block(
     module, dtype = kind(*how, parent=None), how[1]
 
     def apply(x: jax.Array, params: Params, *rest: Any) -> jax.Array:
+        if manual:
+            x, params = remat.joined(x, params)
         return layers.apply_module(module, params, x, *rest)
 
     return remat.block(apply, policy, dtype)
