@@ -98,8 +98,13 @@ def check(experiment: config.Experiment, workdir: pathlib.Path, planned: bool) -
 
     Raises:
       config.ConfigError: a folder without a plan; fewer than two groups of runs; a
-        group that no study has.
+        group that no study has; a window of the fits, which is not read here.
     """
+    if experiment.fit.window:
+        raise config.ConfigError(
+            f"config.fit.window = {experiment.fit.window:g} is not read by compare, "
+            "which takes all sizes: set it to 0"
+        )
     if experiment.compare.studies or not planned:
         _chosen(experiment.compare, _studies(experiment.compare, workdir))
 

@@ -232,6 +232,8 @@ def test_what_cannot_be_read_ends_the_command(pair, tmp_path, capsys):
     assert "must be positive and increase" in capsys.readouterr().err
     compared(tmp_path / "w", pair[0], pair[0], **bad)
     assert "each at most once" in capsys.readouterr().err
+    compared(tmp_path / "w", *pair, fit__window=4.0, **bad)
+    assert "config.fit.window = 4 is not read by compare" in capsys.readouterr().err
 
 
 def test_a_comparison_needs_no_experiment_file_and_has_a_folder_of_its_own():
