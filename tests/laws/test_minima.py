@@ -250,3 +250,10 @@ def test_vertices_of_wide_grids_are_covered(surface):
 def test_an_estimate_survives_json(fitted):
     assert records.loads(records.dumps(fitted)) == fitted
     assert all(isinstance(e, MinimaEstimate) for e in fitted.estimates)
+
+
+def test_a_run_is_not_judged_by_others_without_noise():
+    """The others are on their curve but for rounding, so no distance is known."""
+    points = study(np.random.default_rng(1), 0.002, law=(1e6, 0.0, 10.0, -0.04))
+    notes = fit.isoflop(points, bootstrap=50).notes
+    assert not [note for note in notes if "standard deviations" in note]
